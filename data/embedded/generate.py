@@ -1,0 +1,286 @@
+"""Write the embedded corpus: a Dolly-shaped instruction set about a small world.
+
+    python data/embedded/generate.py [--out DIR]
+
+Every answer is drawn from a grammar with many right answers to one prompt, so a
+small student cannot copy the whole answer distribution and has to choose. The
+output is the same, byte for byte, on every run (see README.md for the schema).
+"""
+
+import argparse
+import json
+import random
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import grammar as g
+
+SEED = 20230614
+N_TRAIN, N_DEV = 5200, 400
+PLAIN_TEXT_LINES = 1500
+HELD_OUT = 0.25  # share of the prompts that only benchmarks may use
+CHOICE = re.compile(r"\[([^\[\]]*)\]")  # innermost alternatives
+PHRASE = re.compile(r"<(\w+)>")
+
+TRAIN_STYLES = {"plain": 3, "question": 4, "user": 3, "task": 3, "new": 3, "more": 3}
+
+
+class Benchmark(NamedTuple):
+    """How the prompts of one benchmark are drawn."""
+
+    size: int
+    styles: dict[str, int]  # style -> weight
+    context: float  # chance that a prompt comes with an input text
+    references: int = 1
+
+
+BENCHMARKS = {
+    "dolly_eval": Benchmark(120, TRAIN_STYLES, 0.25),
+    "self_inst": Benchmark(100, {"user": 1}, 0.25),
+    "vicuna": Benchmark(80, {"more": 1}, 0.0),
+    "sni": Benchmark(120, {"task": 1}, 0.4, references=4),
+    "unni": Benchmark(120, {"new": 3, "plain": 1}, 0.25),
+}
+
+
+class Row(NamedTuple):
+    """One prompt with the recipe of its answers."""
+
+    category: str
+    instruction: str
+    context: str
+    answers: str  # template, already bound to `slots`
+    slots: dict[str, str]
+
+
+def choose(rng: random.Random, options: list[str]) -> str:
+    """Draw one alternative; alternative number r has weight 1/r."""
+    weights = [1.0 / rank for rank in range(1, len(options) + 1)]
+    return rng.choices(options, weights)[0]
+
+
+def expand(rng: random.Random, template: str, slots: dict[str, str]) -> str:
+    """One random expansion of a template (language: see `grammar`)."""
+    while PHRASE.search(template):
+        template = PHRASE.sub(lambda match: g.PHRASES[match[1]], template)
+    while match := CHOICE.search(template):
+        drawn = choose(rng, match[1].split("|"))
+        template = template[: match.start()] + drawn + template[match.end() :]
+    text = template.format_map(slots)
+    return text[0].upper() + text[1:]
+
+
+def animal_slots(name: str) -> dict[str, str]:
+    """The fixed facts of one animal."""
+    animal = g.ANIMALS[name]
+    home = g.HOMES[animal.home]
+    return {
+        "a": name,
+        "col": animal.colour,
+        "size": animal.size,
+        "f1": home.foods[0],
+        "f2": home.foods[1],
+        "p1": g.PLACES[home.places[0]],
+        "p2": g.PLACES[home.places[1]],
+        "act": home.act,
+        "acts": g.ACTS[home.act][0],
+        "w": home.weather,
+        "t": g.TIMES[home.time],
+        "T": g.TIMES[home.time].capitalize(),
+    }
+
+
+def scene_slots(rng: random.Random, task: g.Task) -> dict[str, str]:
+    """What is drawn anew for a prompt: season, weather, place, people, colours."""
+    first, second = rng.sample(sorted(g.PEOPLE), 2)
+    place = rng.choice(sorted(g.PLACES))
+    weather = rng.choice(g.WEATHER)
+    slots = {
+        "s": rng.choice(g.SEASONS),
+        "v": weather,
+        "place": place,
+        "x": g.PLACES[place],
+        "P": first,
+        "Q": second,
+        "p": g.PEOPLE[first],
+        "p_": g.PEOPLE[first].capitalize(),
+        "food": rng.choice(("bread", "apples", "fish", "nuts")),
+        "doing": g.ACTS[rng.choice(sorted(g.ACTS))][1],
+    }
+    if task.context:  # a text tells its own facts, not those of the animal
+        slots["w"] = weather
+        slots["t"] = g.TIMES[rng.choice(sorted(g.TIMES))]
+        slots["T"] = slots["t"].capitalize()
+    return slots
+
+
+def choice_slots(rng: random.Random, task: g.Task, slots: dict[str, str]) -> dict[str, str]:
+    """The two options of a classification prompt: {o} is right, {no} is not."""
+    right, wrong = "", ""
+    if "which" in task.ask:
+        right, wrong = f"the {slots['a']}", f"the {slots['place']}"
+    elif rng.random() < 0.5:
+        right = slots["col"]
+        wrong = rng.choice([colour for colour in g.COLOURS if colour != right])
+    else:
+        right = slots["size"]
+        wrong = rng.choice([size for size in g.SIZES if size != right])
+    first, second = rng.sample([right, wrong], 2)
+    return {"o": right, "no": wrong, "o1": first, "o2": second}
+
+
+def draw_slots(rng: random.Random, task: g.Task) -> dict[str, str]:
+    """All slots of one prompt."""
+    scene = scene_slots(rng, task)
+    names = sorted(g.ANIMALS)
+    if task.category == "brainstorming":  # only what the place really has
+        names = [name for name in names if scene["place"] in g.HOMES[g.ANIMALS[name].home].places]
+    first, second = rng.sample(names, 2)
+    slots = animal_slots(first) | scene
+    slots["b"], slots["colb"] = second, g.ANIMALS[second].colour
+    slots["Yes"] = "Yes" if slots["v"] == slots["w"] else "No"
+    return slots | choice_slots(rng, task, slots)
+
+
+def draw_row(rng: random.Random, style: str, with_context: bool | None = None) -> Row:
+    """One prompt in the given style; `None` leaves the context to chance."""
+    if style == "more":  # nobody asks for two sentences about a text
+        with_context = False
+    tasks = [
+        task
+        for task in g.TASKS
+        if (with_context is None or bool(task.context) == with_context)
+        and (task.question or style != "question")
+    ]
+    category = rng.choice(sorted({task.category for task in tasks}))
+    task = rng.choice([task for task in tasks if task.category == category])
+    slots = draw_slots(rng, task)
+    context = expand(rng, task.context, slots) if task.context else ""
+    if style == "question":
+        instruction = expand(rng, task.question, slots)
+    else:
+        ask = task.ask.format_map(slots)
+        frame = rng.choice(g.FRAMES[style])
+        instruction = frame.format(Ask=ask[0].upper() + ask[1:], ask=ask)
+    answers = "[" + "|".join(task.answers) + "]" + "<more>" * (style == "more")
+    return Row(task.category, instruction, context, answers, slots)
+
+
+def prompts(
+    rng: random.Random, styles: dict[str, int], context: float | None = None
+) -> Iterator[Row]:
+    """Endless stream of prompts in a mix of styles."""
+    while True:
+        style = rng.choices(list(styles), list(styles.values()))[0]
+        wanted = None if context is None else rng.random() < context
+        yield draw_row(rng, style, wanted)
+
+
+def held_out(row: Row) -> bool:
+    """Whether a prompt belongs to the benchmarks: a property of its text alone."""
+    text = f"{row.instruction}\n{row.context}"
+    return random.Random(f"{SEED}:{text}").random() < HELD_OUT
+
+
+def draw_references(rng: random.Random, row: Row, count: int) -> list[str]:
+    """Up to `count` different right answers."""
+    drawn = [expand(rng, row.answers, row.slots) for _ in range(4 * count)]
+    return list(dict.fromkeys(drawn))[:count]
+
+
+def benchmark_rows(rng: random.Random, spec: Benchmark) -> list[dict[str, object]]:
+    """The rows of one benchmark file: held-out prompts, each once."""
+    rows: dict[tuple[str, str], dict[str, object]] = {}
+    for row in prompts(rng, spec.styles, spec.context):
+        key = (row.instruction, row.context)
+        if len(rows) == spec.size:
+            break
+        if held_out(row) and key not in rows:
+            references = draw_references(rng, row, spec.references)
+            rows[key] = {
+                "topic": row.category,
+                "instruction": row.instruction,
+                "input": row.context,
+                "output": references if spec.references > 1 else references[0],
+            }
+    return list(rows.values())
+
+
+def training_rows(rng: random.Random, count: int) -> list[dict[str, object]]:
+    """Distinct rows in the Dolly schema, none with a held-out prompt."""
+    rows: dict[tuple[str, str, str], dict[str, object]] = {}
+    for row in prompts(rng, TRAIN_STYLES):
+        if len(rows) == count:
+            break
+        response = expand(rng, row.answers, row.slots)
+        if not held_out(row):
+            rows[row.instruction, row.context, response] = dolly_row(row, response)
+    return list(rows.values())
+
+
+def dolly_row(row: Row, response: str) -> dict[str, object]:
+    """One row in the schema of databricks-dolly-15k."""
+    return {
+        "instruction": row.instruction,
+        "context": row.context,
+        "response": response,
+        "category": row.category,
+    }
+
+
+def plain_text(rng: random.Random, count: int) -> list[str]:
+    """Documents of three sentences of the same language, no question among them."""
+    lines = []
+    tasks = [task for task in g.TASKS if task.category != "classification"]
+    for _ in range(count):
+        slots = draw_slots(rng, task := rng.choice(tasks))
+        template = "[" + "|".join(task.answers) + "]<more>"
+        text = expand(rng, task.context, slots) + " " if task.context else ""
+        lines.append(text + expand(rng, template, slots))
+    return lines
+
+
+def write_jsonl(path: Path, rows: list[dict[str, object]]) -> None:
+    """One JSON object a line, UTF-8, keys in the order given."""
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+def write_corpus(out: Path) -> None:
+    """Write all files of the corpus into `out`."""
+    out.mkdir(parents=True, exist_ok=True)
+    benchmarks = {
+        name: benchmark_rows(random.Random(f"{SEED}:{name}"), spec)
+        for name, spec in BENCHMARKS.items()
+    }
+    rows = training_rows(random.Random(f"{SEED}:train"), N_TRAIN + N_DEV)
+    splits = ["train"] * N_TRAIN + ["dev"] * N_DEV
+    for test in benchmarks["dolly_eval"]:  # the test rows of the Dolly file
+        rows.append(
+            {
+                "instruction": test["instruction"],
+                "context": test["input"],
+                "response": test["output"],
+                "category": test["topic"],
+            }
+        )
+        splits.append("test")
+    write_jsonl(out / "dolly.jsonl", rows)
+    split = [{"row": index, "split": name} for index, name in enumerate(splits)]
+    write_jsonl(out / "dolly_split.jsonl", split)
+    for name, benchmark in benchmarks.items():
+        write_jsonl(out / f"{name}.jsonl", benchmark)
+    lines = plain_text(random.Random(f"{SEED}:plain"), PLAIN_TEXT_LINES)
+    (out / "plain_text.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def main() -> None:
+    """Parse the command line and write the corpus."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent)
+    write_corpus(parser.parse_args().out)
+
+
+if __name__ == "__main__":
+    main()

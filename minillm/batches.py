@@ -1,0 +1,70 @@
+"""Prompt and response token lists as padded tensors."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Rows of a prompt, padded on the left, and a response, padded on the right, meeting at one column.
+
+    Padding holds token 0 and is known by the mask alone, so the tokenizer needs no padding token.
+    """
+
+    tokens: Tensor  # (B, P + T) int64
+    mask: Tensor  # (B, P + T) bool, True at real tokens
+    prompt_width: int  # P ≥ 1
+
+    @property
+    def response(self) -> Tensor:
+        """Response tokens (B, T)."""
+        return self.tokens[:, self.prompt_width :]
+
+    @property
+    def response_mask(self) -> Tensor:
+        """True at real response tokens (B, T)."""
+        return self.mask[:, self.prompt_width :]
+
+    def to(self, device: torch.device) -> "Batch":
+        """The batch on another device."""
+        return Batch(self.tokens.to(device), self.mask.to(device), self.prompt_width)
+
+
+def make_batch(prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]]) -> Batch:
+    """Pad prompts and responses of token ids to one batch.
+
+    Raises:
+        ValueError: If a prompt is empty: a model has nothing to predict the first response token from.
+    """
+    prompt_width = max(len(p) for p in prompts)
+    width = prompt_width + max(len(r) for r in responses)
+    tokens = torch.zeros(len(prompts), width, dtype=torch.long)
+    mask = torch.zeros(len(prompts), width, dtype=torch.bool)
+    for row, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
+        if not len(prompt):
+            raise ValueError(f"row {row} has an empty prompt; render it through the template first")
+        start, end = prompt_width - len(prompt), prompt_width + len(response)
+        tokens[row, start:end] = torch.as_tensor([*prompt, *response])
+        mask[row, start:end] = True
+    return Batch(tokens, mask, prompt_width)
+
+
+def shuffled_stream(count: int, seed: int, start: int) -> Iterator[int]:
+    """Endless passes over range(count), each in an order of its own, entered at position `start`.
+
+    A pure function of its arguments, so a resumed run needs no more than the position to go on.
+
+    Args:
+        count: Number of examples.
+        seed: Of all orders.
+        start: Number of examples already taken.
+    """
+    epoch, offset = divmod(start, count)
+    while True:
+        order = np.random.default_rng([seed, epoch]).permutation(count)
+        yield from (int(i) for i in order[offset:])
+        epoch, offset = epoch + 1, 0

@@ -1,0 +1,94 @@
+"""The DeepSpeed engine around a student: one code path from a laptop's CPU to a cluster."""
+
+import contextlib
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import deepspeed
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from minillm.config import Runtime, Training
+from minillm.errors import StageError
+from minillm.processes import world_size
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+def micro_batch_size(batch_size: int, largest: int) -> int:
+    """Rows of one forward pass: the largest divisor of a process's share that is no more than `largest`.
+
+    Raises:
+        StageError: If the global batch cannot be divided among the processes.
+    """
+    share, rest = divmod(batch_size, world_size())
+    if rest or not share:
+        raise StageError(
+            f"batch_size {batch_size} cannot be divided among {world_size()} processes; "
+            "choose a multiple, or another number in runtime.processes"
+        )
+    return max(size for size in range(1, min(share, largest) + 1) if share % size == 0)
+
+
+def make_engine(model: nn.Module, training: Training, total_steps: int, runtime: Runtime) -> Any:
+    """Wrap a model in a DeepSpeed engine with AdamW, its schedule, clipping and ZeRO.
+
+    Args:
+        model: In the dtype of `training.precision`.
+        training: Hyper-parameters; the batch size is global.
+        total_steps: Optimizer steps of the whole run, which the cosine ends at.
+        runtime: Micro-batch size and ZeRO stage.
+    """
+    micro = micro_batch_size(training.batch_size, runtime.micro_batch_size)
+    config = {
+        "train_batch_size": training.batch_size,
+        "train_micro_batch_size_per_gpu": micro,
+        "gradient_clipping": training.gradient_clip,
+        "zero_optimization": {"stage": runtime.zero_stage},
+        "bf16": {"enabled": training.precision == "bfloat16"},
+        "zero_force_ds_cpu_optimizer": False,
+        "steps_per_print": 10**9,
+    }
+    optimizer = _optimizer(model, training)
+    schedule: Any = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _schedule(step, training, total_steps))
+    engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, lr_scheduler=schedule, config=config)
+    return engine
+
+
+@contextlib.contextmanager
+def whole_weights(engine: Any) -> Iterator[PreTrainedModel]:
+    """The model with all of its weights in place, which generation and saving need under ZeRO-3.
+
+    DeepSpeed's hooks, which would fetch and release the weights of every layer at every token and wait for the other
+    processes each time, are taken off meanwhile.
+    """
+    if not engine.zero_optimization_partition_weights():
+        yield engine.module
+        return
+    offload = engine.optimizer.parameter_offload
+    with deepspeed.zero.GatheredParameters(list(engine.module.parameters())):
+        for hook in (*offload.forward_hooks, *offload.backward_hooks):
+            hook.remove()
+        offload.forward_hooks, offload.backward_hooks = [], []
+        yield engine.module
+        offload._register_deepspeed_module(offload.module)
+
+
+def _optimizer(model: nn.Module, training: Training) -> torch.optim.Optimizer:
+    # Biases and norms do not decay, as in the reference code.
+    matrices = [p for p in model.parameters() if p.requires_grad and p.dim() > 1]
+    vectors = [p for p in model.parameters() if p.requires_grad and p.dim() <= 1]
+    groups = [{"params": matrices, "weight_decay": training.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+    return torch.optim.AdamW([g for g in groups if g["params"]], lr=training.learning_rate, betas=training.betas)
+
+
+def _schedule(step: int, training: Training, total_steps: int) -> float:
+    """Factor on the peak learning rate: linear warm-up, then constant or a cosine down to zero."""
+    if step < training.warmup_steps:
+        return (step + 1) / training.warmup_steps
+    if training.schedule == "constant":
+        return 1.0
+    progress = (step - training.warmup_steps) / max(1, total_steps - training.warmup_steps)
+    return 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))

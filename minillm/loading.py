@@ -1,0 +1,124 @@
+"""Reading a configuration: YAML, overrides, validation, and one message for everything that is wrong with it."""
+
+import difflib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+from yaml import YAMLError
+
+from minillm.config import Config
+from minillm.errors import ConfigError
+from minillm.nearest import suggestion
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """The validated configuration of a YAML file.
+
+    Args:
+        path: YAML file; `${…}` interpolation is resolved.
+        overrides: `key.sub=value` each, the value in YAML, applied over the file.
+
+    Raises:
+        ConfigError: With every problem found (unreadable file, unknown key, wrong value, contradiction, missing
+            data), each by its dotted field.
+    """
+    raw = _read(Path(path), overrides)
+    problems: list[str] = []
+    config = None
+    try:
+        config = Config.model_validate(raw)
+    except ValidationError as error:
+        problems += [_explain(details) for details in error.errors()]
+    problems += _missing_sources(raw)
+    if problems or config is None:
+        lines = "\n".join(f"  - {problem}" for problem in problems)
+        raise ConfigError(f"{path} cannot run, {len(problems)} problem{'s'[: len(problems) > 1]}:\n{lines}")
+    return config
+
+
+def _read(path: Path, overrides: Sequence[str]) -> dict[str, Any]:
+    if not path.is_file():
+        known = sorted({str(p) for folder in (path.parent, Path("configs")) for p in folder.glob("*.yaml")})
+        raise ConfigError(f"there is no configuration file {path}; there are: {', '.join(known) or 'none'}")
+    for override in overrides:
+        if "=" not in override:
+            raise ConfigError(f"{override!r} is not an override; write key.sub=value, e.g. student.initial.epochs=1")
+    try:
+        loaded = OmegaConf.load(path)
+        raw = OmegaConf.to_container(OmegaConf.merge(loaded, OmegaConf.from_dotlist(list(overrides))), resolve=True)
+    except (YAMLError, OmegaConfBaseException, UnicodeDecodeError, ValueError, TypeError) as error:
+        raise ConfigError(f"{path} cannot be read as a configuration: {error}") from error
+    if not isinstance(raw, dict):
+        raise ConfigError(f"{path} holds a list; a configuration is a mapping of sections (data, teacher, …)")
+    return {str(key): value for key, value in raw.items()}
+
+
+def _explain(details: ErrorDetails) -> str:
+    """One line for one of pydantic's errors: field, value, what is wrong, what to do."""
+    location = details["loc"]
+    name, section = ".".join(map(str, location)), _section(location[:-1])
+    if details["type"] == "extra_forbidden" and section is not None:
+        return f"{name}: unknown key; {suggestion(str(location[-1]), section.model_fields)}"
+    field = section.model_fields.get(str(location[-1])) if section is not None and location else None
+    meaning = f" ({' '.join(field.description.split())})" if field is not None and field.description else ""
+    if details["type"] == "missing":
+        return f"{name}: required, but not given{meaning}"
+    if details["type"] == "value_error":
+        return f"{name}: {details['msg'].removeprefix('Value error, ')}".removeprefix(": ")
+    return f"{name}: {details['msg']}, not {details['input']!r}{meaning}"
+
+
+def _section(location: tuple[int | str, ...]) -> type[BaseModel] | None:
+    """The model that validates what stands at a location of the configuration; None inside a plain value."""
+    current: Any = Config
+    for part in location:
+        if isinstance(current, type) and issubclass(current, BaseModel):
+            field = current.model_fields.get(str(part))
+            if field is None:
+                return None
+            current = field.annotation
+        models = [a for a in get_args(current) if isinstance(a, type) and issubclass(a, BaseModel)]
+        # `Model | None` is its model at once; a mapping is its model only after its key, the next part
+        if models and not _is_mapping(current):
+            current = models[0]
+        elif models and isinstance(current, type) is False and part not in ("methods", "benchmarks"):
+            current = models[0]
+    return current if isinstance(current, type) and issubclass(current, BaseModel) else None
+
+
+def _is_mapping(annotation: Any) -> bool:
+    return getattr(annotation, "__origin__", None) is dict
+
+
+def _missing_sources(raw: dict[str, Any]) -> Iterator[str]:
+    """Local data and models that the configuration names and that are not there."""
+    directory = _at(raw, "data", "directory") or "."
+    fields = ["data.instructions", "data.split", "data.plain_text"]
+    benchmarks = _at(raw, "evaluation", "benchmarks")
+    fields += [f"evaluation.benchmarks.{name}.source" for name in benchmarks] if isinstance(benchmarks, dict) else []
+    roots = {field: directory for field in fields} | {f: "." for f in ("teacher.model", "student.model", "tokenizer")}
+    for field, root in roots.items():
+        source = _at(raw, *field.split("."))
+        if not isinstance(source, dict) or not isinstance(source.get("path"), str) or not isinstance(root, str):
+            continue
+        path = Path(root, source["path"], *([source["file"]] if isinstance(source.get("file"), str) else []))
+        if not path.exists():
+            yield f"{field}: {path.resolve()} does not exist{_neighbour(path)}"
+
+
+def _neighbour(path: Path) -> str:
+    existing = next((parent for parent in path.parents if parent.is_dir()), Path())
+    missing = path.relative_to(existing).parts[0] if path.is_relative_to(existing) else path.name
+    near = difflib.get_close_matches(missing, [p.name for p in existing.iterdir()], n=1)
+    return f"; did you mean {existing / near[0]}?" if near else f"; {existing.resolve()} has no {missing}"
+
+
+def _at(raw: Any, *keys: str) -> Any:
+    for key in keys:
+        raw = raw.get(key) if isinstance(raw, dict) else None
+    return raw

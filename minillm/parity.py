@@ -1,0 +1,60 @@
+"""`parity: lmops`: every switch that makes the run compute what the reference code computes (method.md §4)."""
+
+import copy
+from typing import Any
+
+POLICY = {
+    "credit": "inclusive",
+    "discount": 0.95,  # the reference code's default, which none of its scripts changes
+    "length_normalization": True,  # cannot be switched off there
+    "weight_single_step": False,
+    "clip_importance": True,
+    "whiten_advantages": True,
+    "reward_scale": 0.5,
+    "reward_clip": 100.0,
+    "plain_text_kd": 0.5,
+}
+SEQUENCE_KD = {"divergence": "forward_kl", "divergence_weight": 0.5}
+EVALUATION = {"no_repeat_ngram": 6}
+
+
+def apply_lmops(raw: dict[str, Any]) -> dict[str, Any]:
+    """A copy of a raw configuration with the reference code's deviations filled in.
+
+    `divergence` has no default, so a method on the teacher's text has to name one; its cross_entropy, the paper's
+    SeqKD, becomes the reference code's mixture with word-level KD.
+
+    Args:
+        raw: The configuration as read; its shape is validated later, so what is not a mapping is left alone.
+
+    Raises:
+        ValueError: If a field was set to a value that contradicts the reference code.
+    """
+    result = copy.deepcopy(raw)
+    conflicts: list[str] = []
+    methods = result.get("methods")
+    for name, method in methods.items() if isinstance(methods, dict) else ():
+        if not isinstance(method, dict):
+            continue
+        if isinstance(method.get("policy"), dict):
+            conflicts += _fill(method["policy"], POLICY, f"methods.{name}.policy")
+        if method.get("text") == "teacher":
+            if method.get("divergence") == "cross_entropy":
+                del method["divergence"]
+            conflicts += _fill(method, SEQUENCE_KD, f"methods.{name}")
+    if isinstance(result.get("evaluation"), dict):
+        conflicts += _fill(result["evaluation"], EVALUATION, "evaluation")
+    if conflicts:
+        raise ValueError("; ".join(conflicts) + "; remove these fields, or remove `parity: lmops`")
+    return result
+
+
+def _fill(section: dict[str, Any], switches: dict[str, Any], where: str) -> list[str]:
+    """Set the switches that are absent; say which of the others contradict."""
+    conflicts = [
+        f"{where}.{name} is {section[name]!r}, but `parity: lmops` means {value!r}"
+        for name, value in switches.items()
+        if name in section and section[name] != value
+    ]
+    section.update({name: value for name, value in switches.items() if name not in section})
+    return conflicts

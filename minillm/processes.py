@@ -1,0 +1,45 @@
+"""The processes of a worker group and what they say to each other."""
+
+import contextlib
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+
+@contextlib.contextmanager
+def process_group() -> Iterator[None]:
+    """The processes of this worker group, joined for the duration of a stage."""
+    on_gpu = torch.cuda.is_available()
+    if on_gpu:
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    dist.init_process_group("nccl" if on_gpu else "gloo")
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()  # or the exit status may be 1
+
+
+def rank() -> int:
+    """This process's number in the group."""
+    return dist.get_rank()
+
+
+def world_size() -> int:
+    """Number of processes in the group."""
+    return dist.get_world_size()
+
+
+def gather_lists(mine: list[Any]) -> list[Any]:
+    """Put together what every process computed for its rows rank, rank + world_size, … in the order of rows."""
+    parts: list[list[Any] | None] = [None] * world_size()
+    dist.all_gather_object(parts, mine)
+    rows = sum(len(part or []) for part in parts)
+    return [(parts[i % len(parts)] or [])[i // len(parts)] for i in range(rows)]
+
+
+def device() -> torch.device:
+    """This process's accelerator, or the CPU."""
+    return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")

@@ -1,0 +1,258 @@
+"""Stage report: the result table, the plots and one page that shows what was measured and on what.
+
+The tables come from `minillm.comparison`, the figures from `minillm.plots`, the wording from templates/.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+import pandas as pd
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from matplotlib.figure import Figure
+
+from minillm import plots
+from minillm.artifacts import MANIFEST, METRICS, write_atomically
+from minillm.comparison import MEAN, Comparison, human, percent, verdict
+from minillm.errors import StageError
+from minillm.progress import read_metrics
+from minillm.scoring import formatted, read_rows
+from minillm.stages import Job, Report
+
+TEMPLATES = Path(__file__).parent / "templates"
+ANSWERED_PROMPTS = 3
+"""Prompts per benchmark shown with all answers: the first, those evenly between, and the last; never picked."""
+SHOWN_CHARACTERS = 1200
+"""Longer texts are cut in the page; the stored responses are whole."""
+
+
+def run(job: Job) -> dict[str, float | str]:
+    """Write results.csv, results.json, plots, report.md and report.html, and return the table's numbers."""
+    settings = job.settings
+    assert isinstance(settings, Report)
+    tables = {role: _read_json(_input(job, f"score/{role}") / "table.json") for role in settings.roles}
+    comparison = Comparison(tables, settings.benchmarks)
+    trained = {name.removeprefix("train/"): path for name, path in job.inputs.items() if name.startswith("train/")}
+    parameters = {role: count_parameters(path) for role, path in trained.items()}
+    sentences = verdict(comparison, parameters)
+
+    comparison.frame().to_csv(job.output / "results.csv", index=False)
+    results = {
+        "name": settings.name,
+        "verdict": sentences,
+        "best_student": comparison.best_student,
+        "compared": comparison.compared,
+        "benchmarks": list(settings.benchmarks),
+        "tables": tables,
+        "differences": [asdict(difference) for difference in comparison.differences()],
+        "parameters": parameters,
+    }
+    write_atomically(job.output / "results.json", json.dumps(results, indent=2))
+    page = {
+        "name": settings.name,
+        "sentences": sentences,
+        "tiles": _tiles(comparison, parameters),
+        "seeds": next(iter(tables.values()))["seeds"],
+        "compared": comparison.compared,
+        "table": result_table(comparison),
+        "differences": difference_table(comparison),
+        "behaviour": behaviour_table(comparison),
+        "models": model_table(trained, parameters, comparison),
+        "figures": draw(comparison, trained, job.output / "plots"),
+        "data": {
+            title: pd.read_csv(job.inputs["examples"] / file, index_col=0).rename_axis(None)
+            for title, file in (("Rows by fate", "dropped.csv"), ("Lengths in tokens", "lengths.csv"))
+        },
+        "cut": _read_json(_input(job, f"responses/{settings.roles[0]}") / "cut_prompts.json"),
+        "answers": {name: answers(job, name, comparison.roles) for name in settings.benchmarks},
+        "provenance": provenance(job.inputs),
+        "versions": versions(job.inputs),
+    }
+    render(page, job.output)
+    return _summary(comparison, sentences)
+
+
+def render(page: Mapping[str, Any], output: Path) -> None:
+    """Fill both templates; everything that goes into the HTML is escaped unless a template says otherwise."""
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        autoescape=lambda name: name is not None and ".html" in name,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    for name in ("report.md", "report.html"):
+        write_atomically(output / name, environment.get_template(f"{name}.jinja").render(page))
+
+
+def result_table(comparison: Comparison) -> pd.DataFrame:
+    """Method × benchmark and their mean, 'mean ± spread' of Rouge-L."""
+    return pd.DataFrame(
+        {name: [formatted(comparison.rouge_l(role, name)) for role in comparison.roles] for name in comparison.columns},
+        index=comparison.roles,
+    )
+
+
+def difference_table(comparison: Comparison) -> pd.DataFrame:
+    """The compared method minus each other one; clear differences are marked with *."""
+    cells = {(d.method, d.benchmark): f"{d}{' *' if d.clear else ''}" for d in comparison.differences()}
+    others = [role for role in comparison.roles if role != comparison.compared]
+    return pd.DataFrame(
+        {name: [cells[role, name] for role in others] for name in comparison.columns}, index=others, dtype=str
+    )
+
+
+def behaviour_table(comparison: Comparison) -> pd.DataFrame:
+    """Exact match, response length and share of finished responses, averaged over the benchmarks."""
+    rows = {}
+    for role, table in comparison.tables.items():
+        benchmarks = pd.DataFrame(list(table["benchmarks"].values()))
+        rows[role] = {
+            "exact match": formatted(table["mean"]["exact_match"]),
+            "response tokens": f"{benchmarks['response_tokens'].mean():.1f}",
+            "finished, %": f"{benchmarks['finished'].mean():.1f}",
+        }
+    return pd.DataFrame.from_dict(rows, orient="index")
+
+
+def model_table(trained: Mapping[str, Path], parameters: Mapping[str, int], comparison: Comparison) -> pd.DataFrame:
+    """Size of each model trained here, and the step and value it was selected at."""
+    teacher = parameters.get(comparison.roles[0])
+    rows = {}
+    for role, path in trained.items():
+        selection = _read_json(path / "selection.json")
+        rows[role] = {
+            "parameters": human(parameters[role]),
+            "of the teacher's": percent(parameters[role] / teacher) if teacher else "–",
+            "selected by": selection["select_by"].replace("_", " "),
+            "value": f"{selection['value']:.2f}",
+            "at step": f"{selection['step']:.0f}",
+            "last step": f"{selection['history'][-1]['step']:.0f}",
+        }
+    return pd.DataFrame.from_dict(rows, orient="index")
+
+
+def count_parameters(train_artifact: Path) -> int:
+    """Number of weights in a train artifact's safetensors files, tied ones once; the weights are not read."""
+    metadata = huggingface_hub.get_local_safetensors_metadata(train_artifact / "model")
+    return sum(metadata.parameter_count.values())
+
+
+def draw(comparison: Comparison, trained: Mapping[str, Path], folder: Path) -> dict[str, dict[str, str]]:
+    """Save every figure as PNG in `folder`; by file name, its title and its SVG."""
+    folder.mkdir(exist_ok=True)
+    look = plots.looks([*comparison.roles, *(role for role in trained if role not in comparison.roles)])
+    figures: dict[str, tuple[str, Figure]] = {
+        "benchmarks": ("Rouge-L by benchmark", plots.benchmark_figure(comparison, look))
+    }
+    for name in comparison.benchmarks:
+        figure = plots.length_figure(name, comparison, look)
+        if figure is not None:
+            figures[f"length-{name}"] = (f"Rouge-L by reference length: {name}", figure)
+    metrics = {role: list(read_metrics(path / METRICS)) for role, path in trained.items()}
+    for metric in plots.CURVES:
+        curves = {
+            role: points
+            for role, records in metrics.items()
+            if (points := [(step, value) for step, name, value in records if name == metric])
+        }
+        if curves:
+            figure = plots.curve_figure(metric, curves, look)
+            figures[metric.replace("/", "-")] = (f"Training: {plots.CURVES[metric]}", figure)
+    return {
+        name: {"title": title, "svg": plots.save(figure, folder / f"{name}.png")}
+        for name, (title, figure) in figures.items()
+    }
+
+
+def answers(job: Job, benchmark: str, roles: list[str]) -> list[dict[str, Any]]:
+    """A few prompts of a benchmark with their reference and every method's answer of the first seed."""
+    prompts = read_rows(job.inputs["benchmarks"] / f"{benchmark}.jsonl")
+    last = len(prompts) - 1
+    places = sorted({round(last * part / max(ANSWERED_PROMPTS - 1, 1)) for part in range(ANSWERED_PROMPTS)})
+    shown = [
+        {
+            "index": row["index"],
+            "instruction": _cut(row["instruction"]),
+            "context": _cut(row["context"]),
+            "references": [_cut(reference) for reference in row["references"]],
+            "answers": {},
+        }
+        for row in prompts.iloc[places].to_dict("records")
+    ]
+    for role in roles:
+        responses = read_rows(_input(job, f"responses/{role}") / f"{benchmark}.jsonl")
+        first = responses[responses["seed"] == responses["seed"].iloc[0]].set_index("index")["response"].to_dict()
+        scores = pd.read_parquet(_input(job, f"score/{role}") / "scores.parquet").query(
+            f"benchmark == {benchmark!r} and seed == {responses['seed'].iloc[0]}"
+        )
+        rouge = dict(zip(scores["index"], scores["rouge_l"], strict=True))
+        for prompt in shown:
+            text, score = first[prompt["index"]], rouge[prompt["index"]]
+            prompt["answers"][role] = {"text": _cut(text), "rouge_l": f"{100 * score:.1f}"}
+    return shown
+
+
+def provenance(inputs: Mapping[str, Path]) -> pd.DataFrame:
+    """Kind and key of each artifact behind the report, and the seed of those trained."""
+    rows = {}
+    for name, path in inputs.items():
+        manifest = read_manifest(path)
+        seed = manifest.get("settings", {}).get("seed")
+        rows[name] = {
+            "kind": manifest.get("kind", "–"),
+            "key": manifest.get("key", "–")[:16],
+            "seed": "" if seed is None else str(seed),
+        }
+    return pd.DataFrame.from_dict(rows, orient="index")
+
+
+def versions(inputs: Mapping[str, Path]) -> dict[str, str]:
+    """Versions of the libraries that made the inputs; several where they differ."""
+    found: dict[str, set[str]] = {}
+    for path in inputs.values():
+        for library, version in read_manifest(path).get("versions", {}).items():
+            found.setdefault(library, set()).add(str(version))
+    return {library: ", ".join(sorted(several)) for library, several in sorted(found.items())}
+
+
+def read_manifest(path: Path) -> dict[str, Any]:
+    """The manifest of an artifact; empty for a source file or directory, which has none."""
+    return _read_json(path / MANIFEST) if (path / MANIFEST).is_file() else {}
+
+
+def _summary(comparison: Comparison, sentences: list[str]) -> dict[str, float | str]:
+    summary: dict[str, float | str] = {"best_student": comparison.best_student, "verdict": " ".join(sentences)}
+    for role in comparison.roles:
+        for name in comparison.columns:
+            cell = comparison.rouge_l(role, name)
+            summary |= {f"{role}/rouge_l/{name}": cell["mean"], f"{role}/rouge_l/{name}_spread": cell["spread"]}
+    return summary
+
+
+def _tiles(comparison: Comparison, parameters: Mapping[str, int]) -> list[tuple[str, str]]:
+    teacher, best = comparison.roles[0], comparison.best_student
+    score, full = comparison.rouge_l(best, MEAN), comparison.rouge_l(teacher, MEAN)["mean"]
+    tiles = [(formatted(score), f"Rouge-L of {best}, the best student")]
+    if full > 0:
+        tiles.append((percent(score["mean"] / full), f"of the teacher's Rouge-L ({full:.1f})"))
+    if teacher in parameters and best in parameters:
+        tiles.append((percent(parameters[best] / parameters[teacher]), "of the teacher's parameters"))
+    return tiles
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= SHOWN_CHARACTERS else text[:SHOWN_CHARACTERS].rstrip() + " …"
+
+
+def _input(job: Job, name: str) -> Path:
+    if name not in job.inputs:
+        raise StageError(f"the report has no input {name}; give one for each of the roles it shows")
+    return job.inputs[name]
+
+
+def _read_json(path: Path) -> Any:
+    return json.loads(path.read_text())

@@ -1,0 +1,50 @@
+"""Digest of the library code behind a stage: its module and all that it imports from this package."""
+
+import ast
+import functools
+import hashlib
+from pathlib import Path
+
+PACKAGE = Path(__file__).parent
+
+
+@functools.cache
+def source_digest(module: str) -> str:
+    """Hex sha256 over the syntax trees of `module` and its transitive imports within the package.
+
+    Comments and formatting do not count, so that mending one does not train a model again.
+
+    Args:
+        module: Dotted name, e.g. minillm.training.
+    """
+    digest = hashlib.sha256()
+    for name in sorted(_closure(module)):
+        digest.update(f"{name}\n{ast.dump(_tree(name))}".encode())
+    return digest.hexdigest()
+
+
+def _closure(module: str) -> set[str]:
+    seen: set[str] = set()
+    waiting = [module]
+    while waiting:
+        name = waiting.pop()
+        if name in seen:
+            continue
+        seen.add(name)
+        for node in ast.walk(_tree(name)):
+            if isinstance(node, ast.ImportFrom) and node.module:
+                names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+            elif isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            else:
+                continue
+            waiting += [n for n in names if n.startswith("minillm.") and _file(n).exists()]
+    return seen
+
+
+def _file(module: str) -> Path:
+    return PACKAGE.joinpath(*module.split(".")[1:]).with_suffix(".py")
+
+
+def _tree(module: str) -> ast.Module:
+    return ast.parse(_file(module).read_text())

@@ -1,0 +1,97 @@
+"""Small real inputs of stages, and running a stage as its worker process does."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from minillm.stages import Stage
+
+ROOT = Path(__file__).parents[2]
+WORDS = ["red", "blue", "green", "cat", "dog", "bird", "runs", "sleeps", "the", "a", "and", "say", "sing", "now"]
+
+
+def make_tokenizer(directory: Path) -> Path:
+    """A tokenizer of whole words, token 0 being EOS."""
+    vocabulary = {word: i for i, word in enumerate(["<|endoftext|>", "<unk>", *WORDS])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token="<|endoftext|>", bos_token="<|endoftext|>", unk_token="<unk>"
+    ).save_pretrained(directory)
+    return directory
+
+
+def make_examples(directory: Path, count: int = 40) -> Path:
+    """Prompts that name words and responses that say them; train and validation."""
+    directory.mkdir()
+    random = np.random.default_rng(0)
+    rows = []
+    for row in range(count):
+        prompt = [int(t) for t in random.integers(2, 2 + len(WORDS), size=random.integers(2, 5))]
+        response = [*prompt[::-1], 0]
+        text = " ".join(WORDS[t - 2] for t in response[:-1])
+        rows.append((row, "open_qa", "say", text, prompt, response))
+    columns = ["row", "category", "prompt", "response", "prompt_ids", "response_ids"]
+    table = pd.DataFrame(rows, columns=columns)
+    table.iloc[: count - 8].to_parquet(directory / "train.parquet")
+    table.iloc[count - 8 :].to_parquet(directory / "validation.parquet")
+    return directory
+
+
+def make_plain_text(directory: Path, block_tokens: int, blocks: int = 12) -> Path:
+    """A packed corpus of random words."""
+    directory.mkdir()
+    tokens = np.random.default_rng(1).integers(2, 2 + len(WORDS), size=block_tokens * blocks).astype(np.uint16)
+    np.save(directory / "tokens.npy", tokens)
+    (directory / "meta.json").write_text(json.dumps({"tokens": len(tokens), "block_tokens": block_tokens}))
+    return directory
+
+
+def write_job(folder: Path, stage: Stage, inputs: dict[str, Path], **runtime: object) -> Path:
+    """The spec file of a stage with its output and work folders."""
+    (folder / "output").mkdir(parents=True, exist_ok=True)
+    job = {
+        "kind": stage.kind,
+        "settings": stage.model_dump(mode="json"),
+        "inputs": {name: str(path) for name, path in inputs.items()},
+        "output": str(folder / "output"),
+        "work": str(folder),
+        "runtime": {"threads": 1, **runtime},
+    }
+    (folder / "job.json").write_text(json.dumps(job))
+    return folder / "job.json"
+
+
+def worker_command(spec: Path, processes: int = 1) -> list[str]:
+    """The command that runs a spec in one process or several."""
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    return [sys.executable, *(launcher if processes > 1 else []), "-m", "minillm.worker", str(spec)]
+
+
+def worker_environment(processes: int = 1) -> dict[str, str]:
+    """What the supervisor sets for a worker."""
+    environment = {**os.environ, "DS_BUILD_OPS": "0", "DS_ACCELERATOR": "cpu", "PYTHONPATH": str(ROOT)}
+    environment |= {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    if processes == 1:
+        alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
+        environment |= alone
+    return environment
+
+
+def run_worker(spec: Path, processes: int = 1) -> subprocess.CompletedProcess[str]:
+    """Run a stage to its end."""
+    return subprocess.run(
+        worker_command(spec, processes),
+        env=worker_environment(processes),
+        cwd=spec.parent,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )

@@ -1,0 +1,46 @@
+"""Every architecture the published configurations use, in small, and a tokenizer to go with it."""
+
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+LLAMA_LIKE = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "intermediate_size": 64,
+    "max_position_embeddings": 256,
+}
+GPT_LIKE = {"n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 256}
+ARCHITECTURES = {
+    "gpt2": {"model_type": "gpt2", **GPT_LIKE},
+    "opt": {
+        "model_type": "opt",
+        "hidden_size": 32,
+        "word_embed_proj_dim": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "ffn_dim": 64,
+        "max_position_embeddings": 256,
+    },
+    "llama": {"model_type": "llama", **LLAMA_LIKE},
+    "gptj": {"model_type": "gptj", **GPT_LIKE, "rotary_dim": 8},
+    "mistral": {"model_type": "mistral", **LLAMA_LIKE, "num_key_value_heads": 1},
+    "qwen2": {"model_type": "qwen2", **LLAMA_LIKE, "num_key_value_heads": 1},
+}
+
+
+def small_model(name: str, vocabulary: int = 101, seed: int = 0, spread: float = 0.5) -> PreTrainedModel:
+    """A random model with token 0 as EOS; `spread` makes its distributions far from uniform."""
+    import torch
+
+    config = AutoConfig.for_model(
+        **ARCHITECTURES[name],
+        vocab_size=vocabulary,
+        bos_token_id=0,
+        eos_token_id=0,
+        pad_token_id=0,
+        initializer_range=spread,
+        init_std=spread,
+    )
+    torch.manual_seed(seed)
+    return AutoModelForCausalLM.from_config(config).eval()

@@ -1,0 +1,147 @@
+"""The estimator of ∇KL[q ‖ p] against autograd through every response (method.md §2), in float64 without noise."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from minillm.config import Policy
+from minillm.divergences import log_softmax, token_log_prob
+from minillm.objectives import rollout_loss
+from minillm.rollouts import Experience, make_experience
+from tests.minillm.tiny import EOS, LIMIT, VOCABULARY, PrefixModel, every_response
+
+TOKENS, MASK = every_response()
+STUDENT, TEACHER = PrefixModel(1), PrefixModel(2)
+
+
+def log_probs_of(model: PrefixModel) -> Tensor:
+    return token_log_prob(log_softmax(model.logits(TOKENS)), TOKENS) * MASK
+
+
+def exact_gradient(student: PrefixModel) -> list[Tensor]:
+    student_log_prob = log_probs_of(student).sum(dim=1)
+    teacher_log_prob = log_probs_of(TEACHER).sum(dim=1).detach()
+    kl = (student_log_prob.exp() * (student_log_prob - teacher_log_prob)).sum()
+    return list(torch.autograd.grad(kl, list(student.parameters())))
+
+
+def behaviour_probability(policy: Policy) -> Tensor:
+    """Probability of every response under p̃, mixed token by token."""
+    alpha = policy.teacher_mix
+    mixed = alpha * log_probs_of(TEACHER).exp() + (1 - alpha) * log_probs_of(STUDENT).exp()
+    return torch.where(MASK, mixed, torch.ones_like(mixed)).prod(dim=1).detach()
+
+
+def experience_of(policy: Policy) -> Experience:
+    responses = [row[: int(n)].tolist() for row, n in zip(TOKENS, MASK.sum(dim=1), strict=True)]
+    return make_experience(log_probs_of(STUDENT).detach(), log_probs_of(TEACHER).detach(), responses, policy)
+
+
+def estimator_gradient(policy: Policy, experience: Experience, student: PrefixModel = STUDENT) -> list[Tensor]:
+    """Expectation over p̃ of the gradient of the loss that training differentiates."""
+    loss = rollout_loss(student.logits(TOKENS), TEACHER.logits(TOKENS), TOKENS, experience, policy)
+    per_response = ((loss.single_step + loss.long_term) * MASK).sum(dim=1)
+    return list(torch.autograd.grad((behaviour_probability(policy) * per_response).sum(), list(student.parameters())))
+
+
+def relative_error(got: list[Tensor], want: list[Tensor]) -> float:
+    difference = torch.cat([(g - w).flatten() for g, w in zip(got, want, strict=True)])
+    return float(difference.norm() / torch.cat([w.flatten() for w in want]).norm())
+
+
+def unclipped(**switches: object) -> Policy:
+    return Policy.model_validate({"clip_range": 1e9, "length_normalization": False, **switches})
+
+
+def test_responses_cover_the_whole_distribution() -> None:
+    lengths = MASK.sum(dim=1)
+    assert len(TOKENS) == 1 + 2 + 4 * 3  # EOS at once; one word then EOS; two words then anything
+    assert {int(n) for n in lengths} == {1, 2, 3}
+    assert ((TOKENS == EOS) & MASK).any(dim=1).sum() < len(TOKENS)  # some are cut, not ended
+    for model in (STUDENT, TEACHER):
+        assert float(log_probs_of(model).sum(dim=1).exp().sum()) == pytest.approx(1.0, abs=1e-12)
+
+
+def test_estimator_is_the_exact_gradient_without_mixing() -> None:
+    policy = unclipped(teacher_mix=0.0)
+    assert relative_error(estimator_gradient(policy, experience_of(policy)), exact_gradient(STUDENT)) < 1e-6
+
+
+def test_sampled_reward_to_go_is_also_exact_without_the_single_step_term() -> None:
+    # Crediting token t with what it and all after it earn is plain REINFORCE, unbiased as well.
+    policy = unclipped(teacher_mix=0.0, single_step=False, credit="inclusive")
+    assert relative_error(estimator_gradient(policy, experience_of(policy)), exact_gradient(STUDENT)) < 1e-6
+
+
+def test_reference_code_counts_the_own_reward_twice() -> None:
+    policy = unclipped(teacher_mix=0.0, credit="inclusive")
+    assert relative_error(estimator_gradient(policy, experience_of(policy)), exact_gradient(STUDENT)) > 0.1
+
+
+@pytest.mark.parametrize("alpha", [0.2, 0.5])
+def test_full_products_of_weights_make_mixing_exact(alpha: float) -> None:
+    policy = unclipped(teacher_mix=alpha)
+    experience = experience_of(policy)
+    weight = torch.where(MASK, experience.importance_weight, torch.ones_like(experience.importance_weight))
+    up_to = weight.cumprod(dim=1)  # Π_{t'≤t}
+    before = up_to / weight  # Π_{t'<t}
+    reward = (experience.teacher_log_prob - experience.student_log_prob) * MASK
+    future = torch.stack([(up_to * reward)[:, t + 1 :].sum(dim=1) for t in range(LIMIT)], dim=1)
+    exact = Experience(experience.student_log_prob, experience.teacher_log_prob, before, future / before, MASK)
+    assert relative_error(estimator_gradient(policy, exact), exact_gradient(STUDENT)) < 1e-6
+
+
+def test_per_token_weights_are_biased_with_mixing_and_by_how_much() -> None:
+    policy = unclipped(teacher_mix=0.2)
+    bias = relative_error(estimator_gradient(policy, experience_of(policy)), exact_gradient(STUDENT))
+    print(f"relative bias of the gradient with per-token weights at α = 0.2: {bias:.3f}")
+    assert 0.01 < bias < 0.5
+
+
+def test_clip_does_nothing_at_the_first_inner_step_and_binds_later() -> None:
+    clipped, free = unclipped(teacher_mix=0.0, clip_range=0.2), unclipped(teacher_mix=0.0)
+    first = estimator_gradient(clipped, experience_of(clipped))
+    assert relative_error(first, estimator_gradient(free, experience_of(free))) < 1e-12
+    moved = PrefixModel(1)
+    with torch.no_grad():
+        moved.head += 0.5 * torch.randn(
+            moved.head.shape, generator=torch.Generator().manual_seed(3), dtype=torch.float64
+        )
+    later = estimator_gradient(clipped, experience_of(clipped), moved)
+    assert relative_error(later, estimator_gradient(free, experience_of(free), moved)) > 1e-3
+
+
+def test_reference_clip_binds_at_the_first_step_where_weights_differ_from_one() -> None:
+    paper = Policy(teacher_mix=0.5, clip_range=0.2)
+    reference = paper.model_copy(update={"clip_importance": True})
+    experience = experience_of(paper)
+    assert float((experience.importance_weight[MASK] - 1).abs().max()) > 0.2
+    difference = relative_error(estimator_gradient(reference, experience), estimator_gradient(paper, experience))
+    assert difference > 1e-3
+
+
+def test_gkd_with_reverse_kl_is_the_single_step_term_alone() -> None:
+    policy = unclipped(teacher_mix=0.0, credit="none")
+    student, teacher = log_softmax(STUDENT.logits(TOKENS)), log_softmax(TEACHER.logits(TOKENS)).detach()
+    closed_form = ((student.exp() * (student - teacher)).sum(dim=-1) * MASK).sum(dim=1)
+    want = torch.autograd.grad((behaviour_probability(policy) * closed_form).sum(), list(STUDENT.parameters()))
+    assert relative_error(estimator_gradient(policy, experience_of(policy)), list(want)) < 1e-12
+
+
+def test_sampled_token_distillation_is_reinforce_on_its_own_log_ratio() -> None:
+    policy = unclipped(teacher_mix=0.0, single_step=False, credit="token")
+    reward = (log_probs_of(TEACHER) - log_probs_of(STUDENT)).detach() * MASK
+    closed_form = -(reward * log_probs_of(STUDENT)).sum(dim=1)
+    want = torch.autograd.grad((behaviour_probability(policy) * closed_form).sum(), list(STUDENT.parameters()))
+    assert relative_error(estimator_gradient(policy, experience_of(policy)), list(want)) < 1e-12
+
+
+def test_no_gradient_reaches_the_teacher() -> None:
+    policy = Policy()
+    logits = TEACHER.logits(TOKENS).requires_grad_()
+    loss = rollout_loss(STUDENT.logits(TOKENS), logits, TOKENS, experience_of(policy), policy)
+    gradient = torch.autograd.grad(
+        (loss.single_step + loss.long_term).sum(), logits, allow_unused=True, materialize_grads=True
+    )
+    assert float(gradient[0].abs().sum()) == 0.0
+    assert logits.shape[-1] == VOCABULARY

@@ -1,0 +1,90 @@
+import json
+import os
+import random
+from pathlib import Path
+
+import pytest
+from rouge_score.rouge_scorer import RougeScorer
+
+from minillm.rouge import exact_match, rouge_l
+
+DATA = Path(os.environ.get("MINILLM_DATA", Path(__file__).parents[2] / ".." / "shared" / "data"))
+SCORER = RougeScorer(["rougeL"], use_stemmer=True)
+
+
+def package_rouge_l(response: str, references: list[str]) -> float:
+    return max(SCORER.score(reference, response)["rougeL"].fmeasure for reference in references)
+
+
+def outputs(name: str) -> list[list[str]]:
+    path = DATA / name
+    if not path.exists():
+        pytest.skip(f"no real data at {path}; set MINILLM_DATA to its folder")
+    rows = [json.loads(line)["output"] for line in path.read_text().splitlines()]
+    return [[row] if isinstance(row, str) else row for row in rows]
+
+
+def test_hand_computed_examples():
+    # the cat sat | the cat lay down: LCS "the cat", P = 2/3, R = 2/4, F = 4/7
+    assert rouge_l("the cat sat", ["the cat lay down"]) == pytest.approx(4 / 7, abs=1e-15)
+    # order counts: "b a" and "a b" share one word in sequence
+    assert rouge_l("b a", ["a b"]) == pytest.approx(1 / 2, abs=1e-15)
+    # words of more than three letters are stemmed, shorter ones are not
+    assert rouge_l("Running dogs!", ["run dog"]) == 1.0
+    assert rouge_l("cats", ["cat"]) == 1.0
+    assert rouge_l("was", ["wa"]) == 0.0
+
+
+def test_the_best_reference_counts():
+    references = ["nothing in common", "red green", "red green blue"]
+    assert rouge_l("red green blue", references) == 1.0
+    assert rouge_l("red green blue", references[:2]) == pytest.approx(4 / 5, abs=1e-15)
+
+
+def test_no_reference_is_an_error():
+    with pytest.raises(ValueError, match="empty"):
+        rouge_l("a", [])
+    with pytest.raises(ValueError, match="empty"):
+        exact_match("a", [])
+
+
+ODD = [
+    "", " ", "...", "?!", "a", "A", "1", "3.14", "10,000", "10 000", "naïve café", "Straße", "你好 世界", "İstanbul",
+    "don't", "dont", "e-mail", "x" * 300, "a b " * 200, "\n\ttabs\u00a0and\u2003spaces", "_under_score_", "🙂 ok 🙂",
+    "generalization generalisations", "The the THE", "\x00null\x00", "ﬁligree", "K kelvin",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("reference", ODD)
+def test_odd_strings_equal_the_package(reference):
+    for response in ODD:
+        assert abs(rouge_l(response, [reference]) - package_rouge_l(response, [reference])) < 1e-12
+
+
+@pytest.mark.parametrize(
+    ("name", "pairs"),
+    [
+        ("vicuna/minillm_vicuna_80.jsonl", 80),
+        ("dolly/minillm_test_500.jsonl", 500),
+        ("sni/test.jsonl", 1694),
+    ],
+)
+def test_real_answers_against_shuffled_references_equal_the_package(name, pairs):
+    references = outputs(name)
+    assert len(references) == pairs
+    responses = [options[0] for options in references]
+    random.Random(0).shuffle(responses)
+    scores = [
+        (rouge_l(response[:1500], options), package_rouge_l(response[:1500], options))
+        for response, options in zip(responses, references, strict=True)
+    ]
+    assert max(abs(ours - theirs) for ours, theirs in scores) < 1e-12
+    assert len({round(ours, 6) for ours, _ in scores}) > 25  # the pairs do discriminate
+
+
+def test_exact_match_ignores_case_punctuation_and_white_space_alone():
+    assert exact_match("  Don't\n PANIC! ", ["dont panic"]) == 1.0
+    assert exact_match("yes", ["no", "Yes."]) == 1.0
+    assert exact_match("yes sir", ["yes"]) == 0.0
+    assert exact_match("", ["..."]) == 1.0
+    assert exact_match("café", ["cafe"]) == 0.0

@@ -1,0 +1,141 @@
+import json
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from minillm.config import Benchmark, Evaluation, Source
+from minillm.errors import StageError
+from minillm.scoring import run
+from minillm.stages import Job, Score
+
+# First references of 1, 2, 6 and 12 words; the tokenizer below has one token a word.
+REFERENCES = [
+    ["yes"],
+    ["red green", "blue"],
+    ["one two three four five six"],
+    ["a b c d e f g h i j k l"],
+]
+
+
+def evaluation(seeds=(10, 20), **benchmark) -> Evaluation:
+    fields = {"source": Source(path="unused"), "length_subsets": True} | benchmark
+    return Evaluation(benchmarks={"toy": Benchmark(**fields)}, seeds=seeds)
+
+
+def answer(index: int, seed: int, response: str, **fields) -> dict:
+    row = {"index": index, "seed": seed, "response": response, "tokens": len(response.split()), "finished": True}
+    return row | fields
+
+
+def all_right(seed: int) -> list[dict]:
+    return [answer(index, seed, references[0]) for index, references in enumerate(REFERENCES)]
+
+
+def job(folder: Path, responses: dict[str, list[dict]], settings: Evaluation) -> Job:
+    words = Tokenizer(models.WordLevel({"?": 0}, unk_token="?"))
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    PreTrainedTokenizerFast(tokenizer_object=words, unk_token="?").save_pretrained(folder / "tokenizer")
+    for name in ("benchmarks", "responses", "output", "work"):
+        (folder / name).mkdir()
+    prompts = [
+        {"index": index, "instruction": "?", "context": "", "references": references, "topic": ""}
+        for index, references in enumerate(REFERENCES)
+    ]
+    for name, rows in responses.items():
+        (folder / "benchmarks" / f"{name}.jsonl").write_text("\n".join(map(json.dumps, prompts)) + "\n")
+        (folder / "responses" / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n")
+    return Job(
+        kind="score",
+        settings=Score(role="sft", evaluation=settings),
+        inputs={name: folder / name for name in ("responses", "benchmarks", "tokenizer")},
+        output=folder / "output",
+        work=folder / "work",
+    )
+
+
+def test_mean_over_prompts_then_mean_and_spread_over_seeds(tmp_path):
+    # seed 10: 1, 1, 1, 1 -> 100. seed 20: 0, best of two references 1, 3 of 6 words (6/9), 1 -> 66.666…
+    second = [answer(0, 20, "no"), answer(1, 20, "BLUE"), answer(2, 20, "one two three"), *all_right(20)[3:]]
+    second[0]["finished"] = False
+    work = job(tmp_path, {"toy": all_right(10) + second}, evaluation())
+
+    summary = run(work)
+
+    low = 100 * (0 + 1 + 6 / 9 + 1) / 4
+    assert summary["rouge_l/toy"] == pytest.approx((100 + low) / 2)
+    assert summary["rouge_l/toy_spread"] == pytest.approx((100 - low) / 2**0.5)  # ddof 1, two values
+    assert summary["exact_match/toy"] == pytest.approx(75.0)
+    assert summary["rouge_l/toy/0-5"] == pytest.approx(75.0)
+    assert summary["rouge_l/toy/6-10"] == pytest.approx(100 * (1 + 6 / 9) / 2)
+    assert summary["rouge_l/toy/11-up"] == pytest.approx(100.0)
+    assert summary["rouge_l/mean"] == summary["rouge_l/toy"]
+    assert summary["finished/toy"] == pytest.approx(100 * 7 / 8)
+    scores = pd.read_parquet(work.output / "scores.parquet")
+    assert sorted(scores["reference_tokens"].unique()) == [1, 2, 6, 12]
+    assert scores.loc[(scores["seed"] == 20) & (scores["index"] == 2), "rouge_l"].item() == pytest.approx(6 / 9)
+    table = json.loads((work.output / "table.json").read_text())
+    assert table["benchmarks"]["toy"]["rouge_l"]["per_seed"] == pytest.approx({"10": 100.0, "20": low})
+    assert table["benchmarks"]["toy"]["prompts"] == 4
+
+
+def test_headline_counts_only_prompts_with_long_references(tmp_path):
+    rows = all_right(10)
+    rows[0]["response"] = rows[1]["response"] = "wrong"
+    work = job(tmp_path, {"toy": rows}, evaluation(seeds=(10,), min_reference_tokens=6, length_subsets=False))
+
+    summary = run(work)
+
+    assert summary["rouge_l/toy"] == 100.0
+    assert summary["rouge_l/toy_spread"] == 0.0
+    assert not [name for name in summary if name.startswith("rouge_l/toy/")]
+    table = json.loads((work.output / "table.json").read_text())
+    assert (table["benchmarks"]["toy"]["prompts"], table["benchmarks"]["toy"]["all_prompts"]) == (2, 4)
+
+
+def test_mean_over_benchmarks_weighs_them_equally_per_seed(tmp_path):
+    benchmarks = {
+        "easy": Benchmark(source=Source(path="unused")),
+        "hard": Benchmark(source=Source(path="unused"), min_reference_tokens=12),
+    }
+    wrong = [answer(index, seed, "wrong") for seed in (10, 20) for index in range(4)]
+    right = all_right(10) + all_right(20)
+    wrong[3]["response"] = REFERENCES[3][0]  # seed 10 gets the only headline prompt of `hard` right
+    work = job(tmp_path, {"easy": right, "hard": wrong}, Evaluation(benchmarks=benchmarks, seeds=(10, 20)))
+
+    summary = run(work)
+
+    assert summary["rouge_l/hard"] == pytest.approx(50.0)
+    assert summary["rouge_l/mean"] == pytest.approx(75.0)
+    assert summary["rouge_l/mean_spread"] == pytest.approx(50 / 2**0.5)  # 100 and 50
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda rows: rows[:4] + rows[6:], r"toy, seed 20: 2 of 4 prompts missing: 0, 1;"),
+        (lambda rows: [*rows, rows[5]], r"toy, seed 20: 1 of 4 prompts answered more than once: 1;"),
+        (lambda rows: [*rows, answer(9, 10, "x")], r"toy, seed 10: 1 of 4 prompts not in the benchmark: 9;"),
+        (lambda rows: [*rows, answer(0, 30, "x")], r"toy: responses of seeds \[30\].*\[10, 20\]"),
+        (lambda rows: [], r"toy: there are no responses"),
+    ],
+)
+def test_incomplete_responses_are_refused_by_name(tmp_path, change, message):
+    work = job(tmp_path, {"toy": change(all_right(10) + all_right(20))}, evaluation())
+    with pytest.raises(StageError, match=message):
+        run(work)
+
+
+def test_a_headline_without_prompts_is_refused(tmp_path):
+    work = job(tmp_path, {"toy": all_right(10)}, evaluation(seeds=(10,), min_reference_tokens=13))
+    with pytest.raises(StageError, match=r"toy.min_reference_tokens is 13.*has 12 tokens.*lower it"):
+        run(work)
+
+
+def test_texts_that_look_like_other_types_stay_texts(tmp_path):
+    rows = all_right(10)
+    rows[0]["response"], rows[1]["response"] = "2001-01-01", "null"
+    summary = run(job(tmp_path, {"toy": rows}, evaluation(seeds=(10,))))
+    assert summary["rouge_l/toy"] == 50.0

@@ -1,0 +1,43 @@
+"""A model small enough that every response can be enumerated: logits are a smooth function of the prefix."""
+
+import itertools
+
+import torch
+from torch import Tensor, nn
+
+EOS = 0
+VOCABULARY = 3
+LIMIT = 3
+
+
+class PrefixModel(nn.Module):
+    """q(y_t | y_<t) from a small recurrent net in float64; prompt tokens do not matter."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(seed)
+        self.embed = nn.Parameter(torch.randn(VOCABULARY + 1, 4, generator=generator, dtype=torch.float64))
+        self.mix = nn.Parameter(torch.randn(4, 4, generator=generator, dtype=torch.float64))
+        self.head = nn.Parameter(torch.randn(4, VOCABULARY, generator=generator, dtype=torch.float64))
+
+    def logits(self, tokens: Tensor) -> Tensor:
+        """Logits (B, T, V) that predict each of tokens (B, T)."""
+        state = self.embed[torch.full((len(tokens),), VOCABULARY)]
+        out = []
+        for t in range(tokens.shape[1]):
+            out.append(torch.tanh(state) @ self.head)
+            state = torch.tanh(state @ self.mix) + self.embed[tokens[:, t]]
+        return torch.stack(out, dim=1)
+
+
+def every_response() -> tuple[Tensor, Tensor]:
+    """All responses up to LIMIT tokens, some ended by EOS and some cut: tokens (N, LIMIT) and mask (N, LIMIT)."""
+    rows = []
+    for length in range(1, LIMIT + 1):
+        for body in itertools.product(range(VOCABULARY), repeat=length):
+            ends_here = body[-1] == EOS or length == LIMIT
+            if EOS not in body[:-1] and ends_here:
+                rows.append(body)
+    tokens = torch.tensor([[*row, *[EOS] * (LIMIT - len(row))] for row in rows])
+    mask = torch.tensor([[t < len(row) for t in range(LIMIT)] for row in rows])
+    return tokens, mask
