@@ -132,11 +132,16 @@ def _against_students(comparison: Comparison) -> list[str]:
     ]
 
 
+def formatted(statistic: Mapping[str, Any]) -> str:
+    """'mean ± spread' of an entry of a table."""
+    return f"{statistic['mean']:.1f} ± {statistic['spread']:.1f}"
+
+
 def human(count: int) -> str:
     """A count with three digits and a unit: 34.2 K, 124 M, 1.56 B."""
     for unit, size in (("B", 10**9), ("M", 10**6), ("K", 10**3)):
-        if count >= size:
-            return f"{count / size:.3g} {unit}" if count < 999.5 * size else f"{count / size:.0f} {unit}"
+        if count >= 0.9995 * size:  # 999,900 is 1 M, not 1e+03 K
+            return f"{count / size:.3g} {unit}"
     return str(count)
 
 

@@ -57,6 +57,21 @@ def make_engine(model: nn.Module, training: Training, total_steps: int, runtime:
     return engine
 
 
+def take_step(engine: Any) -> float:
+    """Step the engine; the global gradient norm before clipping, or 0 where gradients still accumulate.
+
+    DeepSpeed keeps no norm of plain float32 gradients, so it is measured here.
+    """
+    if not engine.is_gradient_accumulation_boundary():
+        engine.step()
+        return 0.0
+    gradients = [p.grad for p in engine.module.parameters() if p.grad is not None]
+    norm = torch.nn.utils.get_total_norm(gradients)
+    engine.step()
+    kept = engine.get_global_grad_norm()
+    return float(norm if kept is None else kept)
+
+
 @contextlib.contextmanager
 def whole_weights(engine: Any) -> Iterator[PreTrainedModel]:
     """The model with all of its weights in place, which generation and saving need under ZeRO-3.

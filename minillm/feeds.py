@@ -35,8 +35,8 @@ class Models:
 class Feed(Protocol):
     """What the trainer asks of a source of text."""
 
-    def prepare(self, step: int) -> None:
-        """Make ready what the step needs (a new round of rollouts, say); called on every process."""
+    def prepare(self, step: int) -> dict[str, float]:
+        """Make ready what the step needs (a new round of rollouts, say), on every process; metrics of what is new."""
         ...
 
     def losses(self, step: int, micro_batch_size: int) -> Iterator[Losses]:

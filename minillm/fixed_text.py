@@ -24,8 +24,9 @@ class FixedText:
     """Columns prompt_ids and response_ids, token id lists."""
     seed: int
 
-    def prepare(self, step: int) -> None:
+    def prepare(self, step: int) -> dict[str, float]:
         """Nothing to do: the text is fixed."""
+        return {}
 
     def losses(self, step: int, micro_batch_size: int) -> Iterator[Losses]:
         """Mean loss per response token of the global mini-batch."""

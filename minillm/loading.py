@@ -1,9 +1,8 @@
 """Reading a configuration: YAML, overrides, validation, and one message for everything that is wrong with it."""
 
-import difflib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, get_args, get_origin
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -13,7 +12,7 @@ from yaml import YAMLError
 
 from minillm.config import Config
 from minillm.errors import ConfigError
-from minillm.nearest import suggestion
+from minillm.nearest import missing_path, suggestion
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
@@ -77,22 +76,19 @@ def _section(location: tuple[int | str, ...]) -> type[BaseModel] | None:
     """The model that validates what stands at a location of the configuration; None inside a plain value."""
     current: Any = Config
     for part in location:
-        if isinstance(current, type) and issubclass(current, BaseModel):
-            field = current.model_fields.get(str(part))
-            if field is None:
-                return None
-            current = field.annotation
-        models = [a for a in get_args(current) if isinstance(a, type) and issubclass(a, BaseModel)]
-        # `Model | None` is its model at once; a mapping is its model only after its key, the next part
-        if models and not _is_mapping(current):
-            current = models[0]
-        elif models and isinstance(current, type) is False and part not in ("methods", "benchmarks"):
-            current = models[0]
-    return current if isinstance(current, type) and issubclass(current, BaseModel) else None
+        if get_origin(current) is dict:  # a key such as a method's name
+            current = get_args(current)[1]
+            continue
+        if not _is_model(current) or str(part) not in current.model_fields:
+            return None
+        current = current.model_fields[str(part)].annotation
+        if get_origin(current) is not dict:  # Policy | None is Policy
+            current = next((a for a in get_args(current) if _is_model(a)), current)
+    return current if _is_model(current) else None
 
 
-def _is_mapping(annotation: Any) -> bool:
-    return getattr(annotation, "__origin__", None) is dict
+def _is_model(annotation: Any) -> bool:
+    return isinstance(annotation, type) and issubclass(annotation, BaseModel)
 
 
 def _missing_sources(raw: dict[str, Any]) -> Iterator[str]:
@@ -108,14 +104,7 @@ def _missing_sources(raw: dict[str, Any]) -> Iterator[str]:
             continue
         path = Path(root, source["path"], *([source["file"]] if isinstance(source.get("file"), str) else []))
         if not path.exists():
-            yield f"{field}: {path.resolve()} does not exist{_neighbour(path)}"
-
-
-def _neighbour(path: Path) -> str:
-    existing = next((parent for parent in path.parents if parent.is_dir()), Path())
-    missing = path.relative_to(existing).parts[0] if path.is_relative_to(existing) else path.name
-    near = difflib.get_close_matches(missing, [p.name for p in existing.iterdir()], n=1)
-    return f"; did you mean {existing / near[0]}?" if near else f"; {existing.resolve()} has no {missing}"
+            yield f"{field}: {missing_path(path)}"
 
 
 def _at(raw: Any, *keys: str) -> Any:

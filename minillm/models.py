@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from torch import Tensor, nn
 from transformers import (
     AutoConfig,
@@ -16,6 +17,8 @@ from transformers import (
 
 from minillm.batches import Batch
 from minillm.errors import StageError
+
+transformers.logging.disable_progress_bar()  # a worker's log is read line by line
 
 
 def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:

@@ -1,7 +1,8 @@
-"""Names a person may have meant."""
+"""What a person may have meant: names near an unknown name, files near a missing one."""
 
 import difflib
 from collections.abc import Iterable
+from pathlib import Path
 
 
 def suggestion(name: str, known: Iterable[str]) -> str:
@@ -9,3 +10,15 @@ def suggestion(name: str, known: Iterable[str]) -> str:
     names = sorted(known)
     near = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
     return f"did you mean `{near[0]}`?" if near else f"known: {', '.join(names) or 'none'}"
+
+
+def missing_path(path: Path) -> str:
+    """That a path does not exist, at which of its parts it ends, and what is there instead."""
+    path = path.absolute()
+    folder = next(parent for parent in path.parents if parent.is_dir())
+    part = path.relative_to(folder).parts[0]
+    siblings = sorted(p.name for p in folder.iterdir() if not p.name.startswith("."))
+    near = difflib.get_close_matches(part, siblings, n=1)
+    if near:
+        return f"{path} does not exist; did you mean {folder / near[0]}?"
+    return f"{path} does not exist: {folder} has no {part}"

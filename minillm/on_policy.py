@@ -48,13 +48,14 @@ class Rollouts:
     scoring_batch_size: int
     seed: int
     round: Round | None = field(default=None, init=False)
-    round_metrics: dict[str, float] = field(default_factory=dict, init=False)
 
-    def prepare(self, step: int) -> None:
+    def prepare(self, step: int) -> dict[str, float]:
         """Sample the round that the step belongs to, unless it is at hand."""
         index = step // self._steps_per_round()
-        if self.round is None or self.round.index != index:
-            self.round = self._sample(index)
+        if self.round is not None and self.round.index == index:
+            return {}
+        self.round = self._sample(index)
+        return _round_metrics(self.round, self.models.eos)
 
     def losses(self, step: int, micro_batch_size: int) -> Iterator[Losses]:
         """Single-step and long-term terms as means per response token, L_PT as mean per plain-text token."""
@@ -116,7 +117,7 @@ class Rollouts:
         policy, models = self.policy, self.models
         assert models.teacher is not None
         prompt_rows = take(len(self.examples), self.seed, index * policy.rollouts, policy.rollouts)
-        prompts = [list(p) for p in self.examples["prompt_ids"].iloc[prompt_rows]]
+        prompts = [[int(t) for t in p] for p in self.examples["prompt_ids"].iloc[prompt_rows]]
         requests = [
             Request(prompt, self.max_tokens - len(prompt), (self.seed, index, number))
             for number, prompt in enumerate(prompts)
@@ -141,7 +142,6 @@ class Rollouts:
         ]
         responses, student_scores, teacher_scores = map(list, zip(*gather_lists(rows), strict=True))
         experience = make_experience(_pad(student_scores), _pad(teacher_scores), responses, policy)
-        self.round_metrics = _round_metrics(experience, responses, models.eos)
         return Round(index, prompts, responses, experience)
 
     def _sampler(self, student: PreTrainedModel) -> Sampler:
@@ -198,12 +198,14 @@ def _pad(rows: list[list[float]]) -> Tensor:
     return torch.nn.utils.rnn.pad_sequence([torch.tensor(row) for row in rows], batch_first=True)
 
 
-def _round_metrics(experience: Experience, responses: list[list[int]], eos: int) -> dict[str, float]:
-    real = experience.mask.sum()
+def _round_metrics(sampled: Round, eos: int) -> dict[str, float]:
+    """Means per token of the round: reward, weight; and per response: length, share that ended by itself."""
+    experience, count = sampled.experience, len(sampled.responses)
+    tokens = experience.mask.sum()
     reward = (experience.teacher_log_prob - experience.student_log_prob) * experience.mask
     return {
-        "train/reward": float(reward.sum() / real),
-        "train/importance_weight": float(experience.importance_weight.sum() / real),
-        "train/response_tokens": float(real / len(responses)),
-        "train/finished": sum(r[-1] == eos for r in responses) / len(responses),
+        "reward": float(reward.sum() / tokens),
+        "importance_weight": float(experience.importance_weight.sum() / tokens),
+        "response_tokens": float(tokens / count),
+        "finished": sum(response[-1] == eos for response in sampled.responses) / count,
     }

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
-import pandas as pd
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -31,7 +31,7 @@ CURVES = {
 """Metrics drawn by step, where a model has them."""
 MAX_POINTS = 200
 """Longer curves are drawn as means over this many stretches of steps."""
-STYLE = {
+STYLE: dict[Any, Any] = {
     "font.size": 9,
     "text.color": INK,
     "axes.edgecolor": INK,
@@ -54,9 +54,7 @@ Look = dict[str, tuple[str, str]]
 
 def looks(roles: Sequence[str]) -> Look:
     """Colour and marker of each method; the first, the teacher, is grey."""
-    later = [
-        (COLOURS[number % len(COLOURS)], MARKERS[(number + 1) % len(MARKERS)]) for number in range(len(roles) - 1)
-    ]
+    later = [(COLOURS[number % len(COLOURS)], MARKERS[(number + 1) % len(MARKERS)]) for number in range(len(roles) - 1)]
     return dict(zip(roles, [(TEACHER, MARKERS[0]), *later], strict=True))
 
 
@@ -162,5 +160,4 @@ def _legend(axes: Axes) -> None:
 def _thinned(points: Sequence[tuple[int, float]]) -> list[tuple[float, float]]:
     if len(points) <= MAX_POINTS:
         return list(points)
-    frame = pd.DataFrame(points, columns=["step", "value"])
-    return list(frame.groupby(frame.index * MAX_POINTS // len(frame)).mean().itertuples(index=False, name=None))
+    return [tuple(part.mean(axis=0)) for part in np.array_split(np.asarray(points), MAX_POINTS)]

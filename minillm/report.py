@@ -4,7 +4,7 @@ The tables come from `minillm.comparison`, the figures from `minillm.plots`, the
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,15 +16,12 @@ from matplotlib.figure import Figure
 
 from minillm import plots
 from minillm.artifacts import MANIFEST, METRICS, write_atomically
-from minillm.comparison import MEAN, Comparison, human, percent, verdict
-from minillm.errors import StageError
+from minillm.comparison import MEAN, Comparison, formatted, human, percent, verdict
 from minillm.progress import read_metrics
-from minillm.scoring import formatted, read_rows
 from minillm.stages import Job, Report
+from minillm.tables import read_records
 
 TEMPLATES = Path(__file__).parent / "templates"
-ANSWERED_PROMPTS = 3
-"""Prompts per benchmark shown with all answers: the first, those evenly between, and the last; never picked."""
 SHOWN_CHARACTERS = 1200
 """Longer texts are cut in the page; the stored responses are whole."""
 
@@ -33,10 +30,10 @@ def run(job: Job) -> dict[str, float | str]:
     """Write results.csv, results.json, plots, report.md and report.html, and return the table's numbers."""
     settings = job.settings
     assert isinstance(settings, Report)
-    tables = {role: _read_json(_input(job, f"score/{role}") / "table.json") for role in settings.roles}
+    tables = {role: _read_json(job.inputs[f"score/{role}"] / "table.json") for role in settings.roles}
     comparison = Comparison(tables, settings.benchmarks)
     trained = {name.removeprefix("train/"): path for name, path in job.inputs.items() if name.startswith("train/")}
-    parameters = {role: count_parameters(path) for role, path in trained.items()}
+    parameters = sizes(job.inputs, settings.roles, trained)
     sentences = verdict(comparison, parameters)
 
     comparison.frame().to_csv(job.output / "results.csv", index=False)
@@ -51,25 +48,20 @@ def run(job: Job) -> dict[str, float | str]:
         "parameters": parameters,
     }
     write_atomically(job.output / "results.json", json.dumps(results, indent=2))
+    figures = draw(comparison, trained, job.output / "plots")
     page = {
         "name": settings.name,
         "sentences": sentences,
         "tiles": _tiles(comparison, parameters),
-        "seeds": next(iter(tables.values()))["seeds"],
+        "best": comparison.best_student,
         "compared": comparison.compared,
-        "table": result_table(comparison),
+        "seeds": tables[settings.roles[0]]["seeds"],
+        "result": result_table(comparison),
         "differences": difference_table(comparison),
         "behaviour": behaviour_table(comparison),
         "models": model_table(trained, parameters, comparison),
-        "figures": draw(comparison, trained, job.output / "plots"),
-        "data": {
-            title: pd.read_csv(job.inputs["examples"] / file, index_col=0).rename_axis(None)
-            for title, file in (("Rows by fate", "dropped.csv"), ("Lengths in tokens", "lengths.csv"))
-        },
-        "cut": _read_json(_input(job, f"responses/{settings.roles[0]}") / "cut_prompts.json"),
-        "answers": {name: answers(job, name, comparison.roles) for name in settings.benchmarks},
-        "provenance": provenance(job.inputs),
-        "versions": versions(job.inputs),
+        "figures": figures,
+        **_inputs_of_page(job.inputs, comparison),
     }
     render(page, job.output)
     return _summary(comparison, sentences)
@@ -84,8 +76,14 @@ def render(page: Mapping[str, Any], output: Path) -> None:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters["shorten"] = shorten
     for name in ("report.md", "report.html"):
         write_atomically(output / name, environment.get_template(f"{name}.jinja").render(page))
+
+
+def shorten(text: str) -> str:
+    """The beginning of a long text."""
+    return text if len(text) <= SHOWN_CHARACTERS else text[:SHOWN_CHARACTERS].rstrip() + " …"
 
 
 def result_table(comparison: Comparison) -> pd.DataFrame:
@@ -135,6 +133,16 @@ def model_table(trained: Mapping[str, Path], parameters: Mapping[str, int], comp
     return pd.DataFrame.from_dict(rows, orient="index")
 
 
+def sizes(inputs: Mapping[str, Path], roles: Sequence[str], trained: Mapping[str, Path]) -> dict[str, int]:
+    """Number of weights by role: of models trained here from their files, of others as their generation tells."""
+    known = {role: count_parameters(path) for role, path in trained.items()}
+    for role in roles:
+        told = read_manifest(inputs[f"responses/{role}"]).get("summary", {})
+        if role not in known and "parameters" in told:
+            known[role] = int(told["parameters"])
+    return known
+
+
 def count_parameters(train_artifact: Path) -> int:
     """Number of weights in a train artifact's safetensors files, tied ones once; the weights are not read."""
     metadata = huggingface_hub.get_local_safetensors_metadata(train_artifact / "model")
@@ -168,31 +176,20 @@ def draw(comparison: Comparison, trained: Mapping[str, Path], folder: Path) -> d
     }
 
 
-def answers(job: Job, benchmark: str, roles: list[str]) -> list[dict[str, Any]]:
-    """A few prompts of a benchmark with their reference and every method's answer of the first seed."""
-    prompts = read_rows(job.inputs["benchmarks"] / f"{benchmark}.jsonl")
+def answers(inputs: Mapping[str, Path], benchmark: str, comparison: Comparison) -> list[dict[str, Any]]:
+    """The first, middle and last prompt, with references and every method's answer of the first seed."""
+    prompts = [record.value for record in read_records(inputs["benchmarks"] / f"{benchmark}.jsonl")]
     last = len(prompts) - 1
-    places = sorted({round(last * part / max(ANSWERED_PROMPTS - 1, 1)) for part in range(ANSWERED_PROMPTS)})
-    shown = [
-        {
-            "index": row["index"],
-            "instruction": _cut(row["instruction"]),
-            "context": _cut(row["context"]),
-            "references": [_cut(reference) for reference in row["references"]],
-            "answers": {},
-        }
-        for row in prompts.iloc[places].to_dict("records")
-    ]
-    for role in roles:
-        responses = read_rows(_input(job, f"responses/{role}") / f"{benchmark}.jsonl")
-        first = responses[responses["seed"] == responses["seed"].iloc[0]].set_index("index")["response"].to_dict()
-        scores = pd.read_parquet(_input(job, f"score/{role}") / "scores.parquet").query(
-            f"benchmark == {benchmark!r} and seed == {responses['seed'].iloc[0]}"
-        )
-        rouge = dict(zip(scores["index"], scores["rouge_l"], strict=True))
+    shown = [{**prompts[place], "answers": {}} for place in sorted({0, last // 2, last})]
+    for role, table in comparison.tables.items():
+        seed = table["seeds"][0]
+        responses = (record.value for record in read_records(inputs[f"responses/{role}"] / f"{benchmark}.jsonl"))
+        texts = {row["index"]: row["response"] for row in responses if row["seed"] == seed}
+        scores = pd.read_parquet(inputs[f"score/{role}"] / "scores.parquet")
+        scores = scores.query("benchmark == @benchmark and seed == @seed").set_index("index")["rouge_l"].to_dict()
         for prompt in shown:
-            text, score = first[prompt["index"]], rouge[prompt["index"]]
-            prompt["answers"][role] = {"text": _cut(text), "rouge_l": f"{100 * score:.1f}"}
+            index = prompt["index"]
+            prompt["answers"][role] = {"text": texts[index], "rouge_l": f"{100 * scores[index]:.1f}"}
     return shown
 
 
@@ -224,6 +221,24 @@ def read_manifest(path: Path) -> dict[str, Any]:
     return _read_json(path / MANIFEST) if (path / MANIFEST).is_file() else {}
 
 
+def _inputs_of_page(inputs: Mapping[str, Path], comparison: Comparison) -> dict[str, Any]:
+    """What the page shows of the data, the prompts, the answers and where all came from."""
+    cut = _read_json(inputs[f"responses/{comparison.roles[0]}"] / "cut_prompts.json")
+    seed = comparison.tables[comparison.roles[0]]["seeds"][0]
+    return {
+        "data": {
+            title: pd.read_csv(inputs["examples"] / file, index_col=0).rename_axis(None)
+            for title, file in (("Rows by fate", "dropped.csv"), ("Lengths in tokens", "lengths.csv"))
+        },
+        "cut_words": ", ".join(f"{name} {count}" for name, count in cut.items() if count) or "none",
+        "answers": {name: answers(inputs, name, comparison) for name in comparison.benchmarks},
+        "answers_words": f"The first, the middle and the last prompt of each benchmark, not picked; seed {seed}. "
+        f"Texts of more than {SHOWN_CHARACTERS} characters are cut here.",
+        "provenance": provenance(inputs),
+        "versions": versions(inputs),
+    }
+
+
 def _summary(comparison: Comparison, sentences: list[str]) -> dict[str, float | str]:
     summary: dict[str, float | str] = {"best_student": comparison.best_student, "verdict": " ".join(sentences)}
     for role in comparison.roles:
@@ -242,16 +257,6 @@ def _tiles(comparison: Comparison, parameters: Mapping[str, int]) -> list[tuple[
     if teacher in parameters and best in parameters:
         tiles.append((percent(parameters[best] / parameters[teacher]), "of the teacher's parameters"))
     return tiles
-
-
-def _cut(text: str) -> str:
-    return text if len(text) <= SHOWN_CHARACTERS else text[:SHOWN_CHARACTERS].rstrip() + " …"
-
-
-def _input(job: Job, name: str) -> Path:
-    if name not in job.inputs:
-        raise StageError(f"the report has no input {name}; give one for each of the roles it shows")
-    return job.inputs[name]
 
 
 def _read_json(path: Path) -> Any:

@@ -28,9 +28,7 @@ def _run(job: Job, settings: Respond) -> dict[str, float | str]:
         for prompt, row in zip(examples["prompt_ids"], examples["row"], strict=True)
     ]
     model = load_model(job.inputs["model"]).to(device()).eval()  # type: ignore[arg-type]
-    sampler = Sampler(
-        [(model, 1.0)], eos_id(tokenizer), len(tokenizer), batch_size=job.runtime.generation_batch_size
-    )
+    sampler = Sampler([(model, 1.0)], eos_id(tokenizer), len(tokenizer), batch_size=job.runtime.generation_batch_size)
     progress = Progress(job.output, len(requests), "responses")
     mine = sampler.sample(requests[rank() :: world_size()], lambda done: progress.log(done * world_size()))
     responses = gather_lists([r.tokens for r in mine])

@@ -8,17 +8,19 @@ import json
 import statistics
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from minillm.artifacts import write_atomically
+from minillm.comparison import formatted
 from minillm.config import Benchmark
 from minillm.errors import StageError
+from minillm.prompts import encode_texts
 from minillm.rouge import exact_match, rouge_l
 from minillm.stages import Job, Score
+from minillm.tables import read_records
 
 LENGTH_SUBSETS = {"0-5": (0, 5), "6-10": (6, 10), "11-up": (11, sys.maxsize)}
 """Subsets by the tokens of the first reference, both ends included (method.md §7: [0,5], [6,10], [11,∞))."""
@@ -33,8 +35,8 @@ def run(job: Job) -> dict[str, float | str]:
     parts: list[pd.DataFrame] = []
     rows: dict[str, dict[str, Any]] = {}
     for name, benchmark in evaluation.benchmarks.items():
-        prompts = read_rows(job.inputs["benchmarks"] / f"{name}.jsonl")
-        responses = read_rows(job.inputs["responses"] / f"{name}.jsonl")
+        prompts = pd.DataFrame([record.value for record in read_records(job.inputs["benchmarks"] / f"{name}.jsonl")])
+        responses = pd.DataFrame([record.value for record in read_records(job.inputs["responses"] / f"{name}.jsonl")])
         check_complete(name, prompts, responses, evaluation.seeds)
         scores = score_benchmark(name, prompts, responses, tokenizer)
         rows[name] = summarise(name, benchmark, scores)
@@ -45,12 +47,6 @@ def run(job: Job) -> dict[str, float | str]:
     pd.concat(parts, ignore_index=True).to_parquet(job.output / "scores.parquet")
     write_atomically(job.output / "table.json", json.dumps(table, indent=2))
     return _flat(table)
-
-
-def read_rows(path: Path) -> pd.DataFrame:
-    """Rows of a JSONL file, texts kept as they are."""
-    # not pandas.read_json, which turns texts that look like dates or numbers into dates and numbers
-    return pd.DataFrame([json.loads(line) for line in path.read_text().split("\n") if line])
 
 
 def check_complete(benchmark: str, prompts: pd.DataFrame, responses: pd.DataFrame, seeds: Sequence[int]) -> None:
@@ -92,7 +88,7 @@ def score_benchmark(
         reference_tokens (of the first reference, no EOS), response_tokens, finished.
     """
     first = [references[0] for references in prompts["references"]]
-    lengths = [len(ids) for ids in tokenizer(first, add_special_tokens=False)["input_ids"]]
+    lengths = [len(ids) for ids in encode_texts(tokenizer, first)]
     references = dict(zip(prompts["index"], prompts["references"], strict=True))
     reference_tokens = dict(zip(prompts["index"], lengths, strict=True))
     pairs = [(text, references[index]) for index, text in zip(responses["index"], responses["response"], strict=True)]
@@ -141,11 +137,6 @@ def summarise(name: str, benchmark: Benchmark, scores: pd.DataFrame) -> dict[str
             if not subset.empty
         }
     return row
-
-
-def formatted(statistic: dict[str, Any]) -> str:
-    """'mean ± spread' of a table's entry."""
-    return f"{statistic['mean']:.1f} ± {statistic['spread']:.1f}"
 
 
 def _over_seeds(scores: pd.DataFrame, metric: str) -> dict[str, Any]:

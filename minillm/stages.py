@@ -67,7 +67,7 @@ class Pack(Stage):
     """Tokenise a plain-text corpus into one memory-mapped array. Inputs: `plain_text`, `tokenizer`."""
 
     kind: ClassVar[str] = "pack"
-    module: ClassVar[str] = "minillm.plain_text"
+    module: ClassVar[str] = "minillm.packing"
     block_tokens: int
 
 

@@ -1,6 +1,5 @@
 """The one trainer: any method, any size, one process or several, on the DeepSpeed engine (stage `train`)."""
 
-import math
 import signal
 import sys
 import time
@@ -14,7 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from minillm.checkpoints import Checkpoints
 from minillm.config import Runtime
-from minillm.engine import DTYPES, make_engine, micro_batch_size
+from minillm.engine import DTYPES, make_engine, micro_batch_size, take_step
 from minillm.errors import StageError
 from minillm.feeds import Feed, Models
 from minillm.fixed_text import FixedText
@@ -162,22 +161,25 @@ class Trainer:
 
     def _step(self, step: int) -> dict[str, float]:
         """One optimizer step over the global mini-batch; its mean losses over all processes."""
-        self.feed.prepare(step)
+        prepared = self.feed.prepare(step)
         self.engine.train()
         micro = micro_batch_size(self.settings.method.training.batch_size, self.runtime.micro_batch_size)
         # DeepSpeed averages over processes and accumulation steps; the feed's losses are shares of one sum.
         scale = dist.get_world_size() * self.engine.gradient_accumulation_steps()
         sums: dict[str, torch.Tensor] = {}
+        norm = 0.0
         for losses in self.feed.losses(step, micro):
             for name, value in losses.items():
                 sums[name] = sums.get(name, torch.zeros_like(value.detach())) + value.detach()
             self._refuse_non_finite(losses["loss"], step, "loss")
             self.engine.backward(losses["loss"] * scale)
-            self.engine.step()
-        self._refuse_non_finite(torch.as_tensor(float(self.engine.get_global_grad_norm() or 0.0)), step, "gradient")
+            norm = take_step(self.engine)
+        self._refuse_non_finite(torch.tensor(norm), step, "gradient")
         packed = torch.stack([value.double() for value in sums.values()])
         dist.all_reduce(packed)
-        return {f"train/{name}": value for name, value in zip(sums, packed.tolist(), strict=True)}
+        means = dict(zip(sums, packed.tolist(), strict=True))
+        means |= {**prepared, "gradient_norm": norm}
+        return {f"train/{name}": value for name, value in means.items()}
 
     def _refuse_non_finite(self, value: torch.Tensor, step: int, what: str) -> None:
         finite = torch.isfinite(value.detach()).float().to(self.engine.device)
@@ -216,27 +218,26 @@ class Trainer:
 
 
 class Meter:
-    """Averages training losses between the lines of the log."""
+    """Averages training metrics between the lines of the log, each over the steps that had it."""
 
     def __init__(self) -> None:
-        self._sums: dict[str, float] = {}
+        self._values: dict[str, list[float]] = {}
         self._steps = 0
         self._since = time.monotonic()
 
-    def add(self, losses: dict[str, float]) -> None:
-        """Count the losses of a step."""
+    def add(self, metrics: dict[str, float]) -> None:
+        """Count the metrics of a step."""
         self._steps += 1
-        for name, value in losses.items():
-            self._sums[name] = self._sums.get(name, 0.0) + value
+        for name, value in metrics.items():
+            self._values.setdefault(name, []).append(value)
 
     def due(self, engine: Any, now: bool) -> dict[str, float]:
         """Means since the last time, if that is long enough ago or `now`; otherwise nothing."""
         elapsed = time.monotonic() - self._since
         if not now and elapsed < LOG_SECONDS:
             return {}
-        means = {name: value / self._steps for name, value in self._sums.items()}
+        means = {name: sum(values) / len(values) for name, values in self._values.items()}
         means["train/learning_rate"] = engine.get_lr()[0]
-        means["train/gradient_norm"] = float(engine.get_global_grad_norm() or math.nan)
         means["train/seconds_per_step"] = elapsed / self._steps
-        self._sums, self._steps, self._since = {}, 0, time.monotonic()
-        return {name: value for name, value in means.items() if math.isfinite(value)}
+        self._values, self._steps, self._since = {}, 0, time.monotonic()
+        return means

@@ -1,0 +1,55 @@
+# `make help` lists what there is to do.
+PYTHON ?= python3.11
+TORCH_VERSION := 2.13.0
+PYTORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
+READY := .venv/.complete
+INSTALL := .venv/bin/python -m pip install --quiet --disable-pip-version-check
+
+# Which build of PyTorch the environment has, cpu unless `TORCH=cuda` is given once; remembered in $(READY).
+BUILD := $(or $(TORCH),$(shell cat $(READY) 2>/dev/null),cpu)
+
+.PHONY: help env demo test check ui clean FORCE
+.DEFAULT_GOAL := help
+
+help: ## This list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-7s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@echo "On a machine with NVIDIA GPUs, once and first: make env TORCH=cuda"
+
+env: $(READY) ## Make .venv from exact pins (CPU build of PyTorch; for GPUs: make env TORCH=cuda)
+
+demo: $(READY) ## Run the whole pipeline in small, on the embedded corpus
+	.venv/bin/python -m flows.distill configs/quickstart.yaml
+
+test: check ## Lint, check types and run every test
+	.venv/bin/python -m pytest
+
+check: $(READY) ## Lint and check types
+	.venv/bin/ruff format --check
+	.venv/bin/ruff check
+	.venv/bin/pyright
+
+ui: $(READY) ## Serve Prefect (port 4200) and MLflow (port 5000) on this machine until Ctrl-C
+	.venv/bin/python -m tasks.ui
+
+clean: ## Remove the environment and caches; results in .minillm stay
+	rm -rf .venv .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+ifneq ($(BUILD),$(shell cat $(READY) 2>/dev/null))
+$(READY): FORCE
+endif
+
+# PyTorch first and by its exact build, so that a machine without a GPU never gets the CUDA packages. Where pip already
+# finds the CPU build (a mirror, a wheel folder), PyTorch's own index is not asked.
+$(READY): constraints.txt pyproject.toml
+	$(PYTHON) -m venv .venv
+	@echo "Installing PyTorch $(TORCH_VERSION), $(BUILD) build, and the rest; a few minutes the first time"
+ifeq ($(BUILD),cuda)
+	.venv/bin/python -m pip uninstall --quiet --yes torch
+	$(INSTALL) torch==$(TORCH_VERSION)
+else
+	@$(INSTALL) torch==$(TORCH_VERSION)+cpu 2>/dev/null \
+	  || $(INSTALL) torch==$(TORCH_VERSION)+cpu --extra-index-url $(PYTORCH_CPU_INDEX)
+endif
+	$(INSTALL) --requirement constraints.txt
+	@echo $(BUILD) > $@

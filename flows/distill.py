@@ -1,0 +1,79 @@
+"""The main flow: filter, fine-tune the teacher and the student, distil by every method, evaluate, report.
+
+`python -m flows.distill --help` tells how to run it.
+"""
+
+import argparse
+import sys
+
+from prefect import State, flow
+
+from minillm.errors import ConfigError
+from minillm.loading import load_config
+from tasks.data import filter_examples, pack_plain_text, prepare, read_benchmarks
+from tasks.evaluation import generate, score
+from tasks.reporting import conclude, export_model, report
+from tasks.session import tracked
+from tasks.training import distil, fine_tune_initial_student, fine_tune_teacher, needs, teacher_responses
+
+
+@flow(name="distill")
+def distill(config_file: str = "configs/quickstart.yaml", overrides: tuple[str, ...] = ()) -> State:
+    """Distil a teacher into a student by each method of a configuration, and compare them.
+
+    Args:
+        config_file: YAML file; paths in it are relative to the working directory.
+        overrides: `key.sub=value` each, applied over the file.
+    """
+    config = load_config(config_file, overrides)
+    with tracked(config) as session:
+        prepared = prepare.submit(config)
+        benchmarks = read_benchmarks.submit(config)
+        examples = filter_examples.submit(config, prepared, benchmarks)
+        plain_text = pack_plain_text.submit(config, prepared)
+
+        teacher = fine_tune_teacher.submit(config, prepared, examples)
+        initial = fine_tune_initial_student.submit(config, prepared, examples)
+        responses = teacher_responses.submit(config, prepared, examples, teacher)
+        available = {"teacher": teacher, "initial": initial, "responses": responses, "plain_text": plain_text}
+        students = {
+            name: distil.submit(config, name, prepared, examples, **needs(method, **available))
+            for name, method in config.methods.items()
+        }
+
+        models = {"teacher": teacher, **students}
+        answers = {role: generate.submit(config, role, model, prepared, benchmarks) for role, model in models.items()}
+        scores = {role: score.submit(config, role, given, prepared, benchmarks) for role, given in answers.items()}
+        trained = {**models, "initial": initial}
+        results = report.submit(config, examples, benchmarks, trained, answers, scores)
+        exports = {
+            name: export_model.submit(config, name, model, examples, results) for name, model in students.items()
+        }
+        return conclude(session, config, results, exports)
+
+
+def main() -> int:
+    """Command line: 0 when every stage is there, 1 when one failed, 2 when the configuration cannot run."""
+    parser = argparse.ArgumentParser(
+        prog="python -m flows.distill", description="Distil, evaluate and report, from a configuration."
+    )
+    parser.add_argument("config", nargs="?", default="configs/quickstart.yaml", help="YAML file (default: %(default)s)")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="change one field, e.g. --set methods.minillm.training.learning_rate=1e-4; may be repeated",
+    )
+    arguments = parser.parse_args()
+    try:
+        load_config(arguments.config, arguments.set)
+    except ConfigError as error:
+        print(error, file=sys.stderr)
+        return 2
+    state = distill(arguments.config, tuple(arguments.set), return_state=True)
+    return 0 if state.is_completed() else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,76 @@
+"""Tasks that make the data: tokenizer, benchmarks, filtered examples, plain text."""
+
+from pathlib import Path
+
+from prefect import State
+from prefect.states import Completed
+
+from minillm.artifacts import Artifact
+from minillm.config import Config, Source
+from minillm.stages import Benchmarks, Filter, Pack, Prepare
+from tasks.evaluation import generation_tokens
+from tasks.stage import Input, compute, stage_task
+
+
+@stage_task("prepare tokenizer")
+def prepare(config: Config) -> Artifact | State:
+    """Train or load the tokenizer that teacher and student share, and check that both fit it."""
+    stage = Prepare(
+        tokenizer=config.tokenizer,
+        template=config.data.template,
+        teacher=config.teacher.model,
+        student=config.student.model,
+        max_tokens=config.data.max_tokens,
+        generation_tokens=generation_tokens(config),
+    )
+    inputs: dict[str, Input] = {
+        name: model
+        for name, model in (("teacher", config.teacher.model), ("student", config.student.model))
+        if model.architecture is None
+    }
+    if config.tokenizer.path is not None:
+        inputs["tokenizer"] = Source(path=str(Path(config.tokenizer.path).absolute()))
+    if config.tokenizer.train_vocabulary is not None:
+        corpora = {"instructions": config.data.instructions, "split": config.data.split}
+        inputs |= _given({**corpora, "plain_text": config.data.plain_text})
+    return compute(stage, inputs, config, "prepare tokenizer")
+
+
+@stage_task("read benchmarks")
+def read_benchmarks(config: Config) -> Artifact | State:
+    """Read every evaluation set into one format."""
+    benchmarks = config.evaluation.benchmarks
+    sources = {name: benchmark.source for name, benchmark in benchmarks.items()}
+    return compute(Benchmarks(names=tuple(benchmarks)), sources, config, "read benchmarks")
+
+
+@stage_task("filter examples")
+def filter_examples(config: Config, prepared: Artifact, benchmarks: Artifact) -> Artifact | State:
+    """Drop malformed, duplicate, over-long and leaked examples, report them, split and tokenise the rest."""
+    data = config.data
+    random_split = data.split is None
+    stage = Filter(
+        template=data.template,
+        max_prompt_tokens=data.max_prompt_tokens,
+        max_tokens=data.max_tokens,
+        max_malformed_share=data.max_malformed_share,
+        validation_size=data.validation_size if random_split else None,
+        test_size=data.test_size if random_split else None,
+        seed=config.seed if random_split else None,
+    )
+    sources = _given({"instructions": data.instructions, "split": data.split})
+    return compute(stage, {**sources, "tokenizer": prepared, "benchmarks": benchmarks}, config, "filter examples")
+
+
+@stage_task("pack plain text")
+def pack_plain_text(config: Config, prepared: Artifact) -> Artifact | State:
+    """Tokenise the plain-text corpus once, memory-mapped from then on; nothing to do where none is given."""
+    if config.data.plain_text is None:
+        return Completed(name="Skipped", message="no data.plain_text", data=None)
+    stage = Pack(block_tokens=config.data.max_tokens)
+    inputs: dict[str, Input] = {"plain_text": config.data.plain_text, "tokenizer": prepared}
+    return compute(stage, inputs, config, "pack plain text")
+
+
+def _given(sources: dict[str, Source | None]) -> dict[str, Input]:
+    return {name: source for name, source in sources.items() if source is not None}

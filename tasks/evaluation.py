@@ -1,0 +1,39 @@
+"""Tasks that measure a model: responses, generated once and stored, and their scores, which need no model."""
+
+from prefect import State
+
+from minillm.artifacts import Artifact
+from minillm.config import Config
+from minillm.stages import Generate, Score
+from tasks.stage import Input, compute, stage_task
+
+
+@stage_task("generate {role}")
+def generate(config: Config, role: str, model: Input, prepared: Artifact, benchmarks: Artifact) -> Artifact | State:
+    """Responses of one model to every benchmark, once per seed."""
+    evaluation = config.evaluation
+    stage = Generate(
+        role=role,
+        template=config.data.template,
+        seeds=evaluation.seeds,
+        temperature=evaluation.temperature,
+        no_repeat_ngram=evaluation.no_repeat_ngram,
+        max_prompt_tokens=evaluation.max_prompt_tokens or config.data.max_prompt_tokens,
+        long_prompts=evaluation.long_prompts,
+        max_tokens=generation_tokens(config),
+    )
+    inputs: dict[str, Input] = {"model": model, "tokenizer": prepared, "benchmarks": benchmarks}
+    return compute(stage, inputs, config, f"generate {role}")
+
+
+@stage_task("score {role}")
+def score(config: Config, role: str, responses: Artifact, prepared: Artifact, benchmarks: Artifact) -> Artifact | State:
+    """Rouge-L and exact match of stored responses."""
+    inputs: dict[str, Input] = {"responses": responses, "tokenizer": prepared, "benchmarks": benchmarks}
+    return compute(Score(role=role, evaluation=config.evaluation), inputs, config, f"score {role}")
+
+
+def generation_tokens(config: Config) -> int:
+    """Longest benchmark prompt with its response, tokens: a longer prompt leaves as much room for the response."""
+    room = config.data.max_tokens - config.data.max_prompt_tokens
+    return (config.evaluation.max_prompt_tokens or config.data.max_prompt_tokens) + room

@@ -1,0 +1,202 @@
+"""Bringing MLflow up to date with a record of the outbox: with explicit run ids, so from any thread."""
+
+import hashlib
+import json
+import logging
+import os
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+from mlflow import MlflowClient
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunStatus, RunTag
+from mlflow.exceptions import MlflowException
+
+from tasks.outbox import DatasetFacts, Outbox, Record, RefusedError, Wanted
+from tasks.settings import MLFLOW_UI
+
+BATCH = 100
+"""Params, tags or metrics per request; MLflow takes at most 100 params."""
+RECORD_TAG = "minillm.record"
+KEY_TAG = "minillm.key"
+CACHED_TAG = "cached"
+FINAL_ANSWERS = (400, 404, 409, 413, 422)
+"""HTTP statuses that sending again would not change."""
+
+
+class Sender:
+    """A connection to one tracking server, or to the database in the store."""
+
+    def __init__(self, store: Path) -> None:
+        logging.getLogger("mlflow").setLevel(logging.WARNING)
+        logging.getLogger("alembic").setLevel(logging.WARNING)
+        uri = os.environ.get("MLFLOW_TRACKING_URI")
+        self.page = uri.rstrip("/") if uri and uri.startswith("http") else MLFLOW_UI
+        self._artifacts = None if uri else (store / "mlartifacts").as_uri()
+        with FileLock(store / "locks" / "mlflow.lock"):  # the first client creates the database's tables
+            self.client = MlflowClient(uri or f"sqlite:///{store / 'mlflow.db'}")
+            self.client.search_experiments(max_results=1)
+        self._experiments: dict[str, str] = {}
+
+    def send(self, outbox: Outbox, record: Record, wanted: Wanted) -> None:
+        """Send what the server does not know yet.
+
+        Raises:
+            RefusedError: The server will never take it.
+            MlflowException: The server does not answer.
+        """
+        try:
+            run_id = record.sent.run_id or self._find_or_create(outbox, record, wanted)
+            self._describe(outbox, record, wanted, run_id)
+            self._follow(outbox, record, wanted, run_id)
+            self._set_status(outbox, record, wanted, run_id)
+        except MlflowException as error:
+            if error.get_http_status_code() in FINAL_ANSWERS:
+                raise RefusedError(error.message) from error
+            raise
+
+    def _find_or_create(self, outbox: Outbox, record: Record, wanted: Wanted) -> str:
+        experiment = self._experiment(wanted.experiment)
+        run_id = self._find(experiment, RECORD_TAG, record.id)
+        created = run_id is None
+        if run_id is None:
+            tags = {RECORD_TAG: record.id}
+            if wanted.parent is not None:
+                parent = outbox.sent(wanted.parent).run_id or self._find(experiment, RECORD_TAG, wanted.parent)
+                tags |= {"mlflow.parentRunId": parent} if parent else {}
+            run_id = self.client.create_run(experiment, _milliseconds(wanted.started), tags, wanted.name).info.run_id
+        with outbox.progress(record) as sent:
+            sent.run_id = run_id
+            sent.url = f"{self.page}/#/experiments/{experiment}/runs/{run_id}"
+            sent.uncertain = not created
+            sent.status = "RUNNING" if created else None
+        return run_id
+
+    def _experiment(self, name: str) -> str:
+        if name not in self._experiments:
+            found = self.client.get_experiment_by_name(name)
+            if found is None:
+                self._experiments[name] = self.client.create_experiment(name, self._artifacts)
+            else:
+                self._experiments[name] = found.experiment_id
+        return self._experiments[name]
+
+    def _find(self, experiment: str, tag: str, value: str, more: str = "") -> str | None:
+        runs = self.client.search_runs([experiment], f"tags.`{tag}` = '{value}'{more}", max_results=1)
+        return runs[0].info.run_id if runs else None
+
+    def _describe(self, outbox: Outbox, record: Record, wanted: Wanted, run_id: str) -> None:
+        """Tags, params and results, then datasets and files; each is sent when new or changed."""
+        tags, params, results = dict(wanted.tags), wanted.params, wanted.metrics
+        if wanted.cached_key is not None:
+            experiment = self._experiment(wanted.experiment)
+            computed = self._find(experiment, KEY_TAG, wanted.cached_key, f" AND tags.`{CACHED_TAG}` = 'false'")
+            tags |= {"computed_by": computed} if computed else {}
+        if record.sent.uncertain:
+            known = self.client.get_run(run_id).data
+            self._catch_up(outbox, record, run_id, list(known.metrics))
+            params = {name: value for name, value in params.items() if name not in known.params}
+            results = {name: value for name, value in results.items() if known.metrics.get(name) != value}
+        news = [*_news(record, "tag", tags), *_news(record, "param", params), *_news(record, "result", results)]
+        for start in range(0, len(news), BATCH):
+            part = news[start : start + BATCH]
+            _expect(outbox, record)
+            self.client.log_batch(
+                run_id,
+                metrics=[Metric(n, v, _milliseconds(time.time()), 0) for kind, n, v in part if kind == "result"],
+                params=[Param(name, value) for kind, name, value in part if kind == "param"],
+                tags=[RunTag(name, value) for kind, name, value in part if kind == "tag"],
+            )
+            _confirm(outbox, record, part)
+        if inputs := _news(record, "dataset", {facts.name: facts for facts in wanted.datasets}):
+            self.client.log_inputs(run_id, [_dataset_input(facts) for _, _, facts in inputs])
+            _confirm(outbox, record, inputs)
+        versions = {path: Path(path).stat().st_mtime_ns for path in wanted.files if Path(path).exists()}
+        for kind, path, version in _news(record, "file", versions):
+            self.client.log_artifact(run_id, path, wanted.files[path] or None)
+            _confirm(outbox, record, [(kind, path, version)])
+
+    def _catch_up(self, outbox: Outbox, record: Record, run_id: str, names: list[str]) -> None:
+        """Learn from the server which points of an earlier attempt it has."""
+        steps = {name: max(point.step for point in self.client.get_metric_history(run_id, name)) for name in names}
+        with outbox.progress(record) as sent:
+            sent.last_step = {**sent.last_step, **steps}
+            sent.uncertain = False
+
+    def _follow(self, outbox: Outbox, record: Record, wanted: Wanted, run_id: str) -> None:
+        """Points that were added to metrics.jsonl."""
+        if wanted.live is None or not Path(wanted.live).exists():
+            return
+        points, offset = _new_points(Path(wanted.live), record.sent.offset, record.sent.last_step)
+        for start in range(0, len(points), BATCH):
+            part = points[start : start + BATCH]
+            _expect(outbox, record)
+            self.client.log_batch(run_id, metrics=part)
+            with outbox.progress(record) as sent:
+                sent.last_step |= {point.key: point.step for point in part}
+                sent.uncertain = False
+        if offset != record.sent.offset:
+            with outbox.progress(record) as sent:
+                sent.offset = offset
+
+    def _set_status(self, outbox: Outbox, record: Record, wanted: Wanted, run_id: str) -> None:
+        if wanted.status == record.sent.status:
+            return
+        if wanted.status == "RUNNING":
+            self.client.update_run(run_id, status=RunStatus.to_string(RunStatus.RUNNING))
+        else:
+            self.client.set_terminated(run_id, wanted.status, _milliseconds(wanted.ended or time.time()))
+        with outbox.progress(record) as sent:
+            sent.status = wanted.status
+
+
+def _new_points(path: Path, offset: int, last_step: dict[str, int]) -> tuple[list[Metric], int]:
+    """Points behind a byte offset that are later than the last step known, and the offset of what is still unread."""
+    if path.stat().st_size < offset:  # begun anew
+        offset = 0
+    with path.open("rb") as stream:
+        stream.seek(offset)
+        text = stream.read()
+    complete = text[: text.rfind(b"\n") + 1]
+    latest = dict(last_step)
+    points = []
+    for line in complete.splitlines():
+        record = json.loads(line)
+        for name, value in record["metrics"].items():
+            if record["step"] > latest.get(name, -1):
+                latest[name] = record["step"]
+                points.append(Metric(name, value, _milliseconds(record["time"]), record["step"]))
+    return points, offset + len(complete)
+
+
+def _dataset_input(facts: DatasetFacts) -> DatasetInput:
+    dataset = Dataset(facts.name, facts.digest, facts.source_type, facts.source)
+    return DatasetInput(dataset, [InputTag("mlflow.data.context", facts.context)])
+
+
+def _news(record: Record, kind: str, values: Mapping[str, Any]) -> list[tuple[str, str, Any]]:
+    """What is not confirmed yet."""
+    done = set(record.sent.done)
+    return [(kind, name, value) for name, value in values.items() if _mark(kind, name, value) not in done]
+
+
+def _expect(outbox: Outbox, record: Record) -> None:
+    """Note that a sending begins whose end may not be seen."""
+    with outbox.progress(record) as sent:
+        sent.uncertain = True
+
+
+def _confirm(outbox: Outbox, record: Record, part: Sequence[tuple[str, str, Any]]) -> None:
+    with outbox.progress(record) as sent:
+        sent.done += [_mark(*news) for news in part]
+        sent.uncertain = False
+
+
+def _mark(kind: str, name: str, value: object) -> str:
+    return hashlib.sha256(f"{kind} {name} {value}".encode()).hexdigest()[:16]
+
+
+def _milliseconds(seconds: float) -> int:
+    return round(1000 * seconds)

@@ -1,0 +1,83 @@
+"""What Prefect's pages show of a stage while it runs: how far it is, and where its tracked run is."""
+
+import json
+import logging
+import re
+import time
+from pathlib import Path
+from typing import cast
+from uuid import UUID
+
+from prefect.artifacts import (
+    create_link_artifact,
+    create_markdown_artifact,
+    create_progress_artifact,
+    update_progress_artifact,
+)
+
+from minillm.artifacts import Artifact
+from tasks.outbox import Outbox
+
+EVERY_SECONDS = 5.0
+LOGGER = logging.getLogger("prefect.pages")
+
+
+class StagePage:
+    """Artifacts of one attempt at a stage; a page that cannot be written never disturbs the stage."""
+
+    def __init__(self, metrics: Path, outbox: Outbox, record: str, label: str) -> None:
+        self._metrics, self._outbox, self._record, self._label = metrics, outbox, record, label
+        self._progress: UUID | None = None
+        self._linked = False
+        self._next = time.monotonic() + EVERY_SECONDS
+
+    def update(self, last: bool = False) -> None:
+        """Bring the pages up to date, at most every few seconds unless it is the last time."""
+        if not last and time.monotonic() < self._next:
+            return
+        self._next = time.monotonic() + EVERY_SECONDS
+        try:
+            self._show_progress()
+            self._show_link()
+        except Exception as error:
+            LOGGER.debug("Prefect's page of %s: %s", self._label, error)
+
+    def _show_progress(self) -> None:
+        share = _share_done(self._metrics)
+        if share is None:
+            return
+        if self._progress is None:
+            created = create_progress_artifact(share, page_key("progress", self._label), self._label)
+            self._progress = cast(UUID, created)  # typed for callers in an event loop, too
+        else:
+            update_progress_artifact(self._progress, share)
+
+    def _show_link(self) -> None:
+        url = self._outbox.sent(self._record).url
+        if url is not None and not self._linked:
+            create_link_artifact(url, f"{self._label} in MLflow", page_key("mlflow", self._label))
+            self._linked = True
+
+
+def show_texts(artifact: Artifact, label: str) -> None:
+    """What an artifact tells in Markdown (the table of dropped rows, the report, a model's card), as a page."""
+    for path in sorted(Path(artifact.path).glob("*.md")):
+        create_markdown_artifact(path.read_text(), page_key(label), f"{label}: {path.name}")
+
+
+def page_key(*words: str) -> str:
+    """Words as a key that Prefect accepts: lowercase letters, digits and dashes."""
+    return re.sub(r"[^a-z0-9]+", "-", " ".join(words).lower()).strip("-")
+
+
+def _share_done(metrics: Path) -> float | None:
+    """Per cent done, from the last complete line of metrics.jsonl; None before there is one."""
+    if not metrics.exists():
+        return None
+    with metrics.open("rb") as stream:
+        stream.seek(max(0, metrics.stat().st_size - 65536))
+        lines = stream.read().split(b"\n")[:-1]
+    if not lines:
+        return None
+    record = json.loads(lines[-1])
+    return min(100.0, 100.0 * record["step"] / max(record["total"], 1))

@@ -1,0 +1,97 @@
+"""Tasks at the end: the report, the models as ordinary directories, and what the person at the console reads."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from prefect import State
+from prefect.artifacts import create_markdown_artifact
+from prefect.futures import PrefectFuture
+from prefect.states import Completed, Failed
+from tabulate import tabulate
+
+from minillm.artifacts import Artifact
+from minillm.config import Config
+from minillm.stages import Card, Report
+from tasks.pages import page_key
+from tasks.session import Session
+from tasks.stage import Input, compute, stage_task
+
+
+@stage_task("report")
+def report(
+    config: Config,
+    examples: Artifact,
+    benchmarks: Artifact,
+    trained: Mapping[str, Input],
+    responses: Mapping[str, Artifact],
+    scores: Mapping[str, Artifact],
+) -> Artifact | State:
+    """Tables, plots and the page; `trained`, `responses` and `scores` are by the rows of the table and `initial`."""
+    inputs: dict[str, Input] = {"examples": examples, "benchmarks": benchmarks}
+    inputs |= {f"train/{role}": model for role, model in trained.items() if isinstance(model, Artifact)}
+    inputs |= {f"responses/{role}": artifact for role, artifact in responses.items()}
+    inputs |= {f"score/{role}": artifact for role, artifact in scores.items()}
+    stage = Report(name=config.name, roles=tuple(scores), benchmarks=tuple(config.evaluation.benchmarks))
+    return compute(stage, inputs, config, "report")
+
+
+@stage_task("export {role}")
+def export_model(config: Config, role: str, model: Artifact, examples: Artifact, results: Artifact) -> Artifact | State:
+    """A trained student as an ordinary Hugging Face directory with its card."""
+    stage = Card(role=role, config=config.model_dump(mode="json", exclude={"runtime"}))
+    inputs: dict[str, Input] = {"model": model, "examples": examples, "report": results}
+    return compute(stage, inputs, config, f"export {role}")
+
+
+def conclude(
+    session: Session, config: Config, results: PrefectFuture[Any], models: Mapping[str, PrefectFuture[Any]]
+) -> State:
+    """Wait for everything, show the table on the console and in Prefect, and say where things are.
+
+    Returns:
+        The flow's final state; Failed, naming the stages, if any did not end well.
+    """
+    for future in (results, *models.values()):
+        future.wait()
+    if not all(future.state.is_completed() for future in (results, *models.values())):
+        reasons = [f"{label}: {message}" for label, message in session.failures.items()]
+        session.failures.setdefault("flow", "not all stages were computed")
+        return Failed(message="\n".join(["not all stages were computed", *reasons]))
+    page: Artifact = results.result()
+    exported = {role: future.result().path for role, future in models.items()}
+    facts = json.loads((Path(page.path) / "results.json").read_text())
+    table = _table(facts)
+    places = {
+        "report": str(Path(page.path) / "report.html"),
+        **{f"model {role}": path for role, path in exported.items()},
+    }
+    create_markdown_artifact(
+        "\n".join([table, "", *(f"- {name}: `{path}`" for name, path in places.items()), "", _links(session)]),
+        page_key("results", config.name),
+        f"Rouge-L of {config.name}, mean ± spread over seeds",
+    )
+    print(f"\nRouge-L, mean ± spread over {len(config.evaluation.seeds)} seeds\n\n{table}\n")
+    for name, path in places.items():
+        print(f"{name:<16} {path}")
+    print(f"{'tracked runs':<16} MLflow, experiment {config.name}; `make ui` shows them beside Prefect's\n")
+    best = exported[facts["best_student"]]
+    print(f"Next: `make ui`, or open the report, or load {best} with AutoModelForCausalLM.from_pretrained.")
+    return Completed(message=f"report: {places['report']}")
+
+
+def _table(facts: Mapping[str, Any]) -> str:
+    """Method × benchmark and their mean, as Markdown, from the report's results.json."""
+    rows = []
+    for role, table in facts["tables"].items():
+        cells = [table["benchmarks"][name]["rouge_l"] for name in facts["benchmarks"]] + [table["mean"]["rouge_l"]]
+        rows.append([role, *(f"{cell['mean']:.1f} ± {cell['spread']:.1f}" for cell in cells)])
+    return tabulate(rows, ["method", *facts["benchmarks"], "mean"], "github", disable_numparse=True)
+
+
+def _links(session: Session) -> str:
+    """Links to the tracked runs that the server knows by now."""
+    records = {"this flow run": session.flow_run_id, **session.stages}
+    urls = {label: session.outbox.sent(record).url for label, record in records.items()}
+    return "MLflow: " + ", ".join(f"[{label}]({url})" for label, url in urls.items() if url)

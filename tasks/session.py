@@ -1,0 +1,108 @@
+"""What the stages of one flow run share: store, tracked run, limit on parallel work, and the way to stop."""
+
+import contextlib
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from types import FrameType
+from typing import Any
+
+from prefect.runtime import flow_run
+
+from minillm.artifacts import Store
+from minillm.config import Config
+from tasks import tracking
+from tasks.outbox import Outbox
+from tasks.supervision import GRACE_SECONDS
+
+_SESSIONS: dict[str, "Session"] = {}
+
+
+class Session:
+    """One flow run's shared state; `tracked` opens it, and stages find it by the flow run's id."""
+
+    def __init__(self, config: Config, flow_run_id: str, flow_run_name: str) -> None:
+        self.flow_run_id = flow_run_id
+        self.store = Store(config.runtime.store)
+        self.outbox = Outbox(self.store.root / "tracking", tracking.Tracker(self.store.root))
+        self.outbox.open(flow_run_id, tracking.flow_run(config, flow_run_id, flow_run_name))
+        self.slots = threading.BoundedSemaphore(config.runtime.parallel_stages)
+        self.stop = threading.Event()
+        self.failures: dict[str, str] = {}
+        """What went wrong, by the name of the stage."""
+        self.stages: dict[str, str] = {}
+        """Record of each stage's tracked run, by the name of the stage."""
+        self._idle = threading.Condition()
+        self._running = 0
+
+    @contextlib.contextmanager
+    def running(self) -> Iterator[None]:
+        """Counts a stage that is being looked up or computed."""
+        with self._idle:
+            self._running += 1
+        try:
+            yield
+        finally:
+            with self._idle:
+                self._running -= 1
+                self._idle.notify_all()
+
+    def close(self, status: str) -> None:
+        """Wait for stages that are being stopped, give the tracked run its end, and send what is left."""
+        with self._idle:
+            self._idle.wait_for(lambda: self._running == 0, GRACE_SECONDS + 10)
+        with self.outbox.change(self.flow_run_id) as wanted:
+            wanted.status, wanted.ended = status, time.time()
+        self.outbox.close()
+
+
+def current() -> Session:
+    """The session of the flow run that the calling task belongs to."""
+    identity = str(flow_run.id)
+    if identity not in _SESSIONS:
+        raise RuntimeError("stages run inside `with tracked(config)` in the flow's body")
+    return _SESSIONS[identity]
+
+
+@contextlib.contextmanager
+def tracked(config: Config) -> Iterator[Session]:
+    """Open the session of this flow run: a tracked run around its stages, and workers that end with it."""
+    identity = str(flow_run.id)
+    session = _SESSIONS[identity] = Session(config, identity, str(flow_run.name))
+    status = "KILLED"  # unless it ends in a way of its own
+    try:
+        with _stopped_by_signals(session.stop):
+            yield session
+        status = "FAILED" if session.failures else "FINISHED"
+    except Exception:
+        status = "FAILED"
+        raise
+    finally:
+        session.stop.set()
+        session.close(status)
+        del _SESSIONS[identity]
+
+
+@contextlib.contextmanager
+def _stopped_by_signals(stop: threading.Event) -> Iterator[None]:
+    """Ctrl-C and SIGTERM first stop the workers, then do what they would have done."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous: dict[int, Any] = {}
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        stop.set()
+        before = previous[number]
+        if not callable(before):
+            raise SystemExit(128 + number)
+        before(number, frame)
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        previous[number] = signal.signal(number, handle)
+    try:
+        yield
+    finally:
+        for number, before in previous.items():
+            signal.signal(number, before)

@@ -1,0 +1,198 @@
+"""A worker process group: started, watched, and never left behind.
+
+Threads of Prefect tasks cannot be interrupted, process groups can: a timeout, a cancelled flow and the death of the
+flow's own process all end the group, first by SIGTERM (checkpoint, then leave), after a grace period by SIGKILL.
+"""
+
+import contextlib
+import os
+import queue
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+
+import minillm
+from minillm.config import Runtime
+from minillm.errors import StageError
+
+GRACE_SECONDS = 30.0
+"""From SIGTERM to SIGKILL."""
+TICK_SECONDS = 0.25
+LAST_LINES = 30
+
+# The shell becomes the worker; the subshell beside it, in the same group, waits for the end of standard input, which
+# comes when the supervising process closes it or dies in whatever way, and then ends the group.
+WATCHED = """
+exec 3<&0
+(trap '' TERM; read -r _ <&3; kill -TERM 0; sleep "$0"; kill -KILL 0) >/dev/null 2>&1 &
+exec "$@" </dev/null 3<&-
+"""
+
+
+class WorkerError(Exception):
+    """The worker died or failed; another attempt continues from its last checkpoint."""
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}: {str(self).splitlines()[0]}"
+
+
+class WorkerStoppedError(Exception):
+    """The worker was stopped on purpose, by a cancelled flow or a timeout; it is not started again."""
+
+
+def run_worker(
+    spec: Path, runtime: Runtime, log: Callable[[str], None], tick: Callable[[], None], stop: threading.Event
+) -> None:
+    """Run one stage to its end.
+
+    Args:
+        spec: Job file; error.txt beside it tells of bad input.
+        runtime: Number of processes and threads, and the timeout.
+        log: Gets each line that the worker writes, while it runs.
+        tick: Called a few times a second.
+        stop: When set, the group is ended.
+
+    Raises:
+        StageError: The worker refused its input.
+        WorkerStoppedError: It was ended by `stop` or the timeout.
+        WorkerError: It failed or died; the message has its last lines.
+    """
+    refusal = spec.parent / "error.txt"
+    refusal.unlink(missing_ok=True)
+    last: deque[str] = deque(maxlen=LAST_LINES)
+    with _Group(_command(spec, runtime), _environment(runtime)) as group:
+        deadline = time.monotonic() + runtime.timeout_hours * 3600
+        reason = None
+        while (line := group.next_line(TICK_SECONDS)) is not None:
+            if line:
+                last.append(line)
+                log(line)
+            tick()
+            if reason is None and (stop.is_set() or time.monotonic() > deadline):
+                reason = "the flow was cancelled" if stop.is_set() else f"runtime.timeout_hours {runtime.timeout_hours}"
+                log(f"stopping: {reason}")
+                group.terminate()
+    if reason is not None:
+        raise WorkerStoppedError(f"stopped: {reason}; it continues from its last checkpoint when started again")
+    if refusal.exists():
+        raise StageError(refusal.read_text())
+    if group.status != 0:
+        raise WorkerError("\n".join([f"the worker {_cause(group.status, last)}; its last lines:", *last]))
+
+
+class _Group:
+    """A process in a session and process group of its own, with the watchdog beside it."""
+
+    def __init__(self, command: list[str], environment: dict[str, str]) -> None:
+        self.process = subprocess.Popen(
+            ["/bin/sh", "-c", WATCHED, str(int(GRACE_SECONDS)), *command],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            env=environment,
+            start_new_session=True,
+        )
+        self.status = 0
+        self._lines: queue.SimpleQueue[str] = queue.SimpleQueue()
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._kill_at = float("inf")
+
+    def __enter__(self) -> "_Group":
+        self._reader.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._signal(signal.SIGKILL)  # whoever is left, the watchdog among them
+        self.status = self.process.wait()
+        self._reader.join()
+        for pipe in (self.process.stdin, self.process.stdout):
+            assert pipe is not None
+            pipe.close()
+
+    def next_line(self, timeout: float) -> str | None:
+        """The next line of output, "" if none came in time, None when the process has ended and all is read."""
+        if time.monotonic() > self._kill_at:
+            self._signal(signal.SIGKILL)
+        with contextlib.suppress(queue.Empty):
+            return self._lines.get(timeout=timeout)
+        if self.process.poll() is None:
+            return ""
+        self._signal(signal.SIGKILL)  # a child that outlived the worker would hold its output open
+        self._reader.join()
+        return None if self._lines.empty() else self._lines.get()
+
+    def terminate(self) -> None:
+        """Ask the group to leave, and kill it after the grace period."""
+        self._kill_at = time.monotonic() + GRACE_SECONDS
+        self._signal(signal.SIGTERM)
+
+    def _signal(self, number: signal.Signals) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, number)
+
+    def _read(self) -> None:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            if line.strip():
+                self._lines.put(line.rstrip())
+
+
+def _command(spec: Path, runtime: Runtime) -> list[str]:
+    worker = ["-m", "minillm.worker", str(spec)]
+    if runtime.processes == 1:
+        return [sys.executable, *worker]
+    rendezvous = ["--rdzv-backend=c10d", "--rdzv-endpoint=127.0.0.1:0", "--local-addr=127.0.0.1"]
+    launcher = [sys.executable, "-m", "torch.distributed.run", *rendezvous]
+    return [*launcher, f"--nproc-per-node={runtime.processes}", *worker]
+
+
+def _environment(runtime: Runtime) -> dict[str, str]:
+    root = str(Path(minillm.__file__).parent.parent)
+    environment = os.environ | {
+        "PYTHONPATH": os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")])),
+        "PYTHONUNBUFFERED": "1",
+        "DS_BUILD_OPS": "0",
+        "TOKENIZERS_PARALLELISM": "false",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
+    }
+    if not Path("/dev/nvidia0").exists():
+        environment["DS_ACCELERATOR"] = "cpu"
+    if runtime.threads is not None:
+        environment["OMP_NUM_THREADS"] = str(runtime.threads)
+    if runtime.processes == 1:
+        environment |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}
+        environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
+    return environment
+
+
+def _free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+def _cause(status: int, last: deque[str]) -> str:
+    """What ended the worker, in words; a launcher of several processes reports theirs in its last lines."""
+    reported = re.search(r"exitcode\s*:\s*-(\d+)", "\n".join(last))
+    number = -status if status < 0 else int(reported[1]) if reported else None
+    if number is None:
+        return f"failed with exit status {status}"
+    name = signal.Signals(number).name
+    hint = ""
+    if name == "SIGKILL":
+        hint = (
+            " (often the system is out of memory: lower runtime.micro_batch_size, "
+            "runtime.generation_batch_size or runtime.parallel_stages)"
+        )
+    return f"was killed by {name}{hint}"

@@ -1,0 +1,147 @@
+"""What MLflow shows of a flow run and of its stages: names, params, datasets, results, files and links."""
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from prefect.settings import PREFECT_API_URL, PREFECT_UI_URL
+
+from minillm.artifacts import METRICS, Artifact
+from minillm.config import Config, Model, Source
+from minillm.sources import Resolved
+from minillm.stages import Benchmarks, Report, Score, Stage
+from tasks.outbox import DatasetFacts, Outbox, Record, Wanted
+from tasks.settings import PREFECT_UI
+
+SHOWN_FILES = (".md", ".html", ".csv", ".png", ".json")
+SHOWN_BYTES = 5_000_000
+LONGEST_PARAM = 6000
+LONGEST_DIGEST = 36
+
+
+class Tracker:
+    """Sends records over one connection, made when first needed.
+
+    MLflow takes seconds to import and to connect, so both happen on the sending thread.
+    """
+
+    def __init__(self, store: Path) -> None:
+        self._store = store
+        self._sender: Any = None
+
+    def __call__(self, outbox: Outbox, record: Record, wanted: Wanted) -> None:
+        """Send a record; see `tasks.mlflow_client.Sender.send`."""
+        if self._sender is None:
+            from tasks.mlflow_client import Sender
+
+            self._sender = Sender(self._store)
+        self._sender.send(outbox, record, wanted)
+
+
+def flow_run(config: Config, flow_run_id: str, flow_run_name: str) -> Wanted:
+    """The run that encloses all stages of one flow run; its params are the whole configuration."""
+    page = prefect_page("flow-run", flow_run_id)
+    tags = {"prefect.flow_run_id": flow_run_id, "prefect.url": page}
+    tags["mlflow.note.content"] = f"Prefect: [{flow_run_name}]({page})"
+    return Wanted(
+        name=f"{config.name} {flow_run_name}",
+        experiment=config.name,
+        started=time.time(),
+        tags=tags,
+        params=flat_params(config.model_dump(mode="json")),
+    )
+
+
+def stage_run(
+    config: Config, stage: Stage, label: str, key: str, flow_run_id: str, task_run_id: str, inputs: dict[str, str]
+) -> Wanted:
+    """The nested run of one stage; its params are the stage's settings."""
+    page = prefect_page("task-run", task_run_id)
+    tags = {
+        "minillm.key": key,
+        "stage": stage.kind,
+        "cached": "false",
+        "prefect.flow_run_id": flow_run_id,
+        "prefect.task_run_id": task_run_id,
+        "prefect.url": page,
+        "mlflow.note.content": f"Prefect: [{label}]({page})",
+        **{f"input.{name}": digest for name, digest in inputs.items()},
+    }
+    return Wanted(
+        name=label,
+        experiment=config.name,
+        parent=flow_run_id,
+        started=time.time(),
+        tags=tags,
+        params=flat_params(stage.model_dump(mode="json")),
+    )
+
+
+def datasets(stage: Stage, sources: Mapping[str, tuple[Source | Model, Resolved]]) -> list[DatasetFacts]:
+    """The data among a stage's sources, as MLflow's dataset inputs."""
+    return [
+        DatasetFacts(
+            name=source.hub or name,
+            digest=resolved.fingerprint.removeprefix("sha256:")[:LONGEST_DIGEST],
+            source_type="local" if source.hub is None else "hf",
+            source=source.model_dump_json(exclude_none=True),
+            context="evaluation" if isinstance(stage, Benchmarks) else "training",
+        )
+        for name, (source, resolved) in sources.items()
+        if isinstance(source, Source)
+    ]
+
+
+def finished(wanted: Wanted, artifact: Artifact, stage: Stage) -> None:
+    """Complete a stage's run with its results: numbers as metrics, words as tags."""
+    summary = artifact.manifest().get("summary", {})
+    wanted.metrics |= {name: float(value) for name, value in summary.items() if not isinstance(value, str)}
+    wanted.tags |= {f"summary.{name}": value for name, value in summary.items() if isinstance(value, str)}
+    wanted.tags["artifact"] = artifact.path
+    wanted.live = str(Path(artifact.path) / METRICS)
+    if not isinstance(stage, Report):
+        wanted.files |= shown_files(artifact)
+    wanted.status, wanted.ended = "FINISHED", time.time()
+
+
+def found(wanted: Wanted, artifact: Artifact, stage: Stage) -> None:
+    """Complete the run of a stage whose result was already there: the results, but not the training curve again."""
+    finished(wanted, artifact, stage)
+    wanted.tags["cached"] = "true"
+    wanted.cached_key, wanted.live, wanted.files = artifact.key, None, {}
+
+
+def on_parent(wanted: Wanted, artifact: Artifact, stage: Stage) -> None:
+    """What a finished stage adds to the enclosing run: Rouge-L by method, and the report."""
+    if isinstance(stage, Score):
+        summary = artifact.manifest().get("summary", {})
+        rouge = {n.removeprefix("rouge_l/"): value for n, value in summary.items() if n.startswith("rouge_l/")}
+        wanted.metrics |= {f"rouge_l/{stage.role}/{name}": float(value) for name, value in rouge.items()}
+    if isinstance(stage, Report):
+        wanted.files |= shown_files(artifact)
+
+
+def shown_files(artifact: Artifact) -> dict[str, str]:
+    """Files of an artifact that a person reads, with their folders; never models or data."""
+    root = Path(artifact.path)
+    names = [name for name in artifact.manifest()["files"] if not name.startswith("model/")]
+    readable = [n for n in names if Path(n).suffix in SHOWN_FILES and (root / n).stat().st_size <= SHOWN_BYTES]
+    return {str(root / name): "" if Path(name).parent == Path() else str(Path(name).parent) for name in readable}
+
+
+def flat_params(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """Nested settings as dotted names with their values as text."""
+    flat: dict[str, str] = {}
+    for name, value in values.items():
+        if isinstance(value, Mapping) and value:
+            flat |= flat_params(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = str(value)[:LONGEST_PARAM]
+    return flat
+
+
+def prefect_page(kind: str, identity: str) -> str:
+    """Address of a flow or task run in the Prefect server in use, or in the one that `make ui` starts."""
+    server = PREFECT_UI_URL.value() if PREFECT_API_URL.value() else PREFECT_UI
+    return f"{server or PREFECT_UI}/runs/{kind}/{identity}"

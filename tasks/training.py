@@ -1,0 +1,84 @@
+"""Tasks that train models, and the teacher's responses that one kind of training needs."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from prefect import State
+from prefect.states import Completed
+
+from minillm.artifacts import Artifact
+from minillm.config import Config, Method, Model
+from minillm.stages import Respond, Train, training_only
+from tasks.stage import Input, compute, stage_task
+
+
+@stage_task("fine-tune teacher")
+def fine_tune_teacher(config: Config, prepared: Artifact, examples: Artifact) -> Artifact | State:
+    """Fine-tune the teacher on D; a teacher that is fine-tuned already is taken as it is."""
+    teacher = config.teacher
+    if teacher.training is None:
+        return Completed(name="Skipped", message="teacher.training is null", data=teacher.model)
+    return _train(config, "teacher", training_only(teacher.training), teacher.model, prepared, examples)
+
+
+@stage_task("fine-tune initial")
+def fine_tune_initial_student(config: Config, prepared: Artifact, examples: Artifact) -> Artifact | State:
+    """Fine-tune the student on D: where MiniLLM starts from."""
+    student = config.student
+    return _train(config, "initial", training_only(student.initial), student.model, prepared, examples)
+
+
+@stage_task("teacher responses")
+def teacher_responses(config: Config, prepared: Artifact, examples: Artifact, teacher: Input) -> Artifact | State:
+    """The teacher's own responses to the training prompts; nothing to do where no method trains on them."""
+    if not any(method.text == "teacher" for method in config.methods.values()):
+        return Completed(name="Skipped", message="no method has `text: teacher`", data=None)
+    stage = Respond(max_tokens=config.data.max_tokens, seed=config.seed)
+    inputs: dict[str, Input] = {"model": teacher, "tokenizer": prepared, "examples": examples}
+    return compute(stage, inputs, config, "teacher responses")
+
+
+@stage_task("train {name}")
+def distil(config: Config, name: str, prepared: Artifact, examples: Artifact, **needed: Input) -> Artifact | State:
+    """Train the student by one method; `needed` is what `needs` picks for it."""
+    return _train(config, name, config.methods[name], config.student.model, prepared, examples, **needed)
+
+
+def needs(method: Method, *, teacher: Any, initial: Any, responses: Any, plain_text: Any) -> dict[str, Any]:
+    """Of what other stages make, only what a method reads, so that it neither waits nor fails for the rest.
+
+    Args:
+        method: One row of the table of methods.
+        teacher: Fine-tuned teacher, or the future of one; likewise the others.
+        initial: Fine-tuned student.
+        responses: The teacher's responses to the training prompts.
+        plain_text: Packed corpus.
+    """
+    needed: dict[str, Any] = {}
+    if method.start == "initial":
+        needed["weights"] = initial
+    if method.text == "teacher":
+        needed["responses"] = responses
+    if method.divergence != "cross_entropy":
+        needed["teacher"] = teacher
+    if method.policy is not None and method.policy.plain_text_coefficient > 0:
+        needed["plain_text"] = plain_text
+    return needed
+
+
+def _train(
+    config: Config, role: str, method: Method, model: Model, prepared: Artifact, examples: Artifact, **needed: Input
+) -> Artifact | State:
+    inputs: Mapping[str, Input] = {"tokenizer": prepared, "examples": examples, **needed}
+    if "weights" not in inputs and model.architecture is None:
+        inputs = {**inputs, "weights": model}
+    stage = Train(
+        role=role,
+        method=method,
+        architecture=None if "weights" in inputs else model.architecture,
+        max_prompt_tokens=config.data.max_prompt_tokens,
+        max_tokens=config.data.max_tokens,
+        validation_prompts=config.evaluation.validation_prompts,
+        seed=config.seed,
+    )
+    return compute(stage, inputs, config, f"train {role}")

@@ -1,0 +1,43 @@
+"""Running a stage in this process, and small raw inputs."""
+
+import importlib
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+import pytest
+
+from minillm.stages import Job, Stage
+
+ROOT = Path(__file__).parents[2]
+PLAIN = {"with_context": "{instruction}|{context}>", "without_context": "{instruction}>"}
+
+
+def run_stage(stage: Stage, inputs: dict[str, Path], folder: Path) -> tuple[Path, dict[str, float | str]]:
+    """The output folder and summary of a stage."""
+    output, work = folder / "output", folder / "work"
+    output.mkdir(parents=True)
+    work.mkdir()
+    job = Job(kind=stage.kind, settings=stage, inputs=inputs, output=output, work=work)
+    return output, importlib.import_module(stage.module).run(job)
+
+
+def write_lines(path: Path, values: Iterable[object]) -> Path:
+    """A JSONL file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(value) + "\n" for value in values))
+    return path
+
+
+def read_lines(path: Path) -> list[dict]:
+    """The rows of a JSONL file."""
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def real_data() -> Path:
+    """Folder of the real files; skips the test where there is none."""
+    folder = Path(os.environ.get("MINILLM_DATA", ROOT / "../shared/data"))
+    if not folder.is_dir():
+        pytest.skip(f"no real data at {folder}; set MINILLM_DATA")
+    return folder

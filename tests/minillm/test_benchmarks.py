@@ -1,0 +1,61 @@
+import pytest
+
+from minillm.benchmarks import load_benchmarks, read_benchmark
+from minillm.errors import StageError
+from minillm.stages import Benchmarks
+from tests.minillm.direct import ROOT, real_data, run_stage, write_lines
+
+
+def test_every_benchmark_comes_out_in_one_format(tmp_path):
+    rows = [
+        {"topic": "t", "instruction": "i", "input": "c", "output": "o", "prompt": "not this"},
+        {"category": "k", "instruction": "i\u2028j", "output": ["o", "p"]},
+    ]
+    output, summary = run_stage(
+        Benchmarks(names=("a",)), {"a": write_lines(tmp_path / "a.jsonl", rows)}, tmp_path / "run"
+    )
+    assert summary == {"a": 2.0}
+    assert load_benchmarks(output)["a"] == [
+        {"index": 0, "instruction": "i", "context": "c", "references": ["o"], "topic": "t"},
+        {"index": 1, "instruction": "i\u2028j", "context": "", "references": ["o", "p"], "topic": "k"},
+    ]
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([], "benchmark a: .* has no rows"),
+        ([{"instruction": "i", "output": "o"}, {"instruction": "i", "output": " "}], r"a\.jsonl:2: `output` is empty"),
+        ([{"instruction": "i", "output": []}], ":1: `output` is an empty list"),
+        ([{"instruction": "i", "output": ["o", ""]}], ":1: `output` is empty"),
+        ([{"instruction": "i"}], ":1: no field `output`"),
+        ([{"output": "o"}], ":1: no field `instruction`"),
+        (["i"], ":1: not an object but str"),
+    ],
+)
+def test_a_benchmark_that_cannot_be_scored_is_refused_by_file_row_and_field(tmp_path, rows, message):
+    with pytest.raises(StageError, match=message):
+        run_stage(Benchmarks(names=("a",)), {"a": write_lines(tmp_path / "a.jsonl", rows)}, tmp_path / "run")
+
+
+def test_the_embedded_benchmarks_read():
+    folder = ROOT / "data" / "embedded"
+    names = ("dolly_eval", "self_inst", "vicuna", "sni", "unni")
+    for name in names:
+        rows = read_benchmark(name, folder / f"{name}.jsonl")
+        assert len(rows) >= 80
+        assert any(len(row["references"]) > 1 for row in rows) == (name == "sni")
+
+
+def test_the_real_benchmarks_read(tmp_path):
+    folder = real_data()
+    sources = {
+        "dolly": folder / "dolly" / "minillm_test_500.jsonl",
+        "self_inst": folder / "selfinst" / "minillm_selfinst_242.jsonl",
+        "vicuna": folder / "vicuna" / "minillm_vicuna_80.jsonl",
+        "sni": folder / "sni" / "test.jsonl",
+        "unni": folder / "unni" / "core_len0-2_1050.jsonl",
+    }
+    output, summary = run_stage(Benchmarks(names=tuple(sources)), sources, tmp_path)
+    assert summary == {"dolly": 500.0, "self_inst": 242.0, "vicuna": 80.0, "sni": 1694.0, "unni": 1050.0}
+    assert max(len(row["references"]) for row in load_benchmarks(output)["sni"]) > 1

@@ -1,0 +1,72 @@
+import hashlib
+import re
+
+import pytest
+
+from minillm.config import Training
+from minillm.loading import load_config
+from tests.minillm.direct import ROOT, real_data
+
+CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
+PUBLISHED = {
+    # student: learning rate and epochs of SFT, KD and SeqKD; the teacher and its rate; MiniLLM's schedule
+    "gpt2-base": ("gpt2", 5e-4, 20, "gpt2-xl", 5e-5, "constant"),
+    "gpt2-medium": ("gpt2-medium", 1e-4, 20, "gpt2-xl", 5e-5, "constant"),
+    "gpt2-large": ("gpt2-large", 1e-4, 10, "gpt2-xl", 5e-5, "constant"),
+    "opt-1.3b": ("facebook/opt-1.3b", 5e-5, 10, "facebook/opt-13b", 1e-5, "constant"),
+    "llama-7b": ("huggyllama/llama-7b", 1e-5, 10, "huggyllama/llama-13b", 1e-5, "cosine"),
+    "qwen2.5-0.5b": ("Qwen/Qwen2.5-0.5B", 1e-5, 10, "Qwen/Qwen2.5-1.5B", 1e-5, "cosine"),
+}
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_configuration_validates(path, monkeypatch):
+    if path.stem == "dolly-small":
+        real_data()
+    monkeypatch.chdir(ROOT)
+    config = load_config(path)
+    assert config.name == path.stem
+    assert list(config.methods) == ["sft", "kd", "seqkd", "minillm"]
+    assert list(config.evaluation.benchmarks) == ["dolly", "self_inst", "vicuna", "sni", "unni"]
+    assert config.evaluation.seeds == (10, 20, 30, 40, 50)
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_the_published_numbers(name):
+    student, rate, epochs, teacher, teacher_rate, schedule = PUBLISHED[name]
+    config = load_config(ROOT / "configs" / f"{name}.yaml")
+    assert (config.student.model.hub, config.teacher.model.hub) == (student, teacher)
+    assert (config.data.max_prompt_tokens, config.data.max_tokens, config.data.validation_size) == (256, 512, 1000)
+
+    minillm = config.methods["minillm"]
+    assert (minillm.text, minillm.divergence, minillm.start) == ("rollouts", "reverse_kl", "initial")
+    assert minillm.policy is not None
+    assert (minillm.policy.teacher_mix, minillm.policy.clip_range, minillm.policy.temperature) == (0.2, 0.2, 1.0)
+    assert (minillm.policy.rollouts, minillm.policy.inner_epochs) == (256, 4)
+    assert minillm.policy.plain_text_coefficient == 1.0
+    t = minillm.training
+    assert (t.learning_rate, t.schedule, t.warmup_steps, t.steps, t.batch_size) == (5e-6, schedule, 100, 5000, 64)
+    assert (t.betas, t.weight_decay, t.gradient_clip, t.select_by) == ((0.9, 0.95), 1e-6, 1.0, "rouge_l")
+
+    assert config.teacher.training is not None
+    fine_tuned(config.teacher.training, teacher_rate, 10, "rouge_l")
+    fine_tuned(config.student.initial, rate, 3, "validation_loss")
+    for method in ("sft", "kd", "seqkd"):
+        assert config.methods[method].start == "pretrained"
+        fine_tuned(config.methods[method].training, rate, epochs, "rouge_l")
+    kd, seqkd = config.methods["kd"], config.methods["seqkd"]
+    assert (kd.text, kd.divergence, kd.divergence_weight) == ("dataset", "forward_kl", 0.5)
+    assert (seqkd.text, seqkd.divergence) == ("teacher", "cross_entropy")
+
+
+def fine_tuned(t: Training, rate: float, epochs: int, select_by: str) -> None:
+    assert (t.learning_rate, t.schedule, t.warmup_steps, t.epochs, t.batch_size) == (rate, "cosine", 0, epochs, 32)
+    assert (t.betas, t.weight_decay, t.gradient_clip, t.select_by) == ((0.9, 0.95), 1e-2, 1.0, select_by)
+
+
+def test_the_real_files_have_the_checksums_that_the_data_page_gives():
+    table = re.findall(r"^\| `([\w./-]+)` \|.*`([0-9a-f]{64})` \|$", (ROOT / "data" / "README.md").read_text(), re.M)
+    assert len(table) == 9
+    folder = real_data()
+    for name, digest in table:
+        assert hashlib.sha256((folder / name).read_bytes()).hexdigest() == digest, name

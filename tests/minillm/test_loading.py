@@ -1,0 +1,163 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from minillm.errors import ConfigError
+from minillm.loading import load_config
+from tests.minillm.direct import ROOT, write_lines
+
+
+@pytest.fixture
+def raw(tmp_path: Path) -> dict[str, Any]:
+    """A valid configuration whose data stand in tmp_path/data."""
+    for name in ("dolly", "split", "eval"):
+        write_lines(tmp_path / "data" / f"{name}.jsonl", [])
+    (tmp_path / "data" / "plain.txt").write_text("")
+    training = {"learning_rate": 1e-3, "batch_size": 8, "epochs": 1, "evaluate_every": 10}
+    architecture = {"architecture": {"model_type": "gpt2", "n_layer": 2}}
+    config = {
+        "name": "test",
+        "data": {
+            "directory": str(tmp_path / "data"),
+            "instructions": {"path": "dolly.jsonl"},
+            "split": {"path": "split.jsonl"},
+            "plain_text": {"path": "plain.txt"},
+        },
+        "tokenizer": {"train_vocabulary": 300},
+        "teacher": {"model": architecture, "training": training},
+        "student": {"model": architecture, "initial": training},
+        "methods": {
+            "sft": {"text": "dataset", "divergence": "cross_entropy", "training": training},
+            "minillm": {
+                "text": "rollouts",
+                "divergence": "reverse_kl",
+                "policy": {"rollouts": 8},
+                "training": {**training, "epochs": None, "steps": 2},
+            },
+        },
+        "evaluation": {"benchmarks": {"dolly": {"source": {"path": "eval.jsonl"}}}},
+    }
+    return json.loads(json.dumps(config))  # no part stands in two places
+
+
+def load(folder: Path, raw: dict[str, Any], *overrides: str):
+    path = folder / "run.yaml"
+    path.write_text(yaml.safe_dump(raw))
+    return load_config(path, overrides)
+
+
+def refusal(folder: Path, raw: dict[str, Any], *overrides: str) -> str:
+    with pytest.raises(ConfigError) as error:
+        load(folder, raw, *overrides)
+    return str(error.value)
+
+
+def test_a_valid_file_loads_and_overrides_win(tmp_path, raw):
+    assert load(tmp_path, raw).methods["minillm"].policy.teacher_mix == 0.2
+    overrides = ("methods.minillm.policy.teacher_mix=0.5", "student.initial.learning_rate=5e-6", "data.split=null")
+    config = load(tmp_path, raw, *overrides)
+    assert config.methods["minillm"].policy.teacher_mix == 0.5
+    assert config.student.initial.learning_rate == 5e-6
+    assert config.data.split is None
+
+
+def test_interpolation_is_resolved(tmp_path, raw):
+    raw["methods"]["kd"] = {**raw["methods"]["sft"], "training": "${methods.sft.training}"}
+    config = load(tmp_path, raw, "methods.sft.training.learning_rate=0.25")
+    assert config.methods["kd"].training.learning_rate == 0.25
+    raw["name"] = "${no.such}"
+    assert "no.such" in refusal(tmp_path, raw)
+
+
+def test_every_problem_stands_in_one_message_by_its_field(tmp_path, raw):
+    raw["data"]["max_tokns"] = 7
+    raw["data"]["instructions"]["path"] = "doly.jsonl"
+    raw["methods"]["minillm"]["policy"]["teacher_mix"] = 1.0
+    raw["methods"]["sft"]["training"]["batch_size"] = "many"
+    raw["evaluation"]["benchmarks"]["dolly"]["source"]["pth"] = "x"
+    del raw["student"]["initial"]["learning_rate"]
+    message = refusal(tmp_path, raw)
+    assert "6 problems" in message
+    assert "data.max_tokns: unknown key; did you mean `max_tokens`?" in message
+    assert f"data.instructions: {tmp_path}/data/doly.jsonl does not exist; did you mean" in message
+    assert "methods.minillm.policy.teacher_mix: Input should be less than 1, not 1.0 (α: share of" in message
+    assert "methods.sft.training.batch_size: Input should be a valid integer" in message
+    assert "not 'many' (Sequences per optimizer step over all processes.)" in message
+    assert "evaluation.benchmarks.dolly.source.pth: unknown key; did you mean `path`?" in message
+    assert "student.initial.learning_rate: required, but not given (Peak learning rate of AdamW.)" in message
+
+
+def test_an_unknown_key_far_from_all_lists_those_of_its_level(tmp_path, raw):
+    message = refusal(tmp_path, raw, "methods.minillm.policy.zzzz=1")
+    assert "methods.minillm.policy.zzzz: unknown key; known: clip_importance, clip_range, credit" in message
+    assert "unknown key; known: data, evaluation" in refusal(tmp_path, raw, "zzzz=1")
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("methods.minillm.policy.rollouts=12", "rollouts 12 must be a multiple of batch_size 8"),
+        ("methods.minillm.training.epochs=2", "give exactly one of `epochs` and `steps`"),
+        ("data.max_prompt_tokens=512", "max_prompt_tokens 512 leaves no room for a response"),
+        ("methods.minillm.policy.teacher_mix=-0.1", "greater than or equal to 0, not -0.1"),
+        ("data.plain_text=null", "methods.minillm.policy.plain_text_coefficient is 1.0, but there is no"),
+        ("teacher.training=null", "teacher.training is null, but its weights are random"),
+        ("tokenizer.path=/nowhere", "give at most one of `train_vocabulary` and `path`"),
+        ("data.split.hub=a/b", "data.split: give exactly one of `path` (local) and `hub` (hub name)"),
+    ],
+)
+def test_contradictions_are_refused_with_value_and_remedy(tmp_path, raw, override, message):
+    assert message in refusal(tmp_path, raw, override)
+
+
+@pytest.mark.parametrize(
+    ("override", "field"),
+    [
+        ("data.split.path=no.jsonl", "data.split"),
+        ("data.plain_text.path=no.txt", "data.plain_text"),
+        ("evaluation.benchmarks.dolly.source.path=no.jsonl", "evaluation.benchmarks.dolly.source"),
+        ("data.directory=/no/such/folder", "data.instructions"),
+    ],
+)
+def test_missing_data_are_refused_by_field_and_path(tmp_path, raw, override, field):
+    path = "/no/such/folder/dolly.jsonl" if "directory" in override else str(tmp_path / "data" / "no")
+    assert f"{field}: {path}" in refusal(tmp_path, raw, override)
+
+
+def test_missing_models_are_refused(tmp_path, raw):
+    raw["student"]["model"] = {"path": str(tmp_path / "student")}
+    assert f"student.model: {tmp_path / 'student'} does not exist" in refusal(tmp_path, raw)
+    raw["tokenizer"] = {"path": str(tmp_path / "tok")}
+    assert f"tokenizer: {tmp_path / 'tok'} does not exist" in refusal(tmp_path, raw)
+
+
+def test_a_file_that_is_no_configuration_says_so(tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    with pytest.raises(ConfigError, match=r"no configuration file configs/gpt2\.yaml; there are: .*configs/gpt2-base"):
+        load_config("configs/gpt2.yaml")
+    (tmp_path / "bad.yaml").write_text("a: [1\nb: 2")
+    with pytest.raises(ConfigError, match=r"(?s)bad\.yaml cannot be read as a configuration: .*line 2"):
+        load_config(tmp_path / "bad.yaml")
+    (tmp_path / "twice.yaml").write_text("a: 1\na: 2")
+    with pytest.raises(ConfigError, match="duplicate key a"):
+        load_config(tmp_path / "twice.yaml")
+    (tmp_path / "list.yaml").write_text("- 1")
+    with pytest.raises(ConfigError, match="list"):
+        load_config(tmp_path / "list.yaml")
+    (tmp_path / "empty.yaml").write_text("")
+    with pytest.raises(ConfigError, match="methods: required"):
+        load_config(tmp_path / "empty.yaml")
+    with pytest.raises(ConfigError, match="'seed' is not an override; write key.sub=value"):
+        load_config(tmp_path / "empty.yaml", ["seed"])
+
+
+def test_loading_imports_nothing_heavy():
+    heavy = "torch, transformers, datasets, huggingface_hub, pandas, numpy".split(", ")
+    code = f"import sys, minillm.loading, minillm.sources, minillm.stages; print([m for m in {heavy} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

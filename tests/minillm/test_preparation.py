@@ -1,0 +1,214 @@
+import json
+from pathlib import Path
+
+import pytest
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+from minillm.config import Model, Template
+from minillm.config import Tokenizer as TokenizerChoice
+from minillm.errors import StageError
+from minillm.models import build_model, load_tokenizer, parameter_count, save_model
+from minillm.prompts import encode_prompts, encode_texts
+from minillm.stages import Prepare
+from minillm.tokenizers_bpe import train_bpe
+from tests.minillm.direct import PLAIN, real_data, run_stage, write_lines
+
+GPT2 = {"model_type": "gpt2", "n_layer": 1, "n_head": 2, "n_embd": 8, "n_positions": 64}
+T5 = {"model_type": "t5", "d_model": 8, "d_kv": 4, "d_ff": 8, "num_layers": 1, "num_heads": 2}
+TEXTS = ["the red cat runs", "the blue dog sleeps and the red bird sings", "Naïve café №3 答え 🙂\n\n  tabs\t"]
+
+
+def settings(teacher: Model | dict, student: Model | dict, max_tokens: int = 64, **tokenizer: object) -> Prepare:
+    return Prepare(
+        tokenizer=TokenizerChoice.model_validate(tokenizer),
+        template=Template(**PLAIN),
+        teacher=teacher if isinstance(teacher, Model) else Model(architecture=teacher),
+        student=student if isinstance(student, Model) else Model(architecture=student),
+        max_tokens=max_tokens,
+        generation_tokens=32,
+    )
+
+
+def instructions(folder: Path) -> dict[str, Path]:
+    rows = [{"instruction": text, "context": "", "response": text} for text in TEXTS]
+    return {"instructions": write_lines(folder / "rows.jsonl", rows)}
+
+
+def model_directory(folder: Path, tokenizer: PreTrainedTokenizerFast, **fields: object) -> Path:
+    """A randomly initialised model on disk, with its tokenizer."""
+    save_model(build_model({**GPT2, **fields}, tokenizer, seed=1), tokenizer, folder)
+    return folder
+
+
+def test_a_trained_tokenizer_loads_as_any_other_and_loses_nothing(tmp_path):
+    output, summary = run_stage(settings(GPT2, GPT2, train_vocabulary=400), instructions(tmp_path), tmp_path / "run")
+    tokenizer = AutoTokenizer.from_pretrained(output)
+    assert tokenizer.eos_token == tokenizer.bos_token == tokenizer.pad_token == "<|endoftext|>"
+    assert summary["vocabulary"] == len(tokenizer) <= 400
+    for text in [*TEXTS, "unseen: Ωμέγα\u2028\x00"]:
+        assert tokenizer.decode(encode_texts(tokenizer, [text])[0]) == text
+    assert len(encode_texts(tokenizer, ["the red"])[0]) < len("the red")
+    built = build_model(GPT2, tokenizer, seed=1)
+    assert json.loads((output / "models.json").read_text())["student"] == {
+        "model_type": "gpt2",
+        "parameters": parameter_count(built),
+        "embedding_rows": len(tokenizer),
+        "tokenizer_entries": len(tokenizer),
+        "positions": 64,
+    }
+
+
+def test_training_a_tokenizer_twice_gives_the_same_bytes(tmp_path):
+    outputs = [
+        run_stage(settings(GPT2, GPT2, train_vocabulary=300), instructions(tmp_path), tmp_path / name)[0]
+        for name in ("once", "twice")
+    ]
+    assert outputs[0].joinpath("tokenizer.json").read_bytes() == outputs[1].joinpath("tokenizer.json").read_bytes()
+
+
+def test_only_training_rows_and_the_plain_text_teach_the_tokenizer(tmp_path):
+    rows = [{"instruction": word * 3, "response": word} for word in ("qqqq", "zzzz")]
+    inputs = {
+        "instructions": write_lines(tmp_path / "rows.jsonl", rows),
+        "split": write_lines(tmp_path / "split.jsonl", [{"row": 0, "split": "train"}, {"row": 1, "split": "test"}]),
+        "plain_text": tmp_path / "plain.txt",
+    }
+    inputs["plain_text"].write_text("jjjj jjjj\n" * 3)
+    tokenizer = AutoTokenizer.from_pretrained(
+        run_stage(settings(GPT2, GPT2, train_vocabulary=280), inputs, tmp_path / "run")[0]
+    )
+    vocabulary = tokenizer.get_vocab()
+    assert "qq" in vocabulary
+    assert "jj" in vocabulary
+    assert "zz" not in vocabulary
+
+
+def test_special_tokens_written_in_a_text_stay_text():
+    tokenizer = train_bpe(TEXTS, 300)
+    ids = encode_texts(tokenizer, ["stop <|endoftext|> here"])[0]
+    assert tokenizer.eos_token_id not in ids
+    assert tokenizer.decode(ids) == "stop <|endoftext|> here"
+
+
+def test_prompts_open_with_bos_only_where_the_tokenizer_adds_it():
+    plain = train_bpe(TEXTS, 300)
+    assert encode_prompts(plain, ["the"]) == encode_texts(plain, ["the"])
+    opening = train_bpe(TEXTS, 300)
+    from tokenizers.processors import TemplateProcessing
+
+    opening.backend_tokenizer.post_processor = TemplateProcessing("<|endoftext|> $A", None, [("<|endoftext|>", 0)])
+    assert encode_prompts(opening, ["the"]) == [[0, *encode_texts(plain, ["the"])[0]]]
+    assert encode_texts(opening, ["the"]) == encode_texts(plain, ["the"])
+
+
+def test_the_teachers_tokenizer_is_taken_and_more_embedding_rows_are_fine(tmp_path):
+    tokenizer = train_bpe(TEXTS, 300)
+    teacher = model_directory(tmp_path / "teacher", tokenizer, vocab_size=len(tokenizer) + 64)
+    student = model_directory(tmp_path / "student", tokenizer)
+    stage = settings(Model(path=str(teacher)), Model(path=str(student)))
+    output, summary = run_stage(stage, {"teacher": teacher, "student": student}, tmp_path / "run")
+    assert summary["tokenizer"] == "teacher.model"
+    assert load_tokenizer(output).get_vocab() == tokenizer.get_vocab()
+    facts = json.loads((output / "models.json").read_text())
+    rows = {role: fact["embedding_rows"] for role, fact in facts.items()}
+    assert rows == {"teacher": len(tokenizer) + 64, "student": len(tokenizer)}
+
+
+def test_different_tokenizers_are_refused_at_the_first_differing_token(tmp_path):
+    ours, theirs = train_bpe(TEXTS, 262), train_bpe(["zz zz zz", *TEXTS[2:]], 262)
+    inputs = {
+        "teacher": model_directory(tmp_path / "teacher", ours),
+        "student": model_directory(tmp_path / "student", theirs),
+    }
+    stage = settings(Model(path="teacher"), Model(path="student"))
+    vocabularies = [{i: t for t, i in tokenizer.get_vocab().items()} for tokenizer in (ours, theirs)]
+    first = next(i for i in range(300) if vocabularies[0].get(i) != vocabularies[1].get(i))
+    with pytest.raises(StageError, match="teacher.model and student.model have different tokenizers") as error:
+        run_stage(stage, inputs, tmp_path / "run")
+    assert f"token {first} is {vocabularies[0][first]!r} in teacher.model" in str(error.value)
+
+
+def test_tokenizers_that_differ_only_in_how_they_part_a_text_are_refused(tmp_path):
+    ours, theirs = train_bpe(TEXTS, 300), train_bpe(TEXTS, 300)
+    theirs.backend_tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    inputs = {
+        "teacher": model_directory(tmp_path / "teacher", ours),
+        "student": model_directory(tmp_path / "student", theirs),
+    }
+    with pytest.raises(StageError, match="different tokenizers: the encoding of 'Naïve café"):
+        run_stage(settings(Model(path="teacher"), Model(path="student")), inputs, tmp_path / "run")
+
+
+def test_embeddings_smaller_than_the_tokenizer_are_refused(tmp_path):
+    tokenizer = train_bpe(TEXTS, 300)
+    small = {**GPT2, "vocab_size": 100}
+    inputs = {"teacher": model_directory(tmp_path / "teacher", tokenizer)}
+    with pytest.raises(StageError, match=f"student.model has 100 embedding rows, fewer .* {len(tokenizer)} entries"):
+        run_stage(settings(Model(path="teacher"), small), inputs, tmp_path / "run")
+
+
+def test_a_tokenizer_without_eos_is_refused(tmp_path):
+    bare = Tokenizer(models.WordLevel({"a": 0, "b": 1}, unk_token="a"))
+    PreTrainedTokenizerFast(tokenizer_object=bare).save_pretrained(tmp_path / "tok")
+    with pytest.raises(StageError, match="tokenizer.path: the tokenizer in .*tok has no end-of-sequence token"):
+        run_stage(settings(GPT2, GPT2, path="tok"), {"tokenizer": tmp_path / "tok"}, tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("student", "max_tokens", "message"),
+    [
+        ({**GPT2, "n_positions": 48}, 64, r"student.model \(gpt2\) sees at most 48 tokens, but data.max_tokens is 64"),
+        ({**GPT2, "n_positions": 24}, 24, "longest benchmark prompt with its response 32"),
+        ({"model_type": "gtp2"}, 64, r"model_type 'gtp2' is unknown; did you mean `gpt2`\?"),
+        (T5, 64, "t5 is an encoder–decoder model"),
+        ({"model_type": "vit"}, 64, "vit is not a causal language model"),
+        ({**GPT2, "n_embed": 16}, 64, r"architecture\.n_embed is no field of gpt2; did you mean `n_embd`\?"),
+        ({**GPT2, "n_head": 3}, 64, "student.model: transformers cannot build it: .*3"),
+    ],
+)
+def test_models_that_cannot_serve_are_refused(tmp_path, student, max_tokens, message):
+    stage = settings(GPT2, student, max_tokens, train_vocabulary=300)
+    with pytest.raises(StageError, match=message):
+        run_stage(stage, instructions(tmp_path), tmp_path / "run")
+
+
+def test_a_model_directory_without_weights_is_refused(tmp_path):
+    tokenizer = train_bpe(TEXTS, 300)
+    teacher = model_directory(tmp_path / "teacher", tokenizer)
+    (teacher / "model.safetensors").unlink()
+    with pytest.raises(StageError, match=r"teacher has no weights \(model\.safetensors"):
+        run_stage(settings(Model(path="teacher"), GPT2), {"teacher": teacher}, tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("vocabulary", "rows", "message"),
+    [
+        (256, ["a"], "train_vocabulary is 256; every byte needs an entry: set 257 or more"),
+        (300, [], "has no usable row; .*rows.jsonl:1: no field `response`"),
+    ],
+)
+def test_a_tokenizer_that_cannot_be_trained_is_refused(tmp_path, vocabulary, rows, message):
+    values = [{"instruction": row, "response": row} for row in rows] or [{"instruction": "a"}]
+    inputs = {"instructions": write_lines(tmp_path / "rows.jsonl", values)}
+    with pytest.raises(StageError, match=message):
+        run_stage(settings(GPT2, GPT2, train_vocabulary=vocabulary), inputs, tmp_path / "run")
+
+
+def test_training_a_tokenizer_for_weights_that_have_one_is_refused(tmp_path):
+    inputs = {**instructions(tmp_path), "student": model_directory(tmp_path / "student", train_bpe(TEXTS, 300))}
+    with pytest.raises(StageError, match="train_vocabulary is 300, but student.model has weights made for a tokenizer"):
+        run_stage(settings(GPT2, Model(path="student"), train_vocabulary=300), inputs, tmp_path / "run")
+
+
+def test_a_tokenizer_directory_of_the_users_choice_serves(tmp_path):
+    files = real_data() / "tokenizers" / "gpt2"
+    chosen = tmp_path / "gpt2"
+    chosen.mkdir()
+    for name in ("vocab.json", "merges.txt"):
+        (chosen / name).write_bytes((files / name).read_bytes())
+    (chosen / "tokenizer_config.json").write_text('{"tokenizer_class": "GPT2Tokenizer"}')
+    stage = settings(GPT2, GPT2, path=str(chosen))
+    output, summary = run_stage(stage, {"tokenizer": chosen}, tmp_path / "run")
+    assert summary["vocabulary"] == 50257.0
+    assert AutoTokenizer.from_pretrained(output)("Hello world").input_ids == [15496, 995]

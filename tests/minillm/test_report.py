@@ -1,0 +1,293 @@
+import json
+import random
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from safetensors.numpy import save_file
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from minillm import report, scoring
+from minillm.comparison import Comparison, human, percent, verdict
+from minillm.config import Benchmark, Evaluation, Source
+from minillm.stages import Job, Report, Score
+
+ROLES = ("teacher", "sft", "kd", "minillm")
+KEPT_WORDS = {"teacher": 0.75, "sft": 0.5, "kd": 0.52, "minillm": 0.65}
+SEEDS = (10, 20, 30)
+WORDS = "the quick brown fox jumps over a lazy dog while seven small birds watch from old grey walls".split()
+
+
+def write_jsonl(path: Path, rows: list[dict]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
+def make_inputs(folder: Path, benchmarks: tuple[str, ...] = ("dolly", "sni")) -> dict[str, Path]:
+    """Artifacts of a whole small run: responses are references with words lost at a rate of each role's own."""
+    words = Tokenizer(models.WordLevel({"?": 0}, unk_token="?"))
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    PreTrainedTokenizerFast(tokenizer_object=words, unk_token="?").save_pretrained(folder / "tokenizer")
+    draw = random.Random(0)
+    prompts = {}
+    for name in benchmarks:
+        prompts[name] = [
+            {
+                "index": index,
+                "instruction": f"Describe <b>scene</b> {index} & say | what happens.",
+                "context": "Some context\nin lines." if index % 2 else "",
+                "references": [" ".join(draw.choices(WORDS, k=draw.choice([4, 8, 20])))],
+                "topic": "",
+            }
+            for index in range(30)
+        ]
+        write_jsonl(folder / "benchmarks" / f"{name}.jsonl", prompts[name])
+    inputs = {"benchmarks": folder / "benchmarks", "examples": folder / "examples"}
+    for role in ROLES:
+        make_role(folder, role, prompts, draw, inputs)
+    (folder / "examples").mkdir()
+    fate = {"kept": [900, 80], "malformed": [3, 0], "too long": [40, 7], "duplicate": [4, 1], "in a benchmark": [2, 0]}
+    pd.DataFrame(fate, index=pd.Index(["open_qa", "closed_qa"])).T.to_csv(folder / "examples" / "dropped.csv")
+    lengths = {"median": [41, 60], "longest": [256, 511]}
+    pd.DataFrame(lengths, index=pd.Index(["prompt", "whole"])).to_csv(folder / "examples" / "lengths.csv")
+    return inputs
+
+
+def make_role(folder: Path, role: str, prompts: dict, draw: random.Random, inputs: dict[str, Path]) -> None:
+    """Responses, scores and, for all but the teacher, a train artifact."""
+    responses = folder / f"generate-{role}"
+    for name, rows in prompts.items():
+        answered = []
+        for seed in SEEDS:
+            for row in rows:
+                kept = [w if draw.random() < KEPT_WORDS[role] else "lost" for w in row["references"][0].split()]
+                text = " ".join(kept) + ("\u2028```|<i>" if row["index"] == 0 else "")
+                answered.append(
+                    {"index": row["index"], "seed": seed, "response": text, "tokens": len(kept), "finished": True}
+                )
+        write_jsonl(responses / f"{name}.jsonl", answered)
+    (responses / "cut_prompts.json").write_text(json.dumps({name: 3 if name == "sni" else 0 for name in prompts}))
+    summary = {"parameters": 5000} if role == "teacher" else {}
+    manifest = {"kind": "generate", "key": f"{role:0<64}", "summary": summary, "versions": {"torch": "2.13.0"}}
+    (responses / "manifest.json").write_text(json.dumps(manifest))
+    score = folder / f"score-{role}"
+    score.mkdir()
+    subsets = {name: Benchmark(source=Source(path="x"), length_subsets=name == "sni") for name in prompts}
+    settings = Score(role=role, evaluation=Evaluation(benchmarks=subsets, seeds=SEEDS))
+    sources = {"responses": responses, "benchmarks": folder / "benchmarks", "tokenizer": folder / "tokenizer"}
+    scoring.run(Job(kind="score", settings=settings, inputs=sources, output=score, work=folder))
+    inputs |= {f"responses/{role}": responses, f"score/{role}": score}
+    if role != "teacher":
+        inputs[f"train/{role}"] = make_train(folder / f"train-{role}", role)
+
+
+def make_train(path: Path, role: str) -> Path:
+    (path / "model").mkdir(parents=True)
+    weights = {"a": np.zeros((10, 40), np.float32), "b": np.zeros(100, np.float32)}
+    save_file(weights, path / "model" / "model.safetensors")
+    name = "train/reverse_kl" if role == "minillm" else "train/loss"
+    lines = [
+        {"time": 0.0, "step": step, "total": 500, "metrics": {name: 3 / step**0.3 + 0.1 * (step % 3)}}
+        for step in range(1, 501)
+    ]
+    history = [
+        {"step": step, "valid/loss": 2.5 - step / 500, "valid/rouge_l": 30 + step / 50} for step in (100, 300, 500)
+    ]
+    lines += [{"time": 0.0, "step": h["step"], "total": 500, "metrics": dict(list(h.items())[1:])} for h in history]
+    write_jsonl(path / "metrics.jsonl", lines)
+    selection = {"select_by": "rouge_l", "step": 500, "value": 40.0, "history": history}
+    (path / "selection.json").write_text(json.dumps(selection))
+    manifest = {"kind": "train", "key": "f" * 64, "settings": {"seed": 4}, "versions": {"torch": "2.13.0"}}
+    (path / "manifest.json").write_text(json.dumps(manifest))
+    return path
+
+
+def make_report(folder: Path, benchmarks: tuple[str, ...] = ("dolly", "sni")) -> tuple[dict, Path]:
+    inputs = make_inputs(folder, benchmarks)
+    output = folder / "report"
+    output.mkdir()
+    settings = Report(name="toy-run", roles=ROLES, benchmarks=benchmarks)
+    summary = report.run(Job(kind="report", settings=settings, inputs=inputs, output=output, work=folder))
+    return summary, output
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> tuple[dict, Path]:
+    return make_report(tmp_path_factory.mktemp("report"))
+
+
+class Page(HTMLParser):
+    """Texts of table cells, ids, addresses that the page would load, and open tags."""
+
+    VOID = frozenset({"meta", "path", "use", "rect", "br"})
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cells: list[str] = []
+        self.ids: list[str] = []
+        self.loaded: list[str] = []
+        self.open: list[str] = []
+        self.text = ""
+
+    def handle_starttag(self, tag, attrs):
+        values = dict(attrs)
+        self.ids += [values["id"]] if values.get("id") else []
+        self.loaded += [v for k, v in attrs if k in ("src", "href", "xlink:href", "srcset") and not v.startswith("#")]
+        if tag not in self.VOID:
+            self.open.append(tag)
+        if tag in ("td", "th"):
+            self.cells.append("")
+
+    def handle_startendtag(self, tag, attrs):
+        self.handle_starttag(tag, attrs)
+        if tag not in self.VOID:
+            self.open.pop()
+
+    def handle_endtag(self, tag):
+        if tag not in self.VOID:
+            assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text += data
+        if self.open and self.open[-1] in ("td", "th"):
+            self.cells[-1] += data
+
+
+def read_page(output: Path) -> Page:
+    page = Page()
+    page.feed((output / "report.html").read_text())
+    return page
+
+
+def table_of(means: dict[str, list[float]]) -> dict:
+    """A table.json over one benchmark from values per seed."""
+    cell = {
+        role: {
+            "mean": float(np.mean(values)),
+            "spread": float(np.std(values, ddof=1)) if len(values) > 1 else 0.0,
+            "per_seed": {str(seed): value for seed, value in enumerate(values)},
+        }
+        for role, values in means.items()
+    }
+    return {role: {"benchmarks": {"x": {"rouge_l": c}}, "mean": {"rouge_l": c}} for role, c in cell.items()}
+
+
+def test_differences_have_the_standard_error_of_two_independent_means():
+    tables = table_of({"teacher": [60, 60], "sft": [40.0, 44.0], "minillm": [50.0, 56.0]})
+    sft = [d for d in Comparison(tables, ["x"]).differences() if d.method == "sft" and d.benchmark == "mean"][0]
+    # means 42 and 53; variances 8 and 18 over 2 seeds: √(8/2 + 18/2) = √13
+    assert sft.value == pytest.approx(11)
+    assert sft.standard_error == pytest.approx(13**0.5)
+    assert sft.clear
+    assert str(sft) == "+11.0 ± 3.6"
+
+
+def test_the_verdict_says_how_close_how_small_and_how_sure():
+    tables = table_of(
+        {"teacher": [60, 60], "sft": [40.0, 44.0], "kd": [50, 55], "seqkd": [59, 59.1], "minillm": [50.0, 56.0]}
+    )
+    sentences = verdict(Comparison(tables, ["x"]), {"teacher": 1_500_000_000, "seqkd": 124_000_000})
+    assert sentences[0] == (
+        "The best student is seqkd: Rouge-L 59.0 ± 0.1 (on x), 98 % of the teacher's 60.0, "
+        "with 8.3 % of its parameters (124 M of 1.5 B)."
+    )
+    assert sentences[1].startswith("minillm is above sft (+11.0 ± 3.6) by more than twice")
+    assert sentences[2] == "minillm cannot be told apart from kd (+0.5 ± 3.9) within twice the standard error."
+    assert sentences[3].startswith("minillm is below seqkd (−6.0 ± 3.0) by more than twice")
+    assert len(sentences) == 4
+
+
+def test_a_single_seed_claims_no_certainty():
+    sentences = verdict(Comparison(table_of({"teacher": [60], "sft": [40], "minillm": [50]}), ["x"]), {})
+    assert sentences[1] == "minillm minus others, from a single seed and so without a standard error: sft (+10.0)."
+
+
+@pytest.mark.parametrize(
+    ("count", "words"),
+    [(999, "999"), (34_200, "34.2 K"), (833_000, "833 K"), (999_900, "1 M"), (1_557_611_200, "1.56 B")],
+)
+def test_counts_are_written_with_three_digits(count, words):
+    assert human(count) == words
+
+
+def test_small_shares_keep_their_digits():
+    assert [percent(share) for share in (0.861, 0.0413, 0.0035, 1.024)] == ["86 %", "4.1 %", "0.35 %", "102 %"]
+
+
+def test_every_number_of_the_table_comes_from_the_scores(finished):
+    summary, output = finished
+    frame = pd.read_csv(output / "results.csv")
+    assert list(frame.columns) == ["method", "benchmark", "mean", "spread", "seed_10", "seed_20", "seed_30"]
+    assert len(frame) == len(ROLES) * 3
+    scores = pd.read_parquet(output.parent / "score-kd" / "scores.parquet").query("benchmark == 'sni'")
+    per_seed = 100 * scores.groupby("seed")["rouge_l"].mean()
+    row = frame.query("method == 'kd' and benchmark == 'sni'").iloc[0]
+    assert row["mean"] == pytest.approx(per_seed.mean())
+    assert row["spread"] == pytest.approx(per_seed.std(ddof=1))
+    assert summary["kd/rouge_l/sni"] == pytest.approx(row["mean"])
+    assert summary["best_student"] == "minillm"
+    cell = f"{row['mean']:.1f} ± {row['spread']:.1f}"
+    assert cell in read_page(output).cells
+    assert cell in (output / "report.md").read_text()
+
+
+def test_parameters_come_from_weights_or_from_the_generation_of_a_ready_made_teacher(finished):
+    _, output = finished
+    results = json.loads((output / "results.json").read_text())
+    assert results["parameters"] == {"sft": 500, "kd": 500, "minillm": 500, "teacher": 5000}
+    assert "10 % of its parameters (500 of 5 K)" in results["verdict"][0]
+
+
+def test_the_page_needs_nothing_else_and_escapes_what_models_wrote(finished):
+    _, output = finished
+    page = read_page(output)
+    assert page.open == []
+    assert page.loaded == []
+    assert len(page.ids) == len(set(page.ids))
+    html = (output / "report.html").read_text()
+    assert "@import" not in html
+    assert not re.search(r"url\((?!#)", html)
+    assert "<b>scene</b>" not in html
+    assert "&lt;b&gt;scene&lt;/b&gt;" in html
+    assert "#010203" not in html
+
+
+def test_the_page_shows_data_cut_prompts_answers_and_provenance(finished):
+    _, output = finished
+    page = read_page(output)
+    for cell in ("too long", "in a benchmark", "generate", "f" * 16, "4"):
+        assert cell in page.cells
+    assert "cut to fit: sni 3." in page.text
+    assert "torch 2.13.0" in page.text
+    answer = json.loads((output.parent / "generate-minillm" / "dolly.jsonl").read_text().split("\n")[0])["response"]
+    assert answer in page.text
+    markdown = (output / "report.md").read_text()
+    assert "    Describe <b>scene</b> 29 & say | what happens." in markdown
+
+
+def test_plots_are_written_for_what_was_measured(finished):
+    _, output = finished
+    names = {path.stem for path in (output / "plots").glob("*.png")}
+    assert names == {
+        "benchmarks", "length-sni", "train-loss", "valid-loss", "valid-rouge_l", "train-reverse_kl"
+    }  # fmt: skip
+    for name in names:
+        assert f"plots/{name}.png" in (output / "report.md").read_text()
+        assert (output / "plots" / f"{name}.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+    svg = re.findall(r"<svg.*?</svg>", (output / "report.html").read_text(), re.S)
+    assert len(svg) == len(names)
+    overview = next(text for text in svg if "spread over seeds" in text)
+    for label in (*ROLES, "dolly", "sni", "mean"):
+        assert f">{label}</text>" in overview
+
+
+def test_a_method_keeps_its_colour_in_every_figure(finished):
+    _, output = finished
+    svg = re.findall(r"<svg.*?</svg>", (output / "report.html").read_text(), re.S)
+    for text in svg:
+        # kd is the third role: the second colour after the teacher's grey
+        assert ("#0072b2" in text.lower()) == (">kd</text>" in text)

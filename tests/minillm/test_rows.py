@@ -1,0 +1,96 @@
+import pytest
+
+from minillm.config import Template
+from minillm.errors import StageError
+from minillm.prompts import render
+from minillm.rows import Row, read_rows, read_split, refuse_malformed
+from tests.minillm.direct import PLAIN, read_lines, real_data, write_lines
+
+MALFORMED = {
+    b'{"instruction": "a", "response"': "not JSON",
+    b'["a", "b"]': "not an object but list",
+    b'{"response": "b"}': "no field `instruction`",
+    b'{"instruction": "a"}': "no field `response`",
+    b'{"instruction": " ", "response": "b"}': "`instruction` is empty",
+    b'{"instruction": "a", "response": "\\n"}': "`response` is empty",
+    b'{"instruction": 3, "response": "b"}': "`instruction` is int, not text",
+    b'{"instruction": "a", "response": null}': "`response` is NoneType, not text",
+    b'{"instruction": "a", "context": ["x"], "response": "b"}': "`context` is list, not text",
+    b'{"instruction": "caf\xe9", "response": "b"}': "not UTF-8 (byte 0xe9 at column 21)",
+}
+
+
+def test_each_malformed_row_is_listed_with_line_and_reason_and_keeps_its_number(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(b"\n".join([*MALFORMED, b"", b'{"instruction": "a", "response": "b"}']))
+    rows, malformed = read_rows(path)
+    assert rows == [Row(len(MALFORMED), "a", "", "b", "none")]
+    assert [(m.row, m.line) for m in malformed] == [(i, i + 1) for i in range(len(MALFORMED))]
+    for found, reason in zip(malformed, MALFORMED.values(), strict=True):
+        assert found.reason.startswith(reason)
+        assert found.file == str(path)
+
+
+def test_context_may_be_absent_null_or_blank_and_alpaca_names_do_as_well(tmp_path):
+    values = [
+        {"instruction": "a", "response": "b", "category": "open_qa"},
+        {"instruction": "a", "context": None, "response": "b"},
+        {"instruction": "a", "input": "c", "output": "b", "category": ""},
+    ]
+    rows, malformed = read_rows(write_lines(tmp_path / "rows.jsonl", values))
+    assert not malformed
+    assert [(r.context, r.response, r.category) for r in rows] == [
+        ("", "b", "open_qa"),
+        ("", "b", "none"),
+        ("c", "b", "none"),
+    ]
+
+
+def test_too_many_malformed_rows_stop_the_run_and_the_first_ten_are_shown(tmp_path):
+    path = write_lines(tmp_path / "rows.jsonl", [{}] * 11 + [{"instruction": "a", "response": "b"}] * 89)
+    _, malformed = read_rows(path)
+    refuse_malformed(malformed, 100, 0.11)
+    with pytest.raises(StageError, match=r"11 of 100 rows are malformed \(11\.0%\), above data\.max_malformed") as error:
+        refuse_malformed(malformed, 100, 0.10)
+    assert str(error.value).count("no field `instruction`") == 10
+    assert f"{path}:10: no field" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([{"row": 0, "split": "trian"}], r":1: unknown part 'trian'; did you mean `train`\?"),
+        ([{"row": 2, "split": "train"}], ":1: row 2 is not one of the 2 rows"),
+        ([{"row": "0", "split": "train"}], ":1: row '0' is not one of"),
+        ([{"row": 0, "split": "train"}] * 2, ":2: row 0 has a part already"),
+        ([{"row": 1, "split": "train"}], r"names no part for 1 of 2 rows, first \[0\]"),
+        ([{"row": 0}], ":1: needs the fields `row` and `split`"),
+    ],
+)
+def test_a_split_that_does_not_fit_is_refused(tmp_path, rows, message):
+    with pytest.raises(StageError, match=message):
+        read_split(write_lines(tmp_path / "split.jsonl", rows), 2)
+
+
+def test_the_split_is_by_row_not_by_line(tmp_path):
+    path = write_lines(tmp_path / "s.jsonl", [{"row": 1, "split": "dev"}, {"row": 0, "split": "unused"}])
+    assert read_split(path, 2) == ["unused", "dev"]
+
+
+def test_braces_in_the_data_are_text():
+    template = Template(**PLAIN)
+    assert render(template, "use {context} and {x}", "{instruction}") == "use {context} and {x}|{instruction}>"
+    assert render(template, "a", " \n") == "a>"
+
+
+def test_the_template_is_the_one_of_the_published_prompts():
+    for row in read_lines(real_data() / "dolly" / "minillm_test_500.jsonl"):
+        assert render(Template(), row["instruction"], row["input"]) == row["prompt"]
+
+
+def test_the_real_dolly_is_whole():
+    folder = real_data() / "dolly"
+    rows, malformed = read_rows(folder / "databricks-dolly-15k.jsonl")
+    assert (len(rows), len(malformed)) == (15011, 0)
+    parts = read_split(folder / "minillm_split.jsonl", 15011)
+    assert {part: parts.count(part) for part in set(parts)} == {"train": 11417, "dev": 997, "test": 497, "unused": 2100}
