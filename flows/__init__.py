@@ -1,5 +1,5 @@
 """The order of work: each flow's body reads as its diagram."""
 
-from tasks.settings import set_defaults
+from tasks.settings import set_prefect_defaults
 
-set_defaults()
+set_prefect_defaults()

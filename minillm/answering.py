@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from minillm.artifacts import write_atomically
+from minillm.benchmarks import load_benchmarks
 from minillm.errors import StageError
 from minillm.models import eos_id, load_model, load_tokenizer
 from minillm.processes import device, gather_lists, process_group, rank, world_size
@@ -29,8 +30,7 @@ def run(job: Job) -> dict[str, float | str]:
 
 def _run(job: Job, settings: Generate) -> dict[str, float | str]:
     tokenizer = load_tokenizer(job.inputs["tokenizer"])
-    files = sorted(job.inputs["benchmarks"].glob("*.jsonl"))
-    benchmarks = {f.stem: [json.loads(line) for line in f.read_text().splitlines()] for f in files}
+    benchmarks = load_benchmarks(job.inputs["benchmarks"])
     prompts, cut = {}, {}
     for name, rows in benchmarks.items():
         encoded = encode_prompts(tokenizer, [render(settings.template, r["instruction"], r["context"]) for r in rows])
@@ -97,4 +97,4 @@ def _write(target: Path, requests: Sequence[Request], texts: Sequence[str], resp
         {"index": r.stream[2], "seed": r.stream[0], "response": text, "tokens": len(tokens), "finished": finished}
         for r, text, (tokens, finished) in zip(requests, texts, responses, strict=True)
     ]
-    write_atomically(target, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+    write_atomically(target, "".join(json.dumps(line) + "\n" for line in lines))

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
@@ -44,17 +44,23 @@ def _read(path: Path, overrides: Sequence[str]) -> dict[str, Any]:
     if not path.is_file():
         known = sorted({str(p) for folder in (path.parent, Path("configs")) for p in folder.glob("*.yaml")})
         raise ConfigError(f"there is no configuration file {path}; there are: {', '.join(known) or 'none'}")
-    for override in overrides:
-        if "=" not in override:
-            raise ConfigError(f"{override!r} is not an override; write key.sub=value, e.g. student.initial.epochs=1")
     try:
-        loaded = OmegaConf.load(path)
-        raw = OmegaConf.to_container(OmegaConf.merge(loaded, OmegaConf.from_dotlist(list(overrides))), resolve=True)
-    except (YAMLError, OmegaConfBaseException, UnicodeDecodeError, ValueError, TypeError) as error:
+        merged = OmegaConf.merge(OmegaConf.load(path), *map(_override, overrides))
+        raw = OmegaConf.to_container(merged, resolve=True)
+    except (YAMLError, OmegaConfBaseException, UnicodeDecodeError, TypeError) as error:
         raise ConfigError(f"{path} cannot be read as a configuration: {error}") from error
     if not isinstance(raw, dict):
         raise ConfigError(f"{path} holds a list; a configuration is a mapping of sections (data, teacher, …)")
     return {str(key): value for key, value in raw.items()}
+
+
+def _override(text: str) -> DictConfig:
+    if "=" not in text:
+        raise ConfigError(f"{text!r} is not an override; write key.sub=value, e.g. student.initial.epochs=1")
+    try:
+        return OmegaConf.from_dotlist([text])
+    except (YAMLError, OmegaConfBaseException) as error:
+        raise ConfigError(f"override {text!r}: what follows the = is not YAML: {error}") from error
 
 
 def _explain(details: ErrorDetails) -> str:

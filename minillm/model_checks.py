@@ -100,8 +100,9 @@ def _architecture(model: Model, entries: int) -> PreTrainedConfig:
     except ValueError as error:
         known = suggestion(name, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
         raise StageError(f"architecture.model_type {name!r} is unknown; {known}") from error
+    _require_causal(default)
     known = {field.name for field in dataclasses.fields(default)} | set(default.attribute_map)
-    for field in fields:
+    for field in model.architecture:
         if field not in known and not hasattr(default, field):
             raise StageError(f"architecture.{field} is no field of {name}; {suggestion(field, known)}")
     return AutoConfig.for_model(name, **fields)

@@ -8,7 +8,7 @@ PREFECT_UI = "http://127.0.0.1:4200"
 MLFLOW_UI = "http://127.0.0.1:5000"
 """Where `make ui` serves MLflow."""
 
-DEFAULTS = {
+PREFECT_DEFAULTS = {
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     "DO_NOT_TRACK": "1",
     "PREFECT_LOGGING_COLORS": "false",
@@ -16,18 +16,26 @@ DEFAULTS = {
     "PREFECT_LOGGING_FORMATTERS_STANDARD_FLOW_RUN_FMT": "%(asctime)s  %(flow_name)s: %(message)s",
     "PREFECT_LOGGING_FORMATTERS_STANDARD_TASK_RUN_FMT": "%(asctime)s  %(task_run_name)s: %(message)s",
     "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
+}
+MLFLOW_DEFAULTS = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
 }
 
 
-def set_defaults() -> None:
+def set_prefect_defaults() -> None:
     """Set what the user has not set; where `make ui` is running, runs go to its Prefect server and show up live."""
-    for name, value in DEFAULTS.items():
+    for name, value in PREFECT_DEFAULTS.items():
         os.environ.setdefault(name, value)
     if "PREFECT_API_URL" not in os.environ and "PREFECT_PROFILE" not in os.environ and _answers(PREFECT_UI):
         os.environ["PREFECT_API_URL"] = f"{PREFECT_UI}/api"
+
+
+def set_mlflow_defaults() -> None:
+    """Set what the user has not set: a server that does not answer is given up soon."""
+    for name, value in MLFLOW_DEFAULTS.items():
+        os.environ.setdefault(name, value)
 
 
 def _answers(server: str) -> bool:

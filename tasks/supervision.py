@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import minillm
@@ -67,7 +67,7 @@ def run_worker(
     refusal = spec.parent / "error.txt"
     refusal.unlink(missing_ok=True)
     last: deque[str] = deque(maxlen=LAST_LINES)
-    with _Group(_command(spec, runtime), _environment(runtime)) as group:
+    with Group(_command(spec, runtime), _environment(runtime)) as group:
         deadline = time.monotonic() + runtime.timeout_hours * 3600
         reason = None
         while (line := group.next_line(TICK_SECONDS)) is not None:
@@ -87,12 +87,21 @@ def run_worker(
         raise WorkerError("\n".join([f"the worker {_cause(group.status, last)}; its last lines:", *last]))
 
 
-class _Group:
+class Group:
     """A process in a session and process group of its own, with the watchdog beside it."""
 
-    def __init__(self, command: list[str], environment: dict[str, str]) -> None:
+    def __init__(
+        self, command: Sequence[str], environment: Mapping[str, str], grace_seconds: float = GRACE_SECONDS
+    ) -> None:
+        """Start a command.
+
+        Args:
+            command: What to run.
+            environment: All of its environment variables.
+            grace_seconds: From SIGTERM to SIGKILL.
+        """
         self.process = subprocess.Popen(
-            ["/bin/sh", "-c", WATCHED, str(int(GRACE_SECONDS)), *command],
+            ["/bin/sh", "-c", WATCHED, str(grace_seconds), *command],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -102,11 +111,12 @@ class _Group:
             start_new_session=True,
         )
         self.status = 0
+        self._grace_seconds = grace_seconds
         self._lines: queue.SimpleQueue[str] = queue.SimpleQueue()
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._kill_at = float("inf")
 
-    def __enter__(self) -> "_Group":
+    def __enter__(self) -> "Group":
         self._reader.start()
         return self
 
@@ -132,7 +142,7 @@ class _Group:
 
     def terminate(self) -> None:
         """Ask the group to leave, and kill it after the grace period."""
-        self._kill_at = time.monotonic() + GRACE_SECONDS
+        self._kill_at = time.monotonic() + self._grace_seconds
         self._signal(signal.SIGTERM)
 
     def _signal(self, number: signal.Signals) -> None:

@@ -12,7 +12,7 @@ from minillm.config import Config, Model, Source
 from minillm.sources import Resolved
 from minillm.stages import Benchmarks, Report, Score, Stage
 from tasks.outbox import DatasetFacts, Outbox, Record, Wanted
-from tasks.settings import PREFECT_UI
+from tasks.settings import PREFECT_UI, set_mlflow_defaults
 
 SHOWN_FILES = (".md", ".html", ".csv", ".png", ".json")
 SHOWN_BYTES = 5_000_000
@@ -33,6 +33,7 @@ class Tracker:
     def __call__(self, outbox: Outbox, record: Record, wanted: Wanted) -> None:
         """Send a record; see `tasks.mlflow_client.Sender.send`."""
         if self._sender is None:
+            set_mlflow_defaults()
             from tasks.mlflow_client import Sender
 
             self._sender = Sender(self._store)

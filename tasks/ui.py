@@ -9,7 +9,7 @@ import sys
 import time
 from pathlib import Path
 
-from tasks.settings import MLFLOW_UI, PREFECT_UI, set_defaults
+from tasks.settings import MLFLOW_UI, PREFECT_UI, set_mlflow_defaults, set_prefect_defaults
 
 
 def main() -> int:
@@ -18,7 +18,8 @@ def main() -> int:
     parser.add_argument("--store", default=".minillm", help="runtime.store of the runs to show (default: %(default)s)")
     store = Path(parser.parse_args().store).resolve()
     store.mkdir(parents=True, exist_ok=True)
-    set_defaults()
+    set_prefect_defaults()
+    set_mlflow_defaults()
     address = ["--host", "127.0.0.1", "--port"]
     commands = {
         f"Prefect {PREFECT_UI}": ["prefect", "server", "start", *address, PREFECT_UI.rsplit(":", 1)[1]],

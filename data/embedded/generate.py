@@ -20,7 +20,7 @@ import grammar as g
 SEED = 20230614
 N_TRAIN, N_DEV = 5200, 400
 PLAIN_TEXT_LINES = 1500
-HELD_OUT = 0.25  # share of the prompts that only benchmarks may use
+SHARES = {"test": 0.25, "dev": 0.10, "train": 0.65}  # of the prompts, not the rows
 CHOICE = re.compile(r"\[([^\[\]]*)\]")  # innermost alternatives
 PHRASE = re.compile(r"<(\w+)>")
 
@@ -151,8 +151,7 @@ def draw_row(rng: random.Random, style: str, with_context: bool | None = None) -
     tasks = [
         task
         for task in g.TASKS
-        if (with_context is None or bool(task.context) == with_context)
-        and (task.question or style != "question")
+        if (with_context is None or bool(task.context) == with_context) and (task.question or style != "question")
     ]
     category = rng.choice(sorted({task.category for task in tasks}))
     task = rng.choice([task for task in tasks if task.category == category])
@@ -168,9 +167,7 @@ def draw_row(rng: random.Random, style: str, with_context: bool | None = None) -
     return Row(task.category, instruction, context, answers, slots)
 
 
-def prompts(
-    rng: random.Random, styles: dict[str, int], context: float | None = None
-) -> Iterator[Row]:
+def prompts(rng: random.Random, styles: dict[str, int], context: float | None = None) -> Iterator[Row]:
     """Endless stream of prompts in a mix of styles."""
     while True:
         style = rng.choices(list(styles), list(styles.values()))[0]
@@ -178,10 +175,10 @@ def prompts(
         yield draw_row(rng, style, wanted)
 
 
-def held_out(row: Row) -> bool:
-    """Whether a prompt belongs to the benchmarks: a property of its text alone."""
+def split_of(row: Row) -> str:
+    """The split a prompt belongs to: a property of its text alone."""
     text = f"{row.instruction}\n{row.context}"
-    return random.Random(f"{SEED}:{text}").random() < HELD_OUT
+    return random.Random(f"{SEED}:{text}").choices(list(SHARES), list(SHARES.values()))[0]
 
 
 def draw_references(rng: random.Random, row: Row, count: int) -> list[str]:
@@ -197,7 +194,7 @@ def benchmark_rows(rng: random.Random, spec: Benchmark) -> list[dict[str, object
         key = (row.instruction, row.context)
         if len(rows) == spec.size:
             break
-        if held_out(row) and key not in rows:
+        if split_of(row) == "test" and key not in rows:
             references = draw_references(rng, row, spec.references)
             rows[key] = {
                 "topic": row.category,
@@ -208,14 +205,14 @@ def benchmark_rows(rng: random.Random, spec: Benchmark) -> list[dict[str, object
     return list(rows.values())
 
 
-def training_rows(rng: random.Random, count: int) -> list[dict[str, object]]:
-    """Distinct rows in the Dolly schema, none with a held-out prompt."""
+def dolly_rows(rng: random.Random, split: str, count: int) -> list[dict[str, object]]:
+    """Distinct rows in the Dolly schema, all with prompts of one split."""
     rows: dict[tuple[str, str, str], dict[str, object]] = {}
     for row in prompts(rng, TRAIN_STYLES):
         if len(rows) == count:
             break
         response = expand(rng, row.answers, row.slots)
-        if not held_out(row):
+        if split_of(row) == split:
             rows[row.instruction, row.context, response] = dolly_row(row, response)
     return list(rows.values())
 
@@ -231,7 +228,7 @@ def dolly_row(row: Row, response: str) -> dict[str, object]:
 
 
 def plain_text(rng: random.Random, count: int) -> list[str]:
-    """Documents of three sentences of the same language, no question among them."""
+    """Documents of two to five sentences of the same language, without prompts."""
     lines = []
     tasks = [task for task in g.TASKS if task.category != "classification"]
     for _ in range(count):
@@ -250,11 +247,9 @@ def write_jsonl(path: Path, rows: list[dict[str, object]]) -> None:
 def write_corpus(out: Path) -> None:
     """Write all files of the corpus into `out`."""
     out.mkdir(parents=True, exist_ok=True)
-    benchmarks = {
-        name: benchmark_rows(random.Random(f"{SEED}:{name}"), spec)
-        for name, spec in BENCHMARKS.items()
-    }
-    rows = training_rows(random.Random(f"{SEED}:train"), N_TRAIN + N_DEV)
+    benchmarks = {name: benchmark_rows(random.Random(f"{SEED}:{name}"), spec) for name, spec in BENCHMARKS.items()}
+    rows = dolly_rows(random.Random(f"{SEED}:train"), "train", N_TRAIN)
+    rows += dolly_rows(random.Random(f"{SEED}:dev"), "dev", N_DEV)
     splits = ["train"] * N_TRAIN + ["dev"] * N_DEV
     for test in benchmarks["dolly_eval"]:  # the test rows of the Dolly file
         rows.append(
@@ -277,8 +272,8 @@ def write_corpus(out: Path) -> None:
 
 def main() -> None:
     """Parse the command line and write the corpus."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent)
+    parser = argparse.ArgumentParser(description="Write the embedded corpus.")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent, help="folder to write into")
     write_corpus(parser.parse_args().out)
 
 

@@ -121,7 +121,7 @@ TASKS: tuple[Task, ...] = (
     Task(
         "open_qa",
         "say what the {a} eats in {s}",
-        "[What does the {a} eat in {s}?|Which food does the {a} like in {s}?]",
+        "[What does the {a} eat in {s}?|What does the {a} like to eat in {s}?]",
         (
             "<The> <often><eats> <foods> <place><when>.",
             "<Front><the> <often><eats> <foods> <place>.",
@@ -151,7 +151,7 @@ TASKS: tuple[Task, ...] = (
     Task(
         "general_qa",
         "say why the {a} goes to the {place}",
-        "[Why does the {a} go to the {place}?|Why is the {a} often at the {place}?]",
+        "[Why does the {a} go to the {place}?|Why can we find the {a} {x}?]",
         (
             "<The> [goes there|goes to the {place}] because it [likes|wants] to {act} and <eat> <foods>.",
             "It [wants|likes] to <eat> <foods> there, and it <often>{acts}<when>.",
@@ -185,7 +185,7 @@ TASKS: tuple[Task, ...] = (
         (
             "[The {a}|It] is {o}, and it <often>{acts} <place><when>.",
             "[The {a}|It] is {o}.",
-            "The {a} is [not {no} but {o}|{o}, not {no}], and it <eats> <foods> <place>.",
+            "The {a} is {o} and not {no}, and it <eats> <foods> <place>.",
         ),
     ),
     Task(
@@ -222,10 +222,11 @@ TASKS: tuple[Task, ...] = (
     ),
     Task(
         "brainstorming",
-        "give me ideas for a {v} day {x} in {s}",
+        "give me ideas for a day of {v} {x} in {s}",
         "[What can I do {x} in {s}?|What can we do {x} when there is {v} in {s}?]",
         (
-            "You can [look for {f1}|look for {f2}|find {f2}], [watch the {a}|look for the {b}] [and|or] [{act}|rest] {x}.",
+            "You can [look for {f1}|look for {f2}|find {f2}], [watch the {a}|look for the {b}] "
+            "[and|or] [{act}|rest] {x}.",
             "[You can watch|Look for] [a {a}|a {b}|the {a} and the {b}] {x}, then eat [{f1}|{f2}|{f1} and {f2}].",
             "In {s}, you can {act} {x}, [eat|look for] [{f1}|{f2}] [and|or] watch the [{a}|{b}].",
         ),
@@ -236,7 +237,7 @@ TASKS: tuple[Task, ...] = (
         "Which animals are in the text?",
         (
             "The animals in the text are [a {col} {a} and a {colb} {b}|the {a} and the {b}].",
-            "[There is|The text has] a [{col} {a}|{a}] and a [{colb} {b}|{b}] {x}.",
+            "[There is|In the text there is] a [{col} {a}|{a}] and a [{colb} {b}|{b}] {x}.",
             "A {a} and a {b}.",
         ),
         "[" + "|".join(STORY) + "]",
@@ -258,8 +259,9 @@ TASKS: tuple[Task, ...] = (
         "",
         (
             "[One day|In {s}|{T}], <ada> [saw|met] a {b} {x}, and they [ate <foods>|looked for <foods>] there.",
-            "<Ada> and a {b} [went to|met at] the {place} {t}, and they [ate|looked for] <foods>.",
-            "[One day|In {s}|When there was {w}], <ada> [went to|looked for <foods> at] the {place} and [saw|met] a {b}.",
+            "<Ada> and a {b} met {x} {t}, and they [ate|looked for] <foods>.",
+            "[One day|In {s}|When there was {w}], <ada> [went to the {place}|looked for <foods> {x}] "
+            "and [saw|met] a {b}.",
         ),
     ),
     Task(
@@ -267,7 +269,8 @@ TASKS: tuple[Task, ...] = (
         "write a song about the {a} in the {v}",
         "",
         (
-            "[Oh {a}, {col} {a}|Oh {col} {a}|Oh {size} {a}], [you {act}|we see you] <place> in the {v}, and you <eat> <foods>.",
+            "[Oh {a}, {col} {a}|Oh {col} {a}|Oh {size} {a}], [you {act}|we see you] <place> "
+            "in the {v}, and you <eat> <foods>.",
             "The {v} is [here|there], and the {col} {a} {acts} <place>, [oh {a}|and it <eats> <foods>].",
         ),
     ),
@@ -276,7 +279,7 @@ TASKS: tuple[Task, ...] = (
 FRAMES: dict[str, tuple[str, ...]] = {
     "plain": ("{Ask}.",),
     "user": ("Please {ask}.", "Can you {ask}?", "I want you to {ask}."),
-    "task": ("Your task is to {ask}.", "Your job is to {ask}.", "Here is a task: {ask}."),
-    "new": ("In your own words, {ask}.", "Use one sentence and {ask}.", "Do this now: {ask}."),
-    "more": ("{Ask} in two sentences.", "Think well, then {ask} in two sentences."),
+    "task": ("Your task is to {ask}.", "This is your task: {ask}.", "Here is a task: {ask}."),
+    "new": ("In your own words, {ask}.", "Use one sentence and {ask}.", "Now {ask}."),
+    "more": ("{Ask} in two sentences.", "In two sentences, {ask}."),
 }

@@ -29,21 +29,21 @@ class Hub(ThreadingHTTPServer):
 
 
 class Handler(BaseHTTPRequestHandler):
-    server: Hub
-
-    def do_HEAD(self) -> None:  # noqa: N802
+    def do_HEAD(self) -> None:
         self._answer()
 
-    def do_GET(self) -> None:  # noqa: N802
+    def do_GET(self) -> None:
         self._answer()
 
     def _answer(self) -> None:
+        hub = self.server
+        assert isinstance(hub, Hub)
         if match := API.match(self.path):
             kind, name, what, revision = match.groups()
-            files = self.server.repositories.get((kind, name))
+            files = hub.repositories.get((kind, name))
             if files is None:
                 self._send(404, b"", {"X-Error-Code": "RepoNotFound"})
-            elif name in self.server.gated:
+            elif name in hub.gated:
                 self._send(403, b"", {"X-Error-Code": "GatedRepo"})
             elif revision not in ("main", COMMIT):
                 self._send(404, b"", {"X-Error-Code": "RevisionNotFound"})
@@ -54,9 +54,9 @@ class Handler(BaseHTTPRequestHandler):
                 self._send(200, json.dumps(tree).encode())
         elif match := FILE.match(self.path):
             kind, name = "datasets" if match[1] else "models", match[2]
-            content = self.server.repositories[kind, name][match[4]]
+            content = hub.repositories[kind, name][match[4]]
             if self.command == "GET":
-                self.server.fetched.append(match[4])
+                hub.fetched.append(match[4])
             self._send(200, content, {"X-Repo-Commit": COMMIT, "ETag": f'"{_oid(content)}"'})
         else:
             self._send(404, b"")

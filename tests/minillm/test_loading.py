@@ -58,10 +58,12 @@ def refusal(folder: Path, raw: dict[str, Any], *overrides: str) -> str:
 
 
 def test_a_valid_file_loads_and_overrides_win(tmp_path, raw):
-    assert load(tmp_path, raw).methods["minillm"].policy.teacher_mix == 0.2
+    policy = load(tmp_path, raw).methods["minillm"].policy
+    assert policy is not None
+    assert policy.teacher_mix == 0.2
     overrides = ("methods.minillm.policy.teacher_mix=0.5", "student.initial.learning_rate=5e-6", "data.split=null")
     config = load(tmp_path, raw, *overrides)
-    assert config.methods["minillm"].policy.teacher_mix == 0.5
+    assert config.methods["minillm"].policy == policy.model_copy(update={"teacher_mix": 0.5})
     assert config.student.initial.learning_rate == 5e-6
     assert config.data.split is None
 
@@ -152,12 +154,16 @@ def test_a_file_that_is_no_configuration_says_so(tmp_path, monkeypatch):
     (tmp_path / "empty.yaml").write_text("")
     with pytest.raises(ConfigError, match="methods: required"):
         load_config(tmp_path / "empty.yaml")
-    with pytest.raises(ConfigError, match="'seed' is not an override; write key.sub=value"):
+    with pytest.raises(ConfigError, match=r"'seed' is not an override; write key\.sub=value"):
         load_config(tmp_path / "empty.yaml", ["seed"])
+    with pytest.raises(ConfigError, match=r"override 'seed=\[1': what follows the = is not YAML"):
+        load_config(tmp_path / "empty.yaml", ["seed=[1"])
 
 
 def test_loading_imports_nothing_heavy():
-    heavy = "torch, transformers, datasets, huggingface_hub, pandas, numpy".split(", ")
-    code = f"import sys, minillm.loading, minillm.sources, minillm.stages; print([m for m in {heavy} if m in sys.modules])"
+    heavy = ["torch", "transformers", "datasets", "huggingface_hub", "pandas", "numpy"]
+    code = (
+        f"import sys, minillm.loading, minillm.sources, minillm.stages; print([m for m in {heavy} if m in sys.modules])"
+    )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -7,6 +7,7 @@ import pytest
 from minillm.documents import read_documents
 from minillm.errors import StageError
 from minillm.plain_text import PlainText
+from minillm.prompts import encode_texts
 from minillm.stages import Pack
 from minillm.tokenizers_bpe import train_bpe
 from tests.minillm.direct import real_data, run_stage, write_lines
@@ -27,7 +28,7 @@ def text_file(folder: Path, text: str) -> Path:
 def test_documents_are_parted_by_eos_and_cut_to_whole_blocks(tmp_path):
     output, summary = pack(tmp_path, text_file(tmp_path, "abc\ndefgh\nij\n"))
     tokenizer = train_bpe([], 257)
-    a = tokenizer.convert_tokens_to_ids("a")
+    a = encode_texts(tokenizer, ["a"])[0][0]
     expected = [a, a + 1, a + 2, 0, *range(a + 3, a + 8), 0, a + 8, a + 9, 0]  # 13 tokens, 3 blocks of 4
     assert np.load(output / "tokens.npy").tolist() == expected[:12]
     assert summary == {"documents": 3.0, "tokens": 13.0, "blocks": 3.0}
@@ -109,4 +110,4 @@ def test_a_corpus_is_streamed_and_shows_progress(tmp_path, capsys):
 def test_the_real_wikitext_packs_and_decodes_to_its_first_words(tmp_path):
     output, _ = pack(tmp_path, real_data() / "corpus" / "wikitext-2" / "valid.txt", block_tokens=512)
     first = train_bpe([], 257).decode(PlainText(output, 512).block(0))
-    assert first.startswith(" = Homarus gammarus = <|endoftext|> Homarus gammarus , known as the European lobster")
+    assert str(first).startswith(" = Homarus gammarus = <|endoftext|> Homarus gammarus , known as the European lobster")

@@ -50,7 +50,9 @@ def test_too_many_malformed_rows_stop_the_run_and_the_first_ten_are_shown(tmp_pa
     path = write_lines(tmp_path / "rows.jsonl", [{}] * 11 + [{"instruction": "a", "response": "b"}] * 89)
     _, malformed = read_rows(path)
     refuse_malformed(malformed, 100, 0.11)
-    with pytest.raises(StageError, match=r"11 of 100 rows are malformed \(11\.0%\), above data\.max_malformed") as error:
+    with pytest.raises(
+        StageError, match=r"11 of 100 rows are malformed \(11\.0%\), above data\.max_malformed"
+    ) as error:
         refuse_malformed(malformed, 100, 0.10)
     assert str(error.value).count("no field `instruction`") == 10
     assert f"{path}:10: no field" in str(error.value)

@@ -81,7 +81,7 @@ def test_records_come_with_their_line_and_what_is_wrong_with_it(tmp_path):
     records = list(read_records(path))
     assert [(r.line, r.value) for r in records if r.problem is None] == [(1, {"a": 1}), (6, [2])]
     assert [r.line for r in records if r.problem] == [4, 5]
-    assert records[1].problem and records[1].problem.startswith("not JSON")
+    assert str(records[1].problem).startswith("not JSON")
     assert records[2].problem == "not UTF-8 (byte 0xff at column 1)"
 
 
@@ -148,10 +148,14 @@ def test_hub_repositories_are_pinned_to_a_commit_and_bring_no_code(tmp_path):
         assert [r.value for r in read_records(Path(whole["path"]))] == [json.loads(rows)]
 
         found = resolve_apart(hub.endpoint, tmp_path, "Model", hub="some/model")
-        assert sorted(os.listdir(found["path"])) == ["config.json", "model.safetensors", "tokenizer.json"]
+        assert sorted(p.name for p in Path(found["path"]).iterdir()) == [
+            "config.json",
+            "model.safetensors",
+            "tokenizer.json",
+        ]
         assert found["fingerprint"] == f"hub:some/model@{COMMIT}"
         old = resolve_apart(hub.endpoint, tmp_path, "Model", hub="some/old-model")
-        assert sorted(os.listdir(old["path"])) == ["config.json", "pytorch_model.bin"]
+        assert sorted(p.name for p in Path(old["path"]).iterdir()) == ["config.json", "pytorch_model.bin"]
 
         errors = {
             "has no weights": {"kind": "Model", "hub": "some/empty-model"},

@@ -1,0 +1,96 @@
+"""A whole experiment small enough for tests: forty rows, two-step trainings, models of a few thousand weights."""
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from minillm.config import Config
+from minillm.loading import load_config
+
+COLOURS = ["red", "blue", "green", "black", "white"]
+ANIMALS = ["cat", "dog", "fox", "bird", "frog", "goat"]
+
+
+def write_experiment(folder: Path) -> Path:
+    """Data, benchmark and configuration files under a folder; returns the configuration's path."""
+    draw = random.Random(0)
+    rows = [
+        {
+            "instruction": f"Say number {number}: what does the {draw.choice(COLOURS)} {draw.choice(ANIMALS)} do?",
+            "context": "",
+            "response": f"The {draw.choice(ANIMALS)} runs to the {draw.choice(COLOURS)} hill.",
+            "category": draw.choice(["open_qa", "brainstorming"]),
+        }
+        for number in range(40)
+    ]
+    benchmark = [
+        {"instruction": f"Where is the {colour} one?", "input": "", "output": f"The {colour} one is on the hill."}
+        for colour in COLOURS[:3]
+    ]
+    folder.mkdir(parents=True, exist_ok=True)
+    write_rows(folder / "rows.jsonl", rows)
+    write_rows(folder / "benchmark.jsonl", benchmark)
+    lines = [f"A {draw.choice(COLOURS)} {draw.choice(ANIMALS)} sleeps near the {word} tree." for word in COLOURS * 12]
+    (folder / "text.txt").write_text("\n".join(lines) + "\n")
+    path = folder / "small.yaml"
+    path.write_text(yaml.safe_dump(_settings(folder)))
+    return path
+
+
+def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
+    """One JSON object a line."""
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def small_config(folder: Path, *overrides: str) -> Config:
+    """The experiment of `write_experiment`, with overrides."""
+    return load_config(write_experiment(folder), overrides)
+
+
+def _settings(folder: Path) -> dict[str, Any]:
+    return {
+        "name": "small",
+        "data": {
+            "directory": str(folder),
+            "instructions": {"path": "rows.jsonl"},
+            "validation_size": 4,
+            "test_size": 2,
+            "plain_text": {"path": "text.txt"},
+            "max_prompt_tokens": 100,
+            "max_tokens": 140,
+            "template": {"with_context": "{instruction} {context}\n", "without_context": "{instruction}\n"},
+        },
+        "tokenizer": {"train_vocabulary": 300},
+        "teacher": {"model": {"architecture": _architecture(16)}, "training": _training()},
+        "student": {
+            "model": {"architecture": _architecture(8)},
+            "initial": _training(select_by="validation_loss"),
+        },
+        "methods": {
+            "sft": {"text": "dataset", "divergence": "cross_entropy", "training": _training()},
+            "minillm": {
+                "text": "rollouts",
+                "divergence": "reverse_kl",
+                "start": "initial",
+                "policy": {"rollouts": 8},
+                "training": _training(),
+            },
+        },
+        "evaluation": {
+            "benchmarks": {"dolly": {"source": {"path": "benchmark.jsonl"}}},
+            "seeds": [10, 20],
+            "validation_prompts": 2,
+        },
+        "runtime": {"store": str(folder / "store"), "threads": 1, "parallel_stages": 2, "retries": 1},
+    }
+
+
+def _architecture(width: int) -> dict[str, Any]:
+    return {"model_type": "gpt2", "n_layer": 1, "n_head": 2, "n_embd": width, "n_positions": 256}
+
+
+def _training(**changes: Any) -> dict[str, Any]:
+    return {"learning_rate": 1e-3, "batch_size": 8, "steps": 2, "evaluate_every": 2, **changes}

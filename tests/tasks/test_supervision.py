@@ -1,0 +1,94 @@
+"""Process groups are real: what is started is heard, ended and never left behind."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import deque
+from pathlib import Path
+
+import psutil
+
+from tasks.supervision import Group, _cause
+from tests.conftest import ROOT
+
+
+def drain(group: Group) -> list[str]:
+    lines = []
+    while (line := group.next_line(0.05)) is not None:
+        lines += [line] if line else []
+    return lines
+
+
+def gone(pid: int, within: float = 10.0) -> bool:
+    deadline = time.monotonic() + within
+    while time.monotonic() < deadline:
+        if not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE:
+            return True
+        time.sleep(0.05)
+    return False
+
+
+def test_lines_of_both_streams_and_the_exit_status_come_back():
+    with Group(["sh", "-c", "echo one; echo two >&2; exit 5"], os.environ) as group:
+        lines = drain(group)
+    assert sorted(lines) == ["one", "two"]
+    assert group.status == 5
+
+
+def test_standard_input_is_empty_so_that_nothing_waits_for_an_answer():
+    with Group(["cat"], os.environ) as group:
+        assert drain(group) == []
+    assert group.status == 0
+
+
+def test_a_child_that_outlives_its_parent_is_killed():
+    with Group(["sh", "-c", "sleep 100 & echo $!"], os.environ) as group:
+        child = int(drain(group)[0])
+    assert gone(child)
+
+
+def test_a_process_that_ignores_sigterm_is_killed_after_the_grace_period():
+    with Group(["sh", "-c", "trap '' TERM; echo ready; while :; do sleep 0.1; done"], os.environ, 0.5) as group:
+        while group.next_line(0.1) != "ready":
+            pass
+        group.terminate()
+        drain(group)
+    assert group.status == -signal.SIGKILL
+
+
+def test_sigterm_lets_a_process_leave_by_itself():
+    script = "trap 'echo saved; exit 143' TERM; echo ready; while :; do sleep 0.05; done"
+    with Group(["sh", "-c", script], os.environ) as group:
+        while group.next_line(0.1) != "ready":
+            pass
+        group.terminate()
+        assert drain(group)[-1] == "saved"
+    assert group.status == 143
+
+
+def test_the_group_ends_when_the_flow_process_is_killed(tmp_path: Path):
+    script = """
+import os, sys, time
+from tasks.supervision import Group
+with Group(["sh", "-c", "echo $$; sleep 100"], os.environ) as group:
+    while not (line := group.next_line(0.1)): pass
+    print(line, flush=True)
+    time.sleep(100)
+"""
+    flow = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, cwd=ROOT)
+    assert flow.stdout is not None
+    worker = int(flow.stdout.readline())
+    assert psutil.pid_exists(worker)
+    flow.kill()
+    flow.wait()
+    flow.stdout.close()
+    assert gone(worker)
+
+
+def test_a_signal_is_named_with_its_likely_reason_and_remedy():
+    assert "SIGKILL" in _cause(-9, deque())
+    assert "runtime.micro_batch_size" in _cause(-9, deque())
+    assert "SIGSEGV" in _cause(1, deque(["  exitcode  : -11 (pid: 7)"])), "as the launcher of several processes says it"
+    assert _cause(2, deque()) == "failed with exit status 2"
