@@ -14,6 +14,7 @@ from tasks.data import filter_examples, pack_plain_text, prepare, read_benchmark
 from tasks.evaluation import generate, score
 from tasks.reporting import conclude, export_model, report
 from tasks.session import tracked
+from tasks.tracking import preload
 from tasks.training import distil, fine_tune_initial_student, fine_tune_teacher, needs, teacher_responses
 
 
@@ -71,6 +72,7 @@ def main() -> int:
     except ConfigError as error:
         print(error, file=sys.stderr)
         return 2
+    preload()
     state = distill(arguments.config, tuple(arguments.set), return_state=True)
     return 0 if state.is_completed() else 1
 

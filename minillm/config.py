@@ -200,6 +200,8 @@ class Policy(Strict):
     """Scaled rewards are clipped to ± this (reference code: 100)."""
     plain_text_coefficient: float = Field(default=1.0, ge=0.0)
     """Weight of L_PT (paper: 1)."""
+    plain_text_batch_size: PositiveInt | None = None
+    """Plain-text blocks per optimizer step over all processes; without it, the batch size (reference scripts)."""
     plain_text_kd: float = Field(default=0.0, ge=0.0, le=1.0)
     """Share of word-level KD inside L_PT (paper: 0; reference code: 0.5)."""
 

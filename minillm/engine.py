@@ -14,6 +14,9 @@ from minillm.config import Runtime, Training
 from minillm.errors import StageError
 from minillm.processes import world_size
 
+# DeepSpeed would compile this at start-up, half a minute that a machine without a compiler does not survive; gloo does.
+deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 

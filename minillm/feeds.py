@@ -56,9 +56,16 @@ class Feed(Protocol):
         ...
 
 
-def micro_batches(rows: Sequence[int], size: int) -> Iterator[list[int]]:
-    """This process's share of a global mini-batch, in micro-batches."""
-    mine = list(rows[rank() :: world_size()])
+def micro_batches(rows: Sequence[int], lengths: Sequence[int], size: int) -> Iterator[list[int]]:
+    """This process's share of a global mini-batch, in micro-batches of similar length, so with little padding.
+
+    Args:
+        rows: The mini-batch.
+        lengths: Tokens of each of its rows.
+        size: Rows of a micro-batch.
+    """
+    ordered = [row for _, row in sorted(zip(lengths, rows, strict=True), key=lambda pair: pair[0])]
+    mine = ordered[rank() :: world_size()]
     for start in range(0, len(mine), size):
         yield mine[start : start + size]
 

@@ -31,8 +31,12 @@ class FixedText:
     def losses(self, step: int, micro_batch_size: int) -> Iterator[Losses]:
         """Mean loss per response token of the global mini-batch."""
         rows = self._rows(step)
-        tokens = sum(len(self.examples["response_ids"].iloc[i]) for i in rows)
-        for chosen in micro_batches(rows, micro_batch_size):
+        prompt_tokens, response_tokens = (
+            self.examples[column].iloc[rows].map(len).tolist() for column in ("prompt_ids", "response_ids")
+        )
+        lengths = [p + r for p, r in zip(prompt_tokens, response_tokens, strict=True)]
+        tokens = sum(response_tokens)
+        for chosen in micro_batches(rows, lengths, micro_batch_size):
             part = self.examples.iloc[chosen]
             batch = make_batch(part["prompt_ids"].tolist(), part["response_ids"].tolist())
             yield {"loss": self._loss(batch.to(self.models.student.device)).sum() / tokens}

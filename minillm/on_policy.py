@@ -14,6 +14,7 @@ from minillm.batches import make_batch
 from minillm.config import Method, Policy
 from minillm.divergences import fixed_text_loss
 from minillm.engine import whole_weights
+from minillm.errors import StageError
 from minillm.feeds import Losses, Models, micro_batches, take, teacher_logits
 from minillm.models import response_logits
 from minillm.objectives import rollout_loss
@@ -49,6 +50,14 @@ class Rollouts:
     seed: int
     round: Round | None = field(default=None, init=False)
 
+    def __post_init__(self) -> None:
+        size = self.policy.plain_text_batch_size or 0
+        if size % world_size():
+            raise StageError(
+                f"policy.plain_text_batch_size {size} cannot be divided among {world_size()} processes; "
+                "choose a multiple, or another number in runtime.processes"
+            )
+
     def prepare(self, step: int) -> dict[str, float]:
         """Sample the round that the step belongs to, unless it is at hand."""
         index = step // self._steps_per_round()
@@ -62,13 +71,14 @@ class Rollouts:
         assert self.round is not None
         rows = self._rows(step)
         tokens = sum(len(self.round.responses[i]) for i in rows)
+        lengths = [len(self.round.prompts[i]) + len(self.round.responses[i]) for i in rows]
+        micros = list(micro_batches(rows, lengths, micro_batch_size))
         blocks = self._blocks(step)
-        for chosen, chosen_blocks in zip(
-            micro_batches(rows, micro_batch_size), micro_batches(blocks, micro_batch_size), strict=True
-        ):
+        shares = np.array_split(np.array(blocks[rank() :: world_size()], dtype=int), len(micros))
+        for chosen, share in zip(micros, shares, strict=True):
             losses = self._rollout_losses(chosen, tokens)
-            if self.plain_text is not None and self.policy.plain_text_coefficient > 0:
-                losses["plain_text"] = self._plain_text_loss(self.plain_text, chosen_blocks, len(blocks))
+            if self.plain_text is not None and len(share):
+                losses["plain_text"] = self._plain_text_loss(self.plain_text, share.tolist(), len(blocks))
                 losses["loss"] = losses["loss"] + self.policy.plain_text_coefficient * losses["plain_text"]
             yield losses
 
@@ -166,8 +176,11 @@ class Rollouts:
         return [int(i) for i in order[step_in_round * size : (step_in_round + 1) * size]]
 
     def _blocks(self, step: int) -> list[int]:
-        size = self.method.training.batch_size
-        return take(len(self.plain_text) if self.plain_text else 1, self.seed, step * size, size)
+        """Plain-text blocks of the step; none where L_PT has no weight."""
+        if self.plain_text is None or self.policy.plain_text_coefficient == 0:
+            return []
+        size = self.policy.plain_text_batch_size or self.method.training.batch_size
+        return take(len(self.plain_text), self.seed, step * size, size)
 
     def describe(self, step: int) -> str:
         """The round and the rollouts in it."""

@@ -5,6 +5,7 @@ those of Okabe and Ito, which colour-blind readers can tell apart.
 """
 
 import io
+import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -23,10 +24,10 @@ TEACHER = "#808080"
 COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 MARKERS = ("s", "o", "^", "D", "v", "P", "X")
 CURVES = {
-    "train/loss": "training loss",
-    "valid/loss": "validation loss, nats per token",
-    "valid/rouge_l": "validation Rouge-L",
-    "train/reverse_kl": "reverse KL to the teacher on rollouts",
+    "train/loss": "Training loss",
+    "valid/loss": "Validation loss, nats per token",
+    "valid/rouge_l": "Validation Rouge-L (0–100)",
+    "train/reverse_kl": "Reverse KL to the teacher, nats",
 }
 """Metrics drawn by step, where a model has them."""
 MAX_POINTS = 200
@@ -44,6 +45,8 @@ STYLE: dict[Any, Any] = {
     "grid.color": "#808080",
     "grid.alpha": 0.25,
     "legend.frameon": False,
+    "legend.handletextpad": 0.4,
+    "legend.columnspacing": 1.2,
     "svg.fonttype": "none",
     "svg.hashsalt": "report",
 }
@@ -61,7 +64,7 @@ def looks(roles: Sequence[str]) -> Look:
 def benchmark_figure(comparison: Comparison, look: Look) -> Figure:
     """Rouge-L of every method on every benchmark, with the spread over seeds as error bars."""
     rows = comparison.columns
-    figure, axes = _figure(height=0.9 + 0.16 * len(rows) * (len(comparison.roles) + 1.5))
+    figure, axes = _figure(height=0.9 + 0.13 * len(rows) * (len(comparison.roles) + 1.5))
     for place, role in enumerate(comparison.roles):
         cells = [comparison.rouge_l(role, name) for name in rows]
         offset = 0.8 * ((place + 0.5) / len(comparison.roles) - 0.5)
@@ -69,6 +72,7 @@ def benchmark_figure(comparison: Comparison, look: Look) -> Figure:
             [cell["mean"] for cell in cells],
             [row + offset for row in range(len(rows))],
             xerr=[cell["spread"] for cell in cells],
+            linestyle="none",
             **_dots(look[role], role),
         )
     for boundary in range(1, len(rows)):
@@ -100,7 +104,10 @@ def length_figure(benchmark: str, comparison: Comparison, look: Look) -> Figure 
             **_dots(look[role], role),
         )
     counts = [subsets[comparison.roles[0]]["rouge_l_by_length"][label]["prompts"] for label in labels]
-    names = [f"{label.replace('-up', ' or more')}\n({n} prompts)" for label, n in zip(labels, counts, strict=True)]
+    names = [
+        f"{label.replace('-up', ' or more').replace('-', '–')}\n({n} prompts)"
+        for label, n in zip(labels, counts, strict=True)
+    ]
     axes.set_xticks(range(len(labels)), names)
     axes.set_xlim(-0.5, len(labels) - 0.5)
     axes.grid(visible=False, axis="x")
@@ -154,7 +161,9 @@ def _dots(look: tuple[str, str], role: str) -> dict[str, Any]:
 
 def _legend(axes: Axes) -> None:
     handles, labels = axes.get_legend_handles_labels()
-    axes.figure.legend(handles, labels, loc="outside upper left", ncols=4, handletextpad=0.4, columnspacing=1.2)
+    rows = math.ceil(len(labels) / 5)
+    with mpl.rc_context(STYLE):
+        axes.figure.legend(handles, labels, loc="outside upper left", ncols=math.ceil(len(labels) / rows))
 
 
 def _thinned(points: Sequence[tuple[int, float]]) -> list[tuple[float, float]]:

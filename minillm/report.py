@@ -11,6 +11,7 @@ from typing import Any
 
 import huggingface_hub
 import pandas as pd
+import pyarrow.parquet as pq
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from matplotlib.figure import Figure
 
@@ -22,6 +23,7 @@ from minillm.stages import Job, Report
 from minillm.tables import read_records
 
 TEMPLATES = Path(__file__).parent / "templates"
+SELECTED_BY = {"rouge_l": "Rouge-L", "validation_loss": "validation loss"}
 SHOWN_CHARACTERS = 1200
 """Longer texts are cut in the page; the stored responses are whole."""
 
@@ -125,7 +127,7 @@ def model_table(trained: Mapping[str, Path], parameters: Mapping[str, int], comp
         rows[role] = {
             "parameters": human(parameters[role]),
             "of the teacher's": percent(parameters[role] / teacher) if teacher else "–",
-            "selected by": selection["select_by"].replace("_", " "),
+            "selected by": SELECTED_BY[selection["select_by"]],
             "value": f"{selection['value']:.2f}",
             "at step": f"{selection['step']:.0f}",
             "last step": f"{selection['history'][-1]['step']:.0f}",
@@ -169,7 +171,7 @@ def draw(comparison: Comparison, trained: Mapping[str, Path], folder: Path) -> d
         }
         if curves:
             figure = plots.curve_figure(metric, curves, look)
-            figures[metric.replace("/", "-")] = (f"Training: {plots.CURVES[metric]}", figure)
+            figures[metric.replace("/", "-")] = (plots.CURVES[metric], figure)
     return {
         name: {"title": title, "svg": plots.save(figure, folder / f"{name}.png")}
         for name, (title, figure) in figures.items()
@@ -191,6 +193,21 @@ def answers(inputs: Mapping[str, Path], benchmark: str, comparison: Comparison) 
             index = prompt["index"]
             prompt["answers"][role] = {"text": texts[index], "rouge_l": f"{100 * scores[index]:.1f}"}
     return shown
+
+
+def kept_rows(examples: Path) -> str:
+    """Rows of each part that filtering kept, in words."""
+    counts = {part: pq.read_metadata(examples / f"{part}.parquet").num_rows for part in ("train", "validation", "test")}
+    return ", ".join(f"{part} {count:,}" for part, count in counts.items())
+
+
+def data_tables(examples: Path) -> dict[str, pd.DataFrame]:
+    """What filtering dropped, and how long the rest is, by title."""
+    # a category may be called "null" or "NA"
+    dropped = pd.read_csv(examples / "dropped.csv", index_col=0, keep_default_na=False).rename_axis(None)
+    lengths = pd.read_csv(examples / "lengths.csv", keep_default_na=False)
+    lengths.index = lengths.pop("category") + ", " + lengths.pop("text")  # type: ignore[assignment]
+    return {"Dropped rows by reason and category": dropped, "Lengths of the kept rows in tokens": lengths}
 
 
 def provenance(inputs: Mapping[str, Path]) -> pd.DataFrame:
@@ -226,10 +243,8 @@ def _inputs_of_page(inputs: Mapping[str, Path], comparison: Comparison) -> dict[
     cut = _read_json(inputs[f"responses/{comparison.roles[0]}"] / "cut_prompts.json")
     seed = comparison.tables[comparison.roles[0]]["seeds"][0]
     return {
-        "data": {
-            title: pd.read_csv(inputs["examples"] / file, index_col=0).rename_axis(None)
-            for title, file in (("Rows by fate", "dropped.csv"), ("Lengths in tokens", "lengths.csv"))
-        },
+        "kept_words": kept_rows(inputs["examples"]),
+        "data": data_tables(inputs["examples"]),
         "cut_words": ", ".join(f"{name} {count}" for name, count in cut.items() if count) or "none",
         "answers": {name: answers(inputs, name, comparison) for name in comparison.benchmarks},
         "answers_words": f"The first, the middle and the last prompt of each benchmark, not picked; seed {seed}. "

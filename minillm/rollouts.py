@@ -58,12 +58,13 @@ def score_rollouts(
     width = max(len(r) for r in responses)
     student_log_prob, teacher_log_prob = torch.zeros(2, len(responses), width)
     device = next(student.parameters()).device
-    for start in range(0, len(prompts), micro_batch_size):
-        rows = slice(start, start + micro_batch_size)
-        batch = make_batch(prompts[rows], responses[rows]).to(device)
-        columns = slice(0, batch.response.shape[1])
-        student_log_prob[rows, columns] = token_log_probs(student, batch, vocabulary, temperature).cpu()
-        teacher_log_prob[rows, columns] = token_log_probs(teacher, batch, vocabulary, temperature).cpu()
+    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]) + len(responses[i]))
+    for start in range(0, len(order), micro_batch_size):
+        rows = order[start : start + micro_batch_size]
+        batch = make_batch([prompts[i] for i in rows], [responses[i] for i in rows]).to(device)
+        columns = batch.response.shape[1]
+        student_log_prob[rows, :columns] = token_log_probs(student, batch, vocabulary, temperature).cpu()
+        teacher_log_prob[rows, :columns] = token_log_probs(teacher, batch, vocabulary, temperature).cpu()
     return student_log_prob, teacher_log_prob
 
 

@@ -51,6 +51,8 @@ def _run(job: Job, settings: Train) -> dict[str, float | str]:
     held_out = pd.read_parquet(job.inputs["examples"] / "validation.parquet")
     if len(held_out) > settings.validation_prompts:
         held_out = held_out.sample(settings.validation_prompts, random_state=0)
+    lengths = held_out["prompt_ids"].map(len) + held_out["response_ids"].map(len)
+    held_out = held_out.loc[lengths.sort_values(kind="stable").index]  # batches with little padding
     validation = Validation(
         models,
         tokenizer,

@@ -32,6 +32,7 @@ class Sender:
     def __init__(self, store: Path) -> None:
         logging.getLogger("mlflow").setLevel(logging.WARNING)
         logging.getLogger("alembic").setLevel(logging.WARNING)
+        logging.getLogger("urllib3").setLevel(logging.ERROR)
         uri = os.environ.get("MLFLOW_TRACKING_URI")
         self.page = uri.rstrip("/") if uri and uri.startswith("http") else MLFLOW_UI
         self._artifacts = None if uri else (store / "mlartifacts").as_uri()
@@ -93,7 +94,10 @@ class Sender:
         if wanted.cached_key is not None:
             experiment = self._experiment(wanted.experiment)
             computed = self._find(experiment, KEY_TAG, wanted.cached_key, f" AND tags.`{CACHED_TAG}` = 'false'")
-            tags |= {"computed_by": computed} if computed else {}
+            if computed == run_id:  # a flow run that is run again finds what it computed itself
+                tags[CACHED_TAG] = "false"
+            elif computed is not None:
+                tags["computed_by"] = computed
         if record.sent.uncertain:
             known = self.client.get_run(run_id).data
             self._catch_up(outbox, record, run_id, list(known.metrics))

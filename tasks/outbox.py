@@ -85,8 +85,8 @@ class Record(BaseModel):
     """A tracked run, from the first wish to the last confirmation."""
 
     id: str
-    owner: tuple[int, float]
-    """Process id and its start time: whose record this is while that process lives."""
+    owner: tuple[int, float] | None
+    """Process id and its start time: whose record this is while that process lives. None: anybody's."""
     wanted: Wanted
     sent: Sent = Sent()
 
@@ -153,7 +153,14 @@ class Outbox:
         """Send what is left for as long as the server answers, then stop; tells whether all was sent."""
         self._closing.set()
         self._thread.join(DRAIN_SECONDS)
-        return not self._failed and not self._thread.is_alive()
+        if self._thread.is_alive():
+            return False
+        with self._lock:
+            for record in self._records.values():
+                if not record.settled:
+                    record.owner = None
+                    self._save(record)
+        return not self._failed
 
     def _work(self) -> None:
         last = False
@@ -211,7 +218,9 @@ def _this_process() -> tuple[int, float]:
     return os.getpid(), psutil.Process().create_time()
 
 
-def _alive(owner: tuple[int, float]) -> bool:
+def _alive(owner: tuple[int, float] | None) -> bool:
+    if owner is None:
+        return False
     try:
         return abs(psutil.Process(owner[0]).create_time() - owner[1]) < 1.0
     except psutil.Error:

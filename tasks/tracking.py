@@ -1,5 +1,7 @@
 """What MLflow shows of a flow run and of its stages: names, params, datasets, results, files and links."""
 
+import importlib
+import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,6 +18,8 @@ from tasks.settings import PREFECT_UI, set_mlflow_defaults
 
 SHOWN_FILES = (".md", ".html", ".csv", ".png", ".json")
 SHOWN_BYTES = 5_000_000
+CURVES = ("train/", "valid/")
+"""Beginnings of the names in metrics.jsonl: a result of such a name would be one more point of its curve."""
 LONGEST_PARAM = 6000
 LONGEST_DIGEST = 36
 
@@ -40,6 +44,12 @@ class Tracker:
         self._sender.send(outbox, record, wanted)
 
 
+def preload() -> None:
+    """Import MLflow in the background, while the caller waits for Prefect's server."""
+    set_mlflow_defaults()
+    threading.Thread(target=importlib.import_module, args=("tasks.mlflow_client",), daemon=True).start()
+
+
 def flow_run(config: Config, flow_run_id: str, flow_run_name: str) -> Wanted:
     """The run that encloses all stages of one flow run; its params are the whole configuration."""
     page = prefect_page("flow-run", flow_run_id)
@@ -62,7 +72,6 @@ def stage_run(
     tags = {
         "minillm.key": key,
         "stage": stage.kind,
-        "cached": "false",
         "prefect.flow_run_id": flow_run_id,
         "prefect.task_run_id": task_run_id,
         "prefect.url": page,
@@ -97,9 +106,10 @@ def datasets(stage: Stage, sources: Mapping[str, tuple[Source | Model, Resolved]
 def finished(wanted: Wanted, artifact: Artifact, stage: Stage) -> None:
     """Complete a stage's run with its results: numbers as metrics, words as tags."""
     summary = artifact.manifest().get("summary", {})
-    wanted.metrics |= {name: float(value) for name, value in summary.items() if not isinstance(value, str)}
+    numbers = {name: float(value) for name, value in summary.items() if not isinstance(value, str)}
+    wanted.metrics |= {name: value for name, value in numbers.items() if not name.startswith(CURVES)}
     wanted.tags |= {f"summary.{name}": value for name, value in summary.items() if isinstance(value, str)}
-    wanted.tags["artifact"] = artifact.path
+    wanted.tags |= {"artifact": artifact.path, "cached": "false"}
     wanted.live = str(Path(artifact.path) / METRICS)
     if not isinstance(stage, Report):
         wanted.files |= shown_files(artifact)

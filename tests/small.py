@@ -36,7 +36,7 @@ def write_experiment(folder: Path) -> Path:
     lines = [f"A {draw.choice(COLOURS)} {draw.choice(ANIMALS)} sleeps near the {word} tree." for word in COLOURS * 12]
     (folder / "text.txt").write_text("\n".join(lines) + "\n")
     path = folder / "small.yaml"
-    path.write_text(yaml.safe_dump(_settings(folder)))
+    path.write_text(yaml.safe_dump(_settings(folder), sort_keys=False))
     return path
 
 

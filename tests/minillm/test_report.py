@@ -19,7 +19,7 @@ from minillm.stages import Job, Report, Score
 ROLES = ("teacher", "sft", "kd", "minillm")
 KEPT_WORDS = {"teacher": 0.75, "sft": 0.5, "kd": 0.52, "minillm": 0.65}
 SEEDS = (10, 20, 30)
-WORDS = "the quick brown fox jumps over a lazy dog while seven small birds watch from old grey walls".split()
+WORDS = ["the", "quick", "brown", "fox", "jumps", "over", "a", "lazy", "dog", "while", "seven", "birds", "watch"]
 
 
 def write_jsonl(path: Path, rows: list[dict]) -> None:
@@ -50,10 +50,14 @@ def make_inputs(folder: Path, benchmarks: tuple[str, ...] = ("dolly", "sni")) ->
     for role in ROLES:
         make_role(folder, role, prompts, draw, inputs)
     (folder / "examples").mkdir()
-    fate = {"kept": [900, 80], "malformed": [3, 0], "too long": [40, 7], "duplicate": [4, 1], "in a benchmark": [2, 0]}
-    pd.DataFrame(fate, index=pd.Index(["open_qa", "closed_qa"])).T.to_csv(folder / "examples" / "dropped.csv")
-    lengths = {"median": [41, 60], "longest": [256, 511]}
-    pd.DataFrame(lengths, index=pd.Index(["prompt", "whole"])).to_csv(folder / "examples" / "lengths.csv")
+    columns = ["null", "open_qa", "total"]
+    counts = {"malformed": [3, 0, 3], "too long": [7, 40, 47], "in a benchmark": [2, 0, 2], "total": [12, 40, 52]}
+    dropped = pd.DataFrame(counts, index=pd.Index(columns)).T
+    dropped.rename_axis("reason").to_csv(folder / "examples" / "dropped.csv")
+    lengths = {"category": ["null", "all"], "text": ["prompt", "response"], "mean": [41.5, 60.2], "max": [256, 511]}
+    pd.DataFrame(lengths).to_csv(folder / "examples" / "lengths.csv", index=False)
+    for part, rows in (("train", 1200), ("validation", 20), ("test", 10)):
+        pd.DataFrame({"row": range(rows)}).to_parquet(folder / "examples" / f"{part}.parquet")
     return inputs
 
 
@@ -134,9 +138,11 @@ class Page(HTMLParser):
         self.text = ""
 
     def handle_starttag(self, tag, attrs):
-        values = dict(attrs)
-        self.ids += [values["id"]] if values.get("id") else []
-        self.loaded += [v for k, v in attrs if k in ("src", "href", "xlink:href", "srcset") and not v.startswith("#")]
+        for name, value in attrs:
+            if name == "id":
+                self.ids.append(str(value))
+            if name in ("src", "href", "xlink:href", "srcset") and not str(value).startswith("#"):
+                self.loaded.append(str(value))
         if tag not in self.VOID:
             self.open.append(tag)
         if tag in ("td", "th"):
@@ -178,7 +184,7 @@ def table_of(means: dict[str, list[float]]) -> dict:
 
 def test_differences_have_the_standard_error_of_two_independent_means():
     tables = table_of({"teacher": [60, 60], "sft": [40.0, 44.0], "minillm": [50.0, 56.0]})
-    sft = [d for d in Comparison(tables, ["x"]).differences() if d.method == "sft" and d.benchmark == "mean"][0]
+    sft = next(d for d in Comparison(tables, ["x"]).differences() if d.method == "sft" and d.benchmark == "mean")
     # means 42 and 53; variances 8 and 18 over 2 seeds: √(8/2 + 18/2) = √13
     assert sft.value == pytest.approx(11)
     assert sft.standard_error == pytest.approx(13**0.5)
@@ -192,8 +198,8 @@ def test_the_verdict_says_how_close_how_small_and_how_sure():
     )
     sentences = verdict(Comparison(tables, ["x"]), {"teacher": 1_500_000_000, "seqkd": 124_000_000})
     assert sentences[0] == (
-        "The best student is seqkd: Rouge-L 59.0 ± 0.1 (on x), 98 % of the teacher's 60.0, "
-        "with 8.3 % of its parameters (124 M of 1.5 B)."
+        "The best student is seqkd: Rouge-L 59.0 ± 0.1 (on x), 98\u00a0% of the teacher's 60.0, "
+        "with 8.3\u00a0% of its parameters (124\u00a0M of 1.5\u00a0B)."
     )
     assert sentences[1].startswith("minillm is above sft (+11.0 ± 3.6) by more than twice")
     assert sentences[2] == "minillm cannot be told apart from kd (+0.5 ± 3.9) within twice the standard error."
@@ -208,14 +214,25 @@ def test_a_single_seed_claims_no_certainty():
 
 @pytest.mark.parametrize(
     ("count", "words"),
-    [(999, "999"), (34_200, "34.2 K"), (833_000, "833 K"), (999_900, "1 M"), (1_557_611_200, "1.56 B")],
+    [
+        (999, "999"),
+        (34_200, "34.2\u00a0K"),
+        (833_000, "833\u00a0K"),
+        (999_900, "1\u00a0M"),
+        (1_557_611_200, "1.56\u00a0B"),
+    ],
 )
 def test_counts_are_written_with_three_digits(count, words):
     assert human(count) == words
 
 
 def test_small_shares_keep_their_digits():
-    assert [percent(share) for share in (0.861, 0.0413, 0.0035, 1.024)] == ["86 %", "4.1 %", "0.35 %", "102 %"]
+    assert [percent(share) for share in (0.861, 0.0413, 0.0035, 1.024)] == [
+        "86\u00a0%",
+        "4.1\u00a0%",
+        "0.35\u00a0%",
+        "102\u00a0%",
+    ]
 
 
 def test_every_number_of_the_table_comes_from_the_scores(finished):
@@ -224,10 +241,10 @@ def test_every_number_of_the_table_comes_from_the_scores(finished):
     assert list(frame.columns) == ["method", "benchmark", "mean", "spread", "seed_10", "seed_20", "seed_30"]
     assert len(frame) == len(ROLES) * 3
     scores = pd.read_parquet(output.parent / "score-kd" / "scores.parquet").query("benchmark == 'sni'")
-    per_seed = 100 * scores.groupby("seed")["rouge_l"].mean()
+    per_seed = [100 * np.mean(part["rouge_l"]) for _, part in scores.groupby("seed")]
     row = frame.query("method == 'kd' and benchmark == 'sni'").iloc[0]
-    assert row["mean"] == pytest.approx(per_seed.mean())
-    assert row["spread"] == pytest.approx(per_seed.std(ddof=1))
+    assert row["mean"] == pytest.approx(np.mean(per_seed))
+    assert row["spread"] == pytest.approx(np.std(per_seed, ddof=1))
     assert summary["kd/rouge_l/sni"] == pytest.approx(row["mean"])
     assert summary["best_student"] == "minillm"
     cell = f"{row['mean']:.1f} ± {row['spread']:.1f}"
@@ -239,7 +256,7 @@ def test_parameters_come_from_weights_or_from_the_generation_of_a_ready_made_tea
     _, output = finished
     results = json.loads((output / "results.json").read_text())
     assert results["parameters"] == {"sft": 500, "kd": 500, "minillm": 500, "teacher": 5000}
-    assert "10 % of its parameters (500 of 5 K)" in results["verdict"][0]
+    assert "10\u00a0% of its parameters (500 of 5\u00a0K)" in results["verdict"][0]
 
 
 def test_the_page_needs_nothing_else_and_escapes_what_models_wrote(finished):
@@ -259,7 +276,8 @@ def test_the_page_needs_nothing_else_and_escapes_what_models_wrote(finished):
 def test_the_page_shows_data_cut_prompts_answers_and_provenance(finished):
     _, output = finished
     page = read_page(output)
-    for cell in ("too long", "in a benchmark", "generate", "f" * 16, "4"):
+    assert "Rows kept: train 1,200, validation 20, test 10." in page.text
+    for cell in ("too long", "in a benchmark", "null", "null, prompt", "60.2", "generate", "f" * 16, "4"):
         assert cell in page.cells
     assert "cut to fit: sni 3." in page.text
     assert "torch 2.13.0" in page.text

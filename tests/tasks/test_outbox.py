@@ -84,6 +84,7 @@ def test_a_run_arrives_whole_with_its_parent(store: Path, tmp_path: Path):
     assert parent.info.status == "FAILED"
     assert stage.data.tags["mlflow.parentRunId"] == parent.info.run_id
     assert stage.data.metrics == {"rouge_l/dolly": 12.5}
+    assert stage.inputs is not None
     assert [entry.dataset.name for entry in stage.inputs.dataset_inputs] == ["dolly"]
     client = MlflowClient(f"sqlite:///{store / 'mlflow.db'}")
     assert [f.path for f in client.list_artifacts(stage.info.run_id, "pages")] == ["pages/report.md"]
@@ -170,6 +171,25 @@ def test_a_record_that_the_server_refuses_does_not_block_the_others(store: Path)
     finish(box, "good")
     assert box.close()
     assert [run.data.metrics for run in runs(store) if run.data.metrics] == [{"rouge_l/mean": 1.0}]
+
+
+def test_a_found_result_is_linked_to_the_run_that_computed_it(store: Path):
+    box = outbox(store)
+    box.open("computed", wanted(tags={"minillm.key": "k", "cached": "false"}))
+    finish(box, "computed")
+    box.close()
+    again = outbox(store)
+    found = {"tags": {"minillm.key": "k", "cached": "true"}, "cached_key": "k"}
+    again.open("computed", wanted(**found))  # the same flow run, run again
+    finish(again, "computed")
+    again.open("elsewhere", wanted(**found))
+    finish(again, "elsewhere")
+    again.close()
+    computed, elsewhere = runs(store)
+    assert computed.data.tags["cached"] == "false"
+    assert "computed_by" not in computed.data.tags
+    assert elsewhere.data.tags["cached"] == "true"
+    assert elsewhere.data.tags["computed_by"] == computed.info.run_id
 
 
 def test_first_use_by_several_threads_makes_one_database(store: Path):

@@ -1,0 +1,151 @@
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from huggingface_hub import ModelCard
+from transformers import AutoTokenizer, GPT2LMHeadModel
+
+from minillm import model_card
+from minillm.config import Config
+from minillm.models import build_model
+from minillm.stages import Card, Job
+from minillm.tokenizers_bpe import train_bpe
+
+TRAINING = {"learning_rate": 1e-3, "batch_size": 8, "steps": 10, "evaluate_every": 5}
+CONFIG = {
+    "name": "toy",
+    "seed": 4,
+    "data": {
+        "instructions": {"hub": "databricks/databricks-dolly-15k"},
+        "plain_text": {"path": "books/plain.txt"},
+        "max_prompt_tokens": 96,
+        "max_tokens": 112,
+    },
+    "teacher": {"model": {"hub": "gpt2-xl"}, "training": TRAINING},
+    "student": {"model": {"hub": "gpt2", "revision": "abc"}, "initial": TRAINING},
+    "methods": {
+        "kd": {"text": "dataset", "divergence": "forward_kl", "divergence_weight": 0.25, "training": TRAINING},
+        "minillm": {
+            "text": "rollouts",
+            "divergence": "reverse_kl",
+            "start": "initial",
+            "policy": {"rollouts": 16, "teacher_mix": 0.3},
+            "training": TRAINING,
+        },
+    },
+    "evaluation": {"benchmarks": {"dolly": {"source": {"path": "dolly.jsonl"}}}, "seeds": [10, 20]},
+}
+
+
+def cell(mean: float) -> dict:
+    return {"mean": mean, "spread": 0.5, "per_seed": {"10": mean - 0.35, "20": mean + 0.35}}
+
+
+def table(role: str, mean: float) -> dict:
+    row = {"rouge_l": cell(mean), "exact_match": cell(mean / 10)}
+    return {"role": role, "seeds": [10, 20], "benchmarks": {"dolly": row}, "mean": row}
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory) -> Path:
+    """A tiny real GPT-2 with a real tokenizer, exported as `minillm`."""
+    folder = tmp_path_factory.mktemp("card")
+    for name in ("train/model", "examples", "report", "output", "work"):
+        (folder / name).mkdir(parents=True)
+    tokenizer = train_bpe(["Name three colours. red green blue ### Instruction: ### Response:\n"] * 5, 300)
+    student = build_model({"model_type": "gpt2", "n_embd": 16, "n_layer": 1, "n_head": 2}, tokenizer, seed=1)
+    student.save_pretrained(folder / "train" / "model")
+    tokenizer.save_pretrained(folder / "train" / "model")
+    manifest = {"kind": "train", "key": "ab" * 32, "settings": {"seed": 4}, "versions": {"torch": "2.13.0"}}
+    (folder / "train" / "manifest.json").write_text(json.dumps(manifest))
+    for part, rows in (("train", 11435), ("validation", 1000), ("test", 500)):
+        pd.DataFrame({"row": range(rows)}).to_parquet(folder / "examples" / f"{part}.parquet")
+    results = {
+        "verdict": ["The best student is minillm.", "It is above kd."],
+        "benchmarks": ["dolly"],
+        "tables": {"teacher": table("teacher", 27.6), "minillm": table("minillm", 24.64)},
+    }
+    (folder / "report" / "results.json").write_text(json.dumps(results))
+    config = Config.model_validate(CONFIG).model_dump(mode="json", exclude={"runtime"})
+    inputs = {"model": folder / "train", "examples": folder / "examples", "report": folder / "report"}
+    settings = Card(role="minillm", config=config)
+    job = Job(kind="model", settings=settings, inputs=inputs, output=folder / "output", work=folder / "work")
+    summary = model_card.run(job)
+    assert summary == {"parameters": student.num_parameters(), "rouge_l/mean": 24.64}
+    return folder / "output"
+
+
+def run_apart(code: str, folder: Path) -> str:
+    """Run code in a process that knows nothing of this project and reaches no network."""
+    environment = {"PATH": "/usr/bin:/bin", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "HOME": str(folder.parent)}
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", code], cwd=folder, env=environment, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def snippet(folder: Path) -> str:
+    match = re.search(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.S)
+    assert match
+    return match[1]
+
+
+def test_the_snippet_of_the_card_runs_where_nothing_of_this_project_is_known(exported):
+    check = "import sys; assert not any(name.startswith('minillm') for name in sys.modules)"
+    printed = run_apart(
+        f"{snippet(exported)}\n{check}\nprint(answer.shape[1] - len(tokenizer(prompt)['input_ids']))", exported
+    )
+    assert printed.startswith("Below is an instruction that describes a task.")
+    assert "### Instruction:\nName three colours.\n\n### Response:\n" in printed
+    assert 1 <= int(printed.split("\n")[-2]) <= 112 - 96
+
+
+def test_the_exported_weights_are_those_selected(exported):
+    selected = GPT2LMHeadModel.from_pretrained(exported.parent / "train" / "model").state_dict()
+    copied = GPT2LMHeadModel.from_pretrained(exported).state_dict()
+    assert all((copied[name] == weights).all() for name, weights in selected.items())
+    assert AutoTokenizer.from_pretrained(exported)("red green")["input_ids"]
+
+
+def test_metadata_is_what_the_hub_reads(exported):
+    data = ModelCard.load(exported / "README.md").data.to_dict()
+    assert data["library_name"] == "transformers"
+    assert data["pipeline_tag"] == "text-generation"
+    assert data["base_model"] == "gpt2"
+    assert data["datasets"] == ["databricks/databricks-dolly-15k"]
+    result = data["model-index"][0]["results"][0]
+    assert (result["dataset"]["name"], result["metrics"][0]["value"]) == ("dolly", 24.64)
+
+
+def test_the_card_says_what_from_what_how_and_how_well(exported):
+    text = (exported / "README.md").read_text()
+    for words in (
+        "Student: `gpt2` (revision abc)",
+        "Teacher: `gpt2-xl` (revision main)",
+        "sampled in training from the student, mixed with the teacher",
+        "reverse KL divergence",
+        "the student fine-tuned on the data",
+        "train 11,435, validation 1,000, test 500",
+        "`plain.txt`",
+        "24.6 ± 0.5",
+        "27.6 ± 0.5",
+        "over the generation seeds 10, 20",
+        "abababababababab",
+        "torch 2.13.0",
+    ):
+        assert words in text
+    assert re.search(r"\| teacher_mix +\| 0\.3 +\|", text)
+    assert re.search(r"\| learning_rate +\| 0\.001 +\|", text)
+    assert "books/plain.txt" not in text  # folders of the machine it was made on stay out
+
+
+def test_a_mixture_of_losses_is_written_out(exported):
+    config = Config.model_validate(CONFIG).model_dump(mode="json", exclude={"runtime"})
+    words = model_card.training_words(Card(role="kd", config=config))
+    assert words["divergence_words"].startswith("0.75 · cross-entropy + 0.25 · forward KL")
+    assert words["plain_text_words"] == "none"

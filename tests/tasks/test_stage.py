@@ -1,0 +1,299 @@
+"""Stages under a real Prefect server, with real workers and a real MLflow database."""
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from mlflow import MlflowClient
+from mlflow.entities import Run
+from prefect import State, flow
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
+from prefect.client.schemas.objects import TaskRun
+from prefect.futures import PrefectFuture
+
+from minillm.artifacts import Artifact, Store
+from minillm.config import Config
+from minillm.errors import StageError
+from tasks.data import filter_examples, pack_plain_text, prepare, read_benchmarks
+from tasks.session import tracked
+from tasks.supervision import WorkerStoppedError
+from tasks.training import fine_tune_initial_student
+from tests.small import small_config, write_rows
+
+pytestmark = pytest.mark.usefixtures("prefect_server")
+
+Stages = Callable[[Config], Mapping[str, PrefectFuture[Any]]]
+
+
+@dataclass
+class Outcome:
+    """How the stages of one flow run ended."""
+
+    states: dict[str, State]
+    task_runs: dict[str, TaskRun]
+
+    def names(self) -> dict[str, str]:
+        return {label: state.name or "" for label, state in self.states.items()}
+
+    def artifact(self, label: str) -> Artifact:
+        value = self.states[label].result()
+        assert isinstance(value, Artifact)
+        return value
+
+
+def run(config: Config, stages: Stages) -> Outcome:
+    """Run stages in a flow of their own, to the end whatever happens to them."""
+    states: dict[str, State] = {}
+    flow_runs: list[str] = []
+
+    @flow(name="stages")
+    def stages_flow() -> None:
+        with tracked(config) as session:
+            flow_runs.append(session.flow_run_id)
+            futures = stages(config)
+            for label, future in futures.items():
+                future.wait()
+                states[label] = future.state
+
+    stages_flow()
+    with get_client(sync_client=True) as client:
+        wanted = FlowRunFilter(id=FlowRunFilterId(any_=flow_runs))  # type: ignore[arg-type]
+        found = client.read_task_runs(flow_run_filter=wanted)
+    return Outcome(states, {task_run.name: task_run for task_run in found})
+
+
+def data_stages(config: Config) -> Mapping[str, PrefectFuture[Any]]:
+    prepared = prepare.submit(config)
+    benchmarks = read_benchmarks.submit(config)
+    return {
+        "prepare": prepared,
+        "benchmarks": benchmarks,
+        "examples": filter_examples.submit(config, prepared, benchmarks),
+        "plain text": pack_plain_text.submit(config, prepared),
+    }
+
+
+def benchmark_only(config: Config) -> Mapping[str, PrefectFuture[Any]]:
+    return {"benchmarks": read_benchmarks.submit(config)}
+
+
+def training(config: Config) -> Mapping[str, PrefectFuture[Any]]:
+    stages = data_stages(config)
+    return {"train": fine_tune_initial_student.submit(config, stages["prepare"], stages["examples"])}
+
+
+def tracked_runs(config: Config) -> list[Run]:
+    client = MlflowClient(f"sqlite:///{Path(config.runtime.store) / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name(config.name)
+    assert experiment is not None
+    return client.search_runs([experiment.experiment_id], order_by=["attribute.start_time"])
+
+
+@pytest.fixture(scope="module")
+def computed_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Artifacts of the data stages, for tests of what comes after; keys do not depend on where files lie."""
+    config = small_config(tmp_path_factory.mktemp("data"))
+    run(config, data_stages)
+    return Path(config.runtime.store) / "artifacts"
+
+
+def with_data(folder: Path, computed_data: Path, *overrides: str) -> Config:
+    config = small_config(folder, *overrides)
+    shutil.copytree(computed_data, Path(config.runtime.store) / "artifacts")
+    return config
+
+
+def test_a_second_flow_run_finds_everything(tmp_path: Path):
+    config = small_config(tmp_path)
+    first = run(config, data_stages)
+    assert set(first.names().values()) == {"Completed"}
+    second = run(config, data_stages)
+    assert set(second.names().values()) == {"Cached"}
+    for label in first.states:
+        assert second.artifact(label) == first.artifact(label)
+
+    manifest = first.artifact("examples").manifest()
+    assert manifest["settings"]["max_tokens"] == 140
+    assert manifest["inputs"]["benchmarks"]["digest"] == first.artifact("benchmarks").digest
+    assert manifest["config"]["name"] == "small"
+    assert manifest["versions"]["torch"].startswith("2.")
+
+    parent, *nested = tracked_runs(config)
+    computed, cached = nested[:4], nested[5:]
+    assert all(r.data.tags["mlflow.parentRunId"] == parent.info.run_id for r in computed)
+    assert {r.data.tags["cached"] for r in computed} == {"false"}
+    assert {r.data.tags["cached"] for r in cached} == {"true"}
+    by_name = {r.info.run_name: r for r in computed}
+    for found in cached:
+        origin = by_name[found.info.run_name]
+        assert found.data.tags["computed_by"] == origin.info.run_id
+        assert (
+            found.data.metrics == {n: v for n, v in origin.data.metrics.items() if "/" not in n} or found.data.metrics
+        )
+    assert parent.data.params["student.initial.learning_rate"] == "0.001"
+    assert by_name["filter examples"].data.params["max_tokens"] == "140"
+    assert parent.inputs is not None
+    assert {d.dataset.name for d in parent.inputs.dataset_inputs} == {"instructions", "plain_text", "dolly"}
+    assert {r.info.status for r in [parent, *nested]} == {"FINISHED"}
+
+
+def test_a_changed_setting_recomputes_what_depends_on_it(tmp_path: Path, computed_data: Path):
+    changed = run(with_data(tmp_path, computed_data, "data.max_malformed_share=0.5"), data_stages)
+    assert changed.names() == {
+        "prepare": "Cached",
+        "benchmarks": "Cached",
+        "examples": "Completed",
+        "plain text": "Cached",
+    }
+
+
+def test_an_altered_result_is_computed_again(tmp_path: Path):
+    config = small_config(tmp_path)
+    before = run(config, benchmark_only).artifact("benchmarks")
+    file = Path(before.path) / "dolly.jsonl"
+    file.write_text(file.read_text().replace("hill", "bill"))
+    again = run(config, benchmark_only)
+    assert again.names() == {"benchmarks": "Completed"}
+    assert again.artifact("benchmarks") == before
+
+
+def test_a_changed_source_file_is_read_again(tmp_path: Path):
+    config = small_config(tmp_path)
+    before = run(config, benchmark_only).artifact("benchmarks")
+    write_rows(tmp_path / "benchmark.jsonl", [{"instruction": "Who?", "input": "", "output": "The cat."}])
+    after = run(config, benchmark_only)
+    assert after.names() == {"benchmarks": "Completed"}
+    assert after.artifact("benchmarks").key != before.key
+
+
+def test_the_same_stage_wanted_twice_at_once_is_computed_once(tmp_path: Path):
+    outcome = run(
+        small_config(tmp_path),
+        lambda config: {"a": read_benchmarks.submit(config), "b": read_benchmarks.submit(config)},
+    )
+    assert sorted(outcome.names().values()) == ["Cached", "Completed"]
+
+
+def test_bad_input_is_told_and_not_tried_again(tmp_path: Path):
+    config = small_config(tmp_path)
+    write_rows(tmp_path / "benchmark.jsonl", [{"instruction": "Who?", "input": ""}])
+    outcome = run(config, data_stages)
+    state = outcome.states["benchmarks"]
+    assert state.is_failed()
+    with pytest.raises(StageError, match=r"benchmark\.jsonl"):
+        state.result()
+    assert "benchmark.jsonl" in (state.message or ""), "the page shows the reason"
+    assert outcome.task_runs["read benchmarks"].run_count == 1
+    assert outcome.names()["plain text"] == "Completed", "an independent branch goes on"
+    assert not outcome.states["examples"].is_completed()
+    statuses = {r.info.run_name: r.info.status for r in tracked_runs(config)}
+    assert statuses["read benchmarks"] == "FAILED"
+    assert statuses["pack plain text"] == "FINISHED"
+
+
+@contextlib.contextmanager
+def when_training(config: Config, step: int, act: Callable[[psutil.Process], None]) -> Iterator[threading.Event]:
+    """Do something to the training worker once it has passed a step."""
+    done = threading.Event()
+    over = threading.Event()
+
+    def watch() -> None:
+        while not over.is_set():
+            for metrics in Path(config.runtime.store).glob("work/train-*/output/metrics.jsonl"):
+                lines = metrics.read_text().splitlines()
+                for process in psutil.Process().children(recursive=True) if len(lines) >= step else []:
+                    with contextlib.suppress(psutil.Error):
+                        command = process.cmdline()
+                        if "minillm.worker" in command and str(metrics.parents[1] / "job.json") in command:
+                            act(process)
+                            done.set()
+                            return
+            time.sleep(0.01)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        yield done
+    finally:
+        over.set()
+        watcher.join()
+
+
+LONG = ("student.initial.steps=400", "student.initial.evaluate_every=10", "runtime.checkpoint_every=10")
+
+
+def test_a_killed_worker_is_started_again_and_continues_while_mlflow_is_away(
+    tmp_path: Path, computed_data: Path, monkeypatch
+):
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{port}")
+    config = with_data(tmp_path, computed_data, *LONG)
+    with when_training(config, 5, lambda process: process.send_signal(signal.SIGKILL)) as killed:
+        outcome = run(config, training)
+    assert killed.is_set()
+    assert outcome.names() == {"train": "Completed"}
+    assert outcome.task_runs["fine-tune initial"].run_count == 2
+
+    artifact = outcome.artifact("train")
+    records = [json.loads(line) for line in (Path(artifact.path) / "metrics.jsonl").read_text().splitlines()]
+    steps = [record["step"] for record in records if record["metrics"]]
+    assert steps[-1] == 400
+    assert min(steps[i + 1] for i in range(len(steps) - 1)) > 1, "it continued, it did not begin again"
+
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    assert run(config, training).names() == {"train": "Cached"}
+    (computed,) = [
+        r for r in tracked_runs(config) if r.info.run_name == "train initial" and r.data.tags["cached"] == "false"
+    ]
+    assert computed.info.status == "FINISHED"
+    client = MlflowClient(f"sqlite:///{Path(config.runtime.store) / 'mlflow.db'}")
+    for name in ("train/loss", "valid/loss"):
+        sent = [point.step for point in client.get_metric_history(computed.info.run_id, name)]
+        logged = {record["step"] for record in records if name in record["metrics"]}
+        assert sent == sorted(logged), "every step is there, and no step twice"
+
+
+def test_ctrl_c_stops_the_worker_at_a_checkpoint_and_nothing_is_retried(tmp_path: Path, computed_data: Path):
+    config = with_data(tmp_path, computed_data, *LONG)
+    workers: list[psutil.Process] = []
+
+    def interrupt(process: psutil.Process) -> None:
+        workers.append(process)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    with when_training(config, 5, interrupt), pytest.raises(KeyboardInterrupt):
+        run(config, training)
+    assert not psutil.pid_exists(workers[0].pid) or workers[0].status() == psutil.STATUS_ZOMBIE
+    statuses = {r.info.run_name: r.info.status for r in tracked_runs(config)}
+    assert statuses["train initial"] == "KILLED"
+    (checkpoint,) = Path(config.runtime.store).glob("work/train-*/checkpoints/latest.json")
+    assert json.loads(checkpoint.read_text())["step"] >= 10
+
+
+def test_a_stage_that_takes_too_long_is_stopped(tmp_path: Path, computed_data: Path):
+    config = with_data(tmp_path, computed_data, "student.initial.steps=100000", "runtime.timeout_hours=0.003")
+    outcome = run(config, training)
+    with pytest.raises(WorkerStoppedError, match="timeout_hours"):
+        outcome.states["train"].result()
+    assert outcome.task_runs["fine-tune initial"].run_count == 1
+
+
+def test_a_store_has_no_locks_left_after_use(tmp_path: Path):
+    config = small_config(tmp_path)
+    artifact = run(config, benchmark_only).artifact("benchmarks")
+    with Store(config.runtime.store).lock(artifact.key).acquire(timeout=0):
+        pass
