@@ -15,7 +15,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from minillm.comparison import formatted, human
 from minillm.config import Template
 from minillm.prompts import render
-from minillm.report import TEMPLATES, count_parameters, kept_rows, provenance, versions
+from minillm.report import TEMPLATES, count_parameters, kept_rows, markdown, provenance, versions
 from minillm.stages import Card, Job
 
 TEXT = {
@@ -47,7 +47,7 @@ def run(job: Job) -> dict[str, float | str]:
         **_result_words(settings, results),
         **_usage_words(settings.config),
         kept_words=kept_rows(job.inputs["examples"]),
-        provenance=provenance(job.inputs).to_markdown(),
+        provenance=markdown(provenance(job.inputs)),
         versions=", ".join(f"{library} {version}" for library, version in versions(job.inputs).items()),
     )
     card.save(job.output / "README.md")
@@ -134,7 +134,7 @@ def training_words(settings: Card) -> dict[str, Any]:
         "data_words": origin(config["data"]["instructions"]),
         "plain_text_words": origin(config["data"]["plain_text"]) if plain_text else "none",
         "seed": config["seed"],
-        "hyper_parameters": hyper_parameters(method).to_markdown(disable_numparse=True),
+        "hyper_parameters": markdown(hyper_parameters(method)),
         "configuration": config["name"],
     }
 
@@ -149,7 +149,7 @@ def _result_words(settings: Card, results: Mapping[str, Any]) -> dict[str, Any]:
         for label, table in tables.items()
     }
     return {
-        "results": pd.DataFrame(columns, index=pd.Index(rows)).to_markdown(),
+        "results": markdown(pd.DataFrame(columns, index=pd.Index(rows))),
         "seeds": ", ".join(str(seed) for seed in tables["this model"]["seeds"]),
         "temperature": settings.config["evaluation"]["temperature"],
         "verdict": " ".join(results["verdict"]),

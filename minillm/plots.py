@@ -32,6 +32,8 @@ CURVES = {
 """Metrics drawn by step, where a model has them."""
 MAX_POINTS = 200
 """Longer curves are drawn as means over this many stretches of steps."""
+MARKED_POINTS = 20
+"""Curves of at most so many points show each with its marker."""
 STYLE: dict[Any, Any] = {
     "font.size": 9,
     "text.color": INK,
@@ -120,10 +122,10 @@ def length_figure(benchmark: str, comparison: Comparison, look: Look) -> Figure 
 def curve_figure(metric: str, curves: Mapping[str, Sequence[tuple[int, float]]], look: Look) -> Figure:
     """One metric by optimizer step, a line for each model that has it."""
     figure, axes = _figure(height=2.9)
+    few = max(map(len, curves.values())) <= MARKED_POINTS
     for role, points in curves.items():
         steps, values = zip(*_thinned(points), strict=True)
         colour, marker = look[role]
-        few = len(steps) <= 30
         axes.plot(steps, values, color=colour, label=role, linewidth=1.4, marker=marker if few else "", markersize=4)
     axes.set_xlabel("optimizer step")
     axes.set_ylabel(CURVES[metric])

@@ -4,6 +4,7 @@ The tables come from `minillm.comparison`, the figures from `minillm.plots`, the
 """
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -78,13 +79,20 @@ def render(page: Mapping[str, Any], output: Path) -> None:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["shorten"] = shorten
+    environment.filters |= {"shorten": shorten, "markdown": markdown}
     for name in ("report.md", "report.html"):
         write_atomically(output / name, environment.get_template(f"{name}.jinja").render(page))
 
 
+def markdown(frame: pd.DataFrame) -> str:
+    """A table whose figures keep the digits they were written with."""
+    alignment = ("left", *["right"] * len(frame.columns))
+    return frame.to_markdown(disable_numparse=True, colalign=alignment)
+
+
 def shorten(text: str) -> str:
-    """The beginning of a long text."""
+    """The beginning of a long text; control characters, which models do write, are replaced."""
+    text = re.sub(r"[\x00-\x08\x0b-\x1f\x7f]", "\N{REPLACEMENT CHARACTER}", text)
     return text if len(text) <= SHOWN_CHARACTERS else text[:SHOWN_CHARACTERS].rstrip() + " …"
 
 
@@ -204,9 +212,10 @@ def kept_rows(examples: Path) -> str:
 def data_tables(examples: Path) -> dict[str, pd.DataFrame]:
     """What filtering dropped, and how long the rest is, by title."""
     # a category may be called "null" or "NA"
-    dropped = pd.read_csv(examples / "dropped.csv", index_col=0, keep_default_na=False).rename_axis(None)
+    dropped = pd.read_csv(examples / "dropped.csv", index_col=0, keep_default_na=False).rename_axis(None).map(str)
     lengths = pd.read_csv(examples / "lengths.csv", keep_default_na=False)
     lengths.index = lengths.pop("category") + ", " + lengths.pop("text")  # type: ignore[assignment]
+    lengths = lengths.map(lambda value: f"{value:.1f}" if isinstance(value, float) else str(value))
     return {"Dropped rows by reason and category": dropped, "Lengths of the kept rows in tokens": lengths}
 
 

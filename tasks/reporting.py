@@ -53,9 +53,9 @@ def conclude(
     Returns:
         The flow's final state; Failed, naming the stages, if any did not end well.
     """
-    for future in (results, *models.values()):
+    for future in session.futures:
         future.wait()
-    if not all(future.state.is_completed() for future in (results, *models.values())):
+    if not all(future.state.is_completed() for future in session.futures):
         reasons = [f"{label}: {message}" for label, message in session.failures.items()]
         session.failures.setdefault("flow", "not all stages were computed")
         return Failed(message="\n".join(["not all stages were computed", *reasons]))

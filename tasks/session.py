@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from types import FrameType
 from typing import Any
 
+from prefect.futures import PrefectFuture
 from prefect.runtime import flow_run
 
 from minillm.artifacts import Store
@@ -29,6 +30,8 @@ class Session:
         self.outbox.open(flow_run_id, tracking.flow_run(config, flow_run_id, flow_run_name))
         self.slots = threading.BoundedSemaphore(config.runtime.parallel_stages)
         self.stop = threading.Event()
+        self.futures: list[PrefectFuture[Any]] = []
+        """Of all stages submitted."""
         self.failures: dict[str, str] = {}
         """What went wrong, by the name of the stage."""
         self.stages: dict[str, str] = {}

@@ -26,13 +26,18 @@ from minillm.config import Config, Model, Source
 from minillm.errors import StageError
 from minillm.source_digest import source_digest
 from minillm.sources import Resolved, resolve
-from minillm.stages import Job, Stage
+from minillm.stages import Generate, Job, Respond, Stage, Train
 from tasks import tracking
 from tasks.pages import StagePage, show_texts
 from tasks.session import Session, current
 from tasks.supervision import WorkerStoppedError, run_worker
 
 LIBRARIES = ("torch", "transformers", "tokenizers", "datasets", "deepspeed", "numpy", "pandas", "rouge-score")
+
+GROUPS = (Train, Respond, Generate)
+"""Stages whose work is shared by `runtime.processes`; the others are one process each."""
+PARSING = threading.Lock()
+"""Python 3.11's parser fails now and then when threads parse at once."""
 
 Input = Artifact | Source | Model
 """What a stage reads: the result of another stage, or a file, data set or model from outside."""
@@ -46,7 +51,9 @@ class StageTask:
 
     def submit(self, config: Config, *inputs: Any, **named_inputs: Any) -> PrefectFuture[Any]:
         """Start in the background; inputs may be futures of other stages."""
-        return self.task.with_options(retries=config.runtime.retries).submit(config, *inputs, **named_inputs)
+        future = self.task.with_options(retries=config.runtime.retries).submit(config, *inputs, **named_inputs)
+        current().futures.append(future)
+        return future
 
 
 def stage_task(run_name: str) -> Callable[[Callable[..., Artifact | State]], StageTask]:
@@ -99,7 +106,7 @@ class _Run:
             "settings": stage.model_dump(mode="json"),
             "inputs": {name: artifact.digest for name, artifact in self.artifacts.items()},
             "sources": {name: resolved.fingerprint for name, (_, resolved) in self.sources.items()},
-            "source_digest": source_digest(stage.module),
+            "source_digest": _source_digest(stage),
         }
         self.key = text_digest(self.origin)
         self.record = f"{session.flow_run_id}-{stage.kind}-{self.key[:16]}"
@@ -146,6 +153,9 @@ class _Run:
             tracking.on_parent(parent, artifact, self.stage)
 
     def _compute(self, store: Store) -> Artifact:
+        runtime = self.config.runtime
+        if not isinstance(self.stage, GROUPS):
+            runtime = runtime.model_copy(update={"processes": 1})
         work = store.work_directory(self.stage.kind, self.key)
         output = work / "output"
         job = Job(
@@ -155,7 +165,7 @@ class _Run:
             | {name: resolved.path for name, (_, resolved) in self.sources.items()},
             output=output,
             work=work,
-            runtime=self.config.runtime,
+            runtime=runtime,
         )
         spec = work / "job.json"
         write_atomically(spec, job.model_dump_json(indent=2))
@@ -164,7 +174,7 @@ class _Run:
         logger = get_run_logger()
         logger.info("started")
         page, started = StagePage(output / METRICS, self.session.outbox, self.record, self.label), time.time()
-        run_worker(spec, self.config.runtime, logger.info, page.update, self.session.stop)
+        run_worker(spec, runtime, logger.info, page.update, self.session.stop)
         page.update(last=True)
         facts = {
             **self.origin,
@@ -175,6 +185,11 @@ class _Run:
             "summary": json.loads((work / "summary.json").read_text()),
         }
         return store.complete(self.stage.kind, self.key, facts)
+
+
+def _source_digest(stage: Stage) -> str:
+    with PARSING:
+        return source_digest(stage.module)
 
 
 @functools.cache

@@ -54,7 +54,12 @@ def make_inputs(folder: Path, benchmarks: tuple[str, ...] = ("dolly", "sni")) ->
     counts = {"malformed": [3, 0, 3], "too long": [7, 40, 47], "in a benchmark": [2, 0, 2], "total": [12, 40, 52]}
     dropped = pd.DataFrame(counts, index=pd.Index(columns)).T
     dropped.rename_axis("reason").to_csv(folder / "examples" / "dropped.csv")
-    lengths = {"category": ["null", "all"], "text": ["prompt", "response"], "mean": [41.5, 60.2], "max": [256, 511]}
+    lengths = {
+        "category": ["null", "all"],
+        "text": ["prompt", "response"],
+        "mean": [41.5, 60.249999999],
+        "max": [256, 511],
+    }
     pd.DataFrame(lengths).to_csv(folder / "examples" / "lengths.csv", index=False)
     for part, rows in (("train", 1200), ("validation", 20), ("test", 10)):
         pd.DataFrame({"row": range(rows)}).to_parquet(folder / "examples" / f"{part}.parquet")
@@ -69,7 +74,7 @@ def make_role(folder: Path, role: str, prompts: dict, draw: random.Random, input
         for seed in SEEDS:
             for row in rows:
                 kept = [w if draw.random() < KEPT_WORDS[role] else "lost" for w in row["references"][0].split()]
-                text = " ".join(kept) + ("\u2028```|<i>" if row["index"] == 0 else "")
+                text = " ".join(kept) + ("\u2028\x00```|<i>" if row["index"] == 0 else "")
                 answered.append(
                     {"index": row["index"], "seed": seed, "response": text, "tokens": len(kept), "finished": True}
                 )
@@ -277,12 +282,12 @@ def test_the_page_shows_data_cut_prompts_answers_and_provenance(finished):
     _, output = finished
     page = read_page(output)
     assert "Rows kept: train 1,200, validation 20, test 10." in page.text
-    for cell in ("too long", "in a benchmark", "null", "null, prompt", "60.2", "generate", "f" * 16, "4"):
+    for cell in ("too long", "in a benchmark", "null", "null, prompt", "60.2", "256", "generate", "f" * 16, "4"):
         assert cell in page.cells
     assert "cut to fit: sni 3." in page.text
     assert "torch 2.13.0" in page.text
     answer = json.loads((output.parent / "generate-minillm" / "dolly.jsonl").read_text().split("\n")[0])["response"]
-    assert answer in page.text
+    assert answer.replace("\x00", "\ufffd") in page.text
     markdown = (output / "report.md").read_text()
     assert "    Describe <b>scene</b> 29 & say | what happens." in markdown
 
