@@ -10,7 +10,7 @@ import torch
 from minillm.artifacts import write_atomically
 from minillm.benchmarks import load_benchmarks
 from minillm.errors import StageError
-from minillm.models import eos_id, load_model, load_tokenizer
+from minillm.models import eos_id, load_model, load_tokenizer, parameter_count
 from minillm.processes import device, gather_lists, process_group, rank, world_size
 from minillm.progress import Progress
 from minillm.prompts import encode_prompts, render
@@ -64,7 +64,7 @@ def _run(job: Job, settings: Generate) -> dict[str, float | str]:
         progress.log(done)
     if rank() == 0:
         write_atomically(job.output / "cut_prompts.json", json.dumps(cut))
-    return {"responses": total, "cut_prompts": sum(cut.values())}
+    return {"responses": total, "cut_prompts": sum(cut.values()), "parameters": parameter_count(model)}
 
 
 def fit_prompts(benchmark: str, prompts: Sequence[list[int]], settings: Generate) -> tuple[list[list[int]], int]:

@@ -10,7 +10,7 @@ PACKAGE = Path(__file__).parent
 
 @functools.cache
 def source_digest(module: str) -> str:
-    """Hex sha256 over the syntax trees of `module` and its transitive imports within the package.
+    """Hex sha256 over the syntax trees of `module` and its transitive imports within the package, and their templates.
 
     Comments and formatting do not count, so that mending one does not train a model again.
 
@@ -20,6 +20,8 @@ def source_digest(module: str) -> str:
     digest = hashlib.sha256()
     for name in sorted(_closure(module)):
         digest.update(f"{name}\n{ast.dump(_tree(name))}".encode())
+        for template in _templates(name):
+            digest.update(template.read_bytes())
     return digest.hexdigest()
 
 
@@ -40,6 +42,13 @@ def _closure(module: str) -> set[str]:
                 continue
             waiting += [n for n in names if n.startswith("minillm.") and _file(n).exists()]
     return seen
+
+
+def _templates(module: str) -> list[Path]:
+    """Files of the templates folder beside a module that it names."""
+    names = {n.value for n in ast.walk(_tree(module)) if isinstance(n, ast.Constant) and isinstance(n.value, str)}
+    files = sorted(_file(module).parent.glob("templates/*"))
+    return [path for path in files if path.name in names or path.stem in names]
 
 
 def _file(module: str) -> Path:

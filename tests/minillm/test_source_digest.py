@@ -1,0 +1,53 @@
+"""A stage is computed again when the code behind it changes, and not when only its comments do."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import minillm
+
+
+@pytest.fixture
+def package(tmp_path: Path) -> Path:
+    copy = tmp_path / "minillm"
+    shutil.copytree(Path(minillm.__file__).parent, copy, ignore=shutil.ignore_patterns("__pycache__"))
+    return copy
+
+
+def digest(package: Path, module: str) -> str:
+    code = f"from minillm.source_digest import source_digest; print(source_digest('{module}'))"
+    environment = {**os.environ, "PYTHONPATH": str(package.parent)}
+    return subprocess.check_output([sys.executable, "-c", code], env=environment, cwd=package.parent, text=True)
+
+
+def replace(path: Path, old: str, new: str) -> None:
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+
+
+def test_a_change_deep_below_a_stage_changes_its_digest(package):
+    training, scoring = digest(package, "minillm.training"), digest(package, "minillm.scoring")
+    replace(package / "policy.py", "total / count.clamp(min=1)", "total / count.clamp(min=2)")
+    assert digest(package, "minillm.training") != training
+    assert digest(package, "minillm.scoring") == scoring
+
+
+def test_comments_and_layout_do_not_count(package):
+    before = digest(package, "minillm.training")
+    path = package / "policy.py"
+    path.write_text(
+        "# a comment\n" + path.read_text().replace("reward = reward * real", "reward = (reward\n        * real)")
+    )
+    assert digest(package, "minillm.training") == before
+
+
+def test_the_wording_of_a_template_counts_where_it_is_used(package):
+    before = digest(package, "minillm.report"), digest(package, "minillm.scoring")
+    (package / "templates" / "report.md.jinja").write_text("other words")
+    assert digest(package, "minillm.report") != before[0]
+    assert digest(package, "minillm.scoring") == before[1]
