@@ -1,0 +1,59 @@
+"""What the documents say is there is there: files, functions, make targets, configurations."""
+
+import ast
+import re
+
+import pytest
+
+from tests.conftest import ROOT
+
+DOCUMENTS = [
+    "README.md",
+    "CONTRIBUTING.md",
+    "data/README.md",
+    *(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")),
+]
+SOURCES = [path for floor in ("flows", "tasks", "minillm") for path in sorted((ROOT / floor).rglob("*.py"))]
+
+
+def text(document: str) -> str:
+    return (ROOT / document).read_text()
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_files_named_exist(document):
+    named = re.findall(r"`((?:flows|tasks|minillm|tests|docs|configs|data/embedded)/[\w./*-]+)`", text(document))
+    named += [target.split("#")[0] for target in re.findall(r"\]\(([^)#:]+)\)", text(document))]
+    missing = [n for n in named if not list(ROOT.glob(n)) and not list((ROOT / document).parent.glob(n))]
+    assert missing == []
+
+
+def test_the_tree_lists_every_module():
+    tree = text("README.md").split("```\nflows/")[1].split("```")[0]
+    listed = re.findall(r"^ +(\w+\.py) ", tree, flags=re.MULTILINE)
+    assert sorted(listed) == sorted(path.name for path in SOURCES if path.name != "__init__.py")
+
+
+def test_functions_on_the_tour_stand_where_it_says():
+    defined = {}
+    for path in SOURCES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.FunctionDef | ast.ClassDef):
+                defined.setdefault(node.name, set()).add(path.relative_to(ROOT).as_posix())
+    pairs = re.findall(r"`([\w.]+)`(?: in)? \(?`((?:flows|tasks|minillm)/[\w/]+\.py)`", text("docs/tour.md"))
+    assert len(pairs) > 20
+    wrong = [(name, file) for name, file in pairs if file not in defined.get(name.split(".")[-1], set())]
+    assert wrong == []
+
+
+def test_make_targets_named_exist():
+    targets = set(re.findall(r"^(\w+):", text("Makefile"), flags=re.MULTILINE))
+    for document in DOCUMENTS:
+        assert set(re.findall(r"`make (\w+)", text(document))) <= targets, document
+        assert set(re.findall(r"^make (\w+)", text(document), flags=re.MULTILINE)) <= targets, document
+
+
+def test_configurations_in_the_table_exist():
+    named = re.findall(r"`([\w.-]+)`", text("README.md").split("| configuration |")[1].split("\n\n")[0])
+    configurations = {path.stem for path in (ROOT / "configs").glob("*.yaml")}
+    assert {name for name in named if not name.startswith("data")} == configurations
