@@ -3,9 +3,12 @@
 import ast
 import functools
 import hashlib
+import threading
 from pathlib import Path
 
 PACKAGE = Path(__file__).parent
+PARSING = threading.Lock()
+"""The parser of Python 3.11 fails when several threads use it at once."""
 
 
 @functools.cache
@@ -15,13 +18,14 @@ def source_digest(module: str) -> str:
     Comments and formatting do not count, so that mending one does not train a model again.
 
     Args:
-        module: Dotted name, e.g. minillm.training.
+        module: Dotted name, e.g. minillm.training.trainer.
     """
     digest = hashlib.sha256()
-    for name in sorted(_closure(module)):
-        digest.update(f"{name}\n{ast.dump(_tree(name))}".encode())
-        for template in _templates(name):
-            digest.update(template.read_bytes())
+    with PARSING:
+        for name in sorted(_closure(module)):
+            digest.update(f"{name}\n{ast.dump(_tree(name))}".encode())
+            for template in _templates(name):
+                digest.update(template.read_bytes())
     return digest.hexdigest()
 
 

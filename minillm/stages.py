@@ -27,7 +27,7 @@ class Prepare(Stage):
     """
 
     kind: ClassVar[str] = "prepare"
-    module: ClassVar[str] = "minillm.preparation"
+    module: ClassVar[str] = "minillm.models.preparation"
     tokenizer: Tokenizer
     template: Template
     teacher: Model
@@ -41,7 +41,7 @@ class Benchmarks(Stage):
     """Read the benchmarks into one format. Inputs: one source per benchmark. Output: `NAME.jsonl` each."""
 
     kind: ClassVar[str] = "benchmarks"
-    module: ClassVar[str] = "minillm.benchmarks"
+    module: ClassVar[str] = "minillm.data.benchmarks"
     names: tuple[str, ...]
 
 
@@ -52,7 +52,7 @@ class Filter(Stage):
     """
 
     kind: ClassVar[str] = "filter"
-    module: ClassVar[str] = "minillm.filtering"
+    module: ClassVar[str] = "minillm.data.filtering"
     template: Template
     max_prompt_tokens: int
     max_tokens: int
@@ -67,7 +67,7 @@ class Pack(Stage):
     """Tokenise a plain-text corpus into one memory-mapped array. Inputs: `plain_text`, `tokenizer`."""
 
     kind: ClassVar[str] = "pack"
-    module: ClassVar[str] = "minillm.packing"
+    module: ClassVar[str] = "minillm.data.packing"
     block_tokens: int
 
 
@@ -79,7 +79,7 @@ class Train(Stage):
     """
 
     kind: ClassVar[str] = "train"
-    module: ClassVar[str] = "minillm.training"
+    module: ClassVar[str] = "minillm.training.trainer"
     role: str
     """What the trained model is called in logs and tables: teacher, initial, sft, minillm …"""
     method: Method
@@ -95,7 +95,7 @@ class Respond(Stage):
     """Generate the teacher's responses to the training prompts (SeqKD). Inputs: `model`, `tokenizer`, `examples`."""
 
     kind: ClassVar[str] = "respond"
-    module: ClassVar[str] = "minillm.responding"
+    module: ClassVar[str] = "minillm.generation.responding"
     max_tokens: int
     seed: int
 
@@ -104,7 +104,7 @@ class Generate(Stage):
     """Generate responses to every benchmark, once per seed. Inputs: `model`, `tokenizer`, `benchmarks`."""
 
     kind: ClassVar[str] = "generate"
-    module: ClassVar[str] = "minillm.answering"
+    module: ClassVar[str] = "minillm.generation.answering"
     role: str
     template: Template
     seeds: tuple[int, ...]
@@ -119,7 +119,7 @@ class Score(Stage):
     """Score stored responses; needs no model. Inputs: `responses`, `benchmarks`, `tokenizer`."""
 
     kind: ClassVar[str] = "score"
-    module: ClassVar[str] = "minillm.scoring"
+    module: ClassVar[str] = "minillm.evaluation.scoring"
     role: str
     evaluation: Evaluation
 
@@ -132,7 +132,7 @@ class Report(Stage):
     """
 
     kind: ClassVar[str] = "report"
-    module: ClassVar[str] = "minillm.report"
+    module: ClassVar[str] = "minillm.reporting.report"
     name: str
     roles: tuple[str, ...]
     """Rows of the table, in order; the first is the teacher."""
@@ -146,7 +146,7 @@ class Card(Stage):
     """
 
     kind: ClassVar[str] = "model"
-    module: ClassVar[str] = "minillm.model_card"
+    module: ClassVar[str] = "minillm.reporting.model_card"
     role: str
     config: dict
     """The resolved configuration without `runtime`, for the card's provenance."""

@@ -23,9 +23,9 @@ from prefect.states import Completed
 
 from minillm.artifacts import METRICS, Artifact, Store, text_digest, write_atomically
 from minillm.config import Config, Model, Source
+from minillm.data.sources import Resolved, resolve
 from minillm.errors import StageError
 from minillm.source_digest import source_digest
-from minillm.sources import Resolved, resolve
 from minillm.stages import Generate, Job, Respond, Stage, Train
 from tasks import tracking
 from tasks.pages import StagePage, show_texts
@@ -36,8 +36,6 @@ LIBRARIES = ("torch", "transformers", "tokenizers", "datasets", "deepspeed", "nu
 
 GROUPS = (Train, Respond, Generate)
 """Stages whose work is shared by `runtime.processes`; the others are one process each."""
-PARSING = threading.Lock()
-"""Python 3.11's parser fails now and then when threads parse at once."""
 
 Input = Artifact | Source | Model
 """What a stage reads: the result of another stage, or a file, data set or model from outside."""
@@ -106,7 +104,7 @@ class _Run:
             "settings": stage.model_dump(mode="json"),
             "inputs": {name: artifact.digest for name, artifact in self.artifacts.items()},
             "sources": {name: resolved.fingerprint for name, (_, resolved) in self.sources.items()},
-            "source_digest": _source_digest(stage),
+            "source_digest": source_digest(stage.module),
         }
         self.key = text_digest(self.origin)
         self.record = f"{session.flow_run_id}-{stage.kind}-{self.key[:16]}"
@@ -185,11 +183,6 @@ class _Run:
             "summary": json.loads((work / "summary.json").read_text()),
         }
         return store.complete(self.stage.kind, self.key, facts)
-
-
-def _source_digest(stage: Stage) -> str:
-    with PARSING:
-        return source_digest(stage.module)
 
 
 @functools.cache

@@ -1,6 +1,6 @@
 import pytest
 
-from minillm.benchmarks import load_benchmarks, read_benchmark
+from minillm.data.benchmarks import load_benchmarks, read_benchmark
 from minillm.errors import StageError
 from minillm.stages import Benchmarks
 from tests.minillm.direct import ROOT, real_data, run_stage, write_lines

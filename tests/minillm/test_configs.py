@@ -41,7 +41,11 @@ def test_the_published_numbers(name):
     minillm = config.methods["minillm"]
     assert (minillm.text, minillm.divergence, minillm.start) == ("rollouts", "reverse_kl", "initial")
     assert minillm.policy is not None
-    assert (minillm.policy.teacher_mix, minillm.policy.clip_range, minillm.policy.temperature) == (0.2, 0.2, 1.0)
+    assert (
+        minillm.policy.teacher_mix,
+        minillm.policy.clip_range,
+        minillm.policy.temperature,
+    ) == (0.2, 0.2, 1.0)
     assert (minillm.policy.rollouts, minillm.policy.inner_epochs) == (256, 4)
     assert minillm.policy.plain_text_coefficient == 1.0
     t = minillm.training

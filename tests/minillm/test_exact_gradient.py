@@ -5,9 +5,9 @@ import torch
 from torch import Tensor
 
 from minillm.config import Policy
-from minillm.divergences import log_softmax, token_log_prob
-from minillm.objectives import rollout_loss
-from minillm.rollouts import Experience, make_experience
+from minillm.objectives.divergences import log_softmax, token_log_prob
+from minillm.objectives.losses import rollout_loss
+from minillm.objectives.rollouts import Experience, make_experience
 from tests.minillm.tiny import EOS, LIMIT, VOCABULARY, PrefixModel, every_response
 
 TOKENS, MASK = every_response()
@@ -104,8 +104,8 @@ def test_clip_does_nothing_at_the_first_inner_step_and_binds_later() -> None:
     assert relative_error(first, estimator_gradient(free, experience_of(free))) < 1e-12
     moved = PrefixModel(1)
     with torch.no_grad():
-        moved.head += 0.5 * torch.randn(
-            moved.head.shape, generator=torch.Generator().manual_seed(3), dtype=torch.float64
+        moved.head.add_(
+            0.5 * torch.randn(moved.head.shape, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
         )
     later = estimator_gradient(clipped, experience_of(clipped), moved)
     assert relative_error(later, estimator_gradient(free, experience_of(free), moved)) > 1e-3

@@ -9,10 +9,10 @@ import pytest
 from transformers import AutoTokenizer
 
 from minillm.config import Template
-from minillm.decontamination import question
+from minillm.data.decontamination import question
 from minillm.errors import StageError
+from minillm.models.tokenizers_bpe import train_bpe
 from minillm.stages import Benchmarks, Filter
-from minillm.tokenizers_bpe import train_bpe
 from tests.minillm.direct import PLAIN, read_lines, real_data, run_stage, write_lines
 
 PARTS = ("train", "validation", "test")

@@ -9,11 +9,11 @@ import pytest
 from huggingface_hub import ModelCard
 from transformers import AutoTokenizer, GPT2LMHeadModel
 
-from minillm import model_card
 from minillm.config import Config
-from minillm.models import build_model
+from minillm.models.causal_lm import build_model
+from minillm.models.tokenizers_bpe import train_bpe
+from minillm.reporting import model_card
 from minillm.stages import Card, Job
-from minillm.tokenizers_bpe import train_bpe
 
 TRAINING = {"learning_rate": 1e-3, "batch_size": 8, "steps": 10, "evaluate_every": 5}
 CONFIG = {

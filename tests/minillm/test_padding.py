@@ -3,12 +3,12 @@
 import pytest
 import torch
 
-from minillm.batches import Batch, make_batch, shuffled_stream
 from minillm.config import Policy
-from minillm.divergences import fixed_text_loss
-from minillm.models import response_logits
-from minillm.objectives import rollout_loss
-from minillm.rollouts import make_experience, score_rollouts
+from minillm.models.batches import Batch, make_batch, shuffled_stream
+from minillm.models.causal_lm import response_logits
+from minillm.objectives.divergences import fixed_text_loss
+from minillm.objectives.losses import rollout_loss
+from minillm.objectives.rollouts import make_experience, score_rollouts
 from tests.minillm.models_in_small import ARCHITECTURES, small_model
 
 PROMPTS = [[5, 6, 7, 8, 9], [11, 12], [13]]

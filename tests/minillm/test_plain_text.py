@@ -4,12 +4,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from minillm.documents import read_documents
+from minillm.data.documents import read_documents
+from minillm.data.plain_text import PlainText
+from minillm.data.prompts import encode_texts
 from minillm.errors import StageError
-from minillm.plain_text import PlainText
-from minillm.prompts import encode_texts
+from minillm.models.tokenizers_bpe import train_bpe
 from minillm.stages import Pack
-from minillm.tokenizers_bpe import train_bpe
 from tests.minillm.direct import real_data, run_stage, write_lines
 
 

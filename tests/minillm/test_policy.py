@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from minillm.policy import clipped_policy_loss, credited_return, importance_weight, token_reward, whiten
+from minillm.objectives.policy import clipped_policy_loss, credited_return, importance_weight, token_reward, whiten
 
 REWARD = torch.tensor([[1.0, 2.0, 4.0, 99.0]])
 MASK = torch.tensor([[True, True, True, False]])  # T = 3, one padding column

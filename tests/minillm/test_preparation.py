@@ -8,11 +8,11 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from minillm.config import Model, Template
 from minillm.config import Tokenizer as TokenizerChoice
+from minillm.data.prompts import encode_prompts, encode_texts
 from minillm.errors import StageError
-from minillm.models import build_model, load_tokenizer, parameter_count, save_model
-from minillm.prompts import encode_prompts, encode_texts
+from minillm.models.causal_lm import build_model, load_tokenizer, parameter_count, save_model
+from minillm.models.tokenizers_bpe import train_bpe
 from minillm.stages import Prepare
-from minillm.tokenizers_bpe import train_bpe
 from tests.minillm.direct import PLAIN, real_data, run_stage, write_lines
 
 GPT2 = {"model_type": "gpt2", "n_layer": 1, "n_head": 2, "n_embd": 8, "n_positions": 64}

@@ -11,9 +11,10 @@ from safetensors.numpy import save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from minillm import report, scoring
-from minillm.comparison import Comparison, human, percent, verdict
 from minillm.config import Benchmark, Evaluation, Source
+from minillm.evaluation import scoring
+from minillm.reporting import report
+from minillm.reporting.comparison import Comparison, human, percent, verdict
 from minillm.stages import Job, Report, Score
 
 ROLES = ("teacher", "sft", "kd", "minillm")

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from rouge_score.rouge_scorer import RougeScorer
 
-from minillm.rouge import exact_match, rouge_l
+from minillm.evaluation.rouge import exact_match, rouge_l
 
 DATA = Path(os.environ.get("MINILLM_DATA", Path(__file__).parents[2] / ".." / "shared" / "data"))
 SCORER = RougeScorer(["rougeL"], use_stemmer=True)

@@ -1,9 +1,9 @@
 import pytest
 
 from minillm.config import Template
+from minillm.data.prompts import render
+from minillm.data.rows import Row, read_rows, read_split, refuse_malformed
 from minillm.errors import StageError
-from minillm.prompts import render
-from minillm.rows import Row, read_rows, read_split, refuse_malformed
 from tests.minillm.direct import PLAIN, read_lines, real_data, write_lines
 
 MALFORMED = {

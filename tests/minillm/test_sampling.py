@@ -5,9 +5,9 @@ import pytest
 import torch
 from scipy import stats
 
-from minillm.batches import make_batch
-from minillm.models import response_logits
-from minillm.sampling import Request, Sampler, _draw
+from minillm.generation.sampling import Request, Sampler, _draw
+from minillm.models.batches import make_batch
+from minillm.models.causal_lm import response_logits
 from tests.minillm.models_in_small import ARCHITECTURES, small_model
 
 EOS = 0
@@ -31,11 +31,11 @@ def test_responses_follow_the_mixture_of_probabilities(alpha):
     got = [tuple(r.tokens) for r in sampler.sample(requests(4000))]
     expected = {}
     for first in range(VOCABULARY):
-        law = sum(w * next_token_law(m, [3, 4]) for m, w in mixture)
+        law = torch.stack([w * next_token_law(m, [3, 4]) for m, w in mixture]).sum(dim=0)
         if first == EOS:
             expected[first,] = float(law[first])
             continue
-        after = sum(w * next_token_law(m, [3, 4, first]) for m, w in mixture)
+        after = torch.stack([w * next_token_law(m, [3, 4, first]) for m, w in mixture]).sum(dim=0)
         expected |= {(first, second): float(law[first] * after[second]) for second in range(VOCABULARY)}
     assert sum(expected.values()) == pytest.approx(1.0)
     likely = [key for key, p in expected.items() if p * len(got) >= 5]

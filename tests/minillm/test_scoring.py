@@ -8,7 +8,7 @@ from transformers import PreTrainedTokenizerFast
 
 from minillm.config import Benchmark, Evaluation, Source
 from minillm.errors import StageError
-from minillm.scoring import run
+from minillm.evaluation.scoring import run
 from minillm.stages import Job, Score
 
 # First references of 1, 2, 6 and 12 words; the tokenizer below has one token a word.

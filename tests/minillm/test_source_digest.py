@@ -31,23 +31,23 @@ def replace(path: Path, old: str, new: str) -> None:
 
 
 def test_a_change_deep_below_a_stage_changes_its_digest(package):
-    training, scoring = digest(package, "minillm.training"), digest(package, "minillm.scoring")
-    replace(package / "policy.py", "total / count.clamp(min=1)", "total / count.clamp(min=2)")
-    assert digest(package, "minillm.training") != training
-    assert digest(package, "minillm.scoring") == scoring
+    training, scoring = digest(package, "minillm.training.trainer"), digest(package, "minillm.evaluation.scoring")
+    replace(package / "objectives" / "policy.py", "total / count.clamp(min=1)", "total / count.clamp(min=2)")
+    assert digest(package, "minillm.training.trainer") != training
+    assert digest(package, "minillm.evaluation.scoring") == scoring
 
 
 def test_comments_and_layout_do_not_count(package):
-    before = digest(package, "minillm.training")
-    path = package / "policy.py"
+    before = digest(package, "minillm.training.trainer")
+    path = package / "objectives" / "policy.py"
     path.write_text(
         "# a comment\n" + path.read_text().replace("reward = reward * real", "reward = (reward\n        * real)")
     )
-    assert digest(package, "minillm.training") == before
+    assert digest(package, "minillm.training.trainer") == before
 
 
 def test_the_wording_of_a_template_counts_where_it_is_used(package):
-    before = digest(package, "minillm.report"), digest(package, "minillm.scoring")
-    (package / "templates" / "report.md.jinja").write_text("other words")
-    assert digest(package, "minillm.report") != before[0]
-    assert digest(package, "minillm.scoring") == before[1]
+    before = digest(package, "minillm.reporting.report"), digest(package, "minillm.evaluation.scoring")
+    (package / "reporting" / "templates" / "report.md.jinja").write_text("other words")
+    assert digest(package, "minillm.reporting.report") != before[0]
+    assert digest(package, "minillm.evaluation.scoring") == before[1]

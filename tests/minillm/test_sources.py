@@ -8,9 +8,9 @@ import datasets
 import pytest
 
 from minillm.config import Model, Source
+from minillm.data.sources import resolve
+from minillm.data.tables import read_records
 from minillm.errors import StageError
-from minillm.sources import resolve
-from minillm.tables import read_records
 from tests.minillm.direct import ROOT, write_lines
 from tests.minillm.hub import COMMIT, Hub, serve
 
@@ -19,7 +19,7 @@ import json, sys
 from pathlib import Path
 from minillm.config import Model, Source
 from minillm.errors import StageError
-from minillm.sources import resolve
+from minillm.data.sources import resolve
 kind, fields = {"Model": Model, "Source": Source}[sys.argv[1]], json.loads(sys.argv[2])
 try:
     resolved = resolve(kind(**fields), Path("."))

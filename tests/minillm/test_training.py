@@ -5,6 +5,7 @@ import signal
 import subprocess
 import time
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -30,7 +31,7 @@ from tests.minillm.models_in_small import ARCHITECTURES
 MAX_TOKENS = 16
 
 
-def method(kind: str, steps: int = 8, **training: object) -> Method:
+def method(kind: str, steps: int = 8, **training: Any) -> Method:
     rows = {
         "sft": {"text": "dataset", "divergence": "cross_entropy"},
         "kd": {"text": "dataset", "divergence": "forward_kl", "divergence_weight": 0.5},
@@ -45,7 +46,7 @@ def method(kind: str, steps: int = 8, **training: object) -> Method:
     return Method.model_validate({**rows[kind], "training": {**common, **training}})
 
 
-def settings(kind: str, architecture: str | None = "gpt2", seed: int = 1, **changes: object) -> Train:
+def settings(kind: str, architecture: str | None = "gpt2", seed: int = 1, **changes: Any) -> Train:
     return Train(
         role=kind,
         method=method(kind, **changes),

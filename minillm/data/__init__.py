@@ -1,0 +1,1 @@
+"""Instruction data, benchmarks and plain text: read, checked, filtered, tokenised."""

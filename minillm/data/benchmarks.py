@@ -1,0 +1,76 @@
+"""Stage `benchmarks`: evaluation sets of any source in one format."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from minillm.data.rows import text_field
+from minillm.data.tables import Record, read_records
+from minillm.errors import StageError
+from minillm.stages import Benchmarks, Job
+
+
+def run(job: Job) -> dict[str, float | str]:
+    """Write NAME.jsonl per benchmark; the summary has the number of prompts of each.
+
+    Raises:
+        StageError: If a benchmark has no rows, or a row no instruction or reference.
+    """
+    settings = job.settings
+    assert isinstance(settings, Benchmarks)
+    summary: dict[str, float | str] = {}
+    for name in settings.names:
+        rows = read_benchmark(name, job.inputs[name])
+        lines = [json.dumps(row) + "\n" for row in rows]
+        (job.output / f"{name}.jsonl").write_text("".join(lines))
+        summary[name] = float(len(rows))
+    return summary
+
+
+def read_benchmark(name: str, path: Path) -> list[dict[str, Any]]:
+    """Rows {"index", "instruction", "context", "references", "topic"}; the source's own `prompt` is not used.
+
+    Raises:
+        StageError: As `run`.
+    """
+    rows = []
+    for index, record in enumerate(read_records(path)):
+        try:
+            rows.append({"index": index, **_parse(record)})
+        except ValueError as error:
+            raise StageError(f"benchmark {name}, {record.file}:{record.line}: {error}") from error
+    if not rows:
+        raise StageError(f"benchmark {name}: {path} has no rows; mend the file or leave the benchmark out")
+    return rows
+
+
+def _parse(record: Record) -> dict[str, Any]:
+    value = record.value
+    if record.problem is not None:
+        raise ValueError(record.problem)
+    if not isinstance(value, dict):
+        raise ValueError(f"not an object but {type(value).__name__}")
+    return {
+        "instruction": text_field(value, "instruction"),
+        "context": text_field(value, "context", "input", optional=True),
+        "references": _references(value),
+        "topic": text_field(value, "topic", "category", optional=True),
+    }
+
+
+def _references(value: dict[str, Any]) -> list[str]:
+    name = "output" if "output" in value or "response" not in value else "response"
+    if not isinstance(value.get(name), list):
+        return [text_field(value, name)]
+    if not value[name]:
+        raise ValueError(f"`{name}` is an empty list; give at least one reference answer")
+    return [text_field({name: reference}, name) for reference in value[name]]
+
+
+def load_benchmarks(directory: Path) -> dict[str, list[dict[str, Any]]]:
+    """Rows of every benchmark of an artifact, by name."""
+    return {
+        path.stem: [json.loads(line) for line in path.read_text().splitlines()]
+        for path in sorted(directory.glob("*.jsonl"))
+        if path.name != "metrics.jsonl"
+    }

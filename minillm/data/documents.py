@@ -1,0 +1,75 @@
+"""Documents of a plain-text corpus, streamed."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from minillm.data.rows import text_field
+from minillm.data.tables import LINES, TABLES, Record, decode_lines, read_records
+from minillm.errors import StageError
+
+
+def read_documents(path: Path) -> Iterator[str]:
+    """Documents of a .txt file, of a directory of them, or of rows with a `text` field; blank ones are skipped.
+
+    In a .txt file, blank lines part documents; where there is none between two lines, every line is a document.
+
+    Raises:
+        StageError: If a line cannot be read, or a row has no text.
+    """
+    files = _text_files(path)
+    if not files:
+        yield from _row_texts(path)
+    for file in files:
+        yield from _paragraphs(file) if _has_blank_lines(file) else filter(str.strip, map(_text, decode_lines(file)))
+
+
+def _text_files(path: Path) -> list[Path]:
+    """The .txt files to read; none where the corpus is rows (beside which a .txt is a note)."""
+    files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+    rows = any(p.suffix in (*LINES, *TABLES) for p in files)
+    return [] if rows else [p for p in files if p.suffix == ".txt"]
+
+
+def _row_texts(path: Path) -> Iterator[str]:
+    for record in read_records(path):
+        value = record.value
+        if record.problem or not isinstance(value, dict):
+            raise StageError(f"plain text {record.file}:{record.line}: {record.problem or 'not an object'}")
+        try:
+            text = text_field(value, "text", optional="text" in value)
+        except ValueError as error:
+            raise StageError(f"plain text {record.file}:{record.line}: {error}") from error
+        if text.strip():
+            yield text
+
+
+def _text(line: Record) -> str:
+    if line.problem:
+        raise StageError(f"plain text {line.file}:{line.line}: {line.problem}; save it as UTF-8")
+    return line.value
+
+
+def _has_blank_lines(path: Path) -> bool:
+    """Whether a blank line stands between two lines of text."""
+    blank = started = False
+    for line in decode_lines(path):
+        if _text(line).strip():
+            if blank and started:
+                return True
+            started = True
+        else:
+            blank = started
+    return False
+
+
+def _paragraphs(path: Path) -> Iterator[str]:
+    lines: list[str] = []
+    for line in decode_lines(path):
+        text = _text(line)
+        if text.strip():
+            lines.append(text)
+        elif lines:
+            yield "\n".join(lines)
+            lines = []
+    if lines:
+        yield "\n".join(lines)

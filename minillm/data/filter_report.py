@@ -1,0 +1,91 @@
+"""What filtering did, as tables and as a page to read."""
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from minillm.data.candidates import Candidate
+from minillm.data.decontamination import Overlap
+from minillm.data.rows import NO_CATEGORY, Malformed
+
+SHOWN = 20
+"""Malformed and decontaminated rows listed in the page; their files list all."""
+UNPARTED = "no part"
+
+
+def dropped_table(candidates: Sequence[Candidate], malformed: int) -> pd.DataFrame:
+    """Rows dropped, reason × category, with totals; malformed rows have no category.
+
+    Args:
+        candidates: All readable rows.
+        malformed: Number of rows that could not be read.
+    """
+    gone = [(c.reason, c.row.category) for c in candidates if c.reason]
+    table = _count([*gone, *[("malformed", NO_CATEGORY)] * malformed])
+    table["total"] = table.sum(axis=1)
+    table.loc["total"] = table.sum(axis=0)
+    return table.rename_axis("reason")
+
+
+def part_table(candidates: Sequence[Candidate], malformed: int) -> pd.DataFrame:
+    """Rows kept and dropped of each part; what goes before a random split has no part."""
+    outcomes = [(c.reason or "kept", c.part or UNPARTED) for c in candidates]
+    return _count([*outcomes, *[("malformed", UNPARTED)] * malformed]).rename_axis("outcome")
+
+
+def _count(pairs: Iterable[tuple[str, str]]) -> pd.DataFrame:
+    """How often each pair occurs, first × second, both in alphabetical order."""
+    counts = Counter(pairs)
+    lines = sorted({first for first, _ in counts})
+    columns = sorted({second for _, second in counts})
+    return pd.DataFrame([[counts[line, column] for column in columns] for line in lines], lines, columns, dtype=int)
+
+
+def length_table(examples: Sequence[Candidate]) -> pd.DataFrame:
+    """Tokens of prompt and response by category and over all: count, mean, 50, 90, 99 % and maximum."""
+    lines = []
+    for category in [*sorted({e.row.category for e in examples}), "all"]:
+        group = [e for e in examples if category in ("all", e.row.category)]
+        texts = {"prompt": [len(e.prompt_ids) for e in group], "response": [len(e.response_ids) for e in group]}
+        for text, tokens in texts.items():
+            middle, high, highest = np.percentile(tokens, [50, 90, 99])
+            facts = {"count": len(tokens), "mean": round(float(np.mean(tokens)), 1)}
+            facts |= {"50%": middle, "90%": high, "99%": highest, "max": max(tokens)}
+            lines.append({"category": category, "text": text, **facts})
+    return pd.DataFrame(lines)
+
+
+def write_report(
+    path: Path,
+    candidates: Sequence[Candidate],
+    malformed: Sequence[Malformed],
+    overlaps: Sequence[Overlap],
+    dropped: pd.DataFrame,
+    lengths: pd.DataFrame,
+) -> None:
+    """Write the page (markdown)."""
+    kept = sum(not c.reason for c in candidates)
+    sections = [
+        f"# Filtering: {kept} of {len(candidates) + len(malformed)} rows kept",
+        "## Dropped, by reason and category",
+        dropped.to_markdown(),
+        "## Parts",
+        part_table(candidates, len(malformed)).to_markdown(),
+        "## Lengths of the kept rows, tokens (the response with its EOS)",
+        lengths.to_markdown(index=False),
+        f"## Malformed rows: {len(malformed)}",
+        _listing([f"{m.file}:{m.line}: {m.reason}" for m in malformed], "malformed.jsonl"),
+        f"## Also in an evaluation set: {len(overlaps)}",
+        _listing([f"row {o.row}: {o.found_in}, row {o.found_row}" for o in overlaps], "decontaminated.jsonl"),
+    ]
+    path.write_text("\n\n".join(sections) + "\n")
+
+
+def _listing(lines: Sequence[str], file: str) -> str:
+    if not lines:
+        return "None."
+    more = [f"- … and {len(lines) - SHOWN} more, all in `{file}`"] if len(lines) > SHOWN else []
+    return "\n".join([*(f"- {line}" for line in lines[:SHOWN]), *more])

@@ -1,0 +1,124 @@
+"""Where data and models come from: a source of the configuration becomes a local path and a content fingerprint."""
+
+import functools
+from dataclasses import dataclass
+from pathlib import Path
+
+from minillm.artifacts import file_sha256, text_digest
+from minillm.config import Model, Source
+from minillm.errors import StageError
+from minillm.models.model_files import WEIGHTS, require_weights
+from minillm.nearest import missing_path
+
+MODEL_FILES = ["*.json", "*.txt", "*.model", "tokenizer*", WEIGHTS[0]]
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """A source at hand."""
+
+    path: Path
+    fingerprint: str
+    """Of the content: sha256 of local files, or name and commit of a hub repository."""
+
+
+def source_path(source: Source | Model, directory: Path) -> Path | None:
+    """Where a local source should be; None for one from the hub.
+
+    Args:
+        source: With `path`, relative to `directory` unless absolute.
+        directory: `data.directory` for data, the working directory for models.
+    """
+    if source.path is None:
+        return None
+    path = directory / Path(source.path).expanduser()
+    return path / source.file if isinstance(source, Source) and source.file else path
+
+
+def resolve(source: Source | Model, directory: Path) -> Resolved:
+    """Find a local source, or fetch a hub repository pinned to a commit; code in a repository is never fetched.
+
+    Args:
+        source: Data, or a model that is not only an `architecture`.
+        directory: Folder that a relative path starts from.
+
+    Raises:
+        StageError: If it is missing, unreachable, gated, or a model without weights.
+    """
+    path = source_path(source, directory)
+    if path is not None:
+        if not path.exists():
+            raise StageError(missing_path(path))
+        resolved = Resolved(path.absolute(), _fingerprint(path))
+    elif source.hub is not None:
+        resolved = _from_hub(source, source.hub)
+    else:
+        raise ValueError("a model given by its architecture has no files to resolve")
+    if isinstance(source, Model):
+        require_weights(resolved.path)
+    return resolved
+
+
+def _fingerprint(path: Path) -> str:
+    if path.is_file():  # the suffix decides how the content is read
+        return f"sha256:{_file_digest(path)}{path.suffix}"
+    names = sorted(p.relative_to(path) for p in path.rglob("*") if p.is_file())
+    visible = [name for name in names if not any(part.startswith(".") for part in name.parts)]
+    return f"sha256:{text_digest({str(name): _file_digest(path / name) for name in visible})}"
+
+
+def _file_digest(path: Path) -> str:
+    facts = path.stat()
+    return _digest_of_version(path.resolve(), facts.st_size, facts.st_mtime_ns)
+
+
+@functools.cache
+def _digest_of_version(path: Path, size: int, mtime_ns: int) -> str:
+    """Digest of a file as it was at a size and time of change, so that large weights are read once."""
+    del size, mtime_ns
+    return file_sha256(path)
+
+
+def _from_hub(source: Source | Model, name: str) -> Resolved:
+    if isinstance(source, Source):
+        snapshot = _snapshot(name, "dataset", source.revision, [source.file] if source.file else None)
+        fingerprint = f"hub:datasets/{name}@{snapshot.name}" + (f"/{source.file}" if source.file else "")
+        path = snapshot / source.file if source.file else snapshot
+        if not path.exists():
+            raise StageError(f"dataset {name} on the hub, revision {source.revision}, has no file {source.file}")
+        return Resolved(path, fingerprint)
+    snapshot = _snapshot(name, "model", source.revision, MODEL_FILES)
+    if not any(snapshot.glob(WEIGHTS[0])):
+        snapshot = _snapshot(name, "model", source.revision, [*MODEL_FILES, WEIGHTS[1]])
+    return Resolved(snapshot, f"hub:{name}@{snapshot.name}")
+
+
+def _snapshot(name: str, kind: str, revision: str, patterns: list[str] | None) -> Path:
+    """The local copy of a repository at a commit, which names the folder."""
+    from huggingface_hub import constants, errors, snapshot_download
+
+    thing = f"{kind} {name!r} (revision {revision})"
+    try:
+        folder = snapshot_download(
+            name, repo_type=kind, revision=revision, allow_patterns=patterns, ignore_patterns=["*.py"]
+        )
+    except errors.GatedRepoError as error:
+        raise StageError(
+            f"{thing} is gated: accept its terms on its page at {constants.ENDPOINT}, then log in with "
+            "`hf auth login` or set HF_TOKEN"
+        ) from error
+    except (errors.RepositoryNotFoundError, errors.HFValidationError) as error:
+        raise StageError(
+            f"there is no {thing} at {constants.ENDPOINT}, or it is private: check the name; "
+            "for a private one log in with `hf auth login`; for a local copy use `path` instead of `hub`"
+        ) from error
+    except errors.RevisionNotFoundError as error:
+        raise StageError(f"{thing}: no such branch, tag or commit at {constants.ENDPOINT}") from error
+    except (errors.HfHubHTTPError, OSError) as error:
+        reason = str(error.__cause__ or error).splitlines()[0]
+        raise StageError(
+            f"{thing} cannot be fetched from {constants.ENDPOINT} and is not whole in the local cache ({reason}); "
+            "remedies: connect; set HF_ENDPOINT to a mirror; copy the cache of a connected machine and set "
+            "HF_HUB_OFFLINE=1; or download it there and give its directory as `path`"
+        ) from error
+    return Path(folder)

@@ -1,0 +1,1 @@
+"""Scores of stored responses; no model is needed."""

@@ -1,0 +1,174 @@
+"""Stage score: stored responses become scores per prompt and seed, and a table; no model is needed.
+
+All figures of a table are on 0–100. A benchmark's row is over its headline prompts, those whose first reference has
+at least `min_reference_tokens` tokens: the mean over prompts of each seed, then mean and spread over seeds.
+"""
+
+import json
+import statistics
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import pandas as pd
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from minillm.artifacts import write_atomically
+from minillm.config import Benchmark
+from minillm.data.prompts import encode_texts
+from minillm.data.tables import read_records
+from minillm.errors import StageError
+from minillm.evaluation.rouge import exact_match, rouge_l
+from minillm.reporting.comparison import formatted
+from minillm.stages import Job, Score
+
+LENGTH_SUBSETS = {"0-5": (0, 5), "6-10": (6, 10), "11-up": (11, sys.maxsize)}
+"""Subsets by the tokens of the first reference, both ends included (method.md §7: [0,5], [6,10], [11,∞))."""
+
+
+def run(job: Job) -> dict[str, float | str]:
+    """Write scores.parquet and table.json, and return the table's numbers under their names in the tracked run."""
+    settings = job.settings
+    assert isinstance(settings, Score)
+    evaluation = settings.evaluation
+    tokenizer = AutoTokenizer.from_pretrained(job.inputs["tokenizer"])
+    parts: list[pd.DataFrame] = []
+    rows: dict[str, dict[str, Any]] = {}
+    for name, benchmark in evaluation.benchmarks.items():
+        prompts = pd.DataFrame([record.value for record in read_records(job.inputs["benchmarks"] / f"{name}.jsonl")])
+        responses = pd.DataFrame([record.value for record in read_records(job.inputs["responses"] / f"{name}.jsonl")])
+        check_complete(name, prompts, responses, evaluation.seeds)
+        scores = score_benchmark(name, prompts, responses, tokenizer)
+        rows[name] = summarise(name, benchmark, scores)
+        parts.append(scores)
+        print(f"{settings.role} {name}: Rouge-L {formatted(rows[name]['rouge_l'])}", flush=True)
+    means = {metric: _mean_over_benchmarks(rows, metric) for metric in ("rouge_l", "exact_match")}
+    table = {"role": settings.role, "seeds": list(evaluation.seeds), "benchmarks": rows, "mean": means}
+    pd.concat(parts, ignore_index=True).to_parquet(job.output / "scores.parquet")
+    write_atomically(job.output / "table.json", json.dumps(table, indent=2))
+    return _flat(table)
+
+
+def check_complete(benchmark: str, prompts: pd.DataFrame, responses: pd.DataFrame, seeds: Sequence[int]) -> None:
+    """Every prompt must be answered exactly once for every seed, and nothing else.
+
+    Raises:
+        StageError: Prompts are missing, answered twice or unknown; the message names them.
+    """
+    if responses.empty:
+        raise StageError(f"benchmark {benchmark}: there are no responses; generate them again")
+    strange = sorted(set(responses["seed"]) - set(seeds))
+    if strange:
+        raise StageError(
+            f"benchmark {benchmark}: responses of seeds {strange}, but the evaluation has {list(seeds)}; "
+            "generate them again with these seeds"
+        )
+    for seed in seeds:
+        answered = responses.loc[responses["seed"] == seed, "index"]
+        problems = {
+            "missing": set(prompts["index"]) - set(answered),
+            "answered more than once": set(answered[answered.duplicated()]),
+            "not in the benchmark": set(answered) - set(prompts["index"]),
+        }
+        for problem, indices in problems.items():
+            if indices:
+                raise StageError(
+                    f"benchmark {benchmark}, seed {seed}: {len(indices)} of {len(prompts)} prompts {problem}: "
+                    f"{_some(sorted(indices))}; generate the responses again"
+                )
+
+
+def score_benchmark(
+    name: str, prompts: pd.DataFrame, responses: pd.DataFrame, tokenizer: PreTrainedTokenizerBase
+) -> pd.DataFrame:
+    """Score each response.
+
+    Returns:
+        One row per prompt and seed: benchmark, index, seed, rouge_l (0 to 1), exact_match (0 or 1),
+        reference_tokens (of the first reference, no EOS), response_tokens, finished.
+    """
+    first = [references[0] for references in prompts["references"]]
+    lengths = [len(ids) for ids in encode_texts(tokenizer, first)]
+    references = dict(zip(prompts["index"], prompts["references"], strict=True))
+    reference_tokens = dict(zip(prompts["index"], lengths, strict=True))
+    pairs = [(text, references[index]) for index, text in zip(responses["index"], responses["response"], strict=True)]
+    return pd.DataFrame(
+        {
+            "benchmark": name,
+            "index": responses["index"],
+            "seed": responses["seed"],
+            "rouge_l": [rouge_l(*pair) for pair in pairs],
+            "exact_match": [exact_match(*pair) for pair in pairs],
+            "reference_tokens": [reference_tokens[index] for index in responses["index"]],
+            "response_tokens": responses["tokens"],
+            "finished": responses["finished"],
+        }
+    )
+
+
+def summarise(name: str, benchmark: Benchmark, scores: pd.DataFrame) -> dict[str, Any]:
+    """One benchmark's row of the table, from its scores.
+
+    Raises:
+        StageError: No prompt has a reference of `min_reference_tokens` tokens.
+    """
+    headline = scores.query(f"reference_tokens >= {benchmark.min_reference_tokens}")
+    if headline.empty:
+        raise StageError(
+            f"evaluation.benchmarks.{name}.min_reference_tokens is {benchmark.min_reference_tokens}, but the "
+            f"longest first reference has {scores['reference_tokens'].max()} tokens, so no prompt counts; "
+            "lower it or give other data"
+        )
+    row: dict[str, Any] = {
+        "prompts": headline["index"].nunique(),
+        "all_prompts": scores["index"].nunique(),
+        "rouge_l": _over_seeds(headline, "rouge_l"),
+        "exact_match": _over_seeds(headline, "exact_match"),
+        "response_tokens": statistics.fmean(headline["response_tokens"]),
+        "finished": 100 * statistics.fmean(headline["finished"]),
+    }
+    if benchmark.length_subsets:
+        subsets = {
+            label: scores.query(f"{low} <= reference_tokens <= {high}") for label, (low, high) in LENGTH_SUBSETS.items()
+        }
+        row["rouge_l_by_length"] = {
+            label: {"prompts": subset["index"].nunique(), **_over_seeds(subset, "rouge_l")}
+            for label, subset in subsets.items()
+            if not subset.empty
+        }
+    return row
+
+
+def _over_seeds(scores: pd.DataFrame, metric: str) -> dict[str, Any]:
+    return _statistic({str(seed): 100 * statistics.fmean(part[metric]) for seed, part in scores.groupby("seed")})
+
+
+def _mean_over_benchmarks(rows: dict[str, dict[str, Any]], metric: str) -> dict[str, Any]:
+    per_seed = [row[metric]["per_seed"] for row in rows.values()]
+    return _statistic({seed: statistics.fmean(values[seed] for values in per_seed) for seed in per_seed[0]})
+
+
+def _statistic(per_seed: dict[str, float]) -> dict[str, Any]:
+    """Mean and sample standard deviation (0 with one seed) of one value per seed."""
+    values = list(per_seed.values())
+    spread = statistics.stdev(values) if len(values) > 1 else 0.0
+    return {"mean": statistics.fmean(values), "spread": spread, "per_seed": per_seed}
+
+
+def _flat(table: dict[str, Any]) -> dict[str, float | str]:
+    summary: dict[str, float | str] = {}
+    for name, row in {**table["benchmarks"], "mean": table["mean"]}.items():
+        for metric in ("rouge_l", "exact_match"):
+            summary[f"{metric}/{name}"] = row[metric]["mean"]
+            summary[f"{metric}/{name}_spread"] = row[metric]["spread"]
+        for subset, statistic in row.get("rouge_l_by_length", {}).items():
+            summary[f"rouge_l/{name}/{subset}"] = statistic["mean"]
+    for name, row in table["benchmarks"].items():
+        summary[f"response_tokens/{name}"] = row["response_tokens"]
+        summary[f"finished/{name}"] = row["finished"]
+    return summary
+
+
+def _some(values: Sequence[int], shown: int = 10) -> str:
+    more = f" and {len(values) - shown} more" if len(values) > shown else ""
+    return ", ".join(str(value) for value in values[:shown]) + more

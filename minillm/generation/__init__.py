@@ -1,0 +1,1 @@
+"""Sampling, and the stages that generate and store responses."""

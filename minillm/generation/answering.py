@@ -1,0 +1,100 @@
+"""Responses of one model to every benchmark, generated once per seed and stored (stage `generate`)."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from minillm.artifacts import write_atomically
+from minillm.data.benchmarks import load_benchmarks
+from minillm.data.prompts import encode_prompts, render
+from minillm.errors import StageError
+from minillm.generation.sampling import Request, Sampler
+from minillm.models.causal_lm import eos_id, load_model, load_tokenizer, parameter_count
+from minillm.processes import device, gather_lists, process_group, rank, world_size
+from minillm.progress import Progress
+from minillm.stages import Generate, Job
+
+
+def run(job: Job) -> dict[str, float | str]:
+    """Generate benchmark by benchmark; those finished before a failure are not generated again."""
+    settings = job.settings
+    assert isinstance(settings, Generate)
+    if job.runtime.threads:
+        torch.set_num_threads(job.runtime.threads)
+    with process_group():
+        return _run(job, settings)
+
+
+def _run(job: Job, settings: Generate) -> dict[str, float | str]:
+    tokenizer = load_tokenizer(job.inputs["tokenizer"])
+    benchmarks = load_benchmarks(job.inputs["benchmarks"])
+    prompts, cut = {}, {}
+    for name, rows in benchmarks.items():
+        encoded = encode_prompts(tokenizer, [render(settings.template, r["instruction"], r["context"]) for r in rows])
+        prompts[name], cut[name] = fit_prompts(name, encoded, settings)
+    model = load_model(job.inputs["model"]).to(device()).eval()  # type: ignore[arg-type]
+    sampler = Sampler(
+        [(model, 1.0)],
+        eos_id(tokenizer),
+        len(tokenizer),
+        settings.temperature,
+        settings.no_repeat_ngram,
+        job.runtime.generation_batch_size,
+    )
+    total = sum(len(rows) for rows in benchmarks.values()) * len(settings.seeds)
+    progress = Progress(job.output, total, "responses")
+    done = 0
+    for number, name in enumerate(benchmarks):
+        count = len(prompts[name]) * len(settings.seeds)
+        target = job.output / f"{name}.jsonl"
+        if not target.exists():
+            requests = _requests(prompts[name], settings, number)
+            mine = sampler.sample(
+                requests[rank() :: world_size()],
+                lambda ready, before=done: progress.log(before + ready * world_size()),
+            )
+            responses = gather_lists([(r.tokens, r.finished) for r in mine])
+            texts = tokenizer.batch_decode([tokens for tokens, _ in responses], skip_special_tokens=True)
+            if rank() == 0:
+                _write(target, requests, texts, responses)
+        done += count
+        progress.log(done)
+    if rank() == 0:
+        write_atomically(job.output / "cut_prompts.json", json.dumps(cut))
+    return {"responses": total, "cut_prompts": sum(cut.values()), "parameters": parameter_count(model)}
+
+
+def fit_prompts(benchmark: str, prompts: Sequence[list[int]], settings: Generate) -> tuple[list[list[int]], int]:
+    """Prompts within the limit, and how many had their beginning cut off to fit.
+
+    Raises:
+        StageError: If one is longer and `long_prompts` is refuse.
+    """
+    limit = settings.max_prompt_tokens
+    longer = [i for i, prompt in enumerate(prompts) if len(prompt) > limit]
+    if longer and settings.long_prompts == "refuse":
+        raise StageError(
+            f"benchmark {benchmark}: {len(longer)} prompts are longer than {limit} tokens, the first is number "
+            f"{longer[0]} with {len(prompts[longer[0]])}; raise evaluation.max_prompt_tokens, or set "
+            "evaluation.long_prompts: cut to drop their beginning"
+        )
+    return [prompt[-limit:] for prompt in prompts], len(longer)
+
+
+def _requests(prompts: Sequence[list[int]], settings: Generate, benchmark: int) -> list[Request]:
+    return [
+        Request(prompt, settings.max_tokens - len(prompt), (seed, benchmark, i))
+        for seed in settings.seeds
+        for i, prompt in enumerate(prompts)
+    ]
+
+
+def _write(target: Path, requests: Sequence[Request], texts: Sequence[str], responses: Sequence[Any]) -> None:
+    lines = [
+        {"index": r.stream[2], "seed": r.stream[0], "response": text, "tokens": len(tokens), "finished": finished}
+        for r, text, (tokens, finished) in zip(requests, texts, responses, strict=True)
+    ]
+    write_atomically(target, "".join(json.dumps(line) + "\n" for line in lines))

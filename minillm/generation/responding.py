@@ -1,0 +1,38 @@
+"""The teacher's responses to the training prompts, which SeqKD trains on (stage `respond`)."""
+
+import pandas as pd
+import torch
+
+from minillm.generation.sampling import Request, Sampler
+from minillm.models.causal_lm import eos_id, load_model, load_tokenizer
+from minillm.processes import device, gather_lists, process_group, rank, world_size
+from minillm.progress import Progress
+from minillm.stages import Job, Respond
+
+
+def run(job: Job) -> dict[str, float | str]:
+    """Sample one response to every training prompt at temperature 1."""
+    settings = job.settings
+    assert isinstance(settings, Respond)
+    if job.runtime.threads:
+        torch.set_num_threads(job.runtime.threads)
+    with process_group():
+        return _run(job, settings)
+
+
+def _run(job: Job, settings: Respond) -> dict[str, float | str]:
+    tokenizer = load_tokenizer(job.inputs["tokenizer"])
+    examples = pd.read_parquet(job.inputs["examples"] / "train.parquet")
+    requests = [
+        Request(prompt, settings.max_tokens - len(prompt), (settings.seed, int(row)))
+        for prompt, row in zip(examples["prompt_ids"], examples["row"], strict=True)
+    ]
+    model = load_model(job.inputs["model"]).to(device()).eval()  # type: ignore[arg-type]
+    sampler = Sampler([(model, 1.0)], eos_id(tokenizer), len(tokenizer), batch_size=job.runtime.generation_batch_size)
+    progress = Progress(job.output, len(requests), "responses")
+    mine = sampler.sample(requests[rank() :: world_size()], lambda done: progress.log(done * world_size()))
+    responses = gather_lists([r.tokens for r in mine])
+    if rank() == 0:
+        texts = tokenizer.batch_decode(responses, skip_special_tokens=True)
+        examples.assign(response=texts, response_ids=responses).to_parquet(job.output / "responses.parquet")
+    return {"responses": len(requests), "mean_tokens": sum(map(len, responses)) / len(responses)}

@@ -1,0 +1,119 @@
+"""Loading, running and saving causal language models of any Hugging Face architecture."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor, nn
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from minillm.errors import StageError
+from minillm.models.batches import Batch
+
+transformers.logging.disable_progress_bar()  # a worker's log is read line by line
+
+
+def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer of a directory; never runs code from it."""
+    return AutoTokenizer.from_pretrained(directory)
+
+
+def eos_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    """The token that ends a response."""
+    if not isinstance(tokenizer.eos_token_id, int):
+        raise StageError("the tokenizer has no EOS token, so no response could end; set its eos_token")
+    return tokenizer.eos_token_id
+
+
+def model_directory(path: Path) -> Path:
+    """Where an input's model is: a train artifact holds it in model/, a plain model directory is it."""
+    return path / "model" if (path / "model").is_dir() else path
+
+
+def load_model(path: Path, dtype: torch.dtype = torch.float32, dropout: bool = True) -> PreTrainedModel:
+    """Load a train artifact's or directory's weights; never runs code from it.
+
+    Args:
+        path: Train artifact or model directory.
+        dtype: Of the weights.
+        dropout: Keep the dropout of the model's configuration; otherwise none.
+    """
+    directory = model_directory(path)
+    config = AutoConfig.from_pretrained(directory)
+    if not dropout:
+        _disable_dropout(config)
+    return AutoModelForCausalLM.from_pretrained(directory, config=config, dtype=dtype)
+
+
+def build_model(
+    architecture: dict[str, Any],
+    tokenizer: PreTrainedTokenizerBase,
+    seed: int,
+    dtype: torch.dtype = torch.float32,
+    dropout: bool = True,
+) -> PreTrainedModel:
+    """Initialise a model at random.
+
+    Args:
+        architecture: Fields of its Hugging Face configuration, `model_type` among them.
+        tokenizer: Gives the vocabulary size and the special tokens.
+        seed: Of the initial weights; the same seed gives the same weights.
+        dtype: Of the weights.
+        dropout: Keep the dropout of the architecture; otherwise none.
+    """
+    special = {name: tokenizer.eos_token_id for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    fields = {"vocab_size": len(tokenizer), **special, **architecture}
+    config = AutoConfig.for_model(**fields)
+    if not dropout:
+        _disable_dropout(config)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return AutoModelForCausalLM.from_config(config, dtype=dtype)
+
+
+def response_logits(model: nn.Module, batch: Batch, vocabulary: int) -> Tensor:
+    """Logits that predict each response token.
+
+    Args:
+        model: Causal language model (or the engine around it).
+        batch: B rows of width P + T.
+        vocabulary: V, entries of the tokenizer; embedding rows beyond it (padding) are left out.
+
+    Returns:
+        (B, T, V) in the model's dtype. Prompt positions but the last never reach the output head.
+    """
+    positions = (batch.mask.cumsum(dim=1) - 1).clamp(min=0)
+    keep = batch.tokens.shape[1] - batch.prompt_width + 1
+    output = model(
+        input_ids=batch.tokens,
+        attention_mask=batch.mask.long(),
+        position_ids=positions,
+        use_cache=False,
+        logits_to_keep=keep,
+    )
+    return output.logits[:, :-1, :vocabulary]
+
+
+def _disable_dropout(config: PretrainedConfig) -> None:
+    for name, value in config.to_dict().items():
+        if isinstance(value, float) and ("drop" in name):
+            setattr(config, name, 0.0)
+
+
+def parameter_count(model: nn.Module) -> int:
+    """Number of weights, tied ones counted once; right under ZeRO-3 too."""
+    return sum(getattr(p, "ds_numel", p.numel()) for p in model.parameters())
+
+
+def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, directory: Path) -> None:
+    """Write weights (safetensors), configuration and tokenizer as an ordinary Hugging Face directory."""
+    model.save_pretrained(directory)
+    tokenizer.save_pretrained(directory)

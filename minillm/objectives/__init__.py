@@ -1,0 +1,1 @@
+"""The mathematics: divergences, policy gradient, and MiniLLM's loss on rollouts (docs/method.md)."""

@@ -1,0 +1,1 @@
+"""Result tables, plots, the report and the model card."""

@@ -1,0 +1,167 @@
+"""Stage model: a trained student as an ordinary Hugging Face directory with a model card.
+
+The wording stands in templates/model_card.md.jinja; the metadata is written by `huggingface_hub`.
+"""
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+
+from minillm.config import Template
+from minillm.data.prompts import render
+from minillm.reporting.comparison import formatted, human
+from minillm.reporting.report import TEMPLATES, count_parameters, kept_rows, markdown, provenance, versions
+from minillm.stages import Card, Job
+
+TEXT = {
+    "dataset": "the responses of the data",
+    "teacher": "responses that the teacher generated once to the prompts of the data",
+    "rollouts": "responses to the prompts of the data, sampled in training from the student, mixed with the teacher",
+}
+DIVERGENCE = {
+    "cross_entropy": "cross-entropy",
+    "forward_kl": "forward KL divergence to the teacher over the vocabulary",
+    "reverse_kl": "reverse KL divergence to the teacher over the vocabulary",
+}
+START = {"pretrained": "the student as given", "initial": "the student fine-tuned on the data"}
+
+
+def run(job: Job) -> dict[str, float | str]:
+    """Copy the model's files and write README.md beside them."""
+    settings = job.settings
+    assert isinstance(settings, Card)
+    shutil.copytree(job.inputs["model"] / "model", job.output, dirs_exist_ok=True)
+    results = json.loads((job.inputs["report"] / "results.json").read_text())
+    parameters = count_parameters(job.inputs["model"])
+    card = ModelCard.from_template(
+        card_metadata(settings, results),
+        template_path=str(TEMPLATES / "model_card.md.jinja"),
+        title=f"{settings.config['name']}: {settings.role}",
+        parameters=human(parameters),
+        **training_words(settings),
+        **_result_words(settings, results),
+        **_usage_words(settings.config),
+        kept_words=kept_rows(job.inputs["examples"]),
+        provenance=markdown(provenance(job.inputs)),
+        versions=", ".join(f"{library} {version}" for library, version in versions(job.inputs).items()),
+    )
+    card.save(job.output / "README.md")
+    return {
+        "parameters": float(parameters),
+        "rouge_l/mean": results["tables"][settings.role]["mean"]["rouge_l"]["mean"],
+    }
+
+
+def card_metadata(settings: Card, results: Mapping[str, Any]) -> ModelCardData:
+    """What the hub reads: base model and data by their hub names, and the results."""
+    config = settings.config
+    data, benchmarks = config["data"]["instructions"], config["evaluation"]["benchmarks"]
+    table = results["tables"][settings.role]["benchmarks"]
+    return ModelCardData(
+        model_name=f"{config['name']}-{settings.role}",
+        library_name="transformers",
+        pipeline_tag="text-generation",
+        tags=["knowledge-distillation", "instruction-following", "arxiv:2306.08543"],
+        base_model=config["student"]["model"]["hub"],
+        datasets=[data["hub"]] if data["hub"] else None,
+        eval_results=[
+            EvalResult(
+                task_type="text-generation",
+                dataset_type=benchmarks[name]["source"]["hub"] or name,
+                dataset_name=name,
+                metric_type="rouge",
+                metric_name="Rouge-L",
+                metric_value=round(table[name]["rouge_l"]["mean"], 2),
+            )
+            for name in results["benchmarks"]
+        ],
+    )
+
+
+def origin(source: Mapping[str, Any]) -> str:
+    """A configured model or data source in words."""
+    if source.get("architecture"):
+        return f"a randomly initialised {source['architecture']['model_type']} model"
+    if source["hub"]:
+        return f"`{source['hub']}` (revision {source['revision']})"
+    return f"`{Path(source['path']).name}`"
+
+
+def hyper_parameters(method: Mapping[str, Any]) -> pd.DataFrame:
+    """The method's settings as a table, those of training and of the policy gradient included."""
+    own = {name: value for name, value in method.items() if name not in ("training", "policy")}
+    flat = {**own, **method["training"], **(method["policy"] or {})}
+    rows = {name: str(value) for name, value in flat.items() if value is not None}
+    return pd.DataFrame({"value": rows}).rename_axis("setting")
+
+
+def usage(config: Mapping[str, Any]) -> str:
+    """Python code that loads the model and answers one instruction, sampled as in the evaluation."""
+    prompt = render(Template(**config["data"]["template"]), "Name three colours.", "")
+    length = config["data"]["max_tokens"] - config["data"]["max_prompt_tokens"]
+    sampling = f"do_sample=True, temperature={config['evaluation']['temperature']}, top_k=0, max_new_tokens={length}"
+    return "\n".join(
+        [
+            "from transformers import AutoModelForCausalLM, AutoTokenizer",
+            "",
+            f"prompt = {prompt!r}",
+            'tokenizer, model = AutoTokenizer.from_pretrained("."), AutoModelForCausalLM.from_pretrained(".")',
+            f'answer = model.generate(**tokenizer(prompt, return_tensors="pt"), {sampling})',
+            "print(tokenizer.decode(answer[0], skip_special_tokens=True))",
+        ]
+    )
+
+
+def training_words(settings: Card) -> dict[str, Any]:
+    """From what and how the model was trained, for the template."""
+    config = settings.config
+    method = config["methods"][settings.role]
+    share = method["divergence_weight"]
+    loss = DIVERGENCE[method["divergence"]]
+    plain_text = method["policy"] and method["policy"]["plain_text_coefficient"] > 0 and config["data"]["plain_text"]
+    return {
+        "student": origin(config["student"]["model"]),
+        "teacher": origin(config["teacher"]["model"]),
+        "trained_words": f"trained by the method `{settings.role}` of the configuration `{config['name']}`",
+        "text_words": TEXT[method["text"]],
+        "divergence_words": loss if share == 1 else f"{1 - share:g} · cross-entropy + {share:g} · {loss}",
+        "start_words": START[method["start"]],
+        "data_words": origin(config["data"]["instructions"]),
+        "plain_text_words": origin(config["data"]["plain_text"]) if plain_text else "none",
+        "seed": config["seed"],
+        "hyper_parameters": markdown(hyper_parameters(method)),
+        "configuration": config["name"],
+    }
+
+
+def _result_words(settings: Card, results: Mapping[str, Any]) -> dict[str, Any]:
+    teacher = next(iter(results["tables"]))
+    tables = {"this model": results["tables"][settings.role], "teacher": results["tables"][teacher]}
+    rows = [*results["benchmarks"], "mean"]
+    columns = {
+        f"{label}, {words}": [formatted({**table["benchmarks"], "mean": table["mean"]}[row][metric]) for row in rows]
+        for metric, words in (("rouge_l", "Rouge-L"), ("exact_match", "exact match"))
+        for label, table in tables.items()
+    }
+    return {
+        "results": markdown(pd.DataFrame(columns, index=pd.Index(rows))),
+        "seeds": ", ".join(str(seed) for seed in tables["this model"]["seeds"]),
+        "temperature": settings.config["evaluation"]["temperature"],
+        "verdict": " ".join(results["verdict"]),
+    }
+
+
+def _usage_words(config: Mapping[str, Any]) -> dict[str, Any]:
+    data = config["data"]
+    return {
+        "snippet": usage(config),
+        "template_without_context": data["template"]["without_context"],
+        "template_with_context": data["template"]["with_context"],
+        "max_prompt_tokens": data["max_prompt_tokens"],
+        "max_tokens": data["max_tokens"],
+    }

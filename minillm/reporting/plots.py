@@ -1,0 +1,174 @@
+"""Figures of the report, each drawn once for light and dark pages alike, and saved as PNG too.
+
+Drawn with matplotlib's object interface. A method has the same colour and marker in every figure; the colours are
+those of Okabe and Ito, which colour-blind readers can tell apart.
+"""
+
+import io
+import math
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from minillm.reporting.comparison import Comparison
+
+INK = "#010203"
+"""Colour of text and axes; in a page it becomes the page's own text colour."""
+TEACHER = "#808080"
+COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+MARKERS = ("s", "o", "^", "D", "v", "P", "X")
+CURVES = {
+    "train/loss": "Training loss",
+    "valid/loss": "Validation loss, nats per token",
+    "valid/rouge_l": "Validation Rouge-L (0–100)",
+    "train/reverse_kl": "Reverse KL to the teacher, nats",
+}
+"""Metrics drawn by step, where a model has them."""
+MAX_POINTS = 200
+"""Longer curves are drawn as means over this many stretches of steps."""
+MARKED_POINTS = 20
+"""Curves of at most so many points show each with its marker."""
+STYLE: dict[Any, Any] = {
+    "font.size": 9,
+    "text.color": INK,
+    "axes.edgecolor": INK,
+    "axes.labelcolor": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#808080",
+    "grid.alpha": 0.25,
+    "legend.frameon": False,
+    "legend.handletextpad": 0.4,
+    "legend.columnspacing": 1.2,
+    "svg.fonttype": "none",
+    "svg.hashsalt": "report",
+}
+
+Look = dict[str, tuple[str, str]]
+"""Colour and marker of each method."""
+
+
+def looks(roles: Sequence[str]) -> Look:
+    """Colour and marker of each method; the first, the teacher, is grey."""
+    later = [(COLOURS[number % len(COLOURS)], MARKERS[(number + 1) % len(MARKERS)]) for number in range(len(roles) - 1)]
+    return dict(zip(roles, [(TEACHER, MARKERS[0]), *later], strict=True))
+
+
+def benchmark_figure(comparison: Comparison, look: Look) -> Figure:
+    """Rouge-L of every method on every benchmark, with the spread over seeds as error bars."""
+    rows = comparison.columns
+    figure, axes = _figure(height=0.9 + 0.13 * len(rows) * (len(comparison.roles) + 1.5))
+    for place, role in enumerate(comparison.roles):
+        cells = [comparison.rouge_l(role, name) for name in rows]
+        offset = 0.8 * ((place + 0.5) / len(comparison.roles) - 0.5)
+        axes.errorbar(
+            [cell["mean"] for cell in cells],
+            [row + offset for row in range(len(rows))],
+            xerr=[cell["spread"] for cell in cells],
+            linestyle="none",
+            **_dots(look[role], role),
+        )
+    for boundary in range(1, len(rows)):
+        axes.axhline(boundary - 0.5, color=INK, linewidth=0.5, alpha=0.4)
+    axes.set_yticks(range(len(rows)), rows)
+    axes.tick_params(axis="y", length=0)
+    axes.grid(visible=False, axis="y")
+    axes.set_ylim(len(rows) - 0.5, -0.5)
+    axes.set_xlabel("Rouge-L (0–100), mean and spread over seeds")
+    _legend(axes)
+    return figure
+
+
+def length_figure(benchmark: str, comparison: Comparison, look: Look) -> Figure | None:
+    """Rouge-L by reference length; None for a benchmark without length subsets."""
+    subsets = {role: comparison.tables[role]["benchmarks"][benchmark] for role in comparison.roles}
+    labels = list(subsets[comparison.roles[0]].get("rouge_l_by_length", {}))
+    if not labels:
+        return None
+    figure, axes = _figure(height=3.2)
+    for place, (role, row) in enumerate(subsets.items()):
+        cells = [row["rouge_l_by_length"][label] for label in labels]
+        offset = 0.3 * ((place + 0.5) / len(subsets) - 0.5)
+        axes.errorbar(
+            [number + offset for number in range(len(labels))],
+            [cell["mean"] for cell in cells],
+            yerr=[cell["spread"] for cell in cells],
+            linewidth=1,
+            **_dots(look[role], role),
+        )
+    counts = [subsets[comparison.roles[0]]["rouge_l_by_length"][label]["prompts"] for label in labels]
+    names = [
+        f"{label.replace('-up', ' or more').replace('-', '–')}\n({n} prompts)"
+        for label, n in zip(labels, counts, strict=True)
+    ]
+    axes.set_xticks(range(len(labels)), names)
+    axes.set_xlim(-0.5, len(labels) - 0.5)
+    axes.grid(visible=False, axis="x")
+    axes.set_xlabel("tokens of the first reference")
+    axes.set_ylabel("Rouge-L (0–100)")
+    _legend(axes)
+    return figure
+
+
+def curve_figure(metric: str, curves: Mapping[str, Sequence[tuple[int, float]]], look: Look) -> Figure:
+    """One metric by optimizer step, a line for each model that has it."""
+    figure, axes = _figure(height=2.9)
+    few = max(map(len, curves.values())) <= MARKED_POINTS
+    for role, points in curves.items():
+        steps, values = zip(*_thinned(points), strict=True)
+        colour, marker = look[role]
+        axes.plot(steps, values, color=colour, label=role, linewidth=1.4, marker=marker if few else "", markersize=4)
+    axes.set_xlabel("optimizer step")
+    axes.set_ylabel(CURVES[metric])
+    _legend(axes)
+    return figure
+
+
+def save(figure: Figure, png: Path) -> str:
+    """Write a PNG on white and return the figure as SVG to stand inside a page."""
+    stream = io.StringIO()
+    with mpl.rc_context(STYLE):
+        figure.savefig(png, dpi=160, facecolor="white")
+        figure.savefig(stream, format="svg", transparent=True, metadata={"Date": None})
+    svg = stream.getvalue()
+    svg = svg[svg.index("<svg") :].replace(INK, "currentColor")
+    svg = re.sub(r'(<svg [^>]*?)width="[^"]*"', r"\1", svg, count=1)
+    svg = re.sub(r'(<svg [^>]*?)height="[^"]*"', r"\1", svg, count=1)
+    # a page holds several figures, and their ids must differ
+    return re.sub(r'(id="|url\(#|href="#)', rf"\g<1>{png.stem}-", svg)
+
+
+def _figure(height: float) -> tuple[Figure, Axes]:
+    """An empty figure as wide as a phone, so that its text stays readable there."""
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(5.2, height), layout="constrained")
+        return figure, figure.add_subplot()
+
+
+def _dots(look: tuple[str, str], role: str) -> dict[str, Any]:
+    colour, marker = look
+    return {
+        "color": colour, "marker": marker, "markersize": 5, "label": role, "capsize": 2, "elinewidth": 1.2
+    }  # fmt: skip
+
+
+def _legend(axes: Axes) -> None:
+    handles, labels = axes.get_legend_handles_labels()
+    rows = math.ceil(len(labels) / 5)
+    with mpl.rc_context(STYLE):
+        axes.figure.legend(handles, labels, loc="outside upper left", ncols=math.ceil(len(labels) / rows))
+
+
+def _thinned(points: Sequence[tuple[int, float]]) -> list[tuple[float, float]]:
+    if len(points) <= MAX_POINTS:
+        return list(points)
+    return [tuple(part.mean(axis=0)) for part in np.array_split(np.asarray(points), MAX_POINTS)]

@@ -1,0 +1,287 @@
+"""Stage report: the result table, the plots and one page that shows what was measured and on what.
+
+The tables come from `comparison`, the figures from `plots`, the wording from templates/.
+"""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+import pandas as pd
+import pyarrow.parquet as pq
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from matplotlib.figure import Figure
+
+from minillm.artifacts import MANIFEST, METRICS, write_atomically
+from minillm.data.tables import read_records
+from minillm.progress import read_metrics
+from minillm.reporting import plots
+from minillm.reporting.comparison import MEAN, Comparison, formatted, human, percent, verdict
+from minillm.stages import Job, Report
+
+TEMPLATES = Path(__file__).parent / "templates"
+SELECTED_BY = {"rouge_l": "Rouge-L", "validation_loss": "validation loss"}
+SHOWN_CHARACTERS = 1200
+"""Longer texts are cut in the page; the stored responses are whole."""
+
+
+def run(job: Job) -> dict[str, float | str]:
+    """Write results.csv, results.json, plots, report.md and report.html, and return the table's numbers."""
+    settings = job.settings
+    assert isinstance(settings, Report)
+    tables = {role: _read_json(job.inputs[f"score/{role}"] / "table.json") for role in settings.roles}
+    comparison = Comparison(tables, settings.benchmarks)
+    trained = {name.removeprefix("train/"): path for name, path in job.inputs.items() if name.startswith("train/")}
+    parameters = sizes(job.inputs, settings.roles, trained)
+    sentences = verdict(comparison, parameters)
+
+    comparison.frame().to_csv(job.output / "results.csv", index=False)
+    results = {
+        "name": settings.name,
+        "verdict": sentences,
+        "best_student": comparison.best_student,
+        "compared": comparison.compared,
+        "benchmarks": list(settings.benchmarks),
+        "tables": tables,
+        "differences": [asdict(difference) for difference in comparison.differences()],
+        "parameters": parameters,
+    }
+    write_atomically(job.output / "results.json", json.dumps(results, indent=2))
+    figures = draw(comparison, trained, job.output / "plots")
+    page = {
+        "name": settings.name,
+        "sentences": sentences,
+        "tiles": _tiles(comparison, parameters),
+        "best": comparison.best_student,
+        "compared": comparison.compared,
+        "seeds": tables[settings.roles[0]]["seeds"],
+        "result": result_table(comparison),
+        "differences": difference_table(comparison),
+        "behaviour": behaviour_table(comparison),
+        "models": model_table(trained, parameters, comparison),
+        "figures": figures,
+        **_inputs_of_page(job.inputs, comparison),
+    }
+    render(page, job.output)
+    return _summary(comparison, sentences)
+
+
+def render(page: Mapping[str, Any], output: Path) -> None:
+    """Fill both templates; everything that goes into the HTML is escaped unless a template says otherwise."""
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        autoescape=lambda name: name is not None and ".html" in name,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"shorten": shorten, "markdown": markdown}
+    for name in ("report.md", "report.html"):
+        write_atomically(output / name, environment.get_template(f"{name}.jinja").render(page))
+
+
+def markdown(frame: pd.DataFrame) -> str:
+    """A table whose figures keep the digits they were written with."""
+    alignment = ("left", *["right"] * len(frame.columns))
+    return frame.to_markdown(disable_numparse=True, colalign=alignment)
+
+
+def shorten(text: str) -> str:
+    """The beginning of a long text; control characters, which models do write, are replaced."""
+    text = re.sub(r"[\x00-\x08\x0b-\x1f\x7f]", "\N{REPLACEMENT CHARACTER}", text)
+    return text if len(text) <= SHOWN_CHARACTERS else text[:SHOWN_CHARACTERS].rstrip() + " …"
+
+
+def result_table(comparison: Comparison) -> pd.DataFrame:
+    """Method × benchmark and their mean, 'mean ± spread' of Rouge-L."""
+    return pd.DataFrame(
+        {name: [formatted(comparison.rouge_l(role, name)) for role in comparison.roles] for name in comparison.columns},
+        index=comparison.roles,
+    )
+
+
+def difference_table(comparison: Comparison) -> pd.DataFrame:
+    """The compared method minus each other one; clear differences are marked with *."""
+    cells = {(d.method, d.benchmark): f"{d}{' *' if d.clear else ''}" for d in comparison.differences()}
+    others = [role for role in comparison.roles if role != comparison.compared]
+    return pd.DataFrame(
+        {name: [cells[role, name] for role in others] for name in comparison.columns}, index=others, dtype=str
+    )
+
+
+def behaviour_table(comparison: Comparison) -> pd.DataFrame:
+    """Exact match, response length and share of finished responses, averaged over the benchmarks."""
+    rows = {}
+    for role, table in comparison.tables.items():
+        benchmarks = pd.DataFrame(list(table["benchmarks"].values()))
+        rows[role] = {
+            "exact match": formatted(table["mean"]["exact_match"]),
+            "response tokens": f"{benchmarks['response_tokens'].mean():.1f}",
+            "finished, %": f"{benchmarks['finished'].mean():.1f}",
+        }
+    return pd.DataFrame.from_dict(rows, orient="index")
+
+
+def model_table(trained: Mapping[str, Path], parameters: Mapping[str, int], comparison: Comparison) -> pd.DataFrame:
+    """Size of each model trained here, and the step and value it was selected at."""
+    teacher = parameters.get(comparison.roles[0])
+    rows = {}
+    for role, path in trained.items():
+        selection = _read_json(path / "selection.json")
+        rows[role] = {
+            "parameters": human(parameters[role]),
+            "of the teacher's": percent(parameters[role] / teacher) if teacher else "–",
+            "selected by": SELECTED_BY[selection["select_by"]],
+            "value": f"{selection['value']:.2f}",
+            "at step": f"{selection['step']:.0f}",
+            "last step": f"{selection['history'][-1]['step']:.0f}",
+        }
+    return pd.DataFrame.from_dict(rows, orient="index")
+
+
+def sizes(inputs: Mapping[str, Path], roles: Sequence[str], trained: Mapping[str, Path]) -> dict[str, int]:
+    """Number of weights by role: of models trained here from their files, of others as their generation tells."""
+    known = {role: count_parameters(path) for role, path in trained.items()}
+    for role in roles:
+        told = read_manifest(inputs[f"responses/{role}"]).get("summary", {})
+        if role not in known and "parameters" in told:
+            known[role] = int(told["parameters"])
+    return known
+
+
+def count_parameters(train_artifact: Path) -> int:
+    """Number of weights in a train artifact's safetensors files, tied ones once; the weights are not read."""
+    metadata = huggingface_hub.get_local_safetensors_metadata(train_artifact / "model")
+    return sum(metadata.parameter_count.values())
+
+
+def draw(comparison: Comparison, trained: Mapping[str, Path], folder: Path) -> dict[str, dict[str, str]]:
+    """Save every figure as PNG in `folder`; by file name, its title and its SVG."""
+    folder.mkdir(exist_ok=True)
+    look = plots.looks([*comparison.roles, *(role for role in trained if role not in comparison.roles)])
+    figures: dict[str, tuple[str, Figure]] = {
+        "benchmarks": ("Rouge-L by benchmark", plots.benchmark_figure(comparison, look))
+    }
+    for name in comparison.benchmarks:
+        figure = plots.length_figure(name, comparison, look)
+        if figure is not None:
+            figures[f"length-{name}"] = (f"Rouge-L by reference length: {name}", figure)
+    metrics = {role: list(read_metrics(path / METRICS)) for role, path in trained.items()}
+    for metric in plots.CURVES:
+        curves = {
+            role: points
+            for role, records in metrics.items()
+            if (points := [(step, value) for step, name, value in records if name == metric])
+        }
+        if curves:
+            figure = plots.curve_figure(metric, curves, look)
+            figures[metric.replace("/", "-")] = (plots.CURVES[metric], figure)
+    return {
+        name: {"title": title, "svg": plots.save(figure, folder / f"{name}.png")}
+        for name, (title, figure) in figures.items()
+    }
+
+
+def answers(inputs: Mapping[str, Path], benchmark: str, comparison: Comparison) -> list[dict[str, Any]]:
+    """The first, middle and last prompt, with references and every method's answer of the first seed."""
+    prompts = [record.value for record in read_records(inputs["benchmarks"] / f"{benchmark}.jsonl")]
+    last = len(prompts) - 1
+    shown = [{**prompts[place], "answers": {}} for place in sorted({0, last // 2, last})]
+    for role, table in comparison.tables.items():
+        seed = table["seeds"][0]
+        responses = (record.value for record in read_records(inputs[f"responses/{role}"] / f"{benchmark}.jsonl"))
+        texts = {row["index"]: row["response"] for row in responses if row["seed"] == seed}
+        scores = pd.read_parquet(inputs[f"score/{role}"] / "scores.parquet")
+        scores = scores.query("benchmark == @benchmark and seed == @seed").set_index("index")["rouge_l"].to_dict()
+        for prompt in shown:
+            index = prompt["index"]
+            prompt["answers"][role] = {"text": texts[index], "rouge_l": f"{100 * scores[index]:.1f}"}
+    return shown
+
+
+def kept_rows(examples: Path) -> str:
+    """Rows of each part that filtering kept, in words."""
+    counts = {part: pq.read_metadata(examples / f"{part}.parquet").num_rows for part in ("train", "validation", "test")}
+    return ", ".join(f"{part} {count:,}" for part, count in counts.items())
+
+
+def data_tables(examples: Path) -> dict[str, pd.DataFrame]:
+    """What filtering dropped, and how long the rest is, by title."""
+    # a category may be called "null" or "NA"
+    dropped = pd.read_csv(examples / "dropped.csv", index_col=0, keep_default_na=False).rename_axis(None).map(str)
+    lengths = pd.read_csv(examples / "lengths.csv", keep_default_na=False)
+    lengths.index = lengths.pop("category") + ", " + lengths.pop("text")  # type: ignore[assignment]
+    lengths = lengths.map(lambda value: f"{value:.1f}" if isinstance(value, float) else str(value))
+    return {"Dropped rows by reason and category": dropped, "Lengths of the kept rows in tokens": lengths}
+
+
+def provenance(inputs: Mapping[str, Path]) -> pd.DataFrame:
+    """Kind and key of each artifact behind the report, and the seed of those trained."""
+    rows = {}
+    for name, path in inputs.items():
+        manifest = read_manifest(path)
+        seed = manifest.get("settings", {}).get("seed")
+        rows[name] = {
+            "kind": manifest.get("kind", "–"),
+            "key": manifest.get("key", "–")[:16],
+            "seed": "" if seed is None else str(seed),
+        }
+    return pd.DataFrame.from_dict(rows, orient="index")
+
+
+def versions(inputs: Mapping[str, Path]) -> dict[str, str]:
+    """Versions of the libraries that made the inputs; several where they differ."""
+    found: dict[str, set[str]] = {}
+    for path in inputs.values():
+        for library, version in read_manifest(path).get("versions", {}).items():
+            found.setdefault(library, set()).add(str(version))
+    return {library: ", ".join(sorted(several)) for library, several in sorted(found.items())}
+
+
+def read_manifest(path: Path) -> dict[str, Any]:
+    """The manifest of an artifact; empty for a source file or directory, which has none."""
+    return _read_json(path / MANIFEST) if (path / MANIFEST).is_file() else {}
+
+
+def _inputs_of_page(inputs: Mapping[str, Path], comparison: Comparison) -> dict[str, Any]:
+    """What the page shows of the data, the prompts, the answers and where all came from."""
+    cut = _read_json(inputs[f"responses/{comparison.roles[0]}"] / "cut_prompts.json")
+    seed = comparison.tables[comparison.roles[0]]["seeds"][0]
+    return {
+        "kept_words": kept_rows(inputs["examples"]),
+        "data": data_tables(inputs["examples"]),
+        "cut_words": ", ".join(f"{name} {count}" for name, count in cut.items() if count) or "none",
+        "answers": {name: answers(inputs, name, comparison) for name in comparison.benchmarks},
+        "answers_words": f"The first, the middle and the last prompt of each benchmark, not picked; seed {seed}. "
+        f"Texts of more than {SHOWN_CHARACTERS} characters are cut here.",
+        "provenance": provenance(inputs),
+        "versions": versions(inputs),
+    }
+
+
+def _summary(comparison: Comparison, sentences: list[str]) -> dict[str, float | str]:
+    summary: dict[str, float | str] = {"best_student": comparison.best_student, "verdict": " ".join(sentences)}
+    for role in comparison.roles:
+        for name in comparison.columns:
+            cell = comparison.rouge_l(role, name)
+            summary |= {f"{role}/rouge_l/{name}": cell["mean"], f"{role}/rouge_l/{name}_spread": cell["spread"]}
+    return summary
+
+
+def _tiles(comparison: Comparison, parameters: Mapping[str, int]) -> list[tuple[str, str]]:
+    teacher, best = comparison.roles[0], comparison.best_student
+    score, full = comparison.rouge_l(best, MEAN), comparison.rouge_l(teacher, MEAN)["mean"]
+    tiles = [(formatted(score), f"Rouge-L of {best}, the best student")]
+    if full > 0:
+        tiles.append((percent(score["mean"] / full), f"of the teacher's Rouge-L ({full:.1f})"))
+    if teacher in parameters and best in parameters:
+        tiles.append((percent(parameters[best] / parameters[teacher]), "of the teacher's parameters"))
+    return tiles
+
+
+def _read_json(path: Path) -> Any:
+    return json.loads(path.read_text())

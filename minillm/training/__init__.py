@@ -1,0 +1,1 @@
+"""The one trainer, its engine, its checkpoints and where its text comes from."""

@@ -1,0 +1,82 @@
+"""Where the text of a training step comes from: the interface that the trainer asks (see fixed_text, on_policy).
+
+A feed gives, for a step number, the global mini-batch, and turns this process's rows of it into losses. Everything but
+the current round of rollouts is a pure function of the seed and the step, so a resumed run continues the same stream.
+"""
+
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from minillm.models.batches import Batch, shuffled_stream
+from minillm.models.causal_lm import response_logits
+from minillm.processes import rank, world_size
+
+Losses = dict[str, Tensor]
+"""Sums over this process's tokens of a step, each divided by the step's global count; `loss` is what is learnt."""
+
+
+@dataclass(frozen=True)
+class Models:
+    """The student, its frozen teacher where there is one, and what they share."""
+
+    student: Any
+    """DeepSpeed engine."""
+    teacher: PreTrainedModel | None
+    vocabulary: int
+    eos: int
+
+
+class Feed(Protocol):
+    """What the trainer asks of a source of text."""
+
+    def prepare(self, step: int) -> dict[str, float]:
+        """Make ready what the step needs (a new round of rollouts, say), on every process; metrics of what is new."""
+        ...
+
+    def losses(self, step: int, micro_batch_size: int) -> Iterator[Losses]:
+        """Losses of this process's micro-batches of the step, one after the other, with gradient."""
+        ...
+
+    def describe(self, step: int) -> str:
+        """Which rows the step trains on, for error messages."""
+        ...
+
+    def state(self) -> dict[str, Any]:
+        """What cannot be computed from the seed and the step."""
+        ...
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Take back what `state` gave."""
+        ...
+
+
+def micro_batches(rows: Sequence[int], lengths: Sequence[int], size: int) -> Iterator[list[int]]:
+    """This process's share of a global mini-batch, in micro-batches of similar length, so with little padding.
+
+    Args:
+        rows: The mini-batch.
+        lengths: Tokens of each of its rows.
+        size: Rows of a micro-batch.
+    """
+    ordered = [row for _, row in sorted(zip(lengths, rows, strict=True), key=lambda pair: pair[0])]
+    mine = ordered[rank() :: world_size()]
+    for start in range(0, len(mine), size):
+        yield mine[start : start + size]
+
+
+def take(count: int, seed: int, start: int, number: int) -> list[int]:
+    """The `number` examples of a shuffled stream (see `shuffled_stream`) from position `start`."""
+    return list(itertools.islice(shuffled_stream(count, seed, start), number))
+
+
+@torch.no_grad()
+def teacher_logits(models: Models, batch: Batch) -> Tensor:
+    """The teacher's logits (B, T, V) at response positions, without gradient."""
+    assert models.teacher is not None
+    return response_logits(models.teacher, batch, models.vocabulary)

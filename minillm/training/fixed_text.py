@@ -1,0 +1,72 @@
+"""Training on fixed text, the data set's or the teacher's: SFT, KD and SeqKD (method.md §5)."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+from torch import Tensor
+
+from minillm.config import Method
+from minillm.models.batches import Batch, make_batch
+from minillm.models.causal_lm import response_logits
+from minillm.objectives.divergences import fixed_text_loss
+from minillm.training.feeds import Losses, Models, micro_batches, take, teacher_logits
+
+
+@dataclass
+class FixedText:
+    """Responses of the data set or of the teacher, with cross-entropy or word-level KD (method.md §5)."""
+
+    models: Models
+    method: Method
+    examples: pd.DataFrame
+    """Columns prompt_ids and response_ids, token id lists."""
+    seed: int
+
+    def prepare(self, step: int) -> dict[str, float]:
+        """Nothing to do: the text is fixed."""
+        return {}
+
+    def losses(self, step: int, micro_batch_size: int) -> Iterator[Losses]:
+        """Mean loss per response token of the global mini-batch."""
+        rows = self._rows(step)
+        prompt_tokens, response_tokens = (
+            self.examples[column].iloc[rows].map(len).tolist() for column in ("prompt_ids", "response_ids")
+        )
+        lengths = [p + r for p, r in zip(prompt_tokens, response_tokens, strict=True)]
+        tokens = sum(response_tokens)
+        for chosen in micro_batches(rows, lengths, micro_batch_size):
+            part = self.examples.iloc[chosen]
+            batch = make_batch(part["prompt_ids"].tolist(), part["response_ids"].tolist())
+            yield {"loss": self._loss(batch.to(self.models.student.device)).sum() / tokens}
+
+    def _loss(self, batch: Batch) -> Tensor:
+        models, method = self.models, self.method
+        student_logits = response_logits(models.student, batch, models.vocabulary)
+        if method.divergence == "cross_entropy":
+            per_token = fixed_text_loss(student_logits, batch.response)
+        else:
+            per_token = fixed_text_loss(
+                student_logits,
+                batch.response,
+                teacher_logits(models, batch),
+                method.divergence,
+                method.divergence_weight,
+            )
+        return per_token * batch.response_mask
+
+    def _rows(self, step: int) -> list[int]:
+        size = self.method.training.batch_size
+        return take(len(self.examples), self.seed, step * size, size)
+
+    def describe(self, step: int) -> str:
+        """Numbers of the training rows in the raw file."""
+        return f"training rows {self.examples['row'].iloc[self._rows(step)].tolist()}"
+
+    def state(self) -> dict[str, Any]:
+        """Nothing: seed and step say all."""
+        return {}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Nothing to take back."""

@@ -1,0 +1,246 @@
+"""The one trainer: any method, any size, one process or several, on the DeepSpeed engine (stage `train`)."""
+
+import signal
+import sys
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+import pandas as pd
+import torch
+import torch.distributed as dist
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from minillm.config import Runtime
+from minillm.data.plain_text import PlainText
+from minillm.errors import StageError
+from minillm.models.causal_lm import build_model, eos_id, load_model, load_tokenizer, parameter_count
+from minillm.processes import process_group, rank
+from minillm.progress import Progress
+from minillm.stages import Job, Train
+from minillm.training.checkpoints import Checkpoints
+from minillm.training.engine import DTYPES, make_engine, micro_batch_size, take_step
+from minillm.training.feeds import Feed, Models
+from minillm.training.fixed_text import FixedText
+from minillm.training.on_policy import Rollouts
+from minillm.training.selection import Selection, Validation
+from minillm.worker import STOPPED
+
+LOG_SECONDS = 1.0
+"""Training losses are averaged over at least this long before they are logged."""
+
+
+def run(job: Job) -> dict[str, float | str]:
+    """Train, select and save a model; continues from the last checkpoint in the work folder."""
+    settings = job.settings
+    assert isinstance(settings, Train)
+    if job.runtime.threads:
+        torch.set_num_threads(job.runtime.threads)
+    with process_group():
+        return _run(job, settings)
+
+
+def _run(job: Job, settings: Train) -> dict[str, float | str]:
+    training = settings.method.training
+    tokenizer = load_tokenizer(job.inputs["tokenizer"])
+    examples = pd.read_parquet(job.inputs.get("responses", job.inputs["examples"]) / _examples_file(job))
+    total = training.steps or max(1, (training.epochs or 1) * len(examples) // training.batch_size)
+    torch.manual_seed(settings.seed)
+    engine = make_engine(_student(job, settings, tokenizer), training, total, job.runtime)
+    models = Models(engine, _teacher(job, settings, engine.device), len(tokenizer), eos_id(tokenizer))
+    held_out = pd.read_parquet(job.inputs["examples"] / "validation.parquet")
+    if len(held_out) > settings.validation_prompts:
+        held_out = held_out.sample(settings.validation_prompts, random_state=0)
+    lengths = held_out["prompt_ids"].map(len) + held_out["response_ids"].map(len)
+    held_out = held_out.iloc[lengths.argsort(kind="stable")]  # batches with little padding
+    validation = Validation(
+        models,
+        tokenizer,
+        held_out,
+        settings.max_tokens,
+        job.runtime.micro_batch_size,
+        job.runtime.generation_batch_size,
+    )
+    trainer = Trainer(
+        engine=engine,
+        feed=_feed(job, settings, models, examples),
+        validation=validation,
+        selection=Selection(job.work, training.select_by),
+        checkpoints=Checkpoints(job.work / "checkpoints"),
+        progress=Progress(job.output, total, "steps"),
+        tokenizer=tokenizer,
+        settings=settings,
+        total_steps=total,
+        runtime=job.runtime,
+    )
+    trainer.train()
+    if rank() == 0:
+        trainer.selection.finish(job.output)
+    best = trainer.selection.best
+    measured = {name.replace("valid/", "best/"): best[name] for name in best if name.startswith("valid/")}
+    return {"best_step": best["step"], "parameters": parameter_count(engine.module), **measured}
+
+
+def _examples_file(job: Job) -> str:
+    return "responses.parquet" if "responses" in job.inputs else "train.parquet"
+
+
+def _student(job: Job, settings: Train, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
+    dtype = DTYPES[settings.method.training.precision]
+    # On rollouts the policy ratio must be exactly one before the first update, so nothing is dropped out.
+    dropout = settings.method.policy is None
+    if settings.architecture is not None:
+        model = build_model(settings.architecture, tokenizer, settings.seed, dtype, dropout)
+    else:
+        model = load_model(job.inputs["weights"], dtype, dropout)
+    if settings.method.training.gradient_checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    return model
+
+
+def _teacher(job: Job, settings: Train, device: torch.device) -> PreTrainedModel | None:
+    if "teacher" not in job.inputs:
+        return None
+    teacher = load_model(job.inputs["teacher"], DTYPES[settings.method.training.precision])
+    return teacher.to(device).eval().requires_grad_(False)  # type: ignore[arg-type]
+
+
+def _feed(job: Job, settings: Train, models: Models, examples: pd.DataFrame) -> Feed:
+    method, policy = settings.method, settings.method.policy
+    if policy is None:
+        return FixedText(models, method, examples, settings.seed)
+    plain_text = PlainText(job.inputs["plain_text"], settings.max_tokens) if "plain_text" in job.inputs else None
+    return Rollouts(
+        models,
+        policy,
+        method,
+        examples,
+        plain_text,
+        settings.max_tokens,
+        job.runtime.generation_batch_size,
+        job.runtime.micro_batch_size,
+        settings.seed,
+    )
+
+
+@dataclass
+class Trainer:
+    """Steps through a feed: losses, checks, validation, checkpoints."""
+
+    engine: Any
+    feed: Feed
+    validation: Validation
+    selection: Selection
+    checkpoints: Checkpoints
+    progress: Progress
+    tokenizer: PreTrainedTokenizerBase
+    settings: Train
+    total_steps: int
+    runtime: Runtime
+    stop_asked: bool = field(default=False, init=False)
+
+    def train(self) -> None:
+        """Run to the last step from wherever the last checkpoint left off."""
+        signal.signal(signal.SIGTERM, self._ask_to_stop)
+        start = self._resume()
+        training = self.settings.method.training
+        meter = Meter()
+        for step in range(start, self.total_steps):
+            meter.add(self._step(step))
+            done = step + 1
+            last = done == self.total_steps
+            metrics = meter.due(self.engine, last)
+            if last or done % training.evaluate_every == 0:
+                metrics |= self.validation.measure(training.select_by == "rouge_l")
+                self.selection.consider(done, metrics, self.engine, self.tokenizer)
+            if metrics:
+                self.progress.log(done, metrics)
+            stopping = self._agree_to_stop()
+            if stopping or last or done % self.runtime.checkpoint_every == 0:
+                self._checkpoint(done)
+            if stopping and not last:
+                print(f"stopped after step {done}; the next attempt continues from there", flush=True)
+                sys.exit(STOPPED)
+
+    def _step(self, step: int) -> dict[str, float]:
+        """One optimizer step over the global mini-batch; its mean losses over all processes."""
+        prepared = self.feed.prepare(step)
+        self.engine.train()
+        micro = micro_batch_size(self.settings.method.training.batch_size, self.runtime.micro_batch_size)
+        # DeepSpeed averages over processes and accumulation steps; the feed's losses are shares of one sum.
+        scale = dist.get_world_size() * self.engine.gradient_accumulation_steps()
+        sums: dict[str, torch.Tensor] = {}
+        norm = 0.0
+        for losses in self.feed.losses(step, micro):
+            for name, value in losses.items():
+                sums[name] = sums.get(name, torch.zeros_like(value.detach())) + value.detach()
+            self._refuse_non_finite(losses["loss"], step, "loss")
+            self.engine.backward(losses["loss"] * scale)
+            norm = take_step(self.engine)
+        self._refuse_non_finite(torch.tensor(norm), step, "gradient")
+        packed = torch.stack([value.double() for value in sums.values()])
+        dist.all_reduce(packed)
+        means = dict(zip(sums, packed.tolist(), strict=True))
+        means |= {**prepared, "gradient_norm": norm}
+        return {f"train/{name}": value for name, value in means.items()}
+
+    def _refuse_non_finite(self, value: torch.Tensor, step: int, what: str) -> None:
+        finite = torch.isfinite(value.detach()).float().to(self.engine.device)
+        dist.all_reduce(finite, dist.ReduceOp.MIN)
+        if not finite:
+            raise StageError(
+                f"{self.settings.role}: the {what} is not finite at step {step + 1}, on {self.feed.describe(step)}; "
+                "the last checkpoint is intact. Lower training.learning_rate, lengthen warmup_steps, or look at "
+                "those rows"
+            )
+
+    def _resume(self) -> int:
+        found = self.checkpoints.load(self.engine)
+        if found is None:
+            return 0
+        step, feed_state, selection = found
+        self.feed.restore(feed_state)
+        self.selection.history = selection["history"]
+        print(f"continuing from the checkpoint of step {step}", flush=True)
+        return step
+
+    def _checkpoint(self, step: int) -> None:
+        self.checkpoints.save(self.engine, step, self.feed.state(), {"history": self.selection.history})
+        if rank() == 0 and self.selection.history:
+            self.selection.forget_others()
+        dist.barrier()
+
+    def _ask_to_stop(self, *_: object) -> None:
+        self.stop_asked = True
+
+    def _agree_to_stop(self) -> bool:
+        """Whether any process was asked to stop: all of them must leave at the same step."""
+        asked = torch.tensor(float(self.stop_asked), device=self.engine.device)
+        dist.all_reduce(asked, dist.ReduceOp.MAX)
+        return bool(asked)
+
+
+class Meter:
+    """Averages training metrics between the lines of the log, each over the steps that had it."""
+
+    def __init__(self) -> None:
+        self._values: dict[str, list[float]] = {}
+        self._steps = 0
+        self._since = time.monotonic()
+
+    def add(self, metrics: dict[str, float]) -> None:
+        """Count the metrics of a step."""
+        self._steps += 1
+        for name, value in metrics.items():
+            self._values.setdefault(name, []).append(value)
+
+    def due(self, engine: Any, now: bool) -> dict[str, float]:
+        """Means since the last time, if that is long enough ago or `now`; otherwise nothing."""
+        elapsed = time.monotonic() - self._since
+        if not now and elapsed < LOG_SECONDS:
+            return {}
+        means = {name: sum(values) / len(values) for name, values in self._values.items()}
+        means["train/learning_rate"] = engine.get_lr()[0]
+        means["train/seconds_per_step"] = elapsed / self._steps
+        self._values, self._steps, self._since = {}, 0, time.monotonic()
+        return means
