@@ -46,6 +46,8 @@ def main() -> int:
             while servers and all(server.poll() is None for server in servers):
                 time.sleep(0.2)
     finally:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, signal.SIG_IGN)  # asked twice, it still stops them all
         for server in servers:
             _stop(server)
     return max(

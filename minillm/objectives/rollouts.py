@@ -56,8 +56,9 @@ def score_rollouts(
         micro_batch_size: Rows per forward pass.
     """
     width = max(len(r) for r in responses)
-    student_log_prob, teacher_log_prob = torch.zeros(2, len(responses), width)
-    device = next(student.parameters()).device
+    weights = next(student.parameters())
+    dtype, device = torch.promote_types(weights.dtype, torch.float32), weights.device
+    student_log_prob, teacher_log_prob = torch.zeros(2, len(responses), width, dtype=dtype)
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]) + len(responses[i]))
     for start in range(0, len(order), micro_batch_size):
         rows = order[start : start + micro_batch_size]
