@@ -11,7 +11,6 @@ import pandas as pd
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM
 
 from minillm.config import Method
 from minillm.progress import read_metrics
@@ -86,23 +85,6 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 
 def losses(folder: Path) -> dict[int, float]:
     return {step: v for step, name, v in read_metrics(folder / "output" / "metrics.jsonl") if name == "train/loss"}
-
-
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_every_architecture_is_fine_tuned_and_distilled(architecture, inputs, tmp_path):
-    """A teacher and a student of the family: fine-tuned, then distilled on rollouts with L_PT."""
-    trained = tmp_path / "teacher"
-    done = run_worker(write_job(trained, settings("sft", architecture), text_inputs(inputs)))
-    assert done.returncode == 0, done.stderr
-    model = {"weights": trained / "output", "teacher": trained / "output"}
-    student = tmp_path / "student"
-    distil = settings("minillm", None)
-    done = run_worker(write_job(student, distil, {**text_inputs(inputs, "plain_text"), **model}))
-    assert done.returncode == 0, done.stderr
-    loaded = AutoModelForCausalLM.from_pretrained(student / "output" / "model")
-    assert loaded.config.model_type == architecture
-    names = {name for _, name, _ in read_metrics(student / "output" / "metrics.jsonl")}
-    assert {"train/loss", "train/reverse_kl", "train/plain_text", "valid/loss", "valid/rouge_l"} <= names
 
 
 def test_fine_tuning_learns_and_keeps_the_best_by_loss(inputs, tmp_path):

@@ -1,0 +1,102 @@
+"""GPT-2, OPT, LLaMA, GPT-J, Mistral and Qwen2, in small, through every stage that touches a model."""
+
+import json
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from transformers import AutoModelForCausalLM
+
+from minillm.config import Benchmark, Evaluation, Method, Model, Source, Template, Tokenizer
+from minillm.progress import read_metrics
+from minillm.stages import Generate, Prepare, Respond, Score, Stage, Train
+from tests.minillm.direct import PLAIN, run_stage, write_lines
+from tests.minillm.jobs import WORDS, make_examples, make_plain_text, make_tokenizer, run_worker, write_job
+from tests.minillm.models_in_small import ARCHITECTURES, small_model
+
+MAX_TOKENS = 16
+TEMPLATE = Template(**PLAIN)
+TRAINING = {"learning_rate": 1e-3, "batch_size": 8, "steps": 4, "evaluate_every": 2}
+
+
+def worker(folder: Path, stage: Stage, inputs: dict[str, Path]) -> Path:
+    done = run_worker(write_job(folder, stage, inputs))
+    assert done.returncode == 0, done.stderr
+    return folder / "output"
+
+
+def train(role: str, **method: object) -> Train:
+    return Train(
+        role=role,
+        method=Method.model_validate({"training": TRAINING, **method}),
+        architecture=None,
+        max_prompt_tokens=8,
+        max_tokens=MAX_TOKENS,
+        validation_prompts=4,
+        seed=1,
+    )
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_every_stage(architecture, tmp_path):
+    # Embedding tables of different sizes under one tokenizer, as in Qwen2.5.
+    models = {"teacher": tmp_path / "teacher", "student": tmp_path / "student"}
+    for rows, (role, folder) in zip((24, 20), models.items(), strict=True):
+        small_model(architecture, vocabulary=rows, seed=len(role)).save_pretrained(folder)
+        make_tokenizer(folder)
+    prepare = Prepare(
+        tokenizer=Tokenizer(),
+        template=TEMPLATE,
+        teacher=Model(path=str(models["teacher"])),
+        student=Model(path=str(models["student"])),
+        max_tokens=MAX_TOKENS,
+        generation_tokens=MAX_TOKENS,
+    )
+    tokenizer, _ = run_stage(prepare, models, tmp_path / "prepare")
+    examples = make_examples(tmp_path / "examples")
+    text = {"tokenizer": tokenizer, "examples": examples}
+
+    sft = train("teacher", text="dataset", divergence="cross_entropy")
+    teacher = worker(tmp_path / "sft", sft, {**text, "weights": models["teacher"]})
+    policy = {"rollouts": 8, "inner_epochs": 2}
+    minillm = train("minillm", text="rollouts", divergence="reverse_kl", start="initial", policy=policy)
+    plain_text = make_plain_text(tmp_path / "plain_text", MAX_TOKENS)
+    given = {**text, "weights": models["student"], "teacher": teacher, "plain_text": plain_text}
+    student = worker(tmp_path / "minillm", minillm, given)
+    names = {name for _, name, _ in read_metrics(student / "metrics.jsonl")}
+    assert {"train/loss", "train/reverse_kl", "train/plain_text", "valid/loss", "valid/rouge_l"} <= names
+    loaded = AutoModelForCausalLM.from_pretrained(student / "model")
+    assert loaded.config.model_type == architecture
+    assert loaded.get_input_embeddings().num_embeddings == 20
+
+    respond = Respond(max_tokens=MAX_TOKENS, seed=1)
+    answers = worker(tmp_path / "respond", respond, {**text, "model": teacher})
+    responses = pd.read_parquet(answers / "responses.parquet")
+    assert len(responses) == len(pd.read_parquet(examples / "train.parquet"))
+    assert all(max(ids) < 2 + len(WORDS) for ids in responses["response_ids"]), "padded rows are never sampled"
+
+    questions = [
+        {"index": i, "instruction": w, "context": "", "references": [w], "topic": ""} for i, w in enumerate(WORDS)
+    ]
+    benchmarks = write_lines(tmp_path / "benchmarks" / "words.jsonl", questions).parent
+    generate = Generate(
+        role="minillm",
+        template=TEMPLATE,
+        seeds=(10, 20),
+        temperature=1.0,
+        no_repeat_ngram=None,
+        max_prompt_tokens=8,
+        long_prompts="refuse",
+        max_tokens=MAX_TOKENS,
+    )
+    generated = worker(
+        tmp_path / "generate", generate, {"model": student, "tokenizer": tokenizer, "benchmarks": benchmarks}
+    )
+    evaluation = Evaluation(benchmarks={"words": Benchmark(source=Source(path="words.jsonl"))}, seeds=(10, 20))
+    score = Score(role="minillm", evaluation=evaluation)
+    scored, summary = run_stage(
+        score, {"responses": generated, "benchmarks": benchmarks, "tokenizer": tokenizer}, tmp_path / "score"
+    )
+    assert len(pd.read_parquet(scored / "scores.parquet")) == 2 * len(WORDS)
+    assert 0 <= float(summary["rouge_l/words"]) <= 100
+    assert json.loads((generated / "cut_prompts.json").read_text()) == {"words": 0}
