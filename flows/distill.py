@@ -13,6 +13,7 @@ from minillm.loading import load_config
 from tasks.data import filter_examples, pack_plain_text, prepare, read_benchmarks
 from tasks.evaluation import generate, score
 from tasks.reporting import conclude, export_model, report
+from tasks.server import ensure_prefect_server
 from tasks.session import tracked
 from tasks.tracking import preload
 from tasks.training import distil, fine_tune_initial_student, fine_tune_teacher, needs, teacher_responses
@@ -73,6 +74,7 @@ def main() -> int:
         print(error, file=sys.stderr)
         return 2
     preload()
+    ensure_prefect_server()
     state = distill(arguments.config, tuple(arguments.set), return_state=True)
     return 0 if state.is_completed() else 1
 

@@ -1,0 +1,65 @@
+"""A Prefect server for the time of one command, where none is configured or running.
+
+Prefect would start one itself, but within the terminal's reach: Ctrl-C ends it before the flow, which then waits long
+for it. This one has a session of its own, starts while the rest is imported, and ends after Prefect's last word to it.
+"""
+
+import atexit
+import contextlib
+import os
+import sys
+import threading
+import time
+import urllib.request
+
+from prefect.settings import PREFECT_API_URL, temporary_settings
+
+from tasks.supervision import Group, free_port
+
+START_SECONDS = 120.0
+GRACE_SECONDS = 10.0
+
+
+class ServerError(Exception):
+    """The server did not start; the message has its last lines."""
+
+
+def ensure_prefect_server() -> None:
+    """Use the server that is configured or running, or else one that ends with this process.
+
+    Raises:
+        ServerError: If it does not answer in time.
+    """
+    if PREFECT_API_URL.value():
+        return
+    address = f"http://127.0.0.1:{(port := free_port())}"
+    command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
+    until_exit = contextlib.ExitStack()
+    # Prefect sends its last log lines when threads are joined, which comes before what is registered here.
+    atexit.register(until_exit.close)
+    group = until_exit.enter_context(Group(command, os.environ | {"PREFECT_UI_ENABLED": "false"}, GRACE_SECONDS))
+    _wait_for(f"{address}/api/health", group)
+    drain = threading.Thread(target=_drain, args=(group,), daemon=True)
+    drain.start()
+    until_exit.callback(drain.join)
+    until_exit.callback(group.terminate)
+    until_exit.enter_context(temporary_settings({PREFECT_API_URL: f"{address}/api"}))
+
+
+def _wait_for(url: str, group: Group) -> None:
+    lines: list[str] = []
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline:
+        line = group.next_line(0.05)
+        if line is None:
+            break
+        lines += [line] if line else []
+        with contextlib.suppress(OSError), urllib.request.urlopen(url, timeout=1):
+            return
+    raise ServerError("\n".join(["Prefect's server did not start; its last lines:", *lines[-30:]]))
+
+
+def _drain(group: Group) -> None:
+    """Read what the server writes until it has ended."""
+    while group.next_line(0.2) is not None:
+        pass
