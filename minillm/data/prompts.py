@@ -31,7 +31,7 @@ def encode_prompts(tokenizer: Any, prompts: Sequence[str]) -> list[list[int]]:
     """
     if not prompts:
         return []
-    start = _opening_tokens(tokenizer)
+    start = opening_tokens(tokenizer)
     encoded = tokenizer(list(prompts), add_special_tokens=False)["input_ids"]
     return [[*start, *ids] for ids in encoded]
 
@@ -47,7 +47,7 @@ def encode_texts(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
     return tokenizer(list(texts), add_special_tokens=False, split_special_tokens=True)["input_ids"]
 
 
-def _opening_tokens(tokenizer: Any) -> list[int]:
+def opening_tokens(tokenizer: Any) -> list[int]:
     """What the tokenizer adds before a text: usually nothing, or BOS."""
     bare = tokenizer("a", add_special_tokens=False)["input_ids"]
     whole = tokenizer("a")["input_ids"]

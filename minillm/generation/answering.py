@@ -5,11 +5,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from minillm.artifacts import write_atomically
 from minillm.data.benchmarks import load_benchmarks
-from minillm.data.prompts import encode_prompts, render
+from minillm.data.prompts import encode_prompts, opening_tokens, render
 from minillm.errors import StageError
 from minillm.generation.sampling import Request, Sampler
 from minillm.models.causal_lm import eos_id, load_model, load_tokenizer, parameter_count
@@ -22,8 +20,6 @@ def run(job: Job) -> dict[str, float | str]:
     """Generate benchmark by benchmark; those finished before a failure are not generated again."""
     settings = job.settings
     assert isinstance(settings, Generate)
-    if job.runtime.threads:
-        torch.set_num_threads(job.runtime.threads)
     with process_group():
         return _run(job, settings)
 
@@ -34,7 +30,7 @@ def _run(job: Job, settings: Generate) -> dict[str, float | str]:
     prompts, cut = {}, {}
     for name, rows in benchmarks.items():
         encoded = encode_prompts(tokenizer, [render(settings.template, r["instruction"], r["context"]) for r in rows])
-        prompts[name], cut[name] = fit_prompts(name, encoded, settings)
+        prompts[name], cut[name] = fit_prompts(name, encoded, settings, opening_tokens(tokenizer))
     model = load_model(job.inputs["model"]).to(device()).eval()  # type: ignore[arg-type]
     sampler = Sampler(
         [(model, 1.0)],
@@ -67,13 +63,22 @@ def _run(job: Job, settings: Generate) -> dict[str, float | str]:
     return {"responses": total, "cut_prompts": sum(cut.values()), "parameters": parameter_count(model)}
 
 
-def fit_prompts(benchmark: str, prompts: Sequence[list[int]], settings: Generate) -> tuple[list[list[int]], int]:
+def fit_prompts(
+    benchmark: str, prompts: Sequence[list[int]], settings: Generate, opening: Sequence[int]
+) -> tuple[list[list[int]], int]:
     """Prompts within the limit, and how many had their beginning cut off to fit.
+
+    Args:
+        benchmark: For the message.
+        prompts: Token ids.
+        settings: Limit, and what happens to longer prompts.
+        opening: Tokens that every prompt begins with (BOS, where the tokenizer adds it) and keeps when cut.
 
     Raises:
         StageError: If one is longer and `long_prompts` is refuse.
     """
     limit = settings.max_prompt_tokens
+    rest = limit - len(opening)
     longer = [i for i, prompt in enumerate(prompts) if len(prompt) > limit]
     if longer and settings.long_prompts == "refuse":
         raise StageError(
@@ -81,7 +86,7 @@ def fit_prompts(benchmark: str, prompts: Sequence[list[int]], settings: Generate
             f"{longer[0]} with {len(prompts[longer[0]])}; raise evaluation.max_prompt_tokens, or set "
             "evaluation.long_prompts: cut to drop their beginning"
         )
-    return [prompt[-limit:] for prompt in prompts], len(longer)
+    return [prompt if len(prompt) <= limit else [*opening, *prompt[-rest:]] for prompt in prompts], len(longer)
 
 
 def _requests(prompts: Sequence[list[int]], settings: Generate, benchmark: int) -> list[Request]:

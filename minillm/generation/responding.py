@@ -1,7 +1,6 @@
 """The teacher's responses to the training prompts, which SeqKD trains on (stage `respond`)."""
 
 import pandas as pd
-import torch
 
 from minillm.generation.sampling import Request, Sampler
 from minillm.models.causal_lm import eos_id, load_model, load_tokenizer
@@ -14,8 +13,6 @@ def run(job: Job) -> dict[str, float | str]:
     """Sample one response to every training prompt at temperature 1."""
     settings = job.settings
     assert isinstance(settings, Respond)
-    if job.runtime.threads:
-        torch.set_num_threads(job.runtime.threads)
     with process_group():
         return _run(job, settings)
 

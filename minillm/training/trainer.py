@@ -34,8 +34,6 @@ def run(job: Job) -> dict[str, float | str]:
     """Train, select and save a model; continues from the last checkpoint in the work folder."""
     settings = job.settings
     assert isinstance(settings, Train)
-    if job.runtime.threads:
-        torch.set_num_threads(job.runtime.threads)
     with process_group():
         return _run(job, settings)
 
