@@ -43,16 +43,17 @@ def test_every_stage(architecture, tmp_path):
     models = {"teacher": tmp_path / "teacher", "student": tmp_path / "student"}
     for rows, (role, folder) in zip((24, 20), models.items(), strict=True):
         small_model(architecture, vocabulary=rows, seed=len(role)).save_pretrained(folder)
-        make_tokenizer(folder)
+    # Not beside the models: transformers would load words in a Qwen2 directory by Qwen2's own tokenizer class.
+    words = make_tokenizer(tmp_path / "words")
     prepare = Prepare(
-        tokenizer=Tokenizer(),
+        tokenizer=Tokenizer(path=str(words)),
         template=TEMPLATE,
         teacher=Model(path=str(models["teacher"])),
         student=Model(path=str(models["student"])),
         max_tokens=MAX_TOKENS,
         generation_tokens=MAX_TOKENS,
     )
-    tokenizer, _ = run_stage(prepare, models, tmp_path / "prepare")
+    tokenizer, _ = run_stage(prepare, {**models, "tokenizer": words}, tmp_path / "prepare")
     examples = make_examples(tmp_path / "examples")
     text = {"tokenizer": tokenizer, "examples": examples}
 
