@@ -85,7 +85,6 @@ class Train(Stage):
     method: Method
     architecture: dict | None
     """Of a model to initialise at random; None where `weights` is an input."""
-    max_prompt_tokens: int
     max_tokens: int
     validation_prompts: int
     seed: int

@@ -76,7 +76,6 @@ def _train(
         role=role,
         method=method,
         architecture=None if "weights" in inputs else model.architecture,
-        max_prompt_tokens=config.data.max_prompt_tokens,
         max_tokens=config.data.max_tokens,
         validation_prompts=config.evaluation.validation_prompts,
         seed=config.seed,

@@ -30,7 +30,6 @@ def train(role: str, **method: object) -> Train:
         role=role,
         method=Method.model_validate({"training": TRAINING, **method}),
         architecture=None,
-        max_prompt_tokens=8,
         max_tokens=MAX_TOKENS,
         validation_prompts=4,
         seed=1,

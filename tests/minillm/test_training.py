@@ -50,7 +50,6 @@ def settings(kind: str, architecture: str | None = "gpt2", seed: int = 1, **chan
         role=kind,
         method=method(kind, **changes),
         architecture=ARCHITECTURES[architecture] if architecture else None,
-        max_prompt_tokens=8,
         max_tokens=MAX_TOKENS,
         validation_prompts=6,
         seed=seed,
