@@ -217,10 +217,16 @@ class Method(Strict):
 
     text: Literal["dataset", "teacher", "rollouts"]
     """Responses trained on: the data set's, the teacher's (generated once), or sampled during training."""
-    divergence: Literal["cross_entropy", "forward_kl", "reverse_kl"]
-    """Per-token loss over the vocabulary; the KLs compare with the teacher."""
+    divergence: Literal[
+        "cross_entropy", "forward_kl", "reverse_kl", "skewed_forward_kl", "skewed_reverse_kl", "jensen_shannon"
+    ]
+    """Per-token loss over the vocabulary; all but the first compare with the teacher."""
     divergence_weight: float = Field(default=1.0, gt=0.0, le=1.0)
     """k of (1−k)·cross-entropy + k·divergence on fixed text (paper's KD: 0.5)."""
+    skew: float = Field(default=0.1, gt=0.0, lt=1.0)
+    """λ of the skewed divergences (DistiLLM, arXiv 2402.03898: 0.1)."""
+    beta: float = Field(default=0.5, gt=0.0, lt=1.0)
+    """β of jensen_shannon (GKD, arXiv 2306.13649)."""
     start: Literal["pretrained", "initial"] = "pretrained"
     """Weights training starts from: the student as given, or fine-tuned on D (method.md §3, step 2)."""
     policy: Policy | None = None
@@ -233,7 +239,7 @@ class Method(Strict):
             raise ValueError("`policy` goes with `text: rollouts`, and `text: rollouts` needs `policy`")
         if self.policy is not None:
             if self.divergence == "cross_entropy":
-                raise ValueError("rollouts have no reference text: use forward_kl or reverse_kl")
+                raise ValueError("rollouts have no reference text: use a divergence")
             if self.divergence_weight != 1.0:
                 raise ValueError("divergence_weight mixes in cross-entropy, which rollouts have no text for")
             if self.policy.credit != "none" and self.divergence != "reverse_kl":
@@ -280,10 +286,19 @@ class Evaluation(Strict):
     benchmarks: dict[str, Benchmark] = Field(min_length=1)
     seeds: tuple[int, ...] = Field(default=(10, 20, 30, 40, 50), min_length=1)
     """One generation each (paper: these five)."""
+    strategy: Literal["sample", "greedy"] = "sample"
+    """Draw each token, or take the likeliest (paper: draw)."""
     temperature: PositiveFloat = 1.0
     """Sampling temperature (paper: 1)."""
+    top_k: PositiveInt | None = None
+    """Draw from this many likeliest tokens only (paper: from all)."""
+    top_p: float | None = Field(default=None, gt=0.0, lt=1.0)
+    """Draw from the likeliest tokens that together have this probability (paper: from all)."""
     no_repeat_ngram: PositiveInt | None = None
     """Forbid repeating n-grams of this length in a response (paper: none; reference code: 6)."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Of weights and matrix products where responses are generated, for benchmarks and for SeqKD; log-probabilities
+    are float32 either way."""
     max_prompt_tokens: PositiveInt | None = None
     """Longest benchmark prompt, tokens; without it, `data.max_prompt_tokens`."""
     long_prompts: Literal["refuse", "cut"] = "refuse"

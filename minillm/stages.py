@@ -96,6 +96,7 @@ class Respond(Stage):
     kind: ClassVar[str] = "respond"
     module: ClassVar[str] = "minillm.generation.responding"
     max_tokens: int
+    precision: Literal["float32", "bfloat16"]
     seed: int
 
 
@@ -107,8 +108,12 @@ class Generate(Stage):
     role: str
     template: Template
     seeds: tuple[int, ...]
+    strategy: Literal["sample", "greedy"]
     temperature: float
+    top_k: int | None
+    top_p: float | None
     no_repeat_ngram: int | None
+    precision: Literal["float32", "bfloat16"]
     max_prompt_tokens: int
     long_prompts: Literal["refuse", "cut"]
     max_tokens: int

@@ -33,7 +33,7 @@ def teacher_responses(config: Config, prepared: Artifact, examples: Artifact, te
     """The teacher's own responses to the training prompts; nothing to do where no method trains on them."""
     if not any(method.text == "teacher" for method in config.methods.values()):
         return Completed(name="Skipped", message="no method has `text: teacher`", data=None)
-    stage = Respond(max_tokens=config.data.max_tokens, seed=config.seed)
+    stage = Respond(max_tokens=config.data.max_tokens, precision=config.evaluation.precision, seed=config.seed)
     inputs: dict[str, Input] = {"model": teacher, "tokenizer": prepared, "examples": examples}
     return compute(stage, inputs, config, "teacher responses")
 

@@ -9,8 +9,10 @@ from minillm.artifacts import write_atomically
 from minillm.data.benchmarks import load_benchmarks
 from minillm.data.prompts import encode_prompts, opening_tokens, render
 from minillm.errors import StageError
-from minillm.generation.sampling import Request, Sampler
-from minillm.models.causal_lm import eos_id, load_model, load_tokenizer, parameter_count
+from minillm.generation.drawing import Decoding
+from minillm.generation.sampling import Sampler
+from minillm.generation.slots import Request
+from minillm.models.causal_lm import DTYPES, eos_id, load_model, load_tokenizer, parameter_count
 from minillm.processes import device, gather_lists, process_group, rank, world_size
 from minillm.progress import Progress
 from minillm.stages import Generate, Job
@@ -31,15 +33,11 @@ def _run(job: Job, settings: Generate) -> dict[str, float | str]:
     for name, rows in benchmarks.items():
         encoded = encode_prompts(tokenizer, [render(settings.template, r["instruction"], r["context"]) for r in rows])
         prompts[name], cut[name] = fit_prompts(name, encoded, settings, opening_tokens(tokenizer))
-    model = load_model(job.inputs["model"]).to(device()).eval()  # type: ignore[arg-type]
-    sampler = Sampler(
-        [(model, 1.0)],
-        eos_id(tokenizer),
-        len(tokenizer),
-        settings.temperature,
-        settings.no_repeat_ngram,
-        job.runtime.generation_batch_size,
+    model = load_model(job.inputs["model"], DTYPES[settings.precision]).to(device()).eval()  # type: ignore[arg-type]
+    decoding = Decoding(
+        settings.strategy, settings.temperature, settings.top_k, settings.top_p, settings.no_repeat_ngram
     )
+    sampler = Sampler(model, eos_id(tokenizer), len(tokenizer), decoding, job.runtime.generation_batch_size)
     total = sum(len(rows) for rows in benchmarks.values()) * len(settings.seeds)
     progress = Progress(job.output, total, "responses")
     done = 0

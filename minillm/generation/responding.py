@@ -2,8 +2,9 @@
 
 import pandas as pd
 
-from minillm.generation.sampling import Request, Sampler
-from minillm.models.causal_lm import eos_id, load_model, load_tokenizer
+from minillm.generation.sampling import Sampler
+from minillm.generation.slots import Request
+from minillm.models.causal_lm import DTYPES, eos_id, load_model, load_tokenizer
 from minillm.processes import device, gather_lists, process_group, rank, world_size
 from minillm.progress import Progress
 from minillm.stages import Job, Respond
@@ -24,8 +25,8 @@ def _run(job: Job, settings: Respond) -> dict[str, float | str]:
         Request(prompt, settings.max_tokens - len(prompt), (settings.seed, int(row)))
         for prompt, row in zip(examples["prompt_ids"], examples["row"], strict=True)
     ]
-    model = load_model(job.inputs["model"]).to(device()).eval()  # type: ignore[arg-type]
-    sampler = Sampler([(model, 1.0)], eos_id(tokenizer), len(tokenizer), batch_size=job.runtime.generation_batch_size)
+    model = load_model(job.inputs["model"], DTYPES[settings.precision]).to(device()).eval()  # type: ignore[arg-type]
+    sampler = Sampler(model, eos_id(tokenizer), len(tokenizer), batch_size=job.runtime.generation_batch_size)
     progress = Progress(job.output, len(requests), "responses")
     mine = sampler.sample(requests[rank() :: world_size()], lambda done: progress.log(done * world_size()))
     responses = gather_lists([r.tokens for r in mine])

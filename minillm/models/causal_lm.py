@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 import transformers
-from torch import Tensor, nn
+from torch import nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -16,7 +16,9 @@ from transformers import (
 )
 
 from minillm.errors import StageError
-from minillm.models.batches import Batch
+from minillm.models.output_head import require_plain_head
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 transformers.logging.disable_progress_bar()  # a worker's log is read line by line
 
@@ -50,7 +52,9 @@ def load_model(path: Path, dtype: torch.dtype = torch.float32, dropout: bool = T
     config = AutoConfig.from_pretrained(directory)
     if not dropout:
         _disable_dropout(config)
-    return AutoModelForCausalLM.from_pretrained(directory, config=config, dtype=dtype)
+    model = AutoModelForCausalLM.from_pretrained(directory, config=config, dtype=dtype)
+    require_plain_head(model)
+    return model
 
 
 def build_model(
@@ -76,30 +80,9 @@ def build_model(
         _disable_dropout(config)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return AutoModelForCausalLM.from_config(config, dtype=dtype)
-
-
-def response_logits(model: nn.Module, batch: Batch, vocabulary: int) -> Tensor:
-    """Logits that predict each response token.
-
-    Args:
-        model: Causal language model (or the engine around it).
-        batch: B rows of width P + T.
-        vocabulary: V, entries of the tokenizer; embedding rows beyond it (padding) are left out.
-
-    Returns:
-        (B, T, V) in the model's dtype. Prompt positions but the last never reach the output head.
-    """
-    positions = (batch.mask.cumsum(dim=1) - 1).clamp(min=0)
-    keep = batch.tokens.shape[1] - batch.prompt_width + 1
-    output = model(
-        input_ids=batch.tokens,
-        attention_mask=batch.mask.long(),
-        position_ids=positions,
-        use_cache=False,
-        logits_to_keep=keep,
-    )
-    return output.logits[:, :-1, :vocabulary]
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    require_plain_head(model)
+    return model
 
 
 def _disable_dropout(config: PretrainedConfig) -> None:

@@ -1,4 +1,7 @@
-"""The distillation loss on rollouts: single-step term and clipped long-term term (paper eq. 8, Algorithm 1)."""
+"""Losses per token, made of log q(y_t) and a divergence D_t (paper eq. 8, Algorithm 1; method.md §2 and §5).
+
+Pure arithmetic on (N,) tensors. What is over the vocabulary, and its gradient, is in `minillm.objectives.vocabulary`.
+"""
 
 from dataclasses import dataclass
 
@@ -6,55 +9,52 @@ import torch
 from torch import Tensor
 
 from minillm.config import Policy
-from minillm.objectives.divergences import DIVERGENCES, KL, log_softmax, token_log_prob
+from minillm.objectives.experience import Experience
 from minillm.objectives.policy import clipped_policy_loss
-from minillm.objectives.rollouts import Experience
+from minillm.objectives.vocabulary import TokenTerms
+
+
+def fixed_text_loss(terms: TokenTerms, divergence_weight: float) -> Tensor:
+    """(1−k)·cross-entropy + k·divergence on given text: SFT and SeqKD (k = 0), KD (method.md §5).
+
+    Args:
+        terms: Of N tokens.
+        divergence_weight: k.
+
+    Returns:
+        (N,) loss per token.
+    """
+    return divergence_weight * terms.divergence - (1 - divergence_weight) * terms.log_prob
 
 
 @dataclass(frozen=True)
 class RolloutLoss:
-    """Per-token terms of the loss on rollouts, each (B, T); masking and averaging are the caller's."""
+    """Terms of the loss on rollouts, (N,) each."""
 
     single_step: Tensor
     long_term: Tensor
-    divergence: Tensor
-    """KL at each position without weights, for the log."""
     policy_ratio: Tensor
     """ρ_t, for the log."""
 
 
-def rollout_loss(
-    student_logits: Tensor,
-    teacher_logits: Tensor,
-    tokens: Tensor,
-    experience: Experience,
-    policy: Policy,
-    divergence: KL = "reverse_kl",
-) -> RolloutLoss:
-    """Both terms of MiniLLM's loss on a mini-batch of rollouts (method.md §2).
+def rollout_loss(terms: TokenTerms, experience: Experience, policy: Policy) -> RolloutLoss:
+    """Both terms of MiniLLM's loss on rollouts (method.md §2).
 
-    The single-step term is w_t·KL[q(·|y_<t) ‖ p(·|y_<t)], exact over the vocabulary; the long-term term is
-    −min(ρ_t A_t, clip(ρ_t) A_t) with A_t = w_t·R_t as credited. Differentiating their sum over tokens gives the
+    The single-step term is w_t·D_t with D_t = KL[q(·|y_<t) ‖ p(·|y_<t)], exact over the vocabulary; the long-term term
+    is −min(ρ_t A_t, clip(ρ_t) A_t) with A_t = w_t·R_t as credited. Differentiating their sum over tokens gives the
     estimator of ∇KL[q ‖ p] that the enumeration tests compare with autograd.
 
     Args:
-        student_logits: (B, T, V), with gradient.
-        teacher_logits: (B, T, V).
-        tokens: Sampled tokens (B, T).
-        experience: What was computed when they were sampled, (B, T) each.
+        terms: Of N sampled tokens, under the student as it is now.
+        experience: Of the same tokens, from when they were sampled, (N,) each.
         policy: The switches of method.md §4.
-        divergence: Of the single-step term.
     """
-    student = log_softmax(student_logits / policy.temperature)
-    teacher = log_softmax(teacher_logits.detach() / policy.temperature)
-    per_token = DIVERGENCES[divergence](student, teacher)
     weight = experience.importance_weight
-    single_step = per_token * (weight if policy.weight_single_step else 1.0)
-    ratio = (token_log_prob(student, tokens) - experience.student_log_prob).exp()
+    ratio = (terms.log_prob - experience.student_log_prob).exp()
     if policy.clip_importance:
         long_term = clipped_policy_loss(ratio * weight, experience.credited_return, policy.clip_range)
     else:
         long_term = clipped_policy_loss(ratio, weight * experience.credited_return, policy.clip_range)
     if not policy.single_step:
-        single_step = torch.zeros_like(single_step)
-    return RolloutLoss(single_step, long_term, per_token.detach(), ratio.detach())
+        return RolloutLoss(torch.zeros_like(long_term), long_term, ratio)
+    return RolloutLoss(terms.divergence * (weight if policy.weight_single_step else 1.0), long_term, ratio)

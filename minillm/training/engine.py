@@ -7,17 +7,15 @@ from typing import Any
 
 import deepspeed
 import torch
-from torch import nn
 from transformers import PreTrainedModel
 
 from minillm.config import Runtime, Training
 from minillm.errors import StageError
+from minillm.models.output_head import HeadedModel
 from minillm.processes import world_size
 
 # DeepSpeed would compile this at start-up, half a minute that a machine without a compiler does not survive; gloo does.
 deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 def micro_batch_size(batch_size: int, largest: int) -> int:
@@ -35,7 +33,7 @@ def micro_batch_size(batch_size: int, largest: int) -> int:
     return max(size for size in range(1, min(share, largest) + 1) if share % size == 0)
 
 
-def make_engine(model: nn.Module, training: Training, total_steps: int, runtime: Runtime) -> Any:
+def make_engine(model: HeadedModel, training: Training, total_steps: int, runtime: Runtime) -> Any:
     """Wrap a model in a DeepSpeed engine with AdamW, its schedule, clipping and ZeRO.
 
     Args:
@@ -83,18 +81,18 @@ def whole_weights(engine: Any) -> Iterator[PreTrainedModel]:
     processes each time, are taken off meanwhile.
     """
     if not engine.zero_optimization_partition_weights():
-        yield engine.module
+        yield engine.module.model
         return
     offload = engine.optimizer.parameter_offload
     with deepspeed.zero.GatheredParameters(list(engine.module.parameters())):
         for hook in (*offload.forward_hooks, *offload.backward_hooks):
             hook.remove()
         offload.forward_hooks, offload.backward_hooks = [], []
-        yield engine.module
+        yield engine.module.model
         offload._register_deepspeed_module(offload.module)
 
 
-def _optimizer(model: nn.Module, training: Training) -> torch.optim.Optimizer:
+def _optimizer(model: torch.nn.Module, training: Training) -> torch.optim.Optimizer:
     # Biases and norms do not decay, as in the reference code.
     matrices = [p for p in model.parameters() if p.requires_grad and p.dim() > 1]
     vectors = [p for p in model.parameters() if p.requires_grad and p.dim() <= 1]

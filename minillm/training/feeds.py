@@ -14,7 +14,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from minillm.models.batches import Batch, shuffled_stream
-from minillm.models.causal_lm import response_logits
+from minillm.models.output_head import output_head, response_hidden
+from minillm.objectives.vocabulary import Teacher
 from minillm.processes import rank, world_size
 
 Losses = dict[str, Tensor]
@@ -26,7 +27,7 @@ class Models:
     """The student, its frozen teacher where there is one, and what they share."""
 
     student: Any
-    """DeepSpeed engine."""
+    """DeepSpeed engine around a `HeadedModel`."""
     teacher: PreTrainedModel | None
     vocabulary: int
     eos: int
@@ -76,7 +77,7 @@ def take(count: int, seed: int, start: int, number: int) -> list[int]:
 
 
 @torch.no_grad()
-def teacher_logits(models: Models, batch: Batch) -> Tensor:
-    """The teacher's logits (B, T, V) at response positions, without gradient."""
+def teacher_of(models: Models, batch: Batch) -> Teacher:
+    """The teacher's hidden states at the batch's real response tokens, without gradient."""
     assert models.teacher is not None
-    return response_logits(models.teacher, batch, models.vocabulary)
+    return Teacher(response_hidden(models.teacher, batch), output_head(models.teacher, models.vocabulary))

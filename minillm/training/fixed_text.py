@@ -9,9 +9,11 @@ from torch import Tensor
 
 from minillm.config import Method
 from minillm.models.batches import Batch, make_batch
-from minillm.models.causal_lm import response_logits
-from minillm.objectives.divergences import fixed_text_loss
-from minillm.training.feeds import Losses, Models, micro_batches, take, teacher_logits
+from minillm.models.output_head import OutputHead
+from minillm.objectives.divergences import functional
+from minillm.objectives.losses import fixed_text_loss
+from minillm.objectives.vocabulary import head_loss
+from minillm.training.feeds import Losses, Models, micro_batches, take, teacher_of
 
 
 @dataclass
@@ -39,22 +41,26 @@ class FixedText:
         for chosen in micro_batches(rows, lengths, micro_batch_size):
             part = self.examples.iloc[chosen]
             batch = make_batch(part["prompt_ids"].tolist(), part["response_ids"].tolist())
-            yield {"loss": self._loss(batch.to(self.models.student.device)).sum() / tokens}
+            yield self._losses(batch.to(self.models.student.device), tokens)
 
-    def _loss(self, batch: Batch) -> Tensor:
+    def _losses(self, batch: Batch, tokens: int) -> Losses:
         models, method = self.models, self.method
-        student_logits = response_logits(models.student, batch, models.vocabulary)
-        if method.divergence == "cross_entropy":
-            per_token = fixed_text_loss(student_logits, batch.response)
-        else:
-            per_token = fixed_text_loss(
-                student_logits,
-                batch.response,
-                teacher_logits(models, batch),
-                method.divergence,
-                method.divergence_weight,
+        divergence = None if method.divergence == "cross_entropy" else method.divergence
+        weight = 0.0 if divergence is None else method.divergence_weight
+        teacher = None if divergence is None else teacher_of(models, batch)
+
+        def losses(hidden: Tensor, head: OutputHead) -> Losses:
+            loss, _ = head_loss(
+                hidden,
+                head,
+                batch.response[batch.response_mask],
+                lambda terms, part: fixed_text_loss(terms, weight) / tokens,
+                divergence and functional(divergence, method.skew, method.beta),
+                teacher,
             )
-        return per_token * batch.response_mask
+            return {"loss": loss}
+
+        return models.student(batch, losses)
 
     def _rows(self, step: int) -> list[int]:
         size = self.method.training.batch_size

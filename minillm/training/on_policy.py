@@ -8,20 +8,21 @@ import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from minillm.config import Method, Policy
 from minillm.data.plain_text import PlainText
 from minillm.errors import StageError
-from minillm.generation.sampling import Request, Sampler
+from minillm.generation.rollouts import RolloutSampler
+from minillm.generation.slots import Request
 from minillm.models.batches import make_batch
-from minillm.models.causal_lm import response_logits
-from minillm.objectives.divergences import fixed_text_loss
-from minillm.objectives.losses import rollout_loss
-from minillm.objectives.rollouts import Experience, make_experience, score_rollouts
+from minillm.models.output_head import OutputHead, output_head
+from minillm.objectives.divergences import forward_kl, functional
+from minillm.objectives.experience import Experience, make_experience
+from minillm.objectives.losses import fixed_text_loss, rollout_loss
+from minillm.objectives.vocabulary import Teacher, TokenTerms, head_loss
 from minillm.processes import gather_lists, rank, world_size
 from minillm.training.engine import whole_weights
-from minillm.training.feeds import Losses, Models, micro_batches, take, teacher_logits
+from minillm.training.feeds import Losses, Models, micro_batches, take, teacher_of
 
 
 @dataclass
@@ -32,6 +33,10 @@ class Round:
     prompts: list[list[int]]
     responses: list[list[int]]
     experience: Experience
+    teacher_hidden: list[Tensor]
+    """The teacher's last hidden states (T, H) of each response, so that it runs once per round, not per epoch."""
+    teacher_log_normalizer: list[Tensor]
+    """log Σ exp of its logits (T,)."""
 
 
 @dataclass
@@ -83,47 +88,59 @@ class Rollouts:
             yield losses
 
     def _rollout_losses(self, rows: list[int], tokens: int) -> Losses:
+        """Means over the `tokens` of the global mini-batch, of this process's rows."""
         assert self.round is not None
-        models = self.models
-        prompts, responses = ([source[i] for i in rows] for source in (self.round.prompts, self.round.responses))
-        batch = make_batch(prompts, responses).to(models.student.device)
-        terms = rollout_loss(
-            response_logits(models.student, batch, models.vocabulary),
-            teacher_logits(models, batch),
-            batch.response,
-            self.round.experience.rows(rows, batch.response.shape[1], batch.tokens.device),
-            self.policy,
-            "forward_kl" if self.method.divergence == "forward_kl" else "reverse_kl",
+        sampled, models, policy, device = self.round, self.models, self.policy, self.models.student.device
+        batch = make_batch([sampled.prompts[i] for i in rows], [sampled.responses[i] for i in rows]).to(device)
+        experience = sampled.experience.of(rows, device)
+        assert models.teacher is not None
+        teacher = Teacher(
+            torch.cat([sampled.teacher_hidden[i] for i in rows]).to(device),
+            output_head(models.teacher, models.vocabulary),
+            torch.cat([sampled.teacher_log_normalizer[i] for i in rows]).to(device),
         )
 
-        def mean(values: Tensor) -> Tensor:
-            return (values * batch.response_mask).sum() / tokens
+        def per_token(terms: TokenTerms, part: slice) -> Tensor:
+            loss = rollout_loss(terms, experience.part(part), policy)
+            return (loss.single_step + loss.long_term) / tokens
 
-        single_step, long_term = mean(terms.single_step), mean(terms.long_term)
-        clipped = (terms.policy_ratio - 1).abs() > self.policy.clip_range
-        return {
-            "loss": single_step + long_term,
-            "single_step": single_step.detach(),
-            "long_term": long_term.detach(),
-            self.method.divergence: mean(terms.divergence),
-            "clipped_share": mean(clipped.float()),
-        }
+        def losses(hidden: Tensor, head: OutputHead) -> Losses:
+            divergence = functional(self.method.divergence, self.method.skew, self.method.beta)
+            response = batch.response[batch.response_mask]
+            loss, terms = head_loss(hidden, head, response, per_token, divergence, teacher, policy.temperature)
+            shares = rollout_loss(terms, experience, policy)
+            return {
+                "loss": loss,
+                "single_step": shares.single_step.sum() / tokens,
+                "long_term": shares.long_term.sum() / tokens,
+                self.method.divergence: terms.divergence.sum() / tokens,
+                "clipped_share": ((shares.policy_ratio - 1).abs() > policy.clip_range).sum() / tokens,
+            }
+
+        return models.student(batch, losses)
 
     def _plain_text_loss(self, plain_text: PlainText, blocks: list[int], total: int) -> Tensor:
         texts = [plain_text.block(i).tolist() for i in blocks]
         batch = make_batch([t[:1] for t in texts], [t[1:] for t in texts]).to(self.models.student.device)
         kd = self.policy.plain_text_kd
-        per_token = fixed_text_loss(
-            response_logits(self.models.student, batch, self.models.vocabulary),
-            batch.response,
-            teacher_logits(self.models, batch) if kd else None,
-            "forward_kl" if kd else None,
-            kd,
-        )
-        return per_token.sum() / (total * per_token.shape[1])
+        teacher = teacher_of(self.models, batch) if kd else None
+        count = total * int(batch.response_mask[0].sum())
+
+        def losses(hidden: Tensor, head: OutputHead) -> Losses:
+            loss, _ = head_loss(
+                hidden,
+                head,
+                batch.response[batch.response_mask],
+                lambda terms, part: fixed_text_loss(terms, kd) / count,
+                forward_kl if kd else None,
+                teacher,
+            )
+            return {"loss": loss}
+
+        return self.models.student(batch, losses)["loss"]
 
     def _sample(self, index: int) -> Round:
-        """Sample a round, divided among the processes, and score it under both models."""
+        """Sample a round, divided among the processes."""
         policy, models = self.policy, self.models
         assert models.teacher is not None
         prompt_rows = take(len(self.examples), self.seed, index * policy.rollouts, policy.rollouts)
@@ -132,37 +149,28 @@ class Rollouts:
             Request(prompt, self.max_tokens - len(prompt), (self.seed, index, number))
             for number, prompt in enumerate(prompts)
         ]
-        mine = requests[rank() :: world_size()]
         models.student.eval()
         with whole_weights(models.student) as student:
-            sampled = self._sampler(student).sample(mine)
-            responses = [r.tokens for r in sampled]
-            scores = score_rollouts(
+            sampler = RolloutSampler(
                 student,
                 models.teacher,
-                [list(r.prompt) for r in mine],
-                responses,
+                models.eos,
                 models.vocabulary,
+                policy.teacher_mix,
                 policy.temperature,
+                self.generation_batch_size,
                 self.scoring_batch_size,
             )
-        rows = [
-            (tokens, student_score[: len(tokens)].tolist(), teacher_score[: len(tokens)].tolist())
-            for tokens, student_score, teacher_score in zip(responses, *scores, strict=True)
-        ]
-        responses, student_scores, teacher_scores = map(list, zip(*gather_lists(rows), strict=True))
-        experience = make_experience(_pad(student_scores), _pad(teacher_scores), responses, policy)
-        return Round(index, prompts, responses, experience)
-
-    def _sampler(self, student: PreTrainedModel) -> Sampler:
-        """A sampler of p̃; with α = 0 the teacher is not run."""
-        policy, models = self.policy, self.models
-        mixture = [(student, 1 - policy.teacher_mix)]
-        if policy.teacher_mix > 0 and models.teacher is not None:
-            mixture.append((models.teacher, policy.teacher_mix))
-        return Sampler(
-            mixture, models.eos, models.vocabulary, policy.temperature, batch_size=self.generation_batch_size
+            rollouts = gather_lists(sampler.sample(requests[rank() :: world_size()], (self.seed, index)))
+        responses = [r.tokens for r in rollouts]
+        experience = make_experience(
+            _pad([r.student_log_prob for r in rollouts]),
+            _pad([r.teacher_log_prob for r in rollouts]),
+            responses,
+            policy,
         )
+        hidden, log_normalizer = [r.teacher_hidden for r in rollouts], [r.teacher_log_normalizer for r in rollouts]
+        return Round(index, prompts, responses, experience, hidden, log_normalizer)
 
     def _steps_per_round(self) -> int:
         return self.policy.inner_epochs * self.policy.rollouts // self.method.training.batch_size
@@ -196,6 +204,8 @@ class Rollouts:
             "responses": self.round.responses,
             "student_log_prob": self.round.experience.student_log_prob,
             "teacher_log_prob": self.round.experience.teacher_log_prob,
+            "teacher_hidden": self.round.teacher_hidden,
+            "teacher_log_normalizer": self.round.teacher_log_normalizer,
         }
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -204,11 +214,18 @@ class Rollouts:
             experience = make_experience(
                 state["student_log_prob"], state["teacher_log_prob"], state["responses"], self.policy
             )
-            self.round = Round(state["index"], state["prompts"], state["responses"], experience)
+            self.round = Round(
+                state["index"],
+                state["prompts"],
+                state["responses"],
+                experience,
+                state["teacher_hidden"],
+                state["teacher_log_normalizer"],
+            )
 
 
-def _pad(rows: list[list[float]]) -> Tensor:
-    return torch.nn.utils.rnn.pad_sequence([torch.tensor(row) for row in rows], batch_first=True)
+def _pad(rows: list[Tensor]) -> Tensor:
+    return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
 
 
 def _round_metrics(sampled: Round, eos: int) -> dict[str, float]:

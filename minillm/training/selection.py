@@ -13,10 +13,11 @@ from transformers import PreTrainedTokenizerBase
 
 from minillm.artifacts import write_atomically
 from minillm.evaluation.rouge import rouge_l
-from minillm.generation.sampling import Request, Sampler
+from minillm.generation.sampling import Sampler
+from minillm.generation.slots import Request
 from minillm.models.batches import make_batch
-from minillm.models.causal_lm import response_logits, save_model
-from minillm.objectives.divergences import fixed_text_loss
+from minillm.models.causal_lm import save_model
+from minillm.objectives.vocabulary import token_log_probs
 from minillm.processes import gather_lists, rank, world_size
 from minillm.training.engine import whole_weights
 from minillm.training.feeds import Models
@@ -54,10 +55,12 @@ class Validation:
             counted = part if len(part) else self.examples.iloc[:1]
             batch = make_batch(counted["prompt_ids"].tolist(), counted["response_ids"].tolist())
             batch = batch.to(self.models.student.device)
-            logits = response_logits(self.models.student, batch, self.models.vocabulary)
-            per_token = fixed_text_loss(logits, batch.response) * batch.response_mask
+            tokens = batch.response[batch.response_mask]
+            log_prob = self.models.student(
+                batch, lambda hidden, head, tokens=tokens: {"log_prob": token_log_probs(hidden, head, tokens)[0]}
+            )["log_prob"]
             if len(part):
-                total += torch.stack([per_token.sum(), batch.response_mask.sum()]).cpu()
+                total += torch.tensor([-float(log_prob.sum()), len(tokens)])
         device = self.models.student.device
         total = total.to(device)
         dist.all_reduce(total)
@@ -69,12 +72,7 @@ class Validation:
             for prompt, row in zip(self.examples["prompt_ids"], self.examples["row"], strict=True)
         ]
         with whole_weights(self.models.student) as student:
-            sampler = Sampler(
-                [(student, 1.0)],
-                self.models.eos,
-                self.models.vocabulary,
-                batch_size=self.generation_batch_size,
-            )
+            sampler = Sampler(student, self.models.eos, self.models.vocabulary, batch_size=self.generation_batch_size)
             responses = gather_lists([r.tokens for r in sampler.sample(requests[rank() :: world_size()])])
         texts = self.tokenizer.batch_decode(responses, skip_special_tokens=True)
         scores = [rouge_l(text, [gold]) for text, gold in zip(texts, self.examples["response"], strict=True)]

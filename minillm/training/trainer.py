@@ -14,12 +14,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from minillm.config import Runtime
 from minillm.data.plain_text import PlainText
 from minillm.errors import StageError
-from minillm.models.causal_lm import build_model, eos_id, load_model, load_tokenizer, parameter_count
+from minillm.models.causal_lm import DTYPES, build_model, eos_id, load_model, load_tokenizer, parameter_count
+from minillm.models.output_head import HeadedModel
 from minillm.processes import process_group, rank
 from minillm.progress import Progress
 from minillm.stages import Job, Train
 from minillm.training.checkpoints import Checkpoints
-from minillm.training.engine import DTYPES, make_engine, micro_batch_size, take_step
+from minillm.training.engine import make_engine, micro_batch_size, take_step
 from minillm.training.feeds import Feed, Models
 from minillm.training.fixed_text import FixedText
 from minillm.training.on_policy import Rollouts
@@ -44,7 +45,8 @@ def _run(job: Job, settings: Train) -> dict[str, float | str]:
     examples = pd.read_parquet(job.inputs.get("responses", job.inputs["examples"]) / _examples_file(job))
     total = training.steps or max(1, (training.epochs or 1) * len(examples) // training.batch_size)
     torch.manual_seed(settings.seed)
-    engine = make_engine(_student(job, settings, tokenizer), training, total, job.runtime)
+    student = HeadedModel(_student(job, settings, tokenizer), len(tokenizer))
+    engine = make_engine(student, training, total, job.runtime)
     models = Models(engine, _teacher(job, settings, engine.device), len(tokenizer), eos_id(tokenizer))
     held_out = pd.read_parquet(job.inputs["examples"] / "validation.parquet")
     if len(held_out) > settings.validation_prompts:

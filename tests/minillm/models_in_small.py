@@ -1,6 +1,13 @@
 """Every architecture the published configurations use, in small, and a tokenizer to go with it."""
 
+from typing import TYPE_CHECKING
+
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from minillm.models.batches import Batch
 
 LLAMA_LIKE = {
     "hidden_size": 32,
@@ -44,3 +51,10 @@ def small_model(name: str, vocabulary: int = 101, seed: int = 0, spread: float =
     )
     torch.manual_seed(seed)
     return AutoModelForCausalLM.from_config(config).eval()
+
+
+def response_logits(model: PreTrainedModel, batch: "Batch", vocabulary: int) -> "Tensor":
+    """Logits (B, T, V) that predict each response token, from the model's own forward pass with all its columns."""
+    positions = (batch.mask.cumsum(dim=1) - 1).clamp(min=0)
+    output = model(batch.tokens, attention_mask=batch.mask.long(), position_ids=positions, use_cache=False)
+    return output.logits[:, batch.prompt_width - 1 : -1, :vocabulary]

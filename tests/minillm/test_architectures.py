@@ -69,7 +69,7 @@ def test_every_stage(architecture, tmp_path):
     assert loaded.config.model_type == architecture
     assert loaded.get_input_embeddings().num_embeddings == 20
 
-    respond = Respond(max_tokens=MAX_TOKENS, seed=1)
+    respond = Respond(max_tokens=MAX_TOKENS, precision="bfloat16", seed=1)
     answers = worker(tmp_path / "respond", respond, {**text, "model": teacher})
     responses = pd.read_parquet(answers / "responses.parquet")
     assert len(responses) == len(pd.read_parquet(examples / "train.parquet"))
@@ -83,8 +83,12 @@ def test_every_stage(architecture, tmp_path):
         role="minillm",
         template=TEMPLATE,
         seeds=(10, 20),
+        strategy="sample",
         temperature=1.0,
+        top_k=None,
+        top_p=None,
         no_repeat_ngram=None,
+        precision="float32",
         max_prompt_tokens=8,
         long_prompts="refuse",
         max_tokens=MAX_TOKENS,

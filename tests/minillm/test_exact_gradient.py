@@ -1,13 +1,17 @@
 """The estimator of ∇KL[q ‖ p] against autograd through every response (method.md §2), in float64 without noise."""
 
+import itertools
+
 import pytest
 import torch
 from torch import Tensor
 
 from minillm.config import Policy
-from minillm.objectives.divergences import log_softmax, token_log_prob
+from minillm.objectives import vocabulary
+from minillm.objectives.divergences import reverse_kl
+from minillm.objectives.experience import Experience, make_experience
 from minillm.objectives.losses import rollout_loss
-from minillm.objectives.rollouts import Experience, make_experience
+from minillm.objectives.vocabulary import Teacher, TokenTerms, head_loss
 from tests.minillm.tiny import EOS, LIMIT, VOCABULARY, PrefixModel, every_response
 
 TOKENS, MASK = every_response()
@@ -15,7 +19,7 @@ STUDENT, TEACHER = PrefixModel(1), PrefixModel(2)
 
 
 def log_probs_of(model: PrefixModel) -> Tensor:
-    return token_log_prob(log_softmax(model.logits(TOKENS)), TOKENS) * MASK
+    return torch.log_softmax(model.logits(TOKENS), dim=-1).gather(-1, TOKENS[..., None]).squeeze(-1) * MASK
 
 
 def exact_gradient(student: PrefixModel) -> list[Tensor]:
@@ -38,10 +42,24 @@ def experience_of(policy: Policy) -> Experience:
 
 
 def estimator_gradient(policy: Policy, experience: Experience, student: PrefixModel = STUDENT) -> list[Tensor]:
-    """Expectation over p̃ of the gradient of the loss that training differentiates."""
-    loss = rollout_loss(student.logits(TOKENS), TEACHER.logits(TOKENS), TOKENS, experience, policy)
-    per_response = ((loss.single_step + loss.long_term) * MASK).sum(dim=1)
-    return list(torch.autograd.grad((behaviour_probability(policy) * per_response).sum(), list(student.parameters())))
+    """Expectation over p̃ of the gradient of the loss that training differentiates, through the head in chunks."""
+    real = experience.of(range(len(TOKENS)), torch.device("cpu"))
+    probability = behaviour_probability(policy)[:, None].expand_as(MASK)[MASK]
+
+    def per_token(terms: TokenTerms, part: slice) -> Tensor:
+        loss = rollout_loss(terms, real.part(part), policy)
+        return probability[part] * (loss.single_step + loss.long_term)
+
+    teacher = Teacher(TEACHER.hidden(TOKENS)[MASK].detach(), TEACHER.output_head())
+    loss, _ = head_loss(
+        student.hidden(TOKENS)[MASK], student.output_head(), TOKENS[MASK], per_token, reverse_kl, teacher
+    )
+    return list(torch.autograd.grad(loss, list(student.parameters())))
+
+
+@pytest.fixture(autouse=True)
+def several_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(vocabulary, "CHUNK_ENTRIES", 7 * VOCABULARY)
 
 
 def relative_error(got: list[Tensor], want: list[Tensor]) -> float:
@@ -59,7 +77,7 @@ def test_responses_cover_the_whole_distribution() -> None:
     assert {int(n) for n in lengths} == {1, 2, 3}
     assert ((TOKENS == EOS) & MASK).any(dim=1).sum() < len(TOKENS)  # some are cut, not ended
     for model in (STUDENT, TEACHER):
-        assert float(log_probs_of(model).sum(dim=1).exp().sum()) == pytest.approx(1.0, abs=1e-12)
+        assert float(log_probs_of(model).detach().sum(dim=1).exp().sum()) == pytest.approx(1.0, abs=1e-12)
 
 
 def test_estimator_is_the_exact_gradient_without_mixing() -> None:
@@ -122,7 +140,8 @@ def test_reference_clip_binds_at_the_first_step_where_weights_differ_from_one() 
 
 def test_gkd_with_reverse_kl_is_the_single_step_term_alone() -> None:
     policy = unclipped(teacher_mix=0.0, credit="none")
-    student, teacher = log_softmax(STUDENT.logits(TOKENS)), log_softmax(TEACHER.logits(TOKENS)).detach()
+    student, teacher = (torch.log_softmax(m.logits(TOKENS), dim=-1) for m in (STUDENT, TEACHER))
+    teacher = teacher.detach()
     closed_form = ((student.exp() * (student - teacher)).sum(dim=-1) * MASK).sum(dim=1)
     want = torch.autograd.grad((behaviour_probability(policy) * closed_form).sum(), list(STUDENT.parameters()))
     assert relative_error(estimator_gradient(policy, experience_of(policy)), list(want)) < 1e-12
@@ -136,12 +155,62 @@ def test_sampled_token_distillation_is_reinforce_on_its_own_log_ratio() -> None:
     assert relative_error(estimator_gradient(policy, experience_of(policy)), list(want)) < 1e-12
 
 
-def test_no_gradient_reaches_the_teacher() -> None:
-    policy = Policy()
-    logits = TEACHER.logits(TOKENS).requires_grad_()
-    loss = rollout_loss(STUDENT.logits(TOKENS), logits, TOKENS, experience_of(policy), policy)
-    gradient = torch.autograd.grad(
-        (loss.single_step + loss.long_term).sum(), logits, allow_unused=True, materialize_grads=True
+def defined_gradient(policy: Policy, student: PrefixModel) -> list[Tensor]:
+    """The estimator's expectation from its definition (method.md §2), response by response and token by token."""
+    q, q_old, p = (torch.log_softmax(m.logits(TOKENS), dim=-1) for m in (student, STUDENT, TEACHER))
+    q_old, p, alpha = q_old.detach(), p.detach(), policy.teacher_mix
+    total = torch.zeros((), dtype=torch.float64)
+    for i, row in enumerate(TOKENS.tolist()):
+        length = int(MASK[i].sum())
+        mixture = [
+            float(alpha * p[i, t, row[t]].exp() + (1 - alpha) * q_old[i, t, row[t]].exp()) for t in range(length)
+        ]
+        probability = torch.tensor(mixture).prod()
+        for t in range(length):
+            weight = float(q_old[i, t, row[t]].exp()) / mixture[t]
+            ahead = range(t + 1, length)
+            future = sum(policy.discount ** (s - t - 1) * float(p[i, s, row[s]] - q_old[i, s, row[s]]) for s in ahead)
+            if policy.length_normalization and len(ahead):
+                future /= len(ahead)
+            ratio = (q[i, t, row[t]] - q_old[i, t, row[t]]).exp()
+            low, high = 1 - policy.clip_range, 1 + policy.clip_range
+            loss = -torch.minimum(ratio * weight * future, ratio.clamp(low, high) * weight * future)
+            if policy.single_step:
+                loss = loss + weight * (q[i, t].exp() * (q[i, t] - p[i, t])).sum()
+            total = total + probability * loss
+    return list(torch.autograd.grad(total, list(student.parameters())))
+
+
+@pytest.mark.parametrize("inner_epoch", [1, 2])
+@pytest.mark.parametrize(
+    ("alpha", "normalised", "single_step", "discount"),
+    list(itertools.product([0.0, 0.2], [False, True], [False, True], [1.0, 0.8])),
+)
+def test_every_combination_is_what_it_is_defined_to_be(
+    alpha: float, normalised: bool, single_step: bool, discount: float, inner_epoch: int
+) -> None:
+    """Enumerated in float64: mixing, length normalisation, single step, discount; before and after an update."""
+    policy = Policy(
+        teacher_mix=alpha, length_normalization=normalised, single_step=single_step, discount=discount, clip_range=0.1
     )
-    assert float(gradient[0].abs().sum()) == 0.0
-    assert logits.shape[-1] == VOCABULARY
+    student = PrefixModel(1)
+    if inner_epoch == 2:
+        noise = torch.Generator().manual_seed(5)
+        with torch.no_grad():
+            student.head.add_(0.3 * torch.randn(student.head.shape, generator=noise, dtype=torch.float64))
+    got = estimator_gradient(policy, experience_of(policy), student)
+    assert relative_error(got, defined_gradient(policy, student)) < 1e-6
+
+
+def test_no_gradient_reaches_the_teacher() -> None:
+    hidden, head = TEACHER.hidden(TOKENS)[MASK], TEACHER.output_head()
+    loss, _ = head_loss(
+        STUDENT.hidden(TOKENS)[MASK],
+        STUDENT.output_head(),
+        TOKENS[MASK],
+        lambda terms, part: terms.divergence,
+        reverse_kl,
+        Teacher(hidden, head),
+    )
+    gradient = torch.autograd.grad(loss, list(TEACHER.parameters()), allow_unused=True)
+    assert all(g is None for g in gradient)

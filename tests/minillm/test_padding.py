@@ -2,14 +2,17 @@
 
 import pytest
 import torch
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from minillm.config import Policy
+from minillm.errors import StageError
 from minillm.models.batches import Batch, make_batch, shuffled_stream
-from minillm.models.causal_lm import response_logits
-from minillm.objectives.divergences import fixed_text_loss
-from minillm.objectives.losses import rollout_loss
-from minillm.objectives.rollouts import make_experience, score_rollouts
-from tests.minillm.models_in_small import ARCHITECTURES, small_model
+from minillm.models.output_head import output_head, require_plain_head, response_hidden
+from minillm.objectives.divergences import reverse_kl
+from minillm.objectives.experience import make_experience
+from minillm.objectives.losses import fixed_text_loss, rollout_loss
+from minillm.objectives.vocabulary import Teacher, head_loss, token_log_probs
+from tests.minillm.models_in_small import ARCHITECTURES, LLAMA_LIKE, response_logits, small_model
 
 PROMPTS = [[5, 6, 7, 8, 9], [11, 12], [13]]
 RESPONSES = [[21, 0], [22, 23, 24, 25], [26, 27, 0]]
@@ -34,15 +37,34 @@ def padded_further(batch: Batch, left: int, right: int) -> Batch:
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
-def test_logits_of_real_tokens_do_not_see_padding(name):
+def test_hidden_states_of_real_tokens_do_not_see_padding(name):
     model = small_model(name).double()
     batch = make_batch(PROMPTS, RESPONSES)
-    together = response_logits(model, batch, VOCABULARY)
-    further = response_logits(model, padded_further(batch, 3, 2), VOCABULARY)
-    for row, (prompt, response) in enumerate(zip(PROMPTS, RESPONSES, strict=True)):
-        alone = response_logits(model, make_batch([prompt], [response]), VOCABULARY)[0]
-        torch.testing.assert_close(together[row, : len(response)], alone, rtol=0, atol=tolerance(name))
-        torch.testing.assert_close(further[row, : len(response)], alone, rtol=0, atol=tolerance(name))
+    alone = torch.cat([response_hidden(model, make_batch([p], [r])) for p, r in zip(PROMPTS, RESPONSES, strict=True)])
+    for padded in (batch, padded_further(batch, 3, 2)):
+        torch.testing.assert_close(response_hidden(model, padded), alone, rtol=0, atol=tolerance(name))
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_the_head_makes_the_models_own_logits_of_them(name):
+    model = small_model(name).double()
+    batch = make_batch(PROMPTS, RESPONSES)
+    logits = output_head(model, VOCABULARY).logits(response_hidden(model, batch))
+    want = response_logits(model, batch, VOCABULARY)[batch.response_mask]
+    torch.testing.assert_close(logits, want, rtol=0, atol=tolerance(name))
+
+
+def rollouts_of(student, teacher, prompts, responses):
+    """What sampling these responses would have kept."""
+    scores = []
+    for model in (student, teacher):
+        batch = make_batch(prompts, responses)
+        hidden = response_hidden(model, batch)
+        tokens = batch.response[batch.response_mask]
+        log_prob, normalizer = token_log_probs(hidden, output_head(model, VOCABULARY), tokens)
+        padded = torch.zeros(batch.response.shape, dtype=log_prob.dtype).masked_scatter(batch.response_mask, log_prob)
+        scores.append((padded, normalizer, hidden.detach()))
+    return scores
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
@@ -51,24 +73,26 @@ def test_every_loss_of_a_batch_is_the_sum_of_its_rows(name):
 
     def gradients(prompts, responses, extra_padding=0):
         policy = Policy()
-        experience = make_experience(
-            *score_rollouts(student, teacher, prompts, responses, VOCABULARY, 1.0, micro_batch_size=2),
-            responses,
-            policy,
-        )
+        (of_student, *_), (of_teacher, normalizer, _) = rollouts_of(student, teacher, prompts, responses)
+        experience = make_experience(of_student, of_teacher, responses, policy)
+        experience = experience.of(range(len(prompts)), torch.device("cpu"))
         batch = make_batch(prompts, responses)
-        width = batch.response.shape[1] + extra_padding
         if extra_padding:
             batch = padded_further(batch, extra_padding, extra_padding)
-            experience = type(experience)(
-                *(torch.nn.functional.pad(value, (0, extra_padding)) for value in vars(experience).values())
-            )
-        student_logits = response_logits(student, batch, VOCABULARY)
-        teacher_logits = response_logits(teacher, batch, VOCABULARY)
-        rollout = rollout_loss(student_logits, teacher_logits, batch.response, experience, policy)
-        fixed = fixed_text_loss(student_logits, batch.response, teacher_logits, "forward_kl", 0.5)
-        assert fixed.shape == (len(prompts), width)
-        loss = ((rollout.single_step + rollout.long_term + fixed) * batch.response_mask).sum()
+        compared = Teacher(response_hidden(teacher, batch), output_head(teacher, VOCABULARY), normalizer)
+
+        def per_token(terms, part):
+            loss = rollout_loss(terms, experience.part(part), policy)
+            return loss.single_step + loss.long_term + fixed_text_loss(terms, 0.5)
+
+        loss, _ = head_loss(
+            response_hidden(student, batch),
+            output_head(student, VOCABULARY),
+            batch.response[batch.response_mask],
+            per_token,
+            reverse_kl,
+            compared,
+        )
         return loss.item(), torch.autograd.grad(loss, [p for p in student.parameters() if p.requires_grad])
 
     together, together_gradient = gradients(PROMPTS, RESPONSES)
@@ -81,30 +105,32 @@ def test_every_loss_of_a_batch_is_the_sum_of_its_rows(name):
         torch.testing.assert_close(extra, whole, rtol=0, atol=10 * tolerance(name))
 
 
-def test_policy_ratio_is_one_before_the_first_update():
-    student, teacher = small_model("gpt2", seed=1), small_model("gpt2", seed=2)
-    policy = Policy()
-    experience = make_experience(
-        *score_rollouts(student, teacher, PROMPTS, RESPONSES, VOCABULARY, 1.0, micro_batch_size=3), RESPONSES, policy
-    )
-    batch = make_batch(PROMPTS, RESPONSES)
-    loss = rollout_loss(
-        response_logits(student, batch, VOCABULARY),
-        response_logits(teacher, batch, VOCABULARY),
-        batch.response,
-        experience,
-        policy,
-    )
-    assert (loss.policy_ratio[batch.response_mask] == 1.0).all()
-
-
 def test_embedding_rows_beyond_the_tokenizer_change_nothing():
     """Qwen2.5: one tokenizer, 151,936 and 152,064 rows (method.md §6)."""
     model = small_model("qwen2", vocabulary=VOCABULARY)
     batch = make_batch(PROMPTS, RESPONSES)
-    before = response_logits(model, batch, VOCABULARY)
+
+    def logits():
+        return output_head(model, VOCABULARY).logits(response_hidden(model, batch))
+
+    before = logits()
     model.resize_token_embeddings(VOCABULARY + 27, mean_resizing=False)
-    torch.testing.assert_close(response_logits(model, batch, VOCABULARY), before)
+    torch.testing.assert_close(logits(), before)
+
+
+def test_a_model_that_does_more_to_its_logits_is_refused():
+    config = AutoConfig.for_model("cohere", **LLAMA_LIKE, vocab_size=VOCABULARY, logit_scale=0.0625)
+    with pytest.raises(StageError, match=r"cohere .* does something to its logits"):
+        require_plain_head(AutoModelForCausalLM.from_config(config))
+
+
+def test_soft_capped_logits_are_known():
+    config = AutoConfig.for_model(
+        "gemma2", **LLAMA_LIKE, head_dim=16, vocab_size=VOCABULARY, final_logit_softcapping=0.5, initializer_range=0.5
+    )
+    model = AutoModelForCausalLM.from_config(config)
+    assert output_head(model, VOCABULARY).soft_cap == 0.5
+    require_plain_head(model)
 
 
 def test_an_empty_prompt_is_refused():

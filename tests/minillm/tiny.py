@@ -5,6 +5,8 @@ import itertools
 import torch
 from torch import Tensor, nn
 
+from minillm.models.output_head import OutputHead
+
 EOS = 0
 VOCABULARY = 3
 LIMIT = 3
@@ -22,10 +24,18 @@ class PrefixModel(nn.Module):
 
     def logits(self, tokens: Tensor) -> Tensor:
         """Logits (B, T, V) that predict each of tokens (B, T)."""
+        return self.hidden(tokens) @ self.head
+
+    def output_head(self) -> OutputHead:
+        """The head as the losses take it."""
+        return OutputHead(self.head.t(), None, VOCABULARY)
+
+    def hidden(self, tokens: Tensor) -> Tensor:
+        """Last hidden states (B, T, 4), before the head."""
         state = self.embed[torch.full((len(tokens),), VOCABULARY)]
         out = []
         for t in range(tokens.shape[1]):
-            out.append(torch.tanh(state) @ self.head)
+            out.append(torch.tanh(state))
             state = torch.tanh(state @ self.mix) + self.embed[tokens[:, t]]
         return torch.stack(out, dim=1)
 

@@ -1,0 +1,98 @@
+"""Choosing the next token: one uniform number and one pass over the logits decide it."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+from transformers import (
+    LogitsProcessorList,
+    NoRepeatNGramLogitsProcessor,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+
+from minillm.objectives.vocabulary import exponentials
+
+BLOCK = 256
+"""Entries of the vocabulary summed together before one of them is looked for."""
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How the next token follows from a model's logits; the defaults are plain sampling."""
+
+    strategy: Literal["sample", "greedy"] = "sample"
+    temperature: float = 1.0
+    top_k: int | None = None
+    top_p: float | None = None
+    no_repeat_ngram: int | None = None
+
+    def warp(self, logits: Tensor, sequence: Callable[[int], Tensor]) -> Tensor:
+        """Apply what forbids tokens and the temperature.
+
+        Args:
+            logits: (N, V), in float32 at least; may be written over.
+            sequence: Gives the tokens so far of a row; asked only where n-grams must not repeat.
+        """
+        if self.no_repeat_ngram is not None:
+            forbid = NoRepeatNGramLogitsProcessor(self.no_repeat_ngram)
+            rows = enumerate(logits.split(1))
+            logits = torch.cat([forbid(sequence(i)[None], row) for i, row in rows])  # type: ignore[arg-type]
+        if self.temperature != 1.0:
+            logits = logits.div_(self.temperature)
+        warpers = LogitsProcessorList()
+        if self.top_k is not None:
+            warpers.append(TopKLogitsWarper(self.top_k))
+        if self.top_p is not None:
+            warpers.append(TopPLogitsWarper(self.top_p))
+        return warpers(None, logits) if warpers else logits  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True)
+class Draw:
+    """Next tokens of N rows, (N,) each."""
+
+    token: Tensor
+    log_prob: Tensor
+    log_normalizer: Tensor
+    """log Σ exp(logits)."""
+
+
+def draw(logits: Tensor, uniform: Tensor) -> Draw:
+    """Invert the cumulative distribution: first over sums of blocks of the vocabulary, then inside one block.
+
+    Args:
+        logits: (N, V), −inf where a token is forbidden; in float32 at least.
+        uniform: (N,) float64 in [0, 1), one number for each row.
+
+    Returns:
+        Tokens, never one of probability zero.
+    """
+    mass, _, log_normalizer = exponentials(logits)
+    whole = mass.shape[1] // BLOCK * BLOCK
+    sums = mass[:, :whole].unflatten(1, (-1, BLOCK)).sum(dim=-1)
+    if whole < mass.shape[1]:
+        sums = torch.cat([sums, mass[:, whole:].sum(dim=-1, keepdim=True)], dim=1)
+    below = sums.double().cumsum(dim=1)
+    total = below[:, -1:]
+    block = _first_above(below, uniform[:, None] * total)
+    rest = (uniform[:, None] * total - (below.gather(1, block) - sums.gather(1, block))).clamp(min=0)
+    inside = block * BLOCK + torch.arange(BLOCK, device=logits.device)
+    candidates = mass.gather(1, inside.clamp(max=mass.shape[1] - 1)).masked_fill(inside >= mass.shape[1], 0.0)
+    token = (block * BLOCK + _first_above(candidates.double().cumsum(dim=1), rest)).squeeze(1)
+    return Draw(token, logits.gather(1, token[:, None]).squeeze(1) - log_normalizer, log_normalizer)
+
+
+def greedy(logits: Tensor) -> Draw:
+    """The likeliest token of each row of logits (N, V)."""
+    token = logits.argmax(dim=-1)
+    log_normalizer = torch.logsumexp(logits, dim=-1)
+    return Draw(token, logits.gather(1, token[:, None]).squeeze(1) - log_normalizer, log_normalizer)
+
+
+def _first_above(cumulative: Tensor, threshold: Tensor) -> Tensor:
+    """The first entry (N, 1) above a threshold (N, 1), or the last that adds anything where rounding left none."""
+    threshold = torch.minimum(threshold, torch.nextafter(cumulative[:, -1:], cumulative.new_zeros(())))
+    return torch.searchsorted(cumulative, threshold, right=True)

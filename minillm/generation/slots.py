@@ -1,0 +1,136 @@
+"""Rows being generated at once: their tokens, limits and random numbers. Caches are beside them (see cache)."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from minillm.generation.drawing import Draw
+
+
+@dataclass(frozen=True)
+class Request:
+    """One response to sample."""
+
+    prompt: Sequence[int]
+    """Token ids."""
+    max_tokens: int
+    """Length limit of the response, its EOS included; at least 1."""
+    stream: tuple[int, ...]
+    """Names the random stream: seed, prompt, sample number."""
+
+
+@dataclass(frozen=True)
+class Response:
+    """A sampled response of T tokens."""
+
+    tokens: list[int]
+    """Token ids, with the EOS where it ended by itself."""
+    finished: bool
+    """Ended with EOS; otherwise cut at the length limit."""
+    log_prob: Tensor
+    """log-probability of each token as it was drawn (T,), on the CPU."""
+
+
+class Slots:
+    """Room for a number of rows; the first `active` slots are in use.
+
+    What the host must know at every step (lengths) it counts itself, so no step waits for the device.
+    """
+
+    def __init__(self, requests: Sequence[Request], slots: int, eos: int, device: torch.device) -> None:
+        """Make room.
+
+        Args:
+            requests: All that will ever be admitted.
+            slots: Rows at once.
+            eos: Ends a response.
+            device: Of the tokens.
+        """
+        self.requests, self.eos, self.device = requests, eos, device
+        self.columns = max(len(r.prompt) + r.max_tokens for r in requests)
+        self.capacity = slots
+        self.active = 0
+        self.tokens = torch.zeros(slots, self.columns, dtype=torch.long, device=device)
+        self.ended = torch.zeros(slots, dtype=torch.bool, device=device)
+        self.log_probs = torch.zeros(slots, self.columns, dtype=torch.float64, device=device)
+        self._uniforms = torch.zeros(slots, max(r.max_tokens for r in requests), dtype=torch.float64, device=device)
+        self.request = np.zeros(slots, dtype=np.int64)
+        """Which request a slot works on."""
+        self.prompts = np.ones(slots, dtype=np.int64)
+        """Tokens of its prompt."""
+        self.lengths = np.ones(slots, dtype=np.int64)
+        """Tokens of prompt and response so far."""
+        self.limits = np.ones(slots, dtype=np.int64)
+        """Longest prompt with response."""
+
+    def admit(self, numbers: Sequence[int]) -> None:
+        """Give the next free slots to requests."""
+        chosen = slice(self.active, self.active + len(numbers))
+        tokens = np.zeros((len(numbers), self.columns), dtype=np.int64)
+        uniforms = np.zeros((len(numbers), self._uniforms.shape[1]))
+        for row, number in enumerate(numbers):
+            request = self.requests[number]
+            tokens[row, : len(request.prompt)] = request.prompt
+            uniforms[row, : request.max_tokens] = np.random.default_rng(request.stream).random(request.max_tokens)
+        self.tokens[chosen] = torch.from_numpy(tokens).to(self.device)
+        self._uniforms[chosen] = torch.from_numpy(uniforms).to(self.device)
+        self.ended[chosen] = False
+        self.request[chosen] = numbers
+        self.prompts[chosen] = self.lengths[chosen] = [len(self.requests[number].prompt) for number in numbers]
+        self.limits[chosen] = self.prompts[chosen] + [self.requests[number].max_tokens for number in numbers]
+        self.active += len(numbers)
+
+    def uniforms(self) -> Tensor:
+        """The random number (active,) that decides each row's next token."""
+        position = np.minimum(self.lengths, self.limits - 1) - self.prompts
+        chosen = torch.from_numpy(position[: self.active, None]).to(self.device)
+        return self._uniforms[: self.active].gather(1, chosen).squeeze(1)
+
+    def sequence(self, slot: int) -> Tensor:
+        """Prompt and response so far."""
+        return self.tokens[slot, : self.lengths[slot]]
+
+    def append(self, drawn: Draw, going: np.ndarray) -> None:
+        """Add what was drawn for every active row to those that are going (active,)."""
+        rows = np.flatnonzero(going)
+        row, column = torch.from_numpy(rows).to(self.device), torch.from_numpy(self.lengths[rows]).to(self.device)
+        token = drawn.token[row]
+        self.tokens[row, column] = token
+        self.log_probs[row, column] = drawn.log_prob[row].to(self.log_probs.dtype)
+        self.ended[row] |= token == self.eos
+        self.lengths[rows] += 1
+
+    def finished(self) -> np.ndarray:
+        """Which active rows (active,) are at their end; waits for the device."""
+        return self.ended[: self.active].cpu().numpy() | (self.lengths >= self.limits)[: self.active]
+
+    def response(self, slot: int) -> Response:
+        """The response in a slot, no further than its EOS."""
+        columns = slice(self.prompts[slot], self.lengths[slot])
+        tokens = self.tokens[slot, columns].tolist()
+        finished = self.eos in tokens
+        if finished:
+            tokens = tokens[: tokens.index(self.eos) + 1]
+        kept = self.log_probs[slot, columns][: len(tokens)].to("cpu", copy=True)  # the slot will be another row's
+        return Response(tokens, finished, kept)
+
+    def release(self, slots: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Free slots; the last rows take their places.
+
+        Returns:
+            The moves made, from slots and to slots, which caches must follow.
+        """
+        left = self.active - len(slots)
+        targets = slots[slots < left]
+        sources = np.setdiff1d(np.arange(left, self.active), slots)
+        self.active = left
+        if len(sources):
+            from_, to = torch.from_numpy(sources).to(self.device), torch.from_numpy(targets).to(self.device)
+            for values in (self.tokens, self.ended, self.log_probs, self._uniforms):
+                values[to] = values[from_]
+            for counts in (self.request, self.prompts, self.lengths, self.limits):
+                counts[targets] = counts[sources]
+        return sources, targets

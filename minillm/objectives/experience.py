@@ -1,0 +1,52 @@
+"""What is computed once of a round of rollouts: reward, importance weight and credited return (Algorithm 1)."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+
+from minillm.config import Policy
+from minillm.objectives.policy import credited_return, importance_weight, token_reward, whiten
+
+
+@dataclass(frozen=True)
+class Experience:
+    """Per-token values of rollouts under the student that sampled them, (N, T), zero at padding."""
+
+    student_log_prob: Tensor
+    teacher_log_prob: Tensor
+    importance_weight: Tensor
+    credited_return: Tensor
+    mask: Tensor
+
+    def of(self, rows: Sequence[int], device: torch.device) -> "Experience":
+        """The values of the real tokens of some rows, (n,) each, row after row."""
+        chosen = list(rows)
+        real = self.mask[chosen]
+        return Experience(*(getattr(self, f.name)[chosen][real].to(device) for f in fields(self)))
+
+    def part(self, chosen: slice) -> "Experience":
+        """A slice along the first dimension."""
+        return Experience(*(getattr(self, f.name)[chosen] for f in fields(self)))
+
+
+def make_experience(
+    student_log_prob: Tensor, teacher_log_prob: Tensor, responses: Sequence[Sequence[int]], policy: Policy
+) -> Experience:
+    """Reward, importance weight and credited return of a round, once, before its inner epochs (Algorithm 1).
+
+    Args:
+        student_log_prob: log q(y_t) under the sampling student, (N, T).
+        teacher_log_prob: log p(y_t), (N, T).
+        responses: N token lists, which give the mask.
+        policy: The switches of method.md §4.
+    """
+    lengths = torch.tensor([len(r) for r in responses])
+    mask = torch.arange(student_log_prob.shape[1]) < lengths[:, None]
+    reward = token_reward(student_log_prob, teacher_log_prob, policy.reward_scale, policy.reward_clip) * mask
+    returns = credited_return(reward, mask, policy.credit, policy.length_normalization, policy.discount)
+    if policy.whiten_advantages:
+        returns = whiten(returns, mask)
+    weight = importance_weight(student_log_prob, teacher_log_prob, policy.teacher_mix) * mask
+    return Experience(student_log_prob, teacher_log_prob, weight, returns, mask)
