@@ -8,7 +8,12 @@ INSTALL := .venv/bin/python -m pip install --quiet --disable-pip-version-check
 # Which build of PyTorch the environment has, cpu unless `TORCH=cuda` is given once; remembered in $(READY).
 BUILD := $(or $(TORCH),$(shell cat $(READY) 2>/dev/null),cpu)
 
-.PHONY: help env demo test check ui clean FORCE
+# The CPU build by its exact name; where pip already finds it (a mirror, a wheel folder), PyTorch's own index is not asked.
+define install_cpu_torch
+@$(1) torch==$(TORCH_VERSION)+cpu 2>/dev/null || $(1) torch==$(TORCH_VERSION)+cpu --extra-index-url $(PYTORCH_CPU_INDEX)
+endef
+
+.PHONY: help env demo test check bench ui clean FORCE
 .DEFAULT_GOAL := help
 
 help: ## This list
@@ -28,19 +33,21 @@ check: $(READY) ## Lint and check types
 	.venv/bin/ruff check
 	.venv/bin/pyright
 
+bench: $(READY) benchmarks/environments/trl-1.9.2/.complete benchmarks/environments/trl-1.16.0/.complete ## Measure speed and memory against what one could pick instead
+	.venv/bin/python -m benchmarks
+
 ui: $(READY) ## Serve Prefect (port 4200) and MLflow (port 5000) on this machine until Ctrl-C
 	.venv/bin/python -m tasks.ui
 
-clean: ## Remove the environment and caches; results in .minillm stay
-	rm -rf .venv .pytest_cache .ruff_cache
+clean: ## Remove the environments and caches; results in .minillm stay
+	rm -rf .venv .pytest_cache .ruff_cache benchmarks/environments/*/
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 ifneq ($(BUILD),$(shell cat $(READY) 2>/dev/null))
 $(READY): FORCE
 endif
 
-# PyTorch first and by its exact build, so that a machine without a GPU never gets the CUDA packages. Where pip already
-# finds the CPU build (a mirror, a wheel folder), PyTorch's own index is not asked.
+# PyTorch first and by its exact build, so that a machine without a GPU never gets the CUDA packages.
 $(READY): constraints.txt pyproject.toml
 	$(PYTHON) -m venv .venv
 	@echo "Installing PyTorch $(TORCH_VERSION), $(BUILD) build, and the rest; a few minutes the first time"
@@ -48,8 +55,14 @@ ifeq ($(BUILD),cuda)
 	.venv/bin/python -m pip uninstall --quiet --yes torch
 	$(INSTALL) torch==$(TORCH_VERSION)
 else
-	@$(INSTALL) torch==$(TORCH_VERSION)+cpu 2>/dev/null \
-	  || $(INSTALL) torch==$(TORCH_VERSION)+cpu --extra-index-url $(PYTORCH_CPU_INDEX)
+	$(call install_cpu_torch,$(INSTALL))
 endif
 	$(INSTALL) --requirement constraints.txt
 	@echo $(BUILD) > $@
+
+# TRL in environments of its own: it is measured against, not depended on.
+benchmarks/environments/%/.complete: benchmarks/environments/%.txt
+	$(PYTHON) -m venv $(@D)
+	$(call install_cpu_torch,$(@D)/bin/python -m pip install --quiet --disable-pip-version-check)
+	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check --requirement $<
+	@touch $@

@@ -38,7 +38,7 @@ class OutputHead:
 
         Returns:
             (N, V), laid out in memory as (V, N): with few tokens and many entries, processors multiply that way around
-            up to twice as fast (benchmarks/results/results.md), and what follows does not care.
+            up to twice as fast, and what follows does not care.
         """
         weight = self.weight[: self.vocabulary]
         wide = torch.promote_types(hidden.dtype, torch.float32)

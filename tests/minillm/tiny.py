@@ -40,14 +40,14 @@ class PrefixModel(nn.Module):
         return torch.stack(out, dim=1)
 
 
-def every_response() -> tuple[Tensor, Tensor]:
-    """All responses up to LIMIT tokens, some ended by EOS and some cut: tokens (N, LIMIT) and mask (N, LIMIT)."""
+def every_response(limit: int = LIMIT) -> tuple[Tensor, Tensor]:
+    """All responses up to `limit` tokens, some ended by EOS and some cut: tokens (N, limit) and mask (N, limit)."""
     rows = []
-    for length in range(1, LIMIT + 1):
+    for length in range(1, limit + 1):
         for body in itertools.product(range(VOCABULARY), repeat=length):
-            ends_here = body[-1] == EOS or length == LIMIT
+            ends_here = body[-1] == EOS or length == limit
             if EOS not in body[:-1] and ends_here:
                 rows.append(body)
-    tokens = torch.tensor([[*row, *[EOS] * (LIMIT - len(row))] for row in rows])
-    mask = torch.tensor([[t < len(row) for t in range(LIMIT)] for row in rows])
+    tokens = torch.tensor([[*row, *[EOS] * (limit - len(row))] for row in rows])
+    mask = torch.tensor([[t < len(row) for t in range(limit)] for row in rows])
     return tokens, mask

@@ -1,0 +1,1 @@
+"""Speed and memory of the core against what a user could pick instead: `make bench`."""

@@ -1,0 +1,129 @@
+"""Run the benchmarks and write a table: `make bench`, or `python -m benchmarks --help`."""
+
+import argparse
+import importlib.metadata
+import json
+import os
+import platform
+import statistics
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from benchmarks import growth, rouge
+from benchmarks.comparisons import STEP, TINY, comparisons, measure, write_lengths
+from benchmarks.protocol import ROOT, Contender, alternate
+
+LIBRARIES = ("torch", "transformers", "deepspeed", "numpy", "rouge-score", "rapidfuzz")
+
+
+def main() -> None:
+    """Measure, print each result as it comes, and write results.json and results.md."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("--only", default="", help="run the comparisons whose name contains this")
+    parser.add_argument("--steps", type=int, default=5, help="measured steps of each side (default: 5)")
+    parser.add_argument("--prompts", type=int, default=200, help="responses of the generation benchmark (default: 200)")
+    parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"], choices=["float32", "bfloat16"])
+    parser.add_argument("--tiny", action="store_true", help="sizes that only show that it works")
+    parser.add_argument("--output", type=Path, default=ROOT / "benchmarks/results", help="folder of the results")
+    options = parser.parse_args()
+    options.output.mkdir(parents=True, exist_ok=True)
+    results, left_out = [], []
+    with tempfile.TemporaryDirectory() as folder:
+        lengths = write_lengths(Path(folder) / "lengths.json", 4 if options.tiny else options.prompts)
+        for comparison in comparisons(lengths, tuple(options.dtypes)):
+            if options.only not in comparison.name:
+                continue
+            result = measure(comparison, options.steps, options.tiny)
+            if result is None:
+                left_out.append(comparison.name)
+                print(f"{comparison.name}: left out, make bench makes the environment of TRL", flush=True)
+                continue
+            results.append(result)
+            print(line(result), flush=True)
+    if options.only in rouge.NAME:
+        results.append(rouge.measure(pairs=50 if options.tiny else 10_000))
+        print(line(results[-1]), flush=True)
+    record = {
+        "machine": machine(),
+        "command": " ".join(["python -m benchmarks", *sys.argv[1:]]),
+        "results": results,
+        "update": [update_rate(dtype, options) for dtype in options.dtypes] if options.only in "update" else [],
+        "growth": growth.measure(options.tiny) if options.only in "growth" else {},
+    }
+    if record["growth"]:
+        growth.plot(record["growth"], options.output / "growth.svg")
+    (options.output / "results.json").write_text(json.dumps(record, indent=1) + "\n")
+    (options.output / "results.md").write_text(table(record, left_out))
+    print(f"written to {options.output}/results.md")
+
+
+def update_rate(dtype: str, options: argparse.Namespace) -> dict[str, Any]:
+    """Medians of the update phase's useful operations per second, of the machine's rate, and of their ratio."""
+    with Contender("update", {**STEP, **(TINY if options.tiny else {}), "dtype": dtype}) as contender:
+        (steps,) = alternate([contender], options.steps)
+    medians = {
+        name: statistics.median(step[name] for step in steps) for name in ("update_rate", "machine_rate", "share")
+    }
+    print(update_line(dtype, medians), flush=True)
+    return {"dtype": dtype, **medians}
+
+
+def update_line(dtype: str, medians: dict[str, float]) -> str:
+    """One row of the table of the update phase."""
+    rates = f"{medians['update_rate'] / 1e9:.0f} | {medians['machine_rate'] / 1e9:.0f}"
+    return f"| {dtype} | {rates} | {100 * medians['share']:.0f} % (≥ 50 %) |"
+
+
+def machine() -> dict[str, Any]:
+    """What it ran on."""
+    described = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    processor = next((x.split(":")[1].strip() for x in described if x.startswith("model name")), platform.processor())
+    versions = {name: importlib.metadata.version(name) for name in LIBRARIES}
+    return {"processor": processor, "cores": os.cpu_count(), "python": platform.python_version(), **versions}
+
+
+def line(result: dict[str, Any]) -> str:
+    """One row of the table."""
+    ours, other = result["medians"]
+    spreads = [f"{min(side):.2f}–{max(side):.2f}" for side in result["seconds"]]
+    memory, wanted_memory = "", ""
+    if result.get("peak_gib"):
+        memory = f"{result['peak_gib'][0]:.2f} / {result['peak_gib'][1]:.2f}"
+        wanted_memory = f"1/{result['smaller']:.1f}" + (
+            f" (≤ 1/{result['smaller_wanted']})" if result["smaller_wanted"] else ""
+        )
+    return (
+        f"| {result['name']} | {ours:.2f} ({spreads[0]}) | {other:.2f} ({spreads[1]}) | **{result['faster']:.1f}×** "
+        f"(≥ {result['faster_wanted']}×) | {memory} | {wanted_memory} |"
+    )
+
+
+def table(record: dict[str, Any], left_out: list[str]) -> str:
+    """The results as a page."""
+    host = record["machine"]
+    versions = ", ".join(f"{name} {host[name]}" for name in LIBRARIES)
+    rows = "\n".join(line(result) for result in record["results"])
+    missing = "".join(f"\nLeft out, for want of their environment: {', '.join(left_out)}.\n" if left_out else "")
+    update = grown = ""
+    if record["update"]:
+        lines = "\n".join(update_line(medians["dtype"], medians) for medians in record["update"])
+        update = (
+            "\n## The update phase against the machine\n\n"
+            "| precision | useful operations, GF/s | product of 2048 × 2048 matrices, GF/s | share (wanted) |\n"
+            f"|---|---|---|---|\n{lines}\n"
+        )
+    if record["growth"]:
+        grown = "\n## Growth\n\nOne step, float32, two threads; all but one size as above.\n\n![Growth](growth.svg)\n"
+    return (
+        "# Benchmarks\n\n"
+        f"`{record['command']}` on {host['cores']} cores of {host['processor']}; Python {host['python']}, {versions}.\n"
+        "Seconds are medians of alternating steps in one run (least–most); memory is the peak of the whole process.\n\n"
+        "| against | ours, s | theirs, s | ours is faster (wanted) | GiB, ours / theirs | ours takes (wanted) |\n"
+        f"|---|---|---|---|---|---|\n{rows}\n{missing}{update}{grown}"
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,146 @@
+"""The comparisons: what each side is asked to do, in which size, and how much faster or smaller ours should be."""
+
+import json
+import statistics
+import sys
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tokenizers import ByteLevelBPETokenizer
+
+from benchmarks.protocol import ROOT, Contender, alternate
+
+TRL_ENVIRONMENTS = {"trl_minillm": "trl-1.9.2", "trl_gkd": "trl-1.16.0"}
+"""Folder under benchmarks/environments of each contender that needs packages of its own."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Ours against another, the same work."""
+
+    name: str
+    ours: tuple[str, dict[str, Any]]
+    """Contender's module and its settings."""
+    other: tuple[str, dict[str, Any]]
+    faster: float
+    """How many times faster ours should be."""
+    smaller: float | None = None
+    """How many times less memory it should take."""
+
+
+STEP = {
+    "student": [128, 4],
+    "teacher": [256, 6],
+    "batch_size": 16,
+    "prompt_tokens": 64,
+    "new_tokens": 128,
+    "vocabulary": 50257,
+    "dtype": "float32",
+    "teacher_mix": 0.0,
+    "inner_epochs": 1,
+    "threads": 2,
+}
+"""Student 4 layers × 128, teacher 6 × 256, 16 prompts of 64 tokens, 128 new tokens."""
+GENERATION = {"student": [256, 4], "vocabulary": 50257, "batch_size": 32, "dtype": "float32", "threads": 2}
+TINY = {
+    "student": [32, 1],
+    "teacher": [32, 1],
+    "batch_size": 2,
+    "prompt_tokens": 4,
+    "new_tokens": 4,
+    "vocabulary": 300,
+}
+
+
+def comparisons(lengths: Path, dtypes: tuple[str, ...] = ("float32", "bfloat16")) -> list[Comparison]:
+    """All of them, in each precision.
+
+    Args:
+        lengths: JSON file of [prompt tokens, response tokens] for the generation.
+        dtypes: The same for both sides of a comparison.
+    """
+    found = []
+    for dtype in dtypes:
+        step = {**STEP, "dtype": dtype}
+        small, mixed = {**step, "vocabulary": 8192}, {**step, "teacher_mix": 0.2}
+        reference = {**mixed, "inner_epochs": 4}
+        generation = {**GENERATION, "dtype": dtype, "lengths": str(lengths)}
+        found += [
+            Comparison(
+                f"TRL MiniLLM, vocabulary 8,192, {dtype}", ("minillm_step", small), ("trl_minillm", small), 3, 2.5
+            ),
+            Comparison(f"TRL MiniLLM, vocabulary 50,257, {dtype}", ("minillm_step", step), ("trl_minillm", step), 5, 5),
+            Comparison(
+                f"TRL MiniLLM without, ours with mixing, {dtype}", ("minillm_step", mixed), ("trl_minillm", step), 4
+            ),
+            Comparison(f"reference procedure, {dtype}", ("minillm_step", reference), ("reference_step", reference), 5),
+            Comparison(f"TRL GKD, {dtype}", ("minillm_step", {**step, "credit": "none"}), ("trl_gkd", step), 2),
+            Comparison(
+                f"transformers generate, {dtype}",
+                ("generation", {**generation, "by": "engine"}),
+                ("generation", {**generation, "by": "generate"}),
+                3,
+            ),
+        ]
+    return found
+
+
+def interpreter(contender: str) -> Path | None:
+    """The Python of a contender's environment; None where that has not been made (`make bench` makes it)."""
+    if contender not in TRL_ENVIRONMENTS:
+        return Path(sys.executable)
+    python = ROOT / "benchmarks/environments" / TRL_ENVIRONMENTS[contender] / "bin/python"
+    return python if python.exists() else None
+
+
+def measure(comparison: Comparison, steps: int, tiny: bool) -> dict[str, Any] | None:
+    """Alternate both sides; None where the other's environment is missing.
+
+    Returns:
+        Seconds of every step and peak memory of both, and the ratios of medians.
+    """
+    sides: list[tuple[str, dict[str, Any], Path]] = []
+    for module, settings in (comparison.ours, comparison.other):
+        python = interpreter(module)
+        if python is None:
+            return None
+        sides.append((module, {**settings, **{k: v for k, v in TINY.items() if tiny and k in settings}}, python))
+    with ExitStack() as stack:
+        contenders = [stack.enter_context(Contender(*side)) for side in sides]
+        ours, other = alternate(contenders, steps)
+    seconds = [[step["seconds"] for step in side] for side in (ours, other)]
+    medians = [statistics.median(side) for side in seconds]
+    peaks = [side[-1]["peak_gib"] for side in (ours, other)]
+    return {
+        "name": comparison.name,
+        "seconds": seconds,
+        "medians": medians,
+        "peak_gib": peaks,
+        "faster": medians[1] / medians[0],
+        "smaller": peaks[1] / peaks[0],
+        "faster_wanted": comparison.faster,
+        "smaller_wanted": comparison.smaller,
+    }
+
+
+def write_lengths(target: Path, count: int) -> Path:
+    """Prompt and response lengths in GPT-2 tokens: of DollyEval where the real file is at hand, else made up.
+
+    Returns:
+        `target`, a JSON list of [prompt tokens, response tokens].
+    """
+    real = ROOT / "../shared/data"
+    rows: list[list[int]] = []
+    if (real / "dolly/minillm_test_500.jsonl").exists():
+        folder = real / "tokenizers/gpt2"
+        tokenizer = ByteLevelBPETokenizer.from_file(str(folder / "vocab.json"), str(folder / "merges.txt"))
+        for line in (real / "dolly/minillm_test_500.jsonl").read_text().splitlines()[:count]:
+            row = json.loads(line)
+            prompt, response = (len(tokenizer.encode(row[field]).ids) for field in ("prompt", "output"))
+            rows.append([min(prompt, 256), min(response + 1, 256)])
+    else:
+        rows = [[8 + i % 24, 4 + (7 * i) % 60] for i in range(count)]
+    target.write_text(json.dumps(rows))
+    return target

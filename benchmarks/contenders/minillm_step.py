@@ -1,0 +1,58 @@
+"""Ours: a round of rollouts and the optimizer steps on it, by the code that training runs."""
+
+import itertools
+import os
+from collections.abc import Callable
+from typing import Any
+
+import pandas as pd
+
+from benchmarks.contenders.models import prompts, student_and_teacher
+from benchmarks.protocol import serve
+from minillm.config import Method, Policy, Runtime, Training
+from minillm.models.output_head import HeadedModel
+from minillm.processes import process_group
+from minillm.training.engine import make_engine, take_step
+from minillm.training.feeds import Models
+from minillm.training.on_policy import Rollouts
+
+
+def make_step(settings: dict[str, Any]) -> Callable[[], dict[str, float]]:
+    """The step: one round of rollouts and its inner epochs."""
+    student, teacher = student_and_teacher(settings)
+    rows = settings["batch_size"]
+    policy = Policy(
+        teacher_mix=settings["teacher_mix"],
+        rollouts=rows,
+        inner_epochs=settings["inner_epochs"],
+        credit=settings.get("credit", "future"),
+        plain_text_coefficient=0.0,
+    )
+    training = Training(
+        learning_rate=1e-5, batch_size=rows, steps=10**6, evaluate_every=10**6, precision=settings["dtype"]
+    )
+    method = Method(text="rollouts", divergence="reverse_kl", policy=policy, training=training)
+    runtime = Runtime(micro_batch_size=rows, generation_batch_size=rows)
+    engine = make_engine(HeadedModel(student, settings["vocabulary"]), training, 10**6, runtime)
+    examples = pd.DataFrame({"prompt_ids": prompts(settings)})
+    models = Models(engine, teacher, settings["vocabulary"], -1)
+    longest = settings["prompt_tokens"] + settings["new_tokens"]
+    feed = Rollouts(models, policy, method, examples, None, longest, rows, rows, 1)
+    steps = itertools.count()
+
+    def step() -> dict[str, float]:
+        for number in itertools.islice(steps, policy.inner_epochs):
+            feed.prepare(number)
+            engine.train()
+            for losses in feed.losses(number, rows):
+                engine.backward(losses["loss"])
+                take_step(engine)
+        return {}
+
+    return step
+
+
+if __name__ == "__main__":
+    os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
+    with process_group():
+        serve(make_step)
