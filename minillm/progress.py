@@ -26,16 +26,20 @@ class Progress:
         self._last_line = 0.0
 
     def log(self, step: int, metrics: Mapping[str, float] | None = None) -> None:
-        """Append metrics of a step, and every two seconds, at metrics worth a line and at the end, say so."""
-        if self.silent:
+        """Append metrics of a step, and every two seconds, at metrics worth a line and at the end, say so.
+
+        A step without metrics that is not said leaves no trace.
+        """
+        now = time.monotonic()
+        said = step >= self.total or now - self._last_line >= 2.0 or any(n.startswith("valid/") for n in metrics or {})
+        if self.silent or not (said or metrics):
             return
         record = {"time": time.time(), "step": step, "total": self.total, "metrics": dict(metrics or {})}
         with self.path.open("a") as stream:
             stream.write(json.dumps(record) + "\n")
-        now = time.monotonic()
         if self._first_step is None:
             self._first_step, self._started = step, now
-        if step >= self.total or now - self._last_line >= 2.0 or any(n.startswith("valid/") for n in record["metrics"]):
+        if said:
             self._last_line = now
             print(self._line(step, record["metrics"], now - self._started), flush=True)
 
