@@ -33,7 +33,8 @@ def make_step(settings: dict[str, Any]) -> Callable[[], dict[str, float]]:
     generator = torch.Generator().manual_seed(0)
     vocabulary, rows = settings["vocabulary"], settings["batch_size"]
     tokens = [torch.randint(1, vocabulary, (prompt,), generator=generator).tolist() for prompt, _ in lengths]
-    model = gpt2(*settings["student"], vocabulary, max(map(sum, lengths)) + 1, 0, settings["dtype"])
+    positions = max(prompt for prompt, _ in lengths) + max(response for _, response in lengths)
+    model = gpt2(*settings["student"], vocabulary, positions, 0, settings["dtype"])
 
     def with_engine() -> dict[str, float]:
         from minillm.generation.sampling import Sampler
