@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 _HOME = tempfile.mkdtemp(prefix="minillm-tests-")
-# Test runners stand beside each other; with all cores' threads each, small products wait ten times over.
+# Test runners stand beside each other; with all cores' threads each, small products mostly wait for one another.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["PREFECT_HOME"] = _HOME
 os.environ["PREFECT_LOCAL_STORAGE_PATH"] = f"{_HOME}/storage"

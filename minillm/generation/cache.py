@@ -50,7 +50,7 @@ class _Cursor:
 class _SlotLayer(CacheLayerMixin):
     """Keys and values of a layer, (slots, heads, columns, size), allocated once.
 
-    Columns stand next to each other in memory: attention reads them three times as fast as with heads in between.
+    Columns stand next to each other in memory: attention reads them faster than with heads in between.
     """
 
     is_sliding = False

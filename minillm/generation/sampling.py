@@ -71,9 +71,10 @@ class Sampler:
             if step % look_every and going.any():
                 continue
             done = np.flatnonzero(slots.finished())
-            responses |= {int(slots.request[slot]): slots.response(slot) for slot in done.tolist()}
-            cached.move(*slots.release(done))
-            report(len(responses))
+            if len(done):
+                responses |= {int(slots.request[slot]): slots.response(slot) for slot in done.tolist()}
+                cached.move(*slots.release(done))
+                report(len(responses))
             if not (queue or slots.active):
                 break
         return [responses[i] for i in range(len(requests))]

@@ -37,8 +37,8 @@ class OutputHead:
             out: (V, N) to be written over, so that no memory is asked for.
 
         Returns:
-            (N, V), laid out in memory as (V, N): with few tokens and many entries, processors multiply that way around
-            up to twice as fast, and what follows does not care.
+            (N, V), laid out in memory as (V, N): with few tokens and many entries, processors multiply faster that
+            way around, and what follows does not care.
         """
         weight = self.weight[: self.vocabulary]
         wide = torch.promote_types(hidden.dtype, torch.float32)

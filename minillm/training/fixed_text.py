@@ -10,10 +10,36 @@ from torch import Tensor
 from minillm.config import Method
 from minillm.models.batches import Batch, make_batch
 from minillm.models.output_head import OutputHead
-from minillm.objectives.divergences import functional
+from minillm.objectives.divergences import Functional, functional
 from minillm.objectives.losses import fixed_text_loss
 from minillm.objectives.vocabulary import head_loss
 from minillm.training.feeds import Losses, Models, micro_batches, take, teacher_of
+
+
+def text_losses(models: Models, batch: Batch, tokens: int, divergence: Functional | None, weight: float) -> Losses:
+    """The loss on a batch of given text, with gradient.
+
+    Args:
+        models: Student, and teacher where there is a divergence.
+        batch: Its responses are what is learnt.
+        tokens: What the sum over the batch's tokens is divided by.
+        divergence: From the teacher; None for plain cross-entropy.
+        weight: Of the divergence, against cross-entropy.
+    """
+    teacher = None if divergence is None else teacher_of(models, batch)
+
+    def losses(hidden: Tensor, head: OutputHead) -> Losses:
+        loss, _ = head_loss(
+            hidden,
+            head,
+            batch.response[batch.response_mask],
+            lambda terms, part: fixed_text_loss(terms, weight) / tokens,
+            divergence,
+            teacher,
+        )
+        return {"loss": loss}
+
+    return models.student(batch, losses)
 
 
 @dataclass
@@ -38,29 +64,14 @@ class FixedText:
         )
         lengths = [p + r for p, r in zip(prompt_tokens, response_tokens, strict=True)]
         tokens = sum(response_tokens)
+        method = self.method
+        plain = method.divergence == "cross_entropy"
+        divergence = None if plain else functional(method.divergence, method.skew, method.beta)
+        weight = 0.0 if plain else method.divergence_weight
         for chosen in micro_batches(rows, lengths, micro_batch_size):
             part = self.examples.iloc[chosen]
             batch = make_batch(part["prompt_ids"].tolist(), part["response_ids"].tolist())
-            yield self._losses(batch.to(self.models.student.device), tokens)
-
-    def _losses(self, batch: Batch, tokens: int) -> Losses:
-        models, method = self.models, self.method
-        divergence = None if method.divergence == "cross_entropy" else method.divergence
-        weight = 0.0 if divergence is None else method.divergence_weight
-        teacher = None if divergence is None else teacher_of(models, batch)
-
-        def losses(hidden: Tensor, head: OutputHead) -> Losses:
-            loss, _ = head_loss(
-                hidden,
-                head,
-                batch.response[batch.response_mask],
-                lambda terms, part: fixed_text_loss(terms, weight) / tokens,
-                divergence and functional(divergence, method.skew, method.beta),
-                teacher,
-            )
-            return {"loss": loss}
-
-        return models.student(batch, losses)
+            yield text_losses(self.models, batch.to(self.models.student.device), tokens, divergence, weight)
 
     def _rows(self, step: int) -> list[int]:
         size = self.method.training.batch_size

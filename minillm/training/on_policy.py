@@ -18,11 +18,12 @@ from minillm.models.batches import make_batch
 from minillm.models.output_head import OutputHead, output_head
 from minillm.objectives.divergences import forward_kl, functional
 from minillm.objectives.experience import Experience, make_experience
-from minillm.objectives.losses import fixed_text_loss, rollout_loss
+from minillm.objectives.losses import rollout_loss
 from minillm.objectives.vocabulary import Teacher, TokenTerms, head_loss
 from minillm.processes import gather_lists, rank, world_size
 from minillm.training.engine import whole_weights
-from minillm.training.feeds import Losses, Models, micro_batches, take, teacher_of
+from minillm.training.feeds import Losses, Models, micro_batches, take
+from minillm.training.fixed_text import text_losses
 
 
 @dataclass
@@ -123,21 +124,8 @@ class Rollouts:
         texts = [plain_text.block(i).tolist() for i in blocks]
         batch = make_batch([t[:1] for t in texts], [t[1:] for t in texts]).to(self.models.student.device)
         kd = self.policy.plain_text_kd
-        teacher = teacher_of(self.models, batch) if kd else None
         count = total * int(batch.response_mask[0].sum())
-
-        def losses(hidden: Tensor, head: OutputHead) -> Losses:
-            loss, _ = head_loss(
-                hidden,
-                head,
-                batch.response[batch.response_mask],
-                lambda terms, part: fixed_text_loss(terms, kd) / count,
-                forward_kl if kd else None,
-                teacher,
-            )
-            return {"loss": loss}
-
-        return self.models.student(batch, losses)["loss"]
+        return text_losses(self.models, batch, count, forward_kl if kd else None, kd)["loss"]
 
     def _sample(self, index: int) -> Round:
         """Sample a round, divided among the processes."""
