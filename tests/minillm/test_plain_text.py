@@ -103,7 +103,7 @@ def test_a_corpus_is_streamed_and_shows_progress(tmp_path, capsys):
     lines = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == sorted(line["step"] for line in lines)
     assert (lines[-1]["step"], lines[-1]["total"]) == (2, 2)
-    assert len(lines) >= 3
+    assert lines[0]["step"] < 2, "progress must show before the end"
     assert "2/2 MB of plain text" in capsys.readouterr().out
 
 
