@@ -12,7 +12,7 @@ from tokenizers import ByteLevelBPETokenizer
 
 from benchmarks.protocol import ROOT, Contender, alternate
 
-TRL_ENVIRONMENTS = {"trl_minillm": "trl-1.9.2", "trl_gkd": "trl-1.16.0"}
+TRL_ENVIRONMENTS = {"trl_minillm": "trl-1.9.2", "trl_gkd": "trl-1.16.0", "trl_distillation": "trl-1.16.0"}
 """Folder under benchmarks/environments of each contender that needs packages of its own."""
 
 
@@ -65,7 +65,7 @@ def comparisons(lengths: Path, dtypes: tuple[str, ...] = ("float32", "bfloat16")
     for dtype in dtypes:
         step = {**STEP, "dtype": dtype}
         small, mixed = {**step, "vocabulary": 8192}, {**step, "teacher_mix": 0.2}
-        reference = {**mixed, "inner_epochs": 4}
+        reference, single_step = {**mixed, "inner_epochs": 4}, {**step, "credit": "none"}
         generation = {**GENERATION, "dtype": dtype, "lengths": str(lengths)}
         found += [
             Comparison(
@@ -76,7 +76,10 @@ def comparisons(lengths: Path, dtypes: tuple[str, ...] = ("float32", "bfloat16")
                 f"TRL MiniLLM without, ours with mixing, {dtype}", ("minillm_step", mixed), ("trl_minillm", step), 4
             ),
             Comparison(f"reference procedure, {dtype}", ("minillm_step", reference), ("reference_step", reference), 5),
-            Comparison(f"TRL GKD, {dtype}", ("minillm_step", {**step, "credit": "none"}), ("trl_gkd", step), 2),
+            Comparison(f"TRL GKD, {dtype}", ("minillm_step", single_step), ("trl_gkd", step), 2),
+            Comparison(
+                f"TRL DistillationTrainer, {dtype}", ("minillm_step", single_step), ("trl_distillation", step), 2
+            ),
             Comparison(
                 f"transformers generate, {dtype}",
                 ("generation", {**generation, "by": "engine"}),

@@ -24,14 +24,22 @@ def serve(make_step: Callable[[dict[str, Any]], Callable[[], dict[str, float]]])
         make_step: From settings to the step; what a step returns is reported beside its time.
     """
     answers = os.fdopen(int(sys.argv[2]), "w")  # a pipe of its own: libraries print to standard output
+    idle = _peak_gib()
     step = make_step(json.loads(sys.argv[1]))
     print(json.dumps({"ready": True}), file=answers, flush=True)
     for _ in sys.stdin:
         before = time.perf_counter()
         facts = step()
         seconds = time.perf_counter() - before
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-        print(json.dumps({"seconds": seconds, "peak_gib": peak, **facts}), file=answers, flush=True)
+        print(
+            json.dumps({"seconds": seconds, "peak_gib": _peak_gib(), "idle_gib": idle, **facts}),
+            file=answers,
+            flush=True,
+        )
+
+
+def _peak_gib() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
 class Contender:

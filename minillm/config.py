@@ -14,6 +14,10 @@ class Strict(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
+    def _changed(self, *fields: str) -> list[str]:
+        """Those of the fields that were given another value than their default."""
+        return [name for name in fields if getattr(self, name) != type(self).model_fields[name].default]
+
 
 class Source(Strict):
     """Where rows of data come from: a local file or directory, or a dataset by its hub name."""
@@ -235,6 +239,13 @@ class Method(Strict):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
+        readers = {
+            "divergence_weight": self.divergence != "cross_entropy",
+            "skew": self.divergence.startswith("skewed"),
+            "beta": self.divergence == "jensen_shannon",
+        }
+        if unread := self._changed(*(name for name, read in readers.items() if not read)):
+            raise ValueError(f"divergence {self.divergence} does not use {' and '.join(unread)}; leave it out")
         if (self.text == "rollouts") != (self.policy is not None):
             raise ValueError("`policy` goes with `text: rollouts`, and `text: rollouts` needs `policy`")
         if self.policy is not None:
@@ -305,6 +316,12 @@ class Evaluation(Strict):
     """What happens to a longer benchmark prompt: an error, or its beginning is cut off and it is reported."""
     validation_prompts: PositiveInt = 1000
     """Validation prompts that a response is sampled for when selecting by Rouge-L."""
+
+    @model_validator(mode="after")
+    def _greedy_draws_nothing(self) -> Self:
+        if self.strategy == "greedy" and (unread := self._changed("temperature", "top_k", "top_p")):
+            raise ValueError(f"strategy: greedy draws nothing and does not use {' and '.join(unread)}; leave it out")
+        return self
 
 
 class Runtime(Strict):

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pandas as pd
+from transformers import PreTrainedModel
 
 from benchmarks.contenders.models import prompts, student_and_teacher
 from benchmarks.protocol import serve
@@ -21,6 +22,7 @@ def make_step(settings: dict[str, Any]) -> Callable[[], dict[str, float]]:
     """The step: one round of rollouts and its inner epochs."""
     student, teacher = student_and_teacher(settings)
     rows = settings["batch_size"]
+    micro = settings.get("micro_batch_size", rows)
     policy = Policy(
         teacher_mix=settings["teacher_mix"],
         rollouts=rows,
@@ -32,24 +34,32 @@ def make_step(settings: dict[str, Any]) -> Callable[[], dict[str, float]]:
         learning_rate=1e-5, batch_size=rows, steps=10**6, evaluate_every=10**6, precision=settings["dtype"]
     )
     method = Method(text="rollouts", divergence="reverse_kl", policy=policy, training=training)
-    runtime = Runtime(micro_batch_size=rows, generation_batch_size=rows)
+    runtime = Runtime(micro_batch_size=micro, generation_batch_size=rows)
     engine = make_engine(HeadedModel(student, settings["vocabulary"]), training, 10**6, runtime)
     examples = pd.DataFrame({"prompt_ids": prompts(settings)})
     models = Models(engine, teacher, settings["vocabulary"], -1)
     longest = settings["prompt_tokens"] + settings["new_tokens"]
-    feed = Rollouts(models, policy, method, examples, None, longest, rows, rows, 1)
+    feed = Rollouts(models, policy, method, examples, None, longest, rows, micro, 1)
     steps = itertools.count()
+    state = _state_bytes(student, teacher, rows * longest, policy) / 2**30
 
     def step() -> dict[str, float]:
         for number in itertools.islice(steps, policy.inner_epochs):
             feed.prepare(number)
             engine.train()
-            for losses in feed.losses(number, rows):
+            for losses in feed.losses(number, micro):
                 engine.backward(losses["loss"])
                 take_step(engine)
-        return {}
+        return {"state_gib": state}
 
     return step
+
+
+def _state_bytes(student: PreTrainedModel, teacher: PreTrainedModel, tokens: int, policy: Policy) -> int:
+    """Weights, gradients, AdamW's moments and the caches of keys and values, which nothing can do without."""
+    caches = [student, teacher] if policy.teacher_mix else [student]
+    cached = sum(2 * m.config.num_hidden_layers * m.config.hidden_size * tokens for m in caches)
+    return 4 * (4 * student.num_parameters() + teacher.num_parameters() + cached)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.contenders.models import student_and_teacher
+from benchmarks.contenders.models import prompts, student_and_teacher
 from benchmarks.contenders.trl import arguments, optimizer_step, prepare
 from benchmarks.contenders.words import tokenizer_of_words
 from benchmarks.protocol import serve
@@ -25,18 +25,23 @@ def make_step(settings: dict[str, Any]) -> Callable[[], dict[str, float]]:
         temperature=1.0,
         max_new_tokens=settings["new_tokens"],
         max_length=settings["prompt_tokens"] + settings["new_tokens"],
-        remove_unused_columns=False,
     )
-    dataset = Dataset.from_dict({"prompt": texts, "completion": [" w1"] * len(texts)})
     trainer = GKDTrainer(
-        model=student, teacher_model=teacher, args=args, train_dataset=dataset, processing_class=tokenizer
+        model=student,
+        teacher_model=teacher,
+        args=args,
+        train_dataset=Dataset.from_dict({"prompt": texts}),
+        processing_class=tokenizer,
     )
+    trainer.generation_config.eos_token_id = None  # every response has the full length, as for the others
     prepare(trainer)
-    batch = next(iter(trainer.get_train_dataloader()))
+    prompt = torch.tensor(prompts(settings))
+    mask = torch.ones_like(prompt)
 
     def step() -> dict[str, float]:
-        inputs = {name: value.clone() for name, value in batch.items() if isinstance(value, torch.Tensor)}
-        return optimizer_step(trainer, inputs)
+        # As from its collator, which takes chats only; the step writes the sampled responses over the last three.
+        given = {"input_ids": prompt, "attention_mask": mask, "labels": prompt}
+        return optimizer_step(trainer, {"prompts": prompt, "prompt_attention_mask": mask, **given})
 
     return step
 

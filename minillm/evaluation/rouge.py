@@ -32,7 +32,7 @@ def rouge_l(response: str, references: Sequence[str]) -> float:
         ValueError: `references` is empty.
     """
     words = tokenize(response, _STEMMER)
-    return max(_f_measure(words, tokenize(reference, _STEMMER)) for reference in references)
+    return max(_f_measure(words, _reference_words(reference)) for reference in references)
 
 
 def exact_match(response: str, references: Sequence[str]) -> float:
@@ -48,7 +48,13 @@ def exact_match(response: str, references: Sequence[str]) -> float:
     return max(float(normalised == _normalise(reference)) for reference in references)
 
 
-def _f_measure(words: list[str], reference_words: list[str]) -> float:
+@functools.lru_cache(maxsize=1 << 14)
+def _reference_words(reference: str) -> tuple[str, ...]:
+    """Kept, because every seed and method meets the same references."""
+    return tuple(tokenize(reference, _STEMMER))
+
+
+def _f_measure(words: Sequence[str], reference_words: Sequence[str]) -> float:
     if not words or not reference_words:
         return 0.0
     # 2PR / (P + R) with P = lcs / |words| and R = lcs / |reference words|

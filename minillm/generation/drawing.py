@@ -13,7 +13,7 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from minillm.objectives.vocabulary import exponentials
+from minillm.objectives.divergences import over_vocabulary
 
 BLOCK = 256
 """Entries of the vocabulary summed together before one of them is looked for."""
@@ -70,11 +70,13 @@ def draw(logits: Tensor, uniform: Tensor) -> Draw:
     Returns:
         Tokens, never one of probability zero.
     """
-    mass, _, log_normalizer = exponentials(logits)
-    whole = mass.shape[1] // BLOCK * BLOCK
-    sums = mass[:, :whole].unflatten(1, (-1, BLOCK)).sum(dim=-1)
-    if whole < mass.shape[1]:
-        sums = torch.cat([sums, mass[:, whole:].sum(dim=-1, keepdim=True)], dim=1)
+    highest = over_vocabulary(torch.amax, logits)
+    mass = torch.sub(logits, highest[:, None]).exp_()
+    columns, whole = mass.t(), mass.shape[1] // BLOCK * BLOCK
+    # Entries in the first dimension, as logits are laid out: the other way around these sums are far slower.
+    sums = columns[:whole].reshape(whole // BLOCK, BLOCK, len(mass)).sum(dim=1)
+    sums = torch.cat([sums, columns[whole:].sum(dim=0, keepdim=True)]).t()
+    log_normalizer = sums.sum(dim=1).log() + highest
     below = sums.double().cumsum(dim=1)
     total = below[:, -1:]
     block = _first_above(below, uniform[:, None] * total)

@@ -19,7 +19,7 @@ from minillm.generation.drawing import Decoding, draw
 from minillm.generation.sampling import Sampler, steps_between_looks
 from minillm.generation.slots import Request, Response, Slots
 from minillm.models.batches import make_batch
-from minillm.models.output_head import output_head, response_hidden
+from minillm.models.output_head import OutputHead, output_head, response_hidden
 from minillm.objectives.vocabulary import token_log_probs
 
 
@@ -100,21 +100,34 @@ class RolloutSampler:
 
 @dataclass
 class _Scores:
-    """What one model said of tokens of many responses, in pieces as they came."""
+    """What one model says of tokens of many responses, in pieces as they came."""
+
+    keep_hidden: bool
+    """Whether hidden states are wanted too."""
 
     places: list[np.ndarray] = field(default_factory=list)
     """(n, 2): request and position in the response."""
     log_prob: list[Tensor] = field(default_factory=list)
     log_normalizer: list[Tensor] = field(default_factory=list)
     hidden: list[Tensor] = field(default_factory=list)
+    unscored: list[tuple[np.ndarray, Tensor, Tensor]] = field(default_factory=list)
+    """Places, tokens and hidden states of tokens that the other model drew."""
 
-    def add(self, places: np.ndarray, log_prob: Tensor, log_normalizer: Tensor, hidden: Tensor | None) -> None:
+    def add(self, places: np.ndarray, log_prob: Tensor, log_normalizer: Tensor, hidden: Tensor) -> None:
         """Note the scores of n tokens."""
         self.places.append(places)
         self.log_prob.append(log_prob)
         self.log_normalizer.append(log_normalizer)
-        if hidden is not None:
+        if self.keep_hidden:
             self.hidden.append(hidden)
+
+    def score(self, head: OutputHead, temperature: float) -> None:
+        """Score what the other model drew, all at once: large products are far faster than one at each catching up."""
+        if self.unscored:
+            places, tokens, hidden = zip(*self.unscored, strict=True)
+            states = torch.cat(hidden)
+            self.add(np.concatenate(places), *token_log_probs(states, head, torch.cat(tokens), temperature), states)
+            self.unscored.clear()
 
     def by_response(self, lengths: Sequence[int]) -> list[list[Tensor]]:
         """log-probabilities, log-normalisers and hidden states, each split by response, in order of position."""
@@ -138,7 +151,7 @@ class _Mixed:
             CachedModel(model, sampler.vocabulary, len(requests), self.slots.columns)
             for model in (sampler.student, sampler.teacher)
         ]
-        self.scores = [_Scores(), _Scores()]
+        self.scores = [_Scores(keep_hidden=False), _Scores(keep_hidden=True)]
         self.responses: dict[int, Response] = {}
 
     def sample(self) -> list[Rollout]:
@@ -153,6 +166,7 @@ class _Mixed:
                 self._release()
         for which in (0, 1):
             self._catch_up(which)
+            self.scores[which].score(self.models[which].head, self.sampler.temperature)
         self._release()
         tokens = [self.responses[i].tokens for i in range(len(self.responses))]
         student, teacher = (scores.by_response([len(t) for t in tokens]) for scores in self.scores)
@@ -168,7 +182,8 @@ class _Mixed:
         drawn = draw(logits, slots.uniforms())
         rows = np.flatnonzero(going)
         kept = torch.from_numpy(rows).to(slots.device)
-        self._note(which, rows, slots.lengths[rows], drawn.log_prob[kept], drawn.log_normalizer[kept], last[kept])
+        places = self._places(rows, slots.lengths[rows])
+        self.scores[which].add(places, drawn.log_prob[kept], drawn.log_normalizer[kept], last[kept])
         slots.append(drawn, going)
 
     def _catch_up(self, which: int) -> Tensor | None:
@@ -190,23 +205,14 @@ class _Mixed:
             at, entry, column = (
                 torch.from_numpy(index).to(slots.device) for index in (rows, entries, predicted[rows, entries])
             )
-            states = hidden[at, entry]
-            scores = token_log_probs(states, model.head, slots.tokens[at, column], self.sampler.temperature)
-            self._note(which, rows, predicted[rows, entries], *scores, states)
+            places = self._places(rows, predicted[rows, entries])
+            self.scores[which].unscored.append((places, slots.tokens[at, column], hidden[at, entry]))
         last = torch.from_numpy((columns >= 0).sum(axis=1) - 1).clamp(min=0).to(slots.device)
         return hidden[torch.arange(slots.active, device=slots.device), last]
 
-    def _note(
-        self,
-        which: int,
-        rows: np.ndarray,
-        columns: np.ndarray,
-        log_prob: Tensor,
-        log_normalizer: Tensor,
-        states: Tensor,
-    ) -> None:
-        places = np.stack([self.slots.request[rows], columns - self.slots.prompts[rows]], axis=1)
-        self.scores[which].add(places, log_prob, log_normalizer, states if which else None)
+    def _places(self, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+        """Request and position in the response (n, 2) of tokens in slots."""
+        return np.stack([self.slots.request[rows], columns - self.slots.prompts[rows]], axis=1)
 
     def _notice_ended(self) -> None:
         slots = self.slots

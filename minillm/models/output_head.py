@@ -10,8 +10,8 @@ from transformers import PreTrainedModel
 from minillm.errors import StageError
 from minillm.models.batches import Batch
 
-CPU_ROWS = 2048
-"""Entries of the vocabulary multiplied at once on a CPU, so that the product of a few hundred tokens stays in cache."""
+CPU_BLOCK = 1 << 19
+"""Logits made at once on a CPU: 2 MB in float32, which stay in its cache for what is done with them next."""
 
 
 @dataclass(frozen=True)
@@ -27,35 +27,49 @@ class OutputHead:
     soft_cap: float | None = None
     """c of c·tanh(logits/c) (Gemma 2)."""
 
+    def blocks(self, tokens: int) -> list[slice]:
+        """The vocabulary in parts for a number of tokens: small ones on a CPU, all at once on a device."""
+        size = max(1, CPU_BLOCK // tokens) if self.weight.device.type == "cpu" else self.vocabulary
+        return [slice(start, min(start + size, self.vocabulary)) for start in range(0, self.vocabulary, size)]
+
     @torch.no_grad()
-    def logits(self, hidden: Tensor, temperature: float = 1.0, out: Tensor | None = None) -> Tensor:
-        """Logits over the temperature, in float32 at least and without gradient.
+    def block(self, hidden: Tensor, rows: slice, temperature: float, out: Tensor) -> Tensor:
+        """Logits of some entries over the temperature, without gradient.
+
+        Args:
+            hidden: (N, H).
+            rows: The r entries.
+            temperature: Divides the logits.
+            out: (r, N), in float32 at least, written over. Few tokens and many entries multiply faster that way around.
+
+        Returns:
+            (N, r), a view of `out`.
+        """
+        weight = self.weight.detach()[rows]
+        if hidden.dtype == out.dtype:
+            torch.mm(weight, hidden.t(), out=out)
+        else:
+            out.copy_(weight @ hidden.t())
+        if self.bias is not None:
+            out.add_(self.bias.detach()[rows, None])
+        if self.soft_cap is not None:
+            out.div_(self.soft_cap).tanh_().mul_(self.soft_cap)
+        if temperature != 1.0:
+            out.div_(temperature)
+        return out.t()
+
+    def logits(self, hidden: Tensor, temperature: float = 1.0) -> Tensor:
+        """Logits (N, V) over the temperature, laid out in memory as (V, N), without gradient.
 
         Args:
             hidden: (N, H).
             temperature: Divides the logits.
-            out: (V, N) to be written over, so that no memory is asked for.
-
-        Returns:
-            (N, V), laid out in memory as (V, N): with few tokens and many entries, processors multiply faster that
-            way around, and what follows does not care.
         """
-        weight = self.weight[: self.vocabulary]
         wide = torch.promote_types(hidden.dtype, torch.float32)
-        if out is None:
-            out = torch.empty(len(weight), len(hidden), dtype=wide, device=hidden.device)
-        rows = CPU_ROWS if hidden.device.type == "cpu" else len(weight)
-        for part, product in zip(weight.detach().split(rows), out.split(rows), strict=True):
-            if hidden.dtype == wide:
-                torch.mm(part, hidden.t(), out=product)
-            else:
-                product.copy_(part @ hidden.t())
-        logits = out
-        if self.bias is not None:
-            logits = logits.add_(self.bias[: self.vocabulary, None])
-        if self.soft_cap is not None:
-            logits = logits.div_(self.soft_cap).tanh_().mul_(self.soft_cap)
-        return (logits if temperature == 1.0 else logits.div_(temperature)).t()
+        out = torch.empty(self.vocabulary, len(hidden), dtype=wide, device=hidden.device)
+        for rows in self.blocks(len(hidden)):
+            self.block(hidden, rows, temperature, out[rows])
+        return out.t()
 
 
 HeadLosses = Callable[[Tensor, OutputHead], dict[str, Tensor]]

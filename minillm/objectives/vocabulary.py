@@ -2,6 +2,9 @@
 
 A tensor of tokens × vocabulary never exists: the logits of a chunk are made, used for value and gradient at once, and
 their memory used again by the next. What leaves is per token; gradients leave as those of hidden states and head.
+
+A chunk goes over the vocabulary three times (logits and normalisers, divergence, gradient and its two products), each
+time block by block, so that on a CPU a block is still in cache for what is done with it next.
 """
 
 from collections.abc import Callable, Iterator
@@ -14,8 +17,12 @@ from torch import Tensor
 from minillm.models.output_head import OutputHead
 from minillm.objectives.divergences import Functional, over_vocabulary
 
-CHUNK_ENTRIES = 1 << 23
-"""Logits of a chunk: 32 MB in float32; larger ones were little faster and take their multiple in memory."""
+CHUNK_ENTRIES = 1 << 24
+"""Logits of a chunk: 64 MB in float32; larger ones were little faster and take their multiple in memory."""
+CHUNK_TOKENS = 1024
+"""Tokens of a chunk at most, so that a block of a small vocabulary has more than a few entries."""
+EVEN = 16
+"""Tokens of a chunk are a multiple of this: vectors of processors are, and products of other sizes far slower."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +33,7 @@ class Teacher:
     """(N, H_teacher)."""
     head: OutputHead
     log_normalizer: Tensor | None = None
-    """log Σ exp(logits) (N,) where it is known since the rollout, which spares a pass over the logits."""
+    """log Σ exp(logits) (N,) where it is known since the rollout, which spares its exponentials."""
 
 
 @dataclass(frozen=True)
@@ -56,21 +63,19 @@ def token_log_probs(
         temperature: Divides the logits.
     """
     log_prob, log_normalizer = [], []
-    scratch = _Scratch(hidden, head.vocabulary, len(tokens), 2)
+    room = _Room(hidden, head, len(tokens), wholes=0, buffers=2)
     for part in _chunks(len(tokens), head.vocabulary):
-        room, other = scratch.of(part)
-        logits = head.logits(hidden[part], temperature, room)
-        log_normalizer.append(exponentials(logits, other.t())[2])
-        log_prob.append(_at(logits, tokens[part]) - log_normalizer[-1])
+        chosen = torch.empty_like(tokens[part], dtype=room.dtype)
+        normalizer = _Normalizer()
+        for rows in room.blocks:
+            buffers = room.buffers(part, rows)
+            logits = head.block(hidden[part], rows, temperature, buffers[0])
+            normalizer.add(logits, buffers[1])
+            inside, entry = _inside(tokens[part], rows)
+            chosen = torch.where(inside, _at(logits, entry), chosen)
+        log_normalizer.append(normalizer.log())
+        log_prob.append(chosen - log_normalizer[-1])
     return torch.cat(log_prob), torch.cat(log_normalizer)
-
-
-def exponentials(logits: Tensor, out: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
-    """exp(logits − max) of each row (N, V), its sum (N,), and log Σ exp(logits) (N,)."""
-    highest = over_vocabulary(torch.amax, logits)
-    mass = torch.sub(logits, highest[:, None], out=out).exp_()
-    total = over_vocabulary(torch.sum, mass)
-    return mass, total, total.log() + highest
 
 
 def head_loss(
@@ -128,10 +133,9 @@ class _HeadLoss(torch.autograd.Function):
                 torch.zeros_like(weight, dtype=wide),
                 None if bias is None else torch.zeros_like(bias, dtype=wide),
             )
-        scratch = _Scratch(hidden, work.head.vocabulary, len(work.tokens), 2 if work.teacher is None else 3)
-        parts = [
-            _chunk(work, part, scratch.of(part), gradients) for part in _chunks(len(work.tokens), work.head.vocabulary)
-        ]
+        wholes = 1 + (work.functional is not None) + (work.head.soft_cap is not None)
+        room = _Room(hidden, work.head, len(work.tokens), wholes, buffers=1)
+        parts = [_Chunk(work, part, room).losses(gradients) for part in _chunks(len(work.tokens), work.head.vocabulary)]
         total, log_prob, divergence = (torch.cat(values) for values in zip(*parts, strict=True))
         if gradients is not None:
             kept = gradients.hidden, gradients.weight.to(weight.dtype), gradients.bias
@@ -154,77 +158,153 @@ class _Gradients:
     bias: Tensor | None
 
 
-class _Scratch:
-    """Memory for a few tensors of vocabulary × tokens of a chunk, used again by every chunk."""
+class _Room:
+    """Memory for what a chunk has over the vocabulary, used again by every chunk."""
 
-    def __init__(self, hidden: Tensor, vocabulary: int, tokens: int, tensors: int) -> None:
-        size = min(tokens, _chunk_tokens(vocabulary))
-        wide = torch.promote_types(hidden.dtype, torch.float32)
-        self._memory = torch.empty(tensors, vocabulary * size, dtype=wide, device=hidden.device)
-        self._vocabulary = vocabulary
+    def __init__(self, hidden: Tensor, head: OutputHead, tokens: int, wholes: int, buffers: int) -> None:
+        tokens = min(tokens, _chunk_tokens(head.vocabulary))
+        self.dtype = torch.promote_types(hidden.dtype, torch.float32)
+        self.blocks = head.blocks(tokens)
+        self._wholes = hidden.new_empty(wholes, head.vocabulary * tokens, dtype=self.dtype)
+        self._buffers = hidden.new_empty(buffers, self.blocks[0].stop * tokens, dtype=self.dtype)
 
-    def of(self, part: slice) -> list[Tensor]:
-        """The tensors (V, n) of a chunk of n tokens."""
+    def wholes(self, part: slice) -> list[Tensor]:
+        """Over the whole vocabulary, (V, n) each, for a chunk of n tokens."""
         tokens = part.stop - part.start
-        return [row[: self._vocabulary * tokens].view(self._vocabulary, tokens) for row in self._memory]
+        entries = self.blocks[-1].stop * tokens
+        return [memory[:entries].view(-1, tokens) for memory in self._wholes]
+
+    def buffers(self, part: slice, rows: slice) -> list[Tensor]:
+        """Over r entries, (r, n) each."""
+        tokens = part.stop - part.start
+        return [memory[: (rows.stop - rows.start) * tokens].view(-1, tokens) for memory in self._buffers]
 
 
-def _chunk(
-    work: _Work, part: slice, scratch: list[Tensor], gradients: _Gradients | None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Losses and terms (n,) of a chunk of n tokens; its gradients are added to `gradients`."""
-    hidden, head, tokens = work.hidden[part], work.head, work.tokens[part]
-    student_log = head.logits(hidden, work.temperature, scratch[0])
-    slope = None if head.soft_cap is None else 1 - (student_log * (work.temperature / head.soft_cap)).square_()
-    student, total, log_normalizer = exponentials(student_log, scratch[1].t())
-    student.mul_(total.reciprocal()[:, None])
-    student_log.sub_(log_normalizer[:, None])
-    log_prob = _at(student_log, tokens)
-    if work.functional is None:
-        divergence, h = torch.zeros_like(log_prob), None
+class _Chunk:
+    """The n tokens of a slice of the work."""
+
+    def __init__(self, work: _Work, part: slice, room: _Room) -> None:
+        self.work, self.part, self.room = work, part, room
+        self.hidden, self.tokens = work.hidden[part], work.tokens[part]
+        wholes = room.wholes(part)
+        self.student = wholes.pop()
+        """(V, n): logits, and with a divergence then probabilities."""
+        self.compared = None if work.functional is None else wholes.pop()
+        """(V, n): the teacher's logits, then h."""
+        self.slope = None if work.head.soft_cap is None else wholes.pop()
+        """(V, n): derivative of the soft cap."""
+
+    def losses(self, gradients: _Gradients | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Loss, log q(y_t) and divergence (n,); the gradients are added to `gradients`."""
+        student_normalizer, teacher_normalizer = self._logits()
+        log_prob = _at(self.student.t(), self.tokens) - student_normalizer
+        divergence, h_sum = self._divergence(student_normalizer, teacher_normalizer)
+        loss, c, w = _slopes(self.work.loss, self.part, log_prob, divergence, gradients is not None)
+        if gradients is not None:
+            self._gradient(gradients, student_normalizer, c, w, h_sum)
+        return loss, log_prob, divergence
+
+    def _logits(self) -> tuple[Tensor, Tensor | None]:
+        """First time over the vocabulary: logits of both; their log-normalisers (n,)."""
+        work, head, teacher = self.work, self.work.head, self.work.teacher
+        student_normalizer, teacher_normalizer = _Normalizer(), _Normalizer()
+        for rows in self.room.blocks:
+            (buffer,) = self.room.buffers(self.part, rows)
+            logits = head.block(self.hidden, rows, work.temperature, self.student[rows])
+            if self.slope is not None and head.soft_cap is not None:
+                scaled = torch.mul(logits.t(), work.temperature / head.soft_cap, out=self.slope[rows])
+                scaled.square_().neg_().add_(1)
+            student_normalizer.add(logits, buffer)
+            if teacher is not None and self.compared is not None:
+                logits = teacher.head.block(teacher.hidden[self.part], rows, work.temperature, self.compared[rows])
+                if teacher.log_normalizer is None:
+                    teacher_normalizer.add(logits, buffer)
+        if teacher is None:
+            return student_normalizer.log(), None
+        known = teacher.log_normalizer
+        return student_normalizer.log(), teacher_normalizer.log() if known is None else known[self.part]
+
+    def _divergence(self, student_normalizer: Tensor, teacher_normalizer: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Second time: from logits to probabilities and h; D and Σh (n,)."""
+        divergence, h_sum = torch.zeros(2, len(self.tokens), dtype=self.room.dtype, device=self.tokens.device)
+        if self.work.functional is None or self.compared is None:
+            return divergence, h_sum
+        for rows in self.room.blocks:
+            (buffer,) = self.room.buffers(self.part, rows)
+            student_log = self.student[rows].t().sub_(student_normalizer[:, None])
+            student = torch.exp(student_log, out=buffer.t())
+            teacher_log = self.compared[rows].t()
+            if teacher_normalizer is not None:
+                teacher_log.sub_(teacher_normalizer[:, None])
+            value, h = self.work.functional(student, student_log, teacher_log)
+            divergence += value
+            h_sum += over_vocabulary(torch.sum, h)
+            self.compared[rows] = h.t()
+            self.student[rows] = buffer
+        return divergence, h_sum
+
+    def _gradient(self, gradients: _Gradients, normalizer: Tensor, c: Tensor, w: Tensor, h_sum: Tensor) -> None:
+        """Third time: gradients of the logits, and what they mean for hidden states, head and bias."""
+        work, hidden = self.work, self.hidden
+        weight = work.head.weight.detach()
+        of_hidden = torch.zeros_like(hidden, dtype=self.room.dtype)
+        for rows in self.room.blocks:
+            gradient = self.student[rows].t()
+            if self.compared is None:
+                gradient.sub_(normalizer[:, None]).exp_().mul_(-c[:, None])
+            else:
+                gradient.mul_(-(c + w * h_sum)[:, None]).addcmul_(self.compared[rows].t(), w[:, None])
+            inside, entry = _inside(self.tokens, rows)
+            gradient.scatter_add_(1, entry[:, None], torch.where(inside, c, 0)[:, None])
+            if work.temperature != 1.0:
+                gradient.div_(work.temperature)
+            if self.slope is not None:
+                gradient.mul_(self.slope[rows].t())
+            if gradients.bias is not None:
+                gradients.bias[rows] += gradient.sum(dim=0)
+            narrow = gradient.to(hidden.dtype)
+            _add_product(of_hidden, narrow, weight[rows])
+            _add_product(gradients.weight[rows], narrow.t(), hidden)
+        gradients.hidden[self.part] = of_hidden
+
+
+class _Normalizer:
+    """log Σ exp(logits) of n tokens, added up over blocks of the vocabulary."""
+
+    def __init__(self) -> None:
+        self._highest: Tensor | None = None
+        self._total: Tensor | None = None
+
+    def add(self, logits: Tensor, buffer: Tensor) -> None:
+        """Add a block's logits (n, r); `buffer` (r, n) is written over."""
+        highest = over_vocabulary(torch.amax, logits)
+        if self._highest is not None:
+            highest = torch.maximum(highest, self._highest)
+        total = over_vocabulary(torch.sum, torch.sub(logits, highest[:, None], out=buffer.t()).exp_())
+        if self._highest is not None and self._total is not None:
+            total += self._total * (self._highest - highest).exp()
+        self._highest, self._total = highest, total
+
+    def log(self) -> Tensor:
+        """The log-normaliser (n,); at least one block has been added."""
+        assert self._total is not None
+        assert self._highest is not None
+        return self._total.log() + self._highest
+
+
+def _add_product(target: Tensor, left: Tensor, right: Tensor) -> None:
+    """Add left @ right, summed in the target's precision."""
+    if left.dtype == target.dtype:
+        target.addmm_(left, right)
     else:
-        teacher_log = student_log if work.teacher is None else _teacher_log(work.teacher, part, work, scratch[2])
-        divergence, h = work.functional(student, student_log, teacher_log)
-    loss, log_prob_slope, divergence_slope = _slopes(work.loss, part, log_prob, divergence, gradients is not None)
-    if gradients is not None:
-        gradient = student  # ∂loss/∂z (n, V), written over the probabilities
-        if h is None:
-            gradient.mul_(-log_prob_slope[:, None])
-        else:
-            gradient.mul_(-(log_prob_slope + divergence_slope * over_vocabulary(torch.sum, h))[:, None])
-            gradient.addcmul_(h, divergence_slope[:, None])
-        gradient[torch.arange(len(tokens)), tokens] += log_prob_slope
-        if work.temperature != 1.0:
-            gradient.div_(work.temperature)
-        _add(gradients, part, gradient if slope is None else gradient.mul_(slope), hidden, head)
-    return loss, log_prob, divergence
-
-
-def _add(gradients: _Gradients, part: slice, gradient: Tensor, hidden: Tensor, head: OutputHead) -> None:
-    """Add the gradients of a chunk whose logits have the gradient (n, V)."""
-    rows = head.vocabulary
-    if gradients.bias is not None:
-        gradients.bias[:rows] += gradient.sum(dim=0)
-    gradient = gradient.to(hidden.dtype)
-    torch.mm(gradient, head.weight.detach()[:rows], out=gradients.hidden[part])
-    if hidden.dtype == gradients.weight.dtype:
-        gradients.weight[:rows].addmm_(gradient.t(), hidden)
-    else:
-        gradients.weight[:rows] += gradient.t() @ hidden
-
-
-def _teacher_log(teacher: Teacher, part: slice, work: _Work, out: Tensor) -> Tensor:
-    """The teacher's log-probabilities (n, V)."""
-    logits = teacher.head.logits(teacher.hidden[part], work.temperature, out)
-    normalizer = exponentials(logits)[2] if teacher.log_normalizer is None else teacher.log_normalizer[part]
-    return logits.sub_(normalizer[:, None])
+        target += left @ right
 
 
 @torch.enable_grad()
 def _slopes(
     loss: PerTokenLoss, part: slice, log_prob: Tensor, divergence: Tensor, wanted: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The loss of each token and its two partial derivatives."""
+    """The loss of each token and its two partial derivatives c and w."""
     terms = TokenTerms(log_prob.detach().requires_grad_(wanted), divergence.detach().requires_grad_(wanted))
     values = loss(terms, part)
     if not wanted:
@@ -235,12 +315,20 @@ def _slopes(
     return values.detach(), log_prob_slope, divergence_slope
 
 
+def _inside(tokens: Tensor, rows: slice) -> tuple[Tensor, Tensor]:
+    """Which tokens (n,) are among the entries of a block, and where in it; those that are not, anywhere."""
+    entry = tokens - rows.start
+    last = rows.stop - rows.start - 1
+    return (entry >= 0) & (entry <= last), entry.clamp(0, last)
+
+
 def _at(values: Tensor, tokens: Tensor) -> Tensor:
     return values.gather(-1, tokens[:, None]).squeeze(-1)
 
 
 def _chunk_tokens(vocabulary: int) -> int:
-    return max(1, CHUNK_ENTRIES // vocabulary)
+    tokens = max(1, min(CHUNK_TOKENS, CHUNK_ENTRIES // vocabulary))
+    return tokens // EVEN * EVEN or tokens
 
 
 def _chunks(tokens: int, vocabulary: int) -> Iterator[slice]:

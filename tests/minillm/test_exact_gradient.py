@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from minillm.config import Policy
+from minillm.models import output_head
 from minillm.objectives import vocabulary
 from minillm.objectives.divergences import reverse_kl
 from minillm.objectives.experience import Experience, make_experience
@@ -60,6 +61,7 @@ def estimator_gradient(policy: Policy, experience: Experience, student: PrefixMo
 @pytest.fixture(autouse=True)
 def several_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(vocabulary, "CHUNK_ENTRIES", 7 * VOCABULARY)
+    monkeypatch.setattr(output_head, "CPU_BLOCK", 7 * 2)
 
 
 def relative_error(got: list[Tensor], want: list[Tensor]) -> float:

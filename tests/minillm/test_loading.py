@@ -110,11 +110,20 @@ def test_an_unknown_key_far_from_all_lists_those_of_its_level(tmp_path, raw):
         ("data.plain_text=null", "methods.minillm.policy.plain_text_coefficient is 1.0, but there is no"),
         ("teacher.training=null", "teacher.training is null, but its weights are random"),
         ("tokenizer.path=/nowhere", "give at most one of `train_vocabulary` and `path`"),
+        ("methods.sft.skew=0.3", "divergence cross_entropy does not use skew; leave it out"),
+        ("methods.sft.divergence_weight=0.5", "divergence cross_entropy does not use divergence_weight"),
+        ("methods.minillm.beta=0.3", "divergence reverse_kl does not use beta"),
         ("data.split.hub=a/b", "data.split: give exactly one of `path` (local) and `hub` (hub name)"),
     ],
 )
 def test_contradictions_are_refused_with_value_and_remedy(tmp_path, raw, override, message):
     assert message in refusal(tmp_path, raw, override)
+
+
+def test_drawing_options_are_refused_where_nothing_is_drawn(tmp_path, raw):
+    message = refusal(tmp_path, raw, "evaluation.strategy=greedy", "evaluation.top_k=5", "evaluation.temperature=0.7")
+    assert "strategy: greedy draws nothing and does not use temperature and top_k; leave it out" in message
+    assert load(tmp_path, raw, "evaluation.strategy=greedy").evaluation.strategy == "greedy"
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from minillm.models import output_head
 from minillm.models.output_head import OutputHead
 from minillm.objectives import vocabulary
 from minillm.objectives.divergences import entropy, functional
@@ -49,6 +50,7 @@ def plain_logits(hidden, head):
 @pytest.fixture(autouse=True)
 def several_chunks(monkeypatch):
     monkeypatch.setattr(vocabulary, "CHUNK_ENTRIES", 5 * VOCABULARY)  # chunks of five tokens, the last of three
+    monkeypatch.setattr(output_head, "CPU_BLOCK", 5 * 4)  # blocks of four entries, the last of one
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
