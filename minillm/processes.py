@@ -34,6 +34,8 @@ def world_size() -> int:
 
 def gather_lists(mine: list[Any]) -> list[Any]:
     """Put together what every process computed for its rows rank, rank + world_size, … in the order of rows."""
+    if world_size() == 1:
+        return mine  # nothing to pickle
     parts: list[list[Any] | None] = [None] * world_size()
     dist.all_gather_object(parts, mine)
     rows = sum(len(part or []) for part in parts)

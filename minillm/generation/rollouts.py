@@ -91,7 +91,7 @@ class RolloutSampler:
             hidden = response_hidden(self.teacher, batch)
             scores = token_log_probs(hidden, teacher, batch.response[batch.response_mask], self.temperature)
             lengths = [len(responses[i].tokens) for i in rows]
-            parts = zip(*(values.cpu().split(lengths) for values in (*scores, hidden)), strict=True)
+            parts = zip(*(_apart(values, lengths) for values in (*scores, hidden)), strict=True)
             for i, (log_prob, log_normalizer, states) in zip(rows, parts, strict=True):
                 student = responses[i].log_prob.to(log_prob.dtype)
                 rollouts[i] = Rollout(responses[i].tokens, student, log_prob, log_normalizer, states)
@@ -135,7 +135,12 @@ class _Scores:
         inside = np.flatnonzero(position < np.asarray(lengths)[request])
         order = torch.from_numpy(inside[np.lexsort((position[inside], request[inside]))])
         kept = [pieces for pieces in (self.log_prob, self.log_normalizer, self.hidden) if pieces]
-        return [list(torch.cat(pieces).cpu()[order].split(list(lengths))) for pieces in kept]
+        return [_apart(torch.cat(pieces).cpu()[order], lengths) for pieces in kept]
+
+
+def _apart(values: Tensor, lengths: Sequence[int]) -> list[Tensor]:
+    """Values of all tokens by response, each in memory of its own: pickled views would each carry the whole."""
+    return [part.clone() for part in values.cpu().split(list(lengths))]
 
 
 class _Mixed:

@@ -1,5 +1,7 @@
 """Rollouts from p̃ by a coin: their law, what is kept of both models, their independence of the schedule."""
 
+import pickle
+
 import pytest
 import torch
 
@@ -68,6 +70,15 @@ def test_schedule_changes_nothing(name, alpha, monkeypatch):
     late = sampler(student, teacher, alpha, 6).sample(ROUND, (3, 1))
     assert [r.tokens for r in late] == want
     assert all(len(r.tokens) == len(r.teacher_log_prob) == len(r.teacher_hidden) for r in late)
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.4])
+def test_a_rollout_carries_its_own_tokens_only(alpha):
+    """Between processes it is pickled, and in a checkpoint saved."""
+    student, teacher = small_model("gpt2", VOCABULARY, seed=1), small_model("gpt2", VOCABULARY, seed=2)
+    few, many = (sampler(student, teacher, alpha).sample(ROUND[:n], (3, 1)) for n in (2, 14))
+    assert len(few[0].tokens) == len(many[0].tokens)
+    assert len(pickle.dumps(many[0])) == len(pickle.dumps(few[0]))
 
 
 def test_the_teacher_runs_only_where_the_coin_falls():
