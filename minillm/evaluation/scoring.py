@@ -1,7 +1,8 @@
 """Stage score: stored responses become scores per prompt and seed, and a table; no model is needed.
 
 All figures of a table are on 0–100. A benchmark's row is over its headline prompts, those whose first reference has
-at least `min_reference_tokens` tokens: the mean over prompts of each seed, then mean and spread over seeds.
+at least `min_reference_tokens` tokens: the mean over prompts of each seed, then mean and spread over seeds. Beside them
+stands the interval of the bootstrap over prompts.
 """
 
 import json
@@ -10,7 +11,9 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from minillm.artifacts import write_atomically
@@ -19,6 +22,7 @@ from minillm.data.prompts import encode_texts
 from minillm.data.tables import read_records
 from minillm.errors import StageError
 from minillm.evaluation.rouge import exact_match, rouge_l
+from minillm.evaluation.uncertainty import Values, estimate
 from minillm.reporting.comparison import formatted
 from minillm.stages import Job, Score
 
@@ -39,12 +43,18 @@ def run(job: Job) -> dict[str, float | str]:
         responses = pd.DataFrame([record.value for record in read_records(job.inputs["responses"] / f"{name}.jsonl")])
         check_complete(name, prompts, responses, evaluation.seeds)
         scores = score_benchmark(name, prompts, responses, tokenizer)
+        scores["headline"] = scores["reference_tokens"] >= benchmark.min_reference_tokens
         rows[name] = summarise(name, benchmark, scores)
         parts.append(scores)
         print(f"{settings.role} {name}: Rouge-L {formatted(rows[name]['rouge_l'])}", flush=True)
+    scores = pd.concat(parts, ignore_index=True)
     means = {metric: _mean_over_benchmarks(rows, metric) for metric in ("rouge_l", "exact_match")}
+    by_prompt = prompt_values(scores)
+    means["rouge_l"]["interval"] = _interval(list(by_prompt.values()))
+    for name, row in rows.items():
+        row["rouge_l"]["interval"] = _interval([by_prompt[name]])
     table = {"role": settings.role, "seeds": list(evaluation.seeds), "benchmarks": rows, "mean": means}
-    pd.concat(parts, ignore_index=True).to_parquet(job.output / "scores.parquet")
+    scores.to_parquet(job.output / "scores.parquet")
     write_atomically(job.output / "table.json", json.dumps(table, indent=2))
     return _flat(table)
 
@@ -106,13 +116,22 @@ def score_benchmark(
     )
 
 
+def prompt_values(scores: pd.DataFrame) -> dict[str, NDArray[np.float64]]:
+    """Rouge-L (0–100) of each headline prompt (n,), the mean over seeds, by benchmark, in the order of prompts."""
+    headline = scores.query("headline")
+    return {
+        str(name): 100 * part.pivot_table(values="rouge_l", index="index")["rouge_l"].to_numpy(dtype=float)
+        for name, part in headline.groupby("benchmark", sort=False)
+    }
+
+
 def summarise(name: str, benchmark: Benchmark, scores: pd.DataFrame) -> dict[str, Any]:
     """One benchmark's row of the table, from its scores.
 
     Raises:
         StageError: No prompt has a reference of `min_reference_tokens` tokens.
     """
-    headline = scores.query(f"reference_tokens >= {benchmark.min_reference_tokens}")
+    headline = scores.query("headline")
     if headline.empty:
         raise StageError(
             f"evaluation.benchmarks.{name}.min_reference_tokens is {benchmark.min_reference_tokens}, but the "
@@ -137,6 +156,11 @@ def summarise(name: str, benchmark: Benchmark, scores: pd.DataFrame) -> dict[str
             if not subset.empty
         }
     return row
+
+
+def _interval(values: Values) -> list[float | None]:
+    found = estimate(values)
+    return [found.low, found.high]
 
 
 def _over_seeds(scores: pd.DataFrame, metric: str) -> dict[str, Any]:

@@ -1,19 +1,25 @@
-"""Methods against each other: the result table, differences with their standard errors, and the verdict in words.
+"""Methods against each other: the result table, paired differences, ranks, and the verdict in words.
 
-Works on the table.json of each role (see `minillm.evaluation.scoring`); every figure is Rouge-L on 0–100.
+Works on the table.json of each role and its scores per prompt (see `minillm.evaluation.scoring`); every figure is
+Rouge-L on 0–100. Differences are paired: both methods answered the same prompts.
 """
 
-import math
+import functools
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
+
+from minillm.evaluation.uncertainty import adjusted, estimate
 
 MEAN = "mean"
 """Name of the column over all benchmarks, each weighing the same."""
-CLEAR = 2.0
-"""A difference counts as clear beyond this many standard errors."""
+LEVEL = 0.05
+"""A difference counts as clear below this p-value, adjusted for the number of comparisons."""
 
 
 @dataclass(frozen=True)
@@ -21,21 +27,25 @@ class Difference:
     """How far one method is above another on one benchmark."""
 
     method: str
-    """The other method."""
+    """The method that is higher where the value is positive."""
+    other: str
     benchmark: str
     value: float
-    """Rouge-L of the compared method minus that of `method`."""
-    standard_error: float | None
-    """√(s₁²/n + s₂²/n) over n seeds; None with a single seed."""
+    """Rouge-L of `method` minus that of `other`."""
+    low: float | None
+    """Lower end of the 95 % interval over prompts; None with a single prompt."""
+    high: float | None
+    p_value: float | None
+    """Two-sided, adjusted for the differences it stands among."""
 
     @property
     def clear(self) -> bool:
-        """Whether the difference is more than twice its standard error."""
-        return self.standard_error is not None and abs(self.value) > CLEAR * self.standard_error
+        """Whether it is not to be put down to the choice of prompts."""
+        return self.p_value is not None and self.p_value < LEVEL
 
     def __str__(self) -> str:
-        error = "" if self.standard_error is None else f" ± {self.standard_error:.1f}"
-        return f"{self.value:+.1f}{error}".replace("-", "−")
+        interval = "" if self.low is None else f" [{self.low:+.1f}, {self.high:+.1f}]"
+        return f"{self.value:+.1f}{interval}".replace("-", "−")
 
 
 @dataclass(frozen=True)
@@ -44,6 +54,8 @@ class Comparison:
 
     tables: Mapping[str, Mapping[str, Any]]
     benchmarks: Sequence[str]
+    prompts: Mapping[str, Mapping[str, NDArray[np.float64]]]
+    """Scores per prompt (n,) by role and benchmark, the same prompts in the same order for every role."""
 
     @property
     def roles(self) -> list[str]:
@@ -82,17 +94,36 @@ class Comparison:
             ]
         )
 
+    @functools.cached_property
     def differences(self) -> list[Difference]:
         """The compared method minus each other one, on each benchmark and on the mean."""
-        return [self._difference(role, name) for role in self.roles if role != self.compared for name in self.columns]
+        pairs = [(self.compared, role, name) for role in self.roles if role != self.compared for name in self.columns]
+        return self._differences(pairs)
 
-    def _difference(self, role: str, benchmark: str) -> Difference:
-        ours, theirs = self.rouge_l(self.compared, benchmark), self.rouge_l(role, benchmark)
-        counts = [len(cell["per_seed"]) for cell in (ours, theirs)]
-        error = None
-        if min(counts) > 1:
-            error = math.sqrt(ours["spread"] ** 2 / counts[0] + theirs["spread"] ** 2 / counts[1])
-        return Difference(role, benchmark, ours["mean"] - theirs["mean"], error)
+    @functools.cached_property
+    def ranks(self) -> dict[str, tuple[int, int]]:
+        """Best and worst rank of each method by the mean; who cannot be told apart from it may stand on either side."""
+        found = self._differences([(*pair, MEAN) for pair in itertools.combinations(self.roles, 2)])
+        above = dict.fromkeys(self.roles, 0)
+        below = dict.fromkeys(self.roles, 0)
+        for difference in found:
+            if difference.clear:
+                upper, lower = (difference.method, difference.other)[:: 1 if difference.value > 0 else -1]
+                above[lower] += 1
+                below[upper] += 1
+        return {role: (1 + above[role], len(self.roles) - below[role]) for role in self.roles}
+
+    def _differences(self, pairs: Sequence[tuple[str, str, str]]) -> list[Difference]:
+        """Of (method, other, benchmark) each, with p-values adjusted for all of them."""
+        estimates = []
+        for method, other, benchmark in pairs:
+            names = self.benchmarks if benchmark == MEAN else [benchmark]
+            estimates.append(estimate([self.prompts[method][name] - self.prompts[other][name] for name in names]))
+        p_values = iter(adjusted([found.p_value for found in estimates if found.p_value is not None]))
+        return [
+            Difference(*pair, found.value, found.low, found.high, None if found.p_value is None else next(p_values))
+            for pair, found in zip(pairs, estimates, strict=True)
+        ]
 
 
 def verdict(comparison: Comparison, parameters: Mapping[str, int]) -> list[str]:
@@ -117,16 +148,14 @@ def verdict(comparison: Comparison, parameters: Mapping[str, int]) -> list[str]:
 
 
 def _against_students(comparison: Comparison) -> list[str]:
-    rivals = [d for d in comparison.differences() if d.benchmark == MEAN and d.method != comparison.roles[0]]
+    rivals = [d for d in comparison.differences if d.benchmark == MEAN and d.other != comparison.roles[0]]
     groups = {
-        "is above {} by more than twice the standard error over seeds": [d for d in rivals if d.clear and d.value > 0],
-        "cannot be told apart from {} within twice the standard error": [d for d in rivals if not d.clear],
-        "is below {} by more than twice the standard error over seeds": [d for d in rivals if d.clear and d.value < 0],
+        "is above {}": [d for d in rivals if d.clear and d.value > 0],
+        "cannot be told apart from {}": [d for d in rivals if not d.clear],
+        "is below {}": [d for d in rivals if d.clear and d.value < 0],
     }
-    if any(d.standard_error is None for d in rivals):
-        groups = {"minus others, from a single seed and so without a standard error: {}": rivals}
     return [
-        f"{comparison.compared} {words.format(', '.join(f'{d.method} ({d})' for d in members))}."
+        f"{comparison.compared} {words.format(', '.join(f'{d.other} ({d})' for d in members))}."
         for words, members in groups.items()
         if members
     ]

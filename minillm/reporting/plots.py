@@ -64,7 +64,7 @@ def looks(roles: Sequence[str]) -> Look:
 
 
 def benchmark_figure(comparison: Comparison, look: Look) -> Figure:
-    """Rouge-L of every method on every benchmark, with the spread over seeds as error bars."""
+    """Rouge-L of every method on every benchmark, with the 95 % interval over prompts where there is one."""
     rows = comparison.columns
     figure, axes = _figure(height=0.9 + 0.13 * len(rows) * (len(comparison.roles) + 1.5))
     for place, role in enumerate(comparison.roles):
@@ -73,7 +73,7 @@ def benchmark_figure(comparison: Comparison, look: Look) -> Figure:
         axes.errorbar(
             [cell["mean"] for cell in cells],
             [row + offset for row in range(len(rows))],
-            xerr=[cell["spread"] for cell in cells],
+            xerr=np.transpose([_reach(cell) for cell in cells]),
             linestyle="none",
             **_dots(look[role], role),
         )
@@ -83,9 +83,15 @@ def benchmark_figure(comparison: Comparison, look: Look) -> Figure:
     axes.tick_params(axis="y", length=0)
     axes.grid(visible=False, axis="y")
     axes.set_ylim(len(rows) - 0.5, -0.5)
-    axes.set_xlabel("Rouge-L (0–100), mean and spread over seeds")
+    axes.set_xlabel("Rouge-L (0–100), mean and 95 % interval over prompts")
     _legend(axes)
     return figure
+
+
+def _reach(cell: Mapping[str, Any]) -> tuple[float, float]:
+    """How far the interval reaches below and above the mean."""
+    low, high = (cell["mean"] if end is None else end for end in cell["interval"])
+    return cell["mean"] - low, high - cell["mean"]
 
 
 def length_figure(benchmark: str, comparison: Comparison, look: Look) -> Figure | None:

@@ -5,7 +5,7 @@ The tables come from `comparison`, the figures from `plots`, the wording from te
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 
 from minillm.artifacts import MANIFEST, METRICS, write_atomically
 from minillm.data.tables import read_records
+from minillm.evaluation.scoring import prompt_values
 from minillm.progress import read_metrics
 from minillm.reporting import plots
 from minillm.reporting.comparison import MEAN, Comparison, formatted, human, percent, verdict
@@ -34,7 +35,8 @@ def run(job: Job) -> dict[str, float | str]:
     settings = job.settings
     assert isinstance(settings, Report)
     tables = {role: _read_json(job.inputs[f"score/{role}"] / "table.json") for role in settings.roles}
-    comparison = Comparison(tables, settings.benchmarks)
+    scores = {role: pd.read_parquet(job.inputs[f"score/{role}"] / "scores.parquet") for role in settings.roles}
+    comparison = Comparison(tables, settings.benchmarks, {role: prompt_values(of) for role, of in scores.items()})
     trained = {name.removeprefix("train/"): path for name, path in job.inputs.items() if name.startswith("train/")}
     parameters = sizes(job.inputs, settings.roles, trained)
     sentences = verdict(comparison, parameters)
@@ -47,7 +49,8 @@ def run(job: Job) -> dict[str, float | str]:
         "compared": comparison.compared,
         "benchmarks": list(settings.benchmarks),
         "tables": tables,
-        "differences": [asdict(difference) for difference in comparison.differences()],
+        "differences": [asdict(difference) for difference in comparison.differences],
+        "ranks": comparison.ranks,
         "parameters": parameters,
     }
     write_atomically(job.output / "results.json", json.dumps(results, indent=2))
@@ -60,6 +63,7 @@ def run(job: Job) -> dict[str, float | str]:
         "compared": comparison.compared,
         "seeds": tables[settings.roles[0]]["seeds"],
         "result": result_table(comparison),
+        "intervals": interval_table(comparison),
         "differences": difference_table(comparison),
         "behaviour": behaviour_table(comparison),
         "models": model_table(trained, parameters, comparison),
@@ -97,16 +101,29 @@ def shorten(text: str) -> str:
 
 
 def result_table(comparison: Comparison) -> pd.DataFrame:
-    """Method × benchmark and their mean, 'mean ± spread' of Rouge-L."""
+    """Method × benchmark and their mean, 'mean ± spread' of Rouge-L, and the ranks a method may have."""
+    table = _by_cell(comparison, formatted)
+    table["rank"] = [f"{best}" if best == worst else f"{best}–{worst}" for best, worst in comparison.ranks.values()]
+    return table
+
+
+def interval_table(comparison: Comparison) -> pd.DataFrame:
+    """Method × benchmark and their mean, the 95 % interval of Rouge-L over prompts."""
+    return _by_cell(
+        comparison, lambda cell: "–" if None in cell["interval"] else "{:.1f} to {:.1f}".format(*cell["interval"])
+    )
+
+
+def _by_cell(comparison: Comparison, words: Callable[[Mapping[str, Any]], str]) -> pd.DataFrame:
     return pd.DataFrame(
-        {name: [formatted(comparison.rouge_l(role, name)) for role in comparison.roles] for name in comparison.columns},
+        {name: [words(comparison.rouge_l(role, name)) for role in comparison.roles] for name in comparison.columns},
         index=comparison.roles,
     )
 
 
 def difference_table(comparison: Comparison) -> pd.DataFrame:
     """The compared method minus each other one; clear differences are marked with *."""
-    cells = {(d.method, d.benchmark): f"{d}{' *' if d.clear else ''}" for d in comparison.differences()}
+    cells = {(d.other, d.benchmark): f"{d}{' *' if d.clear else ''}" for d in comparison.differences}
     others = [role for role in comparison.roles if role != comparison.compared]
     return pd.DataFrame(
         {name: [cells[role, name] for role in others] for name in comparison.columns}, index=others, dtype=str

@@ -175,47 +175,67 @@ def read_page(output: Path) -> Page:
     return page
 
 
-def table_of(means: dict[str, list[float]]) -> dict:
-    """A table.json over one benchmark from values per seed."""
-    cell = {
-        role: {
-            "mean": float(np.mean(values)),
-            "spread": float(np.std(values, ddof=1)) if len(values) > 1 else 0.0,
-            "per_seed": {str(seed): value for seed, value in enumerate(values)},
-        }
-        for role, values in means.items()
+def comparison_of(scores: dict[str, list[float]]) -> Comparison:
+    """Over one benchmark, from one value per prompt and a single seed."""
+    values = {role: np.array(of) for role, of in scores.items()}
+    cells = {
+        role: {"mean": float(of.mean()), "spread": 0.0, "per_seed": {"1": float(of.mean())}}
+        for role, of in values.items()
     }
-    return {role: {"benchmarks": {"x": {"rouge_l": c}}, "mean": {"rouge_l": c}} for role, c in cell.items()}
+    tables = {role: {"benchmarks": {"x": {"rouge_l": c}}, "mean": {"rouge_l": c}} for role, c in cells.items()}
+    return Comparison(tables, ["x"], {role: {"x": of} for role, of in values.items()})
 
 
-def test_differences_have_the_standard_error_of_two_independent_means():
-    tables = table_of({"teacher": [60, 60], "sft": [40.0, 44.0], "minillm": [50.0, 56.0]})
-    sft = next(d for d in Comparison(tables, ["x"]).differences() if d.method == "sft" and d.benchmark == "mean")
-    # means 42 and 53; variances 8 and 18 over 2 seeds: √(8/2 + 18/2) = √13
-    assert sft.value == pytest.approx(11)
-    assert sft.standard_error == pytest.approx(13**0.5)
+EASY_AND_HARD = [20.0, 80.0] * 20
+"""Prompts differ far more than methods do."""
+
+
+def better(by: float, disagreeing: int = 0) -> list[float]:
+    """Above EASY_AND_HARD on every prompt but a few, on which it is as far below."""
+    return [value + (-by if number < disagreeing else by) for number, value in enumerate(EASY_AND_HARD)]
+
+
+def test_differences_are_paired_by_prompt():
+    comparison = comparison_of({"teacher": better(9), "sft": EASY_AND_HARD, "minillm": better(2, disagreeing=5)})
+    sft = next(d for d in comparison.differences if d.other == "sft" and d.benchmark == "mean")
+    # 35 prompts of +2 and 5 of −2: mean 1.5, standard deviation 1.32, standard error 0.21
+    assert sft.value == pytest.approx(1.5)
+    assert (sft.low, sft.high) == (pytest.approx(1.1, abs=0.11), pytest.approx(1.9, abs=0.11))
     assert sft.clear
-    assert str(sft) == "+11.0 ± 3.6"
+    assert str(sft).startswith("+1.5 [+")
+
+
+def test_ranks_overlap_where_methods_cannot_be_told_apart():
+    ranks = comparison_of(
+        {"teacher": better(9), "sft": EASY_AND_HARD, "kd": better(2, disagreeing=18), "minillm": better(4)}
+    ).ranks
+    assert ranks == {"teacher": (1, 1), "minillm": (2, 2), "sft": (3, 4), "kd": (3, 4)}
 
 
 def test_the_verdict_says_how_close_how_small_and_how_sure():
-    tables = table_of(
-        {"teacher": [60, 60], "sft": [40.0, 44.0], "kd": [50, 55], "seqkd": [59, 59.1], "minillm": [50.0, 56.0]}
+    comparison = comparison_of(
+        {
+            "teacher": better(10),
+            "sft": EASY_AND_HARD,
+            "kd": better(4, disagreeing=1),
+            "seqkd": better(9),
+            "minillm": better(4),
+        }
     )
-    sentences = verdict(Comparison(tables, ["x"]), {"teacher": 1_500_000_000, "seqkd": 124_000_000})
+    sentences = verdict(comparison, {"teacher": 1_500_000_000, "seqkd": 124_000_000})
     assert sentences[0] == (
-        "The best student is seqkd: Rouge-L 59.0 ± 0.1 (on x), 98\u00a0% of the teacher's 60.0, "
+        "The best student is seqkd: Rouge-L 59.0 ± 0.0 (on x), 98\u00a0% of the teacher's 60.0, "
         "with 8.3\u00a0% of its parameters (124\u00a0M of 1.5\u00a0B)."
     )
-    assert sentences[1].startswith("minillm is above sft (+11.0 ± 3.6) by more than twice")
-    assert sentences[2] == "minillm cannot be told apart from kd (+0.5 ± 3.9) within twice the standard error."
-    assert sentences[3].startswith("minillm is below seqkd (−6.0 ± 3.0) by more than twice")
+    assert sentences[1] == "minillm is above sft (+4.0 [+4.0, +4.0])."
+    assert sentences[2].startswith("minillm cannot be told apart from kd (+0.2 [")
+    assert sentences[3] == "minillm is below seqkd (−5.0 [−5.0, −5.0])."
     assert len(sentences) == 4
 
 
-def test_a_single_seed_claims_no_certainty():
-    sentences = verdict(Comparison(table_of({"teacher": [60], "sft": [40], "minillm": [50]}), ["x"]), {})
-    assert sentences[1] == "minillm minus others, from a single seed and so without a standard error: sft (+10.0)."
+def test_a_single_prompt_claims_no_certainty():
+    sentences = verdict(comparison_of({"teacher": [60], "sft": [40], "minillm": [50]}), {})
+    assert sentences[1] == "minillm cannot be told apart from sft (+10.0)."
 
 
 @pytest.mark.parametrize(
@@ -304,7 +324,7 @@ def test_plots_are_written_for_what_was_measured(finished):
         assert (output / "plots" / f"{name}.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
     svg = re.findall(r"<svg.*?</svg>", (output / "report.html").read_text(), re.S)
     assert len(svg) == len(names)
-    overview = next(text for text in svg if "spread over seeds" in text)
+    overview = next(text for text in svg if "interval over prompts" in text)
     for label in (*ROLES, "dolly", "sni", "mean"):
         assert f">{label}</text>" in overview
 

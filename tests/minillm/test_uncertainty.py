@@ -1,0 +1,68 @@
+"""Bootstrap intervals and p-values against what can be enumerated or computed by hand."""
+
+import itertools
+
+import numpy as np
+import pytest
+
+from minillm.evaluation.uncertainty import adjusted, estimate
+
+
+def bounds(values):
+    """Lower and upper end and p-value, which are there."""
+    found = estimate(values)
+    assert found.low is not None
+    assert found.high is not None
+    assert found.p_value is not None
+    return found.low, found.high, found.p_value
+
+
+def test_a_small_sample_agrees_with_all_its_resamples():
+    values = np.array([1.0, 2.0, 4.0, 9.0])
+    means = np.array([np.mean(drawn) for drawn in itertools.product(values, repeat=4)])  # all 256
+    assert estimate([values - 3]).value == pytest.approx(1.0)
+    low, high, p_value = bounds([values - 3])
+    assert low == pytest.approx(np.quantile(means, 0.025) - 3, abs=0.26)  # means are a quarter apart
+    assert high == pytest.approx(np.quantile(means, 0.975) - 3, abs=0.26)
+    assert p_value == pytest.approx(np.mean(np.abs(means - 4) >= 1), abs=0.03)
+
+
+def test_a_large_sample_agrees_with_the_normal_interval():
+    values = np.random.default_rng(1).normal(50, 10, 900)
+    low, high, p_value = bounds([values])
+    reach = 1.96 * values.std(ddof=1) / 30
+    assert low == pytest.approx(values.mean() - reach, abs=0.1 * reach)
+    assert high == pytest.approx(values.mean() + reach, abs=0.1 * reach)
+    assert p_value == pytest.approx(1 / 2001)
+
+
+def test_benchmarks_count_the_same_whatever_their_size():
+    draw = np.random.default_rng(2)
+    large, small = draw.normal(0, 1, 4000), draw.normal(10, 1, 50)
+    low, high, _ = bounds([large, small])
+    assert estimate([large, small]).value == pytest.approx((large.mean() + small.mean()) / 2)
+    # The standard error is that of half of each: the small one's decides.
+    reach = 1.96 * np.hypot(large.std(ddof=1) / 4000**0.5, small.std(ddof=1) / 50**0.5) / 2
+    assert high - low == pytest.approx(2 * reach, rel=0.1)
+
+
+def test_pairs_find_what_separate_intervals_hide():
+    draw = np.random.default_rng(3)
+    difficulty = draw.normal(40, 20, 200)
+    first, second = difficulty + draw.normal(1, 1, 200), difficulty + draw.normal(0, 1, 200)
+    assert bounds([first])[0] < bounds([second])[1]  # each alone: they overlap
+    low, _, p_value = bounds([first - second])
+    assert low > 0
+    assert p_value < 0.01
+    assert bounds([first - first]) == (0.0, 0.0, 1.0)
+
+
+def test_one_prompt_has_no_interval():
+    found = estimate([np.array([3.0]), np.array([1.0, 2.0])])
+    assert (found.value, found.low, found.high, found.p_value) == (2.25, None, None, None)
+
+
+def test_adjustment_by_hand():
+    # sorted .01 .03 .04: .01·3/1, .03·3/2, .04·3/3, then never above a later one
+    assert adjusted([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.04, 0.04])
+    assert adjusted([]) == []
