@@ -30,11 +30,15 @@ class Source(Strict):
     """Branch, tag or commit on the hub."""
     file: str | None = None
     """File inside a directory or hub dataset that holds several."""
+    sha256: str | None = Field(default=None, pattern="^[0-9a-f]{64}$")
+    """SHA-256 of the local file, where no other content will do."""
 
     @model_validator(mode="after")
     def _one_origin(self) -> Self:
         if (self.path is None) == (self.hub is None):
             raise ValueError("give exactly one of `path` (local) and `hub` (hub name)")
+        if self.sha256 is not None and self.hub is not None:
+            raise ValueError("`sha256` is of a local file; pin a hub dataset by a commit in `revision`")
         return self
 
 
@@ -280,10 +284,23 @@ class Student(Strict):
     """Fine-tuning on D before distillation; the reference scripts give it 3 epochs."""
 
 
+class Fields(Strict):
+    """Names of the fields in a benchmark's rows; without them, those of Dolly or of the authors' files."""
+
+    instruction: str = "instruction"
+    """What is asked."""
+    context: str | None = None
+    """What it is asked about; without a name, `context` or `input`, where there is one."""
+    references: str | None = None
+    """One right answer or a list of them; without a name, `output` or `response`."""
+
+
 class Benchmark(Strict):
-    """One evaluation set: rows with instruction, input and output (one reference or a list of them)."""
+    """One evaluation set, as a record: a new one needs no code."""
 
     source: Source
+    """Its rows, pinned by `revision` on the hub and by `sha256` on disk."""
+    fields: Fields = Fields()
     min_reference_tokens: int = Field(default=0, ge=0)
     """The headline score is over prompts whose first reference has at least this many tokens
     (paper: 11 for S-NI and UnNI)."""

@@ -9,7 +9,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field, SerializeAsAny
 
-from minillm.config import Evaluation, Method, Model, Runtime, Strict, Template, Tokenizer, Training
+from minillm.config import Evaluation, Fields, Method, Model, Runtime, Strict, Template, Tokenizer, Training
 
 
 class Stage(Strict):
@@ -42,7 +42,8 @@ class Benchmarks(Stage):
 
     kind: ClassVar[str] = "benchmarks"
     module: ClassVar[str] = "minillm.data.benchmarks"
-    names: tuple[str, ...]
+    fields: dict[str, Fields]
+    """By the name of the benchmark."""
 
 
 class Filter(Stage):

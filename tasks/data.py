@@ -41,7 +41,8 @@ def read_benchmarks(config: Config) -> Artifact | State:
     """Read every evaluation set into one format."""
     benchmarks = config.evaluation.benchmarks
     sources = {name: benchmark.source for name, benchmark in benchmarks.items()}
-    return compute(Benchmarks(names=tuple(benchmarks)), sources, config, "read benchmarks")
+    fields = {name: benchmark.fields for name, benchmark in benchmarks.items()}
+    return compute(Benchmarks(fields=fields), sources, config, "read benchmarks")
 
 
 @stage_task("filter examples")

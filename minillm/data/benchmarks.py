@@ -4,10 +4,14 @@ import json
 from pathlib import Path
 from typing import Any
 
+from minillm.config import Fields
 from minillm.data.rows import text_field
 from minillm.data.tables import Record, read_records
 from minillm.errors import StageError
 from minillm.stages import Benchmarks, Job
+
+CONTEXT = ("context", "input")
+"""Where the context stands, if it has one and no other name is given."""
 
 
 def run(job: Job) -> dict[str, float | str]:
@@ -19,15 +23,15 @@ def run(job: Job) -> dict[str, float | str]:
     settings = job.settings
     assert isinstance(settings, Benchmarks)
     summary: dict[str, float | str] = {}
-    for name in settings.names:
-        rows = read_benchmark(name, job.inputs[name])
+    for name, fields in settings.fields.items():
+        rows = read_benchmark(name, job.inputs[name], fields)
         lines = [json.dumps(row) + "\n" for row in rows]
         (job.output / f"{name}.jsonl").write_text("".join(lines))
         summary[name] = float(len(rows))
     return summary
 
 
-def read_benchmark(name: str, path: Path) -> list[dict[str, Any]]:
+def read_benchmark(name: str, path: Path, fields: Fields) -> list[dict[str, Any]]:
     """Rows {"index", "instruction", "context", "references", "topic"}; the source's own `prompt` is not used.
 
     Raises:
@@ -36,7 +40,7 @@ def read_benchmark(name: str, path: Path) -> list[dict[str, Any]]:
     rows = []
     for index, record in enumerate(read_records(path)):
         try:
-            rows.append({"index": index, **_parse(record)})
+            rows.append({"index": index, **_parse(record, fields)})
         except ValueError as error:
             raise StageError(f"benchmark {name}, {record.file}:{record.line}: {error}") from error
     if not rows:
@@ -44,22 +48,22 @@ def read_benchmark(name: str, path: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def _parse(record: Record) -> dict[str, Any]:
+def _parse(record: Record, fields: Fields) -> dict[str, Any]:
     value = record.value
     if record.problem is not None:
         raise ValueError(record.problem)
     if not isinstance(value, dict):
         raise ValueError(f"not an object but {type(value).__name__}")
     return {
-        "instruction": text_field(value, "instruction"),
-        "context": text_field(value, "context", "input", optional=True),
-        "references": _references(value),
+        "instruction": text_field(value, fields.instruction),
+        "context": text_field(value, fields.context) if fields.context else text_field(value, *CONTEXT, optional=True),
+        "references": _references(value, fields),
         "topic": text_field(value, "topic", "category", optional=True),
     }
 
 
-def _references(value: dict[str, Any]) -> list[str]:
-    name = "output" if "output" in value or "response" not in value else "response"
+def _references(value: dict[str, Any], fields: Fields) -> list[str]:
+    name = fields.references or ("output" if "output" in value or "response" not in value else "response")
     if not isinstance(value.get(name), list):
         return [text_field(value, name)]
     if not value[name]:

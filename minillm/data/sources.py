@@ -43,12 +43,14 @@ def resolve(source: Source | Model, directory: Path) -> Resolved:
         directory: Folder that a relative path starts from.
 
     Raises:
-        StageError: If it is missing, unreachable, gated, or a model without weights.
+        StageError: If it is missing, unreachable, gated, of other content than `sha256`, or a model without weights.
     """
     path = source_path(source, directory)
     if path is not None:
         if not path.exists():
             raise StageError(missing_path(path))
+        if isinstance(source, Source):
+            _require_content(path, source.sha256)
         resolved = Resolved(path.absolute(), _fingerprint(path))
     elif source.hub is not None:
         resolved = _from_hub(source, source.hub)
@@ -57,6 +59,19 @@ def resolve(source: Source | Model, directory: Path) -> Resolved:
     if isinstance(source, Model):
         require_weights(resolved.path)
     return resolved
+
+
+def _require_content(path: Path, sha256: str | None) -> None:
+    if sha256 is None:
+        return
+    if not path.is_file():
+        raise StageError(f"{path} is a directory, and `sha256` is of one file; name it in `file`")
+    found = _file_digest(path)
+    if found != sha256:
+        raise StageError(
+            f"{path} has SHA-256 {found}, but the configuration says {sha256}; "
+            "fetch the right version, or change `sha256` if this one is meant"
+        )
 
 
 def _fingerprint(path: Path) -> str:

@@ -1,5 +1,6 @@
 import pytest
 
+from minillm.config import Fields
 from minillm.data.benchmarks import load_benchmarks, read_benchmark
 from minillm.errors import StageError
 from minillm.stages import Benchmarks
@@ -12,13 +13,23 @@ def test_every_benchmark_comes_out_in_one_format(tmp_path):
         {"category": "k", "instruction": "i\u2028j", "output": ["o", "p"]},
     ]
     output, summary = run_stage(
-        Benchmarks(names=("a",)), {"a": write_lines(tmp_path / "a.jsonl", rows)}, tmp_path / "run"
+        Benchmarks(fields={"a": Fields()}), {"a": write_lines(tmp_path / "a.jsonl", rows)}, tmp_path / "run"
     )
     assert summary == {"a": 2.0}
     assert load_benchmarks(output)["a"] == [
         {"index": 0, "instruction": "i", "context": "c", "references": ["o"], "topic": "t"},
         {"index": 1, "instruction": "i\u2028j", "context": "", "references": ["o", "p"], "topic": "k"},
     ]
+
+
+def test_other_fields_are_named_in_the_record(tmp_path):
+    rows = [{"question": "q", "passage": "p", "answers": ["a", "b"], "instruction": "not this"}]
+    path = write_lines(tmp_path / "a.jsonl", rows)
+    named = Fields(instruction="question", context="passage", references="answers")
+    (row,) = read_benchmark("a", path, named)
+    assert (row["instruction"], row["context"], row["references"]) == ("q", "p", ["a", "b"])
+    with pytest.raises(StageError, match=r"a\.jsonl:1: no field `text`"):
+        read_benchmark("a", path, named.model_copy(update={"context": "text"}))
 
 
 @pytest.mark.parametrize(
@@ -35,14 +46,14 @@ def test_every_benchmark_comes_out_in_one_format(tmp_path):
 )
 def test_a_benchmark_that_cannot_be_scored_is_refused_by_file_row_and_field(tmp_path, rows, message):
     with pytest.raises(StageError, match=message):
-        run_stage(Benchmarks(names=("a",)), {"a": write_lines(tmp_path / "a.jsonl", rows)}, tmp_path / "run")
+        run_stage(Benchmarks(fields={"a": Fields()}), {"a": write_lines(tmp_path / "a.jsonl", rows)}, tmp_path / "run")
 
 
 def test_the_embedded_benchmarks_read():
     folder = ROOT / "data" / "embedded"
     names = ("dolly_eval", "self_inst", "vicuna", "sni", "unni")
     for name in names:
-        rows = read_benchmark(name, folder / f"{name}.jsonl")
+        rows = read_benchmark(name, folder / f"{name}.jsonl", Fields())
         assert len(rows) >= 80
         assert any(len(row["references"]) > 1 for row in rows) == (name == "sni")
 
@@ -56,6 +67,6 @@ def test_the_real_benchmarks_read(tmp_path):
         "sni": folder / "sni" / "test.jsonl",
         "unni": folder / "unni" / "core_len0-2_1050.jsonl",
     }
-    output, summary = run_stage(Benchmarks(names=tuple(sources)), sources, tmp_path)
+    output, summary = run_stage(Benchmarks(fields=dict.fromkeys(sources, Fields())), sources, tmp_path)
     assert summary == {"dolly": 500.0, "self_inst": 242.0, "vicuna": 80.0, "sni": 1694.0, "unni": 1050.0}
     assert max(len(row["references"]) for row in load_benchmarks(output)["sni"]) > 1

@@ -1,3 +1,4 @@
+import hashlib
 import json
 import os
 import subprocess
@@ -48,6 +49,19 @@ def test_a_local_fingerprint_is_of_content_not_of_place_or_time(tmp_path):
     assert here.path == first
     write_lines(second, [1, 3])
     assert resolve(Source(path="other.jsonl"), second.parent).fingerprint != here.fingerprint
+
+
+def test_content_may_be_pinned(tmp_path):
+    path = write_lines(tmp_path / "rows.jsonl", [1, 2])
+    sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+    assert resolve(Source(path="rows.jsonl", sha256=sha256), tmp_path).path == path
+    write_lines(path, [1, 3])
+    with pytest.raises(StageError, match=f"has SHA-256 .*, but the configuration says {sha256}; fetch the right"):
+        resolve(Source(path="rows.jsonl", sha256=sha256), tmp_path)
+    with pytest.raises(StageError, match="is a directory, and `sha256` is of one file; name it in `file`"):
+        resolve(Source(path=".", sha256=sha256), tmp_path)
+    with pytest.raises(ValueError, match="pin a hub dataset by a commit in `revision`"):
+        Source(hub="a/b", sha256=sha256)
 
 
 def test_a_directory_counts_names_and_contents_but_nothing_hidden(tmp_path):
