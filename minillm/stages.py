@@ -129,10 +129,20 @@ class Score(Stage):
     evaluation: Evaluation
 
 
+class Diversity(Stage):
+    """Distinct n-grams and self-overlap of stored responses; needs no model. Inputs: `responses`."""
+
+    kind: ClassVar[str] = "diversity"
+    module: ClassVar[str] = "minillm.evaluation.diversity"
+    role: str
+    benchmarks: tuple[str, ...]
+
+
 class Report(Stage):
     """Tables, plots and the page.
 
-    Inputs: `examples`, `benchmarks`; `score/ROLE` and `responses/ROLE` (generate) for each row of the table;
+    Inputs: `examples`, `benchmarks`; `score/ROLE`, `diversity/ROLE` and `responses/ROLE` (generate) for each row of the
+    table;
     `train/ROLE` for each model trained here, the initial student too (a ready-made teacher has none).
     """
 
@@ -158,7 +168,7 @@ class Card(Stage):
 
 
 STAGES: tuple[type[Stage], ...] = (
-    Prepare, Benchmarks, Filter, Pack, Train, Respond, Generate, Score, Report, Card
+    Prepare, Benchmarks, Filter, Pack, Train, Respond, Generate, Score, Diversity, Report, Card
 )  # fmt: skip
 
 

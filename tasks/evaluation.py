@@ -1,10 +1,10 @@
-"""Tasks that measure a model: responses, generated once and stored, and their scores, which need no model."""
+"""Tasks that measure a model: responses, generated once and stored, and what is measured on them without it."""
 
 from prefect import State
 
 from minillm.artifacts import Artifact
 from minillm.config import Config
-from minillm.stages import Generate, Score
+from minillm.stages import Diversity, Generate, Score
 from tasks.stage import Input, compute, stage_task
 
 
@@ -35,6 +35,13 @@ def score(config: Config, role: str, responses: Artifact, prepared: Artifact, be
     """Rouge-L and exact match of stored responses."""
     inputs: dict[str, Input] = {"responses": responses, "tokenizer": prepared, "benchmarks": benchmarks}
     return compute(Score(role=role, evaluation=config.evaluation), inputs, config, f"score {role}")
+
+
+@stage_task("diversity {role}")
+def measure_diversity(config: Config, role: str, responses: Artifact) -> Artifact | State:
+    """Distinct n-grams and self-overlap of stored responses."""
+    stage = Diversity(role=role, benchmarks=tuple(config.evaluation.benchmarks))
+    return compute(stage, {"responses": responses}, config, f"diversity {role}")
 
 
 def generation_tokens(config: Config) -> int:

@@ -12,7 +12,7 @@ from prefect.settings import PREFECT_API_URL, PREFECT_UI_URL
 from minillm.artifacts import METRICS, Artifact
 from minillm.config import Config, Model, Source
 from minillm.data.sources import Resolved
-from minillm.stages import Benchmarks, Report, Score, Stage
+from minillm.stages import Benchmarks, Diversity, Report, Score, Stage
 from tasks.outbox import DatasetFacts, Outbox, Record, Wanted
 from tasks.settings import PREFECT_UI, set_mlflow_defaults
 
@@ -124,11 +124,13 @@ def found(wanted: Wanted, artifact: Artifact, stage: Stage) -> None:
 
 
 def on_parent(wanted: Wanted, artifact: Artifact, stage: Stage) -> None:
-    """What a finished stage adds to the enclosing run: Rouge-L by method, and the report."""
-    if isinstance(stage, Score):
-        summary = artifact.manifest().get("summary", {})
-        rouge = {n.removeprefix("rouge_l/"): value for n, value in summary.items() if n.startswith("rouge_l/")}
-        wanted.metrics |= {f"rouge_l/{stage.role}/{name}": float(value) for name, value in rouge.items()}
+    """What a finished stage adds to the enclosing run: Rouge-L and diversity by method, and the report."""
+    if isinstance(stage, Score | Diversity):
+        shown = {Score: ("rouge_l",), Diversity: ("distinct_4", "self_overlap")}[type(stage)]
+        for name, value in artifact.manifest().get("summary", {}).items():
+            metric, _, benchmark = name.partition("/")
+            if metric in shown:
+                wanted.metrics[f"{metric}/{stage.role}/{benchmark}"] = float(value)
     if isinstance(stage, Report):
         wanted.files |= shown_files(artifact)
 

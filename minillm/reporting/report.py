@@ -65,7 +65,10 @@ def run(job: Job) -> dict[str, float | str]:
         "result": result_table(comparison),
         "intervals": interval_table(comparison),
         "differences": difference_table(comparison),
-        "behaviour": behaviour_table(comparison),
+        "behaviour": behaviour_table(
+            comparison,
+            {role: _read_json(job.inputs[f"diversity/{role}"] / "diversity.json") for role in settings.roles},
+        ),
         "models": model_table(trained, parameters, comparison),
         "figures": figures,
         **_inputs_of_page(job.inputs, comparison),
@@ -130,8 +133,8 @@ def difference_table(comparison: Comparison) -> pd.DataFrame:
     )
 
 
-def behaviour_table(comparison: Comparison) -> pd.DataFrame:
-    """Exact match, response length and share of finished responses, averaged over the benchmarks."""
+def behaviour_table(comparison: Comparison, diversities: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
+    """Exact match, response length, share of finished responses and diversity, averaged over the benchmarks."""
     rows = {}
     for role, table in comparison.tables.items():
         benchmarks = pd.DataFrame(list(table["benchmarks"].values()))
@@ -139,6 +142,10 @@ def behaviour_table(comparison: Comparison) -> pd.DataFrame:
             "exact match": formatted(table["mean"]["exact_match"]),
             "response tokens": f"{benchmarks['response_tokens'].mean():.1f}",
             "finished, %": f"{benchmarks['finished'].mean():.1f}",
+            "distinct 4-grams, %": f"{diversities[role][MEAN]['distinct_4']:.1f}",
+            "self-overlap": f"{diversities[role][MEAN]['self_overlap']:.1f}"
+            if "self_overlap" in diversities[role][MEAN]
+            else "–",
         }
     return pd.DataFrame.from_dict(rows, orient="index")
 

@@ -34,6 +34,9 @@ STAGES = {
     "score teacher",
     "score sft",
     "score minillm",
+    "diversity teacher",
+    "diversity sft",
+    "diversity minillm",
     "report",
     "export sft",
     "export minillm",
@@ -127,8 +130,11 @@ def test_mlflow_has_the_table_on_the_parent_and_the_report_with_it(first: Finish
     client = MlflowClient(f"sqlite:///{store / 'mlflow.db'}")
     experiment = client.get_experiment_by_name("small")
     assert experiment is not None
-    parent, *nested = client.search_runs([experiment.experiment_id], order_by=["attribute.start_time"])[:19]
+    parent, *nested = client.search_runs([experiment.experiment_id], order_by=["attribute.start_time"])[
+        : 2 + len(STAGES)
+    ]
     assert {"rouge_l/minillm/dolly", "rouge_l/minillm/mean", "rouge_l/teacher/mean"} <= set(parent.data.metrics)
+    assert "distinct_4/minillm/dolly" in parent.data.metrics
     assert {f.path for f in client.list_artifacts(parent.info.run_id)} >= {
         "report.md",
         "report.html",
@@ -163,7 +169,8 @@ def test_another_distillation_rate_recomputes_distillation_and_what_follows(firs
     computed = {stage for stage, state in changed.states().items() if state == "Completed"} - {"distill"}
     assert {"train minillm", "generate minillm", "report", "export minillm"} <= computed
     # Scores are keyed by the responses: two steps may leave them as they were, and the score is then found.
-    assert computed <= {"train minillm", "generate minillm", "score minillm", "report", "export minillm", "export sft"}
+    measured = {"score minillm", "diversity minillm"}
+    assert computed <= {"train minillm", "generate minillm", *measured, "report", "export minillm", "export sft"}
 
 
 def test_one_failing_method_leaves_the_others_standing(first: Finished, server: str):

@@ -12,10 +12,11 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from minillm.config import Benchmark, Evaluation, Source
+from minillm.evaluation import diversity as diversity_stage
 from minillm.evaluation import scoring
 from minillm.reporting import report
 from minillm.reporting.comparison import Comparison, human, percent, verdict
-from minillm.stages import Job, Report, Score
+from minillm.stages import Diversity, Job, Report, Score
 
 ROLES = ("teacher", "sft", "kd", "minillm")
 KEPT_WORDS = {"teacher": 0.75, "sft": 0.5, "kd": 0.52, "minillm": 0.65}
@@ -90,7 +91,12 @@ def make_role(folder: Path, role: str, prompts: dict, draw: random.Random, input
     settings = Score(role=role, evaluation=Evaluation(benchmarks=subsets, seeds=SEEDS))
     sources = {"responses": responses, "benchmarks": folder / "benchmarks", "tokenizer": folder / "tokenizer"}
     scoring.run(Job(kind="score", settings=settings, inputs=sources, output=score, work=folder))
-    inputs |= {f"responses/{role}": responses, f"score/{role}": score}
+    diversity = folder / f"diversity-{role}"
+    diversity.mkdir()
+    measured = Diversity(role=role, benchmarks=tuple(prompts))
+    job = Job(kind="diversity", settings=measured, inputs={"responses": responses}, output=diversity, work=folder)
+    diversity_stage.run(job)
+    inputs |= {f"responses/{role}": responses, f"score/{role}": score, f"diversity/{role}": diversity}
     if role != "teacher":
         inputs[f"train/{role}"] = make_train(folder / f"train-{role}", role)
 

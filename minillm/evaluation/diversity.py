@@ -1,0 +1,65 @@
+"""Stage diversity: how much a model repeats itself over its stored responses (method.md §7); no model is needed."""
+
+import itertools
+import json
+import statistics
+from collections.abc import Iterable, Sequence
+
+import pandas as pd
+from rouge_score.tokenize import tokenize
+
+from minillm.artifacts import write_atomically
+from minillm.data.tables import read_records
+from minillm.evaluation.rouge import rouge_l
+from minillm.stages import Diversity, Job
+
+SIZES = (1, 2, 3, 4)
+"""Lengths of the n-grams; the paper reports 4."""
+
+
+def run(job: Job) -> dict[str, float | str]:
+    """Write diversity.json, the measures of each benchmark, 0–100; the summary has them and their means."""
+    settings = job.settings
+    assert isinstance(settings, Diversity)
+    measured: dict[str, dict[str, float]] = {}
+    for name in settings.benchmarks:
+        responses = pd.DataFrame([record.value for record in read_records(job.inputs["responses"] / f"{name}.jsonl")])
+        measured[name] = measure(responses)
+    measured["mean"] = {str(what): mean for what, mean in pd.DataFrame(measured).mean(axis=1).items()}
+    write_atomically(job.output / "diversity.json", json.dumps(measured, indent=2))
+    return {f"{what}/{name}": value for name, row in measured.items() for what, value in row.items()}
+
+
+def measure(responses: pd.DataFrame) -> dict[str, float]:
+    """Distinct n-grams and, with several seeds, self-overlap of one benchmark, 0–100.
+
+    Args:
+        responses: Columns index, seed, response.
+    """
+    texts = [list(part["response"]) for _, part in responses.groupby("seed")]
+    found = {f"distinct_{n}": statistics.fmean(distinct(of_seed, n) for of_seed in texts) for n in SIZES}
+    if len(texts) > 1:
+        found["self_overlap"] = self_overlap(list(part) for _, part in responses.groupby("index")["response"])
+    return found
+
+
+def distinct(texts: Sequence[str], n: int) -> float:
+    """Different n-grams per n-gram of all texts together, in percent; 100 where no text has n words."""
+    grams = [gram for text in texts for gram in _grams(tokenize(text, None), n)]
+    return 100 * len(set(grams)) / len(grams) if grams else 100.0
+
+
+def self_overlap(answers: Iterable[Sequence[str]]) -> float:
+    """Mean Rouge-L (0–100) between two answers to the same prompt.
+
+    Args:
+        answers: Several for each prompt.
+    """
+    return 100 * statistics.fmean(
+        statistics.fmean(rouge_l(first, [second]) for first, second in itertools.combinations(of_prompt, 2))
+        for of_prompt in answers
+    )
+
+
+def _grams(words: Sequence[str], n: int) -> Iterable[tuple[str, ...]]:
+    return zip(*(words[start:] for start in range(n)), strict=False)
