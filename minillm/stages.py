@@ -141,9 +141,8 @@ class Diversity(Stage):
 class Report(Stage):
     """Tables, plots and the page.
 
-    Inputs: `examples`, `benchmarks`; `score/ROLE`, `diversity/ROLE` and `responses/ROLE` (generate) for each row of the
-    table;
-    `train/ROLE` for each model trained here, the initial student too (a ready-made teacher has none).
+    Inputs: `examples`, `benchmarks`; `score/ROLE`, `diversity/ROLE` and `responses/ROLE` (generate) for each row of
+    the table; `train/ROLE` for each model trained here, the initial student too (a ready-made teacher has none).
     """
 
     kind: ClassVar[str] = "report"

@@ -1,11 +1,16 @@
-"""What both of TRL's trainers are given, and one optimizer step of either."""
+"""What TRL's trainers are given, how one of them is made, and what is one optimizer step of it."""
 
+import itertools
 import tempfile
+from collections.abc import Callable
 from typing import Any
+
+from benchmarks.contenders.models import student_and_teacher
+from benchmarks.contenders.words import tokenizer_of_words
 
 
 def arguments(settings: dict[str, Any]) -> dict[str, Any]:
-    """Training arguments that the two share: the same batch, precision and rate, nothing saved or logged."""
+    """Training arguments that all share: the same batch, precision and rate, nothing saved or logged."""
     return {
         "output_dir": tempfile.mkdtemp(),
         "per_device_train_batch_size": settings["batch_size"],
@@ -20,10 +25,29 @@ def arguments(settings: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def prepare(trainer: Any) -> None:
-    """Set what `train` would have set before its first step."""
+def make_trainer(kind: Callable[..., Any], args: Any, settings: dict[str, Any]) -> Any:
+    """A trainer of the shared models and prompts, with what `train` would have set before its first step.
+
+    Args:
+        kind: The trainer's class.
+        args: Of the trainer's own configuration class.
+        settings: Of the benchmark.
+    """
+    from datasets import Dataset
+
+    student, teacher = student_and_teacher(settings)
+    tokenizer, texts = tokenizer_of_words(settings)
+    prompts = Dataset.from_dict({"prompt": texts})
+    trainer = kind(model=student, teacher_model=teacher, args=args, train_dataset=prompts, processing_class=tokenizer)
     trainer.create_optimizer_and_scheduler(10**6)
     trainer.current_gradient_accumulation_steps = 1
+    return trainer
+
+
+def on_batches(trainer: Any) -> Callable[[], dict[str, float]]:
+    """The step, on one batch of prompts after the other."""
+    batches = itertools.chain.from_iterable(trainer.get_train_dataloader() for _ in itertools.count())
+    return lambda: optimizer_step(trainer, next(batches))
 
 
 def optimizer_step(trainer: Any, inputs: dict[str, Any]) -> dict[str, float]:

@@ -5,19 +5,15 @@ from typing import Any
 
 import torch
 
-from benchmarks.contenders.models import prompts, student_and_teacher
-from benchmarks.contenders.trl import arguments, optimizer_step, prepare
-from benchmarks.contenders.words import tokenizer_of_words
+from benchmarks.contenders.models import prompts
+from benchmarks.contenders.trl import arguments, make_trainer, optimizer_step
 from benchmarks.protocol import serve
 
 
 def make_step(settings: dict[str, Any]) -> Callable[[], dict[str, float]]:
     """The step, always on the same prompts."""
-    from datasets import Dataset
     from trl.experimental.gkd import GKDConfig, GKDTrainer
 
-    student, teacher = student_and_teacher(settings)
-    tokenizer, texts = tokenizer_of_words(settings)
     args = GKDConfig(
         **arguments(settings),
         lmbda=1.0,
@@ -26,15 +22,8 @@ def make_step(settings: dict[str, Any]) -> Callable[[], dict[str, float]]:
         max_new_tokens=settings["new_tokens"],
         max_length=settings["prompt_tokens"] + settings["new_tokens"],
     )
-    trainer = GKDTrainer(
-        model=student,
-        teacher_model=teacher,
-        args=args,
-        train_dataset=Dataset.from_dict({"prompt": texts}),
-        processing_class=tokenizer,
-    )
+    trainer = make_trainer(GKDTrainer, args, settings)
     trainer.generation_config.eos_token_id = None  # every response has the full length, as for the others
-    prepare(trainer)
     prompt = torch.tensor(prompts(settings))
     mask = torch.ones_like(prompt)
 

@@ -1,22 +1,16 @@
 """TRL's MiniLLM trainer (1.9.2, the last version that had it): generation, loss, backward and optimizer, no mixing."""
 
-import itertools
 from collections.abc import Callable
 from typing import Any
 
-from benchmarks.contenders.models import student_and_teacher
-from benchmarks.contenders.trl import arguments, optimizer_step, prepare
-from benchmarks.contenders.words import tokenizer_of_words
+from benchmarks.contenders.trl import arguments, make_trainer, on_batches
 from benchmarks.protocol import serve
 
 
 def make_step(settings: dict[str, Any]) -> Callable[[], dict[str, float]]:
     """The step, on one batch of prompts after the other."""
-    from datasets import Dataset
     from trl.experimental.minillm import MiniLLMConfig, MiniLLMTrainer
 
-    student, teacher = student_and_teacher(settings)
-    tokenizer, texts = tokenizer_of_words(settings)
     args = MiniLLMConfig(
         **arguments(settings),
         gradient_accumulation_steps=1,
@@ -25,13 +19,7 @@ def make_step(settings: dict[str, Any]) -> Callable[[], dict[str, float]]:
         generation_kwargs={"min_new_tokens": settings["new_tokens"]},
         gamma=1.0,
     )
-    dataset = Dataset.from_dict({"prompt": texts})
-    trainer = MiniLLMTrainer(
-        model=student, teacher_model=teacher, args=args, train_dataset=dataset, processing_class=tokenizer
-    )
-    prepare(trainer)
-    batches = itertools.chain.from_iterable(trainer.get_train_dataloader() for _ in itertools.count())
-    return lambda: optimizer_step(trainer, next(batches))
+    return on_batches(make_trainer(MiniLLMTrainer, args, settings))
 
 
 if __name__ == "__main__":

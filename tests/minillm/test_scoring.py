@@ -93,6 +93,7 @@ def test_headline_counts_only_prompts_with_long_references(tmp_path):
     assert not [name for name in summary if name.startswith("rouge_l/toy/")]
     table = json.loads((work.output / "table.json").read_text())
     assert (table["benchmarks"]["toy"]["prompts"], table["benchmarks"]["toy"]["all_prompts"]) == (2, 4)
+    assert table["benchmarks"]["toy"]["rouge_l"]["interval"] == [100.0, 100.0], "the wrong answers are not among them"
 
 
 def test_mean_over_benchmarks_weighs_them_equally_per_seed(tmp_path):
@@ -110,6 +111,9 @@ def test_mean_over_benchmarks_weighs_them_equally_per_seed(tmp_path):
     assert summary["rouge_l/hard"] == pytest.approx(50.0)
     assert summary["rouge_l/mean"] == pytest.approx(75.0)
     assert summary["rouge_l/mean_spread"] == pytest.approx(50 / 2**0.5)  # 100 and 50
+    table = json.loads((work.output / "table.json").read_text())
+    assert table["benchmarks"]["easy"]["rouge_l"]["interval"] == [100.0, 100.0]
+    assert table["mean"]["rouge_l"]["interval"] == [None, None], "`hard` has a single headline prompt"
 
 
 @pytest.mark.parametrize(
