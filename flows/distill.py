@@ -11,7 +11,7 @@ from prefect import State, flow
 from minillm.errors import ConfigError
 from minillm.loading import load_config
 from tasks.data import filter_examples, pack_plain_text, prepare, read_benchmarks
-from tasks.evaluation import generate, measure_diversity, score
+from tasks.evaluation import evaluate
 from tasks.reporting import conclude, export_model, report
 from tasks.server import ensure_prefect_server
 from tasks.session import tracked
@@ -44,11 +44,8 @@ def distill(config_file: str = "configs/quickstart.yaml", overrides: tuple[str, 
         }
 
         models = {"teacher": teacher, **students}
-        answers = {role: generate.submit(config, role, model, prepared, benchmarks) for role, model in models.items()}
-        scores = {role: score.submit(config, role, given, prepared, benchmarks) for role, given in answers.items()}
-        diversities = {role: measure_diversity.submit(config, role, given) for role, given in answers.items()}
-        trained = {**models, "initial": initial}
-        results = report.submit(config, examples, benchmarks, trained, answers, scores, diversities)
+        measured = evaluate(config, models, prepared, benchmarks)
+        results = report.submit(config, examples, benchmarks, {**models, "initial": initial}, measured)
         exports = {
             name: export_model.submit(config, name, model, examples, results) for name, model in students.items()
         }

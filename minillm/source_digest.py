@@ -7,6 +7,8 @@ import threading
 from pathlib import Path
 
 PACKAGE = Path(__file__).parent
+DECLARATIONS = ("minillm.config", "minillm.stages")
+"""They compute nothing: the values that a stage has of them are part of its key, so a new field changes no other."""
 PARSING = threading.Lock()
 """The parser of Python 3.11 fails when several threads use it at once."""
 
@@ -44,8 +46,12 @@ def _closure(module: str) -> set[str]:
                 names = [alias.name for alias in node.names]
             else:
                 continue
-            waiting += [n for n in names if n.startswith("minillm.") and _file(n).exists()]
+            waiting += [name for name in names if name.startswith("minillm.") and _computes(name)]
     return seen
+
+
+def _computes(module: str) -> bool:
+    return not module.startswith(DECLARATIONS) and _file(module).exists()
 
 
 def _templates(module: str) -> list[Path]:

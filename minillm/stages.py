@@ -9,7 +9,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field, SerializeAsAny
 
-from minillm.config import Evaluation, Fields, Method, Model, Runtime, Strict, Template, Tokenizer, Training
+from minillm.config import Benchmark, Fields, Method, Model, Runtime, Strict, Template, Tokenizer, Training
 
 
 class Stage(Strict):
@@ -126,7 +126,8 @@ class Score(Stage):
     kind: ClassVar[str] = "score"
     module: ClassVar[str] = "minillm.evaluation.scoring"
     role: str
-    evaluation: Evaluation
+    seeds: tuple[int, ...]
+    benchmarks: dict[str, Benchmark]
 
 
 class Diversity(Stage):

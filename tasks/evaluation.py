@@ -1,11 +1,37 @@
 """Tasks that measure a model: responses, generated once and stored, and what is measured on them without it."""
 
+from collections.abc import Mapping
+from typing import Any
+
 from prefect import State
+from prefect.futures import PrefectFuture
 
 from minillm.artifacts import Artifact
 from minillm.config import Config
 from minillm.stages import Diversity, Generate, Score
 from tasks.stage import Input, compute, stage_task
+
+
+def evaluate(
+    config: Config, models: Mapping[str, Any], prepared: Any, benchmarks: Any
+) -> dict[str, PrefectFuture[Any]]:
+    """Start every measurement of every model.
+
+    Args:
+        config: What is measured.
+        models: By the rows of the table, the teacher first; results or futures of tasks, as the others.
+        prepared: The tokenizer.
+        benchmarks: In their one format.
+
+    Returns:
+        Futures of artifacts by the names of the report's inputs, e.g. score/minillm.
+    """
+    measured: dict[str, PrefectFuture[Any]] = {}
+    for role, model in models.items():
+        responses = measured[f"responses/{role}"] = generate.submit(config, role, model, prepared, benchmarks)
+        measured[f"score/{role}"] = score.submit(config, role, responses, prepared, benchmarks)
+        measured[f"diversity/{role}"] = measure_diversity.submit(config, role, responses)
+    return measured
 
 
 @stage_task("generate {role}")
@@ -34,7 +60,8 @@ def generate(config: Config, role: str, model: Input, prepared: Artifact, benchm
 def score(config: Config, role: str, responses: Artifact, prepared: Artifact, benchmarks: Artifact) -> Artifact | State:
     """Rouge-L and exact match of stored responses."""
     inputs: dict[str, Input] = {"responses": responses, "tokenizer": prepared, "benchmarks": benchmarks}
-    return compute(Score(role=role, evaluation=config.evaluation), inputs, config, f"score {role}")
+    stage = Score(role=role, seeds=config.evaluation.seeds, benchmarks=config.evaluation.benchmarks)
+    return compute(stage, inputs, config, f"score {role}")
 
 
 @stage_task("diversity {role}")

@@ -25,17 +25,14 @@ def report(
     examples: Artifact,
     benchmarks: Artifact,
     trained: Mapping[str, Input],
-    responses: Mapping[str, Artifact],
-    scores: Mapping[str, Artifact],
-    diversities: Mapping[str, Artifact],
+    measured: Mapping[str, Artifact],
 ) -> Artifact | State:
-    """Tables, plots and the page; all by the rows of the table, `trained` by `initial` too."""
+    """Tables, plots and the page: `trained` by the rows of the table and `initial`, `measured` as `evaluate` names it."""
     inputs: dict[str, Input] = {"examples": examples, "benchmarks": benchmarks}
     inputs |= {f"train/{role}": model for role, model in trained.items() if isinstance(model, Artifact)}
-    inputs |= {f"responses/{role}": artifact for role, artifact in responses.items()}
-    inputs |= {f"score/{role}": artifact for role, artifact in scores.items()}
-    inputs |= {f"diversity/{role}": artifact for role, artifact in diversities.items()}
-    stage = Report(name=config.name, roles=tuple(scores), benchmarks=tuple(config.evaluation.benchmarks))
+    inputs |= measured
+    roles = tuple(name.removeprefix("score/") for name in measured if name.startswith("score/"))
+    stage = Report(name=config.name, roles=roles, benchmarks=tuple(config.evaluation.benchmarks))
     return compute(stage, inputs, config, "report")
 
 

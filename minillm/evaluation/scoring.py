@@ -34,14 +34,13 @@ def run(job: Job) -> dict[str, float | str]:
     """Write scores.parquet and table.json, and return the table's numbers under their names in the tracked run."""
     settings = job.settings
     assert isinstance(settings, Score)
-    evaluation = settings.evaluation
     tokenizer = AutoTokenizer.from_pretrained(job.inputs["tokenizer"])
     parts: list[pd.DataFrame] = []
     rows: dict[str, dict[str, Any]] = {}
-    for name, benchmark in evaluation.benchmarks.items():
+    for name, benchmark in settings.benchmarks.items():
         prompts = pd.DataFrame([record.value for record in read_records(job.inputs["benchmarks"] / f"{name}.jsonl")])
         responses = pd.DataFrame([record.value for record in read_records(job.inputs["responses"] / f"{name}.jsonl")])
-        check_complete(name, prompts, responses, evaluation.seeds)
+        check_complete(name, prompts, responses, settings.seeds)
         scores = score_benchmark(name, prompts, responses, tokenizer)
         scores["headline"] = scores["reference_tokens"] >= benchmark.min_reference_tokens
         rows[name] = summarise(name, benchmark, scores)
@@ -53,7 +52,7 @@ def run(job: Job) -> dict[str, float | str]:
     means["rouge_l"]["interval"] = _interval(list(by_prompt.values()))
     for name, row in rows.items():
         row["rouge_l"]["interval"] = _interval([by_prompt[name]])
-    table = {"role": settings.role, "seeds": list(evaluation.seeds), "benchmarks": rows, "mean": means}
+    table = {"role": settings.role, "seeds": list(settings.seeds), "benchmarks": rows, "mean": means}
     scores.to_parquet(job.output / "scores.parquet")
     write_atomically(job.output / "table.json", json.dumps(table, indent=2))
     return _flat(table)

@@ -22,12 +22,18 @@ from minillm.evaluation.scoring import prompt_values
 from minillm.progress import read_metrics
 from minillm.reporting import plots
 from minillm.reporting.comparison import MEAN, Comparison, formatted, human, percent, verdict
+from minillm.reporting.sections import Section
 from minillm.stages import Job, Report
 
 TEMPLATES = Path(__file__).parent / "templates"
 SELECTED_BY = {"rouge_l": "Rouge-L", "validation_loss": "validation loss"}
 SHOWN_CHARACTERS = 1200
 """Longer texts are cut in the page; the stored responses are whole."""
+
+MakeSection = Callable[[Mapping[str, Path], Sequence[str], plots.Look], Section | None]
+"""From the stage's inputs, the rows of the table and how they look; None where nothing was measured."""
+SECTIONS: tuple[MakeSection, ...] = ()
+"""In the order of the page."""
 
 
 def run(job: Job) -> dict[str, float | str]:
@@ -54,7 +60,10 @@ def run(job: Job) -> dict[str, float | str]:
         "parameters": parameters,
     }
     write_atomically(job.output / "results.json", json.dumps(results, indent=2))
-    figures = draw(comparison, trained, job.output / "plots")
+    look = plots.looks([*comparison.roles, *(role for role in trained if role not in comparison.roles)])
+    sections = [section for make in SECTIONS if (section := make(job.inputs, settings.roles, look))]
+    figures = draw(comparison, trained, look)
+    drawn = save(figures | {name: of for section in sections for name, of in section.figures.items()}, job.output)
     page = {
         "name": settings.name,
         "sentences": sentences,
@@ -70,7 +79,9 @@ def run(job: Job) -> dict[str, float | str]:
             {role: _read_json(job.inputs[f"diversity/{role}"] / "diversity.json") for role in settings.roles},
         ),
         "models": model_table(trained, parameters, comparison),
-        "figures": figures,
+        "figures": [name for name in figures if name != "benchmarks"],
+        "sections": sections,
+        "drawn": drawn,
         **_inputs_of_page(job.inputs, comparison),
     }
     render(page, job.output)
@@ -183,10 +194,8 @@ def count_parameters(train_artifact: Path) -> int:
     return sum(metadata.parameter_count.values())
 
 
-def draw(comparison: Comparison, trained: Mapping[str, Path], folder: Path) -> dict[str, dict[str, str]]:
-    """Save every figure as PNG in `folder`; by file name, its title and its SVG."""
-    folder.mkdir(exist_ok=True)
-    look = plots.looks([*comparison.roles, *(role for role in trained if role not in comparison.roles)])
+def draw(comparison: Comparison, trained: Mapping[str, Path], look: plots.Look) -> dict[str, tuple[str, Figure]]:
+    """Title and figure of every plot that a run always has, by the name of its file."""
     figures: dict[str, tuple[str, Figure]] = {
         "benchmarks": ("Rouge-L by benchmark", plots.benchmark_figure(comparison, look))
     }
@@ -204,6 +213,13 @@ def draw(comparison: Comparison, trained: Mapping[str, Path], folder: Path) -> d
         if curves:
             figure = plots.curve_figure(metric, curves, look)
             figures[metric.replace("/", "-")] = (plots.CURVES[metric], figure)
+    return figures
+
+
+def save(figures: Mapping[str, tuple[str, Figure]], output: Path) -> dict[str, dict[str, str]]:
+    """Save every figure as PNG in plots/; by file name, its title and its SVG."""
+    folder = output / "plots"
+    folder.mkdir(exist_ok=True)
     return {
         name: {"title": title, "svg": plots.save(figure, folder / f"{name}.png")}
         for name, (title, figure) in figures.items()

@@ -97,7 +97,7 @@ def test_every_stage(architecture, tmp_path):
         tmp_path / "generate", generate, {"model": student, "tokenizer": tokenizer, "benchmarks": benchmarks}
     )
     evaluation = Evaluation(benchmarks={"words": Benchmark(source=Source(path="words.jsonl"))}, seeds=(10, 20))
-    score = Score(role="minillm", evaluation=evaluation)
+    score = Score(role="minillm", seeds=evaluation.seeds, benchmarks=evaluation.benchmarks)
     scored, summary = run_stage(
         score, {"responses": generated, "benchmarks": benchmarks, "tokenizer": tokenizer}, tmp_path / "score"
     )

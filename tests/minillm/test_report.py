@@ -11,7 +11,7 @@ from safetensors.numpy import save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from minillm.config import Benchmark, Evaluation, Source
+from minillm.config import Benchmark, Source
 from minillm.evaluation import diversity as diversity_stage
 from minillm.evaluation import scoring
 from minillm.reporting import report
@@ -88,7 +88,7 @@ def make_role(folder: Path, role: str, prompts: dict, draw: random.Random, input
     score = folder / f"score-{role}"
     score.mkdir()
     subsets = {name: Benchmark(source=Source(path="x"), length_subsets=name == "sni") for name in prompts}
-    settings = Score(role=role, evaluation=Evaluation(benchmarks=subsets, seeds=SEEDS))
+    settings = Score(role=role, seeds=SEEDS, benchmarks=subsets)
     sources = {"responses": responses, "benchmarks": folder / "benchmarks", "tokenizer": folder / "tokenizer"}
     scoring.run(Job(kind="score", settings=settings, inputs=sources, output=score, work=folder))
     diversity = folder / f"diversity-{role}"

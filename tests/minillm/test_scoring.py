@@ -49,7 +49,7 @@ def job(folder: Path, responses: dict[str, list[dict]], settings: Evaluation) ->
         (folder / "responses" / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n")
     return Job(
         kind="score",
-        settings=Score(role="sft", evaluation=settings),
+        settings=Score(role="sft", seeds=settings.seeds, benchmarks=settings.benchmarks),
         inputs={name: folder / name for name in ("responses", "benchmarks", "tokenizer")},
         output=folder / "output",
         work=folder / "work",

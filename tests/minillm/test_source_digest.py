@@ -37,6 +37,13 @@ def test_a_change_deep_below_a_stage_changes_its_digest(package):
     assert digest(package, "minillm.evaluation.scoring") == scoring
 
 
+def test_a_new_setting_or_stage_changes_no_other_stage(package):
+    before = digest(package, "minillm.training.trainer")
+    replace(package / "stages.py", "STAGES: tuple", "class Another(Stage):\n    kind = 'another'\n\n\nSTAGES: tuple")
+    replace(package / "config" / "evaluation.py", "validation_prompts: PositiveInt = 1000", "another: int = 1")
+    assert digest(package, "minillm.training.trainer") == before
+
+
 def test_comments_and_layout_do_not_count(package):
     before = digest(package, "minillm.training.trainer")
     path = package / "objectives" / "policy.py"

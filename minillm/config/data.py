@@ -1,0 +1,80 @@
+"""The data and how it becomes tokens (method.md §6)."""
+
+from typing import Self
+
+from pydantic import Field, PositiveInt, model_validator
+
+from minillm.config.base import Source, Strict
+
+
+class Template(Strict):
+    """How an instruction becomes a prompt; the response follows directly (method.md §6)."""
+
+    with_context: str = (
+        "Below is an instruction that describes a task, paired with an input that provides further context. "
+        "Write a response that appropriately completes the request.\n\n"
+        "### Instruction:\n{instruction}\n\n### Input:\n{context}\n\n### Response:\n"
+    )
+    """Used where there is context. The default is the Alpaca template of the paper."""
+    without_context: str = (
+        "Below is an instruction that describes a task. "
+        "Write a response that appropriately completes the request.\n\n"
+        "### Instruction:\n{instruction}\n\n### Response:\n"
+    )
+    """Used where there is none."""
+
+    @model_validator(mode="after")
+    def _placeholders(self) -> Self:
+        if "{instruction}" not in self.with_context or "{context}" not in self.with_context:
+            raise ValueError("`with_context` must contain {instruction} and {context}")
+        if "{instruction}" not in self.without_context:
+            raise ValueError("`without_context` must contain {instruction}")
+        return self
+
+
+class Data(Strict):
+    """The instruction data D, the plain text D_PT and how they are filtered (method.md §6)."""
+
+    directory: str = "."
+    """Folder that relative `path`s of sources start from, itself relative to the working directory."""
+    instructions: Source
+    """Rows with instruction, context, response, category (the schema of Dolly)."""
+    split: Source | None = None
+    """Rows {row, split} naming each row's part (train, dev, test, unused); without it, a random split."""
+    validation_size: PositiveInt = 1000
+    """Rows of the random split kept for validation (paper: 1K). Not used with `split`."""
+    test_size: PositiveInt = 500
+    """Rows of the random split kept apart for DollyEval (paper: 0.5K). Not used with `split`."""
+    plain_text: Source | None = None
+    """D_PT: plain text, or JSONL with a `text` field; needed where a method's plain-text coefficient is > 0."""
+    template: Template = Template()
+    max_prompt_tokens: PositiveInt = 256
+    """Longest prompt, tokens (reference scripts: 256)."""
+    max_tokens: PositiveInt = 512
+    """Longest prompt with response, tokens; also the length of a plain-text block (reference scripts: 512)."""
+    max_malformed_share: float = Field(default=0.01, ge=0.0, lt=1.0)
+    """Share of rows that may be malformed before the run stops."""
+
+    @model_validator(mode="after")
+    def _room_for_a_response(self) -> Self:
+        if self.max_prompt_tokens >= self.max_tokens:
+            raise ValueError(
+                f"max_prompt_tokens {self.max_prompt_tokens} leaves no room for a response within "
+                f"max_tokens {self.max_tokens}; lower the first or raise the second"
+            )
+        return self
+
+
+class Tokenizer(Strict):
+    """The tokenizer that teacher and student share."""
+
+    train_vocabulary: PositiveInt | None = None
+    """Entries of a byte-level BPE trained on the training rows and D_PT; without it, the teacher's tokenizer."""
+    path: str | None = None
+    """Local directory of a tokenizer to use instead."""
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> Self:
+        if self.train_vocabulary is not None and self.path is not None:
+            raise ValueError("give at most one of `train_vocabulary` and `path`")
+        return self

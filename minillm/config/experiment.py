@@ -1,0 +1,82 @@
+"""A whole experiment, and where it runs."""
+
+from typing import Any, Literal, Self
+
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+
+from minillm.config.base import Strict
+from minillm.config.data import Data, Tokenizer
+from minillm.config.evaluation import Evaluation
+from minillm.config.training import Method, Student, Teacher
+
+
+class Runtime(Strict):
+    """Where and on what it runs; nothing here changes a result beyond floating-point rounding."""
+
+    store: str = ".minillm"
+    """Folder of artifacts, checkpoints and, unless MLFLOW_TRACKING_URI is set, tracked runs."""
+    processes: PositiveInt = 1
+    """Processes of a worker group on this machine (one per GPU)."""
+    threads: PositiveInt | None = None
+    """CPU threads per process; without it, torch's default."""
+    parallel_stages: PositiveInt = 1
+    """Stages that may run at once."""
+    micro_batch_size: PositiveInt = 8
+    """Sequences per process in one forward and backward pass; lower it when memory runs out."""
+    generation_batch_size: PositiveInt = 64
+    """Responses generated at once per process; lower it when memory runs out."""
+    zero_stage: Literal[0, 1, 2, 3] = 0
+    """DeepSpeed ZeRO stage: 1 shards optimizer state over processes, 2 also gradients, 3 also weights."""
+    checkpoint_every: PositiveInt = 100
+    """Optimizer steps between checkpoints: a killed stage loses at most this many."""
+    retries: int = Field(default=2, ge=0)
+    """Times a failed stage is started again, from its last checkpoint."""
+    timeout_hours: PositiveFloat = 168.0
+    """A stage that runs longer is stopped and counts as failed."""
+
+
+class Config(Strict):
+    """A whole experiment, from raw rows to the report."""
+
+    name: str = Field(pattern=r"^[\w.-]+$")
+    """Experiment name in MLflow and in the report."""
+    seed: int = Field(default=1, ge=0)
+    """Of model initialisation, data order and rollouts."""
+    parity: Literal["paper", "lmops"] = "paper"
+    """lmops sets every deviation of the reference code from the paper (method.md §4)."""
+    data: Data
+    tokenizer: Tokenizer = Tokenizer()
+    teacher: Teacher
+    student: Student
+    methods: dict[str, Method] = Field(min_length=1)
+    """Rows of the result table beside the teacher, e.g. sft, kd, seqkd, minillm."""
+    evaluation: Evaluation
+    runtime: Runtime = Runtime()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _apply_parity(cls, raw: Any) -> Any:
+        from minillm.parity import apply_lmops
+
+        return apply_lmops(raw) if isinstance(raw, dict) and raw.get("parity") == "lmops" else raw
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        for name, method in self.methods.items():
+            if name == "teacher":
+                raise ValueError("methods: `teacher` is the name of the teacher's own row; rename the method")
+            if method.policy and method.policy.plain_text_coefficient > 0 and self.data.plain_text is None:
+                raise ValueError(
+                    f"methods.{name}.policy.plain_text_coefficient is "
+                    f"{method.policy.plain_text_coefficient}, but there is no data.plain_text; "
+                    "give a corpus or set the coefficient to 0"
+                )
+        if self.teacher.model.architecture is not None and self.teacher.training is None:
+            raise ValueError("teacher.training is null, but its weights are random; give it a training section")
+        scratch_tokenizer = self.tokenizer.train_vocabulary is None and self.tokenizer.path is None
+        if scratch_tokenizer and self.teacher.model.architecture is not None:
+            raise ValueError(
+                "the teacher has an `architecture` and so no tokenizer of its own; "
+                "set tokenizer.train_vocabulary or tokenizer.path"
+            )
+        return self

@@ -1,0 +1,154 @@
+"""What is trained and how: models, methods, the trainer and the policy gradient."""
+
+from typing import Literal, Self
+
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+
+from minillm.config.base import Model, Strict
+
+
+class Training(Strict):
+    """One run of the trainer. Batch sizes are global: the number of processes never changes the experiment."""
+
+    learning_rate: PositiveFloat
+    """Peak learning rate of AdamW."""
+    schedule: Literal["cosine", "constant"] = "cosine"
+    """After warm-up: cosine down to zero, or constant."""
+    warmup_steps: int = Field(default=0, ge=0)
+    """Optimizer steps of linear warm-up."""
+    weight_decay: float = Field(default=1e-2, ge=0.0)
+    """AdamW's decoupled weight decay (reference scripts: 1e-2 for SFT, KD, SeqKD; 1e-6 for MiniLLM)."""
+    betas: tuple[float, float] = (0.9, 0.95)
+    """AdamW's moment decays (reference scripts)."""
+    gradient_clip: PositiveFloat = 1.0
+    """Largest global gradient norm (reference scripts)."""
+    batch_size: PositiveInt
+    """Sequences per optimizer step over all processes."""
+    epochs: PositiveInt | None = None
+    """Passes over the training examples. Exactly one of `epochs` and `steps`."""
+    steps: PositiveInt | None = None
+    """Optimizer steps. Exactly one of `epochs` and `steps`."""
+    evaluate_every: PositiveInt
+    """Optimizer steps between validations; the last step is always validated."""
+    select_by: Literal["validation_loss", "rouge_l"] = "rouge_l"
+    """Which validated weights are kept: lowest loss (initial student) or highest Rouge-L (final models)."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Of weights and matrix products in training; log-probabilities are float32 either way."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, about a third more time."""
+
+    @model_validator(mode="after")
+    def _one_length(self) -> Self:
+        if (self.epochs is None) == (self.steps is None):
+            raise ValueError("give exactly one of `epochs` and `steps`")
+        return self
+
+
+class Policy(Strict):
+    """The policy gradient of MiniLLM (method.md §2–4); the defaults are the paper's."""
+
+    teacher_mix: float = Field(default=0.2, ge=0.0, lt=1.0)
+    """α: share of the teacher in the distribution that responses are sampled from (paper: 0.2)."""
+    rollouts: PositiveInt = 256
+    """Responses sampled before each round of inner epochs (reference scripts: 256)."""
+    inner_epochs: PositiveInt = 4
+    """Passes over each round of rollouts (reference scripts: 4)."""
+    temperature: PositiveFloat = 1.0
+    """Sampling temperature of both models in rollouts (reference scripts: 1)."""
+    clip_range: PositiveFloat = 0.2
+    """ε of the PPO clip (reference scripts: 0.2)."""
+    single_step: bool = True
+    """Add the exact single-step term; off is the ablation of the paper's Table 4."""
+    credit: Literal["future", "inclusive", "token", "none"] = "future"
+    """Reward credited to token t: what follows it (paper), also its own (reference code), its own alone
+    (sampled-token on-policy distillation), or nothing (single-step only: GKD with reverse KL)."""
+    length_normalization: bool = True
+    """Divide the return by the number of tokens it sums; off is the ablation of the paper's Table 4."""
+    discount: float = Field(default=1.0, gt=0.0, le=1.0)
+    """γ of the return (paper: none; reference code: 0.95)."""
+    weight_single_step: bool = True
+    """Weight the single-step term by w_t (paper) or not (reference code)."""
+    clip_importance: bool = False
+    """Clip ρ·w instead of ρ (reference code)."""
+    whiten_advantages: bool = False
+    """Normalise advantages over the tokens of a round of rollouts (reference code)."""
+    reward_scale: PositiveFloat = 1.0
+    """Rewards are divided by this (reference code: 0.5)."""
+    reward_clip: PositiveFloat | None = None
+    """Scaled rewards are clipped to ± this (reference code: 100)."""
+    plain_text_coefficient: float = Field(default=1.0, ge=0.0)
+    """Weight of L_PT (paper: 1)."""
+    plain_text_batch_size: PositiveInt | None = None
+    """Plain-text blocks per optimizer step over all processes; without it, the batch size (reference scripts)."""
+    plain_text_kd: float = Field(default=0.0, ge=0.0, le=1.0)
+    """Share of word-level KD inside L_PT (paper: 0; reference code: 0.5)."""
+
+    @model_validator(mode="after")
+    def _something_to_learn(self) -> Self:
+        if self.credit == "none" and not self.single_step:
+            raise ValueError("credit: none with single_step: false leaves no distillation loss; enable one")
+        return self
+
+
+class Method(Strict):
+    """One row of the table of methods: where the text comes from, which divergence, how credit flows back."""
+
+    text: Literal["dataset", "teacher", "rollouts"]
+    """Responses trained on: the data set's, the teacher's (generated once), or sampled during training."""
+    divergence: Literal[
+        "cross_entropy", "forward_kl", "reverse_kl", "skewed_forward_kl", "skewed_reverse_kl", "jensen_shannon"
+    ]
+    """Per-token loss over the vocabulary; all but the first compare with the teacher."""
+    divergence_weight: float = Field(default=1.0, gt=0.0, le=1.0)
+    """k of (1−k)·cross-entropy + k·divergence on fixed text (paper's KD: 0.5)."""
+    skew: float = Field(default=0.1, gt=0.0, lt=1.0)
+    """λ of the skewed divergences (DistiLLM, arXiv 2402.03898: 0.1)."""
+    beta: float = Field(default=0.5, gt=0.0, lt=1.0)
+    """β of jensen_shannon (GKD, arXiv 2306.13649)."""
+    start: Literal["pretrained", "initial"] = "pretrained"
+    """Weights training starts from: the student as given, or fine-tuned on D (method.md §3, step 2)."""
+    policy: Policy | None = None
+    """How rollouts are made and credited; for `text: rollouts` alone."""
+    training: Training
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        readers = {
+            "divergence_weight": self.divergence != "cross_entropy",
+            "skew": self.divergence.startswith("skewed"),
+            "beta": self.divergence == "jensen_shannon",
+        }
+        if unread := self._changed(*(name for name, read in readers.items() if not read)):
+            raise ValueError(f"divergence {self.divergence} does not use {' and '.join(unread)}; leave it out")
+        if (self.text == "rollouts") != (self.policy is not None):
+            raise ValueError("`policy` goes with `text: rollouts`, and `text: rollouts` needs `policy`")
+        if self.policy is not None:
+            if self.divergence == "cross_entropy":
+                raise ValueError("rollouts have no reference text: use a divergence")
+            if self.divergence_weight != 1.0:
+                raise ValueError("divergence_weight mixes in cross-entropy, which rollouts have no text for")
+            if self.policy.credit != "none" and self.divergence != "reverse_kl":
+                raise ValueError("credit for what follows is derived for reverse_kl; set policy.credit: none")
+            if self.policy.rollouts % self.training.batch_size:
+                raise ValueError(
+                    f"rollouts {self.policy.rollouts} must be a multiple of batch_size {self.training.batch_size}"
+                )
+            if self.training.epochs is not None:
+                raise ValueError("a method with rollouts is measured in `steps`, not `epochs`")
+        return self
+
+
+class Teacher(Strict):
+    """The large model, fine-tuned on D first (paper Algorithm 1, step 1)."""
+
+    model: Model
+    training: Training | None
+    """Fine-tuning on D; null where the model given is fine-tuned already."""
+
+
+class Student(Strict):
+    """The small model and the fine-tuning that MiniLLM starts from (paper Algorithm 1, step 2)."""
+
+    model: Model
+    initial: Training
+    """Fine-tuning on D before distillation; the reference scripts give it 3 epochs."""

@@ -1,0 +1,20 @@
+"""Parts of the report that stand there only where something was measured for them."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+
+@dataclass(frozen=True)
+class Section:
+    """One measurement on the page, under a heading of its own."""
+
+    title: str
+    words: str
+    """What was measured and how to read it; plain text."""
+    tables: Mapping[str, pd.DataFrame] = field(default_factory=dict)
+    """By their titles; cells are words already."""
+    figures: Mapping[str, tuple[str, Figure]] = field(default_factory=dict)
+    """Title and figure, by the name of its file."""
