@@ -27,7 +27,7 @@ def report(
     trained: Mapping[str, Input],
     measured: Mapping[str, Artifact],
 ) -> Artifact | State:
-    """Tables, plots and the page: `trained` by the rows of the table and `initial`, `measured` as `evaluate` names it."""
+    """Tables, plots and the page; `trained` has `initial` too, `measured` comes from `evaluate`."""
     inputs: dict[str, Input] = {"examples": examples, "benchmarks": benchmarks}
     inputs |= {f"train/{role}": model for role, model in trained.items() if isinstance(model, Artifact)}
     inputs |= measured
