@@ -13,9 +13,8 @@ from typing import Any
 
 from benchmarks import growth, rouge
 from benchmarks.comparisons import STEP, TINY, comparisons, measure, write_lengths
+from benchmarks.page import LIBRARIES, line, table, update_line
 from benchmarks.protocol import ROOT, Contender, alternate
-
-LIBRARIES = ("torch", "transformers", "deepspeed", "numpy", "rouge-score", "rapidfuzz")
 
 
 def main() -> None:
@@ -50,6 +49,7 @@ def main() -> None:
         "command": " ".join(["python -m benchmarks", *sys.argv[1:]]),
         "results": results,
         "update": [update_rate(dtype, options) for dtype in options.dtypes] if options.only in "update" else [],
+        "profile": {dtype: profile(dtype, options) for dtype in options.dtypes} if options.only in "profile" else {},
         "growth": growth.measure(options.tiny) if options.only in "growth" else {},
         "memory": growth.memory(options.tiny) if options.only in "memory" else {},
     }
@@ -71,10 +71,11 @@ def update_rate(dtype: str, options: argparse.Namespace) -> dict[str, Any]:
     return {"dtype": dtype, **medians}
 
 
-def update_line(dtype: str, medians: dict[str, float]) -> str:
-    """One row of the table of the update phase."""
-    rates = f"{medians['update_rate'] / 1e9:.0f} | {medians['machine_rate'] / 1e9:.0f}"
-    return f"| {dtype} | {rates} | {100 * medians['share']:.0f} % (≥ 50 %) |"
+def profile(dtype: str, options: argparse.Namespace) -> dict[str, float]:
+    """Medians of the seconds of one step's parts and operations (see benchmarks/contenders/profile.py)."""
+    with Contender("profile", {**STEP, **(TINY if options.tiny else {}), "dtype": dtype}) as contender:
+        (steps,) = alternate([contender], options.steps)
+    return {name: statistics.median(step.get(name, 0.0) for step in steps) for name in steps[0]}
 
 
 def machine() -> dict[str, Any]:
@@ -83,53 +84,6 @@ def machine() -> dict[str, Any]:
     processor = next((x.split(":")[1].strip() for x in described if x.startswith("model name")), platform.processor())
     versions = {name: importlib.metadata.version(name) for name in LIBRARIES}
     return {"processor": processor, "cores": os.cpu_count(), "python": platform.python_version(), **versions}
-
-
-def line(result: dict[str, Any]) -> str:
-    """One row of the table."""
-    ours, other = result["medians"]
-    spreads = [f"{min(side):.2f}–{max(side):.2f}" for side in result["seconds"]]
-    memory, wanted_memory = "", ""
-    if result.get("peak_gib"):
-        memory = f"{result['peak_gib'][0]:.2f} / {result['peak_gib'][1]:.2f}"
-        wanted_memory = f"1/{result['smaller']:.1f}" + (
-            f" (≤ 1/{result['smaller_wanted']})" if result["smaller_wanted"] else ""
-        )
-    return (
-        f"| {result['name']} | {ours:.2f} ({spreads[0]}) | {other:.2f} ({spreads[1]}) | **{result['faster']:.1f}×** "
-        f"(≥ {result['faster_wanted']}×) | {memory} | {wanted_memory} |"
-    )
-
-
-def table(record: dict[str, Any], left_out: list[str]) -> str:
-    """The results as a page."""
-    host = record["machine"]
-    versions = ", ".join(f"{name} {host[name]}" for name in LIBRARIES)
-    rows = "\n".join(line(result) for result in record["results"])
-    missing = "".join(f"\nLeft out, for want of their environment: {', '.join(left_out)}.\n" if left_out else "")
-    update = grown = ""
-    if record["update"]:
-        lines = "\n".join(update_line(medians["dtype"], medians) for medians in record["update"])
-        update = (
-            "\n## The update phase against the machine\n\n"
-            "| precision | useful operations, GF/s | product of 2048 × 2048 matrices, GF/s | share (wanted) |\n"
-            f"|---|---|---|---|\n{lines}\n"
-        )
-    if record["growth"]:
-        grown = "\n## Growth\n\nOne step, float32, two threads; all but one size as above.\n\n![Growth](growth.svg)\n"
-    if record["memory"]:
-        beside = record["memory"]["beside_gib"]
-        grown += (
-            f"\n64 responses of 512 tokens at 151,936 entries, in micro-batches of 8, take {beside:.2f} GiB beside "
-            "libraries, weights, gradients, optimizer and caches (≤ 1 GiB wanted).\n"
-        )
-    return (
-        "# Benchmarks\n\n"
-        f"`{record['command']}` on {host['cores']} cores of {host['processor']}; Python {host['python']}, {versions}.\n"
-        "Seconds are medians of alternating steps in one run (least–most); memory is the peak of the whole process.\n\n"
-        "| against | ours, s | theirs, s | ours is faster (wanted) | GiB, ours / theirs | ours takes (wanted) |\n"
-        f"|---|---|---|---|---|---|\n{rows}\n{missing}{update}{grown}"
-    )
 
 
 if __name__ == "__main__":

@@ -231,16 +231,16 @@ class _Chunk:
             return divergence, h_sum
         for rows in self.room.blocks:
             (buffer,) = self.room.buffers(self.part, rows)
-            student_log = self.student[rows].t().sub_(student_normalizer[:, None])
-            student = torch.exp(student_log, out=buffer.t())
-            teacher_log = self.compared[rows].t()
+            logits, teacher_log = self.student[rows].t(), self.compared[rows].t()
+            student_log = torch.sub(logits, student_normalizer[:, None], out=buffer.t())
+            student = torch.exp(student_log, out=logits)
             if teacher_normalizer is not None:
                 teacher_log.sub_(teacher_normalizer[:, None])
             value, h = self.work.functional(student, student_log, teacher_log)
             divergence += value
             h_sum += over_vocabulary(torch.sum, h)
-            self.compared[rows] = h.t()
-            self.student[rows] = buffer
+            if h.data_ptr() != teacher_log.data_ptr():
+                teacher_log.copy_(h)
         return divergence, h_sum
 
     def _gradient(self, gradients: _Gradients, normalizer: Tensor, c: Tensor, w: Tensor, h_sum: Tensor) -> None:
