@@ -44,6 +44,8 @@ class Benchmarks(Stage):
     module: ClassVar[str] = "minillm.data.benchmarks"
     fields: dict[str, Fields]
     """By the name of the benchmark."""
+    topics: dict[str, tuple[str, ...]]
+    """Of the benchmarks that are not whole."""
 
 
 class Filter(Stage):

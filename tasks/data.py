@@ -42,7 +42,8 @@ def read_benchmarks(config: Config) -> Artifact | State:
     benchmarks = config.evaluation.benchmarks
     sources = {name: benchmark.source for name, benchmark in benchmarks.items()}
     fields = {name: benchmark.fields for name, benchmark in benchmarks.items()}
-    return compute(Benchmarks(fields=fields), sources, config, "read benchmarks")
+    topics = {name: benchmark.topics for name, benchmark in config.evaluation.benchmarks.items() if benchmark.topics}
+    return compute(Benchmarks(fields=fields, topics=topics), sources, config, "read benchmarks")
 
 
 @stage_task("filter examples")

@@ -69,9 +69,9 @@ def conclude(
     create_markdown_artifact(
         "\n".join([table, "", *(f"- {name}: `{path}`" for name, path in places.items()), "", _links(session)]),
         page_key("results", config.name),
-        f"Rouge-L of {config.name}, mean ± spread over seeds",
+        f"{facts['measure']} of {config.name}, mean ± spread over seeds",
     )
-    print(f"\nRouge-L, mean ± spread over {len(config.evaluation.seeds)} seeds\n\n{table}\n")
+    print(f"\n{facts['measure']}, mean ± spread over {len(config.evaluation.seeds)} seeds\n\n{table}\n")
     for name, path in places.items():
         print(f"{name:<16} {path}")
     print(f"{'tracked runs':<16} MLflow, experiment {config.name}; `make ui` shows them beside Prefect's\n")
@@ -84,7 +84,7 @@ def _table(facts: Mapping[str, Any]) -> str:
     """Method × benchmark and their mean, as Markdown, from the report's results.json."""
     rows = []
     for role, table in facts["tables"].items():
-        cells = [table["benchmarks"][name]["rouge_l"] for name in facts["benchmarks"]] + [table["mean"]["rouge_l"]]
+        cells = [table["benchmarks"][name]["score"] for name in facts["benchmarks"]] + [table["mean"]["score"]]
         rows.append([role, *(f"{cell['mean']:.1f} ± {cell['spread']:.1f}" for cell in cells)])
     return tabulate(rows, ["method", *facts["benchmarks"], "mean"], "github", disable_numparse=True)
 

@@ -124,9 +124,9 @@ def found(wanted: Wanted, artifact: Artifact, stage: Stage) -> None:
 
 
 def on_parent(wanted: Wanted, artifact: Artifact, stage: Stage) -> None:
-    """What a finished stage adds to the enclosing run: Rouge-L and diversity by method, and the report."""
+    """What a finished stage adds to the enclosing run: scores and diversity by method, and the report."""
     if isinstance(stage, Score | Diversity):
-        shown = {Score: ("rouge_l",), Diversity: ("distinct_4", "self_overlap")}[type(stage)]
+        shown = ("rouge_l", "exact_match") if isinstance(stage, Score) else ("distinct_4", "self_overlap")
         for name, value in artifact.manifest().get("summary", {}).items():
             metric, _, benchmark = name.partition("/")
             if metric in shown:

@@ -16,6 +16,8 @@ class Fields(Strict):
     """What it is asked about; without a name, `context` or `input`, where there is one."""
     references: str | None = None
     """One right answer or a list of them; without a name, `output` or `response`."""
+    topic: str | None = None
+    """What the row is about; without a name, `topic` or `category`, where there is one."""
 
 
 class Benchmark(Strict):
@@ -24,11 +26,15 @@ class Benchmark(Strict):
     source: Source
     """Its rows, pinned by `revision` on the hub and by `sha256` on disk."""
     fields: Fields = Fields()
+    topics: tuple[str, ...] | None = Field(default=None, min_length=1)
+    """Only rows of these topics count; without it, all rows."""
+    metric: Literal["rouge_l", "exact_match"] = "rouge_l"
+    """Score of the tables, intervals and ranks (paper: Rouge-L); both are measured."""
     min_reference_tokens: int = Field(default=0, ge=0)
     """The headline score is over prompts whose first reference has at least this many tokens
     (paper: 11 for S-NI and UnNI)."""
     length_subsets: bool = False
-    """Also report Rouge-L by reference length: [0,5], [6,10], [11,∞) tokens."""
+    """Also report the score by reference length: [0,5], [6,10], [11,∞) tokens."""
 
 
 class Evaluation(Strict):
@@ -56,6 +62,12 @@ class Evaluation(Strict):
     """What happens to a longer benchmark prompt: an error, or its beginning is cut off and it is reported."""
     validation_prompts: PositiveInt = 1000
     """Validation prompts that a response is sampled for when selecting by Rouge-L."""
+
+    @model_validator(mode="after")
+    def _names(self) -> Self:
+        if "mean" in self.benchmarks:
+            raise ValueError("benchmarks: `mean` is the name of the column over all of them; rename the benchmark")
+        return self
 
     @model_validator(mode="after")
     def _greedy_draws_nothing(self) -> Self:

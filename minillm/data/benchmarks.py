@@ -1,6 +1,7 @@
 """Stage `benchmarks`: evaluation sets of any source in one format."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,23 +9,28 @@ from minillm.config import Fields
 from minillm.data.rows import text_field
 from minillm.data.tables import Record, read_records
 from minillm.errors import StageError
+from minillm.nearest import suggestion
 from minillm.stages import Benchmarks, Job
 
 CONTEXT = ("context", "input")
 """Where the context stands, if it has one and no other name is given."""
+
+TOPIC = ("topic", "category")
 
 
 def run(job: Job) -> dict[str, float | str]:
     """Write NAME.jsonl per benchmark; the summary has the number of prompts of each.
 
     Raises:
-        StageError: If a benchmark has no rows, or a row no instruction or reference.
+        StageError: If a benchmark has no rows, none about a topic asked for, or a row no instruction or reference.
     """
     settings = job.settings
     assert isinstance(settings, Benchmarks)
     summary: dict[str, float | str] = {}
     for name, fields in settings.fields.items():
         rows = read_benchmark(name, job.inputs[name], fields)
+        if name in settings.topics:
+            rows = of_topics(name, rows, settings.topics[name])
         lines = [json.dumps(row) + "\n" for row in rows]
         (job.output / f"{name}.jsonl").write_text("".join(lines))
         summary[name] = float(len(rows))
@@ -48,6 +54,22 @@ def read_benchmark(name: str, path: Path, fields: Fields) -> list[dict[str, Any]
     return rows
 
 
+def of_topics(name: str, rows: list[dict[str, Any]], topics: Sequence[str]) -> list[dict[str, Any]]:
+    """The rows about some topics, numbered anew.
+
+    Raises:
+        StageError: No row is about one of the topics.
+    """
+    known = {row["topic"] for row in rows if row["topic"]}
+    for topic in topics:
+        if topic not in known:
+            raise StageError(
+                f"evaluation.benchmarks.{name}.topics: no row is about `{topic}`; {suggestion(topic, known)}"
+            )
+    kept = [row for row in rows if row["topic"] in topics]
+    return [{**row, "index": index} for index, row in enumerate(kept)]
+
+
 def _parse(record: Record, fields: Fields) -> dict[str, Any]:
     value = record.value
     if record.problem is not None:
@@ -58,7 +80,7 @@ def _parse(record: Record, fields: Fields) -> dict[str, Any]:
         "instruction": text_field(value, fields.instruction),
         "context": text_field(value, fields.context) if fields.context else text_field(value, *CONTEXT, optional=True),
         "references": _references(value, fields),
-        "topic": text_field(value, "topic", "category", optional=True),
+        "topic": text_field(value, fields.topic) if fields.topic else text_field(value, *TOPIC, optional=True),
     }
 
 

@@ -1,8 +1,8 @@
 """Stage score: stored responses become scores per prompt and seed, and a table; no model is needed.
 
-All figures of a table are on 0–100. A benchmark's row is over its headline prompts, those whose first reference has
-at least `min_reference_tokens` tokens: the mean over prompts of each seed, then mean and spread over seeds. Beside them
-stands the interval of the bootstrap over prompts.
+All figures of a table are on 0–100. A benchmark's score is its `metric`; the other metrics stand beside it. Its row is
+over its headline prompts, those whose first reference has at least `min_reference_tokens` tokens: the mean over prompts
+of each seed, then mean and spread over seeds. Beside them stands the interval of the bootstrap over prompts.
 """
 
 import json
@@ -26,6 +26,8 @@ from minillm.evaluation.uncertainty import Values, estimate
 from minillm.reporting.comparison import formatted
 from minillm.stages import Job, Score
 
+METRICS = {"rouge_l": rouge_l, "exact_match": exact_match}
+"""Of a response against its references, 0 to 1; each benchmark names the one that is its score."""
 LENGTH_SUBSETS = {"0-5": (0, 5), "6-10": (6, 10), "11-up": (11, sys.maxsize)}
 """Subsets by the tokens of the first reference, both ends included (method.md §7: [0,5], [6,10], [11,∞))."""
 
@@ -42,16 +44,17 @@ def run(job: Job) -> dict[str, float | str]:
         responses = pd.DataFrame([record.value for record in read_records(job.inputs["responses"] / f"{name}.jsonl")])
         check_complete(name, prompts, responses, settings.seeds)
         scores = score_benchmark(name, prompts, responses, tokenizer)
+        scores["score"] = scores[benchmark.metric]
         scores["headline"] = scores["reference_tokens"] >= benchmark.min_reference_tokens
         rows[name] = summarise(name, benchmark, scores)
         parts.append(scores)
-        print(f"{settings.role} {name}: Rouge-L {formatted(rows[name]['rouge_l'])}", flush=True)
+        print(f"{settings.role} {name}: {benchmark.metric} {formatted(rows[name]['score'])}", flush=True)
     scores = pd.concat(parts, ignore_index=True)
-    means = {metric: _mean_over_benchmarks(rows, metric) for metric in ("rouge_l", "exact_match")}
+    means = {metric: _mean_over_benchmarks(rows, metric) for metric in ("score", *METRICS)}
     by_prompt = prompt_values(scores)
-    means["rouge_l"]["interval"] = _interval(list(by_prompt.values()))
+    means["score"]["interval"] = _interval(list(by_prompt.values()))
     for name, row in rows.items():
-        row["rouge_l"]["interval"] = _interval([by_prompt[name]])
+        row["score"]["interval"] = _interval([by_prompt[name]])
     table = {"role": settings.role, "seeds": list(settings.seeds), "benchmarks": rows, "mean": means}
     scores.to_parquet(job.output / "scores.parquet")
     write_atomically(job.output / "table.json", json.dumps(table, indent=2))
@@ -106,8 +109,7 @@ def score_benchmark(
             "benchmark": name,
             "index": responses["index"],
             "seed": responses["seed"],
-            "rouge_l": [rouge_l(*pair) for pair in pairs],
-            "exact_match": [exact_match(*pair) for pair in pairs],
+            **{name: [metric(*pair) for pair in pairs] for name, metric in METRICS.items()},
             "reference_tokens": [reference_tokens[index] for index in responses["index"]],
             "response_tokens": responses["tokens"],
             "finished": responses["finished"],
@@ -116,10 +118,10 @@ def score_benchmark(
 
 
 def prompt_values(scores: pd.DataFrame) -> dict[str, NDArray[np.float64]]:
-    """Rouge-L (0–100) of each headline prompt (n,), the mean over seeds, by benchmark, in the order of prompts."""
+    """The score (0–100) of each headline prompt (n,), the mean over seeds, by benchmark, in the order of prompts."""
     headline = scores.query("headline")
     return {
-        str(name): 100 * part.pivot_table(values="rouge_l", index="index")["rouge_l"].to_numpy(dtype=float)
+        str(name): 100 * part.pivot_table(values="score", index="index")["score"].to_numpy(dtype=float)
         for name, part in headline.groupby("benchmark", sort=False)
     }
 
@@ -140,8 +142,8 @@ def summarise(name: str, benchmark: Benchmark, scores: pd.DataFrame) -> dict[str
     row: dict[str, Any] = {
         "prompts": headline["index"].nunique(),
         "all_prompts": scores["index"].nunique(),
-        "rouge_l": _over_seeds(headline, "rouge_l"),
-        "exact_match": _over_seeds(headline, "exact_match"),
+        "metric": benchmark.metric,
+        **{metric: _over_seeds(headline, metric) for metric in ("score", *METRICS)},
         "response_tokens": statistics.fmean(headline["response_tokens"]),
         "finished": 100 * statistics.fmean(headline["finished"]),
     }
@@ -149,8 +151,8 @@ def summarise(name: str, benchmark: Benchmark, scores: pd.DataFrame) -> dict[str
         subsets = {
             label: scores.query(f"{low} <= reference_tokens <= {high}") for label, (low, high) in LENGTH_SUBSETS.items()
         }
-        row["rouge_l_by_length"] = {
-            label: {"prompts": subset["index"].nunique(), **_over_seeds(subset, "rouge_l")}
+        row["score_by_length"] = {
+            label: {"prompts": subset["index"].nunique(), **_over_seeds(subset, "score")}
             for label, subset in subsets.items()
             if not subset.empty
         }
@@ -181,11 +183,11 @@ def _statistic(per_seed: dict[str, float]) -> dict[str, Any]:
 def _flat(table: dict[str, Any]) -> dict[str, float | str]:
     summary: dict[str, float | str] = {}
     for name, row in {**table["benchmarks"], "mean": table["mean"]}.items():
-        for metric in ("rouge_l", "exact_match"):
+        for metric in METRICS:
             summary[f"{metric}/{name}"] = row[metric]["mean"]
             summary[f"{metric}/{name}_spread"] = row[metric]["spread"]
-        for subset, statistic in row.get("rouge_l_by_length", {}).items():
-            summary[f"rouge_l/{name}/{subset}"] = statistic["mean"]
+        for subset, statistic in row.get("score_by_length", {}).items():
+            summary[f"{row['metric']}/{name}/{subset}"] = statistic["mean"]
     for name, row in table["benchmarks"].items():
         summary[f"response_tokens/{name}"] = row["response_tokens"]
         summary[f"finished/{name}"] = row["finished"]

@@ -1,7 +1,7 @@
 """Methods against each other: the result table, paired differences, ranks, and the verdict in words.
 
 Works on the table.json of each role and its scores per prompt (see `minillm.evaluation.scoring`); every figure is
-Rouge-L on 0–100. Differences are paired: both methods answered the same prompts.
+a benchmark's score on 0–100. Differences are paired: both methods answered the same prompts.
 """
 
 import functools
@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 
 from minillm.evaluation.uncertainty import adjusted, estimate
 
+WORDS = {"rouge_l": "Rouge-L", "exact_match": "Exact match"}
+"""Names of the metrics."""
 MEAN = "mean"
 """Name of the column over all benchmarks, each weighing the same."""
 LEVEL = 0.05
@@ -31,7 +33,7 @@ class Difference:
     other: str
     benchmark: str
     value: float
-    """Rouge-L of `method` minus that of `other`."""
+    """Score of `method` minus that of `other`."""
     low: float | None
     """Lower end of the 95 % interval over prompts; None with a single prompt."""
     high: float | None
@@ -70,17 +72,31 @@ class Comparison:
     @property
     def best_student(self) -> str:
         """The method with the highest mean, the teacher left out."""
-        return max(self.roles[1:] or self.roles, key=lambda role: self.rouge_l(role, MEAN)["mean"])
+        return max(self.roles[1:] or self.roles, key=lambda role: self.score(role, MEAN)["mean"])
 
     @property
     def compared(self) -> str:
         """The method that differences are taken from: minillm or, where there is none, the best student."""
         return "minillm" if "minillm" in self.tables else self.best_student
 
-    def rouge_l(self, role: str, benchmark: str) -> Mapping[str, Any]:
+    def metric(self, benchmark: str) -> str:
+        """The benchmark's metric."""
+        return self.tables[self.roles[0]]["benchmarks"][benchmark]["metric"]
+
+    def label(self, column: str) -> str:
+        """A column's heading, with its metric where they differ."""
+        return f"{column}, {WORDS[self.metric(column)]}" if self.measure == "Score" and column != MEAN else column
+
+    @property
+    def measure(self) -> str:
+        """What the scores are, in words."""
+        metrics = {self.metric(name) for name in self.benchmarks}
+        return WORDS[metrics.pop()] if len(metrics) == 1 else "Score"
+
+    def score(self, role: str, benchmark: str) -> Mapping[str, Any]:
         """Mean, spread and per-seed values of one cell."""
         table = self.tables[role]
-        return (table["mean"] if benchmark == MEAN else table["benchmarks"][benchmark])["rouge_l"]
+        return (table["mean"] if benchmark == MEAN else table["benchmarks"][benchmark])["score"]
 
     def frame(self) -> pd.DataFrame:
         """Long format: method, benchmark, mean, spread, and seed_N for each seed."""
@@ -90,7 +106,7 @@ class Comparison:
                 | {f"seed_{seed}": value for seed, value in cell["per_seed"].items()}
                 for role in self.roles
                 for name in self.columns
-                for cell in [self.rouge_l(role, name)]
+                for cell in [self.score(role, name)]
             ]
         )
 
@@ -134,11 +150,11 @@ def verdict(comparison: Comparison, parameters: Mapping[str, int]) -> list[str]:
         parameters: Number of weights by role, where known.
     """
     teacher, best = comparison.roles[0], comparison.best_student
-    score, full = comparison.rouge_l(best, MEAN), comparison.rouge_l(teacher, MEAN)
+    score, full = comparison.score(best, MEAN), comparison.score(teacher, MEAN)
     over = f"mean over {len(comparison.benchmarks)} benchmarks"
     if len(comparison.benchmarks) == 1:
         over = f"on {comparison.benchmarks[0]}"
-    first = f"The best student is {best}: Rouge-L {score['mean']:.1f} ± {score['spread']:.1f} ({over})"
+    first = f"The best student is {best}: {comparison.measure} {score['mean']:.1f} ± {score['spread']:.1f} ({over})"
     if full["mean"] > 0:
         first += f", {percent(score['mean'] / full['mean'])} of the teacher's {full['mean']:.1f}"
     if best in parameters and teacher in parameters:

@@ -14,7 +14,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from minillm.config import Template
 from minillm.data.prompts import render
-from minillm.reporting.comparison import formatted, human
+from minillm.reporting.comparison import WORDS, formatted, human
 from minillm.reporting.report import TEMPLATES, count_parameters, kept_rows, markdown, provenance, versions
 from minillm.stages import Card, Job
 
@@ -53,7 +53,7 @@ def run(job: Job) -> dict[str, float | str]:
     card.save(job.output / "README.md")
     return {
         "parameters": float(parameters),
-        "rouge_l/mean": results["tables"][settings.role]["mean"]["rouge_l"]["mean"],
+        "score/mean": results["tables"][settings.role]["mean"]["score"]["mean"],
     }
 
 
@@ -74,9 +74,9 @@ def card_metadata(settings: Card, results: Mapping[str, Any]) -> ModelCardData:
                 task_type="text-generation",
                 dataset_type=benchmarks[name]["source"]["hub"] or name,
                 dataset_name=name,
-                metric_type="rouge",
-                metric_name="Rouge-L",
-                metric_value=round(table[name]["rouge_l"]["mean"], 2),
+                metric_type={"rouge_l": "rouge", "exact_match": "exact_match"}[table[name]["metric"]],
+                metric_name=WORDS[table[name]["metric"]],
+                metric_value=round(table[name]["score"]["mean"], 2),
             )
             for name in results["benchmarks"]
         ],
@@ -145,7 +145,7 @@ def _result_words(settings: Card, results: Mapping[str, Any]) -> dict[str, Any]:
     rows = [*results["benchmarks"], "mean"]
     columns = {
         f"{label}, {words}": [formatted({**table["benchmarks"], "mean": table["mean"]}[row][metric]) for row in rows]
-        for metric, words in (("rouge_l", "Rouge-L"), ("exact_match", "exact match"))
+        for metric, words in WORDS.items()
         for label, table in tables.items()
     }
     return {

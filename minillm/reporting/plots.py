@@ -16,7 +16,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from minillm.reporting.comparison import Comparison
+from minillm.reporting.comparison import WORDS, Comparison
 
 INK = "#010203"
 """Colour of text and axes; in a page it becomes the page's own text colour."""
@@ -64,11 +64,11 @@ def looks(roles: Sequence[str]) -> Look:
 
 
 def benchmark_figure(comparison: Comparison, look: Look) -> Figure:
-    """Rouge-L of every method on every benchmark, with the 95 % interval over prompts where there is one."""
+    """The score of every method on every benchmark, with the 95 % interval over prompts where there is one."""
     rows = comparison.columns
     figure, axes = _figure(height=0.9 + 0.13 * len(rows) * (len(comparison.roles) + 1.5))
     for place, role in enumerate(comparison.roles):
-        cells = [comparison.rouge_l(role, name) for name in rows]
+        cells = [comparison.score(role, name) for name in rows]
         offset = 0.8 * ((place + 0.5) / len(comparison.roles) - 0.5)
         axes.errorbar(
             [cell["mean"] for cell in cells],
@@ -83,7 +83,7 @@ def benchmark_figure(comparison: Comparison, look: Look) -> Figure:
     axes.tick_params(axis="y", length=0)
     axes.grid(visible=False, axis="y")
     axes.set_ylim(len(rows) - 0.5, -0.5)
-    axes.set_xlabel("Rouge-L (0–100), mean and 95 % interval over prompts")
+    axes.set_xlabel(f"{comparison.measure} (0–100), mean and 95 % interval over prompts")
     _legend(axes)
     return figure
 
@@ -95,14 +95,14 @@ def _reach(cell: Mapping[str, Any]) -> tuple[float, float]:
 
 
 def length_figure(benchmark: str, comparison: Comparison, look: Look) -> Figure | None:
-    """Rouge-L by reference length; None for a benchmark without length subsets."""
+    """The score by reference length; None for a benchmark without length subsets."""
     subsets = {role: comparison.tables[role]["benchmarks"][benchmark] for role in comparison.roles}
-    labels = list(subsets[comparison.roles[0]].get("rouge_l_by_length", {}))
+    labels = list(subsets[comparison.roles[0]].get("score_by_length", {}))
     if not labels:
         return None
     figure, axes = _figure(height=3.2)
     for place, (role, row) in enumerate(subsets.items()):
-        cells = [row["rouge_l_by_length"][label] for label in labels]
+        cells = [row["score_by_length"][label] for label in labels]
         offset = 0.3 * ((place + 0.5) / len(subsets) - 0.5)
         axes.errorbar(
             [number + offset for number in range(len(labels))],
@@ -111,7 +111,7 @@ def length_figure(benchmark: str, comparison: Comparison, look: Look) -> Figure 
             linewidth=1,
             **_dots(look[role], role),
         )
-    counts = [subsets[comparison.roles[0]]["rouge_l_by_length"][label]["prompts"] for label in labels]
+    counts = [subsets[comparison.roles[0]]["score_by_length"][label]["prompts"] for label in labels]
     names = [
         f"{label.replace('-up', ' or more').replace('-', '–')}\n({n} prompts)"
         for label, n in zip(labels, counts, strict=True)
@@ -120,7 +120,7 @@ def length_figure(benchmark: str, comparison: Comparison, look: Look) -> Figure 
     axes.set_xlim(-0.5, len(labels) - 0.5)
     axes.grid(visible=False, axis="x")
     axes.set_xlabel("tokens of the first reference")
-    axes.set_ylabel("Rouge-L (0–100)")
+    axes.set_ylabel(f"{WORDS[comparison.metric(benchmark)]} (0–100)")
     _legend(axes)
     return figure
 

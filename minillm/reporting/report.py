@@ -21,7 +21,7 @@ from minillm.data.tables import read_records
 from minillm.evaluation.scoring import prompt_values
 from minillm.progress import read_metrics
 from minillm.reporting import plots
-from minillm.reporting.comparison import MEAN, Comparison, formatted, human, percent, verdict
+from minillm.reporting.comparison import MEAN, WORDS, Comparison, formatted, human, percent, verdict
 from minillm.reporting.sections import Section
 from minillm.stages import Job, Report
 
@@ -53,6 +53,7 @@ def run(job: Job) -> dict[str, float | str]:
         "verdict": sentences,
         "best_student": comparison.best_student,
         "compared": comparison.compared,
+        "measure": comparison.measure,
         "benchmarks": list(settings.benchmarks),
         "tables": tables,
         "differences": [asdict(difference) for difference in comparison.differences],
@@ -66,6 +67,8 @@ def run(job: Job) -> dict[str, float | str]:
     drawn = save(figures | {name: of for section in sections for name, of in section.figures.items()}, job.output)
     page = {
         "name": settings.name,
+        "measure": comparison.measure,
+        "measures": {name: WORDS[comparison.metric(name)] for name in comparison.benchmarks},
         "sentences": sentences,
         "tiles": _tiles(comparison, parameters),
         "best": comparison.best_student,
@@ -115,14 +118,14 @@ def shorten(text: str) -> str:
 
 
 def result_table(comparison: Comparison) -> pd.DataFrame:
-    """Method × benchmark and their mean, 'mean ± spread' of Rouge-L, and the ranks a method may have."""
+    """Method × benchmark and their mean, 'mean ± spread' of the score, and the ranks a method may have."""
     table = _by_cell(comparison, formatted)
     table["rank"] = [f"{best}" if best == worst else f"{best}–{worst}" for best, worst in comparison.ranks.values()]
     return table
 
 
 def interval_table(comparison: Comparison) -> pd.DataFrame:
-    """Method × benchmark and their mean, the 95 % interval of Rouge-L over prompts."""
+    """Method × benchmark and their mean, the 95 % interval of the score over prompts."""
     return _by_cell(
         comparison, lambda cell: "–" if None in cell["interval"] else "{:.1f} to {:.1f}".format(*cell["interval"])
     )
@@ -130,7 +133,10 @@ def interval_table(comparison: Comparison) -> pd.DataFrame:
 
 def _by_cell(comparison: Comparison, words: Callable[[Mapping[str, Any]], str]) -> pd.DataFrame:
     return pd.DataFrame(
-        {name: [words(comparison.rouge_l(role, name)) for role in comparison.roles] for name in comparison.columns},
+        {
+            comparison.label(name): [words(comparison.score(role, name)) for role in comparison.roles]
+            for name in comparison.columns
+        },
         index=comparison.roles,
     )
 
@@ -140,7 +146,9 @@ def difference_table(comparison: Comparison) -> pd.DataFrame:
     cells = {(d.other, d.benchmark): f"{d}{' *' if d.clear else ''}" for d in comparison.differences}
     others = [role for role in comparison.roles if role != comparison.compared]
     return pd.DataFrame(
-        {name: [cells[role, name] for role in others] for name in comparison.columns}, index=others, dtype=str
+        {comparison.label(name): [cells[role, name] for role in others] for name in comparison.columns},
+        index=others,
+        dtype=str,
     )
 
 
@@ -197,12 +205,12 @@ def count_parameters(train_artifact: Path) -> int:
 def draw(comparison: Comparison, trained: Mapping[str, Path], look: plots.Look) -> dict[str, tuple[str, Figure]]:
     """Title and figure of every plot that a run always has, by the name of its file."""
     figures: dict[str, tuple[str, Figure]] = {
-        "benchmarks": ("Rouge-L by benchmark", plots.benchmark_figure(comparison, look))
+        "benchmarks": (f"{comparison.measure} by benchmark", plots.benchmark_figure(comparison, look))
     }
     for name in comparison.benchmarks:
         figure = plots.length_figure(name, comparison, look)
         if figure is not None:
-            figures[f"length-{name}"] = (f"Rouge-L by reference length: {name}", figure)
+            figures[f"length-{name}"] = (f"{WORDS[comparison.metric(name)]} by reference length: {name}", figure)
     metrics = {role: list(read_metrics(path / METRICS)) for role, path in trained.items()}
     for metric in plots.CURVES:
         curves = {
@@ -236,10 +244,10 @@ def answers(inputs: Mapping[str, Path], benchmark: str, comparison: Comparison) 
         responses = (record.value for record in read_records(inputs[f"responses/{role}"] / f"{benchmark}.jsonl"))
         texts = {row["index"]: row["response"] for row in responses if row["seed"] == seed}
         scores = pd.read_parquet(inputs[f"score/{role}"] / "scores.parquet")
-        scores = scores.query("benchmark == @benchmark and seed == @seed").set_index("index")["rouge_l"].to_dict()
+        scores = scores.query("benchmark == @benchmark and seed == @seed").set_index("index")["score"].to_dict()
         for prompt in shown:
             index = prompt["index"]
-            prompt["answers"][role] = {"text": texts[index], "rouge_l": f"{100 * scores[index]:.1f}"}
+            prompt["answers"][role] = {"text": texts[index], "score": f"{100 * scores[index]:.1f}"}
     return shown
 
 
@@ -307,17 +315,17 @@ def _summary(comparison: Comparison, sentences: list[str]) -> dict[str, float | 
     summary: dict[str, float | str] = {"best_student": comparison.best_student, "verdict": " ".join(sentences)}
     for role in comparison.roles:
         for name in comparison.columns:
-            cell = comparison.rouge_l(role, name)
-            summary |= {f"{role}/rouge_l/{name}": cell["mean"], f"{role}/rouge_l/{name}_spread": cell["spread"]}
+            cell = comparison.score(role, name)
+            summary |= {f"{role}/score/{name}": cell["mean"], f"{role}/score/{name}_spread": cell["spread"]}
     return summary
 
 
 def _tiles(comparison: Comparison, parameters: Mapping[str, int]) -> list[tuple[str, str]]:
     teacher, best = comparison.roles[0], comparison.best_student
-    score, full = comparison.rouge_l(best, MEAN), comparison.rouge_l(teacher, MEAN)["mean"]
-    tiles = [(formatted(score), f"Rouge-L of {best}, the best student")]
+    score, full = comparison.score(best, MEAN), comparison.score(teacher, MEAN)["mean"]
+    tiles = [(formatted(score), f"{comparison.measure} of {best}, the best student")]
     if full > 0:
-        tiles.append((percent(score["mean"] / full), f"of the teacher's Rouge-L ({full:.1f})"))
+        tiles.append((percent(score["mean"] / full), f"of the teacher's {comparison.measure} ({full:.1f})"))
     if teacher in parameters and best in parameters:
         tiles.append((percent(parameters[best] / parameters[teacher]), "of the teacher's parameters"))
     return tiles

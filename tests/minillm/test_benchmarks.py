@@ -1,7 +1,7 @@
 import pytest
 
 from minillm.config import Fields
-from minillm.data.benchmarks import load_benchmarks, read_benchmark
+from minillm.data.benchmarks import load_benchmarks, of_topics, read_benchmark
 from minillm.errors import StageError
 from minillm.stages import Benchmarks
 from tests.minillm.direct import ROOT, real_data, run_stage, write_lines
@@ -13,7 +13,7 @@ def test_every_benchmark_comes_out_in_one_format(tmp_path):
         {"category": "k", "instruction": "i\u2028j", "output": ["o", "p"]},
     ]
     output, summary = run_stage(
-        Benchmarks(fields={"a": Fields()}), {"a": write_lines(tmp_path / "a.jsonl", rows)}, tmp_path / "run"
+        Benchmarks(fields={"a": Fields()}, topics={}), {"a": write_lines(tmp_path / "a.jsonl", rows)}, tmp_path / "run"
     )
     assert summary == {"a": 2.0}
     assert load_benchmarks(output)["a"] == [
@@ -46,7 +46,25 @@ def test_other_fields_are_named_in_the_record(tmp_path):
 )
 def test_a_benchmark_that_cannot_be_scored_is_refused_by_file_row_and_field(tmp_path, rows, message):
     with pytest.raises(StageError, match=message):
-        run_stage(Benchmarks(fields={"a": Fields()}), {"a": write_lines(tmp_path / "a.jsonl", rows)}, tmp_path / "run")
+        run_stage(
+            Benchmarks(fields={"a": Fields()}, topics={}),
+            {"a": write_lines(tmp_path / "a.jsonl", rows)},
+            tmp_path / "run",
+        )
+
+
+def test_a_benchmark_of_some_topics_only(tmp_path):
+    rows = [{"category": topic, "instruction": f"about {topic}", "output": "o"} for topic in ("law", "art", "law")]
+    path = write_lines(tmp_path / "a.jsonl", rows)
+    stage = Benchmarks(fields={"a": Fields(), "b": Fields()}, topics={"a": ("law",)})
+    output, summary = run_stage(stage, {"a": path, "b": path}, tmp_path / "run")
+    assert summary == {"a": 2.0, "b": 3.0}
+    kept = load_benchmarks(output)["a"]
+    assert [(row["index"], row["topic"]) for row in kept] == [(0, "law"), (1, "law")]
+    with pytest.raises(StageError, match=r"benchmarks\.a\.topics: no row is about `laws`; did you mean `law`\?"):
+        of_topics("a", kept, ["laws"])
+    with pytest.raises(StageError, match=r"no field `subject`"):
+        read_benchmark("a", path, Fields(topic="subject"))
 
 
 def test_the_embedded_benchmarks_read():
@@ -67,6 +85,6 @@ def test_the_real_benchmarks_read(tmp_path):
         "sni": folder / "sni" / "test.jsonl",
         "unni": folder / "unni" / "core_len0-2_1050.jsonl",
     }
-    output, summary = run_stage(Benchmarks(fields=dict.fromkeys(sources, Fields())), sources, tmp_path)
+    output, summary = run_stage(Benchmarks(fields=dict.fromkeys(sources, Fields()), topics={}), sources, tmp_path)
     assert summary == {"dolly": 500.0, "self_inst": 242.0, "vicuna": 80.0, "sni": 1694.0, "unni": 1050.0}
     assert max(len(row["references"]) for row in load_benchmarks(output)["sni"]) > 1

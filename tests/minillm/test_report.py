@@ -188,8 +188,24 @@ def comparison_of(scores: dict[str, list[float]]) -> Comparison:
         role: {"mean": float(of.mean()), "spread": 0.0, "per_seed": {"1": float(of.mean())}}
         for role, of in values.items()
     }
-    tables = {role: {"benchmarks": {"x": {"rouge_l": c}}, "mean": {"rouge_l": c}} for role, c in cells.items()}
+    tables = {
+        role: {"benchmarks": {"x": {"metric": "rouge_l", "score": c}}, "mean": {"score": c}}
+        for role, c in cells.items()
+    }
     return Comparison(tables, ["x"], {role: {"x": of} for role, of in values.items()})
+
+
+def test_benchmarks_with_metrics_of_their_own_say_so():
+    cell = {"mean": 50.0, "spread": 0.0, "per_seed": {"1": 50.0}, "interval": [40.0, 60.0]}
+    rows = {name: {"metric": metric, "score": cell} for name, metric in (("x", "rouge_l"), ("y", "exact_match"))}
+    tables = {role: {"benchmarks": rows, "mean": {"score": cell}} for role in ("teacher", "sft")}
+    values = {"x": np.array([40.0, 60.0]), "y": np.array([50.0, 50.0])}
+    comparison = Comparison(tables, ["x", "y"], dict.fromkeys(tables, values))
+    assert list(report.result_table(comparison).columns) == ["x, Rouge-L", "y, Exact match", "mean", "rank"]
+    assert "Score 50.0" in verdict(comparison, {})[0]
+    alone = Comparison(tables, ["y"], dict.fromkeys(tables, values))
+    assert list(report.result_table(alone).columns) == ["y", "mean", "rank"]
+    assert "Exact match 50.0" in verdict(alone, {})[0]
 
 
 EASY_AND_HARD = [20.0, 80.0] * 20
@@ -277,7 +293,7 @@ def test_every_number_of_the_table_comes_from_the_scores(finished):
     row = frame.query("method == 'kd' and benchmark == 'sni'").iloc[0]
     assert row["mean"] == pytest.approx(np.mean(per_seed))
     assert row["spread"] == pytest.approx(np.std(per_seed, ddof=1))
-    assert summary["kd/rouge_l/sni"] == pytest.approx(row["mean"])
+    assert summary["kd/score/sni"] == pytest.approx(row["mean"])
     assert summary["best_student"] == "minillm"
     cell = f"{row['mean']:.1f} ± {row['spread']:.1f}"
     assert cell in read_page(output).cells

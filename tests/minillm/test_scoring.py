@@ -93,7 +93,7 @@ def test_headline_counts_only_prompts_with_long_references(tmp_path):
     assert not [name for name in summary if name.startswith("rouge_l/toy/")]
     table = json.loads((work.output / "table.json").read_text())
     assert (table["benchmarks"]["toy"]["prompts"], table["benchmarks"]["toy"]["all_prompts"]) == (2, 4)
-    assert table["benchmarks"]["toy"]["rouge_l"]["interval"] == [100.0, 100.0], "the wrong answers are not among them"
+    assert table["benchmarks"]["toy"]["score"]["interval"] == [100.0, 100.0], "the wrong answers are not among them"
 
 
 def test_mean_over_benchmarks_weighs_them_equally_per_seed(tmp_path):
@@ -112,8 +112,8 @@ def test_mean_over_benchmarks_weighs_them_equally_per_seed(tmp_path):
     assert summary["rouge_l/mean"] == pytest.approx(75.0)
     assert summary["rouge_l/mean_spread"] == pytest.approx(50 / 2**0.5)  # 100 and 50
     table = json.loads((work.output / "table.json").read_text())
-    assert table["benchmarks"]["easy"]["rouge_l"]["interval"] == [100.0, 100.0]
-    assert table["mean"]["rouge_l"]["interval"] == [None, None], "`hard` has a single headline prompt"
+    assert table["benchmarks"]["easy"]["score"]["interval"] == [100.0, 100.0]
+    assert table["mean"]["score"]["interval"] == [None, None], "`hard` has a single headline prompt"
 
 
 @pytest.mark.parametrize(
@@ -143,3 +143,15 @@ def test_texts_that_look_like_other_types_stay_texts(tmp_path):
     rows[0]["response"], rows[1]["response"] = "2001-01-01", "null"
     summary = run(job(tmp_path, {"toy": rows}, evaluation(seeds=(10,))))
     assert summary["rouge_l/toy"] == 50.0
+
+
+def test_the_score_of_a_benchmark_is_its_own_metric(tmp_path):
+    half = [answer(0, 10, "yes no"), *all_right(10)[1:]]  # REFERENCES[0] is partly right: Rouge-L, no exact match
+    settings = evaluation(seeds=(10,), metric="exact_match")
+    summary = run(job(tmp_path, {"toy": half}, settings))
+    table = json.loads((tmp_path / "output" / "table.json").read_text())
+    row = table["benchmarks"]["toy"]
+    assert row["score"]["mean"] == row["exact_match"]["mean"] == summary["exact_match/toy"] == 75.0
+    assert table["mean"]["score"]["mean"] == 75.0
+    assert row["rouge_l"]["mean"] > 75.0
+    assert summary["exact_match/toy/0-5"] == row["score_by_length"]["0-5"]["mean"]
