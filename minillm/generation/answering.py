@@ -9,6 +9,7 @@ from minillm.artifacts import write_atomically
 from minillm.data.benchmarks import load_benchmarks
 from minillm.data.prompts import encode_prompts, opening_tokens, render
 from minillm.errors import StageError
+from minillm.generation.cost import Cost
 from minillm.generation.drawing import Decoding
 from minillm.generation.sampling import Sampler
 from minillm.generation.slots import Request
@@ -40,16 +41,18 @@ def _run(job: Job, settings: Generate) -> dict[str, float | str]:
     sampler = Sampler(model, eos_id(tokenizer), len(tokenizer), decoding, job.runtime.generation_batch_size)
     total = sum(len(rows) for rows in benchmarks.values()) * len(settings.seeds)
     progress = Progress(job.output, total, "responses")
-    done = 0
+    done, cost = 0, Cost()
     for number, name in enumerate(benchmarks):
         count = len(prompts[name]) * len(settings.seeds)
         target = job.output / f"{name}.jsonl"
         if not target.exists():
             requests = _requests(prompts[name], settings, number)
-            mine = sampler.sample(
-                requests[rank() :: world_size()],
-                lambda ready, before=done: progress.log(before + ready * world_size()),
-            )
+            with cost.timed():
+                mine = sampler.sample(
+                    requests[rank() :: world_size()],
+                    lambda ready, before=done: progress.log(before + ready * world_size()),
+                )
+            cost.tokens += sum(len(response.tokens) for response in mine)
             responses = gather_lists([(r.tokens, r.finished) for r in mine])
             texts = tokenizer.batch_decode([tokens for tokens, _ in responses], skip_special_tokens=True)
             if rank() == 0:
@@ -58,7 +61,8 @@ def _run(job: Job, settings: Generate) -> dict[str, float | str]:
         progress.log(done)
     if rank() == 0:
         write_atomically(job.output / "cut_prompts.json", json.dumps(cut))
-    return {"responses": total, "cut_prompts": sum(cut.values()), "parameters": parameter_count(model)}
+    facts = {"responses": total, "cut_prompts": sum(cut.values()), "parameters": parameter_count(model)}
+    return facts | cost.summary()
 
 
 def fit_prompts(

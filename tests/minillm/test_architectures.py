@@ -96,6 +96,9 @@ def test_every_stage(architecture, tmp_path):
     generated = worker(
         tmp_path / "generate", generate, {"model": student, "tokenizer": tokenizer, "benchmarks": benchmarks}
     )
+    cost = json.loads((tmp_path / "generate" / "summary.json").read_text())
+    assert cost["tokens_per_second"] > 1
+    assert 0.05 < cost["peak_memory_gib"] < 4, "of a process with PyTorch in it"
     evaluation = Evaluation(benchmarks={"words": Benchmark(source=Source(path="words.jsonl"))}, seeds=(10, 20))
     score = Score(role="minillm", seeds=evaluation.seeds, benchmarks=evaluation.benchmarks)
     scored, summary = run_stage(
