@@ -1,5 +1,7 @@
 """Reading a configuration: YAML, overrides, validation, and one message for everything that is wrong with it."""
 
+import importlib.util
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, get_args, get_origin
@@ -10,7 +12,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 from yaml import YAMLError
 
-from minillm.config import Config
+from minillm.config import Config, Judge
 from minillm.errors import ConfigError
 from minillm.nearest import missing_path, suggestion
 
@@ -24,7 +26,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
 
     Raises:
         ConfigError: With every problem found (unreadable file, unknown key, wrong value, contradiction, missing
-            data), each by its dotted field.
+            data, no key for the judge), each by its dotted field.
     """
     raw = _read(Path(path), overrides)
     problems: list[str] = []
@@ -34,6 +36,8 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     except ValidationError as error:
         problems += [_explain(details) for details in error.errors()]
     problems += _missing_sources(raw)
+    if config is not None and config.evaluation.judge is not None:
+        problems += _judge_out_of_reach(config.evaluation.judge)
     if problems or config is None:
         lines = "\n".join(f"  - {problem}" for problem in problems)
         raise ConfigError(f"{path} cannot run, {len(problems)} problem{'s'[: len(problems) > 1]}:\n{lines}")
@@ -111,6 +115,23 @@ def _missing_sources(raw: dict[str, Any]) -> Iterator[str]:
         path = Path(root, source["path"], *([source["file"]] if isinstance(source.get("file"), str) else []))
         if not path.exists():
             yield f"{field}: {missing_path(path)}"
+
+
+def _judge_out_of_reach(judge: Judge) -> Iterator[str]:
+    """What is missing to ask the judge, known without asking; the key is never quoted."""
+    if importlib.util.find_spec("openai") is None:
+        yield "evaluation.judge: the package openai is not installed; pip install 'minillm-pipeline[judge]'"
+    variable, key = judge.api_key_variable, os.environ.get(judge.api_key_variable, "")
+    if not key:
+        yield (
+            f"evaluation.judge.api_key_variable: the environment has no {variable}; export it with the endpoint's key "
+            "(any word where the endpoint asks for none), or set evaluation.judge: null"
+        )
+    elif not (key.isascii() and key.isprintable() and " " not in key):
+        yield (
+            f"evaluation.judge.api_key_variable: {variable} holds blanks, line ends or letters outside ASCII, "
+            "which cannot be sent as a key; export it again"
+        )
 
 
 def _at(raw: Any, *keys: str) -> Any:

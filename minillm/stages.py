@@ -9,7 +9,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field, SerializeAsAny
 
-from minillm.config import Benchmark, Fields, Method, Model, Runtime, Strict, Template, Tokenizer, Training
+from minillm.config import Benchmark, Fields, Judge, Method, Model, Runtime, Strict, Template, Tokenizer, Training
 
 
 class Stage(Strict):
@@ -141,11 +141,28 @@ class Diversity(Stage):
     benchmarks: tuple[str, ...]
 
 
+class Judging(Stage):
+    """A strong model rates stored responses beside their references. Inputs: `responses`, `benchmarks`.
+
+    How it is asked (timeouts, budget) stands here too: another value computes again, from answers already paid for.
+    """
+
+    kind: ClassVar[str] = "judge"
+    module: ClassVar[str] = "minillm.judging.stage"
+    role: str
+    judge: Judge
+    seeds: tuple[int, ...]
+    """Of the generations that are judged."""
+    methods: int
+    """Rows of the table, which share the budget equally."""
+
+
 class Report(Stage):
     """Tables, plots and the page.
 
     Inputs: `examples`, `benchmarks`; `score/ROLE`, `diversity/ROLE` and `responses/ROLE` (generate) for each row of
-    the table; `train/ROLE` for each model trained here, the initial student too (a ready-made teacher has none).
+    the table, `judge/ROLE` where there is a judge; `train/ROLE` for each model trained here, the initial student too
+    (a ready-made teacher has none).
     """
 
     kind: ClassVar[str] = "report"
@@ -170,7 +187,7 @@ class Card(Stage):
 
 
 STAGES: tuple[type[Stage], ...] = (
-    Prepare, Benchmarks, Filter, Pack, Train, Respond, Generate, Score, Diversity, Report, Card
+    Prepare, Benchmarks, Filter, Pack, Train, Respond, Generate, Score, Diversity, Judging, Report, Card
 )  # fmt: skip
 
 

@@ -8,7 +8,7 @@ from prefect.futures import PrefectFuture
 
 from minillm.artifacts import Artifact
 from minillm.config import Config
-from minillm.stages import Diversity, Generate, Score
+from minillm.stages import Diversity, Generate, Judging, Score
 from tasks.stage import Input, compute, stage_task
 
 
@@ -31,6 +31,8 @@ def evaluate(
         responses = measured[f"responses/{role}"] = generate.submit(config, role, model, prepared, benchmarks)
         measured[f"score/{role}"] = score.submit(config, role, responses, prepared, benchmarks)
         measured[f"diversity/{role}"] = measure_diversity.submit(config, role, responses)
+        if config.evaluation.judge is not None:
+            measured[f"judge/{role}"] = judge_responses.submit(config, role, responses, benchmarks)
     return measured
 
 
@@ -69,6 +71,17 @@ def measure_diversity(config: Config, role: str, responses: Artifact) -> Artifac
     """Distinct n-grams and self-overlap of stored responses."""
     stage = Diversity(role=role, benchmarks=tuple(config.evaluation.benchmarks))
     return compute(stage, {"responses": responses}, config, f"diversity {role}")
+
+
+@stage_task("judge {role}")
+def judge_responses(config: Config, role: str, responses: Artifact, benchmarks: Artifact) -> Artifact | State:
+    """Ratings of stored responses by a strong model."""
+    judge = config.evaluation.judge
+    assert judge is not None
+    seeds = judge.seeds or config.evaluation.seeds[:1]
+    stage = Judging(role=role, judge=judge, seeds=seeds, methods=1 + len(config.methods))
+    inputs: dict[str, Input] = {"responses": responses, "benchmarks": benchmarks}
+    return compute(stage, inputs, config, f"judge {role}")
 
 
 def generation_tokens(config: Config) -> int:

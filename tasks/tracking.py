@@ -12,7 +12,7 @@ from prefect.settings import PREFECT_API_URL, PREFECT_UI_URL
 from minillm.artifacts import METRICS, Artifact
 from minillm.config import Config, Model, Source
 from minillm.data.sources import Resolved
-from minillm.stages import Benchmarks, Diversity, Report, Score, Stage
+from minillm.stages import Benchmarks, Diversity, Judging, Report, Score, Stage
 from tasks.outbox import DatasetFacts, Outbox, Record, Wanted
 from tasks.settings import PREFECT_UI, set_mlflow_defaults
 
@@ -124,9 +124,11 @@ def found(wanted: Wanted, artifact: Artifact, stage: Stage) -> None:
 
 
 def on_parent(wanted: Wanted, artifact: Artifact, stage: Stage) -> None:
-    """What a finished stage adds to the enclosing run: scores and diversity by method, and the report."""
-    if isinstance(stage, Score | Diversity):
-        shown = ("rouge_l", "exact_match") if isinstance(stage, Score) else ("distinct_4", "self_overlap")
+    """What a finished stage adds to the enclosing run: scores, diversity and ratings by method, and the report."""
+    if isinstance(stage, Score | Diversity | Judging):
+        shown = {
+            Score: ("rouge_l", "exact_match"), Diversity: ("distinct_4", "self_overlap"), Judging: ("judge",)
+        }[type(stage)]  # fmt: skip
         for name, value in artifact.manifest().get("summary", {}).items():
             metric, _, benchmark = name.partition("/")
             if metric in shown:

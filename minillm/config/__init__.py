@@ -8,6 +8,7 @@ from minillm.config.base import Model, Source, Strict
 from minillm.config.data import Data, Template, Tokenizer
 from minillm.config.evaluation import Benchmark, Evaluation, Fields
 from minillm.config.experiment import Config, Runtime
+from minillm.config.judge import Judge, Prices
 from minillm.config.training import Method, Policy, Student, Teacher, Training
 
 __all__ = [
@@ -16,9 +17,11 @@ __all__ = [
     "Data",
     "Evaluation",
     "Fields",
+    "Judge",
     "Method",
     "Model",
     "Policy",
+    "Prices",
     "Runtime",
     "Source",
     "Strict",

@@ -5,6 +5,8 @@ from typing import Literal, Self
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from minillm.config.base import Source, Strict
+from minillm.config.judge import Judge
+from minillm.nearest import suggestion
 
 
 class Fields(Strict):
@@ -62,6 +64,8 @@ class Evaluation(Strict):
     """What happens to a longer benchmark prompt: an error, or its beginning is cut off and it is reported."""
     validation_prompts: PositiveInt = 1000
     """Validation prompts that a response is sampled for when selecting by Rouge-L."""
+    judge: Judge | None = None
+    """Rates the answers; without it, no endpoint is asked."""
 
     @model_validator(mode="after")
     def _names(self) -> Self:
@@ -73,4 +77,15 @@ class Evaluation(Strict):
     def _greedy_draws_nothing(self) -> Self:
         if self.strategy == "greedy" and (unread := self._changed("temperature", "top_k", "top_p")):
             raise ValueError(f"strategy: greedy draws nothing and does not use {' and '.join(unread)}; leave it out")
+        return self
+
+    @model_validator(mode="after")
+    def _judge_knows_what_it_judges(self) -> Self:
+        for name in self.judge.benchmarks if self.judge else ():
+            if name not in self.benchmarks:
+                raise ValueError(f"judge.benchmarks: {name!r} is no benchmark; {suggestion(name, self.benchmarks)}")
+        if self.judge and (unknown := sorted(set(self.judge.seeds or ()) - set(self.seeds))):
+            raise ValueError(
+                f"judge.seeds {unknown} are not among evaluation.seeds {list(self.seeds)}; name some of these"
+            )
         return self

@@ -73,6 +73,7 @@ class Config(Strict):
                 )
         if self.teacher.model.architecture is not None and self.teacher.training is None:
             raise ValueError("teacher.training is null, but its weights are random; give it a training section")
+        self._check_questions()
         scratch_tokenizer = self.tokenizer.train_vocabulary is None and self.tokenizer.path is None
         if scratch_tokenizer and self.teacher.model.architecture is not None:
             raise ValueError(
@@ -80,3 +81,17 @@ class Config(Strict):
                 "set tokenizer.train_vocabulary or tokenizer.path"
             )
         return self
+
+    def _check_questions(self) -> None:
+        """Where the number of prompts is set, the judge's budget can be known to be too small before anything runs."""
+        judge = self.evaluation.judge
+        if judge is None or judge.prompts is None:
+            return
+        methods, benchmarks, seeds = 1 + len(self.methods), len(judge.benchmarks), len(judge.seeds or (0,))
+        questions = methods * benchmarks * judge.prompts * seeds * 2 * judge.samples
+        if questions > judge.max_questions:
+            raise ValueError(
+                f"evaluation.judge.max_questions is {judge.max_questions}, but there are {questions} questions to ask "
+                f"({methods} methods × {benchmarks} benchmarks × {judge.prompts} prompts × {seeds} seeds × 2 orders × "
+                f"{judge.samples} samples); raise it, or lower prompts, seeds or samples"
+            )

@@ -4,7 +4,7 @@ A value per prompt is its mean over the generation seeds: answers to the same pr
 Several benchmarks count the same each, and the prompts of each are drawn again by themselves.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -38,14 +38,38 @@ def estimate(values: Values) -> Estimate:
     Args:
         values: Scores of a method, or differences of two on the same prompts, which makes it a paired bootstrap.
     """
-    value = float(_mean_of_means(*values))
-    if min(len(group) for group in values) < 2:
+    return _bootstrap(_mean_of_means, values)
+
+
+def ratio_of_sums(ratios: Values, others: Values | None = None) -> Estimate:
+    """The mean over benchmarks of Σ part / Σ whole over prompts, in percent, with its interval.
+
+    Args:
+        ratios: Part and whole (2, n) of every prompt, for each benchmark.
+        others: Of another method on the same prompts; then it is the difference of the two ratios.
+    """
+
+    def statistic(*drawn: NDArray[np.float64], axis: int = -1) -> NDArray[np.float64]:
+        found = _mean_ratio(ratios, drawn, axis)
+        return found if others is None else found - _mean_ratio(others, drawn, axis)
+
+    return _bootstrap(statistic, [np.arange(of.shape[1], dtype=float) for of in ratios])
+
+
+def adjusted(p_values: Sequence[float]) -> list[float]:
+    """p-values of several comparisons at once, after Benjamini and Hochberg."""
+    return stats.false_discovery_control(p_values).tolist() if len(p_values) else []
+
+
+def _bootstrap(statistic: Callable[..., NDArray[np.float64]], samples: Values) -> Estimate:
+    value = float(statistic(*samples))
+    if min(len(sample) for sample in samples) < 2:
         return Estimate(value, None, None, None)
     result = stats.bootstrap(
-        tuple(values),
-        _mean_of_means,
+        tuple(samples),
+        statistic,
         n_resamples=RESAMPLES,
-        batch=max(1, DRAWN_AT_ONCE // max(len(group) for group in values)),
+        batch=max(1, DRAWN_AT_ONCE // max(len(sample) for sample in samples)),
         vectorized=True,
         confidence_level=CONFIDENCE,
         method="percentile",
@@ -56,9 +80,12 @@ def estimate(values: Values) -> Estimate:
     return Estimate(value, low, high, float((1 + as_far.sum()) / (1 + RESAMPLES)))
 
 
-def adjusted(p_values: Sequence[float]) -> list[float]:
-    """p-values of several comparisons at once, after Benjamini and Hochberg."""
-    return stats.false_discovery_control(p_values).tolist() if len(p_values) else []
+def _mean_ratio(ratios: Values, drawn: Values, axis: int) -> NDArray[np.float64]:
+    """Over benchmarks, in percent; `drawn` has the places (…, n) of each one's prompts in their arrays (2, n)."""
+    found = []
+    for (part, whole), places in zip(ratios, (of.astype(int) for of in drawn), strict=True):
+        found.append(part[places].sum(axis=axis) / whole[places].sum(axis=axis))
+    return 100 * np.mean(found, axis=0)
 
 
 def _mean_of_means(*groups: NDArray[np.float64], axis: int = -1) -> NDArray[np.float64]:

@@ -1,0 +1,59 @@
+"""Answers that were paid for, kept for good: one SQLite database beside the artifacts of a store.
+
+It outlives every stage and run, so that whatever asks a question again, after a failure, in another process or under
+another configuration, finds its answer here.
+"""
+
+import sqlite3
+import threading
+from collections.abc import Iterable
+from dataclasses import astuple, dataclass
+from pathlib import Path
+
+from filelock import FileLock
+
+COLUMNS = "text, prompt_tokens, completion_tokens, model, max_tokens"
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What came back from the endpoint, whatever its form."""
+
+    text: str
+    prompt_tokens: int
+    completion_tokens: int
+    model: str
+    """As the endpoint names the model that answered; often more precise than the name that was asked for."""
+    max_tokens: int
+    """Limit it was asked with, tokens."""
+
+
+class Answers:
+    """The answers of a store, by the keys of their questions; threads may share it."""
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.asking = FileLock(folder / "asking.lock")
+        """Held while asking: no two stages put the same question, and requests under way stay within their limit."""
+        self._one_at_a_time = threading.Lock()
+        self._database = sqlite3.connect(folder / "answers.sqlite", timeout=60, check_same_thread=False)
+        with self._database:
+            self._database.execute(
+                "CREATE TABLE IF NOT EXISTS answers (question TEXT NOT NULL, text TEXT NOT NULL, "
+                "prompt_tokens INTEGER NOT NULL, completion_tokens INTEGER NOT NULL, model TEXT NOT NULL, "
+                "max_tokens INTEGER NOT NULL)"
+            )
+            self._database.execute("CREATE INDEX IF NOT EXISTS by_question ON answers (question)")
+
+    def add(self, key: str, answer: Answer) -> None:
+        """Keep one more answer to a question; on disk when this returns."""
+        with self._one_at_a_time, self._database:
+            self._database.execute(
+                f"INSERT INTO answers (question, {COLUMNS}) VALUES (?, ?, ?, ?, ?, ?)", (key, *astuple(answer))
+            )
+
+    def to(self, keys: Iterable[str]) -> dict[str, list[Answer]]:
+        """All answers to each question, in the order they came."""
+        query = f"SELECT {COLUMNS} FROM answers WHERE question = ? ORDER BY rowid"
+        with self._one_at_a_time:
+            return {key: [Answer(*row) for row in self._database.execute(query, (key,))] for key in keys}

@@ -1,0 +1,131 @@
+"""Asking the judge what it has not answered yet: several questions at once, each answer kept as soon as it comes."""
+
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+
+from minillm.config import Judge
+from minillm.errors import StageError
+from minillm.judging.answers import Answer, Answers
+from minillm.judging.budget import Bill, Budget, expected, paid
+from minillm.judging.endpoint import Endpoint, RefusedError
+from minillm.judging.questions import read_ratings
+from minillm.progress import Progress
+
+ALL_REFUSED = 20
+"""Questions refused, and none answered, after which the endpoint takes none."""
+
+
+def ask_what_is_open(
+    texts: Mapping[str, str], answers: Answers, judge: Judge, methods: int, progress: Progress
+) -> dict[str, str]:
+    """Ask until every question has an answer of the form asked for, or as many answers as attempts.
+
+    Args:
+        texts: Questions by their keys.
+        answers: Those that are there, and where those that come are kept.
+        judge: Whom to ask, how, and for how much.
+        methods: Rows of the table, which share the budget equally.
+        progress: Counts questions that are settled.
+
+    Returns:
+        Why the endpoint did not take a question, by the keys of those refused.
+
+    Raises:
+        StageError: It would cost more than the budget, or the endpoint refuses us.
+        EndpointError: The endpoint does not answer.
+    """
+    known = answers.to(texts)
+    spent = bill(known)
+    open_questions = {key: text for key, text in texts.items() if is_open(known[key], judge)}
+    ahead = sum((expected(text, judge) for text in open_questions.values()), Bill())
+    print(statement(len(texts), ahead, judge), flush=True)
+    if not open_questions:
+        return {}
+    budget = Budget(judge, methods, spent)
+    budget.check(ahead)
+    asking = _Asking(Endpoint(judge), answers, budget, judge)
+    refused = asking.all(open_questions, known, progress)
+    took = bill(answers.to(texts)) - spent
+    print(f"asked {took.questions:,} questions: {tokens(took, judge)}; {len(refused)} refused", flush=True)
+    return refused
+
+
+def is_open(found: Sequence[Answer], judge: Judge) -> bool:
+    """Whether a question is to be asked: no answer has the form asked for, and attempts are left.
+
+    Answers that a smaller `max_tokens` may have cut count as no attempt.
+    """
+    return attempts_made(found, judge) < judge.attempts and all(read_ratings(answer.text) is None for answer in found)
+
+
+def attempts_made(found: Sequence[Answer], judge: Judge) -> int:
+    """Answers that came under today's limit or a larger one."""
+    return sum(answer.max_tokens >= judge.max_tokens for answer in found)
+
+
+def bill(found: Mapping[str, Sequence[Answer]]) -> Bill:
+    """What answers have cost."""
+    return sum((paid(answer) for several in found.values() for answer in several), Bill())
+
+
+def statement(questions: int, ahead: Bill, judge: Judge) -> str:
+    """What is about to be spent."""
+    return (
+        f"judge {judge.model}: {questions:,} questions, {questions - ahead.questions:,} of them settled already; "
+        f"to ask: {ahead.questions:,}, an estimated {tokens(ahead, judge, most='at most ')}"
+    )
+
+
+def tokens(spent: Bill, judge: Judge, most: str = "") -> str:
+    """Tokens and, with prices, money."""
+    cost = "" if judge.prices is None else f", {most}{spent.cost(judge.prices):.4f} in money"
+    return f"{spent.prompt_tokens:,} prompt tokens and {most}{spent.completion_tokens:,} completion tokens{cost}"
+
+
+class _Asking:
+    """The questions of one stage on their way."""
+
+    def __init__(self, endpoint: Endpoint, answers: Answers, budget: Budget, judge: Judge) -> None:
+        self.endpoint, self.answers, self.budget, self.judge = endpoint, answers, budget, judge
+
+    def all(
+        self, texts: Mapping[str, str], known: Mapping[str, Sequence[Answer]], progress: Progress
+    ) -> dict[str, str]:
+        """Ask them; when one fails for good, those under way are still waited for and kept."""
+        settled = progress.total - len(texts)
+        pool = ThreadPoolExecutor(self.judge.parallel)
+        refused: dict[str, str] = {}
+        try:
+            asked: dict[Future[None], str] = {
+                pool.submit(self.one, key, text, attempts_made(known[key], self.judge)): key
+                for key, text in texts.items()
+            }
+            for done, future in enumerate(as_completed(asked), start=1):
+                try:
+                    future.result()
+                except RefusedError as error:
+                    refused[asked[future]] = str(error)
+                if len(refused) == done == min(ALL_REFUSED, len(texts)):
+                    raise StageError(
+                        f"{self.judge.base_url} takes no question; {self.judge.model} says: {refused[asked[future]]}; "
+                        "change evaluation.judge accordingly, e.g. temperature: null or a larger max_tokens"
+                    )
+                progress.log(settled + done)
+        finally:
+            pool.shutdown(cancel_futures=True)
+        return refused
+
+    def one(self, key: str, text: str, attempts: int) -> None:
+        """Ask one question until its answer has the form asked for, or attempts are used up."""
+        for _ in range(attempts, self.judge.attempts):
+            ahead = expected(text, self.judge)
+            self.budget.reserve(ahead)
+            spent = Bill()
+            try:
+                answer = self.endpoint.ask(text)
+                self.answers.add(key, answer)
+                spent = paid(answer)
+            finally:
+                self.budget.settle(ahead, spent)
+            if read_ratings(answer.text) is not None:
+                return

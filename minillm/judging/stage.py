@@ -1,0 +1,119 @@
+"""Stage judge: a strong model rates one method's stored responses beside their references (method.md §7)."""
+
+import json
+import signal
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from minillm.artifacts import write_atomically
+from minillm.config import Judge
+from minillm.data.tables import read_records
+from minillm.errors import StageError
+from minillm.judging.answers import Answer, Answers
+from minillm.judging.asking import ask_what_is_open, bill
+from minillm.judging.questions import Question, questions_about, read_ratings
+from minillm.judging.results import prompt_ratings, table
+from minillm.progress import Progress
+from minillm.stages import Job, Judging
+from minillm.worker import STOPPED
+
+FOLDER = "judge"
+"""In the store, beside the artifacts: the answers that were paid for."""
+QUOTED_CHARACTERS = 200
+
+
+def run(job: Job) -> dict[str, float | str]:
+    """Write ratings.parquet and judge.json, and return its figures under their names in the tracked run.
+
+    Raises:
+        StageError: It would cost more than the budget, the endpoint refuses us, or it rated nothing of a benchmark.
+    """
+    settings = job.settings
+    assert isinstance(settings, Judging)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(STOPPED))  # once the answers under way are kept
+    questions = read_questions(job.inputs, settings)
+    texts = {question.key(settings.judge): question.text for question in questions}
+    answers = Answers(Path(job.runtime.store) / FOLDER)
+    with answers.asking:
+        progress = Progress(job.output, len(texts), "questions")
+        refused = ask_what_is_open(texts, answers, settings.judge, settings.methods, progress)
+    found = answers.to(texts)
+    ratings = rate(questions, found, settings.judge)
+    _check_rated(ratings, questions, found, refused, settings.judge)
+    spent, prices = bill(found), settings.judge.prices
+    result = table(settings.role, ratings) | {
+        "judge": settings.judge.model,
+        "answered_by": sorted({answer.model for several in found.values() for answer in several}),
+        "spent": asdict(spent) | ({} if prices is None else {"cost": spent.cost(prices)}),
+    }
+    ratings.to_parquet(job.output / "ratings.parquet")
+    write_atomically(job.output / "judge.json", json.dumps(result, indent=2))
+    return _flat(result)
+
+
+def read_questions(inputs: Mapping[str, Path], settings: Judging) -> list[Question]:
+    """All questions about one method's responses, benchmark by benchmark.
+
+    Raises:
+        StageError: A response is missing.
+    """
+    questions: list[Question] = []
+    for name in settings.judge.benchmarks:
+        prompts = [record.value for record in read_records(inputs["benchmarks"] / f"{name}.jsonl")]
+        rows = (record.value for record in read_records(inputs["responses"] / f"{name}.jsonl"))
+        responses = {(row["index"], row["seed"]): row["response"] for row in rows}
+        try:
+            questions += questions_about(name, prompts, responses, settings.seeds, settings.judge)
+        except KeyError as error:
+            index, seed = error.args[0]
+            raise StageError(
+                f"benchmark {name}: prompt {index} has no response of seed {seed}; generate the responses again"
+            ) from error
+    return questions
+
+
+def rate(questions: Sequence[Question], found: Mapping[str, Sequence[Answer]], judge: Judge) -> pd.DataFrame:
+    """A row for each question: benchmark, index, seed, order, sample, and the ratings of model and reference.
+
+    Ratings are 1 to 10, missing where no answer had the form asked for.
+    """
+    rows: list[dict[str, Any]] = []
+    for question in questions:
+        read = (read_ratings(answer.text) for answer in found[question.key(judge)])
+        shown = next((ratings for ratings in read if ratings is not None), (None, None))
+        model, reference = shown if question.order == "model first" else shown[::-1]
+        rows.append(
+            {"benchmark": question.benchmark, "index": question.index, "seed": question.seed}
+            | {"order": question.order, "sample": question.sample, "model": model, "reference": reference}
+        )
+    return pd.DataFrame(rows).astype({"model": "float64", "reference": "float64"})
+
+
+def _check_rated(
+    ratings: pd.DataFrame,
+    questions: Sequence[Question],
+    found: Mapping[str, Sequence[Answer]],
+    refused: Mapping[str, str],
+    judge: Judge,
+) -> None:
+    for name, prompts in prompt_ratings(ratings).items():
+        if prompts.empty:
+            key = next(question.key(judge) for question in questions if question.benchmark == name)
+            said = f"refused: {refused[key]}" if key in refused else repr(found[key][-1].text[:QUOTED_CHARACTERS])
+            raise StageError(
+                f"benchmark {name}: {judge.model} rated no prompt in both orders; its last answer to the first "
+                f"question: {said}; take another model, or raise evaluation.judge.max_tokens or attempts"
+            )
+
+
+def _flat(result: Mapping[str, Any]) -> dict[str, float | str]:
+    summary: dict[str, float | str] = {"judge/mean": result["mean"]["ratio"]}
+    for name, row in result["benchmarks"].items():
+        summary[f"judge/{name}"] = row["ratio"]
+        summary |= {f"{what}/{name}": row[what] for what in ("order_agreement", "first_advantage", "unanswered")}
+    return summary | result["spent"]
