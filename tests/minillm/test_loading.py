@@ -140,6 +140,59 @@ def test_missing_data_are_refused_by_field_and_path(tmp_path, raw, override, fie
     assert f"{field}: {path}" in refusal(tmp_path, raw, override)
 
 
+JUDGE = {"base_url": "http://localhost:1/v1", "model": "gpt", "benchmarks": ["dolly"], "max_questions": 1000}
+
+
+def test_a_judge_is_loaded_where_its_key_is(tmp_path, raw, monkeypatch):
+    raw["evaluation"]["judge"] = JUDGE
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-abc")
+    judge = load(tmp_path, raw).evaluation.judge
+    assert judge is not None
+    assert (judge.samples, judge.seeds, judge.prompts, judge.temperature) == (1, None, None, 0.0)
+    monkeypatch.delenv("OPENAI_API_KEY")
+    message = refusal(tmp_path, raw, "evaluation.judge.api_key_variable=MY_KEY")
+    assert "evaluation.judge.api_key_variable: the environment has no MY_KEY; export it" in message
+    assert load(tmp_path, raw, "evaluation.judge=null").evaluation.judge is None
+    monkeypatch.setenv("MY_KEY", "sk-hunter2\n")
+    message = refusal(tmp_path, raw, "evaluation.judge.api_key_variable=MY_KEY")
+    assert "MY_KEY holds blanks, line ends" in message
+    assert "hunter2" not in message
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("benchmarks=[doly]", "judge.benchmarks: 'doly' is no benchmark; did you mean `dolly`?"),
+        ("seeds=[10,7]", "judge.seeds [7] are not among evaluation.seeds [10, 20, 30, 40, 50]"),
+        ("samples=3", "samples: 3 at temperature 0 is one answer paid for 3 times"),
+        ("max_cost=5", "`max_cost` needs `prices`"),
+        ("prompts=400", "max_questions is 1000, but there are 2400 questions to ask (3 methods × 1 benchmarks × 400"),
+        ("max_questions=null", "evaluation.judge.max_questions: Input should be a valid integer"),
+    ],
+)
+def test_a_judge_that_contradicts_the_rest_is_refused(tmp_path, raw, monkeypatch, override, message):
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-abc")
+    raw["evaluation"]["judge"] = JUDGE
+    assert message in refusal(tmp_path, raw, f"evaluation.judge.{override}")
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("api_key_variable=sk-hunter2", "is the name of an environment variable"),
+        ("base_url=https://me:hunter2@host/v1", "without user, key or query"),
+        ("base_url=https://host/v1?key=hunter2", "without user, key or query"),
+        ("base_url=hunter2/v1", "must be http:// or https://"),
+        ("api_key=hunter2", "evaluation.judge.api_key: unknown key; did you mean `api_key_variable`?"),
+    ],
+)
+def test_a_secret_in_the_configuration_is_refused_and_not_repeated(tmp_path, raw, override, message):
+    raw["evaluation"]["judge"] = JUDGE
+    refused = refusal(tmp_path, raw, f"evaluation.judge.{override}")
+    assert message in refused
+    assert "hunter2" not in refused
+
+
 def test_missing_models_are_refused(tmp_path, raw):
     raw["student"]["model"] = {"path": str(tmp_path / "student")}
     assert f"student.model: {tmp_path / 'student'} does not exist" in refusal(tmp_path, raw)
