@@ -141,11 +141,19 @@ class Diversity(Stage):
     benchmarks: tuple[str, ...]
 
 
+class Preference(Stage):
+    """What people said of pairs of answers. Inputs: `judgements` (CSV); `responses/ROLE` for each method."""
+
+    kind: ClassVar[str] = "preference"
+    module: ClassVar[str] = "minillm.evaluation.preference"
+
+
 class Report(Stage):
     """Tables, plots and the page.
 
     Inputs: `examples`, `benchmarks`; `score/ROLE`, `diversity/ROLE` and `responses/ROLE` (generate) for each row of
-    the table; `train/ROLE` for each model trained here, the initial student too (a ready-made teacher has none).
+    the table; `train/ROLE` for each model trained here, the initial student too (a ready-made teacher has none);
+    `preference` where people compared answers.
     """
 
     kind: ClassVar[str] = "report"
@@ -170,7 +178,7 @@ class Card(Stage):
 
 
 STAGES: tuple[type[Stage], ...] = (
-    Prepare, Benchmarks, Filter, Pack, Train, Respond, Generate, Score, Diversity, Report, Card
+    Prepare, Benchmarks, Filter, Pack, Train, Respond, Generate, Score, Diversity, Preference, Report, Card
 )  # fmt: skip
 
 

@@ -7,8 +7,8 @@ from prefect import State
 from prefect.futures import PrefectFuture
 
 from minillm.artifacts import Artifact
-from minillm.config import Config
-from minillm.stages import Diversity, Generate, Score
+from minillm.config import Config, Source
+from minillm.stages import Diversity, Generate, Preference, Score
 from tasks.stage import Input, compute, stage_task
 
 
@@ -31,6 +31,9 @@ def evaluate(
         responses = measured[f"responses/{role}"] = generate.submit(config, role, model, prepared, benchmarks)
         measured[f"score/{role}"] = score.submit(config, role, responses, prepared, benchmarks)
         measured[f"diversity/{role}"] = measure_diversity.submit(config, role, responses)
+    if config.evaluation.preference is not None:
+        answers = {name: responses for name, responses in measured.items() if name.startswith("responses/")}
+        measured["preference"] = count_preferences.submit(config, config.evaluation.preference, answers)
     return measured
 
 
@@ -69,6 +72,12 @@ def measure_diversity(config: Config, role: str, responses: Artifact) -> Artifac
     """Distinct n-grams and self-overlap of stored responses."""
     stage = Diversity(role=role, benchmarks=tuple(config.evaluation.benchmarks))
     return compute(stage, {"responses": responses}, config, f"diversity {role}")
+
+
+@stage_task("count preferences")
+def count_preferences(config: Config, judgements: Source, responses: Mapping[str, Artifact]) -> Artifact | State:
+    """Wins, ties and losses between methods as people saw them."""
+    return compute(Preference(), {"judgements": judgements, **responses}, config, "count preferences")
 
 
 def generation_tokens(config: Config) -> int:
