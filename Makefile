@@ -13,11 +13,11 @@ define install_cpu_torch
 @$(1) torch==$(TORCH_VERSION)+cpu 2>/dev/null || $(1) torch==$(TORCH_VERSION)+cpu --extra-index-url $(PYTORCH_CPU_INDEX)
 endef
 
-.PHONY: help env demo test check bench ui clean FORCE
+.PHONY: help env demo test check bench ui annotate clean FORCE
 .DEFAULT_GOAL := help
 
 help: ## This list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-7s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo "On a machine with NVIDIA GPUs, once and first: make env TORCH=cuda"
 
 env: $(READY) ## Make .venv from exact pins (CPU build of PyTorch; for GPUs: make env TORCH=cuda)
@@ -38,6 +38,9 @@ bench: $(READY) benchmarks/environments/trl-1.9.2/.complete benchmarks/environme
 
 ui: $(READY) ## Serve Prefect (port 4200) and MLflow (port 5000) on this machine until Ctrl-C
 	.venv/bin/python -m tasks.ui
+
+annotate: $(READY) ## Let people compare the answers of the newest run's methods (port 4400) until Ctrl-C
+	.venv/bin/python -m minillm.annotation
 
 clean: ## Remove the environments and caches; results in .minillm stay
 	rm -rf .venv .pytest_cache .ruff_cache benchmarks/environments/*/

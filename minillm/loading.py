@@ -104,7 +104,7 @@ def _is_model(annotation: Any) -> bool:
 def _missing_sources(raw: dict[str, Any]) -> Iterator[str]:
     """Local data and models that the configuration names and that are not there."""
     directory = _at(raw, "data", "directory") or "."
-    fields = ["data.instructions", "data.split", "data.plain_text"]
+    fields = ["data.instructions", "data.split", "data.plain_text", "evaluation.preference"]
     benchmarks = _at(raw, "evaluation", "benchmarks")
     fields += [f"evaluation.benchmarks.{name}.source" for name in benchmarks] if isinstance(benchmarks, dict) else []
     roots = {field: directory for field in fields} | {f: "." for f in ("teacher.model", "student.model", "tokenizer")}

@@ -17,6 +17,14 @@ class Stage(Strict):
 
     kind: ClassVar[str]
     module: ClassVar[str]
+    shown: ClassVar[tuple[str, ...]] = ()
+    """First parts of the names in its summary that the flow run's own tracked run shows too, by row of the table."""
+
+    @property
+    def rows(self) -> list[str]:
+        """The row of the table that it is about, if it is about one."""
+        role = getattr(self, "role", None)
+        return [role] if role is not None else []
 
 
 class Prepare(Stage):
@@ -127,6 +135,7 @@ class Score(Stage):
 
     kind: ClassVar[str] = "score"
     module: ClassVar[str] = "minillm.evaluation.scoring"
+    shown: ClassVar[tuple[str, ...]] = ("rouge_l", "exact_match")
     role: str
     seeds: tuple[int, ...]
     benchmarks: dict[str, Benchmark]
@@ -137,6 +146,7 @@ class Diversity(Stage):
 
     kind: ClassVar[str] = "diversity"
     module: ClassVar[str] = "minillm.evaluation.diversity"
+    shown: ClassVar[tuple[str, ...]] = ("distinct_4", "self_overlap")
     role: str
     benchmarks: tuple[str, ...]
 
@@ -149,6 +159,7 @@ class Judging(Stage):
 
     kind: ClassVar[str] = "judge"
     module: ClassVar[str] = "minillm.judging.stage"
+    shown: ClassVar[tuple[str, ...]] = ("judge",)
     role: str
     judge: Judge
     seeds: tuple[int, ...]
@@ -157,12 +168,20 @@ class Judging(Stage):
     """Rows of the table, which share the budget equally."""
 
 
+class Preference(Stage):
+    """What people said of pairs of answers. Inputs: `judgements` (CSV); `responses/ROLE` for each method."""
+
+    kind: ClassVar[str] = "preference"
+    module: ClassVar[str] = "minillm.evaluation.preference"
+    shown: ClassVar[tuple[str, ...]] = ("preference",)
+
+
 class Report(Stage):
     """Tables, plots and the page.
 
     Inputs: `examples`, `benchmarks`; `score/ROLE`, `diversity/ROLE` and `responses/ROLE` (generate) for each row of
-    the table, `judge/ROLE` where there is a judge; `train/ROLE` for each model trained here, the initial student too
-    (a ready-made teacher has none).
+    the table, `judge/ROLE` where there is a judge and `preference` where people compared answers; `train/ROLE` for each
+    model trained here, the initial student too (a ready-made teacher has none).
     """
 
     kind: ClassVar[str] = "report"
@@ -187,7 +206,7 @@ class Card(Stage):
 
 
 STAGES: tuple[type[Stage], ...] = (
-    Prepare, Benchmarks, Filter, Pack, Train, Respond, Generate, Score, Diversity, Judging, Report, Card
+    Prepare, Benchmarks, Filter, Pack, Train, Respond, Generate, Score, Diversity, Judging, Preference, Report, Card
 )  # fmt: skip
 
 

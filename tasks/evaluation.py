@@ -7,8 +7,8 @@ from prefect import State
 from prefect.futures import PrefectFuture
 
 from minillm.artifacts import Artifact
-from minillm.config import Config
-from minillm.stages import Diversity, Generate, Judging, Score
+from minillm.config import Config, Source
+from minillm.stages import Diversity, Generate, Judging, Preference, Score
 from tasks.stage import Input, compute, stage_task
 
 
@@ -33,6 +33,9 @@ def evaluate(
         measured[f"diversity/{role}"] = measure_diversity.submit(config, role, responses)
         if config.evaluation.judge is not None:
             measured[f"judge/{role}"] = judge_responses.submit(config, role, responses, benchmarks)
+    if config.evaluation.preference is not None:
+        answers = {name: responses for name, responses in measured.items() if name.startswith("responses/")}
+        measured["preference"] = count_preferences.submit(config, config.evaluation.preference, answers)
     return measured
 
 
@@ -82,6 +85,12 @@ def judge_responses(config: Config, role: str, responses: Artifact, benchmarks: 
     stage = Judging(role=role, judge=judge, seeds=seeds, methods=1 + len(config.methods))
     inputs: dict[str, Input] = {"responses": responses, "benchmarks": benchmarks}
     return compute(stage, inputs, config, f"judge {role}")
+
+
+@stage_task("count preferences")
+def count_preferences(config: Config, judgements: Source, responses: Mapping[str, Artifact]) -> Artifact | State:
+    """Wins, ties and losses between methods as people saw them."""
+    return compute(Preference(), {"judgements": judgements, **responses}, config, "count preferences")
 
 
 def generation_tokens(config: Config) -> int:

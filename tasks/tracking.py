@@ -12,7 +12,7 @@ from prefect.settings import PREFECT_API_URL, PREFECT_UI_URL
 from minillm.artifacts import METRICS, Artifact
 from minillm.config import Config, Model, Source
 from minillm.data.sources import Resolved
-from minillm.stages import Benchmarks, Diversity, Judging, Report, Score, Stage
+from minillm.stages import Benchmarks, Report, Stage
 from tasks.outbox import DatasetFacts, Outbox, Record, Wanted
 from tasks.settings import PREFECT_UI, set_mlflow_defaults
 
@@ -96,7 +96,7 @@ def datasets(stage: Stage, sources: Mapping[str, tuple[Source | Model, Resolved]
             digest=resolved.fingerprint.removeprefix("sha256:")[:LONGEST_DIGEST],
             source_type="local" if source.hub is None else "hf",
             source=source.model_dump_json(exclude_none=True),
-            context="evaluation" if isinstance(stage, Benchmarks) else "training",
+            context="evaluation" if isinstance(stage, Benchmarks | Preference) else "training",
         )
         for name, (source, resolved) in sources.items()
         if isinstance(source, Source)
@@ -124,15 +124,11 @@ def found(wanted: Wanted, artifact: Artifact, stage: Stage) -> None:
 
 
 def on_parent(wanted: Wanted, artifact: Artifact, stage: Stage) -> None:
-    """What a finished stage adds to the enclosing run: scores, diversity and ratings by method, and the report."""
-    if isinstance(stage, Score | Diversity | Judging):
-        shown = {
-            Score: ("rouge_l", "exact_match"), Diversity: ("distinct_4", "self_overlap"), Judging: ("judge",)
-        }[type(stage)]  # fmt: skip
-        for name, value in artifact.manifest().get("summary", {}).items():
-            metric, _, benchmark = name.partition("/")
-            if metric in shown:
-                wanted.metrics[f"{metric}/{stage.role}/{benchmark}"] = float(value)
+    """What a finished stage adds to the enclosing run: the numbers that it says are to be shown, and the report."""
+    for name, value in artifact.manifest().get("summary", {}).items():
+        metric, *rest = name.split("/")
+        if metric in stage.shown:
+            wanted.metrics["/".join([metric, *stage.rows, *rest])] = float(value)
     if isinstance(stage, Report):
         wanted.files |= shown_files(artifact)
 

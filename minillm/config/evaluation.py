@@ -62,6 +62,8 @@ class Evaluation(Strict):
     """Longest benchmark prompt, tokens; without it, `data.max_prompt_tokens`."""
     long_prompts: Literal["refuse", "cut"] = "refuse"
     """What happens to a longer benchmark prompt: an error, or its beginning is cut off and it is reported."""
+    preference: Source | None = None
+    """What people said of pairs of answers, as `python -m minillm.annotation --export` writes it (CSV)."""
     validation_prompts: PositiveInt = 1000
     """Validation prompts that a response is sampled for when selecting by Rouge-L."""
     judge: Judge | None = None

@@ -81,7 +81,7 @@ def interval_figure(
         label: Of the axis.
         look: Of the methods.
     """
-    figure, axes = _figure(height=0.9 + 0.13 * len(rows) * (len(values) + 1.5))
+    figure, axes = empty_figure(height=0.9 + 0.13 * len(rows) * (len(values) + 1.5))
     for place, (role, cells) in enumerate(values.items()):
         offset = 0.8 * ((place + 0.5) / len(values) - 0.5)
         axes.errorbar(
@@ -98,7 +98,7 @@ def interval_figure(
     axes.grid(visible=False, axis="y")
     axes.set_ylim(len(rows) - 0.5, -0.5)
     axes.set_xlabel(label)
-    _legend(axes)
+    legend(axes)
     return figure
 
 
@@ -114,7 +114,7 @@ def length_figure(benchmark: str, comparison: Comparison, look: Look) -> Figure 
     labels = list(subsets[comparison.roles[0]].get("score_by_length", {}))
     if not labels:
         return None
-    figure, axes = _figure(height=3.2)
+    figure, axes = empty_figure(height=3.2)
     for place, (role, row) in enumerate(subsets.items()):
         cells = [row["score_by_length"][label] for label in labels]
         offset = 0.3 * ((place + 0.5) / len(subsets) - 0.5)
@@ -135,13 +135,13 @@ def length_figure(benchmark: str, comparison: Comparison, look: Look) -> Figure 
     axes.grid(visible=False, axis="x")
     axes.set_xlabel("tokens of the first reference")
     axes.set_ylabel(f"{WORDS[comparison.metric(benchmark)]} (0–100)")
-    _legend(axes)
+    legend(axes)
     return figure
 
 
 def curve_figure(metric: str, curves: Mapping[str, Sequence[tuple[int, float]]], look: Look) -> Figure:
     """One metric by optimizer step, a line for each model that has it."""
-    figure, axes = _figure(height=2.9)
+    figure, axes = empty_figure(height=2.9)
     few = max(map(len, curves.values())) <= MARKED_POINTS
     for role, points in curves.items():
         steps, values = zip(*_thinned(points), strict=True)
@@ -149,7 +149,7 @@ def curve_figure(metric: str, curves: Mapping[str, Sequence[tuple[int, float]]],
         axes.plot(steps, values, color=colour, label=role, linewidth=1.4, marker=marker if few else "", markersize=4)
     axes.set_xlabel("optimizer step")
     axes.set_ylabel(CURVES[metric])
-    _legend(axes)
+    legend(axes)
     return figure
 
 
@@ -167,7 +167,7 @@ def save(figure: Figure, png: Path) -> str:
     return re.sub(r'(id="|url\(#|href="#)', rf"\g<1>{png.stem}-", svg)
 
 
-def _figure(height: float) -> tuple[Figure, Axes]:
+def empty_figure(height: float) -> tuple[Figure, Axes]:
     """An empty figure as wide as a phone, so that its text stays readable there."""
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(5.2, height), layout="constrained")
@@ -181,7 +181,8 @@ def _dots(look: tuple[str, str], role: str) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _legend(axes: Axes) -> None:
+def legend(axes: Axes) -> None:
+    """A legend of what the axes show, above them, so that it hides nothing."""
     handles, labels = axes.get_legend_handles_labels()
     rows = math.ceil(len(labels) / 5)
     with mpl.rc_context(STYLE):

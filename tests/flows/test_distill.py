@@ -16,6 +16,9 @@ from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRun
 from prefect.flows import load_flow_from_entrypoint
 from prefect.settings import PREFECT_API_URL
 
+from minillm.annotation.judgements import Judgements
+from minillm.annotation.pairs import draw_pairs, read_report
+from minillm.annotation.study import Study
 from tests.conftest import ROOT
 from tests.small import write_experiment
 
@@ -184,6 +187,27 @@ def test_one_failing_method_leaves_the_others_standing(first: Finished, server: 
     assert states["distill"] == "Failed"
     assert "not finite" in failed.log
     assert "learning_rate" in failed.log, "the remedy"
+
+
+def test_what_people_said_of_the_answers_stands_in_the_report_and_in_mlflow(first: Finished, server: str):
+    (page,) = re.findall(r"^report +(\S+)$", first.output, re.MULTILINE)
+    run = read_report(Path(page))
+    study = Study(draw_pairs(run, None, (), None, 60, 1), Judgements(run.store / "preference.db"))
+    for number in range(1, len(study.pairs) + 1):
+        study.judge("ada", number, "tie")
+        study.judge("ben", number, "a")
+    judgements = first.config.parent / "judgements.csv"
+    command = [sys.executable, "-m", "minillm.annotation", page, "--export", str(judgements)]
+    subprocess.run(command, cwd=ROOT, check=True, timeout=60)
+    judged = distill(first.config, "--set", f"evaluation.preference.path={judgements}", PREFECT_API_URL=server)
+    assert judged.status == 0, judged.log
+    computed = {stage for stage, state in judged.states().items() if state == "Completed"} - {"distill"}
+    assert computed == {"count preferences", "report", "export sft", "export minillm"}
+    (page,) = re.findall(r"^report +(\S+)$", judged.output, re.MULTILINE)
+    assert "ada and ben" in Path(page).read_text()
+    client = MlflowClient(f"sqlite:///{first.config.parent / 'store' / 'mlflow.db'}")
+    runs = client.search_runs(["1"], "metrics.`preference/minillm/sft/tie` >= 50")
+    assert len(runs) == 1
 
 
 def test_a_misspelt_key_is_refused_before_anything_starts(first: Finished):

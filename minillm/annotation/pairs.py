@@ -1,0 +1,173 @@
+"""Pairs of answers to the same prompt, drawn from the stored responses behind a report."""
+
+import functools
+import json
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from minillm.annotation.judgements import Compared
+from minillm.artifacts import MANIFEST, METRICS, text_digest
+from minillm.data.benchmarks import load_benchmarks
+from minillm.data.tables import read_records
+from minillm.errors import StageError
+from minillm.nearest import suggestion
+
+PAPER_BENCHMARK = "self_inst"
+"""What the paper's annotators were shown."""
+
+
+@dataclass(frozen=True)
+class Pair:
+    """The answers of two methods to one prompt."""
+
+    compared: Compared
+    instruction: str
+    context: str
+    texts: tuple[str, str]
+    """Of `compared.method` and of `compared.other`."""
+
+
+@dataclass(frozen=True)
+class FinishedRun:
+    """What the page and the judgements need of a run."""
+
+    store: Path
+    roles: Sequence[str]
+    """Rows of its table; the first is the teacher."""
+    compared: str
+    """The method that its report compares with the others."""
+    seed: int
+    """The first of the generation."""
+    prompts: Mapping[str, Sequence[Mapping[str, Any]]]
+    """By benchmark."""
+    responses: Mapping[str, Path]
+    """Folder of the stored responses of each method."""
+
+
+def newest_report(store: Path) -> Path:
+    """The report that was made last.
+
+    Raises:
+        StageError: The store has none.
+    """
+    reports = list(store.glob(f"artifacts/report-*/{MANIFEST}"))
+    if not reports:
+        raise StageError(f"there is no report in {store}; run `make demo` first, or give the path of a report.html")
+    return max(reports, key=lambda path: path.stat().st_mtime).parent
+
+
+def read_report(path: Path) -> FinishedRun:
+    """The run behind a report, from its folder or its page.
+
+    Raises:
+        StageError: It is no report of a finished run, or what it was made of is gone.
+    """
+    folder = (path.parent if path.is_file() else path).resolve()
+    if not (folder / MANIFEST).is_file() or not (folder / "results.json").is_file():
+        raise StageError(f"{path} is not the report of a run; give the path of the report.html that the run printed")
+    inputs = json.loads((folder / MANIFEST).read_text())["inputs"]
+    results = json.loads((folder / "results.json").read_text())
+    # a store that was moved or copied still has them side by side
+    places = {name: folder.parent / Path(artifact["path"]).name for name, artifact in inputs.items()}
+    roles = list(results["tables"])
+    needed = {name: places[name] for name in ("benchmarks", *(f"responses/{role}" for role in roles))}
+    if missing := [str(place) for place in needed.values() if not place.is_dir()]:
+        raise StageError(f"{path} was made of {', '.join(missing)}, which is gone; run its configuration again")
+    prompts = load_benchmarks(needed.pop("benchmarks"))
+    return FinishedRun(
+        store=folder.parents[1],
+        roles=roles,
+        compared=results["compared"],
+        seed=results["tables"][roles[0]]["seeds"][0],
+        prompts={name: prompts[name] for name in results["benchmarks"]},
+        responses={name.removeprefix("responses/"): place for name, place in needed.items()},
+    )
+
+
+def draw_pairs(
+    run: FinishedRun, method: str | None, against: Sequence[str], benchmark: str | None, prompts: int, seed: int
+) -> list[Pair]:
+    """Answers to prompts drawn at random, in random order; more prompts with the same seed include the fewer.
+
+    Args:
+        run: Where the answers are.
+        method: The one that wins or loses; without it, the one that the report compares.
+        against: The others; without any, the first student beside the method, or the teacher.
+        benchmark: Without it, the paper's or, where the run has not got that, the first.
+        prompts: How many are drawn; all where the benchmark has fewer.
+        seed: Of the prompts drawn and of their order.
+
+    Raises:
+        StageError: The run has no such method or benchmark, or a method is compared with itself.
+    """
+    method = method or run.compared
+    students_first = [role for role in (*run.roles[1:], run.roles[0]) if role != method]
+    others = list(dict.fromkeys(against or students_first[:1]))
+    benchmark = benchmark or (PAPER_BENCHMARK if PAPER_BENCHMARK in run.prompts else next(iter(run.prompts)))
+    _require_known(run, [method, *others], benchmark)
+    if method in others or not others:
+        raise StageError(f"{method} is compared with itself; name another method in --against")
+    rows = list(run.prompts[benchmark])
+    draw = random.Random(seed)
+    draw.shuffle(rows)
+    pairs = [_pair(run, method, other, benchmark, row) for row in rows[:prompts] for other in others]
+    draw.shuffle(pairs)
+    return pairs
+
+
+def _require_known(run: FinishedRun, methods: Sequence[str], benchmark: str) -> None:
+    for role in methods:
+        if role not in run.roles:
+            raise StageError(f"the run has no method {role}; {suggestion(role, run.roles)}")
+    if benchmark not in run.prompts:
+        raise StageError(f"the run has no benchmark {benchmark}; {suggestion(benchmark, run.prompts)}")
+
+
+def _pair(run: FinishedRun, method: str, other: str, benchmark: str, row: Mapping[str, Any]) -> Pair:
+    index, seed = row["index"], run.seed
+    text, its = (read_answers(run.responses[role], benchmark)[index, seed] for role in (method, other))
+    digest = answers_digest(text, its)
+    compared = Compared(benchmark=benchmark, index=index, seed=seed, method=method, other=other, answers=digest)
+    return Pair(compared, row["instruction"], row["context"], (text, its))
+
+
+@functools.cache
+def read_answers(responses: Path, benchmark: str) -> dict[tuple[int, int], str]:
+    """Text of every response of one method to a benchmark, by prompt and seed."""
+    rows = (record.value for record in read_records(responses / f"{benchmark}.jsonl"))
+    return {(row["index"], row["seed"]): row["response"] for row in rows}
+
+
+def answers_digest(text: str, other_text: str) -> str:
+    """What tells that the answers of a run are those that were judged."""
+    return text_digest([text, other_text])[:16]
+
+
+def mismatch(compared: Compared, responses: Mapping[str, Path]) -> str | None:
+    """Why the answers that were judged are not among a run's, in words; None where they are.
+
+    Args:
+        compared: What was judged.
+        responses: Folder of the stored responses of each method of the run.
+    """
+    for role in (compared.method, compared.other):
+        if role not in responses:
+            return f"the run has no method {role}; {suggestion(role, responses)}"
+    names = [path.stem for path in responses[compared.method].glob("*.jsonl") if path.name != METRICS]
+    if compared.benchmark not in names:
+        return f"the run has no benchmark {compared.benchmark}; {suggestion(compared.benchmark, names)}"
+    texts = [
+        read_answers(responses[role], compared.benchmark).get((compared.index, compared.seed))
+        for role in (compared.method, compared.other)
+    ]
+    if texts[0] is None or texts[1] is None:
+        return f"the run has no answer to prompt {compared.index} of {compared.benchmark} with seed {compared.seed}"
+    if answers_digest(texts[0], texts[1]) != compared.answers:
+        return (
+            f"the answers of {compared.method} and {compared.other} to prompt {compared.index} of "
+            f"{compared.benchmark} are not those that were judged"
+        )
+    return None

@@ -1,0 +1,60 @@
+"""What one annotator sees and does: the pairs one by one, their answers in an order of the annotator's own."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Literal
+
+from minillm.annotation.judgements import Choice, Judgement, Judgements
+from minillm.annotation.pairs import Pair
+from minillm.artifacts import text_digest
+
+Preferred = Literal["a", "tie", "b"]
+"""What the annotator says, knowing the answers only as A and B."""
+OPPOSITE: dict[Preferred, Preferred] = {"a": "b", "tie": "tie", "b": "a"}
+CHOICES: dict[Preferred, Choice] = {"a": "win", "tie": "tie", "b": "loss"}
+"""What it means where A is the method's answer."""
+SAID: dict[Choice, Preferred] = {"win": "a", "tie": "tie", "loss": "b"}
+
+
+@dataclass(frozen=True)
+class Study:
+    """Pairs in the order in which everybody sees them, numbered from 1, and what was said of them."""
+
+    pairs: Sequence[Pair]
+    judgements: Judgements
+
+    def texts(self, annotator: str, number: int) -> tuple[str, str]:
+        """Answers A and B of a pair."""
+        first, second = self.pairs[number - 1].texts
+        return (second, first) if swapped(annotator, self.pairs[number - 1]) else (first, second)
+
+    def judge(self, annotator: str, number: int, preferred: Preferred) -> None:
+        """Keep a choice, instead of the annotator's earlier one on this pair."""
+        pair = self.pairs[number - 1]
+        choice = CHOICES[OPPOSITE[preferred] if swapped(annotator, pair) else preferred]
+        said = {"annotator": annotator, "choice": choice, "time": datetime.now(UTC)}
+        self.judgements.keep(Judgement(**pair.compared.model_dump(), **said))
+
+    def judged(self) -> dict[str, dict[int, Preferred]]:
+        """What each annotator said of the pairs judged so far, by their numbers."""
+        numbers = {pair.compared.identity: number for number, pair in enumerate(self.pairs, start=1)}
+        judged: dict[str, dict[int, Preferred]] = {}
+        for judgement in self.judgements.all():
+            number = numbers.get(judgement.identity)
+            if number is not None:
+                preferred = SAID[judgement.choice]
+                turned = swapped(judgement.annotator, self.pairs[number - 1])
+                judged.setdefault(judgement.annotator, {})[number] = OPPOSITE[preferred] if turned else preferred
+        return judged
+
+    def next_open(self, annotator: str, after: int = 0) -> int | None:
+        """The next pair without a choice, from the beginning again after the last; None where all have one."""
+        done = self.judged().get(annotator, {})
+        numbers = range(1, len(self.pairs) + 1)
+        return next((number for number in (*numbers[after:], *numbers[:after]) if number not in done), None)
+
+
+def swapped(annotator: str, pair: Pair) -> bool:
+    """Whether A is the other method's answer: a coin for each annotator and pair that always falls the same way."""
+    return int(text_digest([annotator, *pair.compared.identity]), 16) % 2 == 1

@@ -1,0 +1,122 @@
+"""Stage preference: what people said of pairs of answers becomes shares of wins, ties and losses (method.md §7).
+
+Shares are on 0–100. A prompt counts once, as the mean over its annotators, and every benchmark the same; the intervals
+are those of the bootstrap over prompts.
+"""
+
+import itertools
+import json
+import math
+import statistics
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+from sklearn.exceptions import UndefinedMetricWarning
+from sklearn.metrics import cohen_kappa_score
+
+from minillm.annotation.judgements import Choice, Judgement, read_csv
+from minillm.annotation.pairs import mismatch
+from minillm.artifacts import write_atomically
+from minillm.errors import StageError
+from minillm.evaluation.uncertainty import Estimate, adjusted, estimate
+from minillm.stages import Job
+
+MEASURES: dict[str, Mapping[Choice, float]] = {
+    "win": {"win": 100.0, "tie": 0.0, "loss": 0.0},
+    "tie": {"win": 0.0, "tie": 100.0, "loss": 0.0},
+    "loss": {"win": 0.0, "tie": 0.0, "loss": 100.0},
+    "net": {"win": 100.0, "tie": 0.0, "loss": -100.0},
+}
+"""What a choice counts: the mean is the share of wins, ties and losses, and wins minus losses."""
+
+
+def run(job: Job) -> dict[str, float | str]:
+    """Write preference.json: the shares of each comparison, and how far annotators agree."""
+    path = job.inputs["judgements"]
+    judgements = read_csv(path)
+    responses = {
+        name.removeprefix("responses/"): at for name, at in job.inputs.items() if name.startswith("responses/")
+    }
+    require_same_answers(path, judgements, responses)
+    comparisons = compare(judgements)
+    annotators = sorted({judgement.annotator for judgement in judgements})
+    found = {"annotators": annotators, "comparisons": comparisons, "agreement": agreement(judgements)}
+    write_atomically(job.output / "preference.json", json.dumps(found, indent=2))
+    return {
+        f"preference/{row['method']}/{row['other']}/{what}": row[what]["value"]
+        for row in comparisons
+        for what in MEASURES
+    }
+
+
+def require_same_answers(path: Path, judgements: Sequence[Judgement], responses: Mapping[str, Path]) -> None:
+    """Every judgement must be of answers that this run has.
+
+    Raises:
+        StageError: With the first that is not.
+    """
+    for line, judgement in enumerate(judgements, start=2):
+        problem = mismatch(judgement, responses)
+        if problem is not None:
+            raise StageError(
+                f"{path}, line {line}: {problem}; have this run's answers judged with `python -m minillm.annotation` "
+                "and export that, or leave out evaluation.preference"
+            )
+
+
+def compare(judgements: Sequence[Judgement]) -> list[dict[str, Any]]:
+    """Wins, ties and losses of each method against each other one that it was compared with.
+
+    Returns:
+        method, other; numbers of prompts and judgements; win, tie, loss and net (see `MEASURES`), each an
+        `Estimate` as a dictionary, with the p-values of net adjusted for the number of comparisons.
+    """
+    rows = []
+    for method, other in dict.fromkeys((judgement.method, judgement.other) for judgement in judgements):
+        part = [judgement for judgement in judgements if (judgement.method, judgement.other) == (method, other)]
+        counts = {
+            "prompts": len({(judgement.benchmark, judgement.index) for judgement in part}),
+            "judgements": len(part),
+        }
+        measured = {what: asdict(_over_prompts(part, points)) for what, points in MEASURES.items()}
+        rows.append({"method": method, "other": other, **counts, **measured})
+    sure = [row["net"] for row in rows if row["net"]["p_value"] is not None]
+    for net, p_value in zip(sure, adjusted([net["p_value"] for net in sure]), strict=True):
+        net["p_value"] = p_value
+    return rows
+
+
+def agreement(judgements: Sequence[Judgement]) -> list[dict[str, Any]]:
+    """How far annotators agree, two by two, on the pairs that both have judged; none where they share no pair.
+
+    Returns:
+        first, second; pairs; same, the percentage of equal choices; kappa, Cohen's, or None where both said one and
+        the same thing throughout: chance would do as well.
+    """
+    chosen: dict[str, dict[tuple[Any, ...], Choice]] = {}
+    for judgement in judgements:
+        chosen.setdefault(judgement.annotator, {})[judgement.identity] = judgement.choice
+    rows = []
+    for first, second in itertools.combinations(sorted(chosen), 2):
+        shared = [pair for pair in chosen[first] if pair in chosen[second]]
+        if shared:
+            both = [[chosen[annotator][pair] for pair in shared] for annotator in (first, second)]
+            same = 100 * statistics.fmean(one == another for one, another in zip(*both, strict=True))
+            with warnings.catch_warnings(action="ignore", category=UndefinedMetricWarning):
+                kappa = float(cohen_kappa_score(*both, labels=get_args(Choice)))
+            rows.append(
+                {"first": first, "second": second, "pairs": len(shared), "same": same}
+                | {"kappa": None if math.isnan(kappa) else kappa}
+            )
+    return rows
+
+
+def _over_prompts(judgements: Sequence[Judgement], points: Mapping[Choice, float]) -> Estimate:
+    values: dict[str, dict[int, list[float]]] = {}
+    for judgement in judgements:
+        values.setdefault(judgement.benchmark, {}).setdefault(judgement.index, []).append(points[judgement.choice])
+    return estimate([np.array([statistics.fmean(v) for v in prompts.values()]) for prompts in values.values()])
