@@ -12,7 +12,7 @@ from prefect.settings import PREFECT_API_URL, PREFECT_UI_URL
 from minillm.artifacts import METRICS, Artifact
 from minillm.config import Config, Model, Source
 from minillm.data.sources import Resolved
-from minillm.stages import Benchmarks, Report, Stage
+from minillm.stages import Benchmarks, Preference, Report, Stage
 from tasks.outbox import DatasetFacts, Outbox, Record, Wanted
 from tasks.settings import PREFECT_UI, set_mlflow_defaults
 

@@ -102,14 +102,14 @@ def test_saying_one_thing_throughout_is_no_evidence_of_agreement():
 def test_the_stage_counts_what_people_said_of_this_run(tmp_path: Path):
     summary, output = run_stage(tmp_path, [*judged("ada", "wwtl"), *judged("ben", "wwwl"), *judged("ada", "w", "kd")])
     assert summary == {
-        "minillm/sft/win": 62.5,
-        "minillm/sft/tie": 12.5,
-        "minillm/sft/loss": 25.0,
-        "minillm/sft/net": 37.5,
-        "minillm/kd/win": 100.0,
-        "minillm/kd/tie": 0.0,
-        "minillm/kd/loss": 0.0,
-        "minillm/kd/net": 100.0,
+        "preference/minillm/sft/win": 62.5,
+        "preference/minillm/sft/tie": 12.5,
+        "preference/minillm/sft/loss": 25.0,
+        "preference/minillm/sft/net": 37.5,
+        "preference/minillm/kd/win": 100.0,
+        "preference/minillm/kd/tie": 0.0,
+        "preference/minillm/kd/loss": 0.0,
+        "preference/minillm/kd/net": 100.0,
     }
     found = json.loads((output / "preference.json").read_text())
     assert found["agreement"][0]["pairs"] == 4
