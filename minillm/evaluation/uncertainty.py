@@ -4,8 +4,9 @@ A value per prompt is its mean over the generation seeds: answers to the same pr
 Several benchmarks count the same each, and the prompts of each are drawn again by themselves.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,24 +42,50 @@ def estimate(values: Values) -> Estimate:
     value = float(_mean_of_means(*values))
     if min(len(group) for group in values) < 2:
         return Estimate(value, None, None, None)
-    result = stats.bootstrap(
-        tuple(values),
-        _mean_of_means,
-        n_resamples=RESAMPLES,
-        batch=max(1, DRAWN_AT_ONCE // max(len(group) for group in values)),
-        vectorized=True,
-        confidence_level=CONFIDENCE,
-        method="percentile",
-        rng=np.random.default_rng(0),
-    )
+    result = _bootstrap(values, _mean_of_means, paired=False)
     low, high = (float(end) for end in result.confidence_interval)
     as_far = np.abs(result.bootstrap_distribution - value) >= abs(value)
     return Estimate(value, low, high, float((1 + as_far.sum()) / (1 + RESAMPLES)))
 
 
+def paired_interval(
+    statistic: Callable[..., NDArray[np.float64]], *samples: NDArray[np.float64]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]] | None:
+    """Both ends of the 95 % percentile interval of a statistic of several values per prompt.
+
+    The prompts are drawn again for all values together, as a ratio of two means needs.
+
+    Args:
+        statistic: From samples (…, n) and the `axis` that it reduces, the last, to any (…).
+        samples: (…, n) each, of the same n prompts in the same order.
+
+    Returns:
+        Lower and upper end (…); None with a single prompt.
+    """
+    if samples[0].shape[-1] < 2:
+        return None
+    interval = _bootstrap(samples, statistic, paired=True).confidence_interval
+    return interval.low, interval.high
+
+
 def adjusted(p_values: Sequence[float]) -> list[float]:
     """p-values of several comparisons at once, after Benjamini and Hochberg."""
     return stats.false_discovery_control(p_values).tolist() if len(p_values) else []
+
+
+def _bootstrap(samples: Values, statistic: Callable[..., NDArray[np.float64]], paired: bool) -> Any:
+    return stats.bootstrap(
+        tuple(samples),
+        statistic,
+        n_resamples=RESAMPLES,
+        batch=max(1, DRAWN_AT_ONCE // max(sample.size for sample in samples)),
+        vectorized=True,
+        paired=paired,
+        axis=-1,
+        confidence_level=CONFIDENCE,
+        method="percentile",
+        rng=np.random.default_rng(0),
+    )
 
 
 def _mean_of_means(*groups: NDArray[np.float64], axis: int = -1) -> NDArray[np.float64]:
