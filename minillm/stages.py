@@ -104,7 +104,11 @@ class Respond(Stage):
 
 
 class Generate(Stage):
-    """Generate responses to every benchmark, once per seed. Inputs: `model`, `tokenizer`, `benchmarks`."""
+    """Generate responses to every benchmark, once per seed.
+
+    Inputs: `model`, `tokenizer`, `benchmarks`. Output, for each benchmark: texts to read and score in `NAME.jsonl`,
+    token ids of prompts and responses in `NAME.parquet`.
+    """
 
     kind: ClassVar[str] = "generate"
     module: ClassVar[str] = "minillm.generation.answering"
@@ -141,11 +145,29 @@ class Diversity(Stage):
     benchmarks: tuple[str, ...]
 
 
+class Exposure(Stage):
+    """Excess accumulated error of a student, from stored responses of both models.
+
+    Inputs: `student`, `teacher` (models), `tokenizer`, `responses` (the student's), `teacher_responses`.
+    """
+
+    kind: ClassVar[str] = "exposure"
+    module: ClassVar[str] = "minillm.evaluation.exposure"
+    role: str
+    benchmark: str
+    max_length: int
+    """Longest l, tokens of a response."""
+    prompts: int | None
+    """At most so many; None for all."""
+    precision: Literal["float32", "bfloat16"]
+
+
 class Report(Stage):
     """Tables, plots and the page.
 
     Inputs: `examples`, `benchmarks`; `score/ROLE`, `diversity/ROLE` and `responses/ROLE` (generate) for each row of
-    the table; `train/ROLE` for each model trained here, the initial student too (a ready-made teacher has none).
+    the table; `exposure/ROLE` for those it was measured of; `train/ROLE` for each model trained here, the initial
+    student too (a ready-made teacher has none).
     """
 
     kind: ClassVar[str] = "report"
@@ -170,7 +192,7 @@ class Card(Stage):
 
 
 STAGES: tuple[type[Stage], ...] = (
-    Prepare, Benchmarks, Filter, Pack, Train, Respond, Generate, Score, Diversity, Report, Card
+    Prepare, Benchmarks, Filter, Pack, Train, Respond, Generate, Score, Diversity, Exposure, Report, Card
 )  # fmt: skip
 
 

@@ -12,7 +12,7 @@ from prefect.settings import PREFECT_API_URL, PREFECT_UI_URL
 from minillm.artifacts import METRICS, Artifact
 from minillm.config import Config, Model, Source
 from minillm.data.sources import Resolved
-from minillm.stages import Benchmarks, Diversity, Report, Score, Stage
+from minillm.stages import Benchmarks, Diversity, Exposure, Report, Score, Stage
 from tasks.outbox import DatasetFacts, Outbox, Record, Wanted
 from tasks.settings import PREFECT_UI, set_mlflow_defaults
 
@@ -124,13 +124,15 @@ def found(wanted: Wanted, artifact: Artifact, stage: Stage) -> None:
 
 
 def on_parent(wanted: Wanted, artifact: Artifact, stage: Stage) -> None:
-    """What a finished stage adds to the enclosing run: scores and diversity by method, and the report."""
+    """What a finished stage adds to the enclosing run: the main numbers of each method, and the report."""
     if isinstance(stage, Score | Diversity):
         shown = ("rouge_l", "exact_match") if isinstance(stage, Score) else ("distinct_4", "self_overlap")
         for name, value in artifact.manifest().get("summary", {}).items():
             metric, _, benchmark = name.partition("/")
             if metric in shown:
                 wanted.metrics[f"{metric}/{stage.role}/{benchmark}"] = float(value)
+    if isinstance(stage, Exposure):
+        wanted.metrics[f"exaccerr/{stage.role}"] = float(artifact.manifest()["summary"]["exaccerr"])
     if isinstance(stage, Report):
         wanted.files |= shown_files(artifact)
 

@@ -15,7 +15,7 @@ from scipy import stats
 RESAMPLES = 2000
 CONFIDENCE = 0.95
 DRAWN_AT_ONCE = 1 << 22
-"""Prompts drawn at once, over all of their resamples, so that memory stays small."""
+"""Values drawn at once, over all of their resamples, so that memory stays small."""
 
 Values = Sequence[NDArray[np.float64]]
 """One value per prompt (n,) for each benchmark."""
