@@ -22,7 +22,8 @@ def apply_lmops(raw: dict[str, Any]) -> dict[str, Any]:
     """A copy of a raw configuration with the reference code's deviations filled in.
 
     `divergence` has no default, so a method on the teacher's text has to name one; its cross_entropy, the paper's
-    SeqKD, becomes the reference code's mixture with word-level KD.
+    SeqKD, becomes the reference code's mixture with word-level KD. Exposure bias is left out: it is defined on plain
+    samples, and with `no_repeat_ngram` there are none.
 
     Args:
         raw: The configuration as read; its shape is validated later, so what is not a mapping is left alone.
@@ -44,6 +45,7 @@ def apply_lmops(raw: dict[str, Any]) -> dict[str, Any]:
             conflicts += _fill(method, SEQUENCE_KD, f"methods.{name}")
     if isinstance(result.get("evaluation"), dict):
         conflicts += _fill(result["evaluation"], EVALUATION, "evaluation")
+        result["evaluation"].pop("exposure_bias", None)
     if conflicts:
         raise ValueError("; ".join(conflicts) + "; remove these fields, or remove `parity: lmops`")
     return result

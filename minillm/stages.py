@@ -112,7 +112,11 @@ class Respond(Stage):
 
 
 class Generate(Stage):
-    """Generate responses to every benchmark, once per seed. Inputs: `model`, `tokenizer`, `benchmarks`."""
+    """Generate responses to every benchmark, once per seed.
+
+    Inputs: `model`, `tokenizer`, `benchmarks`. Output, for each benchmark: texts to read and score in `NAME.jsonl`,
+    token ids of prompts and responses in `NAME.parquet`.
+    """
 
     kind: ClassVar[str] = "generate"
     module: ClassVar[str] = "minillm.generation.answering"
@@ -176,12 +180,30 @@ class Preference(Stage):
     shown: ClassVar[tuple[str, ...]] = ("preference",)
 
 
+class Exposure(Stage):
+    """Excess accumulated error of a student, from stored responses of both models.
+
+    Inputs: `student`, `teacher` (models), `tokenizer`, `responses` (the student's), `teacher_responses`.
+    """
+
+    kind: ClassVar[str] = "exposure"
+    module: ClassVar[str] = "minillm.evaluation.exposure"
+    shown: ClassVar[tuple[str, ...]] = ("exaccerr",)
+    role: str
+    benchmark: str
+    max_length: int
+    """Longest l, tokens of a response."""
+    prompts: int | None
+    """At most so many; None for all."""
+    precision: Literal["float32", "bfloat16"]
+
+
 class Report(Stage):
     """Tables, plots and the page.
 
     Inputs: `examples`, `benchmarks`; `score/ROLE`, `diversity/ROLE` and `responses/ROLE` (generate) for each row of
-    the table, `judge/ROLE` where there is a judge and `preference` where people compared answers; `train/ROLE` for each
-    model trained here, the initial student too (a ready-made teacher has none).
+    the table, `exposure/ROLE` and `judge/ROLE` for those measured, `preference` where people compared answers;
+    `train/ROLE` for each model trained here, the initial student too (a ready-made teacher has none).
     """
 
     kind: ClassVar[str] = "report"
@@ -206,7 +228,8 @@ class Card(Stage):
 
 
 STAGES: tuple[type[Stage], ...] = (
-    Prepare, Benchmarks, Filter, Pack, Train, Respond, Generate, Score, Diversity, Judging, Preference, Report, Card
+    Prepare, Benchmarks, Filter, Pack, Train, Respond, Generate, Score, Diversity, Exposure, Judging, Preference,
+    Report, Card,
 )  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""Tasks that measure a model: responses, generated once and stored, and what is measured on them without it."""
+"""Tasks that measure a model: responses, generated once and stored, and what is measured on them."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -8,7 +8,7 @@ from prefect.futures import PrefectFuture
 
 from minillm.artifacts import Artifact
 from minillm.config import Config, Source
-from minillm.stages import Diversity, Generate, Judging, Preference, Score
+from minillm.stages import Diversity, Exposure, Generate, Judging, Preference, Score
 from tasks.stage import Input, compute, stage_task
 
 
@@ -36,6 +36,13 @@ def evaluate(
     if config.evaluation.preference is not None:
         answers = {name: responses for name, responses in measured.items() if name.startswith("responses/")}
         measured["preference"] = count_preferences.submit(config, config.evaluation.preference, answers)
+    if config.evaluation.exposure_bias is not None:
+        teacher, *students = models
+        compared = {"teacher": models[teacher], "teacher_responses": measured[f"responses/{teacher}"]}
+        for role in students:
+            measured[f"exposure/{role}"] = measure_exposure.submit(
+                config, role, models[role], measured[f"responses/{role}"], prepared, **compared
+            )
     return measured
 
 
@@ -93,7 +100,36 @@ def count_preferences(config: Config, judgements: Source, responses: Mapping[str
     return compute(Preference(), {"judgements": judgements, **responses}, config, "count preferences")
 
 
+@stage_task("exposure bias {role}")
+def measure_exposure(
+    config: Config,
+    role: str,
+    student: Input,
+    responses: Artifact,
+    prepared: Artifact,
+    teacher: Input,
+    teacher_responses: Artifact,
+) -> Artifact | State:
+    """Excess accumulated error of a student on its own stored responses, against the teacher's."""
+    settings = config.evaluation.exposure_bias
+    assert settings is not None
+    stage = Exposure(
+        role=role,
+        benchmark=settings.benchmark or next(iter(config.evaluation.benchmarks)),
+        max_length=settings.max_length or config.data.response_room,
+        prompts=settings.prompts,
+        precision=config.evaluation.precision,
+    )
+    inputs: dict[str, Input] = {
+        "student": student,
+        "teacher": teacher,
+        "tokenizer": prepared,
+        "responses": responses,
+        "teacher_responses": teacher_responses,
+    }
+    return compute(stage, inputs, config, f"exposure bias {role}")
+
+
 def generation_tokens(config: Config) -> int:
     """Longest benchmark prompt with its response, tokens: a longer prompt leaves as much room for the response."""
-    room = config.data.max_tokens - config.data.max_prompt_tokens
-    return (config.evaluation.max_prompt_tokens or config.data.max_prompt_tokens) + room
+    return (config.evaluation.max_prompt_tokens or config.data.max_prompt_tokens) + config.data.response_room

@@ -83,6 +83,7 @@ def _settings(folder: Path) -> dict[str, Any]:
             "benchmarks": {"dolly": {"source": {"path": "benchmark.jsonl"}}},
             "seeds": [10, 20],
             "validation_prompts": 2,
+            "exposure_bias": {},
         },
         "runtime": {"store": str(folder / "store"), "threads": 1, "parallel_stages": 2, "retries": 1},
     }

@@ -6,7 +6,7 @@ is the authors' public implementation, whose deviations `minillm.parity` sets in
 
 from minillm.config.base import Model, Source, Strict
 from minillm.config.data import Data, Template, Tokenizer
-from minillm.config.evaluation import Benchmark, Evaluation, Fields
+from minillm.config.evaluation import Benchmark, Evaluation, ExposureBias, Fields
 from minillm.config.experiment import Config, Runtime
 from minillm.config.judge import Judge, Prices
 from minillm.config.training import Method, Policy, Student, Teacher, Training
@@ -16,6 +16,7 @@ __all__ = [
     "Config",
     "Data",
     "Evaluation",
+    "ExposureBias",
     "Fields",
     "Judge",
     "Method",

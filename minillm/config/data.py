@@ -55,9 +55,14 @@ class Data(Strict):
     max_malformed_share: float = Field(default=0.01, ge=0.0, lt=1.0)
     """Share of rows that may be malformed before the run stops."""
 
+    @property
+    def response_room(self) -> int:
+        """Response tokens that fit after the longest prompt."""
+        return self.max_tokens - self.max_prompt_tokens
+
     @model_validator(mode="after")
     def _room_for_a_response(self) -> Self:
-        if self.max_prompt_tokens >= self.max_tokens:
+        if self.response_room < 1:
             raise ValueError(
                 f"max_prompt_tokens {self.max_prompt_tokens} leaves no room for a response within "
                 f"max_tokens {self.max_tokens}; lower the first or raise the second"

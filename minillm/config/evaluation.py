@@ -39,6 +39,18 @@ class Benchmark(Strict):
     """Also report the score by reference length: [0,5], [6,10], [11,∞) tokens."""
 
 
+class ExposureBias(Strict):
+    """Excess accumulated error of every student, over the stored responses to one benchmark (method.md §7)."""
+
+    benchmark: str | None = None
+    """Name of the benchmark; without it, the first one (reference scripts: dolly)."""
+    max_length: PositiveInt | None = None
+    """Longest l, tokens of a response; without it, what every prompt leaves room for:
+    `data.max_tokens` − `data.max_prompt_tokens`."""
+    prompts: PositiveInt | None = None
+    """At most so many prompts, evenly spread over the benchmark; without it, all of them."""
+
+
 class Evaluation(Strict):
     """Final evaluation (method.md §7): plain sampling, one generation per seed, stored and scored apart."""
 
@@ -68,6 +80,8 @@ class Evaluation(Strict):
     """Validation prompts that a response is sampled for when selecting by Rouge-L."""
     judge: Judge | None = None
     """Rates the answers; without it, no endpoint is asked."""
+    exposure_bias: ExposureBias | None = None
+    """What the students' own mistakes cost them (paper §3.3); without it, not measured."""
 
     @model_validator(mode="after")
     def _names(self) -> Self:
@@ -89,5 +103,23 @@ class Evaluation(Strict):
         if self.judge and (unknown := sorted(set(self.judge.seeds or ()) - set(self.seeds))):
             raise ValueError(
                 f"judge.seeds {unknown} are not among evaluation.seeds {list(self.seeds)}; name some of these"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _exposure_bias_can_be_measured(self) -> Self:
+        if self.exposure_bias is None:
+            return self
+        name = self.exposure_bias.benchmark
+        if name is not None and name not in self.benchmarks:
+            raise ValueError(
+                f"exposure_bias.benchmark is {name!r}, but the benchmarks are {', '.join(self.benchmarks)}; "
+                "name one of them"
+            )
+        if changed := self._changed("strategy", "temperature", "top_k", "top_p", "no_repeat_ngram"):
+            given = " and ".join(f"{field}: {getattr(self, field)}" for field in changed)
+            raise ValueError(
+                "exposure_bias is defined on plain samples at temperature 1, but responses are generated with "
+                f"{given}; leave that out, or set exposure_bias: null"
             )
         return self

@@ -74,6 +74,13 @@ class Config(Strict):
         if self.teacher.model.architecture is not None and self.teacher.training is None:
             raise ValueError("teacher.training is null, but its weights are random; give it a training section")
         self._check_questions()
+        exposure, room = self.evaluation.exposure_bias, self.data.response_room
+        if exposure and (exposure.max_length or 0) > room:
+            raise ValueError(
+                f"evaluation.exposure_bias.max_length is {exposure.max_length}, but only {room} response tokens fit "
+                "after the longest prompt (data.max_tokens − data.max_prompt_tokens), and a response that was cut "
+                f"would count as one that ended; set it to {room} or less, or leave it out"
+            )
         scratch_tokenizer = self.tokenizer.train_vocabulary is None and self.tokenizer.path is None
         if scratch_tokenizer and self.teacher.model.architecture is not None:
             raise ValueError(

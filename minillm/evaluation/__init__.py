@@ -1,1 +1,1 @@
-"""Scores of stored responses; no model is needed."""
+"""What is measured on stored responses."""

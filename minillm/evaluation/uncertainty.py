@@ -6,6 +6,7 @@ Several benchmarks count the same each, and the prompts of each are drawn again 
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +15,7 @@ from scipy import stats
 RESAMPLES = 2000
 CONFIDENCE = 0.95
 DRAWN_AT_ONCE = 1 << 22
-"""Prompts drawn at once, over all of their resamples, so that memory stays small."""
+"""Values drawn at once, over all of their resamples, so that memory stays small."""
 
 Values = Sequence[NDArray[np.float64]]
 """One value per prompt (n,) for each benchmark."""
@@ -38,7 +39,7 @@ def estimate(values: Values) -> Estimate:
     Args:
         values: Scores of a method, or differences of two on the same prompts, which makes it a paired bootstrap.
     """
-    return _bootstrap(_mean_of_means, values)
+    return _estimate(_mean_of_means, values)
 
 
 def ratio_of_sums(ratios: Values, others: Values | None = None) -> Estimate:
@@ -53,7 +54,27 @@ def ratio_of_sums(ratios: Values, others: Values | None = None) -> Estimate:
         found = _mean_ratio(ratios, drawn, axis)
         return found if others is None else found - _mean_ratio(others, drawn, axis)
 
-    return _bootstrap(statistic, [np.arange(of.shape[1], dtype=float) for of in ratios])
+    return _estimate(statistic, [np.arange(of.shape[1], dtype=float) for of in ratios])
+
+
+def paired_interval(
+    statistic: Callable[..., NDArray[np.float64]], *samples: NDArray[np.float64]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]] | None:
+    """Both ends of the 95 % percentile interval of a statistic of several values per prompt.
+
+    The prompts are drawn again for all values together, as a ratio of two means needs.
+
+    Args:
+        statistic: From samples (…, n) and the `axis` that it reduces, the last, to any (…).
+        samples: (…, n) each, of the same n prompts in the same order.
+
+    Returns:
+        Lower and upper end (…); None with a single prompt.
+    """
+    if samples[0].shape[-1] < 2:
+        return None
+    interval = _bootstrap(samples, statistic, paired=True).confidence_interval
+    return interval.low, interval.high
 
 
 def adjusted(p_values: Sequence[float]) -> list[float]:
@@ -61,23 +82,29 @@ def adjusted(p_values: Sequence[float]) -> list[float]:
     return stats.false_discovery_control(p_values).tolist() if len(p_values) else []
 
 
-def _bootstrap(statistic: Callable[..., NDArray[np.float64]], samples: Values) -> Estimate:
+def _estimate(statistic: Callable[..., NDArray[np.float64]], samples: Values) -> Estimate:
     value = float(statistic(*samples))
     if min(len(sample) for sample in samples) < 2:
         return Estimate(value, None, None, None)
-    result = stats.bootstrap(
+    result = _bootstrap(samples, statistic, paired=False)
+    low, high = (float(end) for end in result.confidence_interval)
+    as_far = np.abs(result.bootstrap_distribution - value) >= abs(value)
+    return Estimate(value, low, high, float((1 + as_far.sum()) / (1 + RESAMPLES)))
+
+
+def _bootstrap(samples: Values, statistic: Callable[..., NDArray[np.float64]], paired: bool) -> Any:
+    return stats.bootstrap(
         tuple(samples),
         statistic,
         n_resamples=RESAMPLES,
-        batch=max(1, DRAWN_AT_ONCE // max(len(sample) for sample in samples)),
+        batch=max(1, DRAWN_AT_ONCE // max(sample.size for sample in samples)),
         vectorized=True,
+        paired=paired,
+        axis=-1,
         confidence_level=CONFIDENCE,
         method="percentile",
         rng=np.random.default_rng(0),
     )
-    low, high = (float(end) for end in result.confidence_interval)
-    as_far = np.abs(result.bootstrap_distribution - value) >= abs(value)
-    return Estimate(value, low, high, float((1 + as_far.sum()) / (1 + RESAMPLES)))
 
 
 def _mean_ratio(ratios: Values, drawn: Values, axis: int) -> NDArray[np.float64]:

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 from minillm.artifacts import write_atomically
 from minillm.data.benchmarks import load_benchmarks
 from minillm.data.prompts import encode_prompts, opening_tokens, render
@@ -100,6 +102,17 @@ def _requests(prompts: Sequence[list[int]], settings: Generate, benchmark: int) 
 
 
 def _write(target: Path, requests: Sequence[Request], texts: Sequence[str], responses: Sequence[Any]) -> None:
+    """Store the texts, and beside them the token ids that a model can be run on again.
+
+    The texts come last: where they are, the benchmark is finished.
+    """
+    ids = {
+        "index": [r.stream[2] for r in requests],
+        "seed": [r.stream[0] for r in requests],
+        "prompt_ids": [r.prompt for r in requests],
+        "response_ids": [tokens for tokens, _ in responses],
+    }
+    pd.DataFrame(ids).to_parquet(target.with_suffix(".parquet"))
     lines = [
         {"index": r.stream[2], "seed": r.stream[0], "response": text, "tokens": len(tokens), "finished": finished}
         for r, text, (tokens, finished) in zip(requests, texts, responses, strict=True)

@@ -40,6 +40,8 @@ STAGES = {
     "diversity teacher",
     "diversity sft",
     "diversity minillm",
+    "exposure bias sft",
+    "exposure bias minillm",
     "report",
     "export sft",
     "export minillm",
@@ -138,6 +140,7 @@ def test_mlflow_has_the_table_on_the_parent_and_the_report_with_it(first: Finish
     ]
     assert {"rouge_l/minillm/dolly", "rouge_l/minillm/mean", "rouge_l/teacher/mean"} <= set(parent.data.metrics)
     assert "distinct_4/minillm/dolly" in parent.data.metrics
+    assert {name for name in parent.data.metrics if name.startswith("exaccerr")} == {"exaccerr/sft", "exaccerr/minillm"}
     assert {f.path for f in client.list_artifacts(parent.info.run_id)} >= {
         "report.md",
         "report.html",
@@ -172,7 +175,7 @@ def test_another_distillation_rate_recomputes_distillation_and_what_follows(firs
     computed = {stage for stage, state in changed.states().items() if state == "Completed"} - {"distill"}
     assert {"train minillm", "generate minillm", "report", "export minillm"} <= computed
     # Scores are keyed by the responses: two steps may leave them as they were, and the score is then found.
-    measured = {"score minillm", "diversity minillm"}
+    measured = {"score minillm", "diversity minillm", "exposure bias minillm"}
     assert computed <= {"train minillm", "generate minillm", *measured, "report", "export minillm", "export sft"}
 
 

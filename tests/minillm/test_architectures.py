@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM
 
 from minillm.config import Benchmark, Evaluation, Method, Model, Source, Template, Tokenizer
 from minillm.progress import read_metrics
-from minillm.stages import Generate, Prepare, Respond, Score, Stage, Train
+from minillm.stages import Exposure, Generate, Prepare, Respond, Score, Stage, Train
 from tests.minillm.direct import PLAIN, run_stage, write_lines
 from tests.minillm.jobs import WORDS, make_examples, make_plain_text, make_tokenizer, run_worker, write_job
 from tests.minillm.models_in_small import ARCHITECTURES, small_model
@@ -107,3 +107,10 @@ def test_every_stage(architecture, tmp_path):
     assert len(pd.read_parquet(scored / "scores.parquet")) == 2 * len(WORDS)
     assert 0 <= float(summary["rouge_l/words"]) <= 100
     assert json.loads((generated / "cut_prompts.json").read_text()) == {"words": 0}
+
+    exposure = Exposure(role="minillm", benchmark="words", max_length=8, prompts=None, precision="bfloat16")
+    given = {"student": student, "teacher": teacher, "tokenizer": tokenizer}
+    same = {"responses": generated, "teacher_responses": generated}
+    measured = json.loads((worker(tmp_path / "exposure", exposure, given | same) / "exposure.json").read_text())
+    assert measured["student_text"]["value"][-1] > 0.01
+    assert measured["exaccerr"]["value"] == pytest.approx([0.0] * 8, abs=1e-3), "one text on both sides"

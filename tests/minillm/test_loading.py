@@ -126,6 +126,22 @@ def test_drawing_options_are_refused_where_nothing_is_drawn(tmp_path, raw):
     assert load(tmp_path, raw, "evaluation.strategy=greedy").evaluation.strategy == "greedy"
 
 
+def test_exposure_bias_is_refused_where_it_cannot_be_measured(tmp_path, raw):
+    message = refusal(tmp_path, raw, "evaluation.exposure_bias.benchmark=doly")
+    assert "exposure_bias.benchmark is 'doly', but the benchmarks are dolly; name one of them" in message
+    given = ("evaluation.exposure_bias={}", "evaluation.temperature=0.7", "evaluation.no_repeat_ngram=6")
+    message = refusal(tmp_path, raw, *given)
+    assert "plain samples at temperature 1, but responses are generated with temperature: 0.7 and no_repeat" in message
+    assert "leave that out, or set exposure_bias: null" in message
+    greedy = refusal(tmp_path, raw, "evaluation.exposure_bias={}", "evaluation.strategy=greedy")
+    assert "generated with strategy: greedy" in greedy
+    message = refusal(tmp_path, raw, "evaluation.exposure_bias.max_length=257")
+    assert "max_length is 257, but only 256 response tokens fit after the longest prompt" in message
+    exposure = load(tmp_path, raw, "evaluation.exposure_bias.max_length=256").evaluation.exposure_bias
+    assert exposure is not None
+    assert (exposure.benchmark, exposure.max_length, exposure.prompts) == (None, 256, None)
+
+
 @pytest.mark.parametrize(
     ("override", "field"),
     [

@@ -25,6 +25,7 @@ def test_lmops_sets_every_switch_and_nothing_else():
         ("methods", "minillm", "policy", "reward_clip"): 100.0,
         ("methods", "minillm", "policy", "plain_text_kd"): 0.5,
         ("evaluation", "no_repeat_ngram"): 6,
+        ("evaluation", "exposure_bias"): None,  # there are no plain samples to measure it on
     }
     assert differences(paper.model_dump(), lmops.model_dump()) == expected
 

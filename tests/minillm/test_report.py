@@ -13,9 +13,11 @@ from transformers import PreTrainedTokenizerFast
 
 from minillm.config import Benchmark, Source
 from minillm.evaluation import diversity as diversity_stage
-from minillm.evaluation import scoring
+from minillm.evaluation import exposure, scoring
 from minillm.reporting import report
 from minillm.reporting.comparison import Comparison, human, percent, verdict
+from minillm.reporting.exposure_section import exposure_section
+from minillm.reporting.plots import looks
 from minillm.stages import Diversity, Job, Report, Score
 
 ROLES = ("teacher", "sft", "kd", "minillm")
@@ -99,6 +101,18 @@ def make_role(folder: Path, role: str, prompts: dict, draw: random.Random, input
     inputs |= {f"responses/{role}": responses, f"score/{role}": score, f"diversity/{role}": diversity}
     if role != "teacher":
         inputs[f"train/{role}"] = make_train(folder / f"train-{role}", role)
+        inputs[f"exposure/{role}"] = make_exposure(folder / f"exposure-{role}", role)
+
+
+def make_exposure(path: Path, role: str) -> Path:
+    """Each of 30 prompts adds about a tenth of a nat a token, and more and more of it on the student's text."""
+    path.mkdir()
+    draw = np.random.default_rng(len(role))
+    of_teacher = np.cumsum(draw.uniform(0.05, 0.15, size=(10, 30)), axis=0)
+    of_student = of_teacher * (1 + 0.05 * (1 - KEPT_WORDS[role]) * np.arange(10))[:, None]
+    facts = {"benchmark": "dolly", "prompts": 30, "responses": 90}
+    (path / "exposure.json").write_text(json.dumps({**facts, **exposure.measure(of_student, of_teacher)}))
+    return path
 
 
 def make_train(path: Path, role: str) -> Path:
@@ -335,11 +349,38 @@ def test_the_page_shows_data_cut_prompts_answers_and_provenance(finished):
     assert "    Describe <b>scene</b> 29 & say | what happens." in markdown
 
 
+def test_exposure_bias_has_a_part_of_its_own(finished):
+    _, output = finished
+    page = read_page(output)
+    assert "over 90 responses to 30 prompts of dolly" in page.text
+    for tokens, words in ((3, "5.0"), (5, "10.0"), (8, "17.5"), (10, "22.5")):  # 0.05 · 0.5 · (l − 1) for sft
+        assert str(tokens) in page.cells
+        assert f"{words} [{words}, {words}]" in page.cells
+    sums = json.loads((output.parent / "exposure-kd" / "exposure.json").read_text())["student_text"]
+    ends = [f"{sums[end][-1]:.2f}" for end in ("value", "low", "high")]
+    assert f"{ends[0]} [{ends[1]}, {ends[2]}]" in page.cells
+    assert ends[1] < ends[0] < ends[2]
+    assert "## Exposure bias" in (output / "report.md").read_text()
+    drawn = re.findall(r"<svg.*?</svg>", (output / "report.html").read_text(), re.S)
+    (svg,) = [text for text in drawn if "excess accumulated error" in text]
+    assert ">minillm</text>" in svg
+    assert ">teacher</text>" not in svg
+
+
+def test_exposure_bias_is_silent_where_it_was_not_measured(finished):
+    _, output = finished
+    look = looks(list(ROLES))
+    assert exposure_section({}, ROLES, look) is None
+    section = exposure_section({"exposure/kd": output.parent / "exposure-kd"}, ROLES, look)
+    assert section is not None
+    assert [list(table.index) for table in section.tables.values()] == [["kd"], ["kd"]]
+
+
 def test_plots_are_written_for_what_was_measured(finished):
     _, output = finished
     names = {path.stem for path in (output / "plots").glob("*.png")}
     assert names == {
-        "benchmarks", "length-sni", "train-loss", "valid-loss", "valid-rouge_l", "train-reverse_kl"
+        "benchmarks", "length-sni", "train-loss", "valid-loss", "valid-rouge_l", "train-reverse_kl", "exposure-bias"
     }  # fmt: skip
     for name in names:
         assert f"plots/{name}.png" in (output / "report.md").read_text()

@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from minillm.evaluation.uncertainty import adjusted, estimate
+from minillm.evaluation.uncertainty import adjusted, estimate, paired_interval
 
 
 def bounds(values):
@@ -55,6 +55,23 @@ def test_pairs_find_what_separate_intervals_hide():
     assert low > 0
     assert p_value < 0.01
     assert bounds([first - first]) == (0.0, 0.0, 1.0)
+
+
+def test_a_ratio_of_means_agrees_with_all_resamples_of_its_pairs():
+    pairs = np.array([[3.0, 1.0], [4.0, 2.0], [9.0, 3.0], [2.0, 5.0]])
+
+    def ratio(first, second, axis):
+        return first.mean(axis=axis) / second.mean(axis=axis)
+
+    ratios = [ratio(*np.transpose(drawn), axis=-1) for drawn in itertools.product(pairs, repeat=4)]  # all 256
+    found = paired_interval(ratio, pairs[:, 0], pairs[:, 1])
+    assert found is not None
+    assert np.allclose(found, np.quantile(ratios, [0.025, 0.975]), rtol=0.02)
+    # Several statistics at once are each what it is alone.
+    several = paired_interval(ratio, np.stack([pairs[:, 0], 2 * pairs[:, 0]]), np.stack([pairs[:, 1]] * 2))
+    assert several is not None
+    assert np.allclose(several, [[end, 2 * end] for end in found])
+    assert paired_interval(ratio, pairs[:1, 0], pairs[:1, 1]) is None
 
 
 def test_one_prompt_has_no_interval():

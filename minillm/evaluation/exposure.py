@@ -1,0 +1,198 @@
+"""Stage exposure: what a student's own mistakes cost it, found on stored responses (method.md §7, paper §3.3).
+
+With k_t = KL[p(·|y_<t) ‖ q(·|y_<t)], teacher p and student q, exact over the vocabulary,
+R(l) = Σ_{t≤l} E_{y∼q} k_t over the student's responses, l·ε(l) = Σ_{t≤l} E_{y∼p} k_t over the teacher's, and
+ExAccErr(l) = (R(l) − l·ε(l)) / (l·ε(l)) × 100 %. The first token is t = 1: nothing has been said before it, so there
+both sums agree. A response that has ended adds nothing more.
+"""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+from transformers import PreTrainedModel
+
+from minillm.artifacts import write_atomically
+from minillm.errors import StageError
+from minillm.evaluation.uncertainty import paired_interval
+from minillm.models.batches import make_batch
+from minillm.models.causal_lm import DTYPES, load_model, load_tokenizer
+from minillm.models.output_head import output_head, response_hidden
+from minillm.objectives.divergences import forward_kl
+from minillm.objectives.vocabulary import Teacher, head_loss
+from minillm.processes import device, gather_lists, process_group, rank, world_size
+from minillm.progress import Progress
+from minillm.stages import Exposure, Job
+
+CURVES = ("student_text", "teacher_text", "exaccerr")
+"""R(l) and l·ε(l) in nats, and ExAccErr(l) in percent."""
+ALIKE = 16
+"""Responses of lengths this close share their batches by the lengths of their prompts."""
+
+
+def run(job: Job) -> dict[str, float | str]:
+    """Write exposure.json, the curves for l = 1 … max_length with their intervals, and return where they end."""
+    settings = job.settings
+    assert isinstance(settings, Exposure)
+    with process_group():
+        return _run(job, settings)
+
+
+def _run(job: Job, settings: Exposure) -> dict[str, float | str]:
+    texts = read_texts(job.inputs, settings)
+    vocabulary = len(load_tokenizer(job.inputs["tokenizer"]))
+    student, teacher = (
+        load_model(job.inputs[name], DTYPES[settings.precision]).to(device()).eval()  # type: ignore[arg-type]
+        for name in ("student", "teacher")
+    )
+    progress = Progress(job.output, len(texts), "responses")
+    mine = texts.iloc[rank() :: world_size()]
+    divergences = gather_lists(
+        token_divergences(
+            student,
+            teacher,
+            vocabulary,
+            mine["prompt_ids"].tolist(),
+            mine["response_ids"].tolist(),
+            job.runtime.micro_batch_size,
+            lambda done: progress.log(min(done * world_size(), len(texts))),
+        )
+    )
+    sums = accumulated(divergences, settings.max_length)
+    of_student = (texts["author"] == "student").to_numpy()
+    prompts = texts["index"].to_numpy()
+    curves = measure(*(prompt_means(sums[rows], prompts[rows]) for rows in (of_student, ~of_student)))
+    facts = {"benchmark": settings.benchmark, "prompts": len(set(prompts)), "responses": len(texts) // 2}
+    if rank() == 0:
+        write_atomically(job.output / "exposure.json", json.dumps({**facts, **curves}))
+    last = {f"{name}_{end}": values[-1] for name, curve in curves.items() for end, values in curve.items()}
+    return {name.removesuffix("_value"): value for name, value in last.items()}
+
+
+def read_texts(inputs: Mapping[str, Path], settings: Exposure) -> pd.DataFrame:
+    """The responses of both models to the chosen prompts, none longer than `max_length`.
+
+    Returns:
+        Columns author (student or teacher), index (of the prompt), prompt_ids, response_ids.
+
+    Raises:
+        StageError: There are none to this benchmark, or the two models were not asked the same prompts as often.
+    """
+    parts = {}
+    for author, name in (("student", "responses"), ("teacher", "teacher_responses")):
+        path = inputs[name] / f"{settings.benchmark}.parquet"
+        if not path.exists():
+            known = ", ".join(sorted(p.stem for p in inputs[name].glob("*.parquet"))) or "none"
+            raise StageError(
+                f"the {author}'s responses have no benchmark {settings.benchmark}, but {known}; "
+                "name one of these in evaluation.exposure_bias.benchmark"
+            )
+        parts[author] = pd.read_parquet(path)
+    asked = [set(zip(of["index"], of["seed"], of["prompt_ids"].map(tuple), strict=True)) for of in parts.values()]
+    if asked[0] != asked[1]:
+        raise StageError(
+            f"benchmark {settings.benchmark}: student and teacher were not asked the same, the first difference is at "
+            f"prompt {min(index for index, *_ in asked[0] ^ asked[1])}; generate both with the same template, "
+            "tokenizer, limit and seeds"
+        )
+    chosen = evenly(sorted({index for index, *_ in asked[0]}), settings.prompts)
+    texts = pd.concat([part.assign(author=author) for author, part in parts.items()], ignore_index=True)
+    texts = texts.loc[texts["index"].isin(chosen)].reset_index(drop=True)
+    return texts.assign(response_ids=texts["response_ids"].map(lambda ids: ids[: settings.max_length]))
+
+
+def evenly(values: Sequence[int], count: int | None) -> list[int]:
+    """`count` of the values, evenly spread; all of them if there are no more."""
+    count = min(count or len(values), len(values))
+    return [values[place * len(values) // count] for place in range(count)]
+
+
+@torch.no_grad()
+def token_divergences(
+    student: PreTrainedModel,
+    teacher: PreTrainedModel,
+    vocabulary: int,
+    prompts: Sequence[Sequence[int]],
+    responses: Sequence[Sequence[int]],
+    batch_size: int,
+    report: Callable[[int], None] = lambda done: None,
+) -> list[NDArray[np.float64]]:
+    """k_t at every token of each response: before it, of the distributions that it was to be drawn from.
+
+    Args:
+        student: q, in evaluation mode.
+        teacher: p, likewise.
+        vocabulary: Entries of the tokenizer; what the models have beyond is padding.
+        prompts: Token ids.
+        responses: Token ids, with the EOS of those that ended.
+        batch_size: Responses in one forward pass.
+        report: Called with the number of finished responses.
+
+    Returns:
+        (T,) nats for each response of T tokens.
+    """
+    # Both lengths should be alike within a batch, for prompts are padded on the left and responses on the right.
+    order = sorted(range(len(prompts)), key=lambda i: (len(responses[i]) // ALIKE, len(prompts[i])), reverse=True)
+    found: dict[int, NDArray[np.float64]] = {}
+    for start in range(0, len(prompts), batch_size):
+        rows = order[start : start + batch_size]
+        batch = make_batch([prompts[i] for i in rows], [responses[i] for i in rows]).to(student.device)
+        _, terms = head_loss(
+            response_hidden(student, batch),
+            output_head(student, vocabulary),
+            batch.response[batch.response_mask],
+            lambda terms, part: terms.divergence,
+            forward_kl,
+            Teacher(response_hidden(teacher, batch), output_head(teacher, vocabulary)),
+        )
+        ends = np.cumsum([len(responses[i]) for i in rows])[:-1]
+        found |= dict(zip(rows, np.split(terms.divergence.double().cpu().numpy(), ends), strict=True))
+        report(len(found))
+    return [found[i] for i in range(len(prompts))]
+
+
+def accumulated(divergences: Sequence[NDArray[np.float64]], max_length: int) -> NDArray[np.float64]:
+    """Σ_{t≤l} k_t of each response (N, max_length), for l = 1 … max_length."""
+    steps = np.zeros((len(divergences), max_length))
+    for row, values in zip(steps, divergences, strict=True):
+        row[: len(values)] = values[:max_length]
+    return steps.cumsum(axis=1)
+
+
+def prompt_means(sums: NDArray[np.float64], prompts: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Mean over the responses to each prompt, (max_length, n), in the order of the prompts' numbers.
+
+    Args:
+        sums: Of each response (N, max_length).
+        prompts: Number of the prompt that it answers (N,).
+    """
+    return np.stack([sums[prompts == prompt].mean(axis=0) for prompt in np.unique(prompts)], axis=1)
+
+
+def curves_of(
+    student_text: NDArray[np.float64], teacher_text: NDArray[np.float64], axis: int = -1
+) -> NDArray[np.float64]:
+    """R, l·ε and ExAccErr (3, …) of sums per prompt (…, n), n being on the axis that is averaged over."""
+    of_student, of_teacher = student_text.mean(axis=axis), teacher_text.mean(axis=axis)
+    more = of_student - of_teacher
+    # A student that equals its teacher has no error to exceed.
+    excess = np.divide(more, of_teacher, out=np.zeros_like(more), where=more != 0)
+    return np.stack([of_student, of_teacher, 100 * excess])
+
+
+def measure(student_text: NDArray[np.float64], teacher_text: NDArray[np.float64]) -> dict[str, dict[str, list[float]]]:
+    """Value, low and high of each curve by l; without low and high, the ends of the interval, for a single prompt.
+
+    Args:
+        student_text: Σ_{t≤l} k_t on the student's responses (L, n), the mean over each prompt's responses.
+        teacher_text: The same on the teacher's responses to the same prompts.
+    """
+    found = {"value": curves_of(student_text, teacher_text)}
+    interval = paired_interval(curves_of, student_text, teacher_text)
+    if interval is not None:
+        found |= dict(zip(("low", "high"), interval, strict=True))
+    return {name: {end: of[row].tolist() for end, of in found.items()} for row, name in enumerate(CURVES)}
