@@ -120,7 +120,7 @@ def _missing_sources(raw: dict[str, Any]) -> Iterator[str]:
 def _judge_out_of_reach(judge: Judge) -> Iterator[str]:
     """What is missing to ask the judge, known without asking; the key is never quoted."""
     if importlib.util.find_spec("openai") is None:
-        yield "evaluation.judge: the package openai is not installed; pip install 'minillm-pipeline[judge]'"
+        yield "evaluation.judge: the package openai is not installed; pip install '.[judge]'"
     variable, key = judge.api_key_variable, os.environ.get(judge.api_key_variable, "")
     if not key:
         yield (

@@ -6,11 +6,12 @@ another configuration, finds its answer here.
 
 import sqlite3
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import astuple, dataclass
 from pathlib import Path
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 COLUMNS = "text, prompt_tokens, completion_tokens, model, max_tokens"
 
@@ -33,8 +34,7 @@ class Answers:
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        self.asking = FileLock(folder / "asking.lock")
-        """Held while asking: no two stages put the same question, and requests under way stay within their limit."""
+        self._asking = FileLock(folder / "asking.lock")
         self._one_at_a_time = threading.Lock()
         self._database = sqlite3.connect(folder / "answers.sqlite", timeout=60, check_same_thread=False)
         with self._database:
@@ -44,6 +44,19 @@ class Answers:
                 "max_tokens INTEGER NOT NULL)"
             )
             self._database.execute("CREATE INDEX IF NOT EXISTS by_question ON answers (question)")
+
+    @contextmanager
+    def asking(self) -> Iterator[None]:
+        """One stage at a time: no two put the same question, and requests under way stay within their limit."""
+        try:
+            self._asking.acquire(timeout=0)
+        except Timeout:
+            print("another stage is asking the judge; waiting for it", flush=True)
+            self._asking.acquire()
+        try:
+            yield
+        finally:
+            self._asking.release()
 
     def add(self, key: str, answer: Answer) -> None:
         """Keep one more answer to a question; on disk when this returns."""

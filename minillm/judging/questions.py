@@ -15,8 +15,8 @@ Order = Literal["model first", "reference first"]
 ORDERS: tuple[Order, ...] = ("model first", "reference first")
 """Judges favour a place; each pair is shown both ways."""
 
-# The prompt of the paper's appendix, but for its end: the paper has two values on a line and an explanation after
-# them, which could not change them any more and would be paid for.
+# The request is worded as in the paper's appendix, but for its end: there, two values on a line and an explanation
+# after them, which could not change them any more and would be paid for.
 WORDS = """[Instruction]
 {instruction}
 {context}
@@ -66,7 +66,7 @@ class Question:
 
     def key(self, judge: Judge) -> str:
         """Digest of what decides the answer; the same question is the same whatever stage asks it, and when."""
-        asked = {"base_url": judge.base_url, "model": judge.model, "temperature": judge.temperature}
+        asked = {"base_url": judge.base_url.rstrip("/"), "model": judge.model, "temperature": judge.temperature}
         return text_digest(asked | {"text": self.text, "sample": self.sample})
 
 

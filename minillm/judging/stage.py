@@ -39,7 +39,7 @@ def run(job: Job) -> dict[str, float | str]:
     questions = read_questions(job.inputs, settings)
     texts = {question.key(settings.judge): question.text for question in questions}
     answers = Answers(Path(job.runtime.store) / FOLDER)
-    with answers.asking:
+    with answers.asking():
         progress = Progress(job.output, len(texts), "questions")
         refused = ask_what_is_open(texts, answers, settings.judge, settings.methods, progress)
     found = answers.to(texts)

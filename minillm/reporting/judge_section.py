@@ -16,9 +16,10 @@ from minillm.reporting.sections import Section
 WORDS = (
     "{judge} rated each answer of the model beside the reference answer, from 1 to 10, in both orders. Shown is the "
     "sum of the model's ratings as a share of the sum of the reference's: at 100 % the judge likes both the same. In "
-    "brackets stands the 95 % interval, by the bootstrap over prompts. Order agreement: pairs of which it prefers the "
-    "same one in both orders. First place: points that an answer gains by being shown first. Left out: prompts without "
-    "a rating in both orders. Tokens are those of all answers behind the figures, whenever they were paid for."
+    "brackets stands the 95 % interval, by the bootstrap over prompts; * marks p < 0.05, adjusted for the number of "
+    "differences. Order agreement: pairs of which it prefers the same one in both orders. First place: points that an "
+    "answer gains by being shown first. Left out: prompts without a rating in both orders. Tokens are those of all "
+    "answers behind the figures, whenever they were paid for."
 )
 
 

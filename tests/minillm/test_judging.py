@@ -169,6 +169,8 @@ def test_other_benchmarks_stages_and_samples_use_the_answers_that_are_there(tmp_
     assert second["benchmarks"]["dolly"] == first["benchmarks"]["dolly"]
     other = Judging(role="sft", judge=both.judge, seeds=(10,), methods=1)
     assert judged(other, inputs, tmp_path / "3")[0]["spent"] == second["spent"]
+    judged(settings(server, base_url=server.base_url + "/"), inputs, tmp_path / "6")
+    assert len(server.requests) == 16
     judged(settings(server, temperature=1.0), inputs, tmp_path / "4")
     assert len(server.requests) == 24, "another temperature is another question"
     judged(settings(server, temperature=1.0, samples=2), inputs, tmp_path / "5")
@@ -279,6 +281,19 @@ def test_a_worker_killed_in_the_middle_pays_for_nothing_twice(tmp_path, server):
     assert json.loads((tmp_path / "work" / "summary.json").read_text())["questions"] == 40
     assert KEY not in again.stdout + again.stderr
     assert_key_nowhere(tmp_path, {"answers.sqlite", "judge.json", "job.json", "summary.json", "log"})
+
+
+def test_two_workers_with_the_same_questions_ask_each_once(tmp_path, server):
+    server.rate = lambda first, second: (time.sleep(0.2), judge_server.rate_by_number(first, second))[1]
+    inputs = make_inputs(tmp_path, prompts=8)
+    workers = []
+    for name in ("one", "other"):
+        spec = write_job(tmp_path / name, settings(server, parallel=2), inputs, store=str(tmp_path / "store"))
+        workers.append(subprocess.Popen(worker_command(spec), env=worker_environment(), cwd=tmp_path))
+    assert [worker.wait(120) for worker in workers] == [0, 0]
+    assert server.answered.total() == 16
+    assert set(server.answered.values()) == {1}
+    assert server.most_at_once <= 2
 
 
 def test_a_worker_told_to_stop_waits_for_what_is_under_way(tmp_path, server):

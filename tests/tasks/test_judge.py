@@ -1,4 +1,4 @@
-"""The judge's task under a real Prefect server, with a real worker, a real endpoint and a real MLflow database."""
+"""Judging under a real Prefect server, with real workers, a real endpoint and a real MLflow database."""
 
 import logging
 from collections.abc import Iterator
@@ -8,14 +8,15 @@ from typing import Any
 import pytest
 
 from minillm.artifacts import Artifact, Store
-from minillm.config import Config
+from minillm.config import Config, Model
 from minillm.errors import StageError
-from tasks.data import read_benchmarks
-from tasks.evaluation import judge_responses
+from tasks.data import prepare, read_benchmarks
+from tasks.evaluation import evaluate, judge_responses
 from tests import judge_server
-from tests.judge_server import KEY, serving
+from tests.judge_server import KEY, ratings, serving
+from tests.minillm.models_in_small import small_model
 from tests.small import COLOURS, small_config, write_rows
-from tests.tasks.test_stage import Outcome, run, tracked_runs
+from tests.tasks.test_stage import run, tracked_runs
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
 
@@ -24,8 +25,8 @@ pytestmark = pytest.mark.usefixtures("prefect_server")
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[judge_server.Endpoint]:
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     with serving() as running:
-        running.rate = lambda first, second: judge_server.ratings(
-            9 if "cat" in first else 6, 9 if "cat" in second else 6
+        running.rate = lambda first, second: ratings(
+            *(8 if "is on the hill" in text else 6 for text in (first, second))
         )
         yield running
 
@@ -36,6 +37,39 @@ def judging(server: judge_server.Endpoint, folder: Path, *overrides: str) -> Con
     return small_config(folder, *where, *what, *overrides)
 
 
+def assert_key_nowhere(folder: Path, log: str) -> None:
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    assert {"answers.sqlite", "mlflow.db"} <= {path.name for path in files}
+    assert [path for path in files if KEY.encode() in path.read_bytes()] == []
+    assert KEY not in log
+
+
+def test_every_method_is_judged_and_the_key_reaches_nothing(tmp_path, server, caplog):
+    caplog.set_level(logging.DEBUG)
+    small_model("gpt2", vocabulary=300).save_pretrained(tmp_path / "model")
+
+    def stages(config: Config) -> dict[str, Any]:
+        models = {"sft": Model(path=str(tmp_path / "model"))}
+        return dict(evaluate(config, models, prepare.submit(config), read_benchmarks.submit(config)))
+
+    config = judging(server, tmp_path)
+    first = run(config, stages)
+    assert first.names()["judge/sft"] == "Completed"
+    assert len(server.requests) == 3 * 2
+    parent = next(r for r in tracked_runs(config) if "mlflow.parentRunId" not in r.data.tags)
+    assert parent.data.metrics["judge/sft/dolly"] == parent.data.metrics["judge/sft/mean"] == 75.0
+    (nested,) = [r for r in tracked_runs(config) if r.info.run_name == "judge sft"]
+    assert nested.data.metrics["questions"] == 6
+    assert nested.data.params["judge.api_key_variable"] == "OPENAI_API_KEY"
+    assert "asked 6 questions" in caplog.text
+    assert_key_nowhere(tmp_path, caplog.text)
+
+    again = run(judging(server, tmp_path, "evaluation.judge.parallel=2"), stages)
+    assert {name for name, state in again.names().items() if state != "Cached"} == {"judge/sft"}
+    assert len(server.requests) == 6, "how it is asked is another setting, but no other question"
+    assert again.artifact("judge/sft").digest == first.artifact("judge/sft").digest
+
+
 def responses(config: Config) -> Artifact:
     """What a model that talks of cats is taken to have answered."""
     store = Store(config.runtime.store)
@@ -44,46 +78,16 @@ def responses(config: Config) -> Artifact:
     return store.complete("generate", "g" * 64, {"summary": {}})
 
 
-def judged(config: Config) -> Outcome:
-    def stages(config: Config) -> dict[str, Any]:
-        return {"judge": judge_responses.submit(config, "sft", responses(config), read_benchmarks.submit(config))}
-
-    return run(config, stages)
-
-
-def assert_key_nowhere(folder: Path, log: str) -> None:
-    files = [path for path in folder.rglob("*") if path.is_file()]
-    assert {"answers.sqlite", "mlflow.db"} <= {path.name for path in files}
-    assert [path for path in files if KEY.encode() in path.read_bytes()] == []
-    assert KEY not in log
-
-
-def test_ratings_reach_mlflow_and_the_key_reaches_nothing(tmp_path, server, caplog):
-    caplog.set_level(logging.DEBUG)
-    config = judging(server, tmp_path)
-    outcome = judged(config)
-    assert outcome.names() == {"judge": "Completed"}
-    assert len(server.requests) == 3 * 2
-    parent = next(r for r in tracked_runs(config) if "mlflow.parentRunId" not in r.data.tags)
-    assert parent.data.metrics["judge/sft/dolly"] == parent.data.metrics["judge/sft/mean"] == 150.0
-    (nested,) = [r for r in tracked_runs(config) if r.info.run_name == "judge sft"]
-    assert nested.data.metrics["questions"] == 6
-    assert nested.data.params["judge.api_key_variable"] == "OPENAI_API_KEY"
-    assert "asked 6 questions" in caplog.text
-    assert_key_nowhere(tmp_path, caplog.text)
-
-    again = judged(judging(server, tmp_path, "evaluation.judge.parallel=2"))
-    assert again.names() == {"judge": "Completed"}
-    assert len(server.requests) == 6, "how it is asked is another setting, but no other question"
-    assert again.artifact("judge").digest == outcome.artifact("judge").digest
-    assert judged(judging(server, tmp_path)).names() == {"judge": "Cached"}
-
-
 def test_a_wrong_key_is_told_and_not_tried_again(tmp_path, server, monkeypatch, caplog):
     caplog.set_level(logging.DEBUG)
     monkeypatch.setenv("OPENAI_API_KEY", f"not-{KEY}")
     config = judging(server, tmp_path)
-    outcome = judged(config)
+    outcome = run(
+        config,
+        lambda config: {
+            "judge": judge_responses.submit(config, "sft", responses(config), read_benchmarks.submit(config))
+        },
+    )
     with pytest.raises(StageError, match=r"does not know the key in OPENAI_API_KEY \(401\)"):
         outcome.states["judge"].result()
     assert outcome.task_runs["judge sft"].run_count == 1
