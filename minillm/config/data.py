@@ -32,11 +32,30 @@ class Template(Strict):
         return self
 
 
-class Data(Strict):
-    """The instruction data D, the plain text D_PT and how they are filtered (method.md §6)."""
+class Prompts(Strict):
+    """How an instruction becomes a prompt, and how long that may be (method.md §6)."""
 
     directory: str = "."
     """Folder that relative `path`s of sources start from, itself relative to the working directory."""
+    template: Template = Template()
+    max_prompt_tokens: PositiveInt = 256
+    """Longest prompt, tokens (reference scripts: 256)."""
+    max_tokens: PositiveInt = 512
+    """Longest prompt with response, tokens; also the length of a plain-text block (reference scripts: 512)."""
+
+    @model_validator(mode="after")
+    def _room_for_a_response(self) -> Self:
+        if self.max_prompt_tokens >= self.max_tokens:
+            raise ValueError(
+                f"max_prompt_tokens {self.max_prompt_tokens} leaves no room for a response within "
+                f"max_tokens {self.max_tokens}; lower the first or raise the second"
+            )
+        return self
+
+
+class Data(Prompts):
+    """The instruction data D, the plain text D_PT and how they are filtered (method.md §6)."""
+
     instructions: Source
     """Rows with instruction, context, response, category (the schema of Dolly)."""
     split: Source | None = None
@@ -47,22 +66,8 @@ class Data(Strict):
     """Rows of the random split kept apart for DollyEval (paper: 0.5K). Not used with `split`."""
     plain_text: Source | None = None
     """D_PT: plain text, or JSONL with a `text` field; needed where a method's plain-text coefficient is > 0."""
-    template: Template = Template()
-    max_prompt_tokens: PositiveInt = 256
-    """Longest prompt, tokens (reference scripts: 256)."""
-    max_tokens: PositiveInt = 512
-    """Longest prompt with response, tokens; also the length of a plain-text block (reference scripts: 512)."""
     max_malformed_share: float = Field(default=0.01, ge=0.0, lt=1.0)
     """Share of rows that may be malformed before the run stops."""
-
-    @model_validator(mode="after")
-    def _room_for_a_response(self) -> Self:
-        if self.max_prompt_tokens >= self.max_tokens:
-            raise ValueError(
-                f"max_prompt_tokens {self.max_prompt_tokens} leaves no room for a response within "
-                f"max_tokens {self.max_tokens}; lower the first or raise the second"
-            )
-        return self
 
 
 class Tokenizer(Strict):

@@ -1,11 +1,12 @@
-"""A whole experiment, and where it runs."""
+"""Whole experiments, of distillation or of evaluation alone, and where they run."""
 
+import re
 from typing import Any, Literal, Self
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
-from minillm.config.base import Strict
-from minillm.config.data import Data, Tokenizer
+from minillm.config.base import Model, Strict
+from minillm.config.data import Data, Prompts, Tokenizer
 from minillm.config.evaluation import Evaluation
 from minillm.config.training import Method, Student, Teacher
 
@@ -35,23 +36,29 @@ class Runtime(Strict):
     """A stage that runs longer is stopped and counts as failed."""
 
 
-class Config(Strict):
-    """A whole experiment, from raw rows to the report."""
+class BaseConfig(Strict):
+    """What every experiment has: how prompts are made, what is measured, and where it runs."""
 
     name: str = Field(pattern=r"^[\w.-]+$")
     """Experiment name in MLflow and in the report."""
+    data: Prompts
+    evaluation: Evaluation
+    runtime: Runtime = Runtime()
+
+
+class Config(BaseConfig):
+    """A whole experiment, from raw rows to the report."""
+
     seed: int = Field(default=1, ge=0)
     """Of model initialisation, data order and rollouts."""
     parity: Literal["paper", "lmops"] = "paper"
     """lmops sets every deviation of the reference code from the paper (method.md §4)."""
-    data: Data
+    data: Data  # type: ignore[assignment]  # values never change, so a narrower one is safe
     tokenizer: Tokenizer = Tokenizer()
     teacher: Teacher
     student: Student
     methods: dict[str, Method] = Field(min_length=1)
     """Rows of the result table beside the teacher, e.g. sft, kd, seqkd, minillm."""
-    evaluation: Evaluation
-    runtime: Runtime = Runtime()
 
     @model_validator(mode="before")
     @classmethod
@@ -79,4 +86,32 @@ class Config(Strict):
                 "the teacher has an `architecture` and so no tokenizer of its own; "
                 "set tokenizer.train_vocabulary or tokenizer.path"
             )
+        return self
+
+
+class EvaluationConfig(BaseConfig):
+    """The evaluation of models that are there already."""
+
+    models: dict[str, Model] = Field(min_length=1)
+    """Rows of the result table; on the command line, MODEL or NAME=MODEL each. The first is what the others are
+    measured against, and its tokenizer counts the lengths of references for all."""
+
+    @model_validator(mode="after")
+    def _models_can_be_told_apart_and_run(self) -> Self:
+        for name, model in self.models.items():
+            if not re.fullmatch(r"[\w.-]+", name):
+                raise ValueError(
+                    f"models: {name!r} cannot be the name of a row; take letters, digits, dots, dashes and underscores "
+                    "(on the command line: NAME=MODEL)"
+                )
+            if model.architecture is not None:
+                raise ValueError(f"models.{name}: an `architecture` has random weights; give `path` or `hub`")
+        return self
+
+    @model_validator(mode="after")
+    def _nothing_is_trained(self) -> Self:
+        unread = [f"evaluation.{name}" for name in self.evaluation._changed("validation_prompts")]
+        unread += [f"runtime.{name}" for name in self.runtime._changed("zero_stage", "checkpoint_every")]
+        if unread:
+            raise ValueError(f"nothing is trained here, so {' and '.join(unread)} would do nothing; leave it out")
         return self
