@@ -44,8 +44,8 @@ def distill(config_file: str = "configs/quickstart.yaml", overrides: tuple[str, 
         }
 
         models = {"teacher": teacher, **students}
-        measured = evaluate(config, models, prepared, benchmarks)
-        results = report.submit(config, examples, benchmarks, {**models, "initial": initial}, measured)
+        measured = evaluate(config, models, dict.fromkeys(models, prepared), benchmarks)
+        results = report.submit(config, benchmarks, {**models, "initial": initial}, measured, examples)
         exports = {
             name: export_model.submit(config, name, model, examples, results) for name, model in students.items()
         }

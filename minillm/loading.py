@@ -2,9 +2,10 @@
 
 import importlib.util
 import os
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, get_args, get_origin
+from typing import Any, TypeVar, get_args, get_origin
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -12,13 +13,18 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 from yaml import YAMLError
 
-from minillm.config import Config, Judge
+from minillm.config import BaseConfig, Config, EvaluationConfig, Judge
 from minillm.errors import ConfigError
 from minillm.nearest import missing_path, suggestion
 
+HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
+ROW = re.compile(r"([\w.-]+)=(.+)")
+
+Kind = TypeVar("Kind", bound=BaseConfig)
+
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
-    """The validated configuration of a YAML file.
+    """The validated configuration of a distillation, from a YAML file.
 
     Args:
         path: YAML file; `${…}` interpolation is resolved.
@@ -28,13 +34,50 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         ConfigError: With every problem found (unreadable file, unknown key, wrong value, contradiction, missing
             data, no key for the judge), each by its dotted field.
     """
-    raw = _read(Path(path), overrides)
+    return _validated(Config, path, _read(Path(path), overrides))
+
+
+def load_evaluation(path: str | Path, models: Sequence[str] = (), overrides: Sequence[str] = ()) -> EvaluationConfig:
+    """The validated configuration of an evaluation, from a YAML file.
+
+    Args:
+        path: As for `load_config`.
+        models: MODEL or NAME=MODEL each, a directory or a hub name; where given, they stand for the file's `models`.
+        overrides: As for `load_config`.
+
+    Raises:
+        ConfigError: As `load_config`, and if two models would have the same name.
+    """
+    return _validated(EvaluationConfig, path, _read(Path(path), overrides, named_models(models)))
+
+
+def named_models(words: Sequence[str]) -> dict[str, dict[str, str]]:
+    """Models of the command line as they stand in a configuration, by their names: NAME, or the last part of MODEL.
+
+    What exists, or can be no hub name, is a path.
+
+    Raises:
+        ConfigError: If two have the same name.
+    """
+    models: dict[str, dict[str, str]] = {}
+    for word in words:
+        match = ROW.fullmatch(word)
+        name, model = match.groups() if match else ("", word)
+        is_path = Path(model).expanduser().exists() or not HUB_NAME.fullmatch(model)
+        name = name or Path(model).name
+        if name in models:
+            raise ConfigError(f"two models are named {name}; write NAME=MODEL, e.g. {name}-2={model}")
+        models[name] = {"path" if is_path else "hub": model}
+    return models
+
+
+def _validated(kind: type[Kind], path: str | Path, raw: dict[str, Any]) -> Kind:
     problems: list[str] = []
     config = None
     try:
-        config = Config.model_validate(raw)
+        config = kind.model_validate(raw)
     except ValidationError as error:
-        problems += [_explain(details) for details in error.errors()]
+        problems += [_explain(details, kind) for details in error.errors()]
     problems += _missing_sources(raw)
     if config is not None and config.evaluation.judge is not None:
         problems += _judge_out_of_reach(config.evaluation.judge)
@@ -44,17 +87,20 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     return config
 
 
-def _read(path: Path, overrides: Sequence[str]) -> dict[str, Any]:
+def _read(path: Path, overrides: Sequence[str], models: Mapping[str, Any] | None = None) -> dict[str, Any]:
     if not path.is_file():
         known = sorted({str(p) for folder in (path.parent, Path("configs")) for p in folder.glob("*.yaml")})
         raise ConfigError(f"there is no configuration file {path}; there are: {', '.join(known) or 'none'}")
     try:
-        merged = OmegaConf.merge(OmegaConf.load(path), *map(_override, overrides))
+        file = OmegaConf.load(path)
+        if models and isinstance(file, DictConfig):
+            file["models"] = models
+        merged = OmegaConf.merge(file, *map(_override, overrides))
         raw = OmegaConf.to_container(merged, resolve=True)
     except (YAMLError, OmegaConfBaseException, UnicodeDecodeError, TypeError) as error:
         raise ConfigError(f"{path} cannot be read as a configuration: {error}") from error
     if not isinstance(raw, dict):
-        raise ConfigError(f"{path} holds a list; a configuration is a mapping of sections (data, teacher, …)")
+        raise ConfigError(f"{path} holds a list; a configuration is a mapping of sections (data, evaluation, …)")
     return {str(key): value for key, value in raw.items()}
 
 
@@ -67,10 +113,10 @@ def _override(text: str) -> DictConfig:
         raise ConfigError(f"override {text!r}: what follows the = is not YAML: {error}") from error
 
 
-def _explain(details: ErrorDetails) -> str:
+def _explain(details: ErrorDetails, kind: type[BaseConfig]) -> str:
     """One line for one of pydantic's errors: field, value, what is wrong, what to do."""
     location = details["loc"]
-    name, section = ".".join(map(str, location)), _section(location[:-1])
+    name, section = ".".join(map(str, location)), _section(kind, location[:-1])
     if details["type"] == "extra_forbidden" and section is not None:
         return f"{name}: unknown key; {suggestion(str(location[-1]), section.model_fields)}"
     field = section.model_fields.get(str(location[-1])) if section is not None and location else None
@@ -82,9 +128,9 @@ def _explain(details: ErrorDetails) -> str:
     return f"{name}: {details['msg']}, not {details['input']!r}{meaning}"
 
 
-def _section(location: tuple[int | str, ...]) -> type[BaseModel] | None:
+def _section(kind: type[BaseConfig], location: tuple[int | str, ...]) -> type[BaseModel] | None:
     """The model that validates what stands at a location of the configuration; None inside a plain value."""
-    current: Any = Config
+    current: Any = kind
     for part in location:
         if get_origin(current) is dict:  # a key such as a method's name
             current = get_args(current)[1]
@@ -104,17 +150,24 @@ def _is_model(annotation: Any) -> bool:
 def _missing_sources(raw: dict[str, Any]) -> Iterator[str]:
     """Local data and models that the configuration names and that are not there."""
     directory = _at(raw, "data", "directory") or "."
-    fields = ["data.instructions", "data.split", "data.plain_text", "evaluation.preference"]
-    benchmarks = _at(raw, "evaluation", "benchmarks")
-    fields += [f"evaluation.benchmarks.{name}.source" for name in benchmarks] if isinstance(benchmarks, dict) else []
-    roots = {field: directory for field in fields} | {f: "." for f in ("teacher.model", "student.model", "tokenizer")}
-    for field, root in roots.items():
-        source = _at(raw, *field.split("."))
+    data = [("data", "instructions"), ("data", "split"), ("data", "plain_text"), ("evaluation", "preference")]
+    data += [("evaluation", "benchmarks", name, "source") for name in _names(raw, "evaluation", "benchmarks")]
+    models = [("teacher", "model"), ("student", "model"), ("tokenizer",)]
+    models += [("models", name) for name in _names(raw, "models")]
+    for keys, root in [*((keys, directory) for keys in data), *((keys, ".") for keys in models)]:
+        source = _at(raw, *keys)
         if not isinstance(source, dict) or not isinstance(source.get("path"), str) or not isinstance(root, str):
             continue
-        path = Path(root, source["path"], *([source["file"]] if isinstance(source.get("file"), str) else []))
+        path = Path(
+            root, Path(source["path"]).expanduser(), *([source["file"]] if isinstance(source.get("file"), str) else [])
+        )
         if not path.exists():
-            yield f"{field}: {missing_path(path)}"
+            yield f"{'.'.join(keys)}: {missing_path(path)}"
+
+
+def _names(raw: dict[str, Any], *keys: str) -> list[str]:
+    section = _at(raw, *keys)
+    return [str(name) for name in section] if isinstance(section, dict) else []
 
 
 def _judge_out_of_reach(judge: Judge) -> Iterator[str]:

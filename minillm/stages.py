@@ -5,7 +5,7 @@ Nothing heavy is imported here, so that a flow that finds everything cached ends
 """
 
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, SerializeAsAny
 
@@ -28,18 +28,19 @@ class Stage(Strict):
 
 
 class Prepare(Stage):
-    """Train or load the tokenizer; check that teacher and student fit it and the lengths asked for.
+    """Train or load the tokenizer that models share; check that all fit it and the lengths asked for.
 
-    Inputs: `teacher`, `student` (model directories, where given); `tokenizer` (where given); to train one,
-    `instructions`, `split`, `plain_text`. Output: the tokenizer's files and `models.json`.
+    Inputs: the directory of each model that has one, by its name in `models`; `tokenizer` (where given); to train
+    one, `instructions`, `split`, `plain_text`. Output: the tokenizer's files and `models.json`.
     """
 
     kind: ClassVar[str] = "prepare"
     module: ClassVar[str] = "minillm.models.preparation"
     tokenizer: Tokenizer
     template: Template
-    teacher: Model
-    student: Model
+    models: dict[str, dict[str, Any] | None]
+    """By what errors call them, e.g. teacher.model: the architecture of one to initialise at random, or None. The
+    first gives the tokenizer where no other is asked for."""
     max_tokens: int
     generation_tokens: int
     """Longest benchmark prompt with response, tokens."""
@@ -120,7 +121,6 @@ class Generate(Stage):
 
     kind: ClassVar[str] = "generate"
     module: ClassVar[str] = "minillm.generation.answering"
-    role: str
     template: Template
     seeds: tuple[int, ...]
     strategy: Literal["sample", "greedy"]
@@ -201,17 +201,19 @@ class Exposure(Stage):
 class Report(Stage):
     """Tables, plots and the page.
 
-    Inputs: `examples`, `benchmarks`; `score/ROLE`, `diversity/ROLE` and `responses/ROLE` (generate) for each row of
-    the table, `exposure/ROLE` and `judge/ROLE` for those measured, `preference` where people compared answers;
-    `train/ROLE` for each model trained here, the initial student too (a ready-made teacher has none).
+    Inputs: `benchmarks`; `score/ROLE`, `diversity/ROLE` and `responses/ROLE` (generate) for each row of the table;
+    `exposure/ROLE` and `judge/ROLE` for those measured, `preference` where people compared answers; `train/ROLE` for
+    each model trained here, the initial student too, and `examples` where any was.
     """
 
     kind: ClassVar[str] = "report"
     module: ClassVar[str] = "minillm.reporting.report"
     name: str
     roles: tuple[str, ...]
-    """Rows of the table, in order; the first is the teacher."""
+    """Rows of the table, in order; the first is the teacher, or else what the others are measured against."""
     benchmarks: tuple[str, ...]
+    models: dict[str, Model]
+    """Where the rows come from that were not trained here."""
 
 
 class Card(Stage):

@@ -1,12 +1,13 @@
 """Tasks that make the data: tokenizer, benchmarks, filtered examples, plain text."""
 
 from pathlib import Path
+from typing import Any
 
 from prefect import State
 from prefect.states import Completed
 
 from minillm.artifacts import Artifact
-from minillm.config import Config, Source
+from minillm.config import BaseConfig, Config, EvaluationConfig, Source, Tokenizer
 from minillm.stages import Benchmarks, Filter, Pack, Prepare
 from tasks.evaluation import generation_tokens
 from tasks.stage import Input, compute, stage_task
@@ -15,19 +16,9 @@ from tasks.stage import Input, compute, stage_task
 @stage_task("prepare tokenizer")
 def prepare(config: Config) -> Artifact | State:
     """Train or load the tokenizer that teacher and student share, and check that both fit it."""
-    stage = Prepare(
-        tokenizer=config.tokenizer,
-        template=config.data.template,
-        teacher=config.teacher.model,
-        student=config.student.model,
-        max_tokens=config.data.max_tokens,
-        generation_tokens=generation_tokens(config),
-    )
-    inputs: dict[str, Input] = {
-        name: model
-        for name, model in (("teacher", config.teacher.model), ("student", config.student.model))
-        if model.architecture is None
-    }
+    models = {"teacher.model": config.teacher.model, "student.model": config.student.model}
+    stage = _prepare(config, config.tokenizer, {name: model.architecture for name, model in models.items()})
+    inputs: dict[str, Input] = {name: model for name, model in models.items() if model.architecture is None}
     if config.tokenizer.path is not None:
         inputs["tokenizer"] = Source(path=str(Path(config.tokenizer.path).absolute()))
     if config.tokenizer.train_vocabulary is not None:
@@ -36,8 +27,25 @@ def prepare(config: Config) -> Artifact | State:
     return compute(stage, inputs, config, "prepare tokenizer")
 
 
+@stage_task("prepare {name}")
+def prepare_model(config: EvaluationConfig, name: str) -> Artifact | State:
+    """Load a model's own tokenizer, and check that it fits the model and the lengths asked for."""
+    stage = _prepare(config, Tokenizer(), {"model": None})
+    return compute(stage, {"model": config.models[name]}, config, f"prepare {name}")
+
+
+def _prepare(config: BaseConfig, tokenizer: Tokenizer, models: dict[str, dict[str, Any] | None]) -> Prepare:
+    return Prepare(
+        tokenizer=tokenizer,
+        template=config.data.template,
+        models=models,
+        max_tokens=config.data.max_tokens,
+        generation_tokens=generation_tokens(config),
+    )
+
+
 @stage_task("read benchmarks")
-def read_benchmarks(config: Config) -> Artifact | State:
+def read_benchmarks(config: BaseConfig) -> Artifact | State:
     """Read every evaluation set into one format."""
     benchmarks = config.evaluation.benchmarks
     sources = {name: benchmark.source for name, benchmark in benchmarks.items()}

@@ -7,29 +7,32 @@ from prefect import State
 from prefect.futures import PrefectFuture
 
 from minillm.artifacts import Artifact
-from minillm.config import Config, Source
+from minillm.config import BaseConfig, Source
 from minillm.stages import Diversity, Exposure, Generate, Judging, Preference, Score
 from tasks.stage import Input, compute, stage_task
 
 
 def evaluate(
-    config: Config, models: Mapping[str, Any], prepared: Any, benchmarks: Any
+    config: BaseConfig, models: Mapping[str, Any], prepared: Mapping[str, Any], benchmarks: Any
 ) -> dict[str, PrefectFuture[Any]]:
-    """Start every measurement of every model.
+    """Start every measurement of every model, once all of them are known to be fit for it.
 
     Args:
         config: What is measured.
         models: By the rows of the table, the teacher first; results or futures of tasks, as the others.
-        prepared: The tokenizer.
+        prepared: The tokenizer of each model; that of the first counts the lengths of references for all.
         benchmarks: In their one format.
 
     Returns:
         Futures of artifacts by the names of the report's inputs, e.g. score/minillm.
     """
     measured: dict[str, PrefectFuture[Any]] = {}
+    counting = prepared[next(iter(models))]
     for role, model in models.items():
-        responses = measured[f"responses/{role}"] = generate.submit(config, role, model, prepared, benchmarks)
-        measured[f"score/{role}"] = score.submit(config, role, responses, prepared, benchmarks)
+        responses = measured[f"responses/{role}"] = generate.submit(
+            config, role, model, prepared[role], benchmarks, wait_for=list(prepared.values())
+        )
+        measured[f"score/{role}"] = score.submit(config, role, responses, counting, benchmarks)
         measured[f"diversity/{role}"] = measure_diversity.submit(config, role, responses)
         if config.evaluation.judge is not None:
             measured[f"judge/{role}"] = judge_responses.submit(config, role, responses, benchmarks)
@@ -41,17 +44,16 @@ def evaluate(
         compared = {"teacher": models[teacher], "teacher_responses": measured[f"responses/{teacher}"]}
         for role in students:
             measured[f"exposure/{role}"] = measure_exposure.submit(
-                config, role, models[role], measured[f"responses/{role}"], prepared, **compared
+                config, role, models[role], measured[f"responses/{role}"], prepared[role], **compared
             )
     return measured
 
 
 @stage_task("generate {role}")
-def generate(config: Config, role: str, model: Input, prepared: Artifact, benchmarks: Artifact) -> Artifact | State:
+def generate(config: BaseConfig, role: str, model: Input, prepared: Artifact, benchmarks: Artifact) -> Artifact | State:
     """Responses of one model to every benchmark, once per seed."""
     evaluation = config.evaluation
     stage = Generate(
-        role=role,
         template=config.data.template,
         seeds=evaluation.seeds,
         strategy=evaluation.strategy,
@@ -69,7 +71,9 @@ def generate(config: Config, role: str, model: Input, prepared: Artifact, benchm
 
 
 @stage_task("score {role}")
-def score(config: Config, role: str, responses: Artifact, prepared: Artifact, benchmarks: Artifact) -> Artifact | State:
+def score(
+    config: BaseConfig, role: str, responses: Artifact, prepared: Artifact, benchmarks: Artifact
+) -> Artifact | State:
     """Rouge-L and exact match of stored responses."""
     inputs: dict[str, Input] = {"responses": responses, "tokenizer": prepared, "benchmarks": benchmarks}
     stage = Score(role=role, seeds=config.evaluation.seeds, benchmarks=config.evaluation.benchmarks)
@@ -77,32 +81,32 @@ def score(config: Config, role: str, responses: Artifact, prepared: Artifact, be
 
 
 @stage_task("diversity {role}")
-def measure_diversity(config: Config, role: str, responses: Artifact) -> Artifact | State:
+def measure_diversity(config: BaseConfig, role: str, responses: Artifact) -> Artifact | State:
     """Distinct n-grams and self-overlap of stored responses."""
     stage = Diversity(role=role, benchmarks=tuple(config.evaluation.benchmarks))
     return compute(stage, {"responses": responses}, config, f"diversity {role}")
 
 
 @stage_task("judge {role}")
-def judge_responses(config: Config, role: str, responses: Artifact, benchmarks: Artifact) -> Artifact | State:
+def judge_responses(config: BaseConfig, role: str, responses: Artifact, benchmarks: Artifact) -> Artifact | State:
     """Ratings of stored responses by a strong model."""
     judge = config.evaluation.judge
     assert judge is not None
     seeds = judge.seeds or config.evaluation.seeds[:1]
-    stage = Judging(role=role, judge=judge, seeds=seeds, methods=1 + len(config.methods))
+    stage = Judging(role=role, judge=judge, seeds=seeds, methods=len(config.rows))
     inputs: dict[str, Input] = {"responses": responses, "benchmarks": benchmarks}
     return compute(stage, inputs, config, f"judge {role}")
 
 
 @stage_task("count preferences")
-def count_preferences(config: Config, judgements: Source, responses: Mapping[str, Artifact]) -> Artifact | State:
+def count_preferences(config: BaseConfig, judgements: Source, responses: Mapping[str, Artifact]) -> Artifact | State:
     """Wins, ties and losses between methods as people saw them."""
     return compute(Preference(), {"judgements": judgements, **responses}, config, "count preferences")
 
 
 @stage_task("exposure bias {role}")
 def measure_exposure(
-    config: Config,
+    config: BaseConfig,
     role: str,
     student: Input,
     responses: Artifact,
@@ -130,6 +134,6 @@ def measure_exposure(
     return compute(stage, inputs, config, f"exposure bias {role}")
 
 
-def generation_tokens(config: Config) -> int:
+def generation_tokens(config: BaseConfig) -> int:
     """Longest benchmark prompt with its response, tokens: a longer prompt leaves as much room for the response."""
     return (config.evaluation.max_prompt_tokens or config.data.max_prompt_tokens) + config.data.response_room

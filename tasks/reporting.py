@@ -12,7 +12,7 @@ from prefect.states import Completed, Failed
 from tabulate import tabulate
 
 from minillm.artifacts import Artifact
-from minillm.config import Config
+from minillm.config import BaseConfig, Config, Model
 from minillm.stages import Card, Report
 from tasks.pages import page_key
 from tasks.session import Session
@@ -21,18 +21,30 @@ from tasks.stage import Input, compute, stage_task
 
 @stage_task("report")
 def report(
-    config: Config,
-    examples: Artifact,
+    config: BaseConfig,
     benchmarks: Artifact,
-    trained: Mapping[str, Input],
+    models: Mapping[str, Input],
     measured: Mapping[str, Artifact],
+    examples: Artifact | None = None,
 ) -> Artifact | State:
-    """Tables, plots and the page; `trained` has `initial` too, `measured` comes from `evaluate`."""
-    inputs: dict[str, Input] = {"examples": examples, "benchmarks": benchmarks}
-    inputs |= {f"train/{role}": model for role, model in trained.items() if isinstance(model, Artifact)}
-    inputs |= measured
-    roles = tuple(name.removeprefix("score/") for name in measured if name.startswith("score/"))
-    stage = Report(name=config.name, roles=roles, benchmarks=tuple(config.evaluation.benchmarks))
+    """Tables, plots and the page.
+
+    Args:
+        config: What the run is called, and where it runs.
+        benchmarks: In their one format.
+        models: By role, the initial student too; those not trained here as they were given.
+        measured: What `evaluate` started.
+        examples: What was trained on, if anything was.
+    """
+    inputs: dict[str, Input] = {"benchmarks": benchmarks, **measured}
+    inputs |= {} if examples is None else {"examples": examples}
+    inputs |= {f"train/{role}": model for role, model in models.items() if isinstance(model, Artifact)}
+    stage = Report(
+        name=config.name,
+        roles=tuple(name.removeprefix("score/") for name in measured if name.startswith("score/")),
+        benchmarks=tuple(config.evaluation.benchmarks),
+        models={role: model for role, model in models.items() if isinstance(model, Model)},
+    )
     return compute(stage, inputs, config, "report")
 
 
@@ -45,9 +57,15 @@ def export_model(config: Config, role: str, model: Artifact, examples: Artifact,
 
 
 def conclude(
-    session: Session, config: Config, results: PrefectFuture[Any], models: Mapping[str, PrefectFuture[Any]]
+    session: Session, config: BaseConfig, results: PrefectFuture[Any], models: Mapping[str, PrefectFuture[Any]]
 ) -> State:
     """Wait for everything, show the table on the console and in Prefect, and say where things are.
+
+    Args:
+        session: Of this flow run.
+        config: What it is called, and the seeds of generation.
+        results: The report.
+        models: Those exported, by their rows; the best row is among them, if any is.
 
     Returns:
         The flow's final state; Failed, naming the stages, if any did not end well.
@@ -75,8 +93,8 @@ def conclude(
     for name, path in places.items():
         print(f"{name:<16} {path}")
     print(f"{'tracked runs':<16} MLflow, experiment {config.name}; `make ui` shows them beside Prefect's\n")
-    best = exported[facts["best_student"]]
-    print(f"Next: `make ui`, or open the report, or load {best} with AutoModelForCausalLM.from_pretrained.")
+    load = f", or load {exported[facts['best']]} with AutoModelForCausalLM.from_pretrained" if exported else ""
+    print(f"Next: `make ui`, or open the report{load}.")
     return Completed(message=f"report: {places['report']}")
 
 
@@ -86,7 +104,7 @@ def _table(facts: Mapping[str, Any]) -> str:
     for role, table in facts["tables"].items():
         cells = [table["benchmarks"][name]["score"] for name in facts["benchmarks"]] + [table["mean"]["score"]]
         rows.append([role, *(f"{cell['mean']:.1f} ± {cell['spread']:.1f}" for cell in cells)])
-    return tabulate(rows, ["method", *facts["benchmarks"], "mean"], "github", disable_numparse=True)
+    return tabulate(rows, [facts["rows"], *facts["benchmarks"], "mean"], "github", disable_numparse=True)
 
 
 def _links(session: Session) -> str:

@@ -12,7 +12,7 @@ from prefect.futures import PrefectFuture
 from prefect.runtime import flow_run
 
 from minillm.artifacts import Store
-from minillm.config import Config
+from minillm.config import BaseConfig
 from tasks import tracking
 from tasks.outbox import Outbox
 from tasks.supervision import GRACE_SECONDS
@@ -23,7 +23,7 @@ _SESSIONS: dict[str, "Session"] = {}
 class Session:
     """One flow run's shared state; `tracked` opens it, and stages find it by the flow run's id."""
 
-    def __init__(self, config: Config, flow_run_id: str, flow_run_name: str) -> None:
+    def __init__(self, config: BaseConfig, flow_run_id: str, flow_run_name: str) -> None:
         self.flow_run_id = flow_run_id
         self.store = Store(config.runtime.store)
         self.outbox = Outbox(self.store.root / "tracking", tracking.Tracker(self.store.root))
@@ -69,7 +69,7 @@ def current() -> Session:
 
 
 @contextlib.contextmanager
-def tracked(config: Config) -> Iterator[Session]:
+def tracked(config: BaseConfig) -> Iterator[Session]:
     """Open the session of this flow run: a tracked run around its stages, and workers that end with it."""
     identity = str(flow_run.id)
     session = _SESSIONS[identity] = Session(config, identity, str(flow_run.name))

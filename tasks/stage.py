@@ -7,7 +7,7 @@ import json
 import platform
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from prefect.runtime import task_run
 from prefect.states import Completed
 
 from minillm.artifacts import METRICS, Artifact, Store, text_digest, write_atomically
-from minillm.config import Config, Model, Source
+from minillm.config import BaseConfig, Model, Source
 from minillm.data.sources import Resolved, resolve
 from minillm.errors import StageError
 from minillm.source_digest import source_digest
@@ -47,9 +47,12 @@ class StageTask:
 
     task: Task[..., Artifact | State]
 
-    def submit(self, config: Config, *inputs: Any, **named_inputs: Any) -> PrefectFuture[Any]:
-        """Start in the background; inputs may be futures of other stages."""
-        future = self.task.with_options(retries=config.runtime.retries).submit(config, *inputs, **named_inputs)
+    def submit(
+        self, config: BaseConfig, *inputs: Any, wait_for: Iterable[Any] = (), **named_inputs: Any
+    ) -> PrefectFuture[Any]:
+        """Start in the background, once the inputs and `wait_for` are there; both may be futures of other stages."""
+        task = self.task.with_options(retries=config.runtime.retries)
+        future = task.submit(config, *inputs, wait_for=wait_for, **named_inputs)
         current().futures.append(future)
         return future
 
@@ -63,7 +66,7 @@ def stage_task(run_name: str) -> Callable[[Callable[..., Artifact | State]], Sta
     return lambda function: StageTask(task(task_run_name=run_name, **options)(function))
 
 
-def compute(stage: Stage, inputs: Mapping[str, Input], config: Config, label: str) -> Artifact | State:
+def compute(stage: Stage, inputs: Mapping[str, Input], config: BaseConfig, label: str) -> Artifact | State:
     """The artifact of a stage, computed only if the store does not have it; then as a state named Cached.
 
     Args:
@@ -93,7 +96,9 @@ def compute(stage: Stage, inputs: Mapping[str, Input], config: Config, label: st
 class _Run:
     """One look-up or computation of a stage."""
 
-    def __init__(self, session: Session, stage: Stage, inputs: Mapping[str, Input], config: Config, label: str) -> None:
+    def __init__(
+        self, session: Session, stage: Stage, inputs: Mapping[str, Input], config: BaseConfig, label: str
+    ) -> None:
         self.session, self.stage, self.config, self.label = session, stage, config, label
         self.artifacts = {name: value for name, value in inputs.items() if isinstance(value, Artifact)}
         self.sources = {
@@ -107,7 +112,7 @@ class _Run:
             "source_digest": source_digest(stage.module),
         }
         self.key = text_digest(self.origin)
-        self.record = f"{session.flow_run_id}-{stage.kind}-{self.key[:16]}"
+        self.record = f"{session.flow_run_id}-{stage.kind}-{text_digest([self.key, label])[:16]}"
         session.stages[label] = self.record
 
     def result(self) -> Artifact | State:
@@ -191,7 +196,7 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in LIBRARIES}
 
 
-def _resolve(source: Source | Model, config: Config) -> Resolved:
+def _resolve(source: Source | Model, config: BaseConfig) -> Resolved:
     return resolve(source, Path(config.data.directory) if isinstance(source, Source) else Path())
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from prefect.settings import PREFECT_API_URL, PREFECT_UI_URL
 
 from minillm.artifacts import METRICS, Artifact
-from minillm.config import Config, Model, Source
+from minillm.config import BaseConfig, Model, Source
 from minillm.data.sources import Resolved
 from minillm.stages import Benchmarks, Preference, Report, Stage
 from tasks.outbox import DatasetFacts, Outbox, Record, Wanted
@@ -50,7 +50,7 @@ def preload() -> None:
     threading.Thread(target=importlib.import_module, args=("tasks.mlflow_client",), daemon=True).start()
 
 
-def flow_run(config: Config, flow_run_id: str, flow_run_name: str) -> Wanted:
+def flow_run(config: BaseConfig, flow_run_id: str, flow_run_name: str) -> Wanted:
     """The run that encloses all stages of one flow run; its params are the whole configuration."""
     page = prefect_page("flow-run", flow_run_id)
     tags = {"prefect.flow_run_id": flow_run_id, "prefect.url": page}
@@ -65,7 +65,7 @@ def flow_run(config: Config, flow_run_id: str, flow_run_name: str) -> Wanted:
 
 
 def stage_run(
-    config: Config, stage: Stage, label: str, key: str, flow_run_id: str, task_run_id: str, inputs: dict[str, str]
+    config: BaseConfig, stage: Stage, label: str, key: str, flow_run_id: str, task_run_id: str, inputs: dict[str, str]
 ) -> Wanted:
     """The nested run of one stage; its params are the stage's settings."""
     page = prefect_page("task-run", task_run_id)

@@ -45,9 +45,10 @@ def test_flows_import_only_tasks_and_the_configuration():
     assert [(f, n) for f, n in own if n not in ALLOWED_IN_FLOWS and n.split(".")[0] != "tasks"] == []
 
 
-def test_the_flow_process_loads_no_model_library():
+@pytest.mark.parametrize("name", ["distill", "evaluation"])
+def test_the_flow_process_loads_no_model_library(name: str):
     heavy = "{'torch', 'transformers', 'datasets', 'deepspeed', 'mlflow'} & set(sys.modules)"
-    script = f"import flows.distill, sys; loaded = {heavy}; assert not loaded, loaded"
+    script = f"import flows.{name}, sys; loaded = {heavy}; assert not loaded, loaded"
     subprocess.run([sys.executable, "-c", script], check=True, cwd=ROOT)
 
 

@@ -1,21 +1,23 @@
-"""The one configuration: typed, frozen, loaded from YAML and validated whole before anything starts.
+"""The configuration: typed, frozen, loaded from YAML and validated whole before anything starts.
 
 Every field has a unit and a source in the docstring under it. "Paper" is arXiv 2306.08543; "reference code"
 is the authors' public implementation, whose deviations `minillm.parity` sets in one word.
 """
 
 from minillm.config.base import Model, Source, Strict
-from minillm.config.data import Data, Template, Tokenizer
+from minillm.config.data import Data, Prompts, Template, Tokenizer
 from minillm.config.evaluation import Benchmark, Evaluation, ExposureBias, Fields
-from minillm.config.experiment import Config, Runtime
+from minillm.config.experiment import BaseConfig, Config, EvaluationConfig, Runtime
 from minillm.config.judge import Judge, Prices
 from minillm.config.training import Method, Policy, Student, Teacher, Training
 
 __all__ = [
+    "BaseConfig",
     "Benchmark",
     "Config",
     "Data",
     "Evaluation",
+    "EvaluationConfig",
     "ExposureBias",
     "Fields",
     "Judge",
@@ -23,6 +25,7 @@ __all__ = [
     "Model",
     "Policy",
     "Prices",
+    "Prompts",
     "Runtime",
     "Source",
     "Strict",

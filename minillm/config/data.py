@@ -32,28 +32,16 @@ class Template(Strict):
         return self
 
 
-class Data(Strict):
-    """The instruction data D, the plain text D_PT and how they are filtered (method.md §6)."""
+class Prompts(Strict):
+    """How an instruction becomes a prompt, and how long that may be (method.md §6)."""
 
     directory: str = "."
     """Folder that relative `path`s of sources start from, itself relative to the working directory."""
-    instructions: Source
-    """Rows with instruction, context, response, category (the schema of Dolly)."""
-    split: Source | None = None
-    """Rows {row, split} naming each row's part (train, dev, test, unused); without it, a random split."""
-    validation_size: PositiveInt = 1000
-    """Rows of the random split kept for validation (paper: 1K). Not used with `split`."""
-    test_size: PositiveInt = 500
-    """Rows of the random split kept apart for DollyEval (paper: 0.5K). Not used with `split`."""
-    plain_text: Source | None = None
-    """D_PT: plain text, or JSONL with a `text` field; needed where a method's plain-text coefficient is > 0."""
     template: Template = Template()
     max_prompt_tokens: PositiveInt = 256
     """Longest prompt, tokens (reference scripts: 256)."""
     max_tokens: PositiveInt = 512
     """Longest prompt with response, tokens; also the length of a plain-text block (reference scripts: 512)."""
-    max_malformed_share: float = Field(default=0.01, ge=0.0, lt=1.0)
-    """Share of rows that may be malformed before the run stops."""
 
     @property
     def response_room(self) -> int:
@@ -68,6 +56,23 @@ class Data(Strict):
                 f"max_tokens {self.max_tokens}; lower the first or raise the second"
             )
         return self
+
+
+class Data(Prompts):
+    """The instruction data D, the plain text D_PT and how they are filtered (method.md §6)."""
+
+    instructions: Source
+    """Rows with instruction, context, response, category (the schema of Dolly)."""
+    split: Source | None = None
+    """Rows {row, split} naming each row's part (train, dev, test, unused); without it, a random split."""
+    validation_size: PositiveInt = 1000
+    """Rows of the random split kept for validation (paper: 1K). Not used with `split`."""
+    test_size: PositiveInt = 500
+    """Rows of the random split kept apart for DollyEval (paper: 0.5K). Not used with `split`."""
+    plain_text: Source | None = None
+    """D_PT: plain text, or JSONL with a `text` field; needed where a method's plain-text coefficient is > 0."""
+    max_malformed_share: float = Field(default=0.01, ge=0.0, lt=1.0)
+    """Share of rows that may be malformed before the run stops."""
 
 
 class Tokenizer(Strict):

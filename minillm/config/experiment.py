@@ -1,11 +1,12 @@
-"""A whole experiment, and where it runs."""
+"""Whole experiments, of distillation or of evaluation alone, and where they run."""
 
+import re
 from typing import Any, Literal, Self
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
-from minillm.config.base import Strict
-from minillm.config.data import Data, Tokenizer
+from minillm.config.base import Model, Strict
+from minillm.config.data import Data, Prompts, Tokenizer
 from minillm.config.evaluation import Evaluation
 from minillm.config.training import Method, Student, Teacher
 
@@ -35,23 +36,55 @@ class Runtime(Strict):
     """A stage that runs longer is stopped and counts as failed."""
 
 
-class Config(Strict):
-    """A whole experiment, from raw rows to the report."""
+class BaseConfig(Strict):
+    """What every experiment has: how prompts are made, what is measured, and where it runs."""
 
     name: str = Field(pattern=r"^[\w.-]+$")
     """Experiment name in MLflow and in the report."""
+    data: Prompts
+    evaluation: Evaluation
+    runtime: Runtime = Runtime()
+
+    @property
+    def rows(self) -> tuple[str, ...]:
+        """Names of the rows of the result table; the first is what the others are measured against."""
+        raise NotImplementedError
+
+    @model_validator(mode="after")
+    def _judge_can_be_paid(self) -> Self:
+        """Where the number of prompts is set, a budget that is too small is known before anything runs."""
+        judge = self.evaluation.judge
+        if judge is None or judge.prompts is None:
+            return self
+        rows, benchmarks, seeds = len(self.rows), len(judge.benchmarks), len(judge.seeds or (0,))
+        questions = rows * benchmarks * judge.prompts * seeds * 2 * judge.samples
+        if questions > judge.max_questions:
+            raise ValueError(
+                f"evaluation.judge.max_questions is {judge.max_questions}, but there are {questions} questions to ask "
+                f"({rows} models × {benchmarks} benchmarks × {judge.prompts} prompts × {seeds} seeds × 2 orders × "
+                f"{judge.samples} samples); raise it, or lower prompts, seeds or samples"
+            )
+        return self
+
+
+class Config(BaseConfig):
+    """A whole experiment, from raw rows to the report."""
+
     seed: int = Field(default=1, ge=0)
     """Of model initialisation, data order and rollouts."""
     parity: Literal["paper", "lmops"] = "paper"
     """lmops sets every deviation of the reference code from the paper (method.md §4)."""
-    data: Data
+    data: Data  # type: ignore[assignment]  # values never change, so a narrower one is safe
     tokenizer: Tokenizer = Tokenizer()
     teacher: Teacher
     student: Student
     methods: dict[str, Method] = Field(min_length=1)
     """Rows of the result table beside the teacher, e.g. sft, kd, seqkd, minillm."""
-    evaluation: Evaluation
-    runtime: Runtime = Runtime()
+
+    @property
+    def rows(self) -> tuple[str, ...]:
+        """The teacher and the methods."""
+        return ("teacher", *self.methods)
 
     @model_validator(mode="before")
     @classmethod
@@ -73,7 +106,6 @@ class Config(Strict):
                 )
         if self.teacher.model.architecture is not None and self.teacher.training is None:
             raise ValueError("teacher.training is null, but its weights are random; give it a training section")
-        self._check_questions()
         exposure, room = self.evaluation.exposure_bias, self.data.response_room
         if exposure and (exposure.max_length or 0) > room:
             raise ValueError(
@@ -89,16 +121,37 @@ class Config(Strict):
             )
         return self
 
-    def _check_questions(self) -> None:
-        """Where the number of prompts is set, the judge's budget can be known to be too small before anything runs."""
-        judge = self.evaluation.judge
-        if judge is None or judge.prompts is None:
-            return
-        methods, benchmarks, seeds = 1 + len(self.methods), len(judge.benchmarks), len(judge.seeds or (0,))
-        questions = methods * benchmarks * judge.prompts * seeds * 2 * judge.samples
-        if questions > judge.max_questions:
-            raise ValueError(
-                f"evaluation.judge.max_questions is {judge.max_questions}, but there are {questions} questions to ask "
-                f"({methods} methods × {benchmarks} benchmarks × {judge.prompts} prompts × {seeds} seeds × 2 orders × "
-                f"{judge.samples} samples); raise it, or lower prompts, seeds or samples"
-            )
+
+class EvaluationConfig(BaseConfig):
+    """The evaluation of models that are there already."""
+
+    models: dict[str, Model] = Field(min_length=1)
+    """Rows of the result table; on the command line, MODEL or NAME=MODEL each. The first is what the others are
+    measured against, and its tokenizer counts the lengths of references for all."""
+
+    @property
+    def rows(self) -> tuple[str, ...]:
+        """The models."""
+        return tuple(self.models)
+
+    @model_validator(mode="after")
+    def _models_can_be_told_apart_and_run(self) -> Self:
+        for name, model in self.models.items():
+            if not re.fullmatch(r"[\w.-]+", name):
+                raise ValueError(
+                    f"models: {name!r} cannot be the name of a row; take letters, digits, dots, dashes and underscores "
+                    "(on the command line: NAME=MODEL)"
+                )
+            if model.architecture is not None:
+                raise ValueError(f"models.{name}: an `architecture` has random weights; give `path` or `hub`")
+        return self
+
+    @model_validator(mode="after")
+    def _nothing_is_trained(self) -> Self:
+        unread = [f"evaluation.{name}" for name in self.evaluation._changed("validation_prompts")]
+        unread += [f"runtime.{name}" for name in self.runtime._changed("zero_stage", "checkpoint_every")]
+        if unread:
+            raise ValueError(f"nothing is trained here, so {' and '.join(unread)} would do nothing; leave it out")
+        if self.evaluation.exposure_bias is not None:
+            raise ValueError("evaluation.exposure_bias is of students and the teacher they learned from; leave it out")
+        return self

@@ -1,16 +1,18 @@
 """What a model is and whether it fits the run, found without loading its weights."""
 
 import dataclasses
+import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
+from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from minillm.config import Model, Strict
+from minillm.config import Strict
 from minillm.errors import StageError
-from minillm.models.model_files import require_weights
+from minillm.models.model_files import WEIGHTS, require_weights
 from minillm.nearest import suggestion
 
 
@@ -26,29 +28,61 @@ class ModelFacts(Strict):
     """Tokens it can see at most; None where it has no such limit."""
 
 
-def inspect_model(role: str, model: Model, directory: Path | None, entries: int) -> ModelFacts:
+def require_loadable(name: str, directory: Path) -> None:
+    """Check that a model's files can be loaded without running code that comes with them.
+
+    Args:
+        name: Of the model, for errors.
+        directory: Of its files.
+
+    Raises:
+        StageError: If it has no weights, needs code of its own, or its weights are pickles that hold more than tensors.
+    """
+    require_weights(directory)
+    try:
+        fields, _ = PreTrainedConfig.get_config_dict(directory)
+    except OSError as error:
+        raise StageError(f"{name}: {error}") from error
+    if "auto_map" in fields and fields.get("model_type") not in CONFIG_MAPPING:
+        raise StageError(
+            f"{name}: {directory} is of an architecture of its own ({fields.get('model_type')}) and needs code that "
+            "comes with it, which is never run; take a model whose architecture transformers has"
+        )
+    if not any(directory.glob(WEIGHTS[0])):
+        for path in sorted(directory.glob(WEIGHTS[1])):
+            _require_plain_pickle(name, path)
+
+
+def _require_plain_pickle(name: str, path: Path) -> None:
+    try:
+        torch.load(path, map_location="meta", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except Exception as error:  # a broken file fails in many ways
+        raise StageError(
+            f"{name}: {path} cannot be read as weights alone ({str(error).strip().splitlines()[0]}); code in a pickle "
+            "is never run: get the model as safetensors"
+        ) from error
+
+
+def inspect_model(name: str, origin: Mapping[str, Any] | Path, entries: int) -> ModelFacts:
     """Look at a model's configuration, built without memory for its weights.
 
     Args:
-        role: teacher or student, for errors.
-        model: As configured.
-        directory: Of its files; None for an `architecture`.
+        name: Of the model, for errors.
+        origin: Its architecture, or the directory of its files.
         entries: Of the tokenizer.
 
     Raises:
-        StageError: If it has no weights, is not a causal language model, or its embedding is too small.
+        StageError: If it is not a causal language model, or its embedding is too small.
     """
-    if directory is not None:
-        require_weights(directory)
     try:
-        config = _architecture(model, entries) if directory is None else AutoConfig.from_pretrained(directory)
+        config = AutoConfig.from_pretrained(origin) if isinstance(origin, Path) else _architecture(origin, entries)
         _require_causal(config)
         with torch.device("meta"):
             skeleton = AutoModelForCausalLM.from_config(config)
     except StageError as error:
-        raise StageError(f"{role}.model: {error}") from error
+        raise StageError(f"{name}: {error}") from error
     except Exception as error:  # the architecture's own code refuses values in many ways
-        raise StageError(f"{role}.model: transformers cannot build it: {error}") from error
+        raise StageError(f"{name}: transformers cannot build it: {error}") from error
     text = config.get_text_config()
     facts = ModelFacts(
         model_type=config.model_type,
@@ -59,13 +93,13 @@ def inspect_model(role: str, model: Model, directory: Path | None, entries: int)
     )
     if facts.embedding_rows < entries:
         raise StageError(
-            f"{role}.model has {facts.embedding_rows} embedding rows, fewer than the tokenizer's {entries} entries; "
+            f"{name} has {facts.embedding_rows} embedding rows, fewer than the tokenizer's {entries} entries; "
             "use the tokenizer it was made with"
         )
     return facts
 
 
-def require_positions(role: str, facts: ModelFacts, max_tokens: int, generation_tokens: int) -> None:
+def require_positions(name: str, facts: ModelFacts, max_tokens: int, generation_tokens: int) -> None:
     """Check that the longest sequence of the run fits the model.
 
     Raises:
@@ -73,7 +107,7 @@ def require_positions(role: str, facts: ModelFacts, max_tokens: int, generation_
     """
     if facts.positions is not None and facts.positions < max(max_tokens, generation_tokens):
         raise StageError(
-            f"{role}.model ({facts.model_type}) sees at most {facts.positions} tokens, but data.max_tokens is "
+            f"{name} ({facts.model_type}) sees at most {facts.positions} tokens, but data.max_tokens is "
             f"{max_tokens} and the longest benchmark prompt with its response {generation_tokens}; lower "
             "data.max_tokens or evaluation.max_prompt_tokens, or take a model with more positions"
         )
@@ -89,11 +123,10 @@ def _require_causal(config: PreTrainedConfig) -> None:
         raise StageError(f"{config.model_type} is not a causal language model")
 
 
-def _architecture(model: Model, entries: int) -> PreTrainedConfig:
+def _architecture(architecture: Mapping[str, Any], entries: int) -> PreTrainedConfig:
     """The configuration of a model to initialise; fields that its class does not know are refused."""
-    assert model.architecture is not None
     special = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), 0)  # only their being entries counts here
-    fields: dict[str, Any] = {"vocab_size": entries, **special, **model.architecture}
+    fields: dict[str, Any] = {"vocab_size": entries, **special, **architecture}
     name = str(fields.pop("model_type"))
     try:
         default = AutoConfig.for_model(name)
@@ -102,7 +135,7 @@ def _architecture(model: Model, entries: int) -> PreTrainedConfig:
         raise StageError(f"architecture.model_type {name!r} is unknown; {known}") from error
     _require_causal(default)
     known = {field.name for field in dataclasses.fields(default)} | set(default.attribute_map)
-    for field in model.architecture:
+    for field in architecture:
         if field not in known and not hasattr(default, field):
             raise StageError(f"architecture.{field} is no field of {name}; {suggestion(field, known)}")
     return AutoConfig.for_model(name, **fields)

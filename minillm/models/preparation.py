@@ -1,4 +1,4 @@
-"""Stage `prepare`: the run's tokenizer, and whether teacher and student fit it and the lengths asked for."""
+"""Stage `prepare`: the tokenizer that models share, and whether they fit it and the lengths asked for."""
 
 import json
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ from minillm.data.documents import read_documents
 from minillm.data.prompts import render
 from minillm.data.rows import read_rows, read_split
 from minillm.errors import StageError
-from minillm.models.model_checks import ModelFacts, inspect_model, require_positions
+from minillm.models.model_checks import ModelFacts, inspect_model, require_loadable, require_positions
 from minillm.models.tokenizer_checks import has_tokenizer, load_tokenizer, require_same_tokenizer
 from minillm.models.tokenizers_bpe import SMALLEST, train_bpe
 from minillm.stages import Job, Prepare
@@ -27,39 +27,45 @@ def run(job: Job) -> dict[str, float | str]:
     """
     settings = job.settings
     assert isinstance(settings, Prepare)
+    for name in _ready_made(settings):
+        require_loadable(name, job.inputs[name])
     tokenizer, owner = _tokenizer(job, settings)
     facts: dict[str, ModelFacts] = {}
-    for role, model in (("teacher", settings.teacher), ("student", settings.student)):
-        directory = job.inputs.get(role)
-        if directory is not None and owner != f"{role}.model" and has_tokenizer(directory):
-            theirs = load_tokenizer(directory, f"{role}.model")
-            require_same_tokenizer(tokenizer, owner, theirs, f"{role}.model")
-        facts[role] = inspect_model(role, model, directory, len(tokenizer))
-        require_positions(role, facts[role], settings.max_tokens, settings.generation_tokens)
+    for name, architecture in settings.models.items():
+        origin = job.inputs[name] if architecture is None else architecture
+        if isinstance(origin, Path) and owner != name and has_tokenizer(origin):
+            require_same_tokenizer(tokenizer, owner, load_tokenizer(origin, name), name)
+        facts[name] = inspect_model(name, origin, len(tokenizer))
+        require_positions(name, facts[name], settings.max_tokens, settings.generation_tokens)
     if tokenizer.pad_token is None:  # padding is always masked; libraries still ask for a token
         tokenizer.pad_token = tokenizer.eos_token
     tokenizer.save_pretrained(job.output)
-    described = {role: fact.model_dump() for role, fact in facts.items()}
+    described = {name: fact.model_dump() for name, fact in facts.items()}
     (job.output / "models.json").write_text(json.dumps(described, indent=2))
     return {
         "tokenizer": owner,
         "vocabulary": float(len(tokenizer)),
-        **{f"{role}_parameters": float(fact.parameters) for role, fact in facts.items()},
+        **{f"parameters/{name}": float(fact.parameters) for name, fact in facts.items()},
     }
 
 
+def _ready_made(settings: Prepare) -> list[str]:
+    """Names of the models that have weights already."""
+    return [name for name, architecture in settings.models.items() if architecture is None]
+
+
 def _tokenizer(job: Job, settings: Prepare) -> tuple[PreTrainedTokenizerBase, str]:
-    """The run's tokenizer and the configuration field it comes from."""
+    """The tokenizer, and what errors call the place it comes from."""
     wanted = settings.tokenizer.train_vocabulary
     if wanted is None:
-        source = "tokenizer" if "tokenizer" in job.inputs else "teacher"
-        owner = {"tokenizer": "tokenizer.path", "teacher": "teacher.model"}[source]
-        return load_tokenizer(job.inputs[source], owner), owner
-    given = [role for role in ("teacher", "student") if role in job.inputs]
-    if given:
+        if "tokenizer" in job.inputs:
+            return load_tokenizer(job.inputs["tokenizer"], "tokenizer.path"), "tokenizer.path"
+        first = next(iter(settings.models))
+        return load_tokenizer(job.inputs[first], first), first
+    if given := _ready_made(settings):
         raise StageError(
-            f"tokenizer.train_vocabulary is {wanted}, but {given[0]}.model has weights made for a tokenizer of its "
-            "own; leave train_vocabulary out, or give `architecture` instead"
+            f"tokenizer.train_vocabulary is {wanted}, but {given[0]} has weights made for a tokenizer of its own; "
+            "leave train_vocabulary out, or give `architecture` instead"
         )
     if wanted < SMALLEST:
         raise StageError(f"tokenizer.train_vocabulary is {wanted}; every byte needs an entry: set {SMALLEST} or more")

@@ -1,4 +1,4 @@
-"""Whether models share the run's tokenizer."""
+"""Whether a tokenizer serves, and whether models share it."""
 
 from pathlib import Path
 
@@ -20,8 +20,8 @@ def load_tokenizer(directory: Path, owner: str) -> PreTrainedTokenizerBase:
         tokenizer = AutoTokenizer.from_pretrained(directory)
     except (OSError, ValueError, TypeError, KeyError, ImportError) as error:
         raise StageError(
-            f"{owner}: {directory} has no tokenizer that transformers can load ({error}); "
-            "set tokenizer.path to a directory with tokenizer.json and tokenizer_config.json"
+            f"{owner}: {directory} has no tokenizer that transformers can load ({error}); put its tokenizer.json and "
+            "tokenizer_config.json there or, to distil, set tokenizer.path to a directory that has them"
         ) from error
     if tokenizer.eos_token_id is None:
         raise StageError(

@@ -22,6 +22,8 @@ MEAN = "mean"
 """Name of the column over all benchmarks, each weighing the same."""
 LEVEL = 0.05
 """A difference counts as clear below this p-value, adjusted for the number of comparisons."""
+TEACHER = "teacher"
+"""The first row's name where the others are its students."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,10 @@ class Difference:
 
 @dataclass(frozen=True)
 class Comparison:
-    """The tables of all methods, in the order of the result table; the first is the teacher."""
+    """The tables of all methods, in the order of the result table.
+
+    The first is the teacher; among models that have none it is one of them, and the yardstick of the others.
+    """
 
     tables: Mapping[str, Mapping[str, Any]]
     benchmarks: Sequence[str]
@@ -70,14 +75,34 @@ class Comparison:
         return [*self.benchmarks, MEAN]
 
     @property
-    def best_student(self) -> str:
-        """The method with the highest mean, the teacher left out."""
-        return max(self.roles[1:] or self.roles, key=lambda role: self.score(role, MEAN)["mean"])
+    def taught(self) -> bool:
+        """Whether the first row is the teacher of the others."""
+        return self.roles[0] == TEACHER and len(self.roles) > 1
+
+    @property
+    def yardstick(self) -> str:
+        """What the first row is called in words."""
+        return "the teacher" if self.taught else self.roles[0]
+
+    @property
+    def row_word(self) -> str:
+        """What a row of the table is."""
+        return "method" if self.taught else "model"
+
+    @property
+    def best_word(self) -> str:
+        """What the best of them is the best of."""
+        return "student" if self.taught else "model"
+
+    @property
+    def best(self) -> str:
+        """The method with the highest mean, a teacher left out."""
+        return max(self.roles[1:] if self.taught else self.roles, key=lambda role: self.score(role, MEAN)["mean"])
 
     @property
     def compared(self) -> str:
-        """The method that differences are taken from: minillm or, where there is none, the best student."""
-        return "minillm" if "minillm" in self.tables else self.best_student
+        """The method that differences are taken from: minillm or, where there is none, the best."""
+        return "minillm" if "minillm" in self.tables else self.best
 
     def metric(self, benchmark: str) -> str:
         """The benchmark's metric."""
@@ -143,28 +168,39 @@ class Comparison:
 
 
 def verdict(comparison: Comparison, parameters: Mapping[str, int]) -> list[str]:
-    """Sentences that say who won, how close to the teacher, at what size, and how sure that is.
+    """Sentences that say who won, how close to the first row, at what size, and how sure that is.
 
     Args:
         comparison: All methods.
         parameters: Number of weights by role, where known.
     """
-    teacher, best = comparison.roles[0], comparison.best_student
-    score, full = comparison.score(best, MEAN), comparison.score(teacher, MEAN)
     over = f"mean over {len(comparison.benchmarks)} benchmarks"
     if len(comparison.benchmarks) == 1:
         over = f"on {comparison.benchmarks[0]}"
-    first = f"The best student is {best}: {comparison.measure} {score['mean']:.1f} ± {score['spread']:.1f} ({over})"
-    if full["mean"] > 0:
-        first += f", {percent(score['mean'] / full['mean'])} of the teacher's {full['mean']:.1f}"
-    if best in parameters and teacher in parameters:
-        share = percent(parameters[best] / parameters[teacher])
-        first += f", with {share} of its parameters ({human(parameters[best])} of {human(parameters[teacher])})"
-    return [f"{first}.", *_against_students(comparison)]
+    best = comparison.best
+    who = best if len(comparison.roles) == 1 else f"The best {comparison.best_word} is {best}"
+    score = f"{comparison.measure} {formatted(comparison.score(best, MEAN))} ({over})"
+    return [f"{who}: {score}{_beside_yardstick(comparison, parameters)}.", *_against_others(comparison)]
 
 
-def _against_students(comparison: Comparison) -> list[str]:
-    rivals = [d for d in comparison.differences if d.benchmark == MEAN and d.other != comparison.roles[0]]
+def _beside_yardstick(comparison: Comparison, parameters: Mapping[str, int]) -> str:
+    """How close the best comes to the first row, and at what size; nothing where it is the first."""
+    first, best = comparison.roles[0], comparison.best
+    if best == first:
+        return ""
+    words, whose = "", f"{comparison.yardstick}'s"
+    score, full = (comparison.score(role, MEAN)["mean"] for role in (best, first))
+    if full > 0:
+        words, whose = f", {percent(score / full)} of {whose} {full:.1f}", "its"
+    if first in parameters and best in parameters:
+        share = percent(parameters[best] / parameters[first])
+        words += f", with {share} of {whose} parameters ({human(parameters[best])} of {human(parameters[first])})"
+    return words
+
+
+def _against_others(comparison: Comparison) -> list[str]:
+    teachers = comparison.roles[:1] if comparison.taught else []
+    rivals = [d for d in comparison.differences if d.benchmark == MEAN and d.other not in teachers]
     groups = {
         "is above {}": [d for d in rivals if d.clear and d.value > 0],
         "cannot be told apart from {}": [d for d in rivals if not d.clear],

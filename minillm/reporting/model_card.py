@@ -15,7 +15,10 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from minillm.config import Template
 from minillm.data.prompts import render
 from minillm.reporting.comparison import WORDS, formatted, human
-from minillm.reporting.report import TEMPLATES, count_parameters, kept_rows, markdown, provenance, versions
+from minillm.reporting.data import kept_rows
+from minillm.reporting.models import count_parameters
+from minillm.reporting.provenance import provenance, versions
+from minillm.reporting.report import TEMPLATES, markdown
 from minillm.stages import Card, Job
 
 TEXT = {

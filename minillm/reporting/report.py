@@ -10,26 +10,26 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import huggingface_hub
 import pandas as pd
-import pyarrow.parquet as pq
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from matplotlib.figure import Figure
 
-from minillm.artifacts import MANIFEST, METRICS, write_atomically
+from minillm.artifacts import METRICS, write_atomically
 from minillm.data.tables import read_records
 from minillm.evaluation.scoring import prompt_values
 from minillm.progress import read_metrics
 from minillm.reporting import plots
-from minillm.reporting.comparison import MEAN, WORDS, Comparison, formatted, human, percent, verdict
+from minillm.reporting.comparison import MEAN, WORDS, Comparison, formatted, percent, verdict
+from minillm.reporting.data import cut_words, data_tables, kept_rows, prompt_words
 from minillm.reporting.exposure_section import exposure_section
 from minillm.reporting.judge_section import judge_section
+from minillm.reporting.models import model_table, sizes
 from minillm.reporting.preference_section import preference_section
+from minillm.reporting.provenance import provenance, versions
 from minillm.reporting.sections import Section
 from minillm.stages import Job, Report
 
 TEMPLATES = Path(__file__).parent / "templates"
-SELECTED_BY = {"rouge_l": "Rouge-L", "validation_loss": "validation loss"}
 SHOWN_CHARACTERS = 1200
 """Longer texts are cut in the page; the stored responses are whole."""
 
@@ -54,7 +54,8 @@ def run(job: Job) -> dict[str, float | str]:
     results = {
         "name": settings.name,
         "verdict": sentences,
-        "best_student": comparison.best_student,
+        "rows": comparison.row_word,
+        "best": comparison.best,
         "compared": comparison.compared,
         "measure": comparison.measure,
         "benchmarks": list(settings.benchmarks),
@@ -74,7 +75,9 @@ def run(job: Job) -> dict[str, float | str]:
         "measures": {name: WORDS[comparison.metric(name)] for name in comparison.benchmarks},
         "sentences": sentences,
         "tiles": _tiles(comparison, parameters),
-        "best": comparison.best_student,
+        "row_word": comparison.row_word,
+        "best_word": comparison.best_word,
+        "best": comparison.best if len(comparison.roles) > 1 else "",
         "compared": comparison.compared,
         "seeds": tables[settings.roles[0]]["seeds"],
         "result": result_table(comparison),
@@ -84,7 +87,9 @@ def run(job: Job) -> dict[str, float | str]:
             comparison,
             {role: _read_json(job.inputs[f"diversity/{role}"] / "diversity.json") for role in settings.roles},
         ),
-        "models": model_table(trained, parameters, comparison),
+        "models": model_table(job.inputs, settings.models, trained, parameters, comparison),
+        "trained": bool(trained),
+        "first": comparison.roles[0],
         "figures": [name for name in figures if name != "benchmarks"],
         "sections": sections,
         "drawn": drawn,
@@ -121,9 +126,10 @@ def shorten(text: str) -> str:
 
 
 def result_table(comparison: Comparison) -> pd.DataFrame:
-    """Method × benchmark and their mean, 'mean ± spread' of the score, and the ranks a method may have."""
+    """Method × benchmark and their mean, 'mean ± spread' of the score, and the ranks a method may have among others."""
     table = _by_cell(comparison, formatted)
-    table["rank"] = [f"{best}" if best == worst else f"{best}–{worst}" for best, worst in comparison.ranks.values()]
+    if len(comparison.roles) > 1:
+        table["rank"] = [f"{best}" if best == worst else f"{best}–{worst}" for best, worst in comparison.ranks.values()]
     return table
 
 
@@ -170,39 +176,6 @@ def behaviour_table(comparison: Comparison, diversities: Mapping[str, Mapping[st
             else "–",
         }
     return pd.DataFrame.from_dict(rows, orient="index")
-
-
-def model_table(trained: Mapping[str, Path], parameters: Mapping[str, int], comparison: Comparison) -> pd.DataFrame:
-    """Size of each model trained here, and the step and value it was selected at."""
-    teacher = parameters.get(comparison.roles[0])
-    rows = {}
-    for role, path in trained.items():
-        selection = _read_json(path / "selection.json")
-        rows[role] = {
-            "parameters": human(parameters[role]),
-            "of the teacher's": percent(parameters[role] / teacher) if teacher else "–",
-            "selected by": SELECTED_BY[selection["select_by"]],
-            "value": f"{selection['value']:.2f}",
-            "at step": f"{selection['step']:.0f}",
-            "last step": f"{selection['history'][-1]['step']:.0f}",
-        }
-    return pd.DataFrame.from_dict(rows, orient="index")
-
-
-def sizes(inputs: Mapping[str, Path], roles: Sequence[str], trained: Mapping[str, Path]) -> dict[str, int]:
-    """Number of weights by role: of models trained here from their files, of others as their generation tells."""
-    known = {role: count_parameters(path) for role, path in trained.items()}
-    for role in roles:
-        told = read_manifest(inputs[f"responses/{role}"]).get("summary", {})
-        if role not in known and "parameters" in told:
-            known[role] = int(told["parameters"])
-    return known
-
-
-def count_parameters(train_artifact: Path) -> int:
-    """Number of weights in a train artifact's safetensors files, tied ones once; the weights are not read."""
-    metadata = huggingface_hub.get_local_safetensors_metadata(train_artifact / "model")
-    return sum(metadata.parameter_count.values())
 
 
 def draw(comparison: Comparison, trained: Mapping[str, Path], look: plots.Look) -> dict[str, tuple[str, Figure]]:
@@ -254,58 +227,14 @@ def answers(inputs: Mapping[str, Path], benchmark: str, comparison: Comparison) 
     return shown
 
 
-def kept_rows(examples: Path) -> str:
-    """Rows of each part that filtering kept, in words."""
-    counts = {part: pq.read_metadata(examples / f"{part}.parquet").num_rows for part in ("train", "validation", "test")}
-    return ", ".join(f"{part} {count:,}" for part, count in counts.items())
-
-
-def data_tables(examples: Path) -> dict[str, pd.DataFrame]:
-    """What filtering dropped, and how long the rest is, by title."""
-    # a category may be called "null" or "NA"
-    dropped = pd.read_csv(examples / "dropped.csv", index_col=0, keep_default_na=False).rename_axis(None).map(str)
-    lengths = pd.read_csv(examples / "lengths.csv", keep_default_na=False)
-    lengths.index = lengths.pop("category") + ", " + lengths.pop("text")  # type: ignore[assignment]
-    lengths = lengths.map(lambda value: f"{value:.1f}" if isinstance(value, float) else str(value))
-    return {"Dropped rows by reason and category": dropped, "Lengths of the kept rows in tokens": lengths}
-
-
-def provenance(inputs: Mapping[str, Path]) -> pd.DataFrame:
-    """Kind and key of each artifact behind the report, and the seed of those trained."""
-    rows = {}
-    for name, path in inputs.items():
-        manifest = read_manifest(path)
-        seed = manifest.get("settings", {}).get("seed")
-        rows[name] = {
-            "kind": manifest.get("kind", "–"),
-            "key": manifest.get("key", "–")[:16],
-            "seed": "" if seed is None else str(seed),
-        }
-    return pd.DataFrame.from_dict(rows, orient="index")
-
-
-def versions(inputs: Mapping[str, Path]) -> dict[str, str]:
-    """Versions of the libraries that made the inputs; several where they differ."""
-    found: dict[str, set[str]] = {}
-    for path in inputs.values():
-        for library, version in read_manifest(path).get("versions", {}).items():
-            found.setdefault(library, set()).add(str(version))
-    return {library: ", ".join(sorted(several)) for library, several in sorted(found.items())}
-
-
-def read_manifest(path: Path) -> dict[str, Any]:
-    """The manifest of an artifact; empty for a source file or directory, which has none."""
-    return _read_json(path / MANIFEST) if (path / MANIFEST).is_file() else {}
-
-
 def _inputs_of_page(inputs: Mapping[str, Path], comparison: Comparison) -> dict[str, Any]:
     """What the page shows of the data, the prompts, the answers and where all came from."""
-    cut = _read_json(inputs[f"responses/{comparison.roles[0]}"] / "cut_prompts.json")
     seed = comparison.tables[comparison.roles[0]]["seeds"][0]
     return {
-        "kept_words": kept_rows(inputs["examples"]),
-        "data": data_tables(inputs["examples"]),
-        "cut_words": ", ".join(f"{name} {count}" for name, count in cut.items() if count) or "none",
+        "kept_words": kept_rows(inputs["examples"]) if "examples" in inputs else "",
+        "data": data_tables(inputs["examples"]) if "examples" in inputs else {},
+        "prompt_words": prompt_words(comparison),
+        "cut_words": cut_words(inputs, comparison),
         "answers": {name: answers(inputs, name, comparison) for name in comparison.benchmarks},
         "answers_words": f"The first, the middle and the last prompt of each benchmark, not picked; seed {seed}. "
         f"Texts of more than {SHOWN_CHARACTERS} characters are cut here.",
@@ -315,7 +244,7 @@ def _inputs_of_page(inputs: Mapping[str, Path], comparison: Comparison) -> dict[
 
 
 def _summary(comparison: Comparison, sentences: list[str]) -> dict[str, float | str]:
-    summary: dict[str, float | str] = {"best_student": comparison.best_student, "verdict": " ".join(sentences)}
+    summary: dict[str, float | str] = {"best": comparison.best, "verdict": " ".join(sentences)}
     for role in comparison.roles:
         for name in comparison.columns:
             cell = comparison.score(role, name)
@@ -324,13 +253,14 @@ def _summary(comparison: Comparison, sentences: list[str]) -> dict[str, float | 
 
 
 def _tiles(comparison: Comparison, parameters: Mapping[str, int]) -> list[tuple[str, str]]:
-    teacher, best = comparison.roles[0], comparison.best_student
-    score, full = comparison.score(best, MEAN), comparison.score(teacher, MEAN)["mean"]
-    tiles = [(formatted(score), f"{comparison.measure} of {best}, the best student")]
-    if full > 0:
-        tiles.append((percent(score["mean"] / full), f"of the teacher's {comparison.measure} ({full:.1f})"))
-    if teacher in parameters and best in parameters:
-        tiles.append((percent(parameters[best] / parameters[teacher]), "of the teacher's parameters"))
+    first, best = comparison.roles[0], comparison.best
+    score, full = comparison.score(best, MEAN), comparison.score(first, MEAN)["mean"]
+    praise = f", the best {comparison.best_word}" if len(comparison.roles) > 1 else ""
+    tiles = [(formatted(score), f"{comparison.measure} of {best}{praise}")]
+    if best != first and full > 0:
+        tiles.append((percent(score["mean"] / full), f"of {comparison.yardstick}'s {comparison.measure} ({full:.1f})"))
+    if best != first and first in parameters and best in parameters:
+        tiles.append((percent(parameters[best] / parameters[first]), f"of {comparison.yardstick}'s parameters"))
     return tiles
 
 

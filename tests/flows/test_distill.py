@@ -65,9 +65,14 @@ class Finished:
 
 def distill(config: Path, *arguments: str, **environment: str) -> Finished:
     """`python -m flows.distill` in an interpreter of its own."""
+    return run_flow("distill", config, str(config), *arguments, **environment)
+
+
+def run_flow(name: str, config: Path, *arguments: str, **environment: str) -> Finished:
+    """`python -m flows.NAME` in an interpreter of its own."""
     started = time.monotonic()
     done = subprocess.run(
-        [sys.executable, "-m", "flows.distill", str(config), *arguments],
+        [sys.executable, "-m", f"flows.{name}", *arguments],
         cwd=ROOT,
         env=os.environ | environment,
         capture_output=True,
@@ -227,8 +232,9 @@ def test_help_names_the_options():
     assert "--set KEY=VALUE" in done.stdout
 
 
-def test_the_deployment_finds_its_flow():
-    (deployment,) = yaml.safe_load((ROOT / "prefect.yaml").read_text())["deployments"]
-    flow = load_flow_from_entrypoint(str(ROOT / deployment["entrypoint"]))
-    assert flow.name == "distill"
-    assert set(deployment["parameters"]) <= set(flow.parameters.properties)
+def test_the_deployments_find_their_flows():
+    deployments = yaml.safe_load((ROOT / "prefect.yaml").read_text())["deployments"]
+    flows = [load_flow_from_entrypoint(str(ROOT / deployment["entrypoint"])) for deployment in deployments]
+    assert [flow.name for flow in flows] == ["distill", "evaluate"]
+    for deployment, flow in zip(deployments, flows, strict=True):
+        assert set(deployment["parameters"]) <= set(flow.parameters.properties)

@@ -13,7 +13,6 @@ PROMPTS = [[1, 5, 6], [1, 5, 6, 7, 8, 9], [1, 2]]
 def settings(long_prompts: str) -> Generate:
     return Generate.model_validate(
         {
-            "role": "sft",
             "template": Template(),
             "seeds": [10],
             "strategy": "sample",

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from transformers import AutoModelForCausalLM
 
-from minillm.config import Benchmark, Evaluation, Method, Model, Source, Template, Tokenizer
+from minillm.config import Benchmark, Evaluation, Method, Source, Template, Tokenizer
 from minillm.progress import read_metrics
 from minillm.stages import Exposure, Generate, Prepare, Respond, Score, Stage, Train
 from tests.minillm.direct import PLAIN, run_stage, write_lines
@@ -47,8 +47,7 @@ def test_every_stage(architecture, tmp_path):
     prepare = Prepare(
         tokenizer=Tokenizer(path=str(words)),
         template=TEMPLATE,
-        teacher=Model(path=str(models["teacher"])),
-        student=Model(path=str(models["student"])),
+        models=dict.fromkeys(models),
         max_tokens=MAX_TOKENS,
         generation_tokens=MAX_TOKENS,
     )
@@ -80,7 +79,6 @@ def test_every_stage(architecture, tmp_path):
     ]
     benchmarks = write_lines(tmp_path / "benchmarks" / "words.jsonl", questions).parent
     generate = Generate(
-        role="minillm",
         template=TEMPLATE,
         seeds=(10, 20),
         strategy="sample",

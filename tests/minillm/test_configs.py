@@ -4,7 +4,7 @@ import re
 import pytest
 
 from minillm.config import Training
-from minillm.loading import load_config
+from minillm.loading import load_config, load_evaluation
 from tests.minillm.direct import ROOT, real_data
 
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
@@ -21,12 +21,15 @@ PUBLISHED = {
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_every_configuration_validates(path, monkeypatch):
-    if path.stem == "dolly-small":
+    if path.stem in ("dolly-small", "evaluation"):
         real_data()
     monkeypatch.chdir(ROOT)
-    config = load_config(path)
+    if path.stem.startswith("evaluation"):
+        config = load_evaluation(path, ["gpt2"])
+    else:
+        config = load_config(path)
+        assert list(config.methods) == ["sft", "kd", "seqkd", "minillm"]
     assert config.name == path.stem
-    assert list(config.methods) == ["sft", "kd", "seqkd", "minillm"]
     assert list(config.evaluation.benchmarks) == ["dolly", "self_inst", "vicuna", "sni", "unni"]
     assert config.evaluation.seeds == (10, 20, 30, 40, 50)
 
@@ -66,6 +69,20 @@ def test_the_published_numbers(name):
 def fine_tuned(t: Training, rate: float, epochs: int, select_by: str) -> None:
     assert (t.learning_rate, t.schedule, t.warmup_steps, t.epochs, t.batch_size) == (rate, "cosine", 0, epochs, 32)
     assert (t.betas, t.weight_decay, t.gradient_clip, t.select_by) == ((0.9, 0.95), 1e-2, 1.0, select_by)
+
+
+@pytest.mark.parametrize(
+    ("evaluation", "distillation"), [("evaluation-embedded", "quickstart"), ("evaluation", "dolly-small")]
+)
+def test_an_evaluation_asks_the_same_questions_as_the_distillation_it_goes_with(evaluation, distillation, monkeypatch):
+    if evaluation == "evaluation":
+        real_data()
+    monkeypatch.chdir(ROOT)
+    alone = load_evaluation(ROOT / "configs" / f"{evaluation}.yaml", ["gpt2"])
+    whole = load_config(ROOT / "configs" / f"{distillation}.yaml")
+    assert alone.evaluation.benchmarks == whole.evaluation.benchmarks
+    assert alone.evaluation.seeds == whole.evaluation.seeds
+    assert (alone.data.directory, alone.data.template) == (whole.data.directory, whole.data.template)
 
 
 def test_the_real_files_have_the_checksums_that_the_data_page_gives():

@@ -1,6 +1,7 @@
 import json
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ import pytest
 import yaml
 
 from minillm.errors import ConfigError
-from minillm.loading import load_config
+from minillm.loading import load_config, load_evaluation, named_models
 from tests.minillm.direct import ROOT, write_lines
 
 
@@ -246,6 +247,67 @@ def test_a_file_that_is_no_configuration_says_so(tmp_path, monkeypatch):
         load_config(tmp_path / "empty.yaml", ["seed"])
     with pytest.raises(ConfigError, match=r"override 'seed=\[1': what follows the = is not YAML"):
         load_config(tmp_path / "empty.yaml", ["seed=[1"])
+
+
+def evaluation(folder: Path, *models: str, overrides: Sequence[str] = (), **sections: Any):
+    """The configuration of an evaluation of models, with further sections in its file."""
+    write_lines(folder / "eval.jsonl", [])
+    raw = {
+        "name": "test",
+        "data": {"directory": str(folder)},
+        "evaluation": {"benchmarks": {"v1.5": {"source": {"path": "eval.jsonl"}}}},
+    }
+    path = folder / "evaluation.yaml"
+    path.write_text(yaml.safe_dump(raw | sections))
+    return load_evaluation(path, models, overrides)
+
+
+def test_what_exists_or_can_be_no_hub_name_is_a_path_and_the_last_part_names_the_row(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "models" / "mine").mkdir(parents=True)
+    assert named_models(["gpt2", "Qwen/Qwen2.5-0.5B", "a=models/mine", "models/mine", "./x", "b=/data/lr=1/y"]) == {
+        "gpt2": {"hub": "gpt2"},
+        "Qwen2.5-0.5B": {"hub": "Qwen/Qwen2.5-0.5B"},
+        "a": {"path": "models/mine"},
+        "mine": {"path": "models/mine"},
+        "x": {"path": "./x"},
+        "b": {"path": "/data/lr=1/y"},
+    }
+    with pytest.raises(ConfigError, match=r"two models are named gpt2; write NAME=MODEL, e\.g\. gpt2-2=other/gpt2"):
+        named_models(["gpt2", "other/gpt2"])
+
+
+def test_models_of_the_command_line_stand_for_those_of_the_file_and_overrides_win(tmp_path):
+    models = {"old": {"hub": "gpt2"}}
+    assert list(evaluation(tmp_path, models=models).models) == ["old"]
+    config = evaluation(tmp_path, "b", "a=x/y", models=models, overrides=["models.b.revision=v2"])
+    assert list(config.models) == ["b", "a"], "the first is the yardstick"
+    assert (config.models["b"].revision, config.models["a"].hub) == ("v2", "x/y")
+
+
+@pytest.mark.parametrize(
+    ("models", "sections", "message"),
+    [
+        ([], {}, "models: required, but not given (Rows of the result table; on the command line, MODEL or NAME=MODEL"),
+        ([], {"models": {}}, "models: Dictionary should have at least 1 item"),
+        (["./Qwen2.5"], {}, "models.Qwen2.5: "),
+        (["my model"], {}, "models: 'my model' cannot be the name of a row; take letters, digits, dots, dashes"),
+        ([], {"models": {"a": {"hub": "x", "pth": "y"}}}, "models.a.pth: unknown key; did you mean `path`?"),
+        ([], {"models": {"a": {"architecture": {"model_type": "gpt2"}}}}, "models.a: an `architecture` has random"),
+        (["a"], {"runtime": {"zero_stage": 1}}, "nothing is trained here, so runtime.zero_stage would do nothing"),
+        (["a"], {"teacher": {}}, "teacher: unknown key"),
+    ],
+)
+def test_an_evaluation_that_cannot_run_is_refused(tmp_path, models, sections, message):
+    (tmp_path / "my model").mkdir()
+    with pytest.raises(ConfigError) as error:
+        evaluation(tmp_path, *[m.replace("my model", str(tmp_path / "my model")) for m in models], **sections)
+    assert message in str(error.value)
+
+
+def test_a_benchmark_with_a_dot_in_its_name_is_looked_for_too(tmp_path):
+    with pytest.raises(ConfigError, match=r"evaluation\.benchmarks\.v1\.5\.source: .*eval\.jsonl does not exist"):
+        evaluation(tmp_path, "a", overrides=["data.directory=/nowhere"])
 
 
 def test_loading_imports_nothing_heavy():

@@ -1,12 +1,15 @@
 import json
+import pickle
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from minillm.config import Model, Template
+from minillm.config import Template
 from minillm.config import Tokenizer as TokenizerChoice
 from minillm.data.prompts import encode_prompts, encode_texts
 from minillm.errors import StageError
@@ -20,15 +23,20 @@ T5 = {"model_type": "t5", "d_model": 8, "d_kv": 4, "d_ff": 8, "num_layers": 1, "
 TEXTS = ["the red cat runs", "the blue dog sleeps and the red bird sings", "Naïve café №3 答え 🙂\n\n  tabs\t"]
 
 
-def settings(teacher: Model | dict, student: Model | dict, max_tokens: int = 64, **tokenizer: object) -> Prepare:
+def settings(teacher: dict | None, student: dict | None, max_tokens: int = 64, **tokenizer: object) -> Prepare:
+    """Of a teacher and a student to initialise at random, or None where the directory is an input."""
     return Prepare(
         tokenizer=TokenizerChoice.model_validate(tokenizer),
         template=Template(**PLAIN),
-        teacher=teacher if isinstance(teacher, Model) else Model(architecture=teacher),
-        student=student if isinstance(student, Model) else Model(architecture=student),
+        models={"teacher.model": teacher, "student.model": student},
         max_tokens=max_tokens,
         generation_tokens=32,
     )
+
+
+ALONE = Prepare(
+    tokenizer=TokenizerChoice(), template=Template(**PLAIN), models={"model": None}, max_tokens=64, generation_tokens=32
+)
 
 
 def instructions(folder: Path) -> dict[str, Path]:
@@ -51,7 +59,7 @@ def test_a_trained_tokenizer_loads_as_any_other_and_loses_nothing(tmp_path):
         assert tokenizer.decode(encode_texts(tokenizer, [text])[0]) == text
     assert len(encode_texts(tokenizer, ["the red"])[0]) < len("the red")
     built = build_model(GPT2, tokenizer, seed=1)
-    assert json.loads((output / "models.json").read_text())["student"] == {
+    assert json.loads((output / "models.json").read_text())["student.model"] == {
         "model_type": "gpt2",
         "parameters": parameter_count(built),
         "embedding_rows": len(tokenizer),
@@ -105,26 +113,25 @@ def test_the_teachers_tokenizer_is_taken_and_more_embedding_rows_are_fine(tmp_pa
     tokenizer = train_bpe(TEXTS, 300)
     teacher = model_directory(tmp_path / "teacher", tokenizer, vocab_size=len(tokenizer) + 64)
     student = model_directory(tmp_path / "student", tokenizer)
-    stage = settings(Model(path=str(teacher)), Model(path=str(student)))
-    output, summary = run_stage(stage, {"teacher": teacher, "student": student}, tmp_path / "run")
+    inputs = {"teacher.model": teacher, "student.model": student}
+    output, summary = run_stage(settings(None, None), inputs, tmp_path / "run")
     assert summary["tokenizer"] == "teacher.model"
     assert load_tokenizer(output).get_vocab() == tokenizer.get_vocab()
     facts = json.loads((output / "models.json").read_text())
-    rows = {role: fact["embedding_rows"] for role, fact in facts.items()}
-    assert rows == {"teacher": len(tokenizer) + 64, "student": len(tokenizer)}
+    rows = {name: fact["embedding_rows"] for name, fact in facts.items()}
+    assert rows == {"teacher.model": len(tokenizer) + 64, "student.model": len(tokenizer)}
 
 
 def test_different_tokenizers_are_refused_at_the_first_differing_token(tmp_path):
     ours, theirs = train_bpe(TEXTS, 262), train_bpe(["zz zz zz", *TEXTS[2:]], 262)
     inputs = {
-        "teacher": model_directory(tmp_path / "teacher", ours),
-        "student": model_directory(tmp_path / "student", theirs),
+        "teacher.model": model_directory(tmp_path / "teacher", ours),
+        "student.model": model_directory(tmp_path / "student", theirs),
     }
-    stage = settings(Model(path="teacher"), Model(path="student"))
     vocabularies = [{i: t for t, i in tokenizer.get_vocab().items()} for tokenizer in (ours, theirs)]
     first = next(i for i in range(300) if vocabularies[0].get(i) != vocabularies[1].get(i))
     with pytest.raises(StageError, match=r"teacher\.model and student\.model have different tokenizers") as error:
-        run_stage(stage, inputs, tmp_path / "run")
+        run_stage(settings(None, None), inputs, tmp_path / "run")
     assert f"token {first} is {vocabularies[0][first]!r} in teacher.model" in str(error.value)
 
 
@@ -132,19 +139,19 @@ def test_tokenizers_that_differ_only_in_how_they_part_a_text_are_refused(tmp_pat
     ours, theirs = train_bpe(TEXTS, 300), train_bpe(TEXTS, 300)
     theirs.backend_tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
     inputs = {
-        "teacher": model_directory(tmp_path / "teacher", ours),
-        "student": model_directory(tmp_path / "student", theirs),
+        "teacher.model": model_directory(tmp_path / "teacher", ours),
+        "student.model": model_directory(tmp_path / "student", theirs),
     }
     with pytest.raises(StageError, match="different tokenizers: the encoding of 'Naïve café"):
-        run_stage(settings(Model(path="teacher"), Model(path="student")), inputs, tmp_path / "run")
+        run_stage(settings(None, None), inputs, tmp_path / "run")
 
 
 def test_embeddings_smaller_than_the_tokenizer_are_refused(tmp_path):
     tokenizer = train_bpe(TEXTS, 300)
     small = {**GPT2, "vocab_size": 100}
-    inputs = {"teacher": model_directory(tmp_path / "teacher", tokenizer)}
+    inputs = {"teacher.model": model_directory(tmp_path / "teacher", tokenizer)}
     with pytest.raises(StageError, match=f"student.model has 100 embedding rows, fewer .* {len(tokenizer)} entries"):
-        run_stage(settings(Model(path="teacher"), small), inputs, tmp_path / "run")
+        run_stage(settings(None, small), inputs, tmp_path / "run")
 
 
 def test_a_tokenizer_without_eos_is_refused(tmp_path):
@@ -177,7 +184,45 @@ def test_a_model_directory_without_weights_is_refused(tmp_path):
     teacher = model_directory(tmp_path / "teacher", tokenizer)
     (teacher / "model.safetensors").unlink()
     with pytest.raises(StageError, match=r"teacher has no weights \(model\.safetensors"):
-        run_stage(settings(Model(path="teacher"), GPT2), {"teacher": teacher}, tmp_path / "run")
+        run_stage(settings(None, GPT2), {"teacher.model": teacher}, tmp_path / "run")
+
+
+def test_one_model_alone_brings_its_own_tokenizer(tmp_path):
+    tokenizer = train_bpe(TEXTS, 300)
+    model = model_directory(tmp_path / "mine", tokenizer)
+    output, summary = run_stage(ALONE, {"model": model}, tmp_path / "run")
+    assert load_tokenizer(output).get_vocab() == tokenizer.get_vocab()
+    assert list(json.loads((output / "models.json").read_text())) == ["model"]
+    assert summary["parameters/model"] == build_model(GPT2, tokenizer, seed=1).num_parameters()
+
+
+def test_a_model_that_needs_code_of_its_own_is_refused_and_none_is_run(tmp_path):
+    model = model_directory(tmp_path / "mine", train_bpe(TEXTS, 300))
+    fields = json.loads((model / "config.json").read_text())
+    own = {"model_type": "strange", "auto_map": {"AutoConfig": "strange.Config", "AutoModelForCausalLM": "strange.Lm"}}
+    (model / "config.json").write_text(json.dumps(fields | own))
+    (model / "strange.py").write_text("raise SystemExit('code of the model ran')")
+    with pytest.raises(StageError, match=r"^model: .*mine is of an architecture of its own \(strange\) and needs code"):
+        run_stage(ALONE, {"model": model}, tmp_path / "run")
+
+
+def test_weights_in_pickles_serve_unless_they_hold_code(tmp_path):
+    model = model_directory(tmp_path / "mine", train_bpe(TEXTS, 300))
+    torch.save(load_file(model / "model.safetensors"), model / "pytorch_model.bin")
+    (model / "model.safetensors").unlink()
+    assert run_stage(ALONE, {"model": model}, tmp_path / "run")[1]["tokenizer"] == "model"
+    (model / "pytorch_model.bin").write_bytes(pickle.dumps(Printing(), protocol=2))
+    with pytest.raises(
+        StageError, match=r"^model: .*pytorch_model\.bin cannot be read as weights alone .* safetensors"
+    ):
+        run_stage(ALONE, {"model": model}, tmp_path / "again")
+
+
+class Printing:
+    """What runs code when it is unpickled."""
+
+    def __reduce__(self) -> tuple:
+        return print, ("code of the pickle ran",)
 
 
 @pytest.mark.parametrize(
@@ -195,9 +240,9 @@ def test_a_tokenizer_that_cannot_be_trained_is_refused(tmp_path, vocabulary, row
 
 
 def test_training_a_tokenizer_for_weights_that_have_one_is_refused(tmp_path):
-    inputs = {**instructions(tmp_path), "student": model_directory(tmp_path / "student", train_bpe(TEXTS, 300))}
+    inputs = {**instructions(tmp_path), "student.model": model_directory(tmp_path / "student", train_bpe(TEXTS, 300))}
     with pytest.raises(StageError, match=r"train_vocabulary is 300, but student\.model has weights made for"):
-        run_stage(settings(GPT2, Model(path="student"), train_vocabulary=300), inputs, tmp_path / "run")
+        run_stage(settings(GPT2, None, train_vocabulary=300), inputs, tmp_path / "run")
 
 
 def test_a_tokenizer_directory_of_the_users_choice_serves(tmp_path):

@@ -11,12 +11,13 @@ from safetensors.numpy import save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from minillm.config import Benchmark, Source
+from minillm.config import Benchmark, Model, Source
 from minillm.evaluation import diversity as diversity_stage
 from minillm.evaluation import exposure, scoring
 from minillm.reporting import report
 from minillm.reporting.comparison import Comparison, human, percent, verdict
 from minillm.reporting.exposure_section import exposure_section
+from minillm.reporting.models import model_table
 from minillm.reporting.plots import looks
 from minillm.stages import Diversity, Job, Report, Score
 
@@ -140,7 +141,7 @@ def make_report(folder: Path, benchmarks: tuple[str, ...] = ("dolly", "sni")) ->
     inputs = make_inputs(folder, benchmarks)
     output = folder / "report"
     output.mkdir()
-    settings = Report(name="toy-run", roles=ROLES, benchmarks=benchmarks)
+    settings = Report(name="toy-run", roles=ROLES, benchmarks=benchmarks, models={})
     summary = report.run(Job(kind="report", settings=settings, inputs=inputs, output=output, work=folder))
     return summary, output
 
@@ -269,6 +270,22 @@ def test_the_verdict_says_how_close_how_small_and_how_sure():
     assert len(sentences) == 4
 
 
+def test_without_a_teacher_the_best_of_all_is_measured_against_the_first():
+    scores = {"gpt2": EASY_AND_HARD, "gpt2-medium": better(10), "mine": better(4)}
+    sentences = verdict(comparison_of(scores), {"gpt2": 124_000_000, "gpt2-medium": 355_000_000})
+    assert sentences == [
+        "The best model is gpt2-medium: Rouge-L 60.0 ± 0.0 (on x), 120\u00a0% of gpt2's 50.0, "
+        "with 286\u00a0% of its parameters (355\u00a0M of 124\u00a0M).",
+        "gpt2-medium is above gpt2 (+10.0 [+10.0, +10.0]), mine (+6.0 [+6.0, +6.0]).",
+    ]
+    sentences = verdict(comparison_of({"gpt2": better(5), "mine": EASY_AND_HARD}), {})
+    assert sentences[0] == "The best model is gpt2: Rouge-L 55.0 ± 0.0 (on x)."
+
+
+def test_a_model_alone_is_neither_best_nor_compared():
+    assert verdict(comparison_of({"teacher": [60, 40]}), {"teacher": 5}) == ["teacher: Rouge-L 50.0 ± 0.0 (on x)."]
+
+
 def test_a_single_prompt_claims_no_certainty():
     sentences = verdict(comparison_of({"teacher": [60], "sft": [40], "minillm": [50]}), {})
     assert sentences[1] == "minillm cannot be told apart from sft (+10.0)."
@@ -308,7 +325,7 @@ def test_every_number_of_the_table_comes_from_the_scores(finished):
     assert row["mean"] == pytest.approx(np.mean(per_seed))
     assert row["spread"] == pytest.approx(np.std(per_seed, ddof=1))
     assert summary["kd/score/sni"] == pytest.approx(row["mean"])
-    assert summary["best_student"] == "minillm"
+    assert summary["best"] == "minillm"
     cell = f"{row['mean']:.1f} ± {row['spread']:.1f}"
     assert cell in read_page(output).cells
     assert cell in (output / "report.md").read_text()
@@ -374,6 +391,26 @@ def test_exposure_bias_is_silent_where_it_was_not_measured(finished):
     section = exposure_section({"exposure/kd": output.parent / "exposure-kd"}, ROLES, look)
     assert section is not None
     assert [list(table.index) for table in section.tables.values()] == [["kd"], ["kd"]]
+
+
+def test_models_that_were_there_already_stand_in_the_table_with_their_origin(tmp_path):
+    manifest = {"sources": {"model": "hub:gpt2-xl@15ea56dee5df4983c59b2538573817e1"}}
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    table = model_table(
+        {"responses/teacher": tmp_path},
+        {"teacher": Model(hub="gpt2-xl")},
+        {"kd": make_train(tmp_path / "kd", "kd")},
+        {"teacher": 5000, "kd": 500},
+        comparison_of({"teacher": [60], "kd": [50]}),
+    )
+    assert table.loc["teacher"].to_dict() == {
+        "parameters": "5\u00a0K",
+        "of the teacher's": "100\u00a0%",
+        "from": "gpt2-xl, revision main",
+        "content": "15ea56dee5df",
+        **dict.fromkeys(("selected by", "value", "at step", "last step"), "–"),
+    }
+    assert table.loc["kd", ["of the teacher's", "from", "at step"]].tolist() == ["10\u00a0%", "–", "500"]
 
 
 def test_plots_are_written_for_what_was_measured(finished):

@@ -1,0 +1,49 @@
+"""What the page says of the data: rows kept and dropped, prompts that count, and prompts that were cut."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import pandas as pd
+import pyarrow.parquet as pq
+
+from minillm.reporting.comparison import Comparison
+
+
+def kept_rows(examples: Path) -> str:
+    """Rows of each part that filtering kept, in words."""
+    counts = {part: pq.read_metadata(examples / f"{part}.parquet").num_rows for part in ("train", "validation", "test")}
+    return ", ".join(f"{part} {count:,}" for part, count in counts.items())
+
+
+def data_tables(examples: Path) -> dict[str, pd.DataFrame]:
+    """What filtering dropped, and how long the rest is, by title."""
+    # a category may be called "null" or "NA"
+    dropped = pd.read_csv(examples / "dropped.csv", index_col=0, keep_default_na=False).rename_axis(None).map(str)
+    lengths = pd.read_csv(examples / "lengths.csv", keep_default_na=False)
+    lengths.index = lengths.pop("category") + ", " + lengths.pop("text")  # type: ignore[assignment]
+    lengths = lengths.map(lambda value: f"{value:.1f}" if isinstance(value, float) else str(value))
+    return {"Dropped rows by reason and category": dropped, "Lengths of the kept rows in tokens": lengths}
+
+
+def prompt_words(comparison: Comparison) -> str:
+    """Prompts of each benchmark, in words; the same for every model."""
+    rows = comparison.tables[comparison.roles[0]]["benchmarks"]
+    return ", ".join(
+        f"{name} {row['prompts']:,}" + (f" of {row['all_prompts']:,}" if row["prompts"] < row["all_prompts"] else "")
+        for name, row in rows.items()
+    )
+
+
+def cut_words(inputs: Mapping[str, Path], comparison: Comparison) -> str:
+    """Prompts whose beginning was cut to fit, in words; by model where tokenizers of their own make them differ."""
+    counts = {
+        role: json.loads((inputs[f"responses/{role}"] / "cut_prompts.json").read_text()) for role in comparison.roles
+    }
+    words = {
+        role: ", ".join(f"{name} {count}" for name, count in of.items() if count) or "none"
+        for role, of in counts.items()
+    }
+    if len(set(words.values())) == 1:
+        return words[comparison.roles[0]]
+    return "; ".join(f"{role}: {of}" for role, of in words.items())

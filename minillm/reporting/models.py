@@ -1,0 +1,80 @@
+"""What the page says of the models: where each is from, how large it is, and when it was selected."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import huggingface_hub
+import pandas as pd
+
+from minillm.config import Model
+from minillm.reporting.comparison import Comparison, human, percent
+from minillm.reporting.provenance import read_manifest
+
+SELECTED_BY = {"rouge_l": "Rouge-L", "validation_loss": "validation loss"}
+SHOWN_DIGITS = 12
+"""Of a commit or a digest."""
+
+
+def model_table(
+    inputs: Mapping[str, Path],
+    ready_made: Mapping[str, Model],
+    trained: Mapping[str, Path],
+    parameters: Mapping[str, int],
+    comparison: Comparison,
+) -> pd.DataFrame:
+    """Size of each model, the origin of those that were there already, and the selection of those trained here.
+
+    Args:
+        inputs: Of the stage.
+        ready_made: Rows of the result table that were not trained here.
+        trained: Train artifacts by role, the initial student too.
+        parameters: Number of weights by role.
+        comparison: Its first row is what sizes are measured against.
+    """
+    first = parameters.get(comparison.roles[0])
+    share = f"of {comparison.yardstick}'s"
+    rows = {}
+    for role in [*ready_made, *trained]:
+        rows[role] = {
+            "parameters": human(parameters[role]),
+            share: percent(parameters[role] / first) if first else "–",
+            **(_origin(ready_made[role], inputs[f"responses/{role}"]) if role in ready_made else {}),
+            **(_selection(trained[role]) if role in trained else {}),
+        }
+    table = pd.DataFrame.from_dict(rows, orient="index").fillna("–")
+    return table if len(rows) > 1 else table.drop(columns=share)
+
+
+def _origin(model: Model, responses: Path) -> dict[str, str]:
+    """Where a model is from, and the beginning of its commit or digest as its generation tells."""
+    fingerprint = read_manifest(responses).get("sources", {}).get("model", "–")
+    place = str(model.path) if model.hub is None else f"{model.hub}, revision {model.revision}"
+    return {"from": place, "content": fingerprint.replace(":", "@").split("@")[-1][:SHOWN_DIGITS]}
+
+
+def _selection(train_artifact: Path) -> dict[str, str]:
+    """By what, and at which step, weights were selected."""
+    selection = json.loads((train_artifact / "selection.json").read_text())
+    return {
+        "selected by": SELECTED_BY[selection["select_by"]],
+        "value": f"{selection['value']:.2f}",
+        "at step": f"{selection['step']:.0f}",
+        "last step": f"{selection['history'][-1]['step']:.0f}",
+    }
+
+
+def sizes(inputs: Mapping[str, Path], roles: Sequence[str], trained: Mapping[str, Path]) -> dict[str, int]:
+    """Number of weights by role: of models trained here from their files, of others as their generation tells."""
+    known = {role: count_parameters(path) for role, path in trained.items()}
+    for role in roles:
+        told = read_manifest(inputs[f"responses/{role}"]).get("summary", {})
+        if role not in known and "parameters" in told:
+            known[role] = int(told["parameters"])
+    return known
+
+
+def count_parameters(train_artifact: Path) -> int:
+    """Number of weights in a train artifact's safetensors files, tied ones once; the weights are not read."""
+    metadata = huggingface_hub.get_local_safetensors_metadata(train_artifact / "model")
+    return sum(metadata.parameter_count.values())
