@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 from scipy import stats
 
@@ -30,6 +31,20 @@ class Estimate:
     high: float | None
     p_value: float | None
     """Two-sided, of the mean being zero."""
+
+
+def prompt_scores(scores: pd.DataFrame) -> dict[str, pd.Series]:
+    """The score (0–100) of each headline prompt, the mean over seeds, by benchmark and the prompt's index, ascending."""
+    headline = scores.query("headline")
+    return {
+        str(name): 100 * part.pivot_table(values="score", index="index")["score"]
+        for name, part in headline.groupby("benchmark", sort=False)
+    }
+
+
+def prompt_values(scores: pd.DataFrame) -> dict[str, NDArray[np.float64]]:
+    """The values of `prompt_scores` (n,), by benchmark."""
+    return {name: values.to_numpy(dtype=float) for name, values in prompt_scores(scores).items()}
 
 
 def estimate(values: Values) -> Estimate:

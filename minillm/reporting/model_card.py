@@ -15,7 +15,8 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from minillm.config import Template
 from minillm.data.prompts import render
 from minillm.reporting.comparison import WORDS, formatted, human
-from minillm.reporting.report import TEMPLATES, count_parameters, kept_rows, markdown, provenance, versions
+from minillm.reporting.rendering import TEMPLATES, markdown
+from minillm.reporting.report import count_parameters, kept_rows, provenance, versions
 from minillm.stages import Card, Job
 
 TEXT = {

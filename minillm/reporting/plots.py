@@ -63,17 +63,22 @@ def looks(roles: Sequence[str]) -> Look:
     return dict(zip(roles, [(TEACHER, MARKERS[0]), *later], strict=True))
 
 
-def benchmark_figure(comparison: Comparison, look: Look) -> Figure:
-    """The score of every method on every benchmark, with the 95 % interval over prompts where there is one."""
-    rows = comparison.columns
-    figure, axes = _figure(height=0.9 + 0.13 * len(rows) * (len(comparison.roles) + 1.5))
-    for place, role in enumerate(comparison.roles):
-        cells = [comparison.score(role, name) for name in rows]
-        offset = 0.8 * ((place + 0.5) / len(comparison.roles) - 0.5)
+def benchmark_figure(cells: Mapping[str, Mapping[str, Mapping[str, Any]]], measure: str, look: Look) -> Figure:
+    """The score of every method on every benchmark, with the 95 % interval over prompts where there is one.
+
+    Args:
+        cells: `mean` and `interval` by method and benchmark; a method need not have all benchmarks.
+        measure: What the scores are, in words.
+        look: Of the methods.
+    """
+    rows = list(dict.fromkeys(name for row in cells.values() for name in row))
+    figure, axes = _figure(height=0.9 + 0.13 * len(rows) * (len(cells) + 1.5))
+    for place, (role, row) in enumerate(cells.items()):
+        offset = 0.8 * ((place + 0.5) / len(cells) - 0.5)
         axes.errorbar(
-            [cell["mean"] for cell in cells],
-            [row + offset for row in range(len(rows))],
-            xerr=np.transpose([_reach(cell) for cell in cells]),
+            [cell["mean"] for cell in row.values()],
+            [rows.index(name) + offset for name in row],
+            xerr=np.transpose([_reach(cell) for cell in row.values()]),
             linestyle="none",
             **_dots(look[role], role),
         )
@@ -83,7 +88,7 @@ def benchmark_figure(comparison: Comparison, look: Look) -> Figure:
     axes.tick_params(axis="y", length=0)
     axes.grid(visible=False, axis="y")
     axes.set_ylim(len(rows) - 0.5, -0.5)
-    axes.set_xlabel(f"{comparison.measure} (0–100), mean and 95 % interval over prompts")
+    axes.set_xlabel(f"{measure} (0–100), mean and 95 % interval over prompts")
     _legend(axes)
     return figure
 
