@@ -8,6 +8,7 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from filelock import FileLock
 from mlflow import MlflowClient
@@ -22,6 +23,8 @@ BATCH = 100
 RECORD_TAG = "minillm.record"
 KEY_TAG = "minillm.key"
 CACHED_TAG = "cached"
+TRAINING_PAGES = "workflowType=machine_learning"
+"""Without it, MLflow opens the pages that it has for applications of language models."""
 FINAL_ANSWERS = (400, 404, 409, 413, 422)
 """HTTP statuses that sending again would not change."""
 
@@ -161,9 +164,18 @@ def connect(store: Path) -> MlflowClient:
 
 def run_page(experiment: str, run_id: str) -> str:
     """Address of a run in the pages of the tracking server, or in those that `make ui` serves."""
+    return f"{_server()}/#/experiments/{experiment}/runs/{run_id}?{TRAINING_PAGES}"
+
+
+def comparison_page(experiments: Sequence[str], run_ids: Sequence[str]) -> str:
+    """Address of MLflow's own comparison of runs."""
+    chosen = f"runs={quote(json.dumps(list(run_ids)))}&experiments={quote(json.dumps(list(experiments)))}"
+    return f"{_server()}/#/compare-runs?{chosen}&{TRAINING_PAGES}"
+
+
+def _server() -> str:
     uri = os.environ.get("MLFLOW_TRACKING_URI", "")
-    server = uri.rstrip("/") if uri.startswith("http") else MLFLOW_UI
-    return f"{server}/#/experiments/{experiment}/runs/{run_id}"
+    return uri.rstrip("/") if uri.startswith("http") else MLFLOW_UI
 
 
 def _new_points(path: Path, offset: int, last_step: dict[str, int]) -> tuple[list[Metric], int]:

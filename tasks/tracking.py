@@ -96,7 +96,7 @@ def datasets(stage: Stage, sources: Mapping[str, tuple[Source | Model, Resolved]
     return [
         DatasetFacts(
             name=name,
-            digest=_short_digest(resolved.fingerprint),
+            digest=short_digest(resolved.fingerprint),
             source_type="local" if source.hub is None else "hf",
             source=source.model_dump_json(exclude_none=True),
             context="evaluation" if isinstance(stage, Benchmarks) else "training",
@@ -161,7 +161,7 @@ def flat_params(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
     return flat
 
 
-def _short_digest(fingerprint: str) -> str:
+def short_digest(fingerprint: str) -> str:
     """Of a local source its sha256, of one from the hub that of its name, commit and file; as long as MLflow takes."""
     local = fingerprint.startswith("sha256:")
     return (fingerprint.removeprefix("sha256:") if local else text_digest(fingerprint))[:LONGEST_DIGEST]

@@ -34,10 +34,10 @@ class Estimate:
 
 
 def prompt_scores(scores: pd.DataFrame) -> dict[str, pd.Series]:
-    """The score (0–100) of each headline prompt, the mean over seeds, by benchmark and the prompt's index, ascending."""
+    """The score (0–100) of each headline prompt by its index, the mean over seeds, for each benchmark."""
     headline = scores.query("headline")
     return {
-        str(name): 100 * part.pivot_table(values="score", index="index")["score"]
+        str(name): pd.Series(part.pivot_table(values="score", index="index")["score"], dtype=float) * 100
         for name, part in headline.groupby("benchmark", sort=False)
     }
 

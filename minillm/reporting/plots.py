@@ -34,6 +34,12 @@ MAX_POINTS = 200
 """Longer curves are drawn as means over this many stretches of steps."""
 MARKED_POINTS = 20
 """Curves of at most so many points show each with its marker."""
+LEGEND_CHARACTERS = 75
+"""As many fit on a line of a legend."""
+KEY_CHARACTERS = 6
+"""Room for a line with its marker and the space around, in characters."""
+LEGEND_LINE = 0.17
+"""Height of a line of a legend, inches; figures have room for two."""
 STYLE: dict[Any, Any] = {
     "font.size": 9,
     "text.color": INK,
@@ -130,14 +136,25 @@ def length_figure(benchmark: str, comparison: Comparison, look: Look) -> Figure 
     return figure
 
 
-def curve_figure(metric: str, curves: Mapping[str, Sequence[tuple[int, float]]], look: Look) -> Figure:
-    """One metric by optimizer step, a line for each model that has it."""
+def curve_figure(
+    metric: str, curves: Mapping[str, Sequence[tuple[int, float]]], look: Look, marks: int | None = None
+) -> Figure:
+    """One metric by optimizer step, a line for each model that has it.
+
+    Args:
+        metric: A name in CURVES.
+        curves: (step, value) by model.
+        look: Of the models.
+        marks: Markers on a curve too long to mark each point; none unless given.
+    """
     figure, axes = _figure(height=2.9)
     few = max(map(len, curves.values())) <= MARKED_POINTS
     for role, points in curves.items():
         steps, values = zip(*_thinned(points), strict=True)
         colour, marker = look[role]
-        axes.plot(steps, values, color=colour, label=role, linewidth=1.4, marker=marker if few else "", markersize=4)
+        every = 1 if few or not marks else max(1, len(steps) // marks)
+        shown = marker if few or marks else ""
+        axes.plot(steps, values, color=colour, label=role, lw=1.4, marker=shown, markersize=4, markevery=every)
     axes.set_xlabel("optimizer step")
     axes.set_ylabel(CURVES[metric])
     _legend(axes)
@@ -174,7 +191,9 @@ def _dots(look: tuple[str, str], role: str) -> dict[str, Any]:
 
 def _legend(axes: Axes) -> None:
     handles, labels = axes.get_legend_handles_labels()
-    rows = math.ceil(len(labels) / 5)
+    beside = min(5, max(1, LEGEND_CHARACTERS // (max(map(len, labels)) + KEY_CHARACTERS)))
+    rows = math.ceil(len(labels) / beside)
+    axes.figure.set_figheight(axes.figure.get_figheight() + LEGEND_LINE * max(0, rows - 2))  # type: ignore[union-attr]
     with mpl.rc_context(STYLE):
         axes.figure.legend(handles, labels, loc="outside upper left", ncols=math.ceil(len(labels) / rows))
 

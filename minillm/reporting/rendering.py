@@ -30,9 +30,10 @@ def render(name: str, page: Mapping[str, Any]) -> str:
 
 
 def markdown(frame: pd.DataFrame) -> str:
-    """A table whose figures keep the digits they were written with."""
+    """A table whose figures keep the digits they were written with, and whose cells stay cells."""
     alignment = ("left", *["right"] * len(frame.columns))
-    return frame.to_markdown(disable_numparse=True, colalign=alignment)
+    whole = frame.map(lambda cell: str(cell).replace("\n", "\\n").replace("|", "\\|"))
+    return whole.to_markdown(disable_numparse=True, colalign=alignment)
 
 
 def shorten(text: str) -> str:
