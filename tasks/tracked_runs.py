@@ -68,18 +68,19 @@ class TrackedRuns:
         Raises:
             StageError: None or several are meant.
         """
-        ids = {run.info.run_id: (run.info.run_id, run.data.tags[FLOW_TAG]) for run in runs}
-        exact = [run for run in runs if words in (*ids[run.info.run_id], run.info.run_name, self.short_name(run))]
-        begun = [run for run in runs if words and any(name.startswith(words) for name in ids[run.info.run_id])]
-        found = exact or begun or [run for run in runs if run.info.run_id == self._enclosing(words)]
+        found = (
+            [run for run in runs if words in (*_ids(run), run.info.run_name, self.short_name(run))]
+            or [run for run in runs if any(identity.startswith(words) for identity in _ids(run))]
+            or [run for parent in self._enclosing(words) for run in runs if run.info.run_id == parent]
+        )
         if len(found) == 1:
             return found[0]
         if found:
             meant = ", ".join(f"{run.info.run_name} ({run.info.run_id})" for run in found)
             raise StageError(f"{words!r} is not one run but {len(found)}: {meant}; give the id of the one you mean")
-        names = [name for run in runs for name in (self.short_name(run), *ids[run.info.run_id])]
+        names = [name for run in runs for name in (self.short_name(run), *_ids(run))]
         near = difflib.get_close_matches(words, names, n=NEAR, cutoff=0.5)
-        hint = f"did you mean {' or '.join(near)}?" if near else "without a name, the latest runs are listed"
+        hint = f"did you mean {' or '.join(near)}?" if near else "`python -m flows.compare` lists the latest"
         raise StageError(f"there is no run {words!r} among {len(runs)} tracked ones; {hint}")
 
     def short_name(self, run: TrackedRun) -> str:
@@ -130,11 +131,11 @@ class TrackedRuns:
             if not token:
                 return found
 
-    def _enclosing(self, identity: str) -> str | None:
-        """The run around a stage's run."""
-        with contextlib.suppress(MlflowException):  # it is no id at all
-            return self._client.get_run(identity).data.tags.get(PARENT_TAG)
-        return None
+    def _enclosing(self, identity: str) -> list[str]:
+        """Id of the run around a stage's run; none where this is the id of no stage's run."""
+        with contextlib.suppress(MlflowException, KeyError):
+            return [self._client.get_run(identity).data.tags[PARENT_TAG]]
+        return []
 
     def _scores(self, identity: str) -> dict[str, dict[str, pd.Series]]:
         folders = [file.path for file in self._client.list_artifacts(identity, SCORES_FOLDER)]
@@ -157,6 +158,11 @@ class TrackedRuns:
             if name in stage.data.metrics
         }
         return {name: pd.Series(values).sort_index() for name, values in points.items()}
+
+
+def _ids(run: TrackedRun) -> tuple[str, str]:
+    """In MLflow and in Prefect."""
+    return run.info.run_id, run.data.tags[FLOW_TAG]
 
 
 def _is(stage: TrackedRun, kind: str) -> bool:

@@ -143,7 +143,8 @@ class RunComparison:
     def curves(self, metric: str) -> dict[str, list[tuple[int, float]]]:
         """(step, value) of the rows that have the metric."""
         found = {row.name: row.run.curves.get(row.method, {}) for row in self.rows}
-        return {name: list(curves[metric].items()) for name, curves in found.items() if metric in curves}
+        having = {name: curves[metric] for name, curves in found.items() if metric in curves}
+        return {name: list(zip(of.index.tolist(), of.tolist(), strict=True)) for name, of in having.items()}
 
     def _cells(self, row: Row) -> Iterator[tuple[str, dict[str, Any]]]:
         groups = {name: [scores] for name, scores in row.scores.items()}

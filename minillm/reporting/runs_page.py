@@ -15,7 +15,7 @@ from minillm.artifacts import write_atomically
 from minillm.reporting import plots
 from minillm.reporting.comparison import MEAN, Difference
 from minillm.reporting.rendering import render, save_figures
-from minillm.reporting.runs import ABSENT, Row, RunComparison, differences_by_prompt, differing, why_not_paired
+from minillm.reporting.runs import ABSENT, Row, Run, RunComparison, differences_by_prompt, differing, why_not_paired
 
 DIGEST_CHARACTERS = 12
 MARKS = 8
@@ -75,9 +75,11 @@ def verdict(comparison: RunComparison) -> list[str]:
 
 
 def silent_runs(comparison: RunComparison) -> list[str]:
-    """A sentence for each run that has no scores."""
+    """A sentence for each run whose scores are not there."""
+    only = "only its configuration, data, code and curves are compared"
+    lost = "no scores per prompt, because its files in MLflow are older or out of reach from here"
     return [
-        f"{run.label} ({run.status.lower()}) has no scores, so only its configuration, data and curves are compared."
+        f"{run.label} ({run.status.lower()}) has {lost if _measured(run) else 'no scores'}: {only}."
         for run in comparison.runs
         if not run.scores
     ]
@@ -152,6 +154,10 @@ def _difference(comparison: RunComparison, row: Row, other: Row, benchmark: str)
         "p, adjusted": _probability(found).removeprefix("p\u00a0").removeprefix("=\u00a0"),
         "": _reading(found),
     }
+
+
+def _measured(run: Run) -> bool:
+    return any(name.startswith("rouge_l/") for name in run.metrics)
 
 
 def _reading(difference: Difference) -> str:

@@ -200,8 +200,9 @@ def test_help_names_the_options():
     assert "--set KEY=VALUE" in done.stdout
 
 
-def test_the_deployment_finds_its_flow():
-    (deployment,) = yaml.safe_load((ROOT / "prefect.yaml").read_text())["deployments"]
-    flow = load_flow_from_entrypoint(str(ROOT / deployment["entrypoint"]))
-    assert flow.name == "distill"
-    assert set(deployment["parameters"]) <= set(flow.parameters.properties)
+def test_every_deployment_finds_its_flow():
+    deployments = yaml.safe_load((ROOT / "prefect.yaml").read_text())["deployments"]
+    flows = {d["name"]: load_flow_from_entrypoint(str(ROOT / d["entrypoint"])) for d in deployments}
+    assert {name: flow.name for name, flow in flows.items()} == {"quickstart": "distill", "compare": "compare"}
+    for deployment in deployments:
+        assert set(deployment["parameters"]) <= set(flows[deployment["name"]].parameters.properties)
