@@ -2,7 +2,7 @@
 
 A row is a method of a run, written RUN:METHOD. Rows of later runs are compared with the first run's row of the same
 method or, where it has none, with its main one. Only prompts that both answered on the same version of a benchmark
-are paired; every score is Rouge-L on 0–100.
+are paired; every score is on 0–100.
 """
 
 import functools
@@ -14,10 +14,12 @@ from typing import Any
 import pandas as pd
 
 from minillm.evaluation.uncertainty import estimate
-from minillm.reporting.comparison import MEAN, Difference, paired_differences
+from minillm.reporting.comparison import MEAN, WORDS, Difference, paired_differences
 
 ABSENT = "–"
 NOT_STUDENTS = ("teacher", "initial")
+NOT_OF_SCORE = ("source.", "min_reference_tokens", "length_subsets")
+"""Settings of a benchmark that leave each prompt's score as it is; the digest stands for the source."""
 
 
 @dataclass(frozen=True)
@@ -59,10 +61,18 @@ class Run:
             return methods
         return [max(methods or self.scores, key=lambda name: fmean(of.mean() for of in self.scores[name].values()))]
 
-    def benchmark_version(self, name: str) -> tuple[str | None, tuple[str, ...]]:
-        """Digest of a benchmark's data, and the fields that are read of its rows."""
-        fields = sorted(key for key in self.params if key.startswith(f"evaluation.benchmarks.{name}.fields."))
-        return self.data.get(name), tuple(self.params[key] for key in fields)
+    def metric(self, benchmark: str) -> str:
+        """What a benchmark's score is."""
+        return self.params[f"evaluation.benchmarks.{benchmark}.metric"]
+
+    def benchmark_version(self, name: str) -> tuple[str | None, dict[str, str]]:
+        """Digest of a benchmark's data, and the settings that decide what a prompt is and how it is scored."""
+        settings = {
+            field: value
+            for key, value in self.params.items()
+            if (field := key.removeprefix(f"evaluation.benchmarks.{name}.")) != key
+        }
+        return self.data.get(name), {field: of for field, of in settings.items() if not field.startswith(NOT_OF_SCORE)}
 
 
 @dataclass(frozen=True)
@@ -120,6 +130,16 @@ class RunComparison:
         names = dict.fromkeys(name for row in self.scored for name in row.scores)
         return [n for n in names if not any(why_not_paired(*pair, n) for pair in self.pairs)]
 
+    @property
+    def metrics(self) -> set[str]:
+        """Of the benchmarks."""
+        return {row.run.metric(name) for row in self.scored for name in row.scores}
+
+    @property
+    def measure(self) -> str:
+        """What the scores are, in words."""
+        return WORDS[next(iter(self.metrics))] if len(self.metrics) == 1 else "Score"
+
     @functools.cached_property
     def cells(self) -> dict[str, dict[str, dict[str, Any]]]:
         """Mean and 95 % interval over prompts, by row and benchmark; last the mean over the shared benchmarks."""
@@ -163,7 +183,7 @@ def why_not_paired(row: Row, other: Row, benchmark: str) -> str | None:
     if ours[0] is None or ours[0] != theirs[0]:
         return "not paired: its data are not the same"
     if ours != theirs:
-        return "not paired: other fields of its rows were read"
+        return "not paired: it is read or scored in another way"
     if differences_by_prompt(row, other, benchmark).empty:
         return "not paired: no prompt counts in both"
     return None

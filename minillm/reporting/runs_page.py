@@ -3,7 +3,7 @@
 The comparison comes from `runs`, the looks from the report's templates and plots.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -51,6 +51,7 @@ def page_of(comparison: RunComparison, other_page: str) -> dict[str, Any]:
         "started": [datetime.fromtimestamp(run.started).strftime("%Y-%m-%d %H:%M") for run in runs],
         "other_page": other_page,
         "sentences": [*verdict(comparison), *silent_runs(comparison)],
+        "measure": comparison.measure,
         "shared": comparison.shared,
         "scores": score_table(comparison),
         "differences": difference_tables(comparison),
@@ -86,7 +87,7 @@ def silent_runs(comparison: RunComparison) -> list[str]:
 
 
 def score_table(comparison: RunComparison) -> pd.DataFrame:
-    """Row × benchmark and their mean, 'mean [low, high]' of Rouge-L; no columns where nothing was scored."""
+    """Row × benchmark and their mean, 'mean [low, high]' of the score; no columns where nothing was scored."""
     columns = [name for name in dict.fromkeys(n for row in comparison.cells.values() for n in row) if name != MEAN]
     columns += [MEAN] if comparison.shared else []
     rows = {
@@ -108,7 +109,8 @@ def difference_tables(comparison: RunComparison) -> dict[str, pd.DataFrame]:
 
 def other_figures(comparison: RunComparison) -> pd.DataFrame:
     """What else was measured of the rows: the mean of each metric, or all of it where it has none."""
-    columns = {row.name: _metrics(row) for row in comparison.scored}
+    known = comparison.metrics if len(comparison.metrics) == 1 else set()
+    columns = {row.name: _metrics(row, known) for row in comparison.scored}
     names = sorted({name for of_row in columns.values() for name in of_row})
     means = {name.split("/")[0] for name in names if name.endswith(f"/{MEAN}")}
     shown = [name for name in names if name.split("/")[0] not in means or name.endswith(f"/{MEAN}")]
@@ -133,7 +135,10 @@ def draw(comparison: RunComparison, look: plots.Look) -> dict[str, tuple[str, Fi
     """Title and figure by the name of its file: scores with intervals, and each metric's curves overlaid."""
     figures: dict[str, tuple[str, Figure]] = {}
     if comparison.cells:
-        figures["benchmarks"] = ("Rouge-L by benchmark", plots.benchmark_figure(comparison.cells, look))
+        figures["benchmarks"] = (
+            f"{comparison.measure} by benchmark",
+            plots.benchmark_figure(comparison.cells, comparison.measure, look),
+        )
     for metric, title in plots.CURVES.items():
         if curves := comparison.curves(metric):
             figures[metric.replace("/", "-")] = (title, plots.curve_figure(metric, curves, look, MARKS))
@@ -177,12 +182,11 @@ def _score(cell: Mapping[str, Any]) -> str:
     return f"{cell['mean']:.1f}" + ("" if low is None else f" [{low:.1f},\u00a0{high:.1f}]")
 
 
-def _metrics(row: Row) -> dict[str, float]:
-    """Metrics of the row's method beside Rouge-L, without its name: METRIC/METHOD/BENCHMARK is METRIC/BENCHMARK."""
+def _metrics(row: Row, known: Set[str]) -> dict[str, float]:
+    """Metrics of the row's method that are not known, without its name: METRIC/METHOD/BENCHMARK is METRIC/BENCHMARK."""
     parts = {tuple(name.split("/")): value for name, value in row.run.metrics.items()}
     return {
-        "/".join([metric, *rest]): value
+        "/".join([metric, *named[1:]]): value
         for (metric, *named), value in parts.items()
-        if metric != "rouge_l" and named and named[0] == row.method
-        for rest in [named[1:]]
+        if metric not in known and named and named[0] == row.method
     }

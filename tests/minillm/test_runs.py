@@ -15,6 +15,7 @@ from minillm.reporting.runs_page import difference_tables, looks, other_figures,
 from tests.minillm.test_report import Page
 
 DIGESTS = {"dolly": "d" * 36, "vicuna": "e" * 36}
+PARAMS = {"name": "small"} | {f"evaluation.benchmarks.{name}.metric": "rouge_l" for name in DIGESTS}
 PROMPTS = {"dolly": 40, "vicuna": 12}
 CURVES = {"valid/rouge_l": pd.Series({100: 20.0, 200: 21.0}), "train/loss": pd.Series({s: 1 / s for s in range(1, 50)})}
 
@@ -36,7 +37,7 @@ def a_run(label: str, methods: Mapping[str, float], seed: int = 0, **changes: ob
         "flow_page": f"http://prefect/{label}",
         "status": "FINISHED",
         "started": 1.8e9,
-        "params": {"name": "small", "methods.minillm.training.learning_rate": "0.001"},
+        "params": PARAMS,
         "data": DIGESTS,
         "code": {"torch": "2.13.0"},
         "metrics": {},
@@ -84,10 +85,22 @@ def test_a_benchmark_whose_data_changed_is_not_paired_and_stays_out_of_the_mean(
     assert score_table(comparison).loc["later:minillm", "vicuna"] != "–", "its own score still stands"
 
 
-def test_other_fields_of_the_same_data_are_another_benchmark():
-    params = {**FIRST.params, "evaluation.benchmarks.dolly.fields.references": "answers"}
-    (table,) = difference_tables(RunComparison([FIRST, a_run("later", {"minillm": 7.0}, params=params)])).values()
-    assert table.loc["dolly", ""] == "not paired: other fields of its rows were read"
+@pytest.mark.parametrize(
+    ("field", "value", "paired"),
+    [
+        ("fields.references", "answers", False),
+        ("topics", "('colours',)", False),
+        ("metric", "exact_match", False),
+        ("source.path", "elsewhere/dolly.jsonl", True),
+        ("min_reference_tokens", "11", True),
+    ],
+)
+def test_the_same_data_read_or_scored_in_another_way_are_another_benchmark(field: str, value: str, paired: bool):
+    params = {**PARAMS, f"evaluation.benchmarks.dolly.{field}": value}
+    comparison = RunComparison([FIRST, a_run("later", {"minillm": 7.0}, params=params)])
+    (table,) = difference_tables(comparison).values()
+    assert (table.loc["dolly", ""] == "not paired: it is read or scored in another way") == (not paired)
+    assert comparison.measure == ("Score" if field == "metric" else "Rouge-L")
 
 
 def test_a_benchmark_of_one_run_alone_and_prompts_that_count_in_one_run_alone():
@@ -119,7 +132,7 @@ def test_every_method_is_compared_with_itself_and_a_new_one_with_the_first_runs_
 
 
 def test_a_run_without_scores_is_named_and_the_rest_of_it_compared(tmp_path: Path):
-    failed = a_run("broken", {}, status="FAILED", params={**FIRST.params, "seed": "2"}, curves={"sft": CURVES})
+    failed = a_run("broken", {}, status="FAILED", params={**PARAMS, "seed": "2"}, curves={"sft": CURVES})
     words = write(RunComparison([FIRST, LATER, failed]), "http://mlflow/compare", tmp_path)
     assert "broken (failed) has no scores: only its configuration" in words
     assert re.search(r"^\| seed +\| +– \| +– \| +2 \|$", words, re.MULTILINE)
@@ -176,6 +189,6 @@ def test_the_page_is_whole_and_needs_nothing_else(tmp_path: Path):
 
 
 def test_a_value_of_several_lines_stays_in_its_cell(tmp_path: Path):
-    template = a_run("later", {"minillm": 7.0}, params={**FIRST.params, "data.template": "a|b\nc"})
+    template = a_run("later", {"minillm": 7.0}, params={**PARAMS, "data.template": "a|b\nc"})
     words = write(RunComparison([FIRST, template]), "http://x", tmp_path)
     assert re.search(r"^\| data\.template +\| +– \| +a\\\|b\\nc \|$", words, re.MULTILINE)

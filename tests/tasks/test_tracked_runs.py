@@ -34,7 +34,7 @@ def store(config: Config, tmp_path_factory: pytest.TempPathFactory) -> Path:
     box = Outbox(root / "tracking", tracking.Tracker(root))
     scores = tmp_path_factory.mktemp("scores") / "scores.parquet"
     rows = [("dolly", index, seed, (index + seed) / 100, index > 0) for index in range(4) for seed in (10, 20)]
-    pd.DataFrame(rows, columns=["benchmark", "index", "seed", "rouge_l", "headline"]).to_parquet(scores)
+    pd.DataFrame(rows, columns=["benchmark", "index", "seed", "score", "headline"]).to_parquet(scores)
     elsewhere = config.model_copy(update={"name": "elsewhere"})
     for identity, name in FLOWS.items():
         wanted = tracking.flow_run(elsewhere if identity.startswith("b") else config, identity, name)
