@@ -3,6 +3,7 @@
 import ast
 import functools
 import hashlib
+import re
 import threading
 from pathlib import Path
 
@@ -55,10 +56,17 @@ def _computes(module: str) -> bool:
 
 
 def _templates(module: str) -> list[Path]:
-    """Files of the templates folder beside a module that it names."""
+    """Files of the templates folder beside a module that it names, and those that they name in turn."""
     names = {n.value for n in ast.walk(_tree(module)) if isinstance(n, ast.Constant) and isinstance(n.value, str)}
-    files = sorted(_file(module).parent.glob("templates/*"))
-    return [path for path in files if path.name in names or path.stem in names]
+    files = {path.name: path for path in _file(module).parent.glob("templates/*")}
+    waiting = [path for path in files.values() if path.name in names or path.stem in names]
+    found: set[Path] = set()
+    while waiting:
+        path = waiting.pop()
+        found.add(path)
+        named = re.findall(r"{% *(?:extends|from|import|include) *\"([^\"]+)\"", path.read_text())
+        waiting += [files[name] for name in named if files[name] not in found]
+    return sorted(found)
 
 
 def _file(module: str) -> Path:

@@ -8,6 +8,7 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from filelock import FileLock
 from mlflow import MlflowClient
@@ -22,6 +23,8 @@ BATCH = 100
 RECORD_TAG = "minillm.record"
 KEY_TAG = "minillm.key"
 CACHED_TAG = "cached"
+TRAINING_PAGES = "workflowType=machine_learning"
+"""Without it, MLflow opens the pages that it has for applications of language models."""
 FINAL_ANSWERS = (400, 404, 409, 413, 422)
 """HTTP statuses that sending again would not change."""
 
@@ -30,15 +33,8 @@ class Sender:
     """A connection to one tracking server, or to the database in the store."""
 
     def __init__(self, store: Path) -> None:
-        logging.getLogger("mlflow").setLevel(logging.WARNING)
-        logging.getLogger("alembic").setLevel(logging.WARNING)
-        logging.getLogger("urllib3").setLevel(logging.ERROR)
-        uri = os.environ.get("MLFLOW_TRACKING_URI")
-        self.page = uri.rstrip("/") if uri and uri.startswith("http") else MLFLOW_UI
-        self._artifacts = None if uri else (store / "mlartifacts").as_uri()
-        with FileLock(store / "locks" / "mlflow.lock"):  # the first client creates the database's tables
-            self.client = MlflowClient(uri or f"sqlite:///{store / 'mlflow.db'}")
-            self.client.search_experiments(max_results=1)
+        self._artifacts = None if os.environ.get("MLFLOW_TRACKING_URI") else (store / "mlartifacts").as_uri()
+        self.client = connect(store)
         self._experiments: dict[str, str] = {}
 
     def send(self, outbox: Outbox, record: Record, wanted: Wanted) -> None:
@@ -70,7 +66,7 @@ class Sender:
             run_id = self.client.create_run(experiment, _milliseconds(wanted.started), tags, wanted.name).info.run_id
         with outbox.progress(record) as sent:
             sent.run_id = run_id
-            sent.url = f"{self.page}/#/experiments/{experiment}/runs/{run_id}"
+            sent.url = run_page(experiment, run_id)
             sent.uncertain = not created
             sent.status = "RUNNING" if created else None
         return run_id
@@ -154,6 +150,32 @@ class Sender:
             self.client.set_terminated(run_id, wanted.status, _milliseconds(wanted.ended or time.time()))
         with outbox.progress(record) as sent:
             sent.status = wanted.status
+
+
+def connect(store: Path) -> MlflowClient:
+    """A client of the tracking server in use, or of the database in the store, which is made if need be."""
+    for name, level in (("mlflow", logging.WARNING), ("alembic", logging.WARNING), ("urllib3", logging.ERROR)):
+        logging.getLogger(name).setLevel(level)
+    with FileLock(store / "locks" / "mlflow.lock"):  # the first client creates the database's tables
+        client = MlflowClient(os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{store / 'mlflow.db'}")
+        client.search_experiments(max_results=1)
+    return client
+
+
+def run_page(experiment: str, run_id: str) -> str:
+    """Address of a run in the pages of the tracking server, or in those that `make ui` serves."""
+    return f"{_server()}/#/experiments/{experiment}/runs/{run_id}?{TRAINING_PAGES}"
+
+
+def comparison_page(experiments: Sequence[str], run_ids: Sequence[str]) -> str:
+    """Address of MLflow's own comparison of runs."""
+    chosen = f"runs={quote(json.dumps(list(run_ids)))}&experiments={quote(json.dumps(list(experiments)))}"
+    return f"{_server()}/#/compare-runs?{chosen}&{TRAINING_PAGES}"
+
+
+def _server() -> str:
+    uri = os.environ.get("MLFLOW_TRACKING_URI", "")
+    return uri.rstrip("/") if uri.startswith("http") else MLFLOW_UI
 
 
 def _new_points(path: Path, offset: int, last_step: dict[str, int]) -> tuple[list[Metric], int]:

@@ -12,8 +12,9 @@ import threading
 import time
 import urllib.request
 
-from prefect.settings import PREFECT_API_URL, temporary_settings
+from prefect.settings import PREFECT_API_URL, PREFECT_UI_URL, temporary_settings
 
+from tasks.settings import PREFECT_UI
 from tasks.supervision import Group, free_port
 
 START_SECONDS = 120.0
@@ -43,7 +44,9 @@ def ensure_prefect_server() -> None:
     drain.start()
     until_exit.callback(drain.join)
     until_exit.callback(group.terminate)
-    until_exit.enter_context(temporary_settings({PREFECT_API_URL: f"{address}/api"}))
+    # It serves no pages; those of `make ui` show its runs later.
+    pages = {} if PREFECT_UI_URL.value() else {PREFECT_UI_URL: PREFECT_UI}
+    until_exit.enter_context(temporary_settings({PREFECT_API_URL: f"{address}/api", **pages}))
 
 
 def _wait_for(url: str, group: Group) -> None:

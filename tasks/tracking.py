@@ -9,10 +9,10 @@ from typing import Any
 
 from prefect.settings import PREFECT_API_URL, PREFECT_UI_URL
 
-from minillm.artifacts import METRICS, Artifact
+from minillm.artifacts import METRICS, Artifact, text_digest
 from minillm.config import BaseConfig, Model, Source
 from minillm.data.sources import Resolved
-from minillm.stages import Benchmarks, Preference, Report, Stage
+from minillm.stages import Benchmarks, Preference, Report, Score, Stage
 from tasks.outbox import DatasetFacts, Outbox, Record, Wanted
 from tasks.settings import PREFECT_UI, set_mlflow_defaults
 
@@ -22,6 +22,9 @@ CURVES = ("train/", "valid/")
 """Beginnings of the names in metrics.jsonl: a result of such a name would be one more point of its curve."""
 LONGEST_PARAM = 6000
 LONGEST_DIGEST = 36
+SCORES = "scores.parquet"
+SCORES_FOLDER = "scores"
+"""In the enclosing run's files: METHOD/scores.parquet, from which runs are compared prompt by prompt."""
 
 
 class Tracker:
@@ -89,11 +92,11 @@ def stage_run(
 
 
 def datasets(stage: Stage, sources: Mapping[str, tuple[Source | Model, Resolved]]) -> list[DatasetFacts]:
-    """The data among a stage's sources, as MLflow's dataset inputs."""
+    """The data among a stage's sources, as MLflow's dataset inputs, named by what they are to the run."""
     return [
         DatasetFacts(
-            name=source.hub or name,
-            digest=resolved.fingerprint.removeprefix("sha256:")[:LONGEST_DIGEST],
+            name=name,
+            digest=short_digest(resolved.fingerprint),
             source_type="local" if source.hub is None else "hf",
             source=source.model_dump_json(exclude_none=True),
             context="evaluation" if isinstance(stage, Benchmarks | Preference) else "training",
@@ -104,12 +107,14 @@ def datasets(stage: Stage, sources: Mapping[str, tuple[Source | Model, Resolved]
 
 
 def finished(wanted: Wanted, artifact: Artifact, stage: Stage) -> None:
-    """Complete a stage's run with its results: numbers as metrics, words as tags."""
-    summary = artifact.manifest().get("summary", {})
+    """Complete a stage's run with its results: numbers as metrics, words and what made them as tags."""
+    manifest = artifact.manifest()
+    summary = manifest.get("summary", {})
     numbers = {name: float(value) for name, value in summary.items() if not isinstance(value, str)}
     wanted.metrics |= {name: value for name, value in numbers.items() if not name.startswith(CURVES)}
     wanted.tags |= {f"summary.{name}": value for name, value in summary.items() if isinstance(value, str)}
-    wanted.tags |= {"artifact": artifact.path, "cached": "false"}
+    wanted.tags |= {f"version.{library}": version for library, version in manifest["versions"].items()}
+    wanted.tags |= {"code": manifest["source_digest"], "artifact": artifact.path, "cached": "false"}
     wanted.live = str(Path(artifact.path) / METRICS)
     if not isinstance(stage, Report):
         wanted.files |= shown_files(artifact)
@@ -129,6 +134,8 @@ def on_parent(wanted: Wanted, artifact: Artifact, stage: Stage) -> None:
         metric, *rest = name.split("/")
         if metric in stage.shown:
             wanted.metrics["/".join([metric, *stage.rows, *rest])] = float(value)
+    if isinstance(stage, Score):
+        wanted.files[str(Path(artifact.path) / SCORES)] = f"{SCORES_FOLDER}/{stage.role}"
     if isinstance(stage, Report):
         wanted.files |= shown_files(artifact)
 
@@ -150,6 +157,12 @@ def flat_params(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
         else:
             flat[prefix + name] = str(value)[:LONGEST_PARAM]
     return flat
+
+
+def short_digest(fingerprint: str) -> str:
+    """Of a local source its sha256, of one from the hub that of its name, commit and file; as long as MLflow takes."""
+    local = fingerprint.startswith("sha256:")
+    return (fingerprint.removeprefix("sha256:") if local else text_digest(fingerprint))[:LONGEST_DIGEST]
 
 
 def prefect_page(kind: str, identity: str) -> str:

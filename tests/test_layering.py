@@ -45,10 +45,16 @@ def test_flows_import_only_tasks_and_the_configuration():
     assert [(f, n) for f, n in own if n not in ALLOWED_IN_FLOWS and n.split(".")[0] != "tasks"] == []
 
 
-@pytest.mark.parametrize("name", ["distill", "evaluation"])
-def test_the_flow_process_loads_no_model_library(name: str):
+@pytest.mark.parametrize("flow", ["distill", "evaluation", "compare"])
+def test_the_flow_process_loads_no_model_library(flow: str):
     heavy = "{'torch', 'transformers', 'datasets', 'deepspeed', 'mlflow'} & set(sys.modules)"
-    script = f"import flows.{name}, sys; loaded = {heavy}; assert not loaded, loaded"
+    script = f"import flows.{flow}, sys; loaded = {heavy}; assert not loaded, loaded"
+    subprocess.run([sys.executable, "-c", script], check=True, cwd=ROOT)
+
+
+def test_comparing_runs_loads_no_model_library():
+    heavy = "{'torch', 'transformers', 'datasets', 'deepspeed'} & set(sys.modules)"
+    script = f"import tasks.tracked_runs, minillm.reporting.runs_page, sys; loaded = {heavy}; assert not loaded, loaded"
     subprocess.run([sys.executable, "-c", script], check=True, cwd=ROOT)
 
 

@@ -11,9 +11,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from minillm.artifacts import write_atomically
@@ -22,7 +20,7 @@ from minillm.data.prompts import encode_texts
 from minillm.data.tables import read_records
 from minillm.errors import StageError
 from minillm.evaluation.rouge import exact_match, rouge_l
-from minillm.evaluation.uncertainty import Values, estimate
+from minillm.evaluation.uncertainty import Values, estimate, prompt_values
 from minillm.reporting.comparison import formatted
 from minillm.stages import Job, Score
 
@@ -115,15 +113,6 @@ def score_benchmark(
             "finished": responses["finished"],
         }
     )
-
-
-def prompt_values(scores: pd.DataFrame) -> dict[str, NDArray[np.float64]]:
-    """The score (0–100) of each headline prompt (n,), the mean over seeds, by benchmark, in the order of prompts."""
-    headline = scores.query("headline")
-    return {
-        str(name): 100 * part.pivot_table(values="score", index="index")["score"].to_numpy(dtype=float)
-        for name, part in headline.groupby("benchmark", sort=False)
-    }
 
 
 def summarise(name: str, benchmark: Benchmark, scores: pd.DataFrame) -> dict[str, Any]:

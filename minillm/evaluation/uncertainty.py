@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 from scipy import stats
 
@@ -31,6 +32,20 @@ class Estimate:
     high: float | None
     p_value: float | None
     """Two-sided, of the mean being zero."""
+
+
+def prompt_scores(scores: pd.DataFrame) -> dict[str, pd.Series]:
+    """The score (0–100) of each headline prompt by its index, the mean over seeds, for each benchmark."""
+    headline = scores.query("headline")
+    return {
+        str(name): pd.Series(part.pivot_table(values="score", index="index")["score"], dtype=float) * 100
+        for name, part in headline.groupby("benchmark", sort=False)
+    }
+
+
+def prompt_values(scores: pd.DataFrame) -> dict[str, NDArray[np.float64]]:
+    """The values of `prompt_scores` (n,), by benchmark."""
+    return {name: values.to_numpy(dtype=float) for name, values in prompt_scores(scores).items()}
 
 
 def estimate(values: Values) -> Estimate:

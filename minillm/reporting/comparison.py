@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from minillm.evaluation.uncertainty import adjusted, estimate
+from minillm.evaluation.uncertainty import Values, adjusted, estimate
 
 WORDS = {"rouge_l": "Rouge-L", "exact_match": "Exact match"}
 """Names of the metrics."""
@@ -156,15 +156,30 @@ class Comparison:
 
     def _differences(self, pairs: Sequence[tuple[str, str, str]]) -> list[Difference]:
         """Of (method, other, benchmark) each, with p-values adjusted for all of them."""
-        estimates = []
-        for method, other, benchmark in pairs:
-            names = self.benchmarks if benchmark == MEAN else [benchmark]
-            estimates.append(estimate([self.prompts[method][name] - self.prompts[other][name] for name in names]))
-        p_values = iter(adjusted([found.p_value for found in estimates if found.p_value is not None]))
-        return [
-            Difference(*pair, found.value, found.low, found.high, None if found.p_value is None else next(p_values))
-            for pair, found in zip(pairs, estimates, strict=True)
-        ]
+        names = {name: [name] for name in self.benchmarks} | {MEAN: list(self.benchmarks)}
+        return paired_differences(
+            {
+                (method, other, benchmark): [
+                    self.prompts[method][name] - self.prompts[other][name] for name in names[benchmark]
+                ]
+                for method, other, benchmark in pairs
+            }
+        )
+
+
+def paired_differences(values: Mapping[tuple[str, str, str], Values]) -> list[Difference]:
+    """One for each entry, with p-values adjusted for all of them.
+
+    Args:
+        values: What the method scored minus what the other one did, per prompt and benchmark that it is over; by
+            (method, other, benchmark).
+    """
+    estimates = [estimate(of_pair) for of_pair in values.values()]
+    p_values = iter(adjusted([found.p_value for found in estimates if found.p_value is not None]))
+    return [
+        Difference(*pair, found.value, found.low, found.high, None if found.p_value is None else next(p_values))
+        for pair, found in zip(values, estimates, strict=True)
+    ]
 
 
 def verdict(comparison: Comparison, parameters: Mapping[str, int]) -> list[str]:

@@ -32,12 +32,11 @@ def judge_section(inputs: Mapping[str, Path], roles: Sequence[str], look: Look) 
     prompts = {role: prompt_ratings(pd.read_parquet(path / "ratings.parquet")) for role, path in folders.items()}
     cells = {role: _cells(result) for role, result in results.items()}
     judges = {name for result in results.values() for name in result["answered_by"]}
-    rows = list(next(iter(cells.values())))
     drawn = {
-        role: [{"mean": cell["ratio"], "interval": cell["interval"]} for cell in of.values()]
+        role: {name: {"mean": cell["ratio"], "interval": cell["interval"]} for name, cell in of.items()}
         for role, of in cells.items()
     }
-    figure = interval_figure(rows, drawn, "Σ model / Σ reference, %, with 95 % interval over prompts", look)
+    figure = interval_figure(drawn, "Σ model / Σ reference, %, with 95 % interval over prompts", look)
     compared = "minillm" if "minillm" in folders else max(folders, key=lambda role: results[role][MEAN]["ratio"])
     return Section(
         title="Judge",

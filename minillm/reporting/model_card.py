@@ -18,7 +18,7 @@ from minillm.reporting.comparison import WORDS, formatted, human
 from minillm.reporting.data import kept_rows
 from minillm.reporting.models import count_parameters
 from minillm.reporting.provenance import provenance, versions
-from minillm.reporting.report import TEMPLATES, markdown
+from minillm.reporting.rendering import TEMPLATES, markdown
 from minillm.stages import Card, Job
 
 TEXT = {

@@ -34,6 +34,12 @@ MAX_POINTS = 200
 """Longer curves are drawn as means over this many stretches of steps."""
 MARKED_POINTS = 20
 """Curves of at most so many points show each with its marker."""
+LEGEND_CHARACTERS = 75
+"""As many fit on a line of a legend."""
+KEY_CHARACTERS = 6
+"""Room for a line with its marker and the space around, in characters."""
+LEGEND_LINE = 0.17
+"""Height of a line of a legend, inches; figures have room for two."""
 STYLE: dict[Any, Any] = {
     "font.size": 9,
     "text.color": INK,
@@ -63,31 +69,27 @@ def looks(roles: Sequence[str]) -> Look:
     return dict(zip(roles, [(TEACHER, MARKERS[0]), *later], strict=True))
 
 
-def benchmark_figure(comparison: Comparison, look: Look) -> Figure:
-    """The score of every method on every benchmark, with the 95 % interval over prompts where there is one."""
-    cells = {role: [comparison.score(role, name) for name in comparison.columns] for role in comparison.roles}
-    label = f"{comparison.measure} (0–100), mean and 95 % interval over prompts"
-    return interval_figure(comparison.columns, cells, label, look)
+def score_figure(cells: Mapping[str, Mapping[str, Mapping[str, Any]]], measure: str, look: Look) -> Figure:
+    """The score of every method on every benchmark."""
+    return interval_figure(cells, f"{measure} (0–100), mean and 95 % interval over prompts", look)
 
 
-def interval_figure(
-    rows: Sequence[str], values: Mapping[str, Sequence[Mapping[str, Any]]], label: str, look: Look
-) -> Figure:
-    """A value of every method in every row, with its 95 % interval where there is one.
+def interval_figure(cells: Mapping[str, Mapping[str, Mapping[str, Any]]], label: str, look: Look) -> Figure:
+    """A value of every method on every benchmark, with its 95 % interval where there is one.
 
     Args:
-        rows: Names, from the top.
-        values: By method, `mean` and `interval` in each row.
+        cells: `mean` and `interval` by method and benchmark; a method need not have all benchmarks.
         label: Of the axis.
         look: Of the methods.
     """
-    figure, axes = empty_figure(height=0.9 + 0.13 * len(rows) * (len(values) + 1.5))
-    for place, (role, cells) in enumerate(values.items()):
-        offset = 0.8 * ((place + 0.5) / len(values) - 0.5)
+    rows = list(dict.fromkeys(name for row in cells.values() for name in row))
+    figure, axes = empty_figure(height=0.9 + 0.13 * len(rows) * (len(cells) + 1.5))
+    for place, (role, row) in enumerate(cells.items()):
+        offset = 0.8 * ((place + 0.5) / len(cells) - 0.5)
         axes.errorbar(
-            [cell["mean"] for cell in cells],
-            [row + offset for row in range(len(rows))],
-            xerr=np.transpose([_reach(cell) for cell in cells]),
+            [cell["mean"] for cell in row.values()],
+            [rows.index(name) + offset for name in row],
+            xerr=np.transpose([_reach(cell) for cell in row.values()]),
             linestyle="none",
             **_dots(look[role], role),
         )
@@ -139,14 +141,25 @@ def length_figure(benchmark: str, comparison: Comparison, look: Look) -> Figure 
     return figure
 
 
-def curve_figure(metric: str, curves: Mapping[str, Sequence[tuple[int, float]]], look: Look) -> Figure:
-    """One metric by optimizer step, a line for each model that has it."""
+def curve_figure(
+    metric: str, curves: Mapping[str, Sequence[tuple[int, float]]], look: Look, marks: int | None = None
+) -> Figure:
+    """One metric by optimizer step, a line for each model that has it.
+
+    Args:
+        metric: A name in CURVES.
+        curves: (step, value) by model.
+        look: Of the models.
+        marks: Markers on a curve too long to mark each point; none unless given.
+    """
     figure, axes = empty_figure(height=2.9)
     few = max(map(len, curves.values())) <= MARKED_POINTS
     for role, points in curves.items():
         steps, values = zip(*_thinned(points), strict=True)
         colour, marker = look[role]
-        axes.plot(steps, values, color=colour, label=role, linewidth=1.4, marker=marker if few else "", markersize=4)
+        every = 1 if few or not marks else max(1, len(steps) // marks)
+        shown = marker if few or marks else ""
+        axes.plot(steps, values, color=colour, label=role, lw=1.4, marker=shown, markersize=4, markevery=every)
     axes.set_xlabel("optimizer step")
     axes.set_ylabel(CURVES[metric])
     legend(axes)
@@ -184,7 +197,9 @@ def _dots(look: tuple[str, str], role: str) -> dict[str, Any]:
 def legend(axes: Axes) -> None:
     """A legend of what the axes show, above them, so that it hides nothing."""
     handles, labels = axes.get_legend_handles_labels()
-    rows = math.ceil(len(labels) / 5)
+    beside = min(5, max(1, LEGEND_CHARACTERS // (max(map(len, labels)) + KEY_CHARACTERS)))
+    rows = math.ceil(len(labels) / beside)
+    axes.figure.set_figheight(axes.figure.get_figheight() + LEGEND_LINE * max(0, rows - 2))  # type: ignore[union-attr]
     with mpl.rc_context(STYLE):
         axes.figure.legend(handles, labels, loc="outside upper left", ncols=math.ceil(len(labels) / rows))
 

@@ -4,19 +4,17 @@ The tables come from `comparison`, the figures from `plots`, the wording from te
 """
 
 import json
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from matplotlib.figure import Figure
 
 from minillm.artifacts import METRICS, write_atomically
 from minillm.data.tables import read_records
-from minillm.evaluation.scoring import prompt_values
+from minillm.evaluation.uncertainty import prompt_values
 from minillm.progress import read_metrics
 from minillm.reporting import plots
 from minillm.reporting.comparison import MEAN, WORDS, Comparison, formatted, percent, verdict
@@ -26,12 +24,9 @@ from minillm.reporting.judge_section import judge_section
 from minillm.reporting.models import model_table, sizes
 from minillm.reporting.preference_section import preference_section
 from minillm.reporting.provenance import provenance, versions
+from minillm.reporting.rendering import SHOWN_CHARACTERS, render, save_figures
 from minillm.reporting.sections import Section
 from minillm.stages import Job, Report
-
-TEMPLATES = Path(__file__).parent / "templates"
-SHOWN_CHARACTERS = 1200
-"""Longer texts are cut in the page; the stored responses are whole."""
 
 MakeSection = Callable[[Mapping[str, Path], Sequence[str], plots.Look], Section | None]
 """From the stage's inputs, the rows of the table and how they look; None where nothing was measured."""
@@ -68,7 +63,9 @@ def run(job: Job) -> dict[str, float | str]:
     look = plots.looks([*comparison.roles, *(role for role in trained if role not in comparison.roles)])
     sections = [section for make in SECTIONS if (section := make(job.inputs, settings.roles, look))]
     figures = draw(comparison, trained, look)
-    drawn = save(figures | {name: of for section in sections for name, of in section.figures.items()}, job.output)
+    drawn = save_figures(
+        figures | {name: of for section in sections for name, of in section.figures.items()}, job.output
+    )
     page = {
         "name": settings.name,
         "measure": comparison.measure,
@@ -95,34 +92,9 @@ def run(job: Job) -> dict[str, float | str]:
         "drawn": drawn,
         **_inputs_of_page(job.inputs, comparison),
     }
-    render(page, job.output)
-    return _summary(comparison, sentences)
-
-
-def render(page: Mapping[str, Any], output: Path) -> None:
-    """Fill both templates; everything that goes into the HTML is escaped unless a template says otherwise."""
-    environment = Environment(
-        loader=FileSystemLoader(TEMPLATES),
-        autoescape=lambda name: name is not None and ".html" in name,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"shorten": shorten, "markdown": markdown}
     for name in ("report.md", "report.html"):
-        write_atomically(output / name, environment.get_template(f"{name}.jinja").render(page))
-
-
-def markdown(frame: pd.DataFrame) -> str:
-    """A table whose figures keep the digits they were written with."""
-    alignment = ("left", *["right"] * len(frame.columns))
-    return frame.to_markdown(disable_numparse=True, colalign=alignment)
-
-
-def shorten(text: str) -> str:
-    """The beginning of a long text; control characters, which models do write, are replaced."""
-    text = re.sub(r"[\x00-\x08\x0b-\x1f\x7f]", "\N{REPLACEMENT CHARACTER}", text)
-    return text if len(text) <= SHOWN_CHARACTERS else text[:SHOWN_CHARACTERS].rstrip() + " …"
+        write_atomically(job.output / name, render(name, page))
+    return _summary(comparison, sentences)
 
 
 def result_table(comparison: Comparison) -> pd.DataFrame:
@@ -180,8 +152,9 @@ def behaviour_table(comparison: Comparison, diversities: Mapping[str, Mapping[st
 
 def draw(comparison: Comparison, trained: Mapping[str, Path], look: plots.Look) -> dict[str, tuple[str, Figure]]:
     """Title and figure of every plot that a run always has, by the name of its file."""
+    cells = {role: {name: comparison.score(role, name) for name in comparison.columns} for role in comparison.roles}
     figures: dict[str, tuple[str, Figure]] = {
-        "benchmarks": (f"{comparison.measure} by benchmark", plots.benchmark_figure(comparison, look))
+        "benchmarks": (f"{comparison.measure} by benchmark", plots.score_figure(cells, comparison.measure, look))
     }
     for name in comparison.benchmarks:
         figure = plots.length_figure(name, comparison, look)
@@ -198,16 +171,6 @@ def draw(comparison: Comparison, trained: Mapping[str, Path], look: plots.Look) 
             figure = plots.curve_figure(metric, curves, look)
             figures[metric.replace("/", "-")] = (plots.CURVES[metric], figure)
     return figures
-
-
-def save(figures: Mapping[str, tuple[str, Figure]], output: Path) -> dict[str, dict[str, str]]:
-    """Save every figure as PNG in plots/; by file name, its title and its SVG."""
-    folder = output / "plots"
-    folder.mkdir(exist_ok=True)
-    return {
-        name: {"title": title, "svg": plots.save(figure, folder / f"{name}.png")}
-        for name, (title, figure) in figures.items()
-    }
 
 
 def answers(inputs: Mapping[str, Path], benchmark: str, comparison: Comparison) -> list[dict[str, Any]]:

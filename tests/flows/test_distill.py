@@ -232,9 +232,13 @@ def test_help_names_the_options():
     assert "--set KEY=VALUE" in done.stdout
 
 
-def test_the_deployments_find_their_flows():
+def test_every_deployment_finds_its_flow():
     deployments = yaml.safe_load((ROOT / "prefect.yaml").read_text())["deployments"]
-    flows = [load_flow_from_entrypoint(str(ROOT / deployment["entrypoint"])) for deployment in deployments]
-    assert [flow.name for flow in flows] == ["distill", "evaluate"]
-    for deployment, flow in zip(deployments, flows, strict=True):
-        assert set(deployment["parameters"]) <= set(flow.parameters.properties)
+    flows = {d["name"]: load_flow_from_entrypoint(str(ROOT / d["entrypoint"])) for d in deployments}
+    assert {name: flow.name for name, flow in flows.items()} == {
+        "quickstart": "distill",
+        "evaluation": "evaluate",
+        "compare": "compare",
+    }
+    for deployment in deployments:
+        assert set(deployment["parameters"]) <= set(flows[deployment["name"]].parameters.properties)

@@ -151,7 +151,6 @@ QUESTIONS = {"words": WORDS, "few": WORDS[:3]}
 
 def generate() -> Generate:
     return Generate(
-        role="x",
         template=Template(with_context="{context} {instruction} now", without_context="say {instruction} now"),
         seeds=(10, 20),
         strategy="sample",

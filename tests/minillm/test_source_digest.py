@@ -58,3 +58,10 @@ def test_the_wording_of_a_template_counts_where_it_is_used(package):
     (package / "reporting" / "templates" / "report.md.jinja").write_text("other words")
     assert digest(package, "minillm.reporting.report") != before[0]
     assert digest(package, "minillm.evaluation.scoring") == before[1]
+
+
+def test_what_templates_share_counts_where_it_is_used(package):
+    before = digest(package, "minillm.reporting.report"), digest(package, "minillm.evaluation.scoring")
+    replace(package / "reporting" / "templates" / "page.html.jinja", "max-width: 68rem", "max-width: 60rem")
+    assert digest(package, "minillm.reporting.report") != before[0]
+    assert digest(package, "minillm.evaluation.scoring") == before[1]

@@ -1,0 +1,155 @@
+"""Tasks that compare tracked runs: find them, read them, write the page, and show it in MLflow and Prefect.
+
+Everything heavy is imported by the tasks, so that a flow's process starts without it.
+"""
+
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from prefect import State, task
+from prefect.artifacts import create_markdown_artifact
+from prefect.cache_policies import NO_CACHE
+from prefect.runtime import flow_run
+from prefect.states import Completed
+from tabulate import tabulate
+
+from minillm.artifacts import Store
+from minillm.errors import StageError
+from tasks.outbox import Outbox, Wanted
+from tasks.pages import page_key
+from tasks.settings import set_mlflow_defaults
+from tasks.tracking import Tracker, prefect_page
+
+if TYPE_CHECKING:
+    from minillm.reporting.runs import Run
+    from tasks.tracked_runs import TrackedRuns
+
+LISTED = 10
+FOLDER = "comparisons"
+"""Of the store: a folder for each comparison, by the names of its runs."""
+
+
+def latest_runs(experiment: str | None, store: str) -> str:
+    """A table of the latest finished runs, and how to name them."""
+    tracked = _tracked(store)
+    runs = [run for run in tracked.of_flows(experiment) if run.info.status == "FINISHED"]
+    rows = [
+        [
+            tracked.short_name(run),
+            run.info.run_id[:8],
+            tracked.experiment(run),
+            datetime.fromtimestamp(run.info.start_time / 1000).strftime("%Y-%m-%d %H:%M"),
+            ", ".join(f"{method} {value:.1f}" for method, value in _means(run.data.metrics)),
+        ]
+        for run in runs[:LISTED]
+    ]
+    table = tabulate(rows, ["run", "id", "experiment", "started", "mean Rouge-L"], "github", disable_numparse=True)
+    shown = f"the latest {len(rows)} of {len(runs)} finished runs" if len(runs) > len(rows) else "all finished runs"
+    return f"{table}\n\n{shown}; name two or more of them, by name or id: python -m flows.compare RUN RUN"
+
+
+def chosen_runs(words: Sequence[str], experiment: str | None, store: str) -> list[str]:
+    """Ids of the runs that a person means (see `TrackedRuns.find`).
+
+    Raises:
+        StageError: A name means none or several, or they are not at least two runs.
+    """
+    tracked = _tracked(store)
+    candidates = tracked.of_flows(experiment)
+    found = [tracked.find(name, candidates).info.run_id for name in words]
+    for place, identity in enumerate(found):
+        if identity in found[:place]:
+            raise StageError(f"{words[found.index(identity)]!r} and {words[place]!r} are the same run, {identity}")
+    if len(found) < 2:
+        raise StageError("a comparison is of two runs or more; `python -m flows.compare` lists the latest")
+    return found
+
+
+@task(task_run_name="find runs", persist_result=False, cache_policy=NO_CACHE)
+def find_runs(words: Sequence[str], experiment: str | None, store: str) -> list[str]:
+    """Ids of the runs that are meant."""
+    return chosen_runs(words, experiment, store)
+
+
+@task(task_run_name="read runs", persist_result=False, cache_policy=NO_CACHE)
+def read_runs(identities: Sequence[str], store: str) -> "list[Run]":
+    """What MLflow has of the runs."""
+    tracked = _tracked(store)
+    candidates = tracked.of_flows()
+    runs = [tracked.find(identity, candidates) for identity in identities]
+    return [tracked.read(run, label) for run, label in zip(runs, tracked.labels(runs), strict=True)]
+
+
+@task(task_run_name="compare", persist_result=False, cache_policy=NO_CACHE)
+def write_comparison(runs: "Sequence[Run]", every_method: bool, store: str) -> tuple[Path, str]:
+    """The folder with compare.html, compare.md and plots, and what is read at a glance."""
+    from minillm.reporting.runs import RunComparison
+    from minillm.reporting.runs_page import write
+    from tasks.mlflow_client import comparison_page
+
+    folder = Store(store).root / FOLDER / page_key(*(run.label for run in runs))
+    unfinished = folder.with_name(f"{folder.name}.tmp")
+    for old in (unfinished, folder):
+        shutil.rmtree(old, ignore_errors=True)
+    unfinished.mkdir(parents=True)
+    page = comparison_page([run.experiment_id for run in runs], [run.identity for run in runs])
+    words = write(RunComparison(runs, every_method), page, unfinished)
+    unfinished.replace(folder)
+    return folder, words
+
+
+def publish(runs: "Sequence[Run]", folder: Path, words: str, store: str) -> State:
+    """Show a comparison on the console, as a run of its own in MLflow, and on Prefect's page; say where it is."""
+    labels = " ".join(run.label for run in runs)
+    url = _track(runs, folder, f"compare {labels}", store)
+    places = {"comparison": str(folder / "compare.html")} | ({"MLflow": url} if url else {})
+    links = [f"{run.label}: [MLflow]({run.page}), [Prefect]({run.flow_page})" for run in runs]
+    links += [f"{name}: [{place}]({place})" if place == url else f"{name}: `{place}`" for name, place in places.items()]
+    shown = "\n".join([words, "", *(f"- {link}" for link in links)])
+    create_markdown_artifact(shown, page_key("compare", labels), f"Comparison of {labels}")
+    print(f"\n{words}")
+    for name, place in places.items():
+        print(f"{name:<16} {place}")
+    return Completed(message=f"comparison: {places['comparison']}")
+
+
+def _track(runs: "Sequence[Run]", folder: Path, name: str, store: str) -> str | None:
+    """Log a comparison to the first run's experiment; its address, unless the server does not answer just now."""
+    root = Store(store).root
+    page = prefect_page("flow-run", identity := str(flow_run.id))
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    outbox = Outbox(root / "tracking", Tracker(root))
+    wanted = Wanted(
+        name=name,
+        experiment=runs[0].experiment,
+        started=time.time(),
+        ended=time.time(),
+        status="FINISHED",
+        tags={
+            "compared": ",".join(run.identity for run in runs),
+            "prefect.flow_run_id": identity,
+            "prefect.url": page,
+            "mlflow.note.content": f"compare.html is among the artifacts. Prefect: [{flow_run.name}]({page})",
+        },
+        files={str(path): str(path.parent.relative_to(folder)).removeprefix(".") for path in files},
+    )
+    outbox.open(identity, wanted)
+    outbox.close()
+    return outbox.sent(identity).url
+
+
+def _tracked(store: str) -> "TrackedRuns":
+    set_mlflow_defaults()
+    from tasks.tracked_runs import TrackedRuns
+
+    return TrackedRuns(Path(store).resolve())
+
+
+def _means(metrics: Mapping[str, float]) -> list[tuple[str, float]]:
+    """The mean Rouge-L of each method, the highest first."""
+    means = [(n.split("/")[1], v) for n, v in metrics.items() if n.startswith("rouge_l/") and n.endswith("/mean")]
+    return sorted(means, key=lambda mean: -mean[1])
