@@ -22,7 +22,7 @@ NOT_OF_SCORE = ("source.", "min_reference_tokens", "length_subsets")
 """Settings of a benchmark that leave each prompt's score as it is; the digest stands for the source."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Run:
     """What the tracking server has of one run of the main flow."""
 
@@ -75,7 +75,7 @@ class Run:
         return self.data.get(name), {field: of for field, of in settings.items() if not field.startswith(NOT_OF_SCORE)}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Row:
     """One method of one run."""
 

@@ -68,7 +68,7 @@ def verdict(comparison: RunComparison) -> list[str]:
     for row, other in sorted(comparison.pairs, key=lambda pair: pair[0].method not in pair[0].run.main_methods):
         found = comparison.differences.get((row.name, other.name, MEAN))
         if found is None:
-            sentences.append(f"{row.name} and {other.name} have no benchmark in common.")
+            sentences.append(f"{row.name} and {other.name} share no benchmark in the same version.")
         else:
             words = f"is {_reading(found)}" if found.clear else "cannot be told apart from"
             sentences.append(f"{row.name} {words} {other.name}: {found}, {_probability(found)}.")

@@ -126,8 +126,9 @@ def test_a_malformed_answer_is_asked_for_again_and_then_counted_never_guessed(tm
 
     judged(settings(server, parallel=1), inputs, tmp_path / "again")
     assert len(server.requests) == 12, "what stayed without an answer is not paid for again"
-    judged(settings(server, parallel=1, attempts=4), inputs, tmp_path / "more")
-    assert len(server.requests) == 13, "unless more attempts are allowed"
+    server.planned = [says("seven")] * 9
+    judged(settings(server, parallel=1, attempts=5), inputs, tmp_path / "more")
+    assert len(server.requests) == 14, "unless more attempts are allowed"
 
 
 def test_a_larger_limit_asks_again_only_what_was_malformed(tmp_path, server):
@@ -154,9 +155,9 @@ def test_an_endpoint_that_refuses_every_question_is_bad_input(tmp_path, server):
 
 
 def test_a_judge_that_never_keeps_to_the_form_is_bad_input_that_quotes_it(tmp_path, server):
-    server.rate = lambda first, second: "As an AI I like both."
-    with pytest.raises(StageError, match=r"rated no prompt in both orders.*As an AI I like both"):
-        run_stage(settings(server), make_inputs(tmp_path), tmp_path / "run")
+    server.rate = lambda first, second: f"As an AI I like both {len(server.requests)} times."
+    with pytest.raises(StageError, match=r"rated no prompt in both orders.*As an AI I like both 3 times"):
+        run_stage(settings(server, parallel=1), make_inputs(tmp_path), tmp_path / "run")
 
 
 def test_other_benchmarks_stages_and_samples_use_the_answers_that_are_there(tmp_path, server):

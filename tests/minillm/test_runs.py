@@ -83,6 +83,9 @@ def test_a_benchmark_whose_data_changed_is_not_paired_and_stays_out_of_the_mean(
     assert comparison.shared == ["dolly"]
     assert table.loc["mean", "difference"] == table.loc["dolly", "difference"]
     assert score_table(comparison).loc["later:minillm", "vicuna"] != "–", "its own score still stands"
+    nothing = a_run("later", {"minillm": 7.0}, seed=1, data={})
+    (sentence,) = verdict(RunComparison([FIRST, nothing]))
+    assert sentence == "later:minillm and first:minillm share no benchmark in the same version."
 
 
 @pytest.mark.parametrize(
