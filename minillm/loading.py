@@ -101,8 +101,9 @@ def _missing_sources(raw: dict[str, Any]) -> Iterator[str]:
     """Local data and models that the configuration names and that are not there."""
     directory = _at(raw, "data", "directory") or "."
     fields = ["data.instructions", "data.split", "data.plain_text"]
-    benchmarks = _at(raw, "evaluation", "benchmarks")
-    fields += [f"evaluation.benchmarks.{name}.source" for name in benchmarks] if isinstance(benchmarks, dict) else []
+    for section, source in (("benchmarks", ".source"), ("calibration", ".source"), ("held_out", "")):
+        sets = _at(raw, "evaluation", section)
+        fields += [f"evaluation.{section}.{name}{source}" for name in sets] if isinstance(sets, dict) else []
     roots = {field: directory for field in fields} | {f: "." for f in ("teacher.model", "student.model", "tokenizer")}
     for field, root in roots.items():
         source = _at(raw, *field.split("."))

@@ -6,7 +6,7 @@ is the authors' public implementation, whose deviations `minillm.parity` sets in
 
 from minillm.config.base import Model, Source, Strict
 from minillm.config.data import Data, Template, Tokenizer
-from minillm.config.evaluation import Benchmark, Evaluation, Fields
+from minillm.config.evaluation import Benchmark, Evaluation, Fields, MultipleChoice, QuestionFields
 from minillm.config.experiment import Config, Runtime
 from minillm.config.training import Method, Policy, Student, Teacher, Training
 
@@ -18,7 +18,9 @@ __all__ = [
     "Fields",
     "Method",
     "Model",
+    "MultipleChoice",
     "Policy",
+    "QuestionFields",
     "Runtime",
     "Source",
     "Strict",

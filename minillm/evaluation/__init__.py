@@ -1,1 +1,1 @@
-"""Scores of stored responses; no model is needed."""
+"""What is measured of the models: on stored responses, or on given text."""
