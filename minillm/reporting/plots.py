@@ -66,7 +66,7 @@ def looks(roles: Sequence[str]) -> Look:
 def benchmark_figure(comparison: Comparison, look: Look) -> Figure:
     """The score of every method on every benchmark, with the 95 % interval over prompts where there is one."""
     rows = comparison.columns
-    figure, axes = _figure(height=0.9 + 0.13 * len(rows) * (len(comparison.roles) + 1.5))
+    figure, axes = empty_figure(height=0.9 + 0.13 * len(rows) * (len(comparison.roles) + 1.5))
     for place, role in enumerate(comparison.roles):
         cells = [comparison.score(role, name) for name in rows]
         offset = 0.8 * ((place + 0.5) / len(comparison.roles) - 0.5)
@@ -84,7 +84,7 @@ def benchmark_figure(comparison: Comparison, look: Look) -> Figure:
     axes.grid(visible=False, axis="y")
     axes.set_ylim(len(rows) - 0.5, -0.5)
     axes.set_xlabel(f"{comparison.measure} (0–100), mean and 95 % interval over prompts")
-    _legend(axes)
+    legend(axes)
     return figure
 
 
@@ -100,7 +100,7 @@ def length_figure(benchmark: str, comparison: Comparison, look: Look) -> Figure 
     labels = list(subsets[comparison.roles[0]].get("score_by_length", {}))
     if not labels:
         return None
-    figure, axes = _figure(height=3.2)
+    figure, axes = empty_figure(height=3.2)
     for place, (role, row) in enumerate(subsets.items()):
         cells = [row["score_by_length"][label] for label in labels]
         offset = 0.3 * ((place + 0.5) / len(subsets) - 0.5)
@@ -121,13 +121,13 @@ def length_figure(benchmark: str, comparison: Comparison, look: Look) -> Figure 
     axes.grid(visible=False, axis="x")
     axes.set_xlabel("tokens of the first reference")
     axes.set_ylabel(f"{WORDS[comparison.metric(benchmark)]} (0–100)")
-    _legend(axes)
+    legend(axes)
     return figure
 
 
 def curve_figure(metric: str, curves: Mapping[str, Sequence[tuple[int, float]]], look: Look) -> Figure:
     """One metric by optimizer step, a line for each model that has it."""
-    figure, axes = _figure(height=2.9)
+    figure, axes = empty_figure(height=2.9)
     few = max(map(len, curves.values())) <= MARKED_POINTS
     for role, points in curves.items():
         steps, values = zip(*_thinned(points), strict=True)
@@ -135,7 +135,7 @@ def curve_figure(metric: str, curves: Mapping[str, Sequence[tuple[int, float]]],
         axes.plot(steps, values, color=colour, label=role, linewidth=1.4, marker=marker if few else "", markersize=4)
     axes.set_xlabel("optimizer step")
     axes.set_ylabel(CURVES[metric])
-    _legend(axes)
+    legend(axes)
     return figure
 
 
@@ -153,7 +153,7 @@ def save(figure: Figure, png: Path) -> str:
     return re.sub(r'(id="|url\(#|href="#)', rf"\g<1>{png.stem}-", svg)
 
 
-def _figure(height: float) -> tuple[Figure, Axes]:
+def empty_figure(height: float) -> tuple[Figure, Axes]:
     """An empty figure as wide as a phone, so that its text stays readable there."""
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(5.2, height), layout="constrained")
@@ -167,9 +167,10 @@ def _dots(look: tuple[str, str], role: str) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _legend(axes: Axes) -> None:
+def legend(axes: Axes, columns: int = 5) -> None:
+    """Put the names of what is drawn above it, in rows of at most so many."""
     handles, labels = axes.get_legend_handles_labels()
-    rows = math.ceil(len(labels) / 5)
+    rows = math.ceil(len(labels) / columns)
     with mpl.rc_context(STYLE):
         axes.figure.legend(handles, labels, loc="outside upper left", ncols=math.ceil(len(labels) / rows))
 
