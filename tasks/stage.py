@@ -26,7 +26,7 @@ from minillm.config import Config, Model, Source
 from minillm.data.sources import Resolved, resolve
 from minillm.errors import StageError
 from minillm.source_digest import source_digest
-from minillm.stages import Generate, Job, Respond, Stage, Train
+from minillm.stages import Calibration, Generate, HeldOut, Job, Respond, Stage, Train
 from tasks import tracking
 from tasks.pages import StagePage, show_texts
 from tasks.session import Session, current
@@ -34,7 +34,7 @@ from tasks.supervision import WorkerStoppedError, run_worker
 
 LIBRARIES = ("torch", "transformers", "tokenizers", "datasets", "deepspeed", "numpy", "pandas", "rouge-score")
 
-GROUPS = (Train, Respond, Generate)
+GROUPS = (Train, Respond, Generate, Calibration, HeldOut)
 """Stages whose work is shared by `runtime.processes`; the others are one process each."""
 
 Input = Artifact | Source | Model
@@ -48,7 +48,10 @@ class StageTask:
     task: Task[..., Artifact | State]
 
     def submit(self, config: Config, *inputs: Any, **named_inputs: Any) -> PrefectFuture[Any]:
-        """Start in the background; inputs may be futures of other stages."""
+        """Start in the background; inputs may be futures of other stages.
+
+        Prefect's `wait_for=[…]` names futures that must end well before it, without being inputs.
+        """
         future = self.task.with_options(retries=config.runtime.retries).submit(config, *inputs, **named_inputs)
         current().futures.append(future)
         return future

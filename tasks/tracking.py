@@ -12,7 +12,17 @@ from prefect.settings import PREFECT_API_URL, PREFECT_UI_URL
 from minillm.artifacts import METRICS, Artifact
 from minillm.config import Config, Model, Source
 from minillm.data.sources import Resolved
-from minillm.stages import Benchmarks, Diversity, Report, Score, Stage
+from minillm.stages import (
+    Benchmarks,
+    Calibration,
+    Diversity,
+    HeldOut,
+    HeldOutTexts,
+    Questions,
+    Report,
+    Score,
+    Stage,
+)
 from tasks.outbox import DatasetFacts, Outbox, Record, Wanted
 from tasks.settings import PREFECT_UI, set_mlflow_defaults
 
@@ -20,6 +30,13 @@ SHOWN_FILES = (".md", ".html", ".csv", ".png", ".json")
 SHOWN_BYTES = 5_000_000
 CURVES = ("train/", "valid/")
 """Beginnings of the names in metrics.jsonl: a result of such a name would be one more point of its curve."""
+PARENT_METRICS: dict[type[Stage], tuple[str, ...]] = {
+    Score: ("rouge_l", "exact_match"),
+    Diversity: ("distinct_4", "self_overlap"),
+    Calibration: ("ece", "accuracy"),
+    HeldOut: ("held_out_loss", "next_token_ece"),
+}
+"""Results of a stage, by model and benchmark, that stand on the enclosing run too."""
 LONGEST_PARAM = 6000
 LONGEST_DIGEST = 36
 
@@ -96,7 +113,7 @@ def datasets(stage: Stage, sources: Mapping[str, tuple[Source | Model, Resolved]
             digest=resolved.fingerprint.removeprefix("sha256:")[:LONGEST_DIGEST],
             source_type="local" if source.hub is None else "hf",
             source=source.model_dump_json(exclude_none=True),
-            context="evaluation" if isinstance(stage, Benchmarks) else "training",
+            context="evaluation" if isinstance(stage, Benchmarks | Questions | HeldOutTexts) else "training",
         )
         for name, (source, resolved) in sources.items()
         if isinstance(source, Source)
@@ -124,9 +141,9 @@ def found(wanted: Wanted, artifact: Artifact, stage: Stage) -> None:
 
 
 def on_parent(wanted: Wanted, artifact: Artifact, stage: Stage) -> None:
-    """What a finished stage adds to the enclosing run: scores and diversity by method, and the report."""
-    if isinstance(stage, Score | Diversity):
-        shown = ("rouge_l", "exact_match") if isinstance(stage, Score) else ("distinct_4", "self_overlap")
+    """What a finished stage adds to the enclosing run: what `PARENT_METRICS` names, by method, and the report."""
+    if isinstance(stage, Score | Diversity | Calibration | HeldOut):
+        shown = PARENT_METRICS[type(stage)]
         for name, value in artifact.manifest().get("summary", {}).items():
             metric, _, benchmark = name.partition("/")
             if metric in shown:
