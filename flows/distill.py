@@ -10,7 +10,14 @@ from prefect import State, flow
 
 from minillm.errors import ConfigError
 from minillm.loading import load_config
-from tasks.data import filter_examples, pack_plain_text, prepare, read_benchmarks
+from tasks.data import (
+    filter_examples,
+    pack_held_out_texts,
+    pack_plain_text,
+    prepare,
+    read_benchmarks,
+    read_questions,
+)
 from tasks.evaluation import evaluate
 from tasks.reporting import conclude, export_model, report
 from tasks.server import ensure_prefect_server
@@ -31,7 +38,10 @@ def distill(config_file: str = "configs/quickstart.yaml", overrides: tuple[str, 
     with tracked(config) as session:
         prepared = prepare.submit(config)
         benchmarks = read_benchmarks.submit(config)
-        examples = filter_examples.submit(config, prepared, benchmarks)
+        questions = read_questions.submit(config, prepared)
+        texts = pack_held_out_texts.submit(config, prepared)
+        # Nothing is trained before all that will be measured on has been read.
+        examples = filter_examples.submit(config, prepared, benchmarks, wait_for=[questions, texts])
         plain_text = pack_plain_text.submit(config, prepared)
 
         teacher = fine_tune_teacher.submit(config, prepared, examples)
@@ -44,7 +54,13 @@ def distill(config_file: str = "configs/quickstart.yaml", overrides: tuple[str, 
         }
 
         models = {"teacher": teacher, **students}
-        measured = evaluate(config, models, dict.fromkeys(models, prepared), benchmarks)
+        sets = (
+            dict.fromkeys(models, prepared),
+            benchmarks,
+            dict.fromkeys(models, questions),
+            dict.fromkeys(models, texts),
+        )
+        measured = evaluate(config, models, *sets)
         results = report.submit(config, benchmarks, {**models, "initial": initial}, measured, examples)
         exports = {
             name: export_model.submit(config, name, model, examples, results) for name, model in students.items()

@@ -10,7 +10,7 @@ from prefect import State, flow
 
 from minillm.errors import ConfigError
 from minillm.loading import load_evaluation
-from tasks.data import prepare_model, read_benchmarks
+from tasks.data import pack_held_out_texts, prepare_model, read_benchmarks, read_questions
 from tasks.evaluation import evaluate
 from tasks.reporting import conclude, report
 from tasks.server import ensure_prefect_server
@@ -34,7 +34,9 @@ def evaluate_models(models: tuple[str, ...] = (), config_file: str = SMALL, over
     with tracked(config) as session:
         benchmarks = read_benchmarks.submit(config)
         prepared = {name: prepare_model.submit(config, name) for name in config.models}
-        measured = evaluate(config, config.models, prepared, benchmarks)
+        questions = {name: read_questions.submit(config, tokenizer) for name, tokenizer in prepared.items()}
+        texts = {name: pack_held_out_texts.submit(config, tokenizer) for name, tokenizer in prepared.items()}
+        measured = evaluate(config, config.models, prepared, benchmarks, questions, texts)
         results = report.submit(config, benchmarks, config.models, measured)
         return conclude(session, config, results, {})
 

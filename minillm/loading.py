@@ -151,7 +151,8 @@ def _missing_sources(raw: dict[str, Any]) -> Iterator[str]:
     """Local data and models that the configuration names and that are not there."""
     directory = _at(raw, "data", "directory") or "."
     data = [("data", "instructions"), ("data", "split"), ("data", "plain_text"), ("evaluation", "preference")]
-    data += [("evaluation", "benchmarks", name, "source") for name in _names(raw, "evaluation", "benchmarks")]
+    for section, source in (("benchmarks", ("source",)), ("calibration", ("source",)), ("held_out", ())):
+        data += [("evaluation", section, name, *source) for name in _names(raw, "evaluation", section)]
     models = [("teacher", "model"), ("student", "model"), ("tokenizer",)]
     models += [("models", name) for name in _names(raw, "models")]
     for keys, root in [*((keys, directory) for keys in data), *((keys, ".") for keys in models)]:

@@ -9,7 +9,19 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, SerializeAsAny
 
-from minillm.config import Benchmark, Fields, Judge, Method, Model, Runtime, Strict, Template, Tokenizer, Training
+from minillm.config import (
+    Benchmark,
+    Fields,
+    Judge,
+    Method,
+    Model,
+    MultipleChoice,
+    Runtime,
+    Strict,
+    Template,
+    Tokenizer,
+    Training,
+)
 
 
 class Stage(Strict):
@@ -57,6 +69,19 @@ class Benchmarks(Stage):
     """Of the benchmarks that are not whole."""
 
 
+class Questions(Stage):
+    """Read multiple-choice sets into one format, with their tokens. Inputs: `tokenizer`, one source per set."""
+
+    kind: ClassVar[str] = "questions"
+    module: ClassVar[str] = "minillm.data.questions"
+    sets: dict[str, MultipleChoice]
+    template: Template
+    max_prompt_tokens: int
+    long_prompts: Literal["refuse", "cut"]
+    max_tokens: int
+    """Longest prompt with a choice."""
+
+
 class Filter(Stage):
     """Drop what must not be trained on, report it, split and tokenise the rest.
 
@@ -80,6 +105,15 @@ class Pack(Stage):
 
     kind: ClassVar[str] = "pack"
     module: ClassVar[str] = "minillm.data.packing"
+    block_tokens: int
+
+
+class HeldOutTexts(Stage):
+    """Tokenise plain texts to measure the loss on. Inputs: `tokenizer`, one source per text. Output: NAME/ each."""
+
+    kind: ClassVar[str] = "held_out_texts"
+    module: ClassVar[str] = "minillm.data.held_out_texts"
+    texts: tuple[str, ...]
     block_tokens: int
 
 
@@ -198,12 +232,45 @@ class Exposure(Stage):
     precision: Literal["float32", "bfloat16"]
 
 
+class Calibration(Stage):
+    """Accuracy and calibration on multiple-choice sets. Inputs: `model`, `tokenizer`, `questions`."""
+
+    kind: ClassVar[str] = "calibration"
+    module: ClassVar[str] = "minillm.evaluation.calibration"
+    shown: ClassVar[tuple[str, ...]] = ("ece", "accuracy")
+    role: str
+    sets: tuple[str, ...]
+    precision: Literal["float32", "bfloat16"]
+
+
+class HeldOut(Stage):
+    """Loss and calibration of the next token on the benchmarks' first references and on plain texts.
+
+    Inputs: `model`, `tokenizer`, `benchmarks`, `texts`.
+    """
+
+    kind: ClassVar[str] = "held_out"
+    module: ClassVar[str] = "minillm.evaluation.held_out"
+    shown: ClassVar[tuple[str, ...]] = ("held_out_loss", "next_token_ece")
+    role: str
+    template: Template
+    benchmarks: tuple[str, ...]
+    texts: tuple[str, ...]
+    precision: Literal["float32", "bfloat16"]
+    max_prompt_tokens: int
+    long_prompts: Literal["refuse", "cut"]
+    max_tokens: int
+    """Longest prompt with its reference; what goes beyond is not counted."""
+    block_tokens: int
+    """Of plain text."""
+
+
 class Report(Stage):
     """Tables, plots and the page.
 
     Inputs: `benchmarks`; `score/ROLE`, `diversity/ROLE` and `responses/ROLE` (generate) for each row of the table;
-    `exposure/ROLE` and `judge/ROLE` for those measured, `preference` where people compared answers; `train/ROLE` for
-    each model trained here, the initial student too, and `examples` where any was.
+    `exposure/ROLE`, `calibration/ROLE`, `held_out/ROLE` and `judge/ROLE` for those measured, `preference` where people
+    compared answers; `train/ROLE` for each model trained here, the initial student too, and `examples` where any was.
     """
 
     kind: ClassVar[str] = "report"
@@ -230,8 +297,8 @@ class Card(Stage):
 
 
 STAGES: tuple[type[Stage], ...] = (
-    Prepare, Benchmarks, Filter, Pack, Train, Respond, Generate, Score, Diversity, Exposure, Judging, Preference,
-    Report, Card,
+    Prepare, Benchmarks, Questions, Filter, Pack, HeldOutTexts, Train, Respond, Generate, Score, Diversity, Exposure,
+    Calibration, HeldOut, Judging, Preference, Report, Card,
 )  # fmt: skip
 
 

@@ -8,12 +8,17 @@ from prefect.futures import PrefectFuture
 
 from minillm.artifacts import Artifact
 from minillm.config import BaseConfig, Source
-from minillm.stages import Diversity, Exposure, Generate, Judging, Preference, Score
+from minillm.stages import Calibration, Diversity, Exposure, Generate, HeldOut, Judging, Preference, Score
 from tasks.stage import Input, compute, stage_task
 
 
 def evaluate(
-    config: BaseConfig, models: Mapping[str, Any], prepared: Mapping[str, Any], benchmarks: Any
+    config: BaseConfig,
+    models: Mapping[str, Any],
+    prepared: Mapping[str, Any],
+    benchmarks: Any,
+    questions: Mapping[str, Any],
+    texts: Mapping[str, Any],
 ) -> dict[str, PrefectFuture[Any]]:
     """Start every measurement of every model, once all of them are known to be fit for it.
 
@@ -22,6 +27,8 @@ def evaluate(
         models: By the rows of the table, the teacher first; results or futures of tasks, as the others.
         prepared: The tokenizer of each model; that of the first counts the lengths of references for all.
         benchmarks: In their one format.
+        questions: Multiple-choice sets; read where the configuration has some.
+        texts: Held-out texts; read where the configuration has some.
 
     Returns:
         Futures of artifacts by the names of the report's inputs, e.g. score/minillm.
@@ -34,6 +41,14 @@ def evaluate(
         )
         measured[f"score/{role}"] = score.submit(config, role, responses, counting, benchmarks)
         measured[f"diversity/{role}"] = measure_diversity.submit(config, role, responses)
+        if config.evaluation.calibration:
+            measured[f"calibration/{role}"] = measure_calibration.submit(
+                config, role, model, prepared[role], questions[role]
+            )
+        if config.evaluation.held_out:
+            measured[f"held_out/{role}"] = measure_held_out.submit(
+                config, role, model, prepared[role], benchmarks, texts[role]
+            )
         if config.evaluation.judge is not None:
             measured[f"judge/{role}"] = judge_responses.submit(config, role, responses, benchmarks)
     if config.evaluation.preference is not None:
@@ -132,6 +147,38 @@ def measure_exposure(
         "teacher_responses": teacher_responses,
     }
     return compute(stage, inputs, config, f"exposure bias {role}")
+
+
+@stage_task("calibration {role}")
+def measure_calibration(
+    config: BaseConfig, role: str, model: Input, prepared: Artifact, questions: Artifact
+) -> Artifact | State:
+    """Accuracy and calibration on multiple-choice sets."""
+    evaluation = config.evaluation
+    stage = Calibration(role=role, sets=tuple(evaluation.calibration), precision=evaluation.precision)
+    inputs: dict[str, Input] = {"model": model, "tokenizer": prepared, "questions": questions}
+    return compute(stage, inputs, config, f"calibration {role}")
+
+
+@stage_task("held-out loss {role}")
+def measure_held_out(
+    config: BaseConfig, role: str, model: Input, prepared: Artifact, benchmarks: Artifact, texts: Artifact
+) -> Artifact | State:
+    """Loss and calibration of the next token on text that no model trained on."""
+    evaluation = config.evaluation
+    stage = HeldOut(
+        role=role,
+        template=config.data.template,
+        benchmarks=tuple(evaluation.benchmarks),
+        texts=tuple(evaluation.held_out),
+        precision=evaluation.precision,
+        max_prompt_tokens=evaluation.max_prompt_tokens or config.data.max_prompt_tokens,
+        long_prompts=evaluation.long_prompts,
+        max_tokens=generation_tokens(config),
+        block_tokens=config.data.max_tokens,
+    )
+    inputs: dict[str, Input] = {"model": model, "tokenizer": prepared, "benchmarks": benchmarks, "texts": texts}
+    return compute(stage, inputs, config, f"held-out loss {role}")
 
 
 def generation_tokens(config: BaseConfig) -> int:

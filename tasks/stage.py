@@ -26,7 +26,7 @@ from minillm.config import BaseConfig, Model, Source
 from minillm.data.sources import Resolved, resolve
 from minillm.errors import StageError
 from minillm.source_digest import source_digest
-from minillm.stages import Exposure, Generate, Job, Respond, Stage, Train
+from minillm.stages import Calibration, Exposure, Generate, HeldOut, Job, Respond, Stage, Train
 from tasks import tracking
 from tasks.pages import StagePage, show_texts
 from tasks.session import Session, current
@@ -34,7 +34,7 @@ from tasks.supervision import WorkerStoppedError, run_worker
 
 LIBRARIES = ("torch", "transformers", "tokenizers", "datasets", "deepspeed", "numpy", "pandas", "rouge-score")
 
-GROUPS = (Train, Respond, Generate, Exposure)
+GROUPS = (Train, Respond, Generate, Exposure, Calibration, HeldOut)
 """Stages whose work is shared by `runtime.processes`; the others are one process each."""
 
 Input = Artifact | Source | Model

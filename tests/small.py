@@ -33,8 +33,18 @@ def write_experiment(folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     write_rows(folder / "rows.jsonl", rows)
     write_rows(folder / "benchmark.jsonl", benchmark)
+    quiz = [
+        {
+            "question": f"Is the {colour} one red?",
+            "choices": ["It is red.", "It is not."],
+            "answer": int(colour != "red"),
+        }
+        for colour in COLOURS
+    ]
+    write_rows(folder / "quiz.jsonl", quiz)
     lines = [f"A {draw.choice(COLOURS)} {draw.choice(ANIMALS)} sleeps near the {word} tree." for word in COLOURS * 12]
     (folder / "text.txt").write_text("\n".join(lines) + "\n")
+    (folder / "held_out.txt").write_text("\n".join(line.replace("sleeps", "runs") for line in lines) + "\n")
     path = folder / "small.yaml"
     path.write_text(yaml.safe_dump(_settings(folder), sort_keys=False))
     return path
@@ -81,6 +91,8 @@ def _settings(folder: Path) -> dict[str, Any]:
         },
         "evaluation": {
             "benchmarks": {"dolly": {"source": {"path": "benchmark.jsonl"}}},
+            "calibration": {"quiz": {"source": {"path": "quiz.jsonl"}}},
+            "held_out": {"running": {"path": "held_out.txt"}},
             "seeds": [10, 20],
             "validation_prompts": 2,
             "exposure_bias": {},

@@ -19,7 +19,7 @@ import grammar as g
 
 SEED = 20230614
 N_TRAIN, N_DEV = 5200, 400
-PLAIN_TEXT_LINES = 1500
+PLAIN_TEXT_LINES, HELD_OUT_LINES = 1500, 200
 SHARES = {"test": 0.25, "dev": 0.10, "train": 0.65}  # of the prompts, not the rows
 CHOICE = re.compile(r"\[([^\[\]]*)\]")  # innermost alternatives
 PHRASE = re.compile(r"<(\w+)>")
@@ -267,7 +267,9 @@ def write_corpus(out: Path) -> None:
     for name, benchmark in benchmarks.items():
         write_jsonl(out / f"{name}.jsonl", benchmark)
     lines = plain_text(random.Random(f"{SEED}:plain"), PLAIN_TEXT_LINES)
-    (out / "plain_text.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    held_out = plain_text(random.Random(f"{SEED}:held out"), HELD_OUT_LINES)
+    for name, text in (("plain_text", lines), ("held_out", [line for line in held_out if line not in lines])):
+        (out / f"{name}.txt").write_text("\n".join(text) + "\n", encoding="utf-8")
 
 
 def main() -> None:

@@ -6,7 +6,7 @@ is the authors' public implementation, whose deviations `minillm.parity` sets in
 
 from minillm.config.base import Model, Source, Strict
 from minillm.config.data import Data, Prompts, Template, Tokenizer
-from minillm.config.evaluation import Benchmark, Evaluation, ExposureBias, Fields
+from minillm.config.evaluation import Benchmark, Evaluation, ExposureBias, Fields, MultipleChoice, QuestionFields
 from minillm.config.experiment import BaseConfig, Config, EvaluationConfig, Runtime
 from minillm.config.judge import Judge, Prices
 from minillm.config.training import Method, Policy, Student, Teacher, Training
@@ -23,9 +23,11 @@ __all__ = [
     "Judge",
     "Method",
     "Model",
+    "MultipleChoice",
     "Policy",
     "Prices",
     "Prompts",
+    "QuestionFields",
     "Runtime",
     "Source",
     "Strict",

@@ -51,10 +51,65 @@ class ExposureBias(Strict):
     """At most so many prompts, evenly spread over the benchmark; without it, all of them."""
 
 
+class QuestionFields(Strict):
+    """Names of the fields in the rows of a multiple-choice set."""
+
+    question: str = "question"
+    """What `{question}` stands for."""
+    context: str | None = None
+    """What it is asked about; without a name, nothing."""
+    choices: str = "choices"
+    """A list of texts or, as in ARC, {text, label} of two lists. Not read where the record has `choices`."""
+    answer: str = "answer"
+    """The right choice: where there are labels, its label; else its text, its number counted from 0, or false and true
+    for 0 and 1."""
+
+
+class MultipleChoice(Strict):
+    """One classification set to measure calibration on, as a record: a new one needs no code."""
+
+    source: Source
+    """Its rows, pinned by `revision` on the hub and by `sha256` on disk."""
+    fields: QuestionFields = QuestionFields()
+    instruction: str = "{question}"
+    """What is asked, for `data.template`; {question} stands for the row's."""
+    choices: tuple[str, ...] | None = Field(default=None, min_length=2)
+    """The classes, where every row has the same, e.g. negative and positive."""
+    prompts: PositiveInt | None = None
+    """Rows to measure on, evenly spaced over the set; without it, all."""
+
+    @model_validator(mode="after")
+    def _choices_are_told_apart(self) -> Self:
+        if self.choices is None:
+            return self
+        if not all(map(str.strip, self.choices)) or len(set(self.choices)) < len(self.choices):
+            raise ValueError(f"choices {list(self.choices)} must be different texts, none of them blank")
+        if self.fields._changed("choices"):
+            raise ValueError("`choices` are the same for every row, so that fields.choices is not read; leave one out")
+        return self
+
+    @model_validator(mode="after")
+    def _prompts_differ(self) -> Self:
+        if "{question}" in self.instruction:
+            return self
+        if self.fields.context is None:
+            raise ValueError(
+                "every prompt would be the same; write {question} into `instruction` or name a context in `fields`"
+            )
+        if self.fields._changed("question"):
+            raise ValueError("`instruction` has no {question}, so that fields.question is not read; leave it out")
+        return self
+
+
 class Evaluation(Strict):
     """Final evaluation (method.md §7): plain sampling, one generation per seed, stored and scored apart."""
 
     benchmarks: dict[str, Benchmark] = Field(min_length=1)
+    calibration: dict[str, MultipleChoice] = Field(default_factory=dict)
+    """Sets on which calibration and accuracy are measured, zero-shot (paper: SST-2, BoolQ). Empty: not measured."""
+    held_out: dict[str, Source] = Field(default_factory=dict)
+    """Plain texts that no model trains on, whose loss is measured; with them, that of the benchmarks' first references
+    too. Empty: neither is measured."""
     seeds: tuple[int, ...] = Field(default=(10, 20, 30, 40, 50), min_length=1)
     """One generation each (paper: these five)."""
     strategy: Literal["sample", "greedy"] = "sample"
@@ -68,12 +123,12 @@ class Evaluation(Strict):
     no_repeat_ngram: PositiveInt | None = None
     """Forbid repeating n-grams of this length in a response (paper: none; reference code: 6)."""
     precision: Literal["float32", "bfloat16"] = "float32"
-    """Of weights and matrix products where responses are generated, for benchmarks and for SeqKD; log-probabilities
-    are float32 either way."""
+    """Of weights and matrix products where responses are generated, for benchmarks and for SeqKD, and where given text
+    is scored; log-probabilities are float32 either way."""
     max_prompt_tokens: PositiveInt | None = None
-    """Longest benchmark prompt, tokens; without it, `data.max_prompt_tokens`."""
+    """Longest prompt of a benchmark or of `calibration`, tokens; without it, `data.max_prompt_tokens`."""
     long_prompts: Literal["refuse", "cut"] = "refuse"
-    """What happens to a longer benchmark prompt: an error, or its beginning is cut off and it is reported."""
+    """What happens to a longer prompt: an error, or its beginning is cut off and it is reported."""
     preference: Source | None = None
     """What people said of pairs of answers, as `python -m minillm.annotation --export` writes it (CSV)."""
     validation_prompts: PositiveInt = 1000
@@ -122,4 +177,10 @@ class Evaluation(Strict):
                 "exposure_bias is defined on plain samples at temperature 1, but responses are generated with "
                 f"{given}; leave that out, or set exposure_bias: null"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _texts_and_benchmarks_differ(self) -> Self:
+        if both := sorted(self.held_out.keys() & self.benchmarks):
+            raise ValueError(f"held_out.{both[0]} has the name of a benchmark, beside which it is shown; rename it")
         return self

@@ -19,29 +19,49 @@ BATCH_CHARACTERS = 1 << 20
 
 
 def run(job: Job) -> dict[str, float | str]:
-    """Write tokens.npy (documents parted by EOS, a whole number of blocks) and meta.json.
-
-    Raises:
-        StageError: If the corpus cannot be read or is shorter than one block.
-    """
+    """Pack the corpus into the output folder; see `pack`."""
     settings = job.settings
     assert isinstance(settings, Pack)
     tokenizer = AutoTokenizer.from_pretrained(job.inputs["tokenizer"])
     corpus = job.inputs["plain_text"]
+    progress = Progress(job.output, megabytes(corpus), "MB of plain text")
+    return pack(corpus, tokenizer, settings.block_tokens, job.work / "tokens.bin", job.output, progress)
+
+
+def pack(
+    corpus: Path, tokenizer: Any, block_tokens: int, stream: Path, output: Path, progress: Progress
+) -> dict[str, float | str]:
+    """Write tokens.npy (documents parted by EOS, a whole number of blocks) and meta.json, and count what is in them.
+
+    Args:
+        corpus: As `read_documents` takes it.
+        tokenizer: With an EOS token.
+        block_tokens: Tokens of a block.
+        stream: File for what is tokenised already, gone at the end.
+        output: Folder to write into.
+        progress: In megabytes of the corpus.
+
+    Raises:
+        StageError: If the corpus cannot be read or is shorter than one block.
+    """
     dtype = np.dtype(np.uint16 if len(tokenizer) <= 1 << 16 else np.uint32)
-    stream = job.work / "tokens.bin"
-    progress = Progress(job.output, max(1, _size(corpus) >> 20), "MB of plain text")
     documents, tokens = _tokenise(corpus, tokenizer, stream, dtype, progress)
-    blocks = tokens // settings.block_tokens
+    blocks = tokens // block_tokens
     if not blocks:
         raise StageError(
-            f"plain text {corpus} has {tokens} tokens, less than one block of {settings.block_tokens} "
-            "(data.max_tokens); give a longer corpus, or set plain_text_coefficient to 0"
+            f"plain text {corpus} has {tokens} tokens, less than one block of {block_tokens} (data.max_tokens); "
+            "give a longer text or leave it out"
         )
-    _save(stream, job.output / "tokens.npy", dtype, blocks * settings.block_tokens)
-    meta = {"block_tokens": settings.block_tokens, "blocks": blocks, "documents": documents, "dtype": dtype.name}
-    (job.output / "meta.json").write_text(json.dumps(meta, indent=2))
+    _save(stream, output / "tokens.npy", dtype, blocks * block_tokens)
+    meta = {"block_tokens": block_tokens, "blocks": blocks, "documents": documents, "dtype": dtype.name}
+    (output / "meta.json").write_text(json.dumps(meta, indent=2))
     return {"documents": float(documents), "tokens": float(tokens), "blocks": float(blocks)}
+
+
+def megabytes(path: Path) -> int:
+    """Size of a corpus, at least one."""
+    files = [p for p in path.rglob("*") if p.is_file()] if path.is_dir() else [path]
+    return max(1, sum(p.stat().st_size for p in files) >> 20)
 
 
 def _tokenise(corpus: Path, tokenizer: Any, stream: Path, dtype: np.dtype, progress: Progress) -> tuple[int, int]:
@@ -81,7 +101,3 @@ def _save(stream: Path, target: Path, dtype: np.dtype, length: int) -> None:
         result[start:end] = source[start:end]
     result.flush()
     stream.unlink()
-
-
-def _size(path: Path) -> int:
-    return sum(p.stat().st_size for p in path.rglob("*") if p.is_file()) if path.is_dir() else path.stat().st_size

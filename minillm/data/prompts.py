@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from minillm.config import Template
+from minillm.errors import StageError
+from minillm.stages import Generate, HeldOut, Questions
 
 PLACEHOLDER = re.compile(r"\{(instruction|context)\}")
 
@@ -45,6 +47,32 @@ def encode_texts(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
     if not texts:
         return []
     return tokenizer(list(texts), add_special_tokens=False, split_special_tokens=True)["input_ids"]
+
+
+def fit_prompts(
+    what: str, prompts: Sequence[list[int]], settings: Generate | HeldOut | Questions, opening: Sequence[int]
+) -> tuple[list[list[int]], int]:
+    """Prompts within the limit, and how many had their beginning cut off to fit.
+
+    Args:
+        what: Whose they are, for the message, e.g. benchmark sni.
+        prompts: Token ids.
+        settings: Limit, and what happens to longer prompts.
+        opening: Tokens that every prompt begins with (BOS, where the tokenizer adds it) and keeps when cut.
+
+    Raises:
+        StageError: If one is longer and `long_prompts` is refuse.
+    """
+    limit = settings.max_prompt_tokens
+    rest = limit - len(opening)
+    longer = [i for i, prompt in enumerate(prompts) if len(prompt) > limit]
+    if longer and settings.long_prompts == "refuse":
+        raise StageError(
+            f"{what}: {len(longer)} prompts are longer than {limit} tokens, the first is number "
+            f"{longer[0]} with {len(prompts[longer[0]])}; raise evaluation.max_prompt_tokens, or set "
+            "evaluation.long_prompts: cut to drop their beginning"
+        )
+    return [prompt if len(prompt) <= limit else [*opening, *prompt[-rest:]] for prompt in prompts], len(longer)
 
 
 def opening_tokens(tokenizer: Any) -> list[int]:

@@ -1,1 +1,1 @@
-"""What is measured on stored responses."""
+"""What is measured of the models: on stored responses, or on given text."""

@@ -92,6 +92,39 @@ def paired_interval(
     return interval.low, interval.high
 
 
+def interval(
+    parts: NDArray[np.float64], statistic: Callable[[NDArray[np.float64]], NDArray[np.float64]]
+) -> tuple[float | None, float | None]:
+    """95 % interval of what is computed from sums over prompts; without ends with a single prompt.
+
+    It is the basic one, which reflects the bootstrap's distribution at the value: a statistic that comes out too high
+    on a sample, as an expected calibration error does, comes out as much too high again on draws from that sample, and
+    percentiles would lie above the truth.
+
+    Args:
+        parts: What each of n prompts adds to the sums (n, *S).
+        statistic: From sums (..., *S) to values (...).
+    """
+    if len(parts) < 2:
+        return None, None
+
+    def of_drawn(prompts: NDArray[np.int64], axis: int) -> NDArray[np.float64]:
+        times = np.apply_along_axis(np.bincount, axis, prompts, minlength=len(parts))
+        return statistic(np.tensordot(times, parts, axes=(axis, 0)))
+
+    result = stats.bootstrap(
+        (np.arange(len(parts)),),
+        of_drawn,
+        n_resamples=RESAMPLES,
+        batch=max(1, DRAWN_AT_ONCE // len(parts)),
+        vectorized=True,
+        confidence_level=CONFIDENCE,
+        method="basic",
+        rng=np.random.default_rng(0),
+    )
+    return float(result.confidence_interval.low), float(result.confidence_interval.high)
+
+
 def adjusted(p_values: Sequence[float]) -> list[float]:
     """p-values of several comparisons at once, after Benjamini and Hochberg."""
     return stats.false_discovery_control(p_values).tolist() if len(p_values) else []

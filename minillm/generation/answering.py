@@ -9,8 +9,7 @@ import pandas as pd
 
 from minillm.artifacts import write_atomically
 from minillm.data.benchmarks import load_benchmarks
-from minillm.data.prompts import encode_prompts, opening_tokens, render
-from minillm.errors import StageError
+from minillm.data.prompts import encode_prompts, fit_prompts, opening_tokens, render
 from minillm.generation.cost import Cost
 from minillm.generation.drawing import Decoding
 from minillm.generation.sampling import Sampler
@@ -35,7 +34,7 @@ def _run(job: Job, settings: Generate) -> dict[str, float | str]:
     prompts, cut = {}, {}
     for name, rows in benchmarks.items():
         encoded = encode_prompts(tokenizer, [render(settings.template, r["instruction"], r["context"]) for r in rows])
-        prompts[name], cut[name] = fit_prompts(name, encoded, settings, opening_tokens(tokenizer))
+        prompts[name], cut[name] = fit_prompts(f"benchmark {name}", encoded, settings, opening_tokens(tokenizer))
     model = load_model(job.inputs["model"], DTYPES[settings.precision]).to(device()).eval()  # type: ignore[arg-type]
     decoding = Decoding(
         settings.strategy, settings.temperature, settings.top_k, settings.top_p, settings.no_repeat_ngram
@@ -65,32 +64,6 @@ def _run(job: Job, settings: Generate) -> dict[str, float | str]:
         write_atomically(job.output / "cut_prompts.json", json.dumps(cut))
     facts = {"responses": total, "cut_prompts": sum(cut.values()), "parameters": parameter_count(model)}
     return facts | cost.summary()
-
-
-def fit_prompts(
-    benchmark: str, prompts: Sequence[list[int]], settings: Generate, opening: Sequence[int]
-) -> tuple[list[list[int]], int]:
-    """Prompts within the limit, and how many had their beginning cut off to fit.
-
-    Args:
-        benchmark: For the message.
-        prompts: Token ids.
-        settings: Limit, and what happens to longer prompts.
-        opening: Tokens that every prompt begins with (BOS, where the tokenizer adds it) and keeps when cut.
-
-    Raises:
-        StageError: If one is longer and `long_prompts` is refuse.
-    """
-    limit = settings.max_prompt_tokens
-    rest = limit - len(opening)
-    longer = [i for i, prompt in enumerate(prompts) if len(prompt) > limit]
-    if longer and settings.long_prompts == "refuse":
-        raise StageError(
-            f"benchmark {benchmark}: {len(longer)} prompts are longer than {limit} tokens, the first is number "
-            f"{longer[0]} with {len(prompts[longer[0]])}; raise evaluation.max_prompt_tokens, or set "
-            "evaluation.long_prompts: cut to drop their beginning"
-        )
-    return [prompt if len(prompt) <= limit else [*opening, *prompt[-rest:]] for prompt in prompts], len(longer)
 
 
 def _requests(prompts: Sequence[list[int]], settings: Generate, benchmark: int) -> list[Request]:

@@ -7,6 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from minillm.processes import rank, world_size
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -51,6 +53,20 @@ def make_batch(prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[in
         tokens[row, start:end] = torch.as_tensor([*prompt, *response])
         mask[row, start:end] = True
     return Batch(tokens, mask, prompt_width)
+
+
+def micro_batches(rows: Sequence[int], lengths: Sequence[int], size: int) -> Iterator[list[int]]:
+    """This process's share of a global mini-batch, in micro-batches of similar length, so with little padding.
+
+    Args:
+        rows: The mini-batch.
+        lengths: Tokens of each of its rows.
+        size: Rows of a micro-batch.
+    """
+    ordered = [row for _, row in sorted(zip(lengths, rows, strict=True), key=lambda pair: pair[0])]
+    mine = ordered[rank() :: world_size()]
+    for start in range(0, len(mine), size):
+        yield mine[start : start + size]
 
 
 def shuffled_stream(count: int, seed: int, start: int) -> Iterator[int]:

@@ -62,20 +62,18 @@ def token_log_probs(
         tokens: (N,).
         temperature: Divides the logits.
     """
-    log_prob, log_normalizer = [], []
-    room = _Room(hidden, head, len(tokens), wholes=0, buffers=2)
-    for part in _chunks(len(tokens), head.vocabulary):
-        chosen = torch.empty_like(tokens[part], dtype=room.dtype)
-        normalizer = _Normalizer()
-        for rows in room.blocks:
-            buffers = room.buffers(part, rows)
-            logits = head.block(hidden[part], rows, temperature, buffers[0])
-            normalizer.add(logits, buffers[1])
-            inside, entry = _inside(tokens[part], rows)
-            chosen = torch.where(inside, _at(logits, entry), chosen)
-        log_normalizer.append(normalizer.log())
-        log_prob.append(chosen - log_normalizer[-1])
-    return torch.cat(log_prob), torch.cat(log_normalizer)
+    chosen, _, log_normalizer = _token_logits(hidden, head, tokens, temperature)
+    return chosen - log_normalizer, log_normalizer
+
+
+@torch.no_grad()
+def likeliest_log_probs(hidden: Tensor, head: OutputHead, tokens: Tensor) -> tuple[Tensor, Tensor]:
+    """log-probability of each token and of the likeliest one in its place, (N,) each; no gradient.
+
+    The two are equal, bit by bit, where the token is the likeliest. Arguments as in `token_log_probs`.
+    """
+    chosen, highest, log_normalizer = _token_logits(hidden, head, tokens, 1.0)
+    return chosen - log_normalizer, highest - log_normalizer
 
 
 def head_loss(
@@ -268,12 +266,38 @@ class _Chunk:
         gradients.hidden[self.part] = of_hidden
 
 
+def _token_logits(
+    hidden: Tensor, head: OutputHead, tokens: Tensor, temperature: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Each token's logit, the highest logit in its place, and the log-normaliser, (N,) each."""
+    parts = []
+    room = _Room(hidden, head, len(tokens), wholes=0, buffers=2)
+    for part in _chunks(len(tokens), head.vocabulary):
+        chosen = torch.empty_like(tokens[part], dtype=room.dtype)
+        normalizer = _Normalizer()
+        for rows in room.blocks:
+            buffers = room.buffers(part, rows)
+            logits = head.block(hidden[part], rows, temperature, buffers[0])
+            normalizer.add(logits, buffers[1])
+            inside, entry = _inside(tokens[part], rows)
+            chosen = torch.where(inside, _at(logits, entry), chosen)
+        parts.append((chosen, normalizer.highest, normalizer.log()))
+    chosen, highest, log_normalizer = (torch.cat(values) for values in zip(*parts, strict=True))
+    return chosen, highest, log_normalizer
+
+
 class _Normalizer:
     """log Σ exp(logits) of n tokens, added up over blocks of the vocabulary."""
 
     def __init__(self) -> None:
         self._highest: Tensor | None = None
         self._total: Tensor | None = None
+
+    @property
+    def highest(self) -> Tensor:
+        """The highest logit (n,); at least one block has been added."""
+        assert self._highest is not None
+        return self._highest
 
     def add(self, logits: Tensor, buffer: Tensor) -> None:
         """Add a block's logits (n, r); `buffer` (r, n) is written over."""
@@ -288,8 +312,7 @@ class _Normalizer:
     def log(self) -> Tensor:
         """The log-normaliser (n,); at least one block has been added."""
         assert self._total is not None
-        assert self._highest is not None
-        return self._total.log() + self._highest
+        return self._total.log() + self.highest
 
 
 def _add_product(target: Tensor, left: Tensor, right: Tensor) -> None:

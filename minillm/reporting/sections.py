@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import pandas as pd
 from matplotlib.figure import Figure
@@ -18,3 +19,14 @@ class Section:
     """By their titles; cells are words already."""
     figures: Mapping[str, tuple[str, Figure]] = field(default_factory=dict)
     """Title and figure, by the name of its file."""
+
+
+def with_interval(found: Mapping[str, Any], digits: int) -> str:
+    """A figure with its 95 % interval, which has no ends where there was a single prompt.
+
+    Args:
+        found: {"value", "interval"}.
+        digits: Behind the point.
+    """
+    figures = [None if figure is None else f"{figure:.{digits}f}" for figure in (found["value"], *found["interval"])]
+    return f"{figures[0]}" if None in figures else "{} [{}, {}]".format(*figures)

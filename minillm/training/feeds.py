@@ -5,7 +5,7 @@ the current round of rollouts is a pure function of the seed and the step, so a 
 """
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -16,7 +16,6 @@ from transformers import PreTrainedModel
 from minillm.models.batches import Batch, shuffled_stream
 from minillm.models.output_head import output_head, response_hidden
 from minillm.objectives.vocabulary import Teacher
-from minillm.processes import rank, world_size
 
 Losses = dict[str, Tensor]
 """Sums over this process's tokens of a step, each divided by the step's global count; `loss` is what is learnt."""
@@ -55,20 +54,6 @@ class Feed(Protocol):
     def restore(self, state: dict[str, Any]) -> None:
         """Take back what `state` gave."""
         ...
-
-
-def micro_batches(rows: Sequence[int], lengths: Sequence[int], size: int) -> Iterator[list[int]]:
-    """This process's share of a global mini-batch, in micro-batches of similar length, so with little padding.
-
-    Args:
-        rows: The mini-batch.
-        lengths: Tokens of each of its rows.
-        size: Rows of a micro-batch.
-    """
-    ordered = [row for _, row in sorted(zip(lengths, rows, strict=True), key=lambda pair: pair[0])]
-    mine = ordered[rank() :: world_size()]
-    for start in range(0, len(mine), size):
-        yield mine[start : start + size]
 
 
 def take(count: int, seed: int, start: int, number: int) -> list[int]:

@@ -8,12 +8,12 @@ import pandas as pd
 from torch import Tensor
 
 from minillm.config import Method
-from minillm.models.batches import Batch, make_batch
+from minillm.models.batches import Batch, make_batch, micro_batches
 from minillm.models.output_head import OutputHead
 from minillm.objectives.divergences import Functional, functional
 from minillm.objectives.losses import fixed_text_loss
 from minillm.objectives.vocabulary import head_loss
-from minillm.training.feeds import Losses, Models, micro_batches, take, teacher_of
+from minillm.training.feeds import Losses, Models, take, teacher_of
 
 
 def text_losses(models: Models, batch: Batch, tokens: int, divergence: Functional | None, weight: float) -> Losses:

@@ -14,7 +14,7 @@ from minillm.data.plain_text import PlainText
 from minillm.errors import StageError
 from minillm.generation.rollouts import RolloutSampler
 from minillm.generation.slots import Request
-from minillm.models.batches import make_batch
+from minillm.models.batches import make_batch, micro_batches
 from minillm.models.output_head import OutputHead, output_head
 from minillm.objectives.divergences import forward_kl, functional
 from minillm.objectives.experience import Experience, make_experience
@@ -22,7 +22,7 @@ from minillm.objectives.losses import rollout_loss
 from minillm.objectives.vocabulary import Teacher, TokenTerms, head_loss
 from minillm.processes import gather_lists, rank, world_size
 from minillm.training.engine import whole_weights
-from minillm.training.feeds import Losses, Models, micro_batches, take
+from minillm.training.feeds import Losses, Models, take
 from minillm.training.fixed_text import text_losses
 
 

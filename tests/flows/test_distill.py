@@ -20,11 +20,13 @@ from minillm.annotation.judgements import Judgements
 from minillm.annotation.pairs import draw_pairs, read_report
 from minillm.annotation.study import Study
 from tests.conftest import ROOT
-from tests.small import write_experiment
+from tests.small import write_experiment, write_rows
 
 STAGES = {
     "prepare tokenizer",
     "read benchmarks",
+    "read questions",
+    "pack held-out texts",
     "filter examples",
     "pack plain text",
     "fine-tune teacher",
@@ -42,6 +44,12 @@ STAGES = {
     "diversity minillm",
     "exposure bias sft",
     "exposure bias minillm",
+    "calibration teacher",
+    "calibration sft",
+    "calibration minillm",
+    "held-out loss teacher",
+    "held-out loss sft",
+    "held-out loss minillm",
     "report",
     "export sft",
     "export minillm",
@@ -146,6 +154,13 @@ def test_mlflow_has_the_table_on_the_parent_and_the_report_with_it(first: Finish
     assert {"rouge_l/minillm/dolly", "rouge_l/minillm/mean", "rouge_l/teacher/mean"} <= set(parent.data.metrics)
     assert "distinct_4/minillm/dolly" in parent.data.metrics
     assert {name for name in parent.data.metrics if name.startswith("exaccerr")} == {"exaccerr/sft", "exaccerr/minillm"}
+    assert {"distinct_4/minillm/dolly", "ece/minillm/quiz", "accuracy/teacher/quiz"} <= set(parent.data.metrics)
+    assert {"held_out_loss/sft/running", "held_out_loss/sft/dolly"} <= set(parent.data.metrics)
+    assert parent.inputs is not None
+    contexts = {d.dataset.name: d.tags[0].value for d in parent.inputs.dataset_inputs}
+    assert contexts == dict.fromkeys(("instructions", "plain_text"), "training") | dict.fromkeys(
+        ("dolly", "quiz", "running"), "evaluation"
+    )
     assert {f.path for f in client.list_artifacts(parent.info.run_id)} >= {
         "report.md",
         "report.html",
@@ -180,8 +195,31 @@ def test_another_distillation_rate_recomputes_distillation_and_what_follows(firs
     computed = {stage for stage, state in changed.states().items() if state == "Completed"} - {"distill"}
     assert {"train minillm", "generate minillm", "report", "export minillm"} <= computed
     # Scores are keyed by the responses: two steps may leave them as they were, and the score is then found.
-    measured = {"score minillm", "diversity minillm", "exposure bias minillm"}
+    measured = {
+        "score minillm",
+        "diversity minillm",
+        "exposure bias minillm",
+        "calibration minillm",
+        "held-out loss minillm",
+    }
     assert computed <= {"train minillm", "generate minillm", *measured, "report", "export minillm", "export sft"}
+
+
+def test_a_bad_evaluation_set_ends_the_run_before_anything_is_trained(first: Finished, server: str):
+    write_rows(first.config.parent / "bad.jsonl", [{"question": "Who?", "choices": ["a", "b"], "answer": 2}])
+    failed = distill(
+        first.config,
+        "--set",
+        "evaluation.calibration.quiz.source.path=bad.jsonl",
+        "--set",
+        "seed=7",
+        PREFECT_API_URL=server,
+    )
+    assert failed.status == 1
+    states = failed.states()
+    assert states["read questions"] == "Failed"
+    assert "`answer` 2 is none of the 2 choices" in failed.log
+    assert not {"Completed", "Cached"} & {states.get(stage) for stage in ("fine-tune teacher", "train sft")}
 
 
 def test_one_failing_method_leaves_the_others_standing(first: Finished, server: str):

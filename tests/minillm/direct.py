@@ -3,24 +3,39 @@
 import importlib
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from minillm.config import Runtime
 from minillm.stages import Job, Stage
 
 ROOT = Path(__file__).parents[2]
 PLAIN = {"with_context": "{instruction}|{context}>", "without_context": "{instruction}>"}
 
 
-def run_stage(stage: Stage, inputs: dict[str, Path], folder: Path) -> tuple[Path, dict[str, float | str]]:
+def run_stage(
+    stage: Stage, inputs: dict[str, Path], folder: Path, **runtime: Any
+) -> tuple[Path, dict[str, float | str]]:
     """The output folder and summary of a stage."""
     output, work = folder / "output", folder / "work"
-    output.mkdir(parents=True)
+    output.mkdir(parents=True, exist_ok=True)
     work.mkdir()
-    job = Job(kind=stage.kind, settings=stage, inputs=inputs, output=output, work=work)
+    job = Job(kind=stage.kind, settings=stage, inputs=inputs, output=output, work=work, runtime=Runtime(**runtime))
     return output, importlib.import_module(stage.module).run(job)
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """The environment of a worker group of one, in which a stage may join its process group."""
+    with pytest.MonkeyPatch.context() as patch:
+        facts = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
+        for name, value in facts.items():
+            patch.setenv(name, value)
+        yield
 
 
 def write_lines(path: Path, values: Iterable[object]) -> Path:

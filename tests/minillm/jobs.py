@@ -95,3 +95,25 @@ def run_worker(spec: Path, processes: int = 1) -> subprocess.CompletedProcess[st
         text=True,
         timeout=300,
     )
+
+
+def make_constant_model(directory: Path, probabilities: dict[str, float]) -> Path:
+    """A model of `make_tokenizer`'s words that gives each the same probability whatever stands before it.
+
+    Args:
+        directory: To write.
+        probabilities: Of some words; all other tokens share what is left.
+    """
+    import torch
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    tokens = 2 + len(WORDS)
+    shared = (1 - sum(probabilities.values())) / (tokens - len(probabilities))
+    law = [shared, shared, *(probabilities.get(word, shared) for word in WORDS)]
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=tokens, n_embd=4, n_layer=1, n_head=1, n_positions=64))
+    with torch.no_grad():  # the last hidden state is always (1, 0, 0, 0)
+        model.transformer.ln_f.weight.zero_()
+        model.transformer.ln_f.bias.copy_(torch.tensor([1.0, 0, 0, 0]))
+        model.transformer.wte.weight[:, 0] = torch.tensor(law).log()
+    model.save_pretrained(directory)
+    return directory

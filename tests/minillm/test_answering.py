@@ -3,8 +3,8 @@
 import pytest
 
 from minillm.config import Template
+from minillm.data.prompts import fit_prompts
 from minillm.errors import StageError
-from minillm.generation.answering import fit_prompts
 from minillm.stages import Generate
 
 PROMPTS = [[1, 5, 6], [1, 5, 6, 7, 8, 9], [1, 2]]
@@ -30,7 +30,7 @@ def settings(long_prompts: str) -> Generate:
 
 def test_a_prompt_longer_than_the_limit_is_refused_by_name_with_the_remedy():
     with pytest.raises(StageError) as refusal:
-        fit_prompts("sni", PROMPTS, settings("refuse"), [])
+        fit_prompts("benchmark sni", PROMPTS, settings("refuse"), [])
     message = str(refusal.value)
     assert "benchmark sni: 1 prompts are longer than 4 tokens, the first is number 1 with 6" in message
     assert "evaluation.max_prompt_tokens" in message
@@ -38,5 +38,5 @@ def test_a_prompt_longer_than_the_limit_is_refused_by_name_with_the_remedy():
 
 
 def test_a_cut_prompt_keeps_its_end_and_its_bos_and_is_counted():
-    assert fit_prompts("sni", PROMPTS, settings("cut"), []) == ([[1, 5, 6], [6, 7, 8, 9], [1, 2]], 1)
-    assert fit_prompts("sni", PROMPTS, settings("cut"), [1]) == ([[1, 5, 6], [1, 7, 8, 9], [1, 2]], 1)
+    assert fit_prompts("benchmark sni", PROMPTS, settings("cut"), []) == ([[1, 5, 6], [6, 7, 8, 9], [1, 2]], 1)
+    assert fit_prompts("benchmark sni", PROMPTS, settings("cut"), [1]) == ([[1, 5, 6], [1, 7, 8, 9], [1, 2]], 1)

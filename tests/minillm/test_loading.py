@@ -114,6 +114,15 @@ def test_an_unknown_key_far_from_all_lists_those_of_its_level(tmp_path, raw):
         ("methods.sft.skew=0.3", "divergence cross_entropy does not use skew; leave it out"),
         ("methods.sft.divergence_weight=0.5", "divergence cross_entropy does not use divergence_weight"),
         ("methods.minillm.beta=0.3", "divergence reverse_kl does not use beta"),
+        ("evaluation.held_out.dolly.path=plain.txt", "held_out.dolly has the name of a benchmark"),
+        (
+            "evaluation.calibration.a={source: {path: eval.jsonl}, choices: [x]}",
+            "evaluation.calibration.a.choices: Tuple",
+        ),
+        (
+            "evaluation.calibration.a={source: {path: eval.jsonl}, sets: 1}",
+            "calibration.a.sets: unknown key; known: choices",
+        ),
         ("data.split.hub=a/b", "data.split: give exactly one of `path` (local) and `hub` (hub name)"),
     ],
 )
@@ -149,6 +158,8 @@ def test_exposure_bias_is_refused_where_it_cannot_be_measured(tmp_path, raw):
         ("data.split.path=no.jsonl", "data.split"),
         ("data.plain_text.path=no.txt", "data.plain_text"),
         ("evaluation.benchmarks.dolly.source.path=no.jsonl", "evaluation.benchmarks.dolly.source"),
+        ("evaluation.held_out.text.path=no.txt", "evaluation.held_out.text"),
+        ("evaluation.calibration.sst2.source.path=no.jsonl", "evaluation.calibration.sst2.source"),
         ("data.directory=/no/such/folder", "data.instructions"),
     ],
 )

@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from minillm.evaluation.uncertainty import adjusted, estimate, paired_interval
+from minillm.evaluation.uncertainty import adjusted, estimate, interval, paired_interval
 
 
 def bounds(values):
@@ -83,3 +83,27 @@ def test_adjustment_by_hand():
     # sorted .01 .03 .04: .01·3/1, .03·3/2, .04·3/3, then never above a later one
     assert adjusted([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.04, 0.04])
     assert adjusted([]) == []
+
+
+def test_the_interval_of_a_mean_is_the_percentile_one_reflected():
+    values = np.array([1.0, 2.0, 4.0, 9.0])
+    low, high, _ = bounds([values])
+    reflected = interval(values[:, None], lambda sums: sums[..., 0] / 4)
+    assert reflected == (pytest.approx(2 * 4 - high), pytest.approx(2 * 4 - low))
+
+
+def test_a_ratio_of_sums_is_drawn_with_both_its_parts():
+    """Loss per token: prompts of few tokens that are dear, and of many that are cheap."""
+    draw = np.random.default_rng(4)
+    tokens = draw.integers(1, 30, 200)
+    parts = np.stack([20 + draw.normal(0, 2, 200) + 0.5 * tokens, tokens], axis=1, dtype=float)
+    draws = draw.integers(200, size=(4000, 200))
+    value = parts[:, 0].sum() / parts[:, 1].sum()
+    ratios = parts[draws].sum(axis=1)[:, 0] / parts[draws].sum(axis=1)[:, 1]
+    low, high = interval(parts, lambda sums: sums[..., 0] / sums[..., 1])
+    assert low is not None
+    assert high is not None
+    assert low == pytest.approx(2 * value - np.quantile(ratios, 0.975), abs=0.03)
+    assert high == pytest.approx(2 * value - np.quantile(ratios, 0.025), abs=0.03)
+    assert high - low > 0.2
+    assert interval(parts[:1], lambda sums: sums[..., 0]) == (None, None)

@@ -7,7 +7,7 @@ from minillm.models import output_head
 from minillm.models.output_head import OutputHead
 from minillm.objectives import vocabulary
 from minillm.objectives.divergences import entropy, functional
-from minillm.objectives.vocabulary import Teacher, head_loss, token_log_probs
+from minillm.objectives.vocabulary import Teacher, head_loss, likeliest_log_probs, token_log_probs
 
 TOKENS, WIDTH, TEACHER_WIDTH, VOCABULARY, PADDED_ROWS = 23, 6, 9, 17, 20
 SKEW, BETA = 0.3, 0.7
@@ -119,6 +119,19 @@ def test_log_probs_and_normaliser():
     logits = plain_logits(hidden, head) / 0.5
     torch.testing.assert_close(log_normalizer, torch.logsumexp(logits, dim=-1))
     torch.testing.assert_close(log_prob, torch.log_softmax(logits, dim=-1).gather(1, tokens[:, None]).squeeze(1))
+
+
+def test_the_likeliest_token_and_whether_it_is_the_given_one():
+    generator = torch.Generator().manual_seed(6)
+    head = random_head(generator, WIDTH, torch.float32, True, 3.0)
+    hidden = torch.randn(TOKENS, WIDTH, generator=generator)
+    want = torch.log_softmax(plain_logits(hidden, head), dim=-1)
+    likeliest = want.argmax(dim=-1)
+    tokens = torch.where(torch.arange(TOKENS) % 2 == 0, likeliest, torch.randint(VOCABULARY, (TOKENS,)))
+    log_prob, highest = likeliest_log_probs(hidden, head, tokens)
+    torch.testing.assert_close(log_prob, token_log_probs(hidden, head, tokens)[0], rtol=0, atol=0)
+    torch.testing.assert_close(highest, want.amax(dim=-1))
+    assert (log_prob == highest).tolist() == (tokens == likeliest).tolist()
 
 
 def test_the_teacher_may_have_no_normaliser_at_hand():

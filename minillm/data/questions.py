@@ -1,0 +1,138 @@
+"""Stage `questions`: multiple-choice sets of any source in one format, with the tokens that a model is asked with."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from minillm.config import MultipleChoice
+from minillm.data.prompts import encode_prompts, encode_texts, fit_prompts, opening_tokens, render
+from minillm.data.rows import text_field
+from minillm.data.tables import Record, read_records
+from minillm.errors import StageError
+from minillm.stages import Job, Questions
+
+
+def run(job: Job) -> dict[str, float | str]:
+    """Write NAME.jsonl per set, of rows {"index", "prompt", "choices", "answer", "prompt_ids", "choice_ids"}.
+
+    The summary has the number of rows of each set, and how many prompts had their beginning cut off.
+
+    Raises:
+        StageError: If a set has no rows, a row no question, choices or right answer, or one is too long.
+    """
+    settings = job.settings
+    assert isinstance(settings, Questions)
+    tokenizer = AutoTokenizer.from_pretrained(job.inputs["tokenizer"])
+    summary: dict[str, float | str] = {}
+    for name, record in settings.sets.items():
+        rows = read_questions(name, job.inputs[name], record)
+        encoded, cut = encode_questions(name, rows, tokenizer, settings)
+        (job.output / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in encoded))
+        summary |= {name: float(len(encoded)), f"cut_prompts/{name}": float(cut)}
+    return summary
+
+
+def load_questions(directory: Path, name: str) -> list[dict[str, Any]]:
+    """Rows of one set of an artifact."""
+    return [json.loads(line) for line in (directory / f"{name}.jsonl").read_text().splitlines()]
+
+
+def read_questions(name: str, path: Path, record: MultipleChoice) -> list[dict[str, Any]]:
+    """Rows {"index", "instruction", "context", "choices", "answer"}; the answer is a number of a choice, from 0.
+
+    Raises:
+        StageError: If there is no row, or one cannot be asked or judged.
+    """
+    rows = []
+    for index, row in enumerate(read_records(path)):
+        try:
+            rows.append({"index": index, **_parse(row, record)})
+        except ValueError as error:
+            raise StageError(f"calibration {name}, {row.file}:{row.line}: {error}") from error
+    if not rows:
+        raise StageError(f"calibration {name}: {path} has no rows; mend the file or leave the set out")
+    wanted = min(record.prompts or len(rows), len(rows))
+    return [rows[number * len(rows) // wanted] for number in range(wanted)]
+
+
+def encode_questions(
+    name: str, rows: Sequence[Mapping[str, Any]], tokenizer: PreTrainedTokenizerBase, settings: Questions
+) -> tuple[list[dict[str, Any]], int]:
+    """Rows as they are stored, and how many prompts were cut.
+
+    Raises:
+        StageError: If a prompt is too long and not to be cut, or a choice leaves the models' window.
+    """
+    texts = [render(settings.template, row["instruction"], row["context"]) for row in rows]
+    prompts, cut = fit_prompts(
+        f"calibration {name}", encode_prompts(tokenizer, texts), settings, opening_tokens(tokenizer)
+    )
+    room = settings.max_tokens - settings.max_prompt_tokens
+    encoded = []
+    for row, text, prompt in zip(rows, texts, prompts, strict=True):
+        choices = encode_texts(tokenizer, row["choices"])
+        if (longest := max(map(len, choices))) > room:
+            raise StageError(
+                f"calibration {name}: a choice of row {row['index']} has {longest} tokens, but only {room} fit behind "
+                "a prompt; raise data.max_tokens or leave the set out"
+            )
+        kept = {field: row[field] for field in ("index", "choices", "answer")}
+        encoded.append({**kept, "prompt": text, "prompt_ids": prompt, "choice_ids": choices})
+    return encoded, cut
+
+
+def _parse(row: Record, record: MultipleChoice) -> dict[str, Any]:
+    value, fields = row.value, record.fields
+    if row.problem is not None:
+        raise ValueError(row.problem)
+    if not isinstance(value, dict):
+        raise ValueError(f"not an object but {type(value).__name__}")
+    instruction = record.instruction
+    if "{question}" in instruction:
+        instruction = instruction.replace("{question}", text_field(value, fields.question))
+    context = text_field(value, fields.context) if fields.context else ""
+    texts, labels = (list(record.choices), []) if record.choices else _choices(value, fields.choices)
+    answer = _answer(value, fields.answer, texts, labels)
+    different = list(dict.fromkeys(texts))  # in MMLU a choice may stand twice, and either is right
+    if len(different) < 2:
+        raise ValueError("fewer than two different choices")
+    return {
+        "instruction": instruction,
+        "context": context,
+        "choices": different,
+        "answer": different.index(texts[answer]),
+    }
+
+
+def _choices(value: Mapping[str, Any], name: str) -> tuple[list[str], list[str]]:
+    """Texts, without surrounding white space, and their labels, if they have any."""
+    if name not in value:
+        raise ValueError(f"no field `{name}`")
+    found, labels = value[name], []
+    if isinstance(found, Mapping):
+        found, labels = found.get("text"), found.get("label")
+        if not isinstance(found, list) or not isinstance(labels, list) or len(found) != len(labels):
+            raise ValueError(f"`{name}` must have a `text` and a `label` for each choice, as two lists")
+    if not isinstance(found, list):
+        raise ValueError(f"`{name}` is {type(found).__name__}, not a list of texts")
+    return [text_field({name: text}, name).strip() for text in found], [str(label) for label in labels]
+
+
+def _answer(value: Mapping[str, Any], name: str, texts: Sequence[str], labels: Sequence[str]) -> int:
+    """Number of the right choice: where there are labels, of its label; else of its text, or what is given as such."""
+    if name not in value:
+        raise ValueError(f"no field `{name}`")
+    answer = value[name]
+    if labels:
+        if str(answer) in labels:
+            return labels.index(str(answer))
+        raise ValueError(f"`{name}` {answer!r} is no label of a choice; there are {', '.join(labels)}")
+    if isinstance(answer, str) and answer.strip() in texts:  # a number is never a text: 2 may stand among 3, 2 and 1
+        return texts.index(answer.strip())
+    number = str(int(answer) if isinstance(answer, bool) else answer).strip()
+    if number in map(str, range(len(texts))):
+        return int(number)
+    raise ValueError(f"`{name}` {answer!r} is none of the {len(texts)} choices; give its text, or its number from 0")

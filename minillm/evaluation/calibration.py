@@ -1,0 +1,100 @@
+"""Stage `calibration`: whether a model is right as often as it is sure, on zero-shot multiple choice (method.md §7).
+
+The model's probability of a choice is that of its tokens as the response to the prompt, among those of all choices:
+softmax over choices of Σ_t log q(y_t|y_<t, x), without EOS. Nothing is divided by the length: a mean per token would be
+no probability. Confidence is the largest of the probabilities.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy.special import softmax
+
+from minillm.artifacts import write_atomically
+from minillm.data.questions import load_questions
+from minillm.evaluation.likelihood import likelihoods
+from minillm.evaluation.reliability import binned, reliability
+from minillm.evaluation.uncertainty import estimate
+from minillm.models.causal_lm import DTYPES, load_model, load_tokenizer
+from minillm.processes import device, process_group, rank
+from minillm.progress import Progress
+from minillm.stages import Calibration, Job
+
+
+def run(job: Job) -> dict[str, float | str]:
+    """Write NAME.jsonl, the probabilities of each row's choices, and calibration.json, what is measured on them.
+
+    Sets finished before a failure are not asked again.
+    """
+    settings = job.settings
+    assert isinstance(settings, Calibration)
+    with process_group():
+        _ask(job, settings)
+        return _measure(job, settings) if rank() == 0 else {}
+
+
+def _ask(job: Job, settings: Calibration) -> None:
+    questions = {name: load_questions(job.inputs["questions"], name) for name in settings.sets}
+    vocabulary = len(load_tokenizer(job.inputs["tokenizer"]))
+    model = load_model(job.inputs["model"], DTYPES[settings.precision]).to(device()).eval()  # type: ignore[arg-type]
+    total = sum(len(row["choices"]) for rows in questions.values() for row in rows)
+    progress, done = Progress(job.output, total, "choices"), 0
+    for name, rows in questions.items():
+        pairs = [(row["prompt_ids"], choice) for row in rows for choice in row["choice_ids"]]
+        target = job.output / f"{name}.jsonl"
+        if not target.exists():
+            found = likelihoods(
+                model, vocabulary, pairs, job.runtime.micro_batch_size, lambda n, before=done: progress.log(before + n)
+            )
+            if rank() == 0:
+                lines = judge(rows, [float(likelihood.log_prob.sum()) for likelihood in found])
+                write_atomically(target, "".join(json.dumps(line) + "\n" for line in lines))
+        done += len(pairs)
+
+
+def judge(rows: Sequence[Mapping[str, Any]], log_probs: Sequence[float]) -> list[dict[str, Any]]:
+    """What the model says to each row: {"index", "answer", "predicted", "probabilities"}.
+
+    Args:
+        rows: Of a set, as `minillm.data.questions` writes them.
+        log_probs: Of every choice of every row, one after the other.
+    """
+    ends = np.cumsum([len(row["choices"]) for row in rows])[:-1]
+    lines = []
+    for row, of_choices in zip(rows, np.split(np.asarray(log_probs), ends), strict=True):
+        probabilities = softmax(of_choices)
+        facts = {"index": row["index"], "answer": row["answer"], "predicted": int(probabilities.argmax())}
+        lines.append({**facts, "probabilities": probabilities.tolist()})
+    return lines
+
+
+def measure(lines: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Accuracy (0–100) and expected calibration error (0–1) with their 95 % intervals, and the sums by confidence."""
+    correct = np.array([line["predicted"] == line["answer"] for line in lines], float)
+    parts = np.stack(
+        [binned([max(line["probabilities"])], [right]) for line, right in zip(lines, correct, strict=True)]
+    )
+    accuracy = estimate([100 * correct])
+    return {
+        "prompts": len(lines),
+        "accuracy": {"value": accuracy.value, "interval": [accuracy.low, accuracy.high]},
+        **reliability(parts),
+    }
+
+
+def _measure(job: Job, settings: Calibration) -> dict[str, float | str]:
+    measured = {name: measure(_read(job.output / f"{name}.jsonl")) for name in settings.sets}
+    write_atomically(job.output / "calibration.json", json.dumps(measured, indent=2))
+    for name, found in measured.items():
+        accuracy, error = found["accuracy"]["value"], found["ece"]["value"]
+        print(f"{settings.role} {name}: accuracy {accuracy:.1f} %, ECE {error:.3f}", flush=True)
+    return {
+        f"{metric}/{name}": found[metric]["value"] for metric in ("accuracy", "ece") for name, found in measured.items()
+    }
+
+
+def _read(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]

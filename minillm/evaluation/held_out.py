@@ -1,0 +1,102 @@
+"""Stage `held_out`: loss of a model on text that it was not trained on, and its calibration there (method.md §7).
+
+That text is the first reference of every benchmark prompt, EOS included, given the prompt, and blocks of plain text,
+all but their first token, which nothing precedes. The loss is a mean over tokens; calibration is that of the likeliest
+next token.
+"""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+from minillm.artifacts import write_atomically
+from minillm.data.benchmarks import load_benchmarks
+from minillm.data.plain_text import PlainText
+from minillm.data.prompts import encode_prompts, encode_texts, fit_prompts, opening_tokens, render
+from minillm.evaluation.likelihood import Likelihood, Pair, likelihoods
+from minillm.evaluation.reliability import binned, reliability
+from minillm.evaluation.uncertainty import interval
+from minillm.models.causal_lm import DTYPES, eos_id, load_model, load_tokenizer
+from minillm.processes import device, process_group, rank
+from minillm.progress import Progress
+from minillm.stages import HeldOut, Job
+
+
+def run(job: Job) -> dict[str, float | str]:
+    """Write held_out.json, what is measured on each benchmark and each text; the summary has its numbers."""
+    settings = job.settings
+    assert isinstance(settings, HeldOut)
+    with process_group():
+        measured = _score(job, settings)
+    if not measured:
+        return {}
+    sets = {
+        "benchmarks": {name: measured[name] for name in settings.benchmarks},
+        "texts": {name: measured[name] for name in settings.texts},
+    }
+    write_atomically(job.output / "held_out.json", json.dumps(sets, indent=2))
+    summary: dict[str, float | str] = {}
+    for name, found in measured.items():
+        loss = found["loss"]["value"]
+        summary |= {f"held_out_loss/{name}": loss, f"perplexity/{name}": math.exp(loss)}
+        summary[f"next_token_ece/{name}"] = found["ece"]["value"]
+    return summary
+
+
+def _score(job: Job, settings: HeldOut) -> dict[str, dict[str, Any]]:
+    """What is measured on each benchmark and text; only the first process of the group has it."""
+    tokenizer = load_tokenizer(job.inputs["tokenizer"])
+    rows = load_benchmarks(job.inputs["benchmarks"])
+    pairs = {name: answers(name, rows[name], tokenizer, settings) for name in settings.benchmarks}
+    pairs |= {name: blocks(job.inputs["texts"] / name, settings.block_tokens) for name in settings.texts}
+    model = load_model(job.inputs["model"], DTYPES[settings.precision]).to(device()).eval()  # type: ignore[arg-type]
+    progress, done = Progress(job.output, sum(map(len, pairs.values())), "sequences"), 0
+    measured = {}
+    for name, of_set in pairs.items():
+        found = likelihoods(
+            model,
+            len(tokenizer),
+            of_set,
+            job.runtime.micro_batch_size,
+            lambda ready, before=done: progress.log(before + ready),
+        )
+        if rank() == 0:
+            measured[name] = measure(found)
+        done += len(of_set)
+    return measured
+
+
+def answers(
+    name: str, rows: Sequence[Mapping[str, Any]], tokenizer: PreTrainedTokenizerBase, settings: HeldOut
+) -> list[Pair]:
+    """Prompts of a benchmark, each with its first reference and EOS, cut where a response would be."""
+    texts = [render(settings.template, row["instruction"], row["context"]) for row in rows]
+    prompts, _ = fit_prompts(f"benchmark {name}", encode_prompts(tokenizer, texts), settings, opening_tokens(tokenizer))
+    references = encode_texts(tokenizer, [row["references"][0] for row in rows])
+    return [
+        (prompt, [*reference, eos_id(tokenizer)][: settings.max_tokens - len(prompt)])
+        for prompt, reference in zip(prompts, references, strict=True)
+    ]
+
+
+def blocks(packed: Path, block_tokens: int) -> list[Pair]:
+    """Blocks of a packed text, the first token of each as the prompt."""
+    text = PlainText(packed, block_tokens)
+    tokens = (text.block(number).tolist() for number in range(len(text)))
+    return [(block[:1], block[1:]) for block in tokens]
+
+
+def measure(found: Sequence[Likelihood]) -> dict[str, Any]:
+    """Loss (nats per token) and calibration error of the next token, with 95 % intervals over prompts or blocks."""
+    losses = np.array([[-of.log_prob.sum(), len(of.log_prob)] for of in found])
+    total, tokens = losses.sum(axis=0)
+    return {
+        "tokens": int(tokens),
+        "loss": {"value": total / tokens, "interval": list(interval(losses, lambda sums: sums[..., 0] / sums[..., 1]))},
+        **reliability(np.stack([binned(of.confidence, of.correct) for of in found])),
+    }

@@ -1,0 +1,72 @@
+"""How likely a model finds given responses: log-probabilities of their tokens, without a tensor over the vocabulary."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from transformers import PreTrainedModel
+
+from minillm.models.batches import make_batch, micro_batches
+from minillm.models.output_head import output_head, response_hidden
+from minillm.objectives.vocabulary import likeliest_log_probs
+from minillm.processes import gather_lists, world_size
+
+Pair = tuple[Sequence[int], Sequence[int]]
+"""Token ids of a prompt and of the response that follows it, at least one each."""
+
+
+@dataclass(frozen=True)
+class Likelihood:
+    """Of one response of T tokens."""
+
+    log_prob: NDArray[np.float64]
+    """Of each token, given all before it (T,)."""
+    likeliest: NDArray[np.float64]
+    """Of the likeliest token in its place (T,): the same number where the token is the likeliest."""
+
+    @property
+    def confidence(self) -> NDArray[np.float64]:
+        """Probability of the likeliest token (T,)."""
+        return np.exp(self.likeliest)
+
+    @property
+    def correct(self) -> NDArray[np.bool_]:
+        """Whether the token is the likeliest (T,)."""
+        return self.log_prob == self.likeliest
+
+
+def likelihoods(
+    model: PreTrainedModel,
+    vocabulary: int,
+    pairs: Sequence[Pair],
+    micro_batch_size: int,
+    report: Callable[[int], None] = lambda done: None,
+) -> list[Likelihood]:
+    """Of every response, in the order given; the processes of the group share the work.
+
+    Args:
+        model: In evaluation mode, on the device to compute on.
+        vocabulary: Entries of the tokenizer.
+        pairs: At least one.
+        micro_batch_size: Pairs at once.
+        report: Told how many pairs are done, by all processes together.
+    """
+    lengths = [len(prompt) + len(response) for prompt, response in pairs]
+    mine: list[tuple[int, Likelihood]] = []
+    for rows in micro_batches(range(len(pairs)), lengths, micro_batch_size):
+        mine += zip(rows, _of_batch(model, vocabulary, [pairs[row] for row in rows]), strict=True)
+        report(min(len(mine) * world_size(), len(pairs)))
+    return [likelihood for _, likelihood in sorted(gather_lists(mine), key=lambda row: row[0])]
+
+
+@torch.no_grad()
+def _of_batch(model: PreTrainedModel, vocabulary: int, pairs: Sequence[Pair]) -> list[Likelihood]:
+    prompts, responses = zip(*pairs, strict=True)
+    batch = make_batch(prompts, responses).to(model.device)
+    tokens = batch.response[batch.response_mask]
+    scores = likeliest_log_probs(response_hidden(model, batch), output_head(model, vocabulary), tokens)
+    ends = np.cumsum([len(response) for response in responses])[:-1]
+    of_rows = [np.split(score.double().cpu().numpy(), ends) for score in scores]
+    return [Likelihood(*row) for row in zip(*of_rows, strict=True)]
