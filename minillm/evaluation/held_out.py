@@ -1,8 +1,8 @@
 """Stage `held_out`: loss of a model on text that it was not trained on, and its calibration there (method.md §7).
 
 That text is the first reference of every benchmark prompt, EOS included, given the prompt, and blocks of plain text,
-all but their first token, which nothing precedes. The loss is a mean over tokens; calibration is that of the likeliest next
-token.
+all but their first token, which nothing precedes. The loss is a mean over tokens; calibration is that of the likeliest
+next token.
 """
 
 import json
