@@ -60,3 +60,14 @@ def test_padded_rows_of_the_embedding_are_no_tokens():
     with torch.no_grad():
         logits = model(torch.tensor([[3, 4]])).logits[0, -1, :VOCABULARY]
     assert found.log_prob[0] == pytest.approx(float(torch.log_softmax(logits, dim=-1)[5]), abs=1e-10)
+
+
+def test_half_precision_is_close_and_still_knows_the_likeliest():
+    pairs = make_pairs(40)
+    want = likelihoods(small_model("llama", spread=0.1), VOCABULARY, pairs, 8)
+    got = likelihoods(small_model("llama", spread=0.1).bfloat16(), VOCABULARY, pairs, 8)
+    for narrow, wide in zip(got, want, strict=True):
+        assert (narrow.log_prob <= narrow.likeliest).all()
+        np.testing.assert_allclose(narrow.log_prob, wide.log_prob, rtol=0, atol=0.05)
+    agree = [(narrow.correct == wide.correct).mean() for narrow, wide in zip(got, want, strict=True)]
+    assert np.mean(agree) > 0.95
