@@ -11,7 +11,7 @@ from prefect import State, flow
 from minillm.errors import ConfigError
 from minillm.loading import load_config
 from tasks.data import filter_examples, pack_plain_text, prepare, read_benchmarks
-from tasks.evaluation import evaluate
+from tasks.evaluation import check_downstream, evaluate
 from tasks.reporting import conclude, export_model, report
 from tasks.server import ensure_prefect_server
 from tasks.session import tracked
@@ -31,7 +31,8 @@ def distill(config_file: str = "configs/quickstart.yaml", overrides: tuple[str, 
     with tracked(config) as session:
         prepared = prepare.submit(config)
         benchmarks = read_benchmarks.submit(config)
-        examples = filter_examples.submit(config, prepared, benchmarks)
+        downstream = check_downstream.submit(config, prepared)
+        examples = filter_examples.submit(config, prepared, benchmarks, wait_for=[downstream])
         plain_text = pack_plain_text.submit(config, prepared)
 
         teacher = fine_tune_teacher.submit(config, prepared, examples)
@@ -44,7 +45,7 @@ def distill(config_file: str = "configs/quickstart.yaml", overrides: tuple[str, 
         }
 
         models = {"teacher": teacher, **students}
-        measured = evaluate(config, models, prepared, benchmarks)
+        measured = evaluate(config, models, prepared, benchmarks, downstream)
         results = report.submit(config, examples, benchmarks, {**models, "initial": initial}, measured)
         exports = {
             name: export_model.submit(config, name, model, examples, results) for name, model in students.items()

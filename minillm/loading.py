@@ -1,5 +1,6 @@
 """Reading a configuration: YAML, overrides, validation, and one message for everything that is wrong with it."""
 
+import importlib.util
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, get_args, get_origin
@@ -13,6 +14,9 @@ from yaml import YAMLError
 from minillm.config import Config
 from minillm.errors import ConfigError
 from minillm.nearest import missing_path, suggestion
+
+DOWNSTREAM_PACKAGES = ("lm_eval", "accelerate")
+"""Of the extra `downstream`."""
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
@@ -33,7 +37,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         config = Config.model_validate(raw)
     except ValidationError as error:
         problems += [_explain(details) for details in error.errors()]
-    problems += _missing_sources(raw)
+    problems += [*_missing_sources(raw), *_missing_packages(raw)]
     if problems or config is None:
         lines = "\n".join(f"  - {problem}" for problem in problems)
         raise ConfigError(f"{path} cannot run, {len(problems)} problem{'s'[: len(problems) > 1]}:\n{lines}")
@@ -103,6 +107,9 @@ def _missing_sources(raw: dict[str, Any]) -> Iterator[str]:
     fields = ["data.instructions", "data.split", "data.plain_text"]
     benchmarks = _at(raw, "evaluation", "benchmarks")
     fields += [f"evaluation.benchmarks.{name}.source" for name in benchmarks] if isinstance(benchmarks, dict) else []
+    local = _at(raw, "evaluation", "downstream", "local")
+    for name in local if isinstance(local, dict) else []:
+        fields += [f"evaluation.downstream.local.{name}.{rows}" for rows in ("source", "examples")]
     roots = {field: directory for field in fields} | {f: "." for f in ("teacher.model", "student.model", "tokenizer")}
     for field, root in roots.items():
         source = _at(raw, *field.split("."))
@@ -111,6 +118,16 @@ def _missing_sources(raw: dict[str, Any]) -> Iterator[str]:
         path = Path(root, source["path"], *([source["file"]] if isinstance(source.get("file"), str) else []))
         if not path.exists():
             yield f"{field}: {missing_path(path)}"
+
+
+def _missing_packages(raw: dict[str, Any]) -> Iterator[str]:
+    """Optional packages that the configuration needs and that are not installed."""
+    missing = [name for name in DOWNSTREAM_PACKAGES if importlib.util.find_spec(name) is None]
+    if missing and _at(raw, "evaluation", "downstream") is not None:
+        yield (
+            f"evaluation.downstream: needs {' and '.join(missing)}, not installed here; run "
+            "`pip install .[downstream]` in the repository (`make env` has it), or leave evaluation.downstream out"
+        )
 
 
 def _at(raw: Any, *keys: str) -> Any:

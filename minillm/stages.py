@@ -5,7 +5,7 @@ Nothing heavy is imported here, so that a flow that finds everything cached ends
 """
 
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, SerializeAsAny
 
@@ -141,11 +141,40 @@ class Diversity(Stage):
     benchmarks: tuple[str, ...]
 
 
+class DownstreamTasks(Stage):
+    """Find and check the harness's tasks, before anything is trained.
+
+    Inputs: `prepared` (for the models' positions); `rows/NAME` and `examples/NAME` of tasks with local rows.
+    Output: plan.json, and those rows by task.
+    """
+
+    kind: ClassVar[str] = "downstream_tasks"
+    module: ClassVar[str] = "minillm.evaluation.downstream_tasks"
+    harness: str
+    """Version of lm-evaluation-harness, which defines the tasks."""
+    tasks: tuple[str, ...]
+    few_shot: int | None
+    parts: dict[str, str]
+    """By name of the task with local rows, as `changes`."""
+    changes: dict[str, dict[str, Any]]
+
+
+class DownstreamScore(Stage):
+    """Answer the harness's tasks with one model. Inputs: `model`, `tokenizer`, `tasks`."""
+
+    kind: ClassVar[str] = "downstream"
+    module: ClassVar[str] = "minillm.evaluation.downstream"
+    role: str
+    limit: int | None
+    precision: Literal["float32", "bfloat16"]
+
+
 class Report(Stage):
     """Tables, plots and the page.
 
-    Inputs: `examples`, `benchmarks`; `score/ROLE`, `diversity/ROLE` and `responses/ROLE` (generate) for each row of
-    the table; `train/ROLE` for each model trained here, the initial student too (a ready-made teacher has none).
+    Inputs: `examples`, `benchmarks`; `score/ROLE`, `diversity/ROLE`, `responses/ROLE` (generate) and, where it was
+    measured, `downstream/ROLE` for each row of the table; `train/ROLE` for each model trained here, the initial student
+    too (a ready-made teacher has none).
     """
 
     kind: ClassVar[str] = "report"
@@ -170,7 +199,8 @@ class Card(Stage):
 
 
 STAGES: tuple[type[Stage], ...] = (
-    Prepare, Benchmarks, Filter, Pack, Train, Respond, Generate, Score, Diversity, Report, Card
+    Prepare, Benchmarks, Filter, Pack, Train, Respond, Generate, Score, Diversity, DownstreamTasks, DownstreamScore,
+    Report, Card,
 )  # fmt: skip
 
 

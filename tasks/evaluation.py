@@ -1,19 +1,21 @@
 """Tasks that measure a model: responses, generated once and stored, and what is measured on them without it."""
 
+import importlib.metadata
 from collections.abc import Mapping
 from typing import Any
 
 from prefect import State
 from prefect.futures import PrefectFuture
+from prefect.states import Completed
 
 from minillm.artifacts import Artifact
 from minillm.config import Config
-from minillm.stages import Diversity, Generate, Score
+from minillm.stages import Diversity, DownstreamScore, DownstreamTasks, Generate, Score
 from tasks.stage import Input, compute, stage_task
 
 
 def evaluate(
-    config: Config, models: Mapping[str, Any], prepared: Any, benchmarks: Any
+    config: Config, models: Mapping[str, Any], prepared: Any, benchmarks: Any, downstream: Any
 ) -> dict[str, PrefectFuture[Any]]:
     """Start every measurement of every model.
 
@@ -22,6 +24,7 @@ def evaluate(
         models: By the rows of the table, the teacher first; results or futures of tasks, as the others.
         prepared: The tokenizer.
         benchmarks: In their one format.
+        downstream: The harness's tasks, checked.
 
     Returns:
         Futures of artifacts by the names of the report's inputs, e.g. score/minillm.
@@ -31,6 +34,8 @@ def evaluate(
         responses = measured[f"responses/{role}"] = generate.submit(config, role, model, prepared, benchmarks)
         measured[f"score/{role}"] = score.submit(config, role, responses, prepared, benchmarks)
         measured[f"diversity/{role}"] = measure_diversity.submit(config, role, responses)
+        if config.evaluation.downstream is not None:
+            measured[f"downstream/{role}"] = answer_downstream.submit(config, role, model, prepared, downstream)
     return measured
 
 
@@ -69,6 +74,39 @@ def measure_diversity(config: Config, role: str, responses: Artifact) -> Artifac
     """Distinct n-grams and self-overlap of stored responses."""
     stage = Diversity(role=role, benchmarks=tuple(config.evaluation.benchmarks))
     return compute(stage, {"responses": responses}, config, f"diversity {role}")
+
+
+@stage_task("check downstream tasks")
+def check_downstream(config: Config, prepared: Artifact) -> Artifact | State:
+    """Find lm-evaluation-harness's tasks and their data; nothing to do where none is asked for."""
+    downstream = config.evaluation.downstream
+    if downstream is None:
+        return Completed(name="Skipped", message="no evaluation.downstream", data=None)
+    stage = DownstreamTasks(
+        harness=importlib.metadata.version("lm_eval"),
+        tasks=downstream.tasks,
+        few_shot=downstream.few_shot,
+        parts={name: local.part for name, local in downstream.local.items() if local.part is not None},
+        changes={name: local.changes for name, local in downstream.local.items()},
+    )
+    inputs: dict[str, Input] = {"prepared": prepared}
+    for name, local in downstream.local.items():
+        inputs[f"rows/{name}"] = local.source
+        if local.examples is not None:
+            inputs[f"examples/{name}"] = local.examples
+    return compute(stage, inputs, config, "check downstream tasks")
+
+
+@stage_task("downstream {role}")
+def answer_downstream(
+    config: Config, role: str, model: Input, prepared: Artifact, downstream: Artifact
+) -> Artifact | State:
+    """Answer the harness's tasks with one model."""
+    evaluation = config.evaluation
+    assert evaluation.downstream is not None
+    stage = DownstreamScore(role=role, limit=evaluation.downstream.limit, precision=evaluation.precision)
+    inputs: dict[str, Input] = {"model": model, "tokenizer": prepared, "tasks": downstream}
+    return compute(stage, inputs, config, f"downstream {role}")
 
 
 def generation_tokens(config: Config) -> int:

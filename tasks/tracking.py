@@ -12,7 +12,7 @@ from prefect.settings import PREFECT_API_URL, PREFECT_UI_URL
 from minillm.artifacts import METRICS, Artifact
 from minillm.config import Config, Model, Source
 from minillm.data.sources import Resolved
-from minillm.stages import Benchmarks, Diversity, Report, Score, Stage
+from minillm.stages import Benchmarks, Diversity, DownstreamScore, DownstreamTasks, Report, Score, Stage
 from tasks.outbox import DatasetFacts, Outbox, Record, Wanted
 from tasks.settings import PREFECT_UI, set_mlflow_defaults
 
@@ -96,7 +96,7 @@ def datasets(stage: Stage, sources: Mapping[str, tuple[Source | Model, Resolved]
             digest=resolved.fingerprint.removeprefix("sha256:")[:LONGEST_DIGEST],
             source_type="local" if source.hub is None else "hf",
             source=source.model_dump_json(exclude_none=True),
-            context="evaluation" if isinstance(stage, Benchmarks) else "training",
+            context="evaluation" if isinstance(stage, Benchmarks | DownstreamTasks) else "training",
         )
         for name, (source, resolved) in sources.items()
         if isinstance(source, Source)
@@ -125,8 +125,12 @@ def found(wanted: Wanted, artifact: Artifact, stage: Stage) -> None:
 
 def on_parent(wanted: Wanted, artifact: Artifact, stage: Stage) -> None:
     """What a finished stage adds to the enclosing run: scores and diversity by method, and the report."""
-    if isinstance(stage, Score | Diversity):
-        shown = ("rouge_l", "exact_match") if isinstance(stage, Score) else ("distinct_4", "self_overlap")
+    if isinstance(stage, Score | Diversity | DownstreamScore):
+        shown = {
+            Score: ("rouge_l", "exact_match"),
+            Diversity: ("distinct_4", "self_overlap"),
+            DownstreamScore: ("downstream",),
+        }[type(stage)]
         for name, value in artifact.manifest().get("summary", {}).items():
             metric, _, benchmark = name.partition("/")
             if metric in shown:

@@ -6,7 +6,7 @@ is the authors' public implementation, whose deviations `minillm.parity` sets in
 
 from minillm.config.base import Model, Source, Strict
 from minillm.config.data import Data, Template, Tokenizer
-from minillm.config.evaluation import Benchmark, Evaluation, Fields
+from minillm.config.evaluation import Benchmark, Downstream, Evaluation, Fields, LocalTask
 from minillm.config.experiment import Config, Runtime
 from minillm.config.training import Method, Policy, Student, Teacher, Training
 
@@ -14,8 +14,10 @@ __all__ = [
     "Benchmark",
     "Config",
     "Data",
+    "Downstream",
     "Evaluation",
     "Fields",
+    "LocalTask",
     "Method",
     "Model",
     "Policy",
