@@ -144,7 +144,7 @@ class Diversity(Stage):
 class DownstreamTasks(Stage):
     """Find and check the harness's tasks, before anything is trained.
 
-    Inputs: `prepared` (for the models' positions); `rows/NAME` and `examples/NAME` of tasks with local rows.
+    Inputs: `prepared/…` (for the models' positions); `rows/NAME` and `examples/NAME` of tasks with local rows.
     Output: plan.json, and those rows by task.
     """
 

@@ -77,7 +77,7 @@ def measure_diversity(config: Config, role: str, responses: Artifact) -> Artifac
 
 
 @stage_task("check downstream tasks")
-def check_downstream(config: Config, prepared: Artifact) -> Artifact | State:
+def check_downstream(config: Config, *prepared: Artifact) -> Artifact | State:
     """Find lm-evaluation-harness's tasks and their data; nothing to do where none is asked for."""
     downstream = config.evaluation.downstream
     if downstream is None:
@@ -89,7 +89,7 @@ def check_downstream(config: Config, prepared: Artifact) -> Artifact | State:
         parts={name: local.part for name, local in downstream.local.items() if local.part is not None},
         changes={name: local.changes for name, local in downstream.local.items()},
     )
-    inputs: dict[str, Input] = {"prepared": prepared}
+    inputs: dict[str, Input] = {f"prepared/{number}": artifact for number, artifact in enumerate(prepared)}
     for name, local in downstream.local.items():
         inputs[f"rows/{name}"] = local.source
         if local.examples is not None:

@@ -1,6 +1,7 @@
 """One direction: flows → tasks → minillm; and the pins that the environment is made from."""
 
 import ast
+import itertools
 import re
 import subprocess
 import sys
@@ -55,7 +56,7 @@ def test_every_dependency_is_pinned_within_its_range():
     assert all(re.fullmatch(r"[\w.-]+==[\w.]+", line) for line in lines), "exact versions, no paths, no local builds"
     pins = {name.lower().replace("_", "-"): version for name, version in (line.split("==") for line in lines)}
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    wanted = [*project["dependencies"], *project["optional-dependencies"]["dev"]]
+    wanted = [*project["dependencies"], *itertools.chain(*project["optional-dependencies"].values())]
     for requirement in map(Requirement, wanted):
         version = pins.get(requirement.name.lower().replace("_", "-"))
         assert version is not None, requirement.name

@@ -1,1 +1,1 @@
-"""Scores of stored responses; no model is needed."""
+"""What is measured of a model: scores of its stored responses, and lm-evaluation-harness's tasks."""

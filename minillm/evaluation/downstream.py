@@ -2,6 +2,7 @@
 
 import json
 import re
+import traceback
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from lm_eval.tasks.manager import TaskDict
 from transformers import set_seed
 
 from minillm.artifacts import write_atomically
+from minillm.errors import StageError
 from minillm.evaluation.harness import PLAN, SEED, Plan, generated_tokens, load, task_manager
 from minillm.models.causal_lm import DTYPES, load_model, load_tokenizer
 from minillm.processes import device
@@ -77,9 +79,19 @@ def answer(lm: LanguageModel, loaded: TaskDict, limit: int | None, samples: Path
         loaded: One task, or those of a group or tag.
         limit: Questions of each task; None for all.
         samples: Folder for TASK.jsonl.
+
+    Raises:
+        StageError: If the harness cannot put a question to the model, as where an answer is longer than it sees.
     """
     set_seed(SEED)
-    returned: Any = evaluate(lm, loaded, limit=limit)
+    try:
+        returned: Any = evaluate(lm, loaded, limit=limit)
+    except AssertionError as error:
+        broken = traceback.extract_tb(error.__traceback__)[-1].line
+        raise StageError(
+            f"{', '.join(loaded['tasks'])}: a question cannot be put to this model, which sees {lm.max_length} tokens "
+            f"(`{broken}`); leave the task out of evaluation.downstream.tasks, or take a model with more positions"
+        ) from error
     cut = {}
     for task, answered in returned["samples"].items():
         cut[task] = len({sample["doc_id"] for sample in answered if any(_is_cut(lm, a) for a in sample["arguments"])})

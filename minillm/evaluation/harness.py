@@ -1,6 +1,7 @@
 """The tasks of lm-evaluation-harness as a run asks for them, with local rows in the place of the hub's."""
 
 import logging
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,9 @@ TASKS = Path(lm_eval.tasks.__file__).parent
 PLAN = "plan.json"
 SEED = 1234
 """Of few-shot examples and of whatever else is drawn; the harness's default."""
+
+Definition = Any
+"""Of a task, group or tag in the harness's index: name, kind, cfg, yaml_path, tags."""
 
 logging.getLogger("lm_eval").setLevel(logging.ERROR)  # it warns of every prompt that it cuts; those are counted here
 
@@ -42,6 +46,23 @@ class Plan(Strict):
     """Of the definitions in use, beneath TASKS; to read all 14,000 takes seconds for each model."""
     local: dict[str, LocalRows]
     """By name of the task; a group's rows stand with each of its tasks."""
+
+
+def beneath(index: Mapping[str, Definition], name: str) -> list[Definition]:
+    """The definitions of a task, or of a group or tag and all that it is made of.
+
+    Args:
+        index: Of a TaskManager.
+        name: That the index has.
+    """
+    found: dict[str, Definition] = {}
+    waiting = [name]
+    while waiting:
+        name = waiting.pop()
+        if name in index and name not in found:
+            found[name] = index[name]
+            waiting += _members(index[name])
+    return list(found.values())
 
 
 def task_manager(plan: Plan, rows: Path, work: Path) -> TaskManager:
@@ -92,7 +113,7 @@ def load(manager: TaskManager, name: str, few_shot: int | None) -> TaskDict:
     loaded = manager.load([name])
     for task in loaded["tasks"].values():
         own = task.get_config("num_fewshot")
-        task.set_config("num_fewshot", own or 0 if few_shot is None or own == 0 else few_shot)
+        task.set_config("num_fewshot", (own or 0) if few_shot is None or own == 0 else few_shot)
         task.set_fewshot_seed(SEED)
     return loaded
 
@@ -101,3 +122,20 @@ def generated_tokens(options: dict[str, Any]) -> int:
     """Most tokens that a task generates per question, by its generation settings; 256 where they do not say."""
     settings: Any = normalize_gen_kwargs(options)
     return settings["max_gen_toks"]
+
+
+def _members(definition: Definition) -> list[str]:
+    if definition.kind.name == "TAG":
+        return sorted(definition.tags)
+    return list(_names(definition.cfg.get("task"))) if definition.kind.name == "GROUP" else []
+
+
+def _names(members: Any) -> Iterator[str]:
+    """Names in a group's list of tasks, which may be nested and may carry settings."""
+    if isinstance(members, str):
+        yield members
+    elif isinstance(members, dict):
+        yield from _names([members.get("group"), members.get("task")])
+    elif isinstance(members, list):
+        for member in members:
+            yield from _names(member)

@@ -65,11 +65,25 @@ def looks(roles: Sequence[str]) -> Look:
 
 def benchmark_figure(comparison: Comparison, look: Look) -> Figure:
     """The score of every method on every benchmark, with the 95 % interval over prompts where there is one."""
-    rows = comparison.columns
-    figure, axes = _figure(height=0.9 + 0.13 * len(rows) * (len(comparison.roles) + 1.5))
-    for place, role in enumerate(comparison.roles):
-        cells = [comparison.score(role, name) for name in rows]
-        offset = 0.8 * ((place + 0.5) / len(comparison.roles) - 0.5)
+    cells = {role: [comparison.score(role, name) for name in comparison.columns] for role in comparison.roles}
+    label = f"{comparison.measure} (0–100), mean and 95 % interval over prompts"
+    return interval_figure(comparison.columns, cells, label, look)
+
+
+def interval_figure(
+    rows: Sequence[str], values: Mapping[str, Sequence[Mapping[str, Any]]], label: str, look: Look
+) -> Figure:
+    """A value of every method in every row, with its interval where there is one.
+
+    Args:
+        rows: Names, from the top.
+        values: By method, `mean` and `interval` in each row.
+        label: Of the axis.
+        look: Of the methods.
+    """
+    figure, axes = _figure(height=0.9 + 0.13 * len(rows) * (len(values) + 1.5))
+    for place, (role, cells) in enumerate(values.items()):
+        offset = 0.8 * ((place + 0.5) / len(values) - 0.5)
         axes.errorbar(
             [cell["mean"] for cell in cells],
             [row + offset for row in range(len(rows))],
@@ -83,7 +97,7 @@ def benchmark_figure(comparison: Comparison, look: Look) -> Figure:
     axes.tick_params(axis="y", length=0)
     axes.grid(visible=False, axis="y")
     axes.set_ylim(len(rows) - 0.5, -0.5)
-    axes.set_xlabel(f"{comparison.measure} (0–100), mean and 95 % interval over prompts")
+    axes.set_xlabel(label)
     _legend(axes)
     return figure
 

@@ -22,6 +22,7 @@ from minillm.evaluation.scoring import prompt_values
 from minillm.progress import read_metrics
 from minillm.reporting import plots
 from minillm.reporting.comparison import MEAN, WORDS, Comparison, formatted, human, percent, verdict
+from minillm.reporting.downstream_section import downstream_section
 from minillm.reporting.sections import Section
 from minillm.stages import Job, Report
 
@@ -32,7 +33,7 @@ SHOWN_CHARACTERS = 1200
 
 MakeSection = Callable[[Mapping[str, Path], Sequence[str], plots.Look], Section | None]
 """From the stage's inputs, the rows of the table and how they look; None where nothing was measured."""
-SECTIONS: tuple[MakeSection, ...] = ()
+SECTIONS: tuple[MakeSection, ...] = (downstream_section,)
 """In the order of the page."""
 
 

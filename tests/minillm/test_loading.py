@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pydantic
 import pytest
 import yaml
 
@@ -126,6 +127,15 @@ def test_drawing_options_are_refused_where_nothing_is_drawn(tmp_path, raw):
     assert load(tmp_path, raw, "evaluation.strategy=greedy").evaluation.strategy == "greedy"
 
 
+def test_local_rows_belong_to_a_task_that_is_asked_for(tmp_path, raw):
+    local = "{arc_easy: {source: {path: eval.jsonl}}}"
+    message = refusal(tmp_path, raw, f"evaluation.downstream={{tasks: [hellaswag], local: {local}}}")
+    assert "evaluation.downstream: `local` has rows for arc_easy, not among `tasks`: hellaswag" in message
+    assert "evaluation.downstream.fewshot: unknown key; did you mean `few_shot`" in refusal(
+        tmp_path, raw, "evaluation.downstream={tasks: [mmlu], fewshot: 5}"
+    )
+
+
 @pytest.mark.parametrize(
     ("override", "field"),
     [
@@ -133,6 +143,14 @@ def test_drawing_options_are_refused_where_nothing_is_drawn(tmp_path, raw):
         ("data.plain_text.path=no.txt", "data.plain_text"),
         ("evaluation.benchmarks.dolly.source.path=no.jsonl", "evaluation.benchmarks.dolly.source"),
         ("data.directory=/no/such/folder", "data.instructions"),
+        (
+            "evaluation.downstream={tasks: [mmlu], local: {mmlu: {source: {path: no.jsonl}}}}",
+            "evaluation.downstream.local.mmlu.source",
+        ),
+        (
+            "evaluation.downstream={tasks: [a], local: {a: {source: {path: eval.jsonl}, examples: {path: no.jsonl}}}}",
+            "evaluation.downstream.local.a.examples",
+        ),
     ],
 )
 def test_missing_data_are_refused_by_field_and_path(tmp_path, raw, override, field):
@@ -167,6 +185,30 @@ def test_a_file_that_is_no_configuration_says_so(tmp_path, monkeypatch):
         load_config(tmp_path / "empty.yaml", ["seed"])
     with pytest.raises(ConfigError, match=r"override 'seed=\[1': what follows the = is not YAML"):
         load_config(tmp_path / "empty.yaml", ["seed=[1"])
+
+
+def test_what_only_an_extra_installs_is_missed_before_anything_starts(tmp_path, raw):
+    """In an interpreter that sees every installed package but lm_eval."""
+    path = tmp_path / "run.yaml"
+    path.write_text(yaml.safe_dump(raw))
+    installed = tmp_path / "site-packages"
+    installed.mkdir()
+    for package in Path(pydantic.__file__).parents[1].iterdir():
+        if not package.name.startswith("lm_eval"):
+            (installed / package.name).symlink_to(package)
+    code = f"""
+import sys
+sys.path[:0] = [{str(ROOT)!r}, {str(installed)!r}]
+from minillm.errors import ConfigError
+from minillm.loading import load_config
+load_config({str(path)!r})
+try:
+    load_config({str(path)!r}, ["evaluation.downstream.tasks=[mmlu]"])
+except ConfigError as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-I", "-S", "-c", code], capture_output=True, text=True, check=True)
+    assert "evaluation.downstream: needs lm_eval, not installed here; run `pip install .[downstream]`" in done.stdout
 
 
 def test_loading_imports_nothing_heavy():
