@@ -18,7 +18,7 @@ from tasks.data import (
     read_benchmarks,
     read_questions,
 )
-from tasks.evaluation import evaluate
+from tasks.evaluation import check_downstream, evaluate
 from tasks.reporting import conclude, export_model, report
 from tasks.server import ensure_prefect_server
 from tasks.session import tracked
@@ -40,8 +40,9 @@ def distill(config_file: str = "configs/quickstart.yaml", overrides: tuple[str, 
         benchmarks = read_benchmarks.submit(config)
         questions = read_questions.submit(config, prepared)
         texts = pack_held_out_texts.submit(config, prepared)
+        downstream = check_downstream.submit(config, prepared)
         # Nothing is trained before all that will be measured on has been read.
-        examples = filter_examples.submit(config, prepared, benchmarks, wait_for=[questions, texts])
+        examples = filter_examples.submit(config, prepared, benchmarks, wait_for=[questions, texts, downstream])
         plain_text = pack_plain_text.submit(config, prepared)
 
         teacher = fine_tune_teacher.submit(config, prepared, examples)
@@ -59,6 +60,7 @@ def distill(config_file: str = "configs/quickstart.yaml", overrides: tuple[str, 
             benchmarks,
             dict.fromkeys(models, questions),
             dict.fromkeys(models, texts),
+            downstream,
         )
         measured = evaluate(config, models, *sets)
         results = report.submit(config, benchmarks, {**models, "initial": initial}, measured, examples)

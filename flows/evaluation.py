@@ -11,7 +11,7 @@ from prefect import State, flow
 from minillm.errors import ConfigError
 from minillm.loading import load_evaluation
 from tasks.data import pack_held_out_texts, prepare_model, read_benchmarks, read_questions
-from tasks.evaluation import evaluate
+from tasks.evaluation import check_downstream, evaluate
 from tasks.reporting import conclude, report
 from tasks.server import ensure_prefect_server
 from tasks.session import tracked
@@ -36,7 +36,8 @@ def evaluate_models(models: tuple[str, ...] = (), config_file: str = SMALL, over
         prepared = {name: prepare_model.submit(config, name) for name in config.models}
         questions = {name: read_questions.submit(config, tokenizer) for name, tokenizer in prepared.items()}
         texts = {name: pack_held_out_texts.submit(config, tokenizer) for name, tokenizer in prepared.items()}
-        measured = evaluate(config, config.models, prepared, benchmarks, questions, texts)
+        downstream = check_downstream.submit(config, *prepared.values())
+        measured = evaluate(config, config.models, prepared, benchmarks, questions, texts, downstream)
         results = report.submit(config, benchmarks, config.models, measured)
         return conclude(session, config, results, {})
 

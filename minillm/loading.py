@@ -17,6 +17,9 @@ from minillm.config import BaseConfig, Config, EvaluationConfig, Judge
 from minillm.errors import ConfigError
 from minillm.nearest import missing_path, suggestion
 
+DOWNSTREAM_PACKAGES = ("lm_eval", "accelerate")
+"""Of the extra `downstream`."""
+
 HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 ROW = re.compile(r"([\w.-]+)=(.+)")
 
@@ -78,7 +81,7 @@ def _validated(kind: type[Kind], path: str | Path, raw: dict[str, Any]) -> Kind:
         config = kind.model_validate(raw)
     except ValidationError as error:
         problems += [_explain(details, kind) for details in error.errors()]
-    problems += _missing_sources(raw)
+    problems += [*_missing_sources(raw), *_missing_packages(raw)]
     if config is not None and config.evaluation.judge is not None:
         problems += _judge_out_of_reach(config.evaluation.judge)
     if problems or config is None:
@@ -153,6 +156,8 @@ def _missing_sources(raw: dict[str, Any]) -> Iterator[str]:
     data = [("data", "instructions"), ("data", "split"), ("data", "plain_text"), ("evaluation", "preference")]
     for section, source in (("benchmarks", ("source",)), ("calibration", ("source",)), ("held_out", ())):
         data += [("evaluation", section, name, *source) for name in _names(raw, "evaluation", section)]
+    for name in _names(raw, "evaluation", "downstream", "local"):
+        data += [("evaluation", "downstream", "local", name, rows) for rows in ("source", "examples")]
     models = [("teacher", "model"), ("student", "model"), ("tokenizer",)]
     models += [("models", name) for name in _names(raw, "models")]
     for keys, root in [*((keys, directory) for keys in data), *((keys, ".") for keys in models)]:
@@ -185,6 +190,16 @@ def _judge_out_of_reach(judge: Judge) -> Iterator[str]:
         yield (
             f"evaluation.judge.api_key_variable: {variable} holds blanks, line ends or letters outside ASCII, "
             "which cannot be sent as a key; export it again"
+        )
+
+
+def _missing_packages(raw: dict[str, Any]) -> Iterator[str]:
+    """Optional packages that the configuration needs and that are not installed."""
+    missing = [name for name in DOWNSTREAM_PACKAGES if importlib.util.find_spec(name) is None]
+    if missing and _at(raw, "evaluation", "downstream") is not None:
+        yield (
+            f"evaluation.downstream: needs {' and '.join(missing)}, not installed here; run "
+            "`pip install .[downstream]` in the repository (`make env` has it), or leave evaluation.downstream out"
         )
 
 

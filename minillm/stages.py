@@ -265,12 +265,42 @@ class HeldOut(Stage):
     """Of plain text."""
 
 
+class DownstreamTasks(Stage):
+    """Find and check the harness's tasks, before anything is trained.
+
+    Inputs: `prepared/…` (for the models' positions); `rows/NAME` and `examples/NAME` of tasks with local rows.
+    Output: plan.json, and those rows by task.
+    """
+
+    kind: ClassVar[str] = "downstream_tasks"
+    module: ClassVar[str] = "minillm.evaluation.downstream_tasks"
+    harness: str
+    """Version of lm-evaluation-harness, which defines the tasks."""
+    tasks: tuple[str, ...]
+    few_shot: int | None
+    parts: dict[str, str]
+    """By name of the task with local rows, as `changes`."""
+    changes: dict[str, dict[str, Any]]
+
+
+class DownstreamScore(Stage):
+    """Answer the harness's tasks with one model. Inputs: `model`, `tokenizer`, `tasks`."""
+
+    kind: ClassVar[str] = "downstream"
+    module: ClassVar[str] = "minillm.evaluation.downstream"
+    shown: ClassVar[tuple[str, ...]] = ("downstream",)
+    role: str
+    limit: int | None
+    precision: Literal["float32", "bfloat16"]
+
+
 class Report(Stage):
     """Tables, plots and the page.
 
     Inputs: `benchmarks`; `score/ROLE`, `diversity/ROLE` and `responses/ROLE` (generate) for each row of the table;
-    `exposure/ROLE`, `calibration/ROLE`, `held_out/ROLE` and `judge/ROLE` for those measured, `preference` where people
-    compared answers; `train/ROLE` for each model trained here, the initial student too, and `examples` where any was.
+    `exposure/ROLE`, `calibration/ROLE`, `held_out/ROLE`, `downstream/ROLE` and `judge/ROLE` for those measured,
+    `preference` where people compared answers; `train/ROLE` for each model trained here, the initial student too, and
+    `examples` where any was.
     """
 
     kind: ClassVar[str] = "report"
@@ -297,8 +327,8 @@ class Card(Stage):
 
 
 STAGES: tuple[type[Stage], ...] = (
-    Prepare, Benchmarks, Questions, Filter, Pack, HeldOutTexts, Train, Respond, Generate, Score, Diversity, Exposure,
-    Calibration, HeldOut, Judging, Preference, Report, Card,
+    Prepare, Benchmarks, Questions, Filter, Pack, HeldOutTexts, DownstreamTasks, Train, Respond, Generate, Score,
+    Diversity, Exposure, Calibration, HeldOut, DownstreamScore, Judging, Preference, Report, Card,
 )  # fmt: skip
 
 

@@ -1,14 +1,27 @@
 """Tasks that measure a model: responses, generated once and stored, and what is measured on them."""
 
+import importlib.metadata
 from collections.abc import Mapping
 from typing import Any
 
 from prefect import State
 from prefect.futures import PrefectFuture
+from prefect.states import Completed
 
 from minillm.artifacts import Artifact
 from minillm.config import BaseConfig, Source
-from minillm.stages import Calibration, Diversity, Exposure, Generate, HeldOut, Judging, Preference, Score
+from minillm.stages import (
+    Calibration,
+    Diversity,
+    DownstreamScore,
+    DownstreamTasks,
+    Exposure,
+    Generate,
+    HeldOut,
+    Judging,
+    Preference,
+    Score,
+)
 from tasks.stage import Input, compute, stage_task
 
 
@@ -19,6 +32,7 @@ def evaluate(
     benchmarks: Any,
     questions: Mapping[str, Any],
     texts: Mapping[str, Any],
+    downstream: Any,
 ) -> dict[str, PrefectFuture[Any]]:
     """Start every measurement of every model, once all of them are known to be fit for it.
 
@@ -29,6 +43,7 @@ def evaluate(
         benchmarks: In their one format.
         questions: Multiple-choice sets; read where the configuration has some.
         texts: Held-out texts; read where the configuration has some.
+        downstream: The harness's tasks, checked.
 
     Returns:
         Futures of artifacts by the names of the report's inputs, e.g. score/minillm.
@@ -41,6 +56,8 @@ def evaluate(
         )
         measured[f"score/{role}"] = score.submit(config, role, responses, counting, benchmarks)
         measured[f"diversity/{role}"] = measure_diversity.submit(config, role, responses)
+        if config.evaluation.downstream is not None:
+            measured[f"downstream/{role}"] = answer_downstream.submit(config, role, model, prepared[role], downstream)
         if config.evaluation.calibration:
             measured[f"calibration/{role}"] = measure_calibration.submit(
                 config, role, model, prepared[role], questions[role]
@@ -179,6 +196,39 @@ def measure_held_out(
     )
     inputs: dict[str, Input] = {"model": model, "tokenizer": prepared, "benchmarks": benchmarks, "texts": texts}
     return compute(stage, inputs, config, f"held-out loss {role}")
+
+
+@stage_task("check downstream tasks")
+def check_downstream(config: BaseConfig, *prepared: Artifact) -> Artifact | State:
+    """Find lm-evaluation-harness's tasks and their data; nothing to do where none is asked for."""
+    downstream = config.evaluation.downstream
+    if downstream is None:
+        return Completed(name="Skipped", message="no evaluation.downstream", data=None)
+    stage = DownstreamTasks(
+        harness=importlib.metadata.version("lm_eval"),
+        tasks=downstream.tasks,
+        few_shot=downstream.few_shot,
+        parts={name: local.part for name, local in downstream.local.items() if local.part is not None},
+        changes={name: local.changes for name, local in downstream.local.items()},
+    )
+    inputs: dict[str, Input] = {f"prepared/{number}": artifact for number, artifact in enumerate(prepared)}
+    for name, local in downstream.local.items():
+        inputs[f"rows/{name}"] = local.source
+        if local.examples is not None:
+            inputs[f"examples/{name}"] = local.examples
+    return compute(stage, inputs, config, "check downstream tasks")
+
+
+@stage_task("downstream {role}")
+def answer_downstream(
+    config: BaseConfig, role: str, model: Input, prepared: Artifact, downstream: Artifact
+) -> Artifact | State:
+    """Answer the harness's tasks with one model."""
+    evaluation = config.evaluation
+    assert evaluation.downstream is not None
+    stage = DownstreamScore(role=role, limit=evaluation.downstream.limit, precision=evaluation.precision)
+    inputs: dict[str, Input] = {"model": model, "tokenizer": prepared, "tasks": downstream}
+    return compute(stage, inputs, config, f"downstream {role}")
 
 
 def generation_tokens(config: BaseConfig) -> int:

@@ -175,6 +175,9 @@ def _environment(runtime: Runtime) -> dict[str, str]:
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
         "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
+        "TQDM_DELAY": "30",  # bars of other libraries become a line of the log each half minute
+        "TQDM_MININTERVAL": "30",
+        "TQDM_MAXINTERVAL": "30",
     }
     if not Path("/dev/nvidia0").exists():
         environment["DS_ACCELERATOR"] = "cpu"

@@ -12,7 +12,16 @@ from prefect.settings import PREFECT_API_URL, PREFECT_UI_URL
 from minillm.artifacts import METRICS, Artifact, text_digest
 from minillm.config import BaseConfig, Model, Source
 from minillm.data.sources import Resolved
-from minillm.stages import Benchmarks, HeldOutTexts, Preference, Questions, Report, Score, Stage
+from minillm.stages import (
+    Benchmarks,
+    DownstreamTasks,
+    HeldOutTexts,
+    Preference,
+    Questions,
+    Report,
+    Score,
+    Stage,
+)
 from tasks.outbox import DatasetFacts, Outbox, Record, Wanted
 from tasks.settings import PREFECT_UI, set_mlflow_defaults
 
@@ -20,7 +29,7 @@ SHOWN_FILES = (".md", ".html", ".csv", ".png", ".json")
 SHOWN_BYTES = 5_000_000
 CURVES = ("train/", "valid/")
 """Beginnings of the names in metrics.jsonl: a result of such a name would be one more point of its curve."""
-FOR_EVALUATION = (Benchmarks, Questions, HeldOutTexts, Preference)
+FOR_EVALUATION = (Benchmarks, Questions, HeldOutTexts, DownstreamTasks, Preference)
 """Stages that read what models are measured on."""
 LONGEST_PARAM = 6000
 LONGEST_DIGEST = 36

@@ -6,7 +6,16 @@ is the authors' public implementation, whose deviations `minillm.parity` sets in
 
 from minillm.config.base import Model, Source, Strict
 from minillm.config.data import Data, Prompts, Template, Tokenizer
-from minillm.config.evaluation import Benchmark, Evaluation, ExposureBias, Fields, MultipleChoice, QuestionFields
+from minillm.config.evaluation import (
+    Benchmark,
+    Downstream,
+    Evaluation,
+    ExposureBias,
+    Fields,
+    LocalTask,
+    MultipleChoice,
+    QuestionFields,
+)
 from minillm.config.experiment import BaseConfig, Config, EvaluationConfig, Runtime
 from minillm.config.judge import Judge, Prices
 from minillm.config.training import Method, Policy, Student, Teacher, Training
@@ -16,11 +25,13 @@ __all__ = [
     "Benchmark",
     "Config",
     "Data",
+    "Downstream",
     "Evaluation",
     "EvaluationConfig",
     "ExposureBias",
     "Fields",
     "Judge",
+    "LocalTask",
     "Method",
     "Model",
     "MultipleChoice",

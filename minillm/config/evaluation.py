@@ -1,6 +1,6 @@
 """What is measured of the models, and on what (method.md §7)."""
 
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
@@ -101,6 +101,39 @@ class MultipleChoice(Strict):
         return self
 
 
+class LocalTask(Strict):
+    """Local rows in the place of a harness task's data set on the hub; they have the fields of the hub's."""
+
+    source: Source
+    """The questions."""
+    examples: Source | None = None
+    """Rows that few-shot examples are taken from; needed where `few_shot` is not 0."""
+    part: str | None = None
+    """Field that says which of a group's tasks a row belongs to, by the harness's `dataset_name`: subject for mmlu."""
+    changes: dict[str, Any] = Field(default_factory=dict)
+    """Fields of the harness's task that these rows need otherwise, e.g. {process_docs: null} for rows that have been
+    through it."""
+
+
+class Downstream(Strict):
+    """Tasks of lm-evaluation-harness, with its own prompts and metrics; needs the extra `downstream`."""
+
+    tasks: tuple[str, ...] = Field(min_length=1)
+    """Names of the harness's tasks, groups or tags: arc_easy, hellaswag, mmlu …"""
+    few_shot: int | None = Field(default=None, ge=0)
+    """Examples before each question; without it, as many as the task itself says. A task that says 0 stays at 0."""
+    limit: PositiveInt | None = None
+    """Questions of each task (of each of a group's tasks), from the first; without it, all."""
+    local: dict[str, LocalTask] = Field(default_factory=dict)
+    """By name of the task: rows at hand, so that the hub is not asked."""
+
+    @model_validator(mode="after")
+    def _local_tasks_are_asked_for(self) -> Self:
+        if unread := sorted(set(self.local) - set(self.tasks)):
+            raise ValueError(f"`local` has rows for {', '.join(unread)}, not among `tasks`: {', '.join(self.tasks)}")
+        return self
+
+
 class Evaluation(Strict):
     """Final evaluation (method.md §7): plain sampling, one generation per seed, stored and scored apart."""
 
@@ -137,6 +170,8 @@ class Evaluation(Strict):
     """Rates the answers; without it, no endpoint is asked."""
     exposure_bias: ExposureBias | None = None
     """What the students' own mistakes cost them (paper §3.3); without it, not measured."""
+    downstream: Downstream | None = None
+    """General abilities beside the benchmarks (ARC, HellaSwag, MMLU …); without it, none."""
 
     @model_validator(mode="after")
     def _names(self) -> Self:

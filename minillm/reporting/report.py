@@ -20,6 +20,7 @@ from minillm.reporting import plots
 from minillm.reporting.calibration_section import calibration_section
 from minillm.reporting.comparison import MEAN, WORDS, Comparison, formatted, percent, verdict
 from minillm.reporting.data import cut_words, data_tables, kept_rows, prompt_words
+from minillm.reporting.downstream_section import downstream_section
 from minillm.reporting.exposure_section import exposure_section
 from minillm.reporting.held_out_section import held_out_section
 from minillm.reporting.judge_section import judge_section
@@ -33,7 +34,7 @@ from minillm.stages import Job, Report
 MakeSection = Callable[[Mapping[str, Path], Sequence[str], plots.Look], Section | None]
 """From the stage's inputs, the rows of the table and how they look; None where nothing was measured."""
 SECTIONS: tuple[MakeSection, ...] = (
-    judge_section, preference_section, exposure_section, calibration_section, held_out_section
+    judge_section, preference_section, exposure_section, calibration_section, held_out_section, downstream_section
 )  # fmt: skip
 """In the order of the page."""
 

@@ -54,7 +54,7 @@ STAGES = {
     "export sft",
     "export minillm",
 }
-SKIPPED = {"teacher responses"}
+SKIPPED = {"teacher responses", "check downstream tasks"}
 
 
 @dataclass
@@ -254,6 +254,45 @@ def test_what_people_said_of_the_answers_stands_in_the_report_and_in_mlflow(firs
     client = MlflowClient(f"sqlite:///{first.config.parent / 'store' / 'mlflow.db'}")
     runs = client.search_runs(["1"], "metrics.`preference/minillm/sft/tie` >= 50")
     assert len(runs) == 1
+
+
+def test_downstream_tasks_stand_on_the_parent_and_in_the_report(first: Finished, server: str):
+    write_rows(
+        first.config.parent / "arc.jsonl",
+        [
+            {
+                "question": f"Is {n} even?",
+                "choices": {"text": ["yes", "no"], "label": ["A", "B"]},
+                "answerKey": "BA"[n % 2],
+            }
+            for n in range(6)
+        ],
+    )
+    asked = "evaluation.downstream.tasks=[arc_easy]", "evaluation.downstream.local.arc_easy.source.path=arc.jsonl"
+    done = distill(first.config, "--set", asked[0], "--set", asked[1], PREFECT_API_URL=server)
+    assert done.status == 0, done.log
+    computed = {stage for stage, state in done.states().items() if state == "Completed"} - {"distill"}
+    downstream = {"check downstream tasks", *(f"downstream {role}" for role in ("teacher", "sft", "minillm"))}
+    assert computed == {*downstream, "report", "export sft", "export minillm"}
+    (report,) = re.findall(r"^report +(\S+)$", done.output, re.MULTILINE)
+    page = Path(report).with_suffix(".md").read_text()
+    (cells,) = re.findall(r"^\| arc_easy +\| *acc +\| *1.0 +\| *0 +\| *6 +\| *0 +\|(.*)\|$", page, re.MULTILINE)
+    assert len(re.findall(r"[01]\.\d{3} ± 0\.\d{3}", cells)) == 3
+    client = MlflowClient(f"sqlite:///{first.config.parent / 'store' / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("small")
+    assert experiment is not None
+    newest = client.search_runs([experiment.experiment_id], order_by=["attribute.start_time DESC"])
+    parents = [run for run in newest if "mlflow.parentRunId" not in run.data.tags]
+    assert 0 <= parents[0].data.metrics["downstream/minillm/arc_easy"] <= 1
+    assert "downstream/minillm/arc_easy_stderr" in parents[0].data.metrics
+
+
+def test_an_unknown_downstream_task_stops_the_run_before_anything_is_trained(server: str, tmp_path: Path):
+    config = write_experiment(tmp_path)
+    failed = distill(config, "--set", "evaluation.downstream.tasks=[arc_esy]", PREFECT_API_URL=server)
+    assert failed.status == 1
+    assert "lm-evaluation-harness has no task 'arc_esy'; near names: arc_easy" in failed.log
+    assert [path.name for path in (tmp_path / "store").glob("*/train-*")] == []
 
 
 def test_a_misspelt_key_is_refused_before_anything_starts(first: Finished):

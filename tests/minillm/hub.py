@@ -54,10 +54,13 @@ class Handler(BaseHTTPRequestHandler):
                 self._send(200, json.dumps(tree).encode())
         elif match := FILE.match(self.path):
             kind, name = "datasets" if match[1] else "models", match[2]
-            content = hub.repositories[kind, name][match[4]]
-            if self.command == "GET":
-                hub.fetched.append(match[4])
-            self._send(200, content, {"X-Repo-Commit": COMMIT, "ETag": f'"{_oid(content)}"'})
+            content = hub.repositories[kind, name].get(match[4])
+            if content is None:
+                self._send(404, b"", {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": COMMIT})
+            else:
+                if self.command == "GET":
+                    hub.fetched.append(match[4])
+                self._send(200, content, {"X-Repo-Commit": COMMIT, "ETag": f'"{_oid(content)}"'})
         else:
             self._send(404, b"")
 

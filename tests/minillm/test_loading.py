@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import pydantic
 import pytest
 import yaml
 
@@ -152,6 +153,15 @@ def test_exposure_bias_is_refused_where_it_cannot_be_measured(tmp_path, raw):
     assert (exposure.benchmark, exposure.max_length, exposure.prompts) == (None, 256, None)
 
 
+def test_local_rows_belong_to_a_task_that_is_asked_for(tmp_path, raw):
+    local = "{arc_easy: {source: {path: eval.jsonl}}}"
+    message = refusal(tmp_path, raw, f"evaluation.downstream={{tasks: [hellaswag], local: {local}}}")
+    assert "evaluation.downstream: `local` has rows for arc_easy, not among `tasks`: hellaswag" in message
+    assert "evaluation.downstream.fewshot: unknown key; did you mean `few_shot`" in refusal(
+        tmp_path, raw, "evaluation.downstream={tasks: [mmlu], fewshot: 5}"
+    )
+
+
 @pytest.mark.parametrize(
     ("override", "field"),
     [
@@ -161,6 +171,14 @@ def test_exposure_bias_is_refused_where_it_cannot_be_measured(tmp_path, raw):
         ("evaluation.held_out.text.path=no.txt", "evaluation.held_out.text"),
         ("evaluation.calibration.sst2.source.path=no.jsonl", "evaluation.calibration.sst2.source"),
         ("data.directory=/no/such/folder", "data.instructions"),
+        (
+            "evaluation.downstream={tasks: [mmlu], local: {mmlu: {source: {path: no.jsonl}}}}",
+            "evaluation.downstream.local.mmlu.source",
+        ),
+        (
+            "evaluation.downstream={tasks: [a], local: {a: {source: {path: eval.jsonl}, examples: {path: no.jsonl}}}}",
+            "evaluation.downstream.local.a.examples",
+        ),
     ],
 )
 def test_missing_data_are_refused_by_field_and_path(tmp_path, raw, override, field):
@@ -204,7 +222,7 @@ def test_the_judge_of_the_readme_is_valid(tmp_path, raw, monkeypatch):
         ("seeds=[10,7]", "judge.seeds [7] are not among evaluation.seeds [10, 20, 30, 40, 50]"),
         ("samples=3", "samples: 3 at temperature 0 is one answer paid for 3 times"),
         ("max_cost=5", "`max_cost` needs `prices`"),
-        ("prompts=400", "max_questions is 1000, but there are 2400 questions to ask (3 methods × 1 benchmarks × 400"),
+        ("prompts=400", "max_questions is 1000, but there are 2400 questions to ask (3 models × 1 benchmarks × 400"),
         ("max_questions=null", "evaluation.judge.max_questions: Input should be a valid integer"),
     ],
 )
@@ -319,6 +337,30 @@ def test_an_evaluation_that_cannot_run_is_refused(tmp_path, models, sections, me
 def test_a_benchmark_with_a_dot_in_its_name_is_looked_for_too(tmp_path):
     with pytest.raises(ConfigError, match=r"evaluation\.benchmarks\.v1\.5\.source: .*eval\.jsonl does not exist"):
         evaluation(tmp_path, "a", overrides=["data.directory=/nowhere"])
+
+
+def test_what_only_an_extra_installs_is_missed_before_anything_starts(tmp_path, raw):
+    """In an interpreter that sees every installed package but lm_eval."""
+    path = tmp_path / "run.yaml"
+    path.write_text(yaml.safe_dump(raw))
+    installed = tmp_path / "site-packages"
+    installed.mkdir()
+    for package in Path(pydantic.__file__).parents[1].iterdir():
+        if not package.name.startswith("lm_eval"):
+            (installed / package.name).symlink_to(package)
+    code = f"""
+import sys
+sys.path[:0] = [{str(ROOT)!r}, {str(installed)!r}]
+from minillm.errors import ConfigError
+from minillm.loading import load_config
+load_config({str(path)!r})
+try:
+    load_config({str(path)!r}, ["evaluation.downstream.tasks=[mmlu]"])
+except ConfigError as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-I", "-S", "-c", code], capture_output=True, text=True, check=True)
+    assert "evaluation.downstream: needs lm_eval, not installed here; run `pip install .[downstream]`" in done.stdout
 
 
 def test_loading_imports_nothing_heavy():

@@ -50,7 +50,9 @@ def test_every_method_is_judged_and_the_key_reaches_nothing(tmp_path, server, ca
 
     def stages(config: Config) -> dict[str, Any]:
         models = {"sft": Model(path=str(tmp_path / "model"))}
-        return dict(evaluate(config, models, {"sft": prepare.submit(config)}, read_benchmarks.submit(config), {}, {}))
+        return dict(
+            evaluate(config, models, {"sft": prepare.submit(config)}, read_benchmarks.submit(config), {}, {}, None)
+        )
 
     config = judging(server, tmp_path)
     first = run(config, stages)

@@ -1,0 +1,141 @@
+"""The tasks of lm-evaluation-harness as a run asks for them, with local rows in the place of the hub's."""
+
+import logging
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import lm_eval.tasks
+import yaml
+from lm_eval.models.utils import normalize_gen_kwargs
+from lm_eval.tasks import TaskManager
+from lm_eval.tasks.manager import TaskDict
+
+from minillm.config import Strict
+
+TASKS = Path(lm_eval.tasks.__file__).parent
+"""Where the harness defines its tasks, each by a YAML file."""
+PLAN = "plan.json"
+SEED = 1234
+"""Of few-shot examples and of whatever else is drawn; the harness's default."""
+
+Definition = Any
+"""Of a task, group or tag in the harness's index: name, kind, cfg, yaml_path, tags."""
+
+logging.getLogger("lm_eval").setLevel(logging.ERROR)  # it warns of every prompt that it cuts; those are counted here
+
+
+class LocalRows(Strict):
+    """How a task is defined anew on local rows."""
+
+    file: str
+    """The task's own definition, beneath TASKS."""
+    examples: bool
+    """Whether there are rows to take few-shot examples from."""
+    changes: dict[str, Any]
+
+
+class Plan(Strict):
+    """What the harness is asked, checked once for all models."""
+
+    harness: str
+    """Its version."""
+    tasks: tuple[str, ...]
+    few_shot: int | None
+    folders: tuple[str, ...]
+    """Of the definitions in use, beneath TASKS; to read all 14,000 takes seconds for each model."""
+    local: dict[str, LocalRows]
+    """By name of the task; a group's rows stand with each of its tasks."""
+
+
+def beneath(index: Mapping[str, Definition], name: str) -> list[Definition]:
+    """The definitions of a task, or of a group or tag and all that it is made of.
+
+    Args:
+        index: Of a TaskManager.
+        name: That the index has.
+    """
+    found: dict[str, Definition] = {}
+    waiting = [name]
+    while waiting:
+        name = waiting.pop()
+        if name in index and name not in found:
+            found[name] = index[name]
+            waiting += _members(index[name])
+    return list(found.values())
+
+
+def task_manager(plan: Plan, rows: Path, work: Path) -> TaskManager:
+    """The harness's table of the tasks in use; those with local rows include their own definition and change it.
+
+    Args:
+        plan: Its `local` tasks are written as YAML files.
+        rows: Folder of `rows_file`s.
+        work: Folder for those files and for the harness's copy of the rows.
+    """
+    folder = work / "definitions"
+    folder.mkdir(exist_ok=True)
+    for name, local in plan.local.items():
+        splits = ["test", "examples"] if local.examples else ["test"]
+        definition = {
+            "include": str(TASKS / local.file),
+            "task": name,
+            "tag": None,  # the tag keeps the members it has in the harness
+            "dataset_path": "json",
+            "dataset_name": None,
+            "dataset_kwargs": {
+                "data_files": {split: str(rows_file(rows, name, split)) for split in splits},
+                "cache_dir": str(work / "cache"),
+            },
+            "training_split": None,
+            "validation_split": None,
+            "test_split": "test",
+            "fewshot_split": "examples" if local.examples else None,
+            **local.changes,
+        }
+        (folder / f"{name}.yaml").write_text(yaml.safe_dump(definition))
+    return TaskManager(include_path=[*(TASKS / name for name in plan.folders), folder], include_defaults=False)
+
+
+def rows_file(folder: Path, task: str, split: str) -> Path:
+    """Where the local rows of a task stand; splits are test and examples."""
+    return folder / split / f"{task}.jsonl"
+
+
+def load(manager: TaskManager, name: str, few_shot: int | None) -> TaskDict:
+    """A task or the tasks of a group or tag, with their data and the number of examples that they will be asked with.
+
+    Args:
+        manager: See `task_manager`.
+        name: Of a task, group or tag.
+        few_shot: For tasks that do not insist on none; None leaves their own number.
+    """
+    loaded = manager.load([name])
+    for task in loaded["tasks"].values():
+        own = task.get_config("num_fewshot")
+        task.set_config("num_fewshot", (own or 0) if few_shot is None or own == 0 else few_shot)
+        task.set_fewshot_seed(SEED)
+    return loaded
+
+
+def generated_tokens(options: dict[str, Any]) -> int:
+    """Most tokens that a task generates per question, by its generation settings; 256 where they do not say."""
+    settings: Any = normalize_gen_kwargs(options)
+    return settings["max_gen_toks"]
+
+
+def _members(definition: Definition) -> list[str]:
+    if definition.kind.name == "TAG":
+        return sorted(definition.tags)
+    return list(_names(definition.cfg.get("task"))) if definition.kind.name == "GROUP" else []
+
+
+def _names(members: Any) -> Iterator[str]:
+    """Names in a group's list of tasks, which may be nested and may carry settings."""
+    if isinstance(members, str):
+        yield members
+    elif isinstance(members, dict):
+        yield from _names([members.get("group"), members.get("task")])
+    elif isinstance(members, list):
+        for member in members:
+            yield from _names(member)

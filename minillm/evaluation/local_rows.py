@@ -1,0 +1,77 @@
+"""Local rows that stand in for the data sets of the harness's tasks: read, checked, and dealt out within a group."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from minillm.data.tables import Record, read_records
+from minillm.errors import StageError
+from minillm.nearest import suggestion
+
+Row = dict[str, Any]
+
+
+def read_rows(field: str, path: Path) -> list[Row]:
+    """Rows that all have the same fields, as those of a data set on the hub.
+
+    Args:
+        field: Of the configuration, for errors.
+        path: Any format that `read_records` knows.
+
+    Raises:
+        StageError: If there is no row, one cannot be read, or one has other fields than the first.
+    """
+    rows: list[Row] = []
+    for record in read_records(path):
+        problem = record.problem or _difference(record, rows[0] if rows else None)
+        if problem:
+            raise StageError(f"{field}: {record.file}:{record.line}: {problem}")
+        rows.append(record.value)
+    if not rows:
+        raise StageError(f"{field}: {path} has no rows; mend the file or leave it out")
+    return rows
+
+
+def deal(field: str, rows: list[Row], part: str | None, tasks: Mapping[str, str | None]) -> dict[str, list[Row]]:
+    """The rows of each task; without `part`, every task has them all.
+
+    Args:
+        field: Of the configuration, for errors.
+        rows: See `read_rows`.
+        part: Field of a row that says which task it belongs to.
+        tasks: What `part` says of the rows of a task (the harness's `dataset_name`), by the task's name.
+
+    Raises:
+        StageError: If several data sets have no `part` to tell them apart, a task gets no row, or a row no task.
+    """
+    if part is None:
+        if len(set(tasks.values())) > 1:
+            raise StageError(
+                f"{field}: it stands for {len(tasks)} tasks with data sets of their own "
+                f"({', '.join(map(str, list(tasks.values())[:3]))} …); set `part` to the field that names them"
+            )
+        return dict.fromkeys(tasks, rows)
+    if part not in rows[0]:
+        raise StageError(f"{field}: `part` is {part!r}, but rows have no such field; {suggestion(part, rows[0])}")
+    dealt: dict[str, list[Row]] = {}
+    for row in rows:
+        dealt.setdefault(str(row[part]), []).append(row)
+    wanted = {str(name) for name in tasks.values()}
+    if strange := sorted(set(dealt) - wanted):
+        raise StageError(f"{field}: no task has rows with {part} = {strange[0]!r}; {suggestion(strange[0], wanted)}")
+    if missing := sorted(wanted - set(dealt)):
+        raise StageError(
+            f"{field}: there is no row with {part} = {', '.join(missing[:5])}{' …' * (len(missing) > 5)}; "
+            "add some, or ask for the other tasks of the group by their names"
+        )
+    return {task: dealt[str(name)] for task, name in tasks.items()}
+
+
+def _difference(record: Record, first: Row | None) -> str | None:
+    """What makes a row unlike the first; None where nothing does."""
+    if not isinstance(record.value, dict):
+        return f"not an object but {type(record.value).__name__}"
+    if first is None or record.value.keys() == first.keys():
+        return None
+    names = sorted(record.value.keys() ^ first.keys())
+    return f"other fields than the first row; the difference: {', '.join(map(str, names))}"

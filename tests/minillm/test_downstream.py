@@ -1,0 +1,442 @@
+"""lm-evaluation-harness itself on small models; what is expected is counted or computed here."""
+
+import json
+import math
+import socket
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lm_eval.tasks import TaskManager
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from minillm.artifacts import write_atomically
+from minillm.data.tables import read_records
+from minillm.errors import StageError
+from minillm.evaluation.downstream import scores, table
+from minillm.evaluation.downstream_tasks import obtain, require_known
+from minillm.evaluation.harness import PLAN, LocalRows, Plan, beneath, load, rows_file, task_manager
+from minillm.evaluation.harness_checks import check
+from minillm.evaluation.local_rows import deal, read_rows
+from minillm.models.batches import make_batch
+from minillm.models.causal_lm import build_model
+from minillm.models.output_head import output_head, response_hidden
+from minillm.models.tokenizers_bpe import train_bpe
+from minillm.objectives.vocabulary import token_log_probs
+from minillm.stages import DownstreamScore, DownstreamTasks
+from tests.minillm.direct import read_lines, real_data, run_stage, write_lines
+from tests.minillm.hub import Hub, serve
+from tests.minillm.jobs import run_worker, write_job
+from tests.minillm.models_in_small import small_model
+
+ANSWERS = [["red", "blue", "cat"], ["a blue bird", "blue", "dog"], ["cat", "dog", "blue"], ["red cat", "bird", "blue"]]
+ARC = [
+    {
+        "id": str(number),
+        "question": f"Which one is number {number}?",
+        "choices": {"text": choices, "label": ["A", "B", "C"]},
+        "answerKey": key,
+    }
+    for number, (choices, key) in enumerate(zip(ANSWERS, "BBAC", strict=True))
+]
+ARC_FILE = "arc/arc_easy.yaml"
+MC1_FILE = "truthfulqa/truthfulqa_mc1.yaml"
+POSITIONS = 1024
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> PreTrainedTokenizerBase:
+    """Of bytes, with a few whole words and the letters of MMLU's answers."""
+    words = " red blue cat dog bird A B C D Question: Answer:"
+    return train_bpe([words * 20], 400)
+
+
+def constant_model(favourite: int, lead: float, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
+    """Whatever it reads, the logit of one token is `lead` and all others are 0."""
+    architecture = {"model_type": "gpt2", "n_embd": 8, "n_layer": 1, "n_head": 1, "n_positions": POSITIONS}
+    model: Any = build_model(architecture, tokenizer, seed=0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+        model.transformer.ln_f.bias[0] = 1.0
+        model.transformer.wte.weight[favourite, 0] = lead  # the head is tied to it
+    return model
+
+
+def prepared(folder: Path, tokenizer: PreTrainedTokenizerBase, positions: int | None = POSITIONS) -> Path:
+    tokenizer.save_pretrained(folder)
+    facts = {role: {"positions": positions} for role in ("teacher", "student")}
+    (folder / "models.json").write_text(json.dumps(facts))
+    return folder
+
+
+def planned(
+    folder: Path,
+    rows: list[dict],
+    *,
+    task: str = "arc_easy",
+    file: str = ARC_FILE,
+    examples: list[dict] | None = None,
+    few_shot: int | None = None,
+    changes: dict[str, Any] | None = None,
+) -> Path:
+    """What the stage downstream_tasks leaves for one task with local rows."""
+    write_lines(rows_file(folder, task, "test"), rows)
+    if examples:
+        write_lines(rows_file(folder, task, "examples"), examples)
+    local = {task: LocalRows(file=file, examples=bool(examples), changes=changes or {})}
+    plan = Plan(harness="0", tasks=(task,), few_shot=few_shot, folders=(str(Path(file).parent),), local=local)
+    write_atomically(folder / PLAN, plan.model_dump_json())
+    return folder
+
+
+def answered(
+    folder: Path,
+    tasks: Path,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    limit: int | None = None,
+    name: str = "run",
+) -> tuple[Path, dict[str, Any]]:
+    """Output folder and rows of table.json of the stage downstream."""
+    model.save_pretrained(folder / "model")
+    inputs = {"model": folder / "model", "tokenizer": prepared(folder / "prepared", tokenizer), "tasks": tasks}
+    output, summary = run_stage(DownstreamScore(role="x", limit=limit, precision="float32"), inputs, folder / name)
+    rows = json.loads((output / "table.json").read_text())["tasks"]
+    assert all(summary[f"downstream/{task}"] == row["value"] for task, row in rows.items())
+    return output, rows
+
+
+def samples(output: Path, task: str) -> list[list[float]]:
+    """Log-likelihood of each choice, by question."""
+    return [[answer[0] for answer in row["filtered_resps"]] for row in read_lines(output / "samples" / f"{task}.jsonl")]
+
+
+def loaded(folder: Path, tasks: Path) -> tuple[Any, LocalRows]:
+    """The one task of a plan, and its local rows."""
+    folder.mkdir()
+    plan = Plan.model_validate_json((tasks / PLAN).read_text())
+    (name,) = plan.tasks
+    return load(task_manager(plan, tasks, folder), name, plan.few_shot)["tasks"][name], plan.local[name]
+
+
+def test_accuracy_is_what_one_counts(tmp_path, tokenizer):
+    (blue,) = tokenizer.encode(" blue")
+    _, rows = answered(tmp_path, planned(tmp_path / "tasks", ARC), constant_model(blue, 9.0, tokenizer), tokenizer)
+    row = rows["arc_easy"]
+    # it says blue, which is right for B, B and C, but not for A
+    assert row["value"] == 3 / 4
+    assert row["stderr"] == pytest.approx(math.sqrt(3 / 4 * 1 / 4 / 3))
+    assert {name: row[name] for name in ("metric", "version", "shots", "questions", "cut", "higher_is_better")} == {
+        "metric": "acc",
+        "version": "1.0",
+        "shots": 0,
+        "questions": 4,
+        "cut": 0,
+        "higher_is_better": True,
+    }
+    assert set(row["scores"]) == {"acc", "acc_norm"}
+
+
+@pytest.mark.parametrize("shots", [0, 1])
+def test_log_likelihoods_are_our_own(tmp_path, tokenizer, shots):
+    example = {**ARC[0], "question": "What sings?", "choices": {"text": ["bird", "cat"], "label": ["A", "B"]}}
+    example["answerKey"] = "A"
+    tasks = planned(tmp_path / "tasks", ARC, examples=[example], few_shot=shots)
+    model = small_model("gpt2", len(tokenizer), spread=0.3)
+    output, rows = answered(tmp_path, tasks, model, tokenizer)
+    assert rows["arc_easy"]["shots"] == shots
+    before = "Question: What sings?\nAnswer: bird\n\n" * shots
+    for row, of_choices in zip(ARC, samples(output, "arc_easy"), strict=True):
+        prompt = tokenizer.encode(f"{before}Question: {row['question']}\nAnswer:")
+        continuations = [tokenizer.encode(f" {choice}") for choice in row["choices"]["text"]]
+        batch = make_batch([prompt] * len(continuations), continuations)
+        with torch.no_grad():
+            hidden = response_hidden(model.eval(), batch)
+        tokens = batch.response[batch.response_mask]
+        log_probs, _ = token_log_probs(hidden, output_head(model, len(tokenizer)), tokens)
+        ours = [float(part.sum()) for part in log_probs.split([len(ids) for ids in continuations])]
+        assert of_choices == pytest.approx(ours, abs=1e-4)
+
+
+def test_questions_that_a_model_sees_only_in_part_are_counted(tmp_path, tokenizer):
+    long = {**ARC[0], "question": "Which? " * POSITIONS}
+    (blue,) = tokenizer.encode(" blue")
+    tasks = planned(tmp_path / "tasks", [*ARC, long])
+    _, rows = answered(tmp_path, tasks, constant_model(blue, 9.0, tokenizer), tokenizer)
+    assert rows["arc_easy"]["cut"] == 1
+    assert rows["arc_easy"]["value"] == 4 / 5
+
+
+def test_an_answer_longer_than_the_model_sees_is_refused(tmp_path, tokenizer):
+    endless = {**ARC[0], "choices": {"text": ["red " * POSITIONS, "blue"], "label": ["A", "B"]}}
+    tasks = planned(tmp_path / "tasks", [*ARC, endless])
+    with pytest.raises(StageError, match="arc_easy: a question cannot be put to this model, which sees 1024 tokens"):
+        answered(tmp_path, tasks, constant_model(0, 0.0, tokenizer), tokenizer)
+
+
+def test_a_limit_takes_the_first_questions(tmp_path, tokenizer):
+    (blue,) = tokenizer.encode(" blue")
+    model = constant_model(blue, 9.0, tokenizer)
+    _, rows = answered(tmp_path, planned(tmp_path / "tasks", ARC), model, tokenizer, limit=2)
+    assert (rows["arc_easy"]["questions"], rows["arc_easy"]["value"]) == (2, 1.0)
+
+
+def test_results_tell_nothing_of_the_machine(tmp_path, tokenizer):
+    tasks = planned(tmp_path / "tasks", ARC)
+    output, _ = answered(tmp_path, tasks, small_model("gpt2", len(tokenizer)), tokenizer)
+    written = [path for path in output.rglob("*") if path.is_file()]
+    assert {path.name for path in written} >= {"results.json", "table.json", "arc_easy.jsonl"}
+    for path in written:
+        assert not {str(tmp_path), str(Path.home()), socket.gethostname()} & set(path.read_text().split('"')), path
+        assert str(tmp_path) not in path.read_text()
+
+
+def test_finished_tasks_are_not_answered_again(tmp_path, tokenizer):
+    tasks = planned(tmp_path / "tasks", ARC)
+    model = small_model("gpt2", len(tokenizer))
+    model.save_pretrained(tmp_path / "model")
+    inputs = {"model": tmp_path / "model", "tokenizer": prepared(tmp_path / "prepared", tokenizer), "tasks": tasks}
+    spec = write_job(tmp_path / "job", DownstreamScore(role="x", limit=1, precision="float32"), inputs)
+    assert run_worker(spec).returncode == 0
+    finished = spec.parent / "arc_easy.json"
+    part = json.loads(finished.read_text())
+    part["results"]["arc_easy"]["acc,none"] = 0.125
+    finished.write_text(json.dumps(part))
+    (spec.parent / "output" / "table.json").unlink()
+    assert run_worker(spec).returncode == 0
+    assert json.loads((spec.parent / "summary.json").read_text())["downstream/arc_easy"] == 0.125
+
+
+def test_a_task_that_wants_no_examples_gets_none(tmp_path, tokenizer):
+    """TruthfulQA on its real questions, in the form that its data set has on the hub."""
+    rows = []
+    for row in read_lines(real_data() / "downstream" / "truthfulqa.jsonl")[:40]:
+        choices = [row["Best Answer"], *(answer.strip() for answer in row["Incorrect Answers"].split(";"))]
+        labels = [1, *[0] * (len(choices) - 1)]
+        rows.append({"question": row["Question"], "mc1_targets": {"choices": choices, "labels": labels}})
+    tasks = planned(tmp_path / "tasks", rows, task="truthfulqa_mc1", file=MC1_FILE, few_shot=5)
+    model = constant_model(0, 0.0, tokenizer)
+    output, found = answered(tmp_path, tasks, model, tokenizer)
+    assert found["truthfulqa_mc1"]["shots"] == 0
+    # every token has the same probability, so the first of the shortest answers is the likeliest
+    lengths = [[len(tokenizer.encode(f" {choice}")) for choice in row["mc1_targets"]["choices"]] for row in rows]
+    expected = [[-length * math.log(len(tokenizer)) for length in of_row] for of_row in lengths]
+    for got, want in zip(samples(output, "truthfulqa_mc1"), expected, strict=True):
+        assert got == pytest.approx(want, rel=1e-5)
+    right = [of_row.index(min(of_row)) == 0 for of_row in lengths]
+    assert found["truthfulqa_mc1"]["value"] == pytest.approx(sum(right) / len(right))
+
+
+def test_real_files_through_both_stages_with_no_word_to_the_hub(tmp_path, tokenizer, monkeypatch):
+    """As worker processes: tasks found and checked, then answered; C is the model's answer to all of MMLU."""
+    data = real_data() / "downstream"
+    sources = {
+        "rows/arc_easy": "arc_easy_validation",
+        "rows/arc_challenge": "arc_challenge_validation",
+        "rows/hellaswag": "hellaswag_validation_1000",
+        "rows/mmlu": "mmlu_validation_1000",
+        "examples/mmlu": "mmlu_dev",
+    }
+    inputs = {name: data / f"{file}.jsonl" for name, file in sources.items()}
+    changes: dict[str, dict] = {"arc_easy": {}, "arc_challenge": {}, "mmlu": {}}
+    changes["hellaswag"] = {"process_docs": None, "doc_to_target": "{{gold}}"}
+    tasks = DownstreamTasks(harness="0", tasks=tuple(changes), few_shot=0, parts={"mmlu": "subject"}, changes=changes)
+    (letter,) = tokenizer.encode(" C")
+    constant_model(letter, 9.0, tokenizer).save_pretrained(tmp_path / "model")
+    tokenizer_files = prepared(tmp_path / "prepared", tokenizer)
+    with socket.create_server(("127.0.0.1", 0)) as hub:
+        hub.setblocking(False)
+        monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{hub.getsockname()[1]}")
+        monkeypatch.setenv("HF_HOME", str(tmp_path / "empty-cache"))
+        monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+        found = run_worker(write_job(tmp_path / "tasks", tasks, inputs | {"prepared/0": tokenizer_files}))
+        assert found.returncode == 0, found.stderr
+        score = DownstreamScore(role="x", limit=5, precision="float32")
+        inputs = {"model": tmp_path / "model", "tokenizer": tokenizer_files, "tasks": tmp_path / "tasks" / "output"}
+        done = run_worker(write_job(tmp_path / "score", score, inputs, micro_batch_size=32))
+        assert done.returncode == 0, done.stderr
+        with pytest.raises(BlockingIOError):
+            hub.accept()
+    rows = json.loads((tmp_path / "score" / "output" / "table.json").read_text())["tasks"]
+    assert {name: row["questions"] for name, row in rows.items() if name != "mmlu"} == {
+        "arc_easy": 5, "arc_challenge": 5, "hellaswag": 5
+    }  # fmt: skip
+    by_subject: dict[str, list[int]] = {}
+    for record in read_records(data / "mmlu_validation_1000.jsonl"):
+        by_subject.setdefault(record.value["subject"], []).append(record.value["answer"])
+    first_five = [answer for answers in by_subject.values() for answer in answers[:5]]
+    assert rows["mmlu"]["questions"] == len(first_five)
+    assert rows["mmlu"]["value"] == pytest.approx(Counter(first_five)[2] / len(first_five))
+    assert rows["hellaswag"]["version"] == "1.0"
+    assert json.loads((tmp_path / "tasks" / "summary.json").read_text())["questions/mmlu"] == 1000
+
+
+def test_a_task_without_local_rows_comes_from_the_hub(tmp_path, tokenizer, monkeypatch):
+    description = "---\nconfigs:\n- config_name: ARC-Easy\n  data_files:\n"
+    files = {}
+    for split, rows in (("train", ARC[:1]), ("validation", ARC[:2]), ("test", ARC)):
+        description += f"  - {{split: {split}, path: {split}.jsonl}}\n"
+        files[f"{split}.jsonl"] = "".join(json.dumps(row) + "\n" for row in rows).encode()
+    files["README.md"] = f"{description}---\n".encode()
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "cache"))
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    (blue,) = tokenizer.encode(" blue")
+    constant_model(blue, 9.0, tokenizer).save_pretrained(tmp_path / "model")
+    tokenizer_files = prepared(tmp_path / "prepared", tokenizer)
+    with serve(Hub({("datasets", "allenai/ai2_arc"): files})) as hub:
+        monkeypatch.setenv("HF_ENDPOINT", hub.endpoint)
+        stage = DownstreamTasks(harness="0", tasks=("arc_easy",), few_shot=1, parts={}, changes={})
+        found = run_worker(write_job(tmp_path / "tasks", stage, {"prepared/0": tokenizer_files}))
+        assert found.returncode == 0, found.stderr
+        inputs = {"model": tmp_path / "model", "tokenizer": tokenizer_files, "tasks": tmp_path / "tasks" / "output"}
+        score = DownstreamScore(role="x", limit=None, precision="float32")
+        done = run_worker(write_job(tmp_path / "score", score, inputs))
+    assert done.returncode == 0, done.stderr
+    row = json.loads((tmp_path / "score" / "output" / "table.json").read_text())["tasks"]["arc_easy"]
+    assert (row["value"], row["questions"], row["shots"]) == (3 / 4, 4, 1)
+
+
+def test_a_hub_out_of_reach_is_named_with_what_to_do(tmp_path, tokenizer, monkeypatch):
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "empty-cache"))
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    stage = DownstreamTasks(harness="0", tasks=("arc_easy",), few_shot=None, parts={}, changes={})
+    spec = write_job(tmp_path / "tasks", stage, {"prepared/0": prepared(tmp_path / "prepared", tokenizer)})
+    assert run_worker(spec).returncode == 3
+    message = (spec.parent / "error.txt").read_text()
+    assert message.startswith("evaluation.downstream.tasks: arc_easy cannot be had (")
+    assert "give its rows as evaluation.downstream.local.arc_easy.source" in message
+    assert not (spec.parent / "output" / PLAN).exists()
+
+
+@pytest.fixture(scope="module")
+def index() -> Any:
+    return TaskManager().task_index
+
+
+def test_an_unknown_task_is_refused_with_near_names(index):
+    require_known(["arc_easy", "mmlu", "ai2_arc"], index)
+    with pytest.raises(StageError, match="no task 'arc_esy'; near names: arc_easy"):
+        require_known(["mmlu", "arc_esy"], index)
+    with pytest.raises(StageError, match="no task '&&&'; `lm_eval ls tasks` names all"):
+        require_known(["&&&"], index)
+
+
+def test_groups_and_tags_are_made_of_their_tasks(index):
+    subjects = [d for d in beneath(index, "mmlu") if d.kind.name == "TASK"]
+    assert len(subjects) == 57
+    assert {d.cfg["dataset_name"] for d in subjects} >= {"abstract_algebra", "world_religions"}
+    assert {"arc_easy", "arc_challenge"} <= {d.name for d in beneath(index, "ai2_arc")}
+    assert [d.name for d in beneath(index, "hellaswag")] == ["hellaswag"]
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({**ARC[0], "answerKey": "D"}, "row 2: .*'D' is not in list"),
+        ({**ARC[0], "choices": {"text": ["red"], "label": ["A", "B"]}}, r"row 2: the answer 1 is none of the choices"),
+    ],
+)
+def test_rows_without_a_right_answer_are_refused(tmp_path, row, message):
+    task, local = loaded(tmp_path / "work", planned(tmp_path / "tasks", [ARC[1], row]))
+    with pytest.raises(StageError, match=f"do not fit the task arc_easy: {message}"):
+        check(task, local, {})
+
+
+def test_rows_of_another_shape_are_refused(tmp_path):
+    rows = [{"ask": row["question"], "right": 1} for row in ARC]
+    tasks = planned(tmp_path / "tasks", rows)
+    (tmp_path / "work").mkdir()
+    manager = task_manager(Plan.model_validate_json((tasks / PLAN).read_text()), tasks, tmp_path / "work")
+    settings = DownstreamTasks(harness="0", tasks=("arc_easy",), few_shot=None, parts={}, changes={"arc_easy": {}})
+    with pytest.raises(StageError, match=r"do not fit the task arc_easy: .*'question' is undefined.*`changes`"):
+        obtain(manager, "arc_easy", settings)
+
+
+def test_changes_make_a_task_read_rows_of_another_shape(tmp_path, tokenizer):
+    rows = [{"ask": f"number {n}?", "offered": ["red", "blue"], "right": n % 2} for n in range(3)]
+    changes = {"doc_to_text": "{{ask}}", "doc_to_choice": "offered", "doc_to_target": "right"}
+    (blue,) = tokenizer.encode(" blue")
+    tasks = planned(tmp_path / "tasks", rows, changes=changes)
+    _, found = answered(tmp_path, tasks, constant_model(blue, 9.0, tokenizer), tokenizer)
+    assert found["arc_easy"]["value"] == pytest.approx(1 / 3)
+
+
+def test_examples_must_be_there_and_never_be_the_questions(tmp_path):
+    task, local = loaded(tmp_path / "none", planned(tmp_path / "a", ARC, few_shot=2))
+    with pytest.raises(StageError, match="arc_easy is asked with 2 examples, but there are 0 rows"):
+        check(task, local, {})
+    task, local = loaded(tmp_path / "few", planned(tmp_path / "b", ARC, examples=ARC[:1], few_shot=2))
+    with pytest.raises(StageError, match="arc_easy is asked with 2 examples, but there are 1 rows"):
+        check(task, local, {})
+    task, local = loaded(tmp_path / "enough", planned(tmp_path / "c", ARC, examples=ARC[:2], few_shot=2))
+    check(task, local, {})
+
+
+def test_a_task_must_leave_room_for_its_answers(tmp_path):
+    rows = [{"question": "1 + 1?", "answer": "It is 2.\n#### 2"}]
+    tasks = planned(tmp_path / "tasks", rows, task="gsm8k", file="gsm8k/gsm8k.yaml", few_shot=0)
+    task, local = loaded(tmp_path / "work", tasks)
+    check(task, local, {"teacher": 257})
+    with pytest.raises(StageError, match="gsm8k generates up to 256 tokens, but student sees only 256"):
+        check(task, local, {"teacher": 257, "student": 256})
+
+
+def test_code_of_a_model_is_not_run(tmp_path):
+    task, local = loaded(tmp_path / "work", planned(tmp_path / "tasks", ARC, changes={"unsafe_code": True}))
+    with pytest.raises(StageError, match="arc_easy runs code that the model writes"):
+        check(task, local, {})
+
+
+def test_rows_are_dealt_to_the_tasks_of_a_group():
+    rows = [{"subject": "x", "n": 1}, {"subject": "y", "n": 2}, {"subject": "x", "n": 3}]
+    dealt = deal("f", rows, "subject", {"task_x": "x", "task_y": "y"})
+    assert {task: [row["n"] for row in of_task] for task, of_task in dealt.items()} == {"task_x": [1, 3], "task_y": [2]}
+    assert deal("f", rows, None, {"only": "x"}) == {"only": rows}
+    with pytest.raises(StageError, match=r"f: it stands for 2 tasks .*\(x, y …\); set `part`"):
+        deal("f", rows, None, {"task_x": "x", "task_y": "y"})
+    with pytest.raises(StageError, match="f: `part` is 'subjct', but rows have no such field; did you mean `subject`"):
+        deal("f", rows, "subjct", {"task_x": "x"})
+    with pytest.raises(StageError, match="f: no task has rows with subject = 'y'"):
+        deal("f", rows, "subject", {"task_x": "x"})
+    with pytest.raises(StageError, match="f: there is no row with subject = z; add some"):
+        deal("f", rows, "subject", {"task_x": "x", "task_y": "y", "task_z": "z"})
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        ([], "f: .* has no rows"),
+        ([{"a": 1}, {"a": 1, "b": 2}], "f: .*:2: other fields than the first row; the difference: b"),
+        ([{"a": 1}, [1]], "f: .*:2: not an object but list"),
+    ],
+)
+def test_local_rows_have_the_same_fields(tmp_path, lines, message):
+    with pytest.raises(StageError, match=message):
+        read_rows("f", write_lines(tmp_path / "rows.jsonl", lines))
+
+
+def test_scores_are_read_from_the_harness_by_metric_and_filter():
+    result = {"alias": "x", "sample_len": 3, "exact_match,strict": 0.5, "exact_match_stderr,strict": 0.1}
+    result |= {"bleu,none": 7.0, "bleu_stderr,none": "N/A"}
+    assert scores(result) == {"exact_match,strict": (0.5, 0.1), "bleu": (7.0, None)}
+
+
+def test_a_tag_has_a_row_for_each_of_its_tasks():
+    of_task = {"acc,none": 0.5, "acc_stderr,none": 0.1}
+    names = ("arc_easy", "arc_challenge")
+    part = {
+        "results": dict.fromkeys(names, of_task),
+        "higher_is_better": {name: {"acc": True} for name in names},
+        "n-shot": dict.fromkeys(names, 0),
+        "n-samples": {name: {"original": 9, "effective": 4} for name in names},
+        "versions": dict.fromkeys(names, 1.0),
+        "cut": {"arc_easy": 1, "arc_challenge": 0},
+    }
+    assert list(table("ai2_arc", part)) == list(names)
+    group = {**part, "results": {**part["results"], "arc": {"acc,none": 0.4, "acc_stderr,none": 0.2}}}
+    row = table("arc", group)["arc"]
+    assert (row["value"], row["stderr"], row["questions"], row["cut"], row["shots"]) == (0.4, 0.2, 8, 1, 0)
