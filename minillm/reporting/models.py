@@ -12,6 +12,9 @@ from minillm.reporting.comparison import Comparison, human, percent
 from minillm.reporting.provenance import read_manifest
 
 SELECTED_BY = {"rouge_l": "Rouge-L", "validation_loss": "validation loss"}
+COST = ("tokens_per_second", "peak_memory_gib")
+"""What a generation says that it took (see `minillm.generation.cost`)."""
+Cost = Mapping[str, float]
 SHOWN_DIGITS = 12
 """Of a commit or a digest."""
 
@@ -22,8 +25,9 @@ def model_table(
     trained: Mapping[str, Path],
     parameters: Mapping[str, int],
     comparison: Comparison,
+    cost: Mapping[str, Cost],
 ) -> pd.DataFrame:
-    """Size of each model, the origin of those that were there already, and the selection of those trained here.
+    """Size and cost of each model, the origin of those that were there already, the selection of those trained here.
 
     Args:
         inputs: Of the stage.
@@ -31,6 +35,7 @@ def model_table(
         trained: Train artifacts by role, the initial student too.
         parameters: Number of weights by role.
         comparison: Its first row is what sizes are measured against.
+        cost: Of generation, by role.
     """
     first = parameters.get(comparison.roles[0])
     share = f"of {comparison.yardstick}'s"
@@ -39,11 +44,35 @@ def model_table(
         rows[role] = {
             "parameters": human(parameters[role]),
             share: percent(parameters[role] / first) if first else "–",
+            **(_cost_cells(cost[role]) if role in cost else {}),
             **(_origin(ready_made[role], inputs[f"responses/{role}"]) if role in ready_made else {}),
             **(_selection(trained[role]) if role in trained else {}),
         }
     table = pd.DataFrame.from_dict(rows, orient="index").fillna("–")
     return table if len(rows) > 1 else table.drop(columns=share)
+
+
+def costs(inputs: Mapping[str, Path], roles: Sequence[str]) -> dict[str, Cost]:
+    """`tokens_per_second` and `peak_memory_gib` of generating the responses, by role, where they were measured."""
+    told = {role: read_manifest(inputs[f"responses/{role}"]).get("summary", {}) for role in roles}
+    return {role: {name: of[name] for name in COST} for role, of in told.items() if set(COST) <= set(of)}
+
+
+def cost_words(comparison: Comparison, cost: Mapping[str, Cost]) -> list[str]:
+    """A sentence on what the best costs to generate with beside the first row; none where that is not known."""
+    first, best = comparison.roles[0], comparison.best
+    if best == first or first not in cost or best not in cost:
+        return []
+    fast, slow = (cost[role]["tokens_per_second"] for role in (best, first))
+    small, large = (cost[role]["peak_memory_gib"] for role in (best, first))
+    return [
+        f"{best} generates {fast:,.0f} tokens per second and process, {fast / slow:.1f} times as many as "
+        f"{comparison.yardstick} ({slow:,.0f}), at a peak memory of {small:.2f} against {large:.2f} GiB."
+    ]
+
+
+def _cost_cells(cost: Cost) -> dict[str, str]:
+    return {"tokens/s": f"{cost['tokens_per_second']:,.0f}", "peak GiB": f"{cost['peak_memory_gib']:.2f}"}
 
 
 def _origin(model: Model, responses: Path) -> dict[str, str]:

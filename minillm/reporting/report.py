@@ -13,10 +13,10 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from minillm.artifacts import METRICS, write_atomically
-from minillm.data.tables import read_records
 from minillm.evaluation.uncertainty import prompt_values
 from minillm.progress import read_metrics
 from minillm.reporting import plots
+from minillm.reporting.answers import answers, words
 from minillm.reporting.calibration_section import calibration_section
 from minillm.reporting.comparison import MEAN, WORDS, Comparison, formatted, percent, verdict
 from minillm.reporting.data import cut_words, data_tables, kept_rows, prompt_words
@@ -24,10 +24,10 @@ from minillm.reporting.downstream_section import downstream_section
 from minillm.reporting.exposure_section import exposure_section
 from minillm.reporting.held_out_section import held_out_section
 from minillm.reporting.judge_section import judge_section
-from minillm.reporting.models import model_table, sizes
+from minillm.reporting.models import cost_words, costs, model_table, sizes
 from minillm.reporting.preference_section import preference_section
 from minillm.reporting.provenance import provenance, versions
-from minillm.reporting.rendering import SHOWN_CHARACTERS, render, save_figures
+from minillm.reporting.rendering import render, save_figures
 from minillm.reporting.sections import Section
 from minillm.stages import Job, Report
 
@@ -48,7 +48,9 @@ def run(job: Job) -> dict[str, float | str]:
     comparison = Comparison(tables, settings.benchmarks, {role: prompt_values(of) for role, of in scores.items()})
     trained = {name.removeprefix("train/"): path for name, path in job.inputs.items() if name.startswith("train/")}
     parameters = sizes(job.inputs, settings.roles, trained)
-    sentences = verdict(comparison, parameters)
+    cost = costs(job.inputs, settings.roles)
+    first, *rest = verdict(comparison, parameters)
+    sentences = [first, *cost_words(comparison, cost), *rest]
 
     comparison.frame().to_csv(job.output / "results.csv", index=False)
     results = {
@@ -63,6 +65,7 @@ def run(job: Job) -> dict[str, float | str]:
         "differences": [asdict(difference) for difference in comparison.differences],
         "ranks": comparison.ranks,
         "parameters": parameters,
+        "costs": cost,
     }
     write_atomically(job.output / "results.json", json.dumps(results, indent=2))
     look = plots.looks([*comparison.roles, *(role for role in trained if role not in comparison.roles)])
@@ -89,7 +92,7 @@ def run(job: Job) -> dict[str, float | str]:
             comparison,
             {role: _read_json(job.inputs[f"diversity/{role}"] / "diversity.json") for role in settings.roles},
         ),
-        "models": model_table(job.inputs, settings.models, trained, parameters, comparison),
+        "models": model_table(job.inputs, settings.models, trained, parameters, comparison, cost),
         "trained": bool(trained),
         "first": comparison.roles[0],
         "figures": [name for name in figures if name != "benchmarks"],
@@ -178,34 +181,15 @@ def draw(comparison: Comparison, trained: Mapping[str, Path], look: plots.Look) 
     return figures
 
 
-def answers(inputs: Mapping[str, Path], benchmark: str, comparison: Comparison) -> list[dict[str, Any]]:
-    """The first, middle and last prompt, with references and every method's answer of the first seed."""
-    prompts = [record.value for record in read_records(inputs["benchmarks"] / f"{benchmark}.jsonl")]
-    last = len(prompts) - 1
-    shown = [{**prompts[place], "answers": {}} for place in sorted({0, last // 2, last})]
-    for role, table in comparison.tables.items():
-        seed = table["seeds"][0]
-        responses = (record.value for record in read_records(inputs[f"responses/{role}"] / f"{benchmark}.jsonl"))
-        texts = {row["index"]: row["response"] for row in responses if row["seed"] == seed}
-        scores = pd.read_parquet(inputs[f"score/{role}"] / "scores.parquet")
-        scores = scores.query("benchmark == @benchmark and seed == @seed").set_index("index")["score"].to_dict()
-        for prompt in shown:
-            index = prompt["index"]
-            prompt["answers"][role] = {"text": texts[index], "score": f"{100 * scores[index]:.1f}"}
-    return shown
-
-
 def _inputs_of_page(inputs: Mapping[str, Path], comparison: Comparison) -> dict[str, Any]:
     """What the page shows of the data, the prompts, the answers and where all came from."""
-    seed = comparison.tables[comparison.roles[0]]["seeds"][0]
     return {
         "kept_words": kept_rows(inputs["examples"]) if "examples" in inputs else "",
         "data": data_tables(inputs["examples"]) if "examples" in inputs else {},
         "prompt_words": prompt_words(comparison),
         "cut_words": cut_words(inputs, comparison),
         "answers": {name: answers(inputs, name, comparison) for name in comparison.benchmarks},
-        "answers_words": f"The first, the middle and the last prompt of each benchmark, not picked; seed {seed}. "
-        f"Texts of more than {SHOWN_CHARACTERS} characters are cut here.",
+        "answers_words": words(comparison),
         "provenance": provenance(inputs),
         "versions": versions(inputs),
     }

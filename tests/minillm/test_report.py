@@ -17,13 +17,15 @@ from minillm.evaluation import exposure, scoring
 from minillm.reporting import report
 from minillm.reporting.comparison import Comparison, human, percent, verdict
 from minillm.reporting.exposure_section import exposure_section
-from minillm.reporting.models import model_table
+from minillm.reporting.models import cost_words, model_table
 from minillm.reporting.plots import looks
 from minillm.stages import Diversity, Job, Report, Score
 
 ROLES = ("teacher", "sft", "kd", "minillm")
 KEPT_WORDS = {"teacher": 0.75, "sft": 0.5, "kd": 0.52, "minillm": 0.65}
 SEEDS = (10, 20, 30)
+MIDDLE = 14
+"""Number of the prompt in the middle of 30, which is always shown."""
 WORDS = ["the", "quick", "brown", "fox", "jumps", "over", "a", "lazy", "dog", "while", "seven", "birds", "watch"]
 
 
@@ -79,7 +81,7 @@ def make_role(folder: Path, role: str, prompts: dict, draw: random.Random, input
         for seed in SEEDS:
             for row in rows:
                 kept = [w if draw.random() < KEPT_WORDS[role] else "lost" for w in row["references"][0].split()]
-                text = " ".join(kept) + ("\u2028\x00```|<i>" if row["index"] == 0 else "")
+                text = " ".join(kept) + ("\u2028\x00```|<i>" if row["index"] == MIDDLE else "")
                 answered.append(
                     {"index": row["index"], "seed": seed, "response": text, "tokens": len(kept), "finished": True}
                 )
@@ -360,10 +362,12 @@ def test_the_page_shows_data_cut_prompts_answers_and_provenance(finished):
         assert cell in page.cells
     assert "cut to fit: sni 3." in page.text
     assert "torch 2.13.0" in page.text
-    answer = json.loads((output.parent / "generate-minillm" / "dolly.jsonl").read_text().split("\n")[0])["response"]
+    answer = json.loads((output.parent / "generate-minillm" / "dolly.jsonl").read_text().split("\n")[MIDDLE])[
+        "response"
+    ]
     assert answer.replace("\x00", "\ufffd") in page.text
     markdown = (output / "report.md").read_text()
-    assert "    Describe <b>scene</b> 29 & say | what happens." in markdown
+    assert f"    Describe <b>scene</b> {MIDDLE} & say | what happens." in markdown
 
 
 def test_exposure_bias_has_a_part_of_its_own(finished):
@@ -402,15 +406,47 @@ def test_models_that_were_there_already_stand_in_the_table_with_their_origin(tmp
         {"kd": make_train(tmp_path / "kd", "kd")},
         {"teacher": 5000, "kd": 500},
         comparison_of({"teacher": [60], "kd": [50]}),
+        {"kd": {"tokens_per_second": 1234.5, "peak_memory_gib": 0.5}},
     )
     assert table.loc["teacher"].to_dict() == {
         "parameters": "5\u00a0K",
         "of the teacher's": "100\u00a0%",
         "from": "gpt2-xl, revision main",
         "content": "15ea56dee5df",
-        **dict.fromkeys(("selected by", "value", "at step", "last step"), "–"),
+        **dict.fromkeys(("tokens/s", "peak GiB", "selected by", "value", "at step", "last step"), "–"),
     }
+    assert table.loc["kd", ["tokens/s", "peak GiB"]].tolist() == ["1,234", "0.50"]
     assert table.loc["kd", ["of the teacher's", "from", "at step"]].tolist() == ["10\u00a0%", "–", "500"]
+
+
+def test_the_verdict_says_what_the_best_costs_to_run():
+    comparison = comparison_of({"teacher": [60], "kd": [50]})
+    cost = {
+        "teacher": {"tokens_per_second": 1000.0, "peak_memory_gib": 2.0},
+        "kd": {"tokens_per_second": 2500.0, "peak_memory_gib": 0.5},
+    }
+    (sentence,) = cost_words(comparison, cost)
+    assert "kd generates 2,500 tokens per second and process, 2.5 times as many as the teacher (1,000)" in sentence
+    assert "0.50 against 2.00 GiB" in sentence
+    assert cost_words(comparison, {"kd": cost["kd"]}) == []
+
+
+def test_answers_are_shown_where_a_method_gains_and_loses_most(finished):
+    _, output = finished
+    inputs = output.parent
+    scores = {
+        role: pd.read_parquet(inputs / f"score-{role}" / "scores.parquet").query("benchmark == 'sni'")
+        for role in ("minillm", "kd", "sft")
+    }
+    results = json.loads((output / "results.json").read_text())["tables"]
+    other = max(("kd", "sft"), key=lambda role: results[role]["mean"]["score"]["mean"])
+    means = {role: of.groupby("index")["score"].mean() for role, of in scores.items()}
+    gains = 100 * (means["minillm"] - means[other])
+    page = (output / "report.md").read_text().split("### sni")[1].split("\n## ")[0]
+    assert f"Prompt {gains.idxmax()}, minillm gains most against {other}: +{gains.max():.1f}:" in page
+    assert f"Prompt {gains.idxmin()}, minillm loses most against {other}: −{-gains.min():.1f}:" in page
+    assert f"Prompt {MIDDLE}, " in page
+    assert len(re.findall(r"^Prompt \d+, ", page, re.M)) <= 3
 
 
 def test_plots_are_written_for_what_was_measured(finished):

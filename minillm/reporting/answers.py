@@ -1,0 +1,69 @@
+"""Answers side by side: of every method to the prompts where one gains and loses most, and to one not picked."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from minillm.data.tables import read_records
+from minillm.reporting.comparison import MEAN, Comparison
+from minillm.reporting.rendering import SHOWN_CHARACTERS
+
+
+def rival(comparison: Comparison) -> str | None:
+    """Whom the compared method's answers are shown against: the best other one, a teacher only where it is alone."""
+    others = [role for role in comparison.roles if role != comparison.compared]
+    students = [role for role in others if not (comparison.taught and role == comparison.roles[0])]
+    return max(students or others, key=lambda role: comparison.score(role, MEAN)["mean"], default=None)
+
+
+def answers(inputs: Mapping[str, Path], benchmark: str, comparison: Comparison) -> list[dict[str, Any]]:
+    """Prompts of a benchmark with why they are shown, their references and every method's answer of the first seed."""
+    prompts = [record.value for record in read_records(inputs["benchmarks"] / f"{benchmark}.jsonl")]
+    scores = {role: _scores(inputs[f"score/{role}"], benchmark) for role in comparison.roles}
+    means = {role: of.groupby("index")["score"].mean() for role, of in scores.items()}
+    reasons = _reasons(means, comparison, len(prompts))
+    shown = [{**prompts[index], "why": why, "answers": {}} for index, why in reasons.items()]
+    for role, table in comparison.tables.items():
+        seed = table["seeds"][0]
+        responses = (record.value for record in read_records(inputs[f"responses/{role}"] / f"{benchmark}.jsonl"))
+        texts = {row["index"]: row["response"] for row in responses if row["seed"] == seed}
+        of_seed = scores[role].query("seed == @seed").set_index("index")["score"]
+        for prompt in shown:
+            index = prompt["index"]
+            prompt["answers"][role] = {"text": texts[index], "score": f"{100 * of_seed[index]:.1f}"}
+    return shown
+
+
+def words(comparison: Comparison) -> str:
+    """How the prompts were chosen."""
+    seed = comparison.tables[comparison.roles[0]]["seeds"][0]
+    other = rival(comparison)
+    chosen = (
+        f"Of each benchmark the prompts on which {comparison.compared} gains and loses most against {other}, by the "
+        "mean over seeds, and the one in the middle, not picked"
+        if other
+        else "The prompt in the middle of each benchmark, not picked"
+    )
+    return f"{chosen}; answers of seed {seed}. Texts of more than {SHOWN_CHARACTERS} characters are cut here."
+
+
+def _reasons(means: Mapping[str, Any], comparison: Comparison, prompts: int) -> dict[int, str]:
+    """Why each prompt is shown, by its index."""
+    middle = {(prompts - 1) // 2: "in the middle, not picked"}
+    other = rival(comparison)
+    if other is None:
+        return middle
+    gains = (100 * (means[comparison.compared] - means[other])).to_dict()
+    best, worst = max(gains, key=gains.__getitem__), min(gains, key=gains.__getitem__)
+    picked = {
+        int(index): f"{comparison.compared} {verb} most against {other}: {gains[index]:+.1f}".replace("-", "−")
+        for index, verb in ((best, "gains"), (worst, "loses"))
+        if (gains[index] > 0 if verb == "gains" else gains[index] < 0)
+    }
+    return picked | {index: why for index, why in middle.items() if index not in picked}
+
+
+def _scores(folder: Path, benchmark: str) -> pd.DataFrame:
+    return pd.read_parquet(folder / "scores.parquet").query("benchmark == @benchmark")
