@@ -49,7 +49,7 @@ POSITIONS = 1024
 @pytest.fixture(scope="module")
 def tokenizer() -> PreTrainedTokenizerBase:
     """Of bytes, with a few whole words and the letters of MMLU's answers."""
-    words = " red blue cat dog bird A B C D Question: Answer:"
+    words = " red blue cat dog bird A B C D 2 Question: Answer:"
     return train_bpe([words * 20], 400)
 
 
@@ -230,6 +230,28 @@ def test_a_task_that_wants_no_examples_gets_none(tmp_path, tokenizer):
     assert found["truthfulqa_mc1"]["value"] == pytest.approx(sum(right) / len(right))
 
 
+def test_generated_answers_are_scored_by_every_filter(tmp_path, tokenizer):
+    rows = [{"question": f"{n} + 1?", "answer": f"It is {n + 1}.\n#### {n + 1}"} for n in (1, 2)]
+    tasks = planned(tmp_path / "tasks", rows, task="gsm8k", file="gsm8k/gsm8k.yaml", few_shot=0)
+    (two,) = tokenizer.encode(" 2")
+    _, found = answered(tmp_path, tasks, constant_model(two, 9.0, tokenizer), tokenizer)
+    # it says " 2 2 2 …", of which the flexible filter takes the last number, and never "#### 2"
+    kept = {metric: value for metric, (value, _) in found["gsm8k"]["scores"].items()}
+    assert kept == {"exact_match,strict-match": 0.0, "exact_match,flexible-extract": 0.5}
+    assert found["gsm8k"]["higher_is_better"] is True
+
+
+def test_perplexity_of_running_text(tmp_path, tokenizer):
+    text = "red cat and blue bird"
+    tasks = planned(tmp_path / "tasks", [{"page": text}], task="wikitext", file="wikitext/wikitext.yaml")
+    _, found = answered(tmp_path, tasks, constant_model(0, 0.0, tokenizer), tokenizer)
+    nats = len(tokenizer.encode(text)) * math.log(len(tokenizer))
+    assert found["wikitext"]["metric"] == "word_perplexity"
+    assert found["wikitext"]["value"] == pytest.approx(math.exp(nats / 5), rel=1e-5)
+    assert found["wikitext"]["scores"]["byte_perplexity"][0] == pytest.approx(math.exp(nats / len(text)), rel=1e-5)
+    assert (found["wikitext"]["higher_is_better"], found["wikitext"]["stderr"]) == (False, None)
+
+
 def test_real_files_through_both_stages_with_no_word_to_the_hub(tmp_path, tokenizer, monkeypatch):
     """As worker processes: tasks found and checked, then answered; C is the model's answer to all of MMLU."""
     data = real_data() / "downstream"
@@ -331,6 +353,14 @@ def test_groups_and_tags_are_made_of_their_tasks(index):
     assert {d.cfg["dataset_name"] for d in subjects} >= {"abstract_algebra", "world_religions"}
     assert {"arc_easy", "arc_challenge"} <= {d.name for d in beneath(index, "ai2_arc")}
     assert [d.name for d in beneath(index, "hellaswag")] == ["hellaswag"]
+
+
+def test_a_tag_keeps_its_members_where_one_of_them_has_local_rows(tmp_path):
+    plan = Plan.model_validate_json((planned(tmp_path, ARC) / PLAN).read_text())
+    definitions: Any = task_manager(plan, tmp_path, tmp_path).task_index
+    assert definitions["ai2_arc"].tags == {"arc_easy", "arc_challenge"}
+    assert definitions["arc_easy"].cfg["dataset_path"] == "json"
+    assert definitions["arc_challenge"].cfg["dataset_path"] == "allenai/ai2_arc"
 
 
 @pytest.mark.parametrize(
