@@ -166,7 +166,7 @@ def test_one_model_alone_is_compared_with_nothing(first: Finished, place: Place)
     assert [stage for stage, state in alone.states().items() if state == "Completed"] == ["report", "evaluate"]
     text = (report(alone) / "report.md").read_text()
     assert re.search(r"^\*\*gpt2: Rouge-L \d+\.\d ± \d+\.\d \(on dolly\)\.\*\*$", text, re.MULTILINE)
-    for words in ("rank", "best", "each other", "student", "of gpt2"):
+    for words in ("rank", "best", "each other", "student", "of gpt2's"):
         assert words not in text, words
 
 
