@@ -17,11 +17,13 @@ from tasks.server import ensure_prefect_server
 from tasks.session import tracked
 from tasks.tracking import preload
 
-SMALL = "configs/evaluation-embedded.yaml"
+EMBEDDED = "configs/evaluation-embedded.yaml"
 
 
 @flow(name="evaluate")
-def evaluate_models(models: tuple[str, ...] = (), config_file: str = SMALL, overrides: tuple[str, ...] = ()) -> State:
+def evaluate_models(
+    models: tuple[str, ...] = (), config_file: str = EMBEDDED, overrides: tuple[str, ...] = ()
+) -> State:
     """Measure models side by side, each with its own tokenizer.
 
     Args:
@@ -54,7 +56,7 @@ def main() -> int:
         help="hub name (gpt2) or directory (models/mine), as NAME=MODEL to name its row; the first is what the others "
         "are measured against (default: those of the file)",
     )
-    parser.add_argument("--config", default=SMALL, metavar="FILE", help="YAML file (default: %(default)s)")
+    parser.add_argument("--config", default=EMBEDDED, metavar="FILE", help="YAML file (default: %(default)s)")
     parser.add_argument(
         "--set",
         action="append",

@@ -21,7 +21,9 @@ DOWNSTREAM_PACKAGES = ("lm_eval", "accelerate")
 """Of the extra `downstream`."""
 
 HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
-ROW = re.compile(r"([\w.-]+)=(.+)")
+"""`gpt2` or `owner/gpt2`."""
+NAMED = re.compile(r"([\w.-]+)=(.+)")
+"""NAME=MODEL; in a path, an = may also stand after the first slash."""
 
 Kind = TypeVar("Kind", bound=BaseConfig)
 
@@ -64,7 +66,7 @@ def named_models(words: Sequence[str]) -> dict[str, dict[str, str]]:
     """
     models: dict[str, dict[str, str]] = {}
     for word in words:
-        match = ROW.fullmatch(word)
+        match = NAMED.fullmatch(word)
         name, model = match.groups() if match else ("", word)
         is_path = Path(model).expanduser().exists() or not HUB_NAME.fullmatch(model)
         name = name or Path(model).name

@@ -38,7 +38,8 @@ def evaluate(
 
     Args:
         config: What is measured.
-        models: By the rows of the table, the teacher first; results or futures of tasks, as the others.
+        models: By the rows of the table, first the one that others are measured against; results or futures of tasks,
+            as the other arguments.
         prepared: The tokenizer of each model; that of the first counts the lengths of references for all.
         benchmarks: In their one format.
         questions: Multiple-choice sets; read where the configuration has some.

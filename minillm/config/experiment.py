@@ -135,7 +135,7 @@ class EvaluationConfig(BaseConfig):
         return tuple(self.models)
 
     @model_validator(mode="after")
-    def _models_can_be_told_apart_and_run(self) -> Self:
+    def _named_and_with_weights(self) -> Self:
         for name, model in self.models.items():
             if not re.fullmatch(r"[\w.-]+", name):
                 raise ValueError(
