@@ -1,6 +1,6 @@
 """Asking the judge what it has not answered yet: several questions at once, each answer kept as soon as it comes."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 
 from minillm.config import Judge
@@ -55,7 +55,13 @@ def is_open(found: Sequence[Answer], judge: Judge) -> bool:
 
     Answers that a smaller `max_tokens` may have cut count as no attempt.
     """
-    return attempts_made(found, judge) < judge.attempts and all(read_ratings(answer.text) is None for answer in found)
+    return attempts_made(found, judge) < judge.attempts and ratings_in(found) is None
+
+
+def ratings_in(found: Iterable[Answer]) -> tuple[int, int] | None:
+    """Of the first answer that has the form asked for; None where none has."""
+    read = (read_ratings(answer.text) for answer in found)
+    return next((ratings for ratings in read if ratings is not None), None)
 
 
 def attempts_made(found: Sequence[Answer], judge: Judge) -> int:

@@ -30,7 +30,9 @@ FORMS: tuple[tuple[dict[str, Any], str], ...] = tuple(
 )
 """How a question can be put, the best first: with structured output or without, and either name of the limit."""
 SHORTEST_SECRET = 8
+"""Characters; what is shorter is no key but a word for an endpoint that asks for none."""
 QUOTED_CHARACTERS = 300
+"""Of what the endpoint says, in a message."""
 
 
 class EndpointError(Exception):
@@ -87,7 +89,7 @@ class Endpoint:
                 raise self._explained(error) from None  # the cause may quote the request
             except ValueError:  # half an answer is no JSON
                 continue
-            if isinstance(completion, ChatCompletion) and completion.choices:
+            if isinstance(completion, ChatCompletion) and completion.choices and completion.choices[0].message:
                 return completion
         raise EndpointError(
             f"{self._judge.base_url} answers, but not with a chat completion; is evaluation.judge.base_url right? "
@@ -95,13 +97,13 @@ class Endpoint:
         )
 
     def _answer(self, text: str, completion: ChatCompletion) -> Answer:
+        """What came back; not every server counts tokens or names its model."""
         content = self._without_key(completion.choices[0].message.content or "")
-        usage = completion.usage
         return Answer(
             text=content,
-            prompt_tokens=usage.prompt_tokens if usage else estimated_tokens(text),
-            completion_tokens=usage.completion_tokens if usage else estimated_tokens(content),
-            model=completion.model or self._judge.model,
+            prompt_tokens=getattr(completion.usage, "prompt_tokens", None) or estimated_tokens(text),
+            completion_tokens=getattr(completion.usage, "completion_tokens", None) or estimated_tokens(content),
+            model=getattr(completion, "model", None) or self._judge.model,
             max_tokens=self._judge.max_tokens,
         )
 

@@ -15,8 +15,8 @@ from minillm.config import Judge
 from minillm.data.tables import read_records
 from minillm.errors import StageError
 from minillm.judging.answers import Answer, Answers
-from minillm.judging.asking import ask_what_is_open, bill
-from minillm.judging.questions import Question, questions_about, read_ratings
+from minillm.judging.asking import ask_what_is_open, bill, ratings_in
+from minillm.judging.questions import Question, questions_about
 from minillm.judging.results import prompt_ratings, table
 from minillm.progress import Progress
 from minillm.stages import Job, Judging
@@ -25,6 +25,7 @@ from minillm.worker import STOPPED
 FOLDER = "judge"
 """In the store, beside the artifacts: the answers that were paid for."""
 QUOTED_CHARACTERS = 200
+"""Of an answer, in a message."""
 
 
 def run(job: Job) -> dict[str, float | str]:
@@ -84,9 +85,8 @@ def rate(questions: Sequence[Question], found: Mapping[str, Sequence[Answer]], j
     """
     rows: list[dict[str, Any]] = []
     for question in questions:
-        read = (read_ratings(answer.text) for answer in found[question.key(judge)])
-        shown = next((ratings for ratings in read if ratings is not None), (None, None))
-        model, reference = shown if question.order == "model first" else shown[::-1]
+        first, second = ratings_in(found[question.key(judge)]) or (None, None)
+        model, reference = (first, second) if question.order == "model first" else (second, first)
         rows.append(
             {"benchmark": question.benchmark, "index": question.index, "seed": question.seed}
             | {"order": question.order, "sample": question.sample, "model": model, "reference": reference}
@@ -103,11 +103,12 @@ def _check_rated(
 ) -> None:
     for name, prompts in prompt_ratings(ratings).items():
         if prompts.empty:
-            key = next(question.key(judge) for question in questions if question.benchmark == name)
-            said = f"refused: {refused[key]}" if key in refused else repr(found[key][-1].text[:QUOTED_CHARACTERS])
+            keys = (question.key(judge) for question in questions if question.benchmark == name)
+            key = next(key for key in keys if ratings_in(found[key]) is None)
+            said = refused[key] if key in refused else repr(found[key][-1].text[:QUOTED_CHARACTERS])
             raise StageError(
-                f"benchmark {name}: {judge.model} rated no prompt in both orders; its last answer to the first "
-                f"question: {said}; take another model, or raise evaluation.judge.max_tokens or attempts"
+                f"benchmark {name}: {judge.model} rated no prompt in both orders; to one question it said {said}; "
+                "take another model, or raise evaluation.judge.max_tokens or attempts"
             )
 
 

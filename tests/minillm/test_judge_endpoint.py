@@ -75,7 +75,8 @@ def test_nobody_at_the_address_may_be_tried_again_later(server):
 
 
 def test_what_is_no_chat_completion_is_named(server):
-    server.planned = [lambda handler, _: handler.send(200, {"error": "overloaded"})] * 3
+    for value in ({"error": "overloaded"}, {"choices": [{}]}, "Welcome"):
+        server.planned.append(lambda handler, _, value=value: handler.send(200, value))
     with pytest.raises(EndpointError, match="not with a chat completion"):
         asked(server)
 
@@ -135,12 +136,13 @@ def test_a_question_refused_in_every_form_says_why(server):
 
 def test_an_answer_without_usage_is_estimated(server):
     def reply(handler: judge_server.Handler, body: dict[str, Any]) -> None:
-        handler.send(200, {**judge_server.completion(body, "abcdef"), "usage": None})
+        handler.send(200, {"choices": judge_server.completion(body, "abcdef")["choices"]})
 
     server.planned = [reply]
     answer = Endpoint(judge(server)).ask(QUESTION)
     assert answer.completion_tokens == 2  # six bytes, three a token
     assert answer.prompt_tokens == -(-len(QUESTION) // 3)
+    assert answer.model == "gpt"
 
 
 @pytest.mark.parametrize(
