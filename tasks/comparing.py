@@ -96,7 +96,7 @@ def write_comparison(runs: "Sequence[Run]", every_method: bool, store: str) -> t
     for old in (unfinished, folder):
         shutil.rmtree(old, ignore_errors=True)
     unfinished.mkdir(parents=True)
-    page = comparison_page([run.experiment_id for run in runs], [run.identity for run in runs])
+    page = comparison_page(sorted({run.experiment_id for run in runs}), [run.identity for run in runs])
     words = write(RunComparison(runs, every_method), page, unfinished)
     unfinished.replace(folder)
     return folder, words
