@@ -22,7 +22,7 @@ from minillm.errors import StageError
 from tasks.outbox import Outbox, Wanted
 from tasks.pages import page_key
 from tasks.settings import set_mlflow_defaults
-from tasks.tracking import Tracker, prefect_page
+from tasks.tracking import COMPARED_TAG, Tracker, prefect_page
 
 if TYPE_CHECKING:
     from minillm.reporting.runs import Run
@@ -37,6 +37,8 @@ def latest_runs(experiment: str | None, store: str) -> str:
     """A table of the latest finished runs, and how to name them."""
     tracked = _tracked(store)
     runs = [run for run in tracked.of_flows(experiment) if run.info.status == "FINISHED"]
+    if not runs:
+        return "no run has finished yet; one is started by python -m flows.distill"
     rows = [
         [
             tracked.short_name(run),
@@ -91,7 +93,7 @@ def write_comparison(runs: "Sequence[Run]", every_method: bool, store: str) -> t
     from minillm.reporting.runs_page import write
     from tasks.mlflow_client import comparison_page
 
-    folder = Store(store).root / FOLDER / page_key(*(run.label for run in runs))
+    folder = Store(store).root / FOLDER / page_key("compare", *(run.label for run in runs))
     unfinished = folder.with_name(f"{folder.name}.tmp")
     for old in (unfinished, folder):
         shutil.rmtree(old, ignore_errors=True)
@@ -130,7 +132,7 @@ def _track(runs: "Sequence[Run]", folder: Path, name: str, store: str) -> str | 
         ended=time.time(),
         status="FINISHED",
         tags={
-            "compared": ",".join(run.identity for run in runs),
+            COMPARED_TAG: ",".join(run.identity for run in runs),
             "prefect.flow_run_id": identity,
             "prefect.url": page,
             "mlflow.note.content": f"compare.html is among the artifacts. Prefect: [{flow_run.name}]({page})",

@@ -17,12 +17,10 @@ from minillm.nearest import suggestion
 from minillm.reporting.plots import CURVES
 from minillm.reporting.runs import Run
 from tasks.mlflow_client import CACHED_TAG, KEY_TAG, connect, run_page
-from tasks.tracking import SCORES, SCORES_FOLDER, prefect_page, short_digest
+from tasks.tracking import COMPARED_TAG, SCORES, SCORES_FOLDER, prefect_page, short_digest
 
 FLOW_TAG = "prefect.flow_run_id"
 PARENT_TAG = "mlflow.parentRunId"
-COMPARED_TAG = "compared"
-"""On the runs that are comparisons: ids of the runs compared."""
 OF_FLOWS = f"tags.`{FLOW_TAG}` IS NOT NULL AND tags.`{PARENT_TAG}` IS NULL AND tags.{COMPARED_TAG} IS NULL"
 CODE_CHARACTERS = 12
 NEAR = 3
@@ -33,7 +31,7 @@ class TrackedRuns:
     """The runs of one tracking server, or of the database in a store.
 
     Raises:
-        StageError: From every method, where there is no server or database, or it does not answer.
+        StageError: From every method, where there is no database, or the server does not answer.
     """
 
     def __init__(self, store: Path) -> None:
@@ -197,9 +195,9 @@ def _code(stages: Sequence[TrackedRun]) -> Mapping[str, str]:
 
 @contextlib.contextmanager
 def _answering() -> Iterator[None]:
-    """A tracking server that does not answer is an error to mend."""
+    """A tracking server that does not answer, or not with what is asked for, is an error to mend."""
     try:
         yield
     except MlflowException as error:
         server = os.environ.get("MLFLOW_TRACKING_URI", "the store's database")
-        raise StageError(f"MLflow ({server}) does not answer: {str(error).splitlines()[0][:300]}") from error
+        raise StageError(f"MLflow ({server}) cannot be read: {str(error).splitlines()[0][:300]}") from error

@@ -36,6 +36,8 @@ LONGEST_DIGEST = 36
 SCORES = "scores.parquet"
 SCORES_FOLDER = "scores"
 """In the enclosing run's files: METHOD/scores.parquet, from which runs are compared prompt by prompt."""
+COMPARED_TAG = "compared"
+"""On the runs that are comparisons: ids of the runs compared."""
 
 
 class Tracker:

@@ -16,7 +16,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from minillm.reporting.comparison import WORDS, Comparison
+from minillm.reporting.comparison import MEAN, WORDS, Comparison
 
 INK = "#010203"
 """Colour of text and axes; in a page it becomes the page's own text colour."""
@@ -82,7 +82,7 @@ def interval_figure(cells: Mapping[str, Mapping[str, Mapping[str, Any]]], label:
         label: Of the axis.
         look: Of the methods.
     """
-    rows = list(dict.fromkeys(name for row in cells.values() for name in row))
+    rows = sorted(dict.fromkeys(name for row in cells.values() for name in row), key=lambda name: name == MEAN)
     figure, axes = empty_figure(height=0.9 + 0.13 * len(rows) * (len(cells) + 1.5))
     for place, (role, row) in enumerate(cells.items()):
         offset = 0.8 * ((place + 0.5) / len(cells) - 0.5)

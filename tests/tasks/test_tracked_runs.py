@@ -159,5 +159,5 @@ def test_a_server_that_is_away_is_an_error_to_mend(store: Path, monkeypatch: pyt
         address = f"http://127.0.0.1:{listener.getsockname()[1]}"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    with pytest.raises(StageError, match=rf"MLflow \({address}\) does not answer"):
+    with pytest.raises(StageError, match=rf"MLflow \({address}\) cannot be read"):
         TrackedRuns(store)
