@@ -140,6 +140,11 @@ class RunComparison:
         """What the scores are, in words."""
         return WORDS[next(iter(self.metrics))] if len(self.metrics) == 1 else "Score"
 
+    def label(self, column: str) -> str:
+        """A column's heading, with its metric where they are several."""
+        words = sorted({WORDS[row.run.metric(column)] for row in self.scored if column in row.scores})
+        return f"{column}, {' or '.join(words)}" if words and len(self.metrics) > 1 else column
+
     @functools.cached_property
     def cells(self) -> dict[str, dict[str, dict[str, Any]]]:
         """Mean and 95 % interval over prompts, by row and benchmark; last the mean over the shared benchmarks."""

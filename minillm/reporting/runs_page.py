@@ -68,7 +68,7 @@ def verdict(comparison: RunComparison) -> list[str]:
     for row, other in sorted(comparison.pairs, key=lambda pair: pair[0].method not in pair[0].run.main_methods):
         found = comparison.differences.get((row.name, other.name, MEAN))
         if found is None:
-            sentences.append(f"{row.name} and {other.name} share no benchmark in the same version.")
+            sentences.append(f"{row.name} and {other.name}: no mean, for all runs share no benchmark of one version.")
         else:
             words = f"is {_reading(found)}" if found.clear else "cannot be told apart from"
             sentences.append(f"{row.name} {words} {other.name}: {found}, {_probability(found)}.")
@@ -94,7 +94,8 @@ def score_table(comparison: RunComparison) -> pd.DataFrame:
         name: [_score(cells[column]) if column in cells else ABSENT for column in columns]
         for name, cells in comparison.cells.items()
     }
-    return pd.DataFrame.from_dict(rows, orient="index", columns=columns, dtype=str)
+    headings = [comparison.label(column) for column in columns]
+    return pd.DataFrame.from_dict(rows, orient="index", columns=headings, dtype=str)
 
 
 def difference_tables(comparison: RunComparison) -> dict[str, pd.DataFrame]:

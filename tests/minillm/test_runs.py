@@ -88,7 +88,7 @@ def test_a_benchmark_whose_data_changed_is_not_paired_and_stays_out_of_the_mean(
     assert score_table(comparison).loc["later:minillm", "vicuna"] != "–", "its own score still stands"
     nothing = a_run("later", {"minillm": 7.0}, seed=1, data={})
     (sentence,) = verdict(RunComparison([FIRST, nothing]))
-    assert sentence == "later:minillm and first:minillm share no benchmark in the same version."
+    assert sentence == "later:minillm and first:minillm: no mean, for all runs share no benchmark of one version."
 
 
 @pytest.mark.parametrize(
@@ -106,6 +106,8 @@ def test_the_same_data_read_or_scored_in_another_way_are_another_benchmark(field
     comparison = RunComparison([FIRST, a_run("later", {"minillm": 7.0}, params=params)])
     (table,) = difference_tables(comparison).values()
     assert (table.loc["dolly", ""] == "not paired: it is read or scored in another way") == (not paired)
+    headings = ["dolly, Exact match or Rouge-L", "vicuna, Rouge-L", "mean"] if field == "metric" else [*PROMPTS, "mean"]
+    assert list(score_table(comparison).columns) == headings
     assert comparison.measure == ("Score" if field == "metric" else "Rouge-L")
 
 
