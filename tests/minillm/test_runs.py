@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from minillm.evaluation.uncertainty import adjusted, estimate
-from minillm.reporting.plots import COLOURS, benchmark_figure
+from minillm.reporting.plots import COLOURS, score_figure
 from minillm.reporting.runs import Run, RunComparison, differing
 from minillm.reporting.runs_page import difference_tables, looks, other_figures, score_table, verdict, write
 from tests.minillm.test_report import Page
@@ -117,7 +117,7 @@ def test_a_benchmark_of_one_run_alone_and_prompts_that_count_in_one_run_alone():
     (table,) = difference_tables(comparison).values()
     assert table.loc["vicuna", ""] == "not measured in later"
     turned = RunComparison(comparison.runs[::-1])
-    (axes,) = benchmark_figure(turned.cells, "Rouge-L", looks(turned)).axes
+    (axes,) = score_figure(turned.cells, "Rouge-L", looks(turned)).axes
     assert [label.get_text() for label in axes.get_yticklabels()] == ["dolly", "vicuna", "mean"]
     assert table.loc["dolly", "prompts"] == "25 of 40"
     direct = (scores["minillm"]["dolly"] - FIRST.scores["minillm"]["dolly"].iloc[:25]).mean()
