@@ -253,7 +253,7 @@ def test_what_people_said_of_the_answers_stands_in_the_report_and_in_mlflow(firs
     assert "ada and ben" in Path(page).read_text()
     client = MlflowClient(f"sqlite:///{first.config.parent / 'store' / 'mlflow.db'}")
     runs = client.search_runs(["1"], "metrics.`preference/minillm/sft/tie` >= 50")
-    assert len(runs) == 1
+    assert len([run for run in runs if "mlflow.parentRunId" not in run.data.tags]) == 1
 
 
 def test_downstream_tasks_stand_on_the_parent_and_in_the_report(first: Finished, server: str):

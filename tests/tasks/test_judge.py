@@ -10,7 +10,7 @@ import pytest
 from minillm.artifacts import Artifact, Store
 from minillm.config import Config, Model
 from minillm.errors import StageError
-from tasks.data import prepare, read_benchmarks
+from tasks.data import pack_held_out_texts, prepare, read_benchmarks, read_questions
 from tasks.evaluation import evaluate, judge_responses
 from tests import judge_server
 from tests.judge_server import KEY, ratings, serving
@@ -50,9 +50,10 @@ def test_every_method_is_judged_and_the_key_reaches_nothing(tmp_path, server, ca
 
     def stages(config: Config) -> dict[str, Any]:
         models = {"sft": Model(path=str(tmp_path / "model"))}
-        return dict(
-            evaluate(config, models, {"sft": prepare.submit(config)}, read_benchmarks.submit(config), {}, {}, None)
-        )
+        prepared = {"sft": prepare.submit(config)}
+        questions = {"sft": read_questions.submit(config, prepared["sft"])}
+        texts = {"sft": pack_held_out_texts.submit(config, prepared["sft"])}
+        return dict(evaluate(config, models, prepared, read_benchmarks.submit(config), questions, texts, None))
 
     config = judging(server, tmp_path)
     first = run(config, stages)
