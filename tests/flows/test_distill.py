@@ -68,7 +68,7 @@ class Finished:
     seconds: float
 
     def states(self) -> dict[str, str]:
-        return dict(re.findall(r"^\d\d:\d\d:\d\d  (.+): Finished in state (\w+)", self.log, re.MULTILINE))
+        return dict(re.findall(r"\d\d:\d\d:\d\d  ([^:\n]+): Finished in state (\w+)", self.log))
 
 
 def distill(config: Path, *arguments: str, **environment: str) -> Finished:
