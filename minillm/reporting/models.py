@@ -67,7 +67,8 @@ def cost_words(comparison: Comparison, cost: Mapping[str, Cost]) -> list[str]:
     small, large = (cost[role]["peak_memory_gib"] for role in (best, first))
     return [
         f"{best} generates {fast:,.0f} tokens per second and process, {fast / slow:.1f} times as many as "
-        f"{comparison.yardstick} ({slow:,.0f}), at a peak memory of {small:.2f} against {large:.2f} GiB."
+        f"{comparison.yardstick} ({slow:,.0f}), at a peak memory of {small:.2f} against {large:.2f} GiB; "
+        "stages that ran beside a generation have slowed it."
     ]
 
 
