@@ -10,15 +10,9 @@ from prefect import State, flow
 
 from minillm.errors import ConfigError
 from minillm.loading import load_config
-from tasks.data import (
-    filter_examples,
-    pack_held_out_texts,
-    pack_plain_text,
-    prepare,
-    read_benchmarks,
-    read_questions,
-)
-from tasks.evaluation import check_downstream, evaluate
+from tasks.data import filter_examples, pack_plain_text, prepare
+from tasks.evaluation import evaluate
+from tasks.evaluation_sets import read_evaluation_sets
 from tasks.reporting import conclude, export_model, report
 from tasks.server import ensure_prefect_server
 from tasks.session import tracked
@@ -37,12 +31,9 @@ def distill(config_file: str = "configs/quickstart.yaml", overrides: tuple[str, 
     config = load_config(config_file, overrides)
     with tracked(config) as session:
         prepared = prepare.submit(config)
-        benchmarks = read_benchmarks.submit(config)
-        questions = read_questions.submit(config, prepared)
-        texts = pack_held_out_texts.submit(config, prepared)
-        downstream = check_downstream.submit(config, prepared)
+        sets = read_evaluation_sets(config, dict.fromkeys(config.rows, prepared))
         # Nothing is trained before all that will be measured on has been read.
-        examples = filter_examples.submit(config, prepared, benchmarks, wait_for=[questions, texts, downstream])
+        examples = filter_examples.submit(config, prepared, sets.benchmarks, wait_for=sets.all)
         plain_text = pack_plain_text.submit(config, prepared)
 
         teacher = fine_tune_teacher.submit(config, prepared, examples)
@@ -55,15 +46,9 @@ def distill(config_file: str = "configs/quickstart.yaml", overrides: tuple[str, 
         }
 
         models = {"teacher": teacher, **students}
-        sets = (
-            dict.fromkeys(models, prepared),
-            benchmarks,
-            dict.fromkeys(models, questions),
-            dict.fromkeys(models, texts),
-            downstream,
-        )
-        measured = evaluate(config, models, *sets)
-        results = report.submit(config, benchmarks, {**models, "initial": initial}, measured, examples)
+        measured = evaluate(config, models, sets)
+        all_models = {**models, "initial": initial}
+        results = report.submit(config, sets.benchmarks, sets.prompts, all_models, measured, examples)
         exports = {
             name: export_model.submit(config, name, model, examples, results) for name, model in students.items()
         }

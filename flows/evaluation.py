@@ -10,8 +10,9 @@ from prefect import State, flow
 
 from minillm.errors import ConfigError
 from minillm.loading import load_evaluation
-from tasks.data import pack_held_out_texts, prepare_model, read_benchmarks, read_questions
-from tasks.evaluation import check_downstream, evaluate
+from tasks.data import prepare_model
+from tasks.evaluation import evaluate
+from tasks.evaluation_sets import read_evaluation_sets
 from tasks.reporting import conclude, report
 from tasks.server import ensure_prefect_server
 from tasks.session import tracked
@@ -34,13 +35,10 @@ def evaluate_models(
     """
     config = load_evaluation(config_file, models, overrides)
     with tracked(config) as session:
-        benchmarks = read_benchmarks.submit(config)
-        prepared = {name: prepare_model.submit(config, name) for name in config.models}
-        questions = {name: read_questions.submit(config, tokenizer) for name, tokenizer in prepared.items()}
-        texts = {name: pack_held_out_texts.submit(config, tokenizer) for name, tokenizer in prepared.items()}
-        downstream = check_downstream.submit(config, *prepared.values())
-        measured = evaluate(config, config.models, prepared, benchmarks, questions, texts, downstream)
-        results = report.submit(config, benchmarks, config.models, measured)
+        tokenizers = {name: prepare_model.submit(config, name) for name in config.models}
+        sets = read_evaluation_sets(config, tokenizers)
+        measured = evaluate(config, config.models, sets)
+        results = report.submit(config, sets.benchmarks, sets.prompts, config.models, measured)
         return conclude(session, config, results, {})
 
 

@@ -82,6 +82,16 @@ class Questions(Stage):
     """Longest prompt with a choice."""
 
 
+class EncodedPrompts(Stage):
+    """Tokenise the benchmarks' prompts. Inputs: `tokenizer`, `benchmarks`. Output: `NAME.parquet` each."""
+
+    kind: ClassVar[str] = "prompts"
+    module: ClassVar[str] = "minillm.data.benchmark_prompts"
+    template: Template
+    max_prompt_tokens: int
+    long_prompts: Literal["refuse", "cut"]
+
+
 class Filter(Stage):
     """Drop what must not be trained on, report it, split and tokenise the rest.
 
@@ -149,13 +159,12 @@ class Respond(Stage):
 class Generate(Stage):
     """Generate responses to every benchmark, once per seed.
 
-    Inputs: `model`, `tokenizer`, `benchmarks`. Output, for each benchmark: texts to read and score in `NAME.jsonl`,
+    Inputs: `model`, `tokenizer`, `prompts`. Output, for each benchmark: texts to read and score in `NAME.jsonl`,
     token ids of prompts and responses in `NAME.parquet`.
     """
 
     kind: ClassVar[str] = "generate"
     module: ClassVar[str] = "minillm.generation.answering"
-    template: Template
     seeds: tuple[int, ...]
     strategy: Literal["sample", "greedy"]
     temperature: float
@@ -163,9 +172,21 @@ class Generate(Stage):
     top_p: float | None
     no_repeat_ngram: int | None
     precision: Literal["float32", "bfloat16"]
-    max_prompt_tokens: int
-    long_prompts: Literal["refuse", "cut"]
     max_tokens: int
+    """Longest prompt with its response."""
+
+
+class Cost(Stage):
+    """What generating takes, of one model after another. Inputs: `model/ROLE`, `tokenizer/ROLE`, `prompts/ROLE`."""
+
+    kind: ClassVar[str] = "cost"
+    module: ClassVar[str] = "minillm.generation.cost"
+    shown: ClassVar[tuple[str, ...]] = ("tokens_per_second", "peak_memory_gib")
+    roles: tuple[str, ...]
+    benchmark: str
+    """Whose prompts are answered."""
+    generate: Generate
+    """How; with its first seed."""
 
 
 class Score(Stage):
@@ -246,19 +267,16 @@ class Calibration(Stage):
 class HeldOut(Stage):
     """Loss and calibration of the next token on the benchmarks' first references and on plain texts.
 
-    Inputs: `model`, `tokenizer`, `benchmarks`, `texts`.
+    Inputs: `model`, `tokenizer`, `benchmarks`, `prompts`, `texts`.
     """
 
     kind: ClassVar[str] = "held_out"
     module: ClassVar[str] = "minillm.evaluation.held_out"
-    shown: ClassVar[tuple[str, ...]] = ("held_out_loss", "next_token_ece")
+    shown: ClassVar[tuple[str, ...]] = ("held_out_loss", "bits_per_byte", "next_token_ece")
     role: str
-    template: Template
     benchmarks: tuple[str, ...]
     texts: tuple[str, ...]
     precision: Literal["float32", "bfloat16"]
-    max_prompt_tokens: int
-    long_prompts: Literal["refuse", "cut"]
     max_tokens: int
     """Longest prompt with its reference; what goes beyond is not counted."""
     block_tokens: int
@@ -297,7 +315,8 @@ class DownstreamScore(Stage):
 class Report(Stage):
     """Tables, plots and the page.
 
-    Inputs: `benchmarks`; `score/ROLE`, `diversity/ROLE` and `responses/ROLE` (generate) for each row of the table;
+    Inputs: `benchmarks`, `cost`; `prompts/ROLE`, `score/ROLE`, `diversity/ROLE` and `responses/ROLE` (generate) for
+    each row of the table;
     `exposure/ROLE`, `calibration/ROLE`, `held_out/ROLE`, `downstream/ROLE` and `judge/ROLE` for those measured,
     `preference` where people compared answers; `train/ROLE` for each model trained here, the initial student too, and
     `examples` where any was.
@@ -327,8 +346,9 @@ class Card(Stage):
 
 
 STAGES: tuple[type[Stage], ...] = (
-    Prepare, Benchmarks, Questions, Filter, Pack, HeldOutTexts, DownstreamTasks, Train, Respond, Generate, Score,
-    Diversity, Exposure, Calibration, HeldOut, DownstreamScore, Judging, Preference, Report, Card,
+    Prepare, Benchmarks, EncodedPrompts, Questions, Filter, Pack, HeldOutTexts, DownstreamTasks, Train, Respond,
+    Generate, Cost, Score, Diversity, Exposure, Calibration, HeldOut, DownstreamScore, Judging, Preference, Report,
+    Card,
 )  # fmt: skip
 
 

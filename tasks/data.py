@@ -1,4 +1,4 @@
-"""Tasks that make the data: tokenizer, benchmarks and other evaluation sets, filtered examples, plain text."""
+"""Tasks that make the data: the tokenizer, filtered examples, packed plain text."""
 
 from pathlib import Path
 from typing import Any
@@ -8,8 +8,8 @@ from prefect.states import Completed
 
 from minillm.artifacts import Artifact
 from minillm.config import BaseConfig, Config, EvaluationConfig, Source, Tokenizer
-from minillm.stages import Benchmarks, Filter, HeldOutTexts, Pack, Prepare, Questions
-from tasks.evaluation import generation_tokens
+from minillm.stages import Filter, Pack, Prepare
+from tasks.evaluation_sets import generation_tokens
 from tasks.stage import Input, compute, stage_task
 
 
@@ -44,33 +44,6 @@ def _prepare(config: BaseConfig, tokenizer: Tokenizer, models: dict[str, dict[st
     )
 
 
-@stage_task("read benchmarks")
-def read_benchmarks(config: BaseConfig) -> Artifact | State:
-    """Read every evaluation set into one format."""
-    benchmarks = config.evaluation.benchmarks
-    sources = {name: benchmark.source for name, benchmark in benchmarks.items()}
-    fields = {name: benchmark.fields for name, benchmark in benchmarks.items()}
-    topics = {name: benchmark.topics for name, benchmark in config.evaluation.benchmarks.items() if benchmark.topics}
-    return compute(Benchmarks(fields=fields, topics=topics), sources, config, "read benchmarks")
-
-
-@stage_task("read questions")
-def read_questions(config: BaseConfig, prepared: Artifact) -> Artifact | State:
-    """Read every multiple-choice set into one format; nothing to do where there is none."""
-    evaluation = config.evaluation
-    if not evaluation.calibration:
-        return Completed(name="Skipped", message="no evaluation.calibration", data=None)
-    stage = Questions(
-        sets=evaluation.calibration,
-        template=config.data.template,
-        max_prompt_tokens=evaluation.max_prompt_tokens or config.data.max_prompt_tokens,
-        long_prompts=evaluation.long_prompts,
-        max_tokens=generation_tokens(config),
-    )
-    sources = {name: record.source for name, record in evaluation.calibration.items()}
-    return compute(stage, {**sources, "tokenizer": prepared}, config, "read questions")
-
-
 @stage_task("filter examples")
 def filter_examples(config: Config, prepared: Artifact, benchmarks: Artifact) -> Artifact | State:
     """Drop malformed, duplicate, over-long and leaked examples, report them, split and tokenise the rest."""
@@ -97,16 +70,6 @@ def pack_plain_text(config: Config, prepared: Artifact) -> Artifact | State:
     stage = Pack(block_tokens=config.data.max_tokens)
     inputs: dict[str, Input] = {"plain_text": config.data.plain_text, "tokenizer": prepared}
     return compute(stage, inputs, config, "pack plain text")
-
-
-@stage_task("pack held-out texts")
-def pack_held_out_texts(config: BaseConfig, prepared: Artifact) -> Artifact | State:
-    """Tokenise the texts that the loss is measured on; nothing to do where there is none."""
-    held_out = config.evaluation.held_out
-    if not held_out:
-        return Completed(name="Skipped", message="no evaluation.held_out", data=None)
-    stage = HeldOutTexts(texts=tuple(held_out), block_tokens=config.data.max_tokens)
-    return compute(stage, {**held_out, "tokenizer": prepared}, config, "pack held-out texts")
 
 
 def _given(sources: dict[str, Source | None]) -> dict[str, Input]:

@@ -1,20 +1,18 @@
 """Tasks that measure a model: responses, generated once and stored, and what is measured on them."""
 
-import importlib.metadata
 from collections.abc import Mapping
 from typing import Any
 
 from prefect import State
 from prefect.futures import PrefectFuture
-from prefect.states import Completed
 
 from minillm.artifacts import Artifact
 from minillm.config import BaseConfig, Source
 from minillm.stages import (
     Calibration,
+    Cost,
     Diversity,
     DownstreamScore,
-    DownstreamTasks,
     Exposure,
     Generate,
     HeldOut,
@@ -22,50 +20,44 @@ from minillm.stages import (
     Preference,
     Score,
 )
+from tasks.evaluation_sets import EvaluationSets, generation_tokens
 from tasks.stage import Input, compute, stage_task
 
 
 def evaluate(
     config: BaseConfig,
     models: Mapping[str, Any],
-    prepared: Mapping[str, Any],
-    benchmarks: Any,
-    questions: Mapping[str, Any],
-    texts: Mapping[str, Any],
-    downstream: Any,
+    sets: EvaluationSets,
 ) -> dict[str, PrefectFuture[Any]]:
     """Start every measurement of every model, once all of them are known to be fit for it.
 
     Args:
         config: What is measured.
-        models: By the rows of the table, first the one that others are measured against; results or futures of tasks,
-            as the other arguments.
-        prepared: The tokenizer of each model; that of the first counts the lengths of references for all.
-        benchmarks: In their one format.
-        questions: Multiple-choice sets; read where the configuration has some.
-        texts: Held-out texts; read where the configuration has some.
-        downstream: The harness's tasks, checked.
+        models: By the rows of the table, results or futures of tasks. The first is the one that others are measured
+            against, and its tokenizer counts the lengths of references for all.
+        sets: What they are measured on.
 
     Returns:
         Futures of artifacts by the names of the report's inputs, e.g. score/minillm.
     """
     measured: dict[str, PrefectFuture[Any]] = {}
-    counting = prepared[next(iter(models))]
+    benchmarks, counting = sets.benchmarks, sets.tokenizers[next(iter(models))]
     for role, model in models.items():
+        tokenizer, prompts = sets.tokenizers[role], sets.prompts[role]
         responses = measured[f"responses/{role}"] = generate.submit(
-            config, role, model, prepared[role], benchmarks, wait_for=list(prepared.values())
+            config, role, model, tokenizer, prompts, wait_for=sets.all
         )
         measured[f"score/{role}"] = score.submit(config, role, responses, counting, benchmarks)
         measured[f"diversity/{role}"] = measure_diversity.submit(config, role, responses)
         if config.evaluation.downstream is not None:
-            measured[f"downstream/{role}"] = answer_downstream.submit(config, role, model, prepared[role], downstream)
+            measured[f"downstream/{role}"] = answer_downstream.submit(config, role, model, tokenizer, sets.downstream)
         if config.evaluation.calibration:
             measured[f"calibration/{role}"] = measure_calibration.submit(
-                config, role, model, prepared[role], questions[role]
+                config, role, model, tokenizer, sets.questions[role]
             )
         if config.evaluation.held_out:
             measured[f"held_out/{role}"] = measure_held_out.submit(
-                config, role, model, prepared[role], benchmarks, texts[role]
+                config, role, model, tokenizer, benchmarks, prompts, sets.texts[role]
             )
         if config.evaluation.judge is not None:
             measured[f"judge/{role}"] = judge_responses.submit(config, role, responses, benchmarks)
@@ -77,17 +69,40 @@ def evaluate(
         compared = {"teacher": models[teacher], "teacher_responses": measured[f"responses/{teacher}"]}
         for role in students:
             measured[f"exposure/{role}"] = measure_exposure.submit(
-                config, role, models[role], measured[f"responses/{role}"], prepared[role], **compared
+                config, role, models[role], measured[f"responses/{role}"], sets.tokenizers[role], **compared
             )
+    # By itself, so that nothing of this run slows it.
+    measured["cost"] = measure_cost.submit(
+        config, models, sets.tokenizers, sets.prompts, wait_for=list(measured.values())
+    )
     return measured
 
 
 @stage_task("generate {role}")
-def generate(config: BaseConfig, role: str, model: Input, prepared: Artifact, benchmarks: Artifact) -> Artifact | State:
+def generate(config: BaseConfig, role: str, model: Input, prepared: Artifact, prompts: Artifact) -> Artifact | State:
     """Responses of one model to every benchmark, once per seed."""
+    inputs: dict[str, Input] = {"model": model, "tokenizer": prepared, "prompts": prompts}
+    return compute(_generation(config), inputs, config, f"generate {role}")
+
+
+@stage_task("generation cost")
+def measure_cost(
+    config: BaseConfig,
+    models: Mapping[str, Input],
+    tokenizers: Mapping[str, Artifact],
+    prompts: Mapping[str, Artifact],
+) -> Artifact | State:
+    """Tokens per second and memory of every model, one after another."""
+    stage = Cost(roles=tuple(models), benchmark=next(iter(config.evaluation.benchmarks)), generate=_generation(config))
+    inputs: dict[str, Input] = {}
+    for role, model in models.items():
+        inputs |= {f"model/{role}": model, f"tokenizer/{role}": tokenizers[role], f"prompts/{role}": prompts[role]}
+    return compute(stage, inputs, config, "generation cost")
+
+
+def _generation(config: BaseConfig) -> Generate:
     evaluation = config.evaluation
-    stage = Generate(
-        template=config.data.template,
+    return Generate(
         seeds=evaluation.seeds,
         strategy=evaluation.strategy,
         temperature=evaluation.temperature,
@@ -95,12 +110,8 @@ def generate(config: BaseConfig, role: str, model: Input, prepared: Artifact, be
         top_p=evaluation.top_p,
         no_repeat_ngram=evaluation.no_repeat_ngram,
         precision=evaluation.precision,
-        max_prompt_tokens=evaluation.max_prompt_tokens or config.data.max_prompt_tokens,
-        long_prompts=evaluation.long_prompts,
         max_tokens=generation_tokens(config),
     )
-    inputs: dict[str, Input] = {"model": model, "tokenizer": prepared, "benchmarks": benchmarks}
-    return compute(stage, inputs, config, f"generate {role}")
 
 
 @stage_task("score {role}")
@@ -180,44 +191,32 @@ def measure_calibration(
 
 @stage_task("held-out loss {role}")
 def measure_held_out(
-    config: BaseConfig, role: str, model: Input, prepared: Artifact, benchmarks: Artifact, texts: Artifact
+    config: BaseConfig,
+    role: str,
+    model: Input,
+    prepared: Artifact,
+    benchmarks: Artifact,
+    prompts: Artifact,
+    texts: Artifact,
 ) -> Artifact | State:
     """Loss and calibration of the next token on text that no model trained on."""
     evaluation = config.evaluation
     stage = HeldOut(
         role=role,
-        template=config.data.template,
         benchmarks=tuple(evaluation.benchmarks),
         texts=tuple(evaluation.held_out),
         precision=evaluation.precision,
-        max_prompt_tokens=evaluation.max_prompt_tokens or config.data.max_prompt_tokens,
-        long_prompts=evaluation.long_prompts,
         max_tokens=generation_tokens(config),
         block_tokens=config.data.max_tokens,
     )
-    inputs: dict[str, Input] = {"model": model, "tokenizer": prepared, "benchmarks": benchmarks, "texts": texts}
+    inputs: dict[str, Input] = {
+        "model": model,
+        "tokenizer": prepared,
+        "benchmarks": benchmarks,
+        "prompts": prompts,
+        "texts": texts,
+    }
     return compute(stage, inputs, config, f"held-out loss {role}")
-
-
-@stage_task("check downstream tasks")
-def check_downstream(config: BaseConfig, *prepared: Artifact) -> Artifact | State:
-    """Find lm-evaluation-harness's tasks and their data; nothing to do where none is asked for."""
-    downstream = config.evaluation.downstream
-    if downstream is None:
-        return Completed(name="Skipped", message="no evaluation.downstream", data=None)
-    stage = DownstreamTasks(
-        harness=importlib.metadata.version("lm_eval"),
-        tasks=downstream.tasks,
-        few_shot=downstream.few_shot,
-        parts={name: local.part for name, local in downstream.local.items() if local.part is not None},
-        changes={name: local.changes for name, local in downstream.local.items()},
-    )
-    inputs: dict[str, Input] = {f"prepared/{number}": artifact for number, artifact in enumerate(prepared)}
-    for name, local in downstream.local.items():
-        inputs[f"rows/{name}"] = local.source
-        if local.examples is not None:
-            inputs[f"examples/{name}"] = local.examples
-    return compute(stage, inputs, config, "check downstream tasks")
 
 
 @stage_task("downstream {role}")
@@ -230,8 +229,3 @@ def answer_downstream(
     stage = DownstreamScore(role=role, limit=evaluation.downstream.limit, precision=evaluation.precision)
     inputs: dict[str, Input] = {"model": model, "tokenizer": prepared, "tasks": downstream}
     return compute(stage, inputs, config, f"downstream {role}")
-
-
-def generation_tokens(config: BaseConfig) -> int:
-    """Longest benchmark prompt with its response, tokens: a longer prompt leaves as much room for the response."""
-    return (config.evaluation.max_prompt_tokens or config.data.max_prompt_tokens) + config.data.response_room

@@ -23,6 +23,7 @@ from tasks.stage import Input, compute, stage_task
 def report(
     config: BaseConfig,
     benchmarks: Artifact,
+    prompts: Mapping[str, Artifact],
     models: Mapping[str, Input],
     measured: Mapping[str, Artifact],
     examples: Artifact | None = None,
@@ -32,11 +33,13 @@ def report(
     Args:
         config: What the run is called, and where it runs.
         benchmarks: In their one format.
+        prompts: Of the benchmarks, by row of the table.
         models: By role, the initial student too; those not trained here as they were given.
         measured: What `evaluate` started.
         examples: What was trained on, if anything was.
     """
     inputs: dict[str, Input] = {"benchmarks": benchmarks, **measured}
+    inputs |= {f"prompts/{role}": encoded for role, encoded in prompts.items()}
     inputs |= {} if examples is None else {"examples": examples}
     inputs |= {f"train/{role}": model for role, model in models.items() if isinstance(model, Artifact)}
     stage = Report(

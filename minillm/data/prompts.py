@@ -6,7 +6,7 @@ from typing import Any
 
 from minillm.config import Template
 from minillm.errors import StageError
-from minillm.stages import Generate, HeldOut, Questions
+from minillm.stages import EncodedPrompts, Questions
 
 PLACEHOLDER = re.compile(r"\{(instruction|context)\}")
 
@@ -50,7 +50,7 @@ def encode_texts(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
 
 
 def fit_prompts(
-    what: str, prompts: Sequence[list[int]], settings: Generate | HeldOut | Questions, opening: Sequence[int]
+    what: str, prompts: Sequence[list[int]], settings: EncodedPrompts | Questions, opening: Sequence[int]
 ) -> tuple[list[list[int]], int]:
     """Prompts within the limit, and how many had their beginning cut off to fit.
 

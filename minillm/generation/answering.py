@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from transformers import PreTrainedTokenizerBase
 
 from minillm.artifacts import write_atomically
-from minillm.data.benchmarks import load_benchmarks
-from minillm.data.prompts import encode_prompts, fit_prompts, opening_tokens, render
-from minillm.generation.cost import Cost
+from minillm.config import Runtime
+from minillm.data.benchmark_prompts import load_prompts
 from minillm.generation.drawing import Decoding
 from minillm.generation.sampling import Sampler
 from minillm.generation.slots import Request
@@ -28,50 +28,45 @@ def run(job: Job) -> dict[str, float | str]:
         return _run(job, settings)
 
 
-def _run(job: Job, settings: Generate) -> dict[str, float | str]:
-    tokenizer = load_tokenizer(job.inputs["tokenizer"])
-    benchmarks = load_benchmarks(job.inputs["benchmarks"])
-    prompts, cut = {}, {}
-    for name, rows in benchmarks.items():
-        encoded = encode_prompts(tokenizer, [render(settings.template, r["instruction"], r["context"]) for r in rows])
-        prompts[name], cut[name] = fit_prompts(f"benchmark {name}", encoded, settings, opening_tokens(tokenizer))
-    model = load_model(job.inputs["model"], DTYPES[settings.precision]).to(device()).eval()  # type: ignore[arg-type]
+def make_sampler(model: Path, tokenizer: PreTrainedTokenizerBase, settings: Generate, runtime: Runtime) -> Sampler:
+    """A model on this process's device, and how it answers benchmarks."""
     decoding = Decoding(
         settings.strategy, settings.temperature, settings.top_k, settings.top_p, settings.no_repeat_ngram
     )
-    sampler = Sampler(model, eos_id(tokenizer), len(tokenizer), decoding, job.runtime.generation_batch_size)
-    total = sum(len(rows) for rows in benchmarks.values()) * len(settings.seeds)
-    progress = Progress(job.output, total, "responses")
-    done, cost = 0, Cost()
-    for number, name in enumerate(benchmarks):
-        count = len(prompts[name]) * len(settings.seeds)
-        target = job.output / f"{name}.jsonl"
-        if not target.exists():
-            requests = _requests(prompts[name], settings, number)
-            with cost.timed():
-                mine = sampler.sample(
-                    requests[rank() :: world_size()],
-                    lambda ready, before=done: progress.log(before + ready * world_size()),
-                )
-            cost.tokens += sum(len(response.tokens) for response in mine)
-            responses = gather_lists([(r.tokens, r.finished) for r in mine])
-            texts = tokenizer.batch_decode([tokens for tokens, _ in responses], skip_special_tokens=True)
-            if rank() == 0:
-                _write(target, requests, texts, responses)
-        done += count
-        progress.log(done)
-    if rank() == 0:
-        write_atomically(job.output / "cut_prompts.json", json.dumps(cut))
-    facts = {"responses": total, "cut_prompts": sum(cut.values()), "parameters": parameter_count(model)}
-    return facts | cost.summary()
+    loaded = load_model(model, DTYPES[settings.precision]).to(device()).eval()  # type: ignore[arg-type]
+    return Sampler(loaded, eos_id(tokenizer), len(tokenizer), decoding, runtime.generation_batch_size)
 
 
-def _requests(prompts: Sequence[list[int]], settings: Generate, benchmark: int) -> list[Request]:
+def make_requests(prompts: Sequence[list[int]], settings: Generate, benchmark: int) -> list[Request]:
+    """Every prompt of a benchmark, given by its number, once per seed."""
     return [
         Request(prompt, settings.max_tokens - len(prompt), (seed, benchmark, i))
         for seed in settings.seeds
         for i, prompt in enumerate(prompts)
     ]
+
+
+def _run(job: Job, settings: Generate) -> dict[str, float | str]:
+    tokenizer = load_tokenizer(job.inputs["tokenizer"])
+    prompts = load_prompts(job.inputs["prompts"])
+    sampler = make_sampler(job.inputs["model"], tokenizer, settings, job.runtime)
+    total = sum(map(len, prompts.values())) * len(settings.seeds)
+    progress, done = Progress(job.output, total, "responses"), 0
+    for number, name in enumerate(prompts):
+        target = job.output / f"{name}.jsonl"
+        requests = make_requests(prompts[name], settings, number)
+        if not target.exists():
+            mine = sampler.sample(
+                requests[rank() :: world_size()],
+                lambda ready, before=done: progress.log(before + ready * world_size()),
+            )
+            responses = gather_lists([(r.tokens, r.finished) for r in mine])
+            texts = tokenizer.batch_decode([tokens for tokens, _ in responses], skip_special_tokens=True)
+            if rank() == 0:
+                _write(target, requests, texts, responses)
+        done += len(requests)
+        progress.log(done)
+    return {"responses": total, "parameters": parameter_count(sampler.model)}
 
 
 def _write(target: Path, requests: Sequence[Request], texts: Sequence[str], responses: Sequence[Any]) -> None:

@@ -1,42 +1,86 @@
-"""What generation takes: tokens per second and memory."""
+"""Stage `cost`: what generating takes, in tokens per second and memory, of one model after another.
 
-import contextlib
+Each model answers the same prompts several times in a process of its own, so that no model's memory counts for
+another. The flow starts this stage when all others that measure have ended; what else the machine does is not known.
+"""
+
+import json
+import multiprocessing
 import resource
+import statistics
 import sys
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from concurrent.futures import ProcessPoolExecutor
+from typing import Any
 
 import torch
 
+from minillm.artifacts import write_atomically
+from minillm.data.benchmark_prompts import load_prompts
+from minillm.generation.answering import make_requests, make_sampler
+from minillm.models.causal_lm import load_tokenizer
 from minillm.processes import device
+from minillm.progress import Progress
+from minillm.stages import Cost, Job
+
+PROMPTS = 64
+ROUNDS = 5
+"""Timed, after one that is not."""
 
 
-@dataclass
-class Cost:
-    """Adds up over the generations of one stage; of this process, whose rows are one share of all."""
+def run(job: Job) -> dict[str, float | str]:
+    """Write cost.json; the summary has the tokens per second and the peak memory (GiB) of each model."""
+    settings = job.settings
+    assert isinstance(settings, Cost)
+    progress = Progress(job.output, len(settings.roles), "models")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["minillm.generation.answering"])
+    measured = {}
+    with ProcessPoolExecutor(1, mp_context=context, max_tasks_per_child=1) as processes:
+        for done, role in enumerate(settings.roles, start=1):
+            measured[role] = processes.submit(measure, job, settings, role).result()
+            progress.log(done)
+    facts = {
+        "benchmark": settings.benchmark,
+        "rounds": ROUNDS,
+        "at_once": min(PROMPTS, job.runtime.generation_batch_size),
+        "models": measured,
+    }
+    write_atomically(job.output / "cost.json", json.dumps(facts, indent=2))
+    return {
+        f"{quantity}/{role}": found[quantity]
+        for quantity in ("tokens_per_second", "peak_memory_gib")
+        for role, found in measured.items()
+    }
 
-    tokens: int = 0
-    seconds: float = 0.0
 
-    @contextlib.contextmanager
-    def timed(self) -> Iterator[None]:
-        """A generation."""
+def measure(job: Job, settings: Cost, role: str) -> dict[str, Any]:
+    """Tokens per second, the median over the rounds with the slowest and the fastest, and peak memory, of one model.
+
+    Memory is the accelerator's or, without one, all that the process holds, its libraries too.
+    """
+    tokenizer = load_tokenizer(job.inputs[f"tokenizer/{role}"])
+    prompts = load_prompts(job.inputs[f"prompts/{role}"])[settings.benchmark][:PROMPTS]
+    one_seed = settings.generate.model_copy(update={"seeds": settings.generate.seeds[:1]})
+    requests = make_requests(prompts, one_seed, 0)
+    sampler = make_sampler(job.inputs[f"model/{role}"], tokenizer, one_seed, job.runtime)
+    tokens = sum(len(response.tokens) for response in sampler.sample(requests))
+    speeds = []
+    for _ in range(ROUNDS):
         before = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.seconds += time.perf_counter() - before
-
-    def summary(self) -> dict[str, float]:
-        """Tokens per second and process, and its peak memory in GiB; nothing where all was there already."""
-        if not self.tokens:
-            return {}
-        return {"tokens_per_second": self.tokens / self.seconds, "peak_memory_gib": _peak_bytes() / 2**30}
+        sampler.sample(requests)
+        speeds.append(tokens / (time.perf_counter() - before))
+    return {
+        "responses": len(requests),
+        "tokens": tokens,
+        "tokens_per_second": statistics.median(speeds),
+        "slowest": min(speeds),
+        "fastest": max(speeds),
+        "peak_memory_gib": _peak_bytes() / 2**30,
+    }
 
 
 def _peak_bytes() -> float:
-    """Of the accelerator's memory, or of the whole process, its libraries too."""
     if device().type == "cuda":
         return torch.cuda.max_memory_allocated()
     unit = 1 if sys.platform == "darwin" else 1024  # Linux tells kilobytes

@@ -14,8 +14,9 @@ from minillm.reporting.sections import Section, with_interval
 
 WORDS = (
     "Loss: mean of −log probability over the tokens of the first reference of each benchmark prompt, and over those of "
-    "plain text that no model was trained on, in nats per token; perplexity is its exponential. A method that seeks "
-    "the teacher's modes may answer better with a higher loss. ECE of the next token, from 0 to 1: how far the "
+    "plain text that no model was trained on, in nats per token; perplexity is its exponential. Tokens are those of "
+    "each model's tokenizer: where these differ, compare bits per byte of the text. A method that seeks the "
+    "teacher's modes may answer better with a higher loss. ECE of the next token, from 0 to 1: how far the "
     "probability of the likeliest next token is from how often it is the right one, over 15 bins of that probability. "
     "In brackets, 95 % intervals over prompts or, for plain text, over blocks. In the diagrams, points below the "
     "diagonal are more sure than right."
@@ -30,6 +31,7 @@ def held_out_section(inputs: Mapping[str, Path], roles: Sequence[str], look: Loo
     measured = {role: json.loads((inputs[f"held_out/{role}"] / "held_out.json").read_text()) for role in roles}
     tables = {
         "Loss, nats per token": _table(measured, lambda found: with_interval(found["loss"], 3)),
+        "Bits per byte": _table(measured, lambda found: with_interval(found["bits_per_byte"], 3)),
         "Perplexity": _table(measured, lambda found: f"{math.exp(found['loss']['value']):.4g}"),
         "ECE of the next token": _table(measured, lambda found: with_interval(found["ece"], 3)),
     }

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import huggingface_hub
 import pandas as pd
@@ -12,9 +13,8 @@ from minillm.reporting.comparison import Comparison, human, percent
 from minillm.reporting.provenance import read_manifest
 
 SELECTED_BY = {"rouge_l": "Rouge-L", "validation_loss": "validation loss"}
-COST = ("tokens_per_second", "peak_memory_gib")
-"""What a generation says that it took (see `minillm.generation.cost`)."""
-Cost = Mapping[str, float]
+Cost = Mapping[str, Any]
+"""The measured cost of generating (see `minillm.generation.cost`)."""
 SHOWN_DIGITS = 12
 """Of a commit or a digest."""
 
@@ -25,7 +25,7 @@ def model_table(
     trained: Mapping[str, Path],
     parameters: Mapping[str, int],
     comparison: Comparison,
-    cost: Mapping[str, Cost],
+    cost: Cost,
 ) -> pd.DataFrame:
     """Size and cost of each model, the origin of those that were there already, the selection of those trained here.
 
@@ -35,7 +35,7 @@ def model_table(
         trained: Train artifacts by role, the initial student too.
         parameters: Number of weights by role.
         comparison: Its first row is what sizes are measured against.
-        cost: Of generation, by role.
+        cost: Of generating, of the rows of the result table.
     """
     first = parameters.get(comparison.roles[0])
     share = f"of {comparison.yardstick}'s"
@@ -44,7 +44,7 @@ def model_table(
         rows[role] = {
             "parameters": human(parameters[role]),
             share: percent(parameters[role] / first) if first else "–",
-            **(_cost_cells(cost[role]) if role in cost else {}),
+            **(_cost_cells(cost["models"][role]) if role in cost["models"] else {}),
             **(_origin(ready_made[role], inputs[f"responses/{role}"]) if role in ready_made else {}),
             **(_selection(trained[role]) if role in trained else {}),
         }
@@ -52,28 +52,25 @@ def model_table(
     return table if len(rows) > 1 else table.drop(columns=share)
 
 
-def costs(inputs: Mapping[str, Path], roles: Sequence[str]) -> dict[str, Cost]:
-    """`tokens_per_second` and `peak_memory_gib` of generating the responses, by role, where they were measured."""
-    told = {role: read_manifest(inputs[f"responses/{role}"]).get("summary", {}) for role in roles}
-    return {role: {name: of[name] for name in COST} for role, of in told.items() if set(COST) <= set(of)}
-
-
-def cost_words(comparison: Comparison, cost: Mapping[str, Cost]) -> list[str]:
-    """A sentence on what the best costs to generate with beside the first row; none where that is not known."""
+def cost_words(comparison: Comparison, cost: Cost) -> list[str]:
+    """A sentence on what the best costs to generate with beside the first row; none where that is the best."""
     first, best = comparison.roles[0], comparison.best
-    if best == first or first not in cost or best not in cost:
+    if best == first:
         return []
-    fast, slow = (cost[role]["tokens_per_second"] for role in (best, first))
-    small, large = (cost[role]["peak_memory_gib"] for role in (best, first))
+    ours, theirs = cost["models"][best], cost["models"][first]
+    ratio = ours["tokens_per_second"] / theirs["tokens_per_second"]
     return [
-        f"{best} generates {fast:,.0f} tokens per second and process, {fast / slow:.1f} times as many as "
-        f"{comparison.yardstick} ({slow:,.0f}), at a peak memory of {small:.2f} against {large:.2f} GiB; "
-        "stages that ran beside a generation have slowed it."
+        f"{best} generates {ours['tokens_per_second']:,.0f} tokens per second, {ratio:.1f} times as many as "
+        f"{comparison.yardstick} ({theirs['tokens_per_second']:,.0f}), at a peak memory of "
+        f"{ours['peak_memory_gib']:.2f} against {theirs['peak_memory_gib']:.2f} GiB: medians of {cost['rounds']} "
+        f"rounds over {ours['responses']} prompts of {cost['benchmark']}, at most {cost['at_once']} at once, "
+        "in one process, with no other stage of this run beside it."
     ]
 
 
-def _cost_cells(cost: Cost) -> dict[str, str]:
-    return {"tokens/s": f"{cost['tokens_per_second']:,.0f}", "peak GiB": f"{cost['peak_memory_gib']:.2f}"}
+def _cost_cells(cost: Mapping[str, float]) -> dict[str, str]:
+    speed = "{tokens_per_second:,.0f} ({slowest:,.0f} to {fastest:,.0f})".format_map(cost)
+    return {"tokens/s": speed, "peak GiB": f"{cost['peak_memory_gib']:.2f}"}
 
 
 def _origin(model: Model, responses: Path) -> dict[str, str]:

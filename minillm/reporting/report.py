@@ -24,7 +24,7 @@ from minillm.reporting.downstream_section import downstream_section
 from minillm.reporting.exposure_section import exposure_section
 from minillm.reporting.held_out_section import held_out_section
 from minillm.reporting.judge_section import judge_section
-from minillm.reporting.models import cost_words, costs, model_table, sizes
+from minillm.reporting.models import cost_words, model_table, sizes
 from minillm.reporting.preference_section import preference_section
 from minillm.reporting.provenance import provenance, versions
 from minillm.reporting.rendering import render, save_figures
@@ -48,7 +48,7 @@ def run(job: Job) -> dict[str, float | str]:
     comparison = Comparison(tables, settings.benchmarks, {role: prompt_values(of) for role, of in scores.items()})
     trained = {name.removeprefix("train/"): path for name, path in job.inputs.items() if name.startswith("train/")}
     parameters = sizes(job.inputs, settings.roles, trained)
-    cost = costs(job.inputs, settings.roles)
+    cost = _read_json(job.inputs["cost"] / "cost.json")
     first, *rest = verdict(comparison, parameters)
     sentences = [first, *cost_words(comparison, cost), *rest]
 
@@ -65,7 +65,7 @@ def run(job: Job) -> dict[str, float | str]:
         "differences": [asdict(difference) for difference in comparison.differences],
         "ranks": comparison.ranks,
         "parameters": parameters,
-        "costs": cost,
+        "cost": cost,
     }
     write_atomically(job.output / "results.json", json.dumps(results, indent=2))
     look = plots.looks([*comparison.roles, *(role for role in trained if role not in comparison.roles)])

@@ -25,6 +25,7 @@ from tests.small import write_experiment, write_rows
 STAGES = {
     "prepare tokenizer",
     "read benchmarks",
+    "encode prompts",
     "read questions",
     "pack held-out texts",
     "filter examples",
@@ -50,6 +51,7 @@ STAGES = {
     "held-out loss teacher",
     "held-out loss sft",
     "held-out loss minillm",
+    "generation cost",
     "report",
     "export sft",
     "export minillm",
@@ -156,6 +158,7 @@ def test_mlflow_has_the_table_on_the_parent_and_the_report_with_it(first: Finish
     assert {name for name in parent.data.metrics if name.startswith("exaccerr")} == {"exaccerr/sft", "exaccerr/minillm"}
     assert {"distinct_4/minillm/dolly", "ece/minillm/quiz", "accuracy/teacher/quiz"} <= set(parent.data.metrics)
     assert {"held_out_loss/sft/running", "held_out_loss/sft/dolly"} <= set(parent.data.metrics)
+    assert {"tokens_per_second/teacher", "peak_memory_gib/minillm"} <= set(parent.data.metrics)
     assert parent.inputs is not None
     contexts = {d.dataset.name: d.tags[0].value for d in parent.inputs.dataset_inputs}
     assert contexts == dict.fromkeys(("instructions", "plain_text"), "training") | dict.fromkeys(
@@ -193,7 +196,7 @@ def test_another_distillation_rate_recomputes_distillation_and_what_follows(firs
     changed = distill(first.config, "--set", "methods.minillm.training.learning_rate=5e-4", PREFECT_API_URL=server)
     assert changed.status == 0, changed.log
     computed = {stage for stage, state in changed.states().items() if state == "Completed"} - {"distill"}
-    assert {"train minillm", "generate minillm", "report", "export minillm"} <= computed
+    assert {"train minillm", "generate minillm", "generation cost", "report", "export minillm"} <= computed
     # Scores are keyed by the responses: two steps may leave them as they were, and the score is then found.
     measured = {
         "score minillm",
@@ -201,16 +204,19 @@ def test_another_distillation_rate_recomputes_distillation_and_what_follows(firs
         "exposure bias minillm",
         "calibration minillm",
         "held-out loss minillm",
+        "generation cost",
     }
     assert computed <= {"train minillm", "generate minillm", *measured, "report", "export minillm", "export sft"}
 
 
-def test_a_bad_evaluation_set_ends_the_run_before_anything_is_trained(first: Finished, server: str):
+def test_bad_evaluation_sets_end_the_run_before_anything_is_trained(first: Finished, server: str):
     write_rows(first.config.parent / "bad.jsonl", [{"question": "Who?", "choices": ["a", "b"], "answer": 2}])
     failed = distill(
         first.config,
         "--set",
         "evaluation.calibration.quiz.source.path=bad.jsonl",
+        "--set",
+        "evaluation.max_prompt_tokens=3",
         "--set",
         "seed=7",
         PREFECT_API_URL=server,
@@ -219,6 +225,8 @@ def test_a_bad_evaluation_set_ends_the_run_before_anything_is_trained(first: Fin
     states = failed.states()
     assert states["read questions"] == "Failed"
     assert "`answer` 2 is none of the 2 choices" in failed.log
+    assert states["encode prompts"] == "Failed"
+    assert re.search(r"benchmark dolly: \d+ prompts are longer than 3 tokens.*evaluation.long_prompts: cut", failed.log)
     assert not {"Completed", "Cached"} & {states.get(stage) for stage in ("fine-tune teacher", "train sft")}
 
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from minillm.config import Runtime
-from minillm.stages import Job, Stage
+from minillm.config import Runtime, Template
+from minillm.stages import EncodedPrompts, Generate, Job, Stage
 
 ROOT = Path(__file__).parents[2]
 PLAIN = {"with_context": "{instruction}|{context}>", "without_context": "{instruction}>"}
@@ -26,6 +26,19 @@ def run_stage(
     work.mkdir()
     job = Job(kind=stage.kind, settings=stage, inputs=inputs, output=output, work=work, runtime=Runtime(**runtime))
     return output, importlib.import_module(stage.module).run(job)
+
+
+def encode(folder: Path, tokenizer: Path, benchmarks: Path, limit: int = 8, template: Template | None = None) -> Path:
+    """Encoded prompts of benchmarks."""
+    stage = EncodedPrompts(template=template or Template(**PLAIN), max_prompt_tokens=limit, long_prompts="refuse")
+    return run_stage(stage, {"tokenizer": tokenizer, "benchmarks": benchmarks}, folder)[0]
+
+
+def generation(max_tokens: int, **changes: Any) -> Generate:
+    """Plain sampling with two seeds."""
+    how = {"strategy": "sample", "temperature": 1.0, "top_k": None, "top_p": None, "no_repeat_ngram": None}
+    fields = {"seeds": (10, 20), **how, "precision": "float32", "max_tokens": max_tokens}
+    return Generate.model_validate({**fields, **changes})
 
 
 @contextmanager

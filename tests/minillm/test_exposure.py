@@ -24,7 +24,7 @@ from minillm.evaluation.exposure import (
 from minillm.models.batches import make_batch
 from minillm.models.causal_lm import load_model
 from minillm.stages import Exposure, Generate
-from tests.minillm.direct import read_lines, write_lines
+from tests.minillm.direct import encode, generation, read_lines, write_lines
 from tests.minillm.jobs import WORDS, make_tokenizer, run_worker, write_job
 from tests.minillm.models_in_small import ARCHITECTURES, response_logits, small_model
 from tests.minillm.tiny import EOS, LIMIT, VOCABULARY, every_response
@@ -149,22 +149,6 @@ def test_intervals_draw_both_sums_of_a_prompt_together():
 QUESTIONS = {"words": WORDS, "few": WORDS[:3]}
 
 
-def generate() -> Generate:
-    return Generate(
-        template=Template(with_context="{context} {instruction} now", without_context="say {instruction} now"),
-        seeds=(10, 20),
-        strategy="sample",
-        temperature=1.0,
-        top_k=None,
-        top_p=None,
-        no_repeat_ngram=None,
-        precision="float32",
-        max_prompt_tokens=4,
-        long_prompts="refuse",
-        max_tokens=MAX_TOKENS,
-    )
-
-
 def exposure(**changes: object) -> Exposure:
     fields = {"role": "minillm", "benchmark": "words", "max_length": 6, "prompts": None, "precision": "float32"}
     return Exposure.model_validate({**fields, **changes})
@@ -180,10 +164,12 @@ def stored(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
             {"index": i, "instruction": w, "context": "", "references": [w], "topic": ""} for i, w in enumerate(words)
         ]
         write_lines(folder / "benchmarks" / f"{name}.jsonl", rows)
+    template = Template(with_context="{context} {instruction} now", without_context="say {instruction} now")
+    prompts = encode(folder / "prompts", inputs["tokenizer"], folder / "benchmarks", 4, template)
     for rows, (role, made) in zip((20, 24), (("student", "responses"), ("teacher", "teacher_responses")), strict=True):
         small_model("gpt2", vocabulary=rows, seed=rows).save_pretrained(inputs[role])
-        given = {"model": inputs[role], "tokenizer": inputs["tokenizer"], "benchmarks": folder / "benchmarks"}
-        inputs[made] = work(folder / made, generate(), given)
+        given = {"model": inputs[role], "tokenizer": inputs["tokenizer"], "prompts": prompts}
+        inputs[made] = work(folder / made, generation(MAX_TOKENS), given)
     return inputs
 
 
@@ -210,7 +196,7 @@ def test_token_ids_are_stored_beside_the_texts(stored):
 def test_generation_goes_on_with_the_benchmark_it_was_killed_in(stored):
     output = stored["responses"]
     whole = {path.name: path.read_bytes() for path in output.iterdir() if path.name != "metrics.jsonl"}
-    assert set(whole) == {"words.jsonl", "words.parquet", "few.jsonl", "few.parquet", "cut_prompts.json"}
+    assert set(whole) == {"words.jsonl", "words.parquet", "few.jsonl", "few.parquet"}
     (output / "words.jsonl").unlink()
     (output / "words.parquet").write_bytes(b"half")
     untouched = (output / "few.parquet").stat().st_mtime_ns

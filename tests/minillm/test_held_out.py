@@ -8,12 +8,11 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from minillm.config import Template
 from minillm.data.plain_text import PlainText
 from minillm.errors import StageError
 from minillm.evaluation.reliability import binned, calibration_error
 from minillm.stages import HeldOut, HeldOutTexts
-from tests.minillm.direct import PLAIN, alone, real_data, run_stage, write_lines
+from tests.minillm.direct import alone, encode, real_data, run_stage, write_lines
 from tests.minillm.jobs import WORDS, make_constant_model, make_tokenizer, run_worker, write_job
 from tests.minillm.models_in_small import small_model
 
@@ -22,9 +21,8 @@ ROOM = 12
 
 
 def stage(**changes) -> HeldOut:
-    fixed = {"role": "sft", "template": Template(**PLAIN), "benchmarks": ("dolly",), "texts": ("story",)}
-    limits = {"max_prompt_tokens": 8, "long_prompts": "refuse", "max_tokens": ROOM, "block_tokens": BLOCK}
-    return HeldOut.model_validate({**fixed, **limits, "precision": "float32", **changes})
+    fixed = {"role": "sft", "benchmarks": ("dolly",), "texts": ("story",), "precision": "float32"}
+    return HeldOut.model_validate({**fixed, "max_tokens": ROOM, "block_tokens": BLOCK, **changes})
 
 
 def make_inputs(folder: Path, model: Path | None = None) -> dict[str, Path]:
@@ -47,7 +45,9 @@ def make_inputs(folder: Path, model: Path | None = None) -> dict[str, Path]:
     if model is None:
         model = folder / "random"
         small_model("gpt2", vocabulary=16, spread=0.8).save_pretrained(model)
-    return {"model": model, "tokenizer": tokenizer, "benchmarks": folder / "benchmarks", "texts": texts}
+    prompts = encode(folder / "prompts", tokenizer, folder / "benchmarks")
+    read = {"benchmarks": folder / "benchmarks", "prompts": prompts, "texts": texts}
+    return {"model": model, "tokenizer": tokenizer, **read}
 
 
 def run(folder: Path, inputs: dict[str, Path], **changes) -> tuple[dict, dict]:
@@ -72,9 +72,10 @@ def test_loss_is_that_of_transformers_and_calibration_that_of_whole_logits(tmp_p
     inputs = make_inputs(tmp_path)
     found, summary = run(tmp_path / "run", inputs)
     model = AutoModelForCausalLM.from_pretrained(inputs["model"])
+    tokenizer = AutoTokenizer.from_pretrained(inputs["tokenizer"])
     for name, of_set in sequences(inputs).items():
         measured = {**found["benchmarks"], **found["texts"]}[name]
-        losses, counts, sure, right = [], [], [], []
+        losses, counts, sure, right, written = [], [], [], [], 0
         for tokens, given in of_set:
             ids = torch.tensor([tokens])
             labels = torch.where(torch.arange(len(tokens)) < given, -100, ids)
@@ -83,10 +84,14 @@ def test_loss_is_that_of_transformers_and_calibration_that_of_whole_logits(tmp_p
             law = output.logits[0, given - 1 : -1].softmax(dim=-1)
             losses.append(float(output.loss))
             counts.append(len(tokens) - given)
+            written += len(tokenizer.decode([token for token in tokens[given:] if token]).encode())
             sure += law.amax(dim=-1).tolist()
             right += (law.argmax(dim=-1) == ids[0, given:]).tolist()
         assert measured["tokens"] == sum(counts)
         assert measured["loss"]["value"] == pytest.approx(np.average(losses, weights=counts), rel=1e-5)
+        bits = np.dot(losses, counts) / np.log(2)
+        assert measured["bits_per_byte"]["value"] == pytest.approx(bits / written, rel=1e-5)
+        assert summary[f"bits_per_byte/{name}"] == measured["bits_per_byte"]["value"]
         assert measured["ece"]["value"] == pytest.approx(float(calibration_error(binned(sure, right))), rel=1e-4)
         assert 0 < sum(right) < len(right)
         assert summary[f"held_out_loss/{name}"] == measured["loss"]["value"]
@@ -112,10 +117,8 @@ def test_a_model_with_known_probabilities(tmp_path):
     assert found["texts"]["story"]["tokens"] == (BLOCK - 1) * (9 * 21 // BLOCK)
 
 
-def test_bad_prompts_and_texts_are_refused(tmp_path):
+def test_a_text_shorter_than_a_block_is_refused(tmp_path):
     inputs = make_inputs(tmp_path)
-    with pytest.raises(StageError, match="benchmark dolly: 2 prompts are longer than 2 tokens"):
-        run(tmp_path / "run", inputs, max_prompt_tokens=2)
     (tmp_path / "empty.txt").write_text("\n\n")
     sources = {"tokenizer": inputs["tokenizer"], "empty": tmp_path / "empty.txt"}
     with pytest.raises(StageError, match=r"empty.txt has 0 tokens, less than one block of 16.*leave it out"):

@@ -205,9 +205,9 @@ def test_a_judge_is_loaded_where_its_key_is(tmp_path, raw, monkeypatch):
     assert "hunter2" not in message
 
 
-def test_the_judge_of_the_readme_is_valid(tmp_path, raw, monkeypatch):
+def test_the_judge_of_the_documentation_is_valid(tmp_path, raw, monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", "sk-abc")
-    snippet = (ROOT / "README.md").read_text().split("### A judge")[1].split("```")[1].removeprefix("yaml")
+    snippet = (ROOT / "docs" / "evaluation.md").read_text().split("## A judge")[1].split("```")[1].removeprefix("yaml")
     raw["evaluation"]["judge"] = yaml.safe_load(snippet)["evaluation"]["judge"]
     raw["evaluation"]["benchmarks"] = dict.fromkeys(
         raw["evaluation"]["judge"]["benchmarks"], raw["evaluation"]["benchmarks"]["dolly"]

@@ -32,7 +32,7 @@ def make_measured(folder: Path) -> dict[str, Path]:
         asked.mkdir(parents=True)
         (asked / "calibration.json").write_text(json.dumps({"arc": measure(lines)}))
         log_prob = np.full(10, -LOSS[role])
-        found = held_out.measure([Likelihood(log_prob, np.array([-LOSS[role]] * 5 + [-0.5] * 5))] * 4)
+        found = held_out.measure([Likelihood(log_prob, np.array([-LOSS[role]] * 5 + [-0.5] * 5))] * 4, [20] * 4)
         scored = folder / f"held-out-{role}"
         scored.mkdir()
         sets = {"benchmarks": {"dolly": found}, "texts": {"story": found}}
@@ -50,9 +50,10 @@ def test_tables_say_what_was_measured(tmp_path):
     assert list(accuracy.index) == list(ROLES)
     assert accuracy.loc["sft", "arc"].startswith("60.0 [")
     assert [cell.split()[0] for cell in error["arc"]] == ["0.000", "0.300", "0.200", "0.100"]
-    loss, perplexity, next_token = scored.tables.values()
+    loss, per_byte, perplexity, next_token = scored.tables.values()
     assert list(loss.columns) == ["dolly", "story"]
     assert loss.loc["kd", "story"] == "2.000 [2.000, 2.000]"
+    assert per_byte.loc["kd", "story"].startswith("1.443 ["), "10 tokens of 2 nats in 20 bytes"
     assert perplexity.loc["kd", "story"] == "7.389"
     # half of the tokens are the likeliest, at e^−2; where they are not, it is at e^−0.5
     assert next_token.loc["kd", "dolly"].startswith(f"{((1 - np.exp(-2)) + np.exp(-0.5)) / 2:.3f}")

@@ -10,8 +10,9 @@ import pytest
 from minillm.artifacts import Artifact, Store
 from minillm.config import Config, Model
 from minillm.errors import StageError
-from tasks.data import pack_held_out_texts, prepare, read_benchmarks, read_questions
+from tasks.data import prepare
 from tasks.evaluation import evaluate, judge_responses
+from tasks.evaluation_sets import read_benchmarks, read_evaluation_sets
 from tests import judge_server
 from tests.judge_server import KEY, ratings, serving
 from tests.minillm.models_in_small import small_model
@@ -50,10 +51,7 @@ def test_every_method_is_judged_and_the_key_reaches_nothing(tmp_path, server, ca
 
     def stages(config: Config) -> dict[str, Any]:
         models = {"sft": Model(path=str(tmp_path / "model"))}
-        prepared = {"sft": prepare.submit(config)}
-        questions = {"sft": read_questions.submit(config, prepared["sft"])}
-        texts = {"sft": pack_held_out_texts.submit(config, prepared["sft"])}
-        return dict(evaluate(config, models, prepared, read_benchmarks.submit(config), questions, texts, None))
+        return evaluate(config, models, read_evaluation_sets(config, {"sft": prepare.submit(config)}))
 
     config = judging(server, tmp_path)
     first = run(config, stages)

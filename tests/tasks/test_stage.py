@@ -26,7 +26,8 @@ from prefect.futures import PrefectFuture
 from minillm.artifacts import Artifact, Store
 from minillm.config import Config
 from minillm.errors import StageError
-from tasks.data import filter_examples, pack_plain_text, prepare, read_benchmarks
+from tasks.data import filter_examples, pack_plain_text, prepare
+from tasks.evaluation_sets import read_benchmarks
 from tasks.session import tracked
 from tasks.supervision import WorkerStoppedError
 from tasks.training import fine_tune_initial_student

@@ -1,0 +1,39 @@
+"""Stage `prompts`: the prompts of every benchmark as tokens, refused or cut where they are too long."""
+
+import json
+from pathlib import Path
+
+import pandas as pd
+
+from minillm.artifacts import write_atomically
+from minillm.data.benchmarks import load_benchmarks
+from minillm.data.prompts import encode_prompts, fit_prompts, opening_tokens, render
+from minillm.models.causal_lm import load_tokenizer
+from minillm.stages import EncodedPrompts, Job
+
+
+def run(job: Job) -> dict[str, float | str]:
+    """Write NAME.parquet for each benchmark, and how many of its prompts had their beginning cut off.
+
+    Raises:
+        StageError: If a prompt is too long and not to be cut.
+    """
+    settings = job.settings
+    assert isinstance(settings, EncodedPrompts)
+    tokenizer = load_tokenizer(job.inputs["tokenizer"])
+    cut = {}
+    for name, rows in load_benchmarks(job.inputs["benchmarks"]).items():
+        texts = [render(settings.template, row["instruction"], row["context"]) for row in rows]
+        encoded = encode_prompts(tokenizer, texts)
+        prompts, cut[name] = fit_prompts(f"benchmark {name}", encoded, settings, opening_tokens(tokenizer))
+        pd.DataFrame({"prompt_ids": prompts}).to_parquet(job.output / f"{name}.parquet")
+    write_atomically(job.output / "cut_prompts.json", json.dumps(cut))
+    return {f"cut_prompts/{name}": float(count) for name, count in cut.items()}
+
+
+def load_prompts(directory: Path) -> dict[str, list[list[int]]]:
+    """Token ids of the prompts of every benchmark, in the order of its rows."""
+    return {
+        path.stem: [ids.tolist() for ids in pd.read_parquet(path)["prompt_ids"]]
+        for path in sorted(directory.glob("*.parquet"))
+    }

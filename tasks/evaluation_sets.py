@@ -1,0 +1,139 @@
+"""Tasks that read what models are measured on, all of it before anything is trained or generated."""
+
+import importlib.metadata
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from prefect import State
+from prefect.futures import PrefectFuture
+from prefect.states import Completed
+
+from minillm.artifacts import Artifact
+from minillm.config import BaseConfig
+from minillm.stages import Benchmarks, DownstreamTasks, EncodedPrompts, HeldOutTexts, Questions
+from tasks.stage import Input, StageTask, compute, stage_task
+
+
+@dataclass(frozen=True)
+class EvaluationSets:
+    """What models are measured on, as futures of artifacts; by row of the table what their tokenizers make of it."""
+
+    benchmarks: PrefectFuture[Any]
+    tokenizers: Mapping[str, PrefectFuture[Any]]
+    prompts: Mapping[str, PrefectFuture[Any]]
+    """Of the benchmarks."""
+    questions: Mapping[str, PrefectFuture[Any]]
+    """Of multiple-choice sets; nothing where the configuration has none."""
+    texts: Mapping[str, PrefectFuture[Any]]
+    """Held out; nothing where the configuration has none."""
+    downstream: PrefectFuture[Any]
+    """The harness's tasks, checked; nothing where the configuration has none."""
+
+    @property
+    def all(self) -> list[PrefectFuture[Any]]:
+        """To wait for before anything is computed that takes long."""
+        return [*self.prompts.values(), *self.questions.values(), *self.texts.values(), self.downstream]
+
+
+def read_evaluation_sets(config: BaseConfig, tokenizers: Mapping[str, PrefectFuture[Any]]) -> EvaluationSets:
+    """Start reading everything, once for each of the tokenizers.
+
+    Args:
+        config: What is measured.
+        tokenizers: By row of the table; rows may share one.
+    """
+    different = {id(tokenizer): tokenizer for tokenizer in tokenizers.values()}
+
+    def of_each(task: StageTask, *inputs: Any) -> dict[str, PrefectFuture[Any]]:
+        read = {identity: task.submit(config, tokenizer, *inputs) for identity, tokenizer in different.items()}
+        return {row: read[id(tokenizer)] for row, tokenizer in tokenizers.items()}
+
+    benchmarks = read_benchmarks.submit(config)
+    return EvaluationSets(
+        benchmarks=benchmarks,
+        tokenizers=tokenizers,
+        prompts=of_each(encode_prompts, benchmarks),
+        questions=of_each(read_questions),
+        texts=of_each(pack_held_out_texts),
+        downstream=check_downstream.submit(config, *different.values()),
+    )
+
+
+@stage_task("read benchmarks")
+def read_benchmarks(config: BaseConfig) -> Artifact | State:
+    """Read every evaluation set into one format."""
+    benchmarks = config.evaluation.benchmarks
+    sources = {name: benchmark.source for name, benchmark in benchmarks.items()}
+    fields = {name: benchmark.fields for name, benchmark in benchmarks.items()}
+    topics = {name: benchmark.topics for name, benchmark in config.evaluation.benchmarks.items() if benchmark.topics}
+    return compute(Benchmarks(fields=fields, topics=topics), sources, config, "read benchmarks")
+
+
+@stage_task("encode prompts")
+def encode_prompts(config: BaseConfig, prepared: Artifact, benchmarks: Artifact) -> Artifact | State:
+    """Tokenise the benchmarks' prompts; those too long are refused or cut."""
+    stage = EncodedPrompts(
+        template=config.data.template,
+        max_prompt_tokens=longest_prompt(config),
+        long_prompts=config.evaluation.long_prompts,
+    )
+    return compute(stage, {"tokenizer": prepared, "benchmarks": benchmarks}, config, "encode prompts")
+
+
+@stage_task("read questions")
+def read_questions(config: BaseConfig, prepared: Artifact) -> Artifact | State:
+    """Read every multiple-choice set into one format; nothing to do where there is none."""
+    evaluation = config.evaluation
+    if not evaluation.calibration:
+        return Completed(name="Skipped", message="no evaluation.calibration", data=None)
+    stage = Questions(
+        sets=evaluation.calibration,
+        template=config.data.template,
+        max_prompt_tokens=longest_prompt(config),
+        long_prompts=evaluation.long_prompts,
+        max_tokens=generation_tokens(config),
+    )
+    sources = {name: record.source for name, record in evaluation.calibration.items()}
+    return compute(stage, {**sources, "tokenizer": prepared}, config, "read questions")
+
+
+@stage_task("pack held-out texts")
+def pack_held_out_texts(config: BaseConfig, prepared: Artifact) -> Artifact | State:
+    """Tokenise the texts that the loss is measured on; nothing to do where there is none."""
+    held_out = config.evaluation.held_out
+    if not held_out:
+        return Completed(name="Skipped", message="no evaluation.held_out", data=None)
+    stage = HeldOutTexts(texts=tuple(held_out), block_tokens=config.data.max_tokens)
+    return compute(stage, {**held_out, "tokenizer": prepared}, config, "pack held-out texts")
+
+
+@stage_task("check downstream tasks")
+def check_downstream(config: BaseConfig, *prepared: Artifact) -> Artifact | State:
+    """Find lm-evaluation-harness's tasks and their data; nothing to do where none is asked for."""
+    downstream = config.evaluation.downstream
+    if downstream is None:
+        return Completed(name="Skipped", message="no evaluation.downstream", data=None)
+    stage = DownstreamTasks(
+        harness=importlib.metadata.version("lm_eval"),
+        tasks=downstream.tasks,
+        few_shot=downstream.few_shot,
+        parts={name: local.part for name, local in downstream.local.items() if local.part is not None},
+        changes={name: local.changes for name, local in downstream.local.items()},
+    )
+    inputs: dict[str, Input] = {f"prepared/{number}": artifact for number, artifact in enumerate(prepared)}
+    for name, local in downstream.local.items():
+        inputs[f"rows/{name}"] = local.source
+        if local.examples is not None:
+            inputs[f"examples/{name}"] = local.examples
+    return compute(stage, inputs, config, "check downstream tasks")
+
+
+def longest_prompt(config: BaseConfig) -> int:
+    """Tokens of the longest benchmark prompt."""
+    return config.evaluation.max_prompt_tokens or config.data.max_prompt_tokens
+
+
+def generation_tokens(config: BaseConfig) -> int:
+    """Longest benchmark prompt with its response, tokens: a longer prompt leaves as much room for the response."""
+    return longest_prompt(config) + config.data.response_room

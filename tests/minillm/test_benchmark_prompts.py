@@ -1,0 +1,54 @@
+"""Benchmark prompts as tokens, and the limit."""
+
+import json
+from typing import Any
+
+import pytest
+
+from minillm.config import Template
+from minillm.data.benchmark_prompts import load_prompts
+from minillm.data.prompts import fit_prompts
+from minillm.errors import StageError
+from minillm.stages import EncodedPrompts
+from tests.minillm.direct import PLAIN, run_stage, write_lines
+from tests.minillm.jobs import WORDS, make_tokenizer
+
+PROMPTS = [[1, 5, 6], [1, 5, 6, 7, 8, 9], [1, 2]]
+
+
+def settings(long_prompts: Any) -> EncodedPrompts:
+    return EncodedPrompts(template=Template(**PLAIN), max_prompt_tokens=4, long_prompts=long_prompts)
+
+
+def test_a_prompt_longer_than_the_limit_is_refused_by_name_with_the_remedy():
+    with pytest.raises(StageError) as refusal:
+        fit_prompts("benchmark sni", PROMPTS, settings("refuse"), [])
+    message = str(refusal.value)
+    assert "benchmark sni: 1 prompts are longer than 4 tokens, the first is number 1 with 6" in message
+    assert "evaluation.max_prompt_tokens" in message
+    assert "evaluation.long_prompts: cut" in message
+
+
+def test_a_cut_prompt_keeps_its_end_and_its_bos_and_is_counted():
+    assert fit_prompts("benchmark sni", PROMPTS, settings("cut"), []) == ([[1, 5, 6], [6, 7, 8, 9], [1, 2]], 1)
+    assert fit_prompts("benchmark sni", PROMPTS, settings("cut"), [1]) == ([[1, 5, 6], [1, 7, 8, 9], [1, 2]], 1)
+
+
+def test_the_stage_keeps_the_order_of_rows_and_counts_cuts_by_benchmark(tmp_path):
+    benchmarks = {"b": ["the cat runs now", "red the cat runs now and blue"], "a": ["dog >"]}
+    for name, texts in benchmarks.items():
+        rows = [{"index": i, "instruction": text, "context": "", "references": ["x"]} for i, text in enumerate(texts)]
+        write_lines(tmp_path / "benchmarks" / f"{name}.jsonl", rows)
+    inputs = {"tokenizer": make_tokenizer(tmp_path / "tokenizer"), "benchmarks": tmp_path / "benchmarks"}
+    output, summary = run_stage(settings("cut"), inputs, tmp_path / "run")
+    known = {word: 2 + number for number, word in enumerate(WORDS)}
+    unknown = 1
+    assert load_prompts(output) == {
+        "a": [[known["dog"], unknown]],
+        "b": [
+            [known["the"], known["cat"], known["runs"], unknown],
+            [known["runs"], known["now"], known["and"], unknown],
+        ],
+    }
+    assert json.loads((output / "cut_prompts.json").read_text()) == {"a": 0, "b": 1}
+    assert summary == {"cut_prompts/a": 0.0, "cut_prompts/b": 1.0}
