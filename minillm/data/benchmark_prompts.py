@@ -4,11 +4,11 @@ import json
 from pathlib import Path
 
 import pandas as pd
+from transformers import AutoTokenizer
 
 from minillm.artifacts import write_atomically
 from minillm.data.benchmarks import load_benchmarks
 from minillm.data.prompts import encode_prompts, fit_prompts, opening_tokens, render
-from minillm.models.causal_lm import load_tokenizer
 from minillm.stages import EncodedPrompts, Job
 
 
@@ -20,7 +20,7 @@ def run(job: Job) -> dict[str, float | str]:
     """
     settings = job.settings
     assert isinstance(settings, EncodedPrompts)
-    tokenizer = load_tokenizer(job.inputs["tokenizer"])
+    tokenizer = AutoTokenizer.from_pretrained(job.inputs["tokenizer"])
     cut = {}
     for name, rows in load_benchmarks(job.inputs["benchmarks"]).items():
         texts = [render(settings.template, row["instruction"], row["context"]) for row in rows]
