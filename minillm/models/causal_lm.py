@@ -73,7 +73,7 @@ def build_model(
         dtype: Of the weights.
         dropout: Keep the dropout of the architecture; otherwise none.
     """
-    special = {name: tokenizer.eos_token_id for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    special = {name: tokenizer.eos_token_id for name in ("bos_token_id", "eos_token_id")}  # a pad row would not learn
     fields = {"vocab_size": len(tokenizer), **special, **architecture}
     config = AutoConfig.for_model(**fields)
     if not dropout:

@@ -125,7 +125,7 @@ def _require_causal(config: PreTrainedConfig) -> None:
 
 def _architecture(architecture: Mapping[str, Any], entries: int) -> PreTrainedConfig:
     """The configuration of a model to initialise; fields that its class does not know are refused."""
-    special = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), 0)  # only their being entries counts here
+    special = dict.fromkeys(("bos_token_id", "eos_token_id"), 0)  # only their being entries counts here
     fields: dict[str, Any] = {"vocab_size": entries, **special, **architecture}
     name = str(fields.pop("model_type"))
     try:
