@@ -1,11 +1,12 @@
 """What Prefect's pages show of a stage while it runs: how far it is, and where its tracked run is."""
 
+import contextvars
 import json
 import logging
 import re
-import time
+import threading
 from pathlib import Path
-from typing import cast
+from typing import Self, cast
 from uuid import UUID
 
 from prefect.artifacts import (
@@ -19,23 +20,39 @@ from minillm.artifacts import Artifact
 from tasks.outbox import Outbox
 
 EVERY_SECONDS = 5.0
+LAST_SECONDS = 5.0
+"""Longest time that a stage, when it has ended, waits for its page."""
 LOGGER = logging.getLogger("prefect.pages")
 
 
 class StagePage:
-    """Artifacts of one attempt at a stage; a page that cannot be written never disturbs the stage."""
+    """Artifacts of one attempt at a stage, kept up to date while it runs.
+
+    They are written in the background: a server that is slow or gone neither delays the stage nor fails it.
+    """
 
     def __init__(self, metrics: Path, outbox: Outbox, record: str, label: str) -> None:
         self._metrics, self._outbox, self._record, self._label = metrics, outbox, record, label
         self._progress: UUID | None = None
         self._linked = False
-        self._next = time.monotonic() + EVERY_SECONDS
+        self._ended = threading.Event()
+        here = contextvars.copy_context()  # tells Prefect whose artifacts they are
+        self._thread = threading.Thread(target=here.run, args=(self._follow,), name=f"page of {label}", daemon=True)
 
-    def update(self, last: bool = False) -> None:
-        """Bring the pages up to date, at most every few seconds unless it is the last time."""
-        if not last and time.monotonic() < self._next:
-            return
-        self._next = time.monotonic() + EVERY_SECONDS
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self._thread.join(LAST_SECONDS)
+
+    def _follow(self) -> None:
+        while not self._ended.wait(EVERY_SECONDS):
+            self._update()
+        self._update()
+
+    def _update(self) -> None:
         try:
             self._show_progress()
             self._show_link()

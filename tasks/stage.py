@@ -176,9 +176,9 @@ class _Run:
             wanted.live = str(output / METRICS)
         logger = get_run_logger()
         logger.info("started")
-        page, started = StagePage(output / METRICS, self.session.outbox, self.record, self.label), time.time()
-        run_worker(spec, runtime, logger.info, page.update, self.session.stop)
-        page.update(last=True)
+        started = time.time()
+        with StagePage(output / METRICS, self.session.outbox, self.record, self.label):
+            run_worker(spec, runtime, logger.info, self.session.stop)
         facts = {
             **self.origin,
             "inputs": {name: artifact.model_dump() for name, artifact in self.artifacts.items()},
@@ -230,6 +230,8 @@ def _slot(slots: threading.BoundedSemaphore, stop: threading.Event) -> Iterator[
         if stop.is_set():
             raise WorkerStoppedError("stopped before it began")
     try:
+        if stop.is_set():  # the place was free because others were stopped
+            raise WorkerStoppedError("stopped before it began")
         yield
     finally:
         slots.release()

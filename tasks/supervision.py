@@ -47,16 +47,13 @@ class WorkerStoppedError(Exception):
     """The worker was stopped on purpose, by a cancelled flow or a timeout; it is not started again."""
 
 
-def run_worker(
-    spec: Path, runtime: Runtime, log: Callable[[str], None], tick: Callable[[], None], stop: threading.Event
-) -> None:
+def run_worker(spec: Path, runtime: Runtime, log: Callable[[str], None], stop: threading.Event) -> None:
     """Run one stage to its end.
 
     Args:
         spec: Job file; error.txt beside it tells of bad input.
         runtime: Number of processes and threads, and the timeout.
         log: Gets each line that the worker writes, while it runs.
-        tick: Called a few times a second.
         stop: When set, the group is ended.
 
     Raises:
@@ -74,7 +71,6 @@ def run_worker(
             if line:
                 last.append(line)
                 log(line)
-            tick()
             if reason is None and (stop.is_set() or time.monotonic() > deadline):
                 reason = "the flow was cancelled" if stop.is_set() else f"runtime.timeout_hours {runtime.timeout_hours}"
                 log(f"stopping: {reason}")

@@ -1,6 +1,8 @@
 """Settings that must stand before Prefect is imported: runs and results of tests stay out of the user's own."""
 
+import atexit
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,6 +10,7 @@ from pathlib import Path
 import pytest
 
 _HOME = tempfile.mkdtemp(prefix="minillm-tests-")
+atexit.register(shutil.rmtree, _HOME, ignore_errors=True)
 # Test runners stand beside each other; with all cores' threads each, small products mostly wait for one another.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["PREFECT_HOME"] = _HOME

@@ -126,8 +126,7 @@ def test_a_killed_run_continues_to_the_same_weights(kind, teacher, inputs, tmp_p
     assert run_worker(write_job(whole, long, given, checkpoint_every=3)).returncode == 0
     spec = write_job(killed, long, given, checkpoint_every=3)
     worker = subprocess.Popen(worker_command(spec), env=worker_environment(), cwd=killed, stdout=subprocess.DEVNULL)
-    latest = killed / "checkpoints" / "latest.json"
-    wait_until(lambda: latest.exists() and json.loads(latest.read_text())["step"] >= 9)
+    wait_until(lambda: checkpoint_steps(killed)[-1:] >= [9])
     worker.kill()
     worker.wait()
     assert not (killed / "output" / "model").exists()
@@ -138,6 +137,39 @@ def test_a_killed_run_continues_to_the_same_weights(kind, teacher, inputs, tmp_p
         assert torch.equal(value, weights(killed)[name]), name
     records = [json.loads((f / "output" / "selection.json").read_text()) for f in (whole, killed)]
     assert strip_times(records[0]) == strip_times(records[1])
+
+
+def checkpoint_steps(folder: Path) -> list[int]:
+    """Of the checkpoints that were written to their end."""
+    return sorted(int(path.parent.name.split("-")[1]) for path in folder.glob("checkpoints/step-*/checkpoint.json"))
+
+
+@pytest.mark.parametrize("damaged", [1, 2])
+def test_a_damaged_checkpoint_is_told_and_the_one_before_is_taken(damaged, inputs, tmp_path):
+    whole, folder = tmp_path / "whole", tmp_path / "damaged"
+    long = settings("sft", steps=40)
+    assert run_worker(write_job(whole, long, text_inputs(inputs), checkpoint_every=3)).returncode == 0
+    spec = write_job(folder, long, text_inputs(inputs), checkpoint_every=3)
+    worker = subprocess.Popen(worker_command(spec), env=worker_environment(), cwd=folder, stdout=subprocess.DEVNULL)
+    wait_until(lambda: checkpoint_steps(folder)[-1:] >= [9])
+    worker.kill()
+    worker.wait()
+    steps = checkpoint_steps(folder)
+    assert len(steps) == 2
+    for number, step in enumerate(reversed(steps[-damaged:])):
+        state = folder / "checkpoints" / f"step-{step:08d}" / "mp_rank_00_model_states.pt"
+        data = state.read_bytes()
+        state.write_bytes(data[:-100] if number == 0 else data[:-1] + bytes([data[-1] ^ 1]))
+    cut_off = folder / "checkpoints" / "step-00000099"
+    cut_off.mkdir()
+    done = run_worker(spec)
+    assert done.returncode == 0, done.stderr
+    assert f"step-{steps[-1]:08d}: mp_rank_00_model_states.pt missing or altered; taking the one before" in done.stdout
+    continued = f"continuing from the checkpoint of step {steps[0]}" in done.stdout
+    assert continued == (damaged == 1), "with none whole it begins again"
+    assert not cut_off.exists()
+    for name, value in weights(whole).items():
+        assert torch.equal(value, weights(folder)[name]), name
 
 
 def strip_times(record: dict) -> dict:
@@ -152,7 +184,7 @@ def test_sigterm_means_checkpoint_then_leave(inputs, tmp_path):
     wait_until(lambda: (tmp_path / "output" / "metrics.jsonl").exists())
     worker.send_signal(signal.SIGTERM)
     assert worker.wait(timeout=60) == STOPPED
-    assert 0 < json.loads((tmp_path / "checkpoints" / "latest.json").read_text())["step"] < 4000
+    assert 0 < checkpoint_steps(tmp_path)[-1] < 4000
 
 
 def wait_until(condition, seconds: float = 60.0) -> None:
@@ -171,8 +203,8 @@ def test_a_non_finite_loss_stops_and_names_step_and_rows(inputs, tmp_path):
     assert "not finite at step" in message
     assert "training rows [" in message
     assert "Lower training.learning_rate" in message
-    latest = json.loads((tmp_path / "checkpoints" / "latest.json").read_text())
-    state = torch.load(tmp_path / "checkpoints" / latest["tag"] / "mp_rank_00_model_states.pt", weights_only=False)
+    newest = tmp_path / "checkpoints" / f"step-{checkpoint_steps(tmp_path)[-1]:08d}"
+    state = torch.load(newest / "mp_rank_00_model_states.pt", weights_only=False)
     assert all(value.isfinite().all() for value in state["module"].values())
 
 
