@@ -137,34 +137,33 @@ class Comparison:
 
     @functools.cached_property
     def differences(self) -> list[Difference]:
-        """The compared method minus each other one, on each benchmark and on the mean."""
-        pairs = [(self.compared, role, name) for role in self.roles if role != self.compared for name in self.columns]
-        return self._differences(pairs)
+        """Every two methods, the compared one before the others, on each benchmark and on the mean.
 
-    @functools.cached_property
-    def ranks(self) -> dict[str, tuple[int, int]]:
-        """Best and worst rank of each method by the mean; who cannot be told apart from it may stand on either side."""
-        found = self._differences([(*pair, MEAN) for pair in itertools.combinations(self.roles, 2)])
-        above = dict.fromkeys(self.roles, 0)
-        below = dict.fromkeys(self.roles, 0)
-        for difference in found:
-            if difference.clear:
-                upper, lower = (difference.method, difference.other)[:: 1 if difference.value > 0 else -1]
-                above[lower] += 1
-                below[upper] += 1
-        return {role: (1 + above[role], len(self.roles) - below[role]) for role in self.roles}
-
-    def _differences(self, pairs: Sequence[tuple[str, str, str]]) -> list[Difference]:
-        """Of (method, other, benchmark) each, with p-values adjusted for all of them."""
+        P-values are adjusted for all of them.
+        """
         names = {name: [name] for name in self.benchmarks} | {MEAN: list(self.benchmarks)}
+        order = [self.compared, *(role for role in self.roles if role != self.compared)]
         return paired_differences(
             {
                 (method, other, benchmark): [
                     self.prompts[method][name] - self.prompts[other][name] for name in names[benchmark]
                 ]
-                for method, other, benchmark in pairs
+                for method, other in itertools.combinations(order, 2)
+                for benchmark in self.columns
             }
         )
+
+    @functools.cached_property
+    def ranks(self) -> dict[str, tuple[int, int]]:
+        """Best and worst rank of each method by the mean; who cannot be told apart from it may stand on either side."""
+        above = dict.fromkeys(self.roles, 0)
+        below = dict.fromkeys(self.roles, 0)
+        for difference in self.differences:
+            if difference.clear and difference.benchmark == MEAN:
+                upper, lower = (difference.method, difference.other)[:: 1 if difference.value > 0 else -1]
+                above[lower] += 1
+                below[upper] += 1
+        return {role: (1 + above[role], len(self.roles) - below[role]) for role in self.roles}
 
 
 def paired_differences(values: Mapping[tuple[str, str, str], Values]) -> list[Difference]:
@@ -215,7 +214,11 @@ def _beside_yardstick(comparison: Comparison, parameters: Mapping[str, int]) -> 
 
 def _against_others(comparison: Comparison) -> list[str]:
     teachers = comparison.roles[:1] if comparison.taught else []
-    rivals = [d for d in comparison.differences if d.benchmark == MEAN and d.other not in teachers]
+    rivals = [
+        d
+        for d in comparison.differences
+        if (d.method, d.benchmark) == (comparison.compared, MEAN) and d.other not in teachers
+    ]
     groups = {
         "is above {}": [d for d in rivals if d.clear and d.value > 0],
         "cannot be told apart from {}": [d for d in rivals if not d.clear],

@@ -88,6 +88,7 @@ def run(job: Job) -> dict[str, float | str]:
         "result": result_table(comparison),
         "intervals": interval_table(comparison),
         "differences": difference_table(comparison),
+        "pairs": pair_table(comparison),
         "behaviour": behaviour_table(
             comparison,
             {role: _read_json(job.inputs[f"diversity/{role}"] / "diversity.json") for role in settings.roles},
@@ -132,13 +133,28 @@ def _by_cell(comparison: Comparison, words: Callable[[Mapping[str, Any]], str]) 
 
 def difference_table(comparison: Comparison) -> pd.DataFrame:
     """The compared method minus each other one; clear differences are marked with *."""
-    cells = {(d.other, d.benchmark): f"{d}{' *' if d.clear else ''}" for d in comparison.differences}
+    of_compared = [d for d in comparison.differences if d.method == comparison.compared]
+    cells = {(d.other, d.benchmark): f"{d}{' *' if d.clear else ''}" for d in of_compared}
     others = [role for role in comparison.roles if role != comparison.compared]
     return pd.DataFrame(
         {comparison.label(name): [cells[role, name] for role in others] for name in comparison.columns},
         index=others,
         dtype=str,
     )
+
+
+def pair_table(comparison: Comparison) -> pd.DataFrame:
+    """Every two methods on the mean: difference, 95 % interval and adjusted p-value."""
+    rows = {
+        f"{d.method} − {d.other}": {
+            "difference": str(d),
+            "p": "–" if d.p_value is None else "<0.001" if d.p_value < 0.001 else f"{d.p_value:.3f}",
+            "": "" if d.clear else "not distinguishable",
+        }
+        for d in comparison.differences
+        if d.benchmark == MEAN
+    }
+    return pd.DataFrame.from_dict(rows, orient="index")
 
 
 def behaviour_table(comparison: Comparison, diversities: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:

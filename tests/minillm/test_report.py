@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from safetensors.numpy import save_file
+from scipy import stats
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
@@ -264,6 +265,22 @@ def test_differences_are_paired_by_prompt():
     assert (sft.low, sft.high) == (pytest.approx(1.1, abs=0.11), pytest.approx(1.9, abs=0.11))
     assert sft.clear
     assert str(sft).startswith("+1.5 [+")
+
+
+def test_every_two_methods_are_compared_with_p_values():
+    comparison = comparison_of(
+        {"teacher": better(9), "sft": EASY_AND_HARD, "kd": better(2, disagreeing=18), "minillm": better(4)}
+    )
+    table = report.pair_table(comparison)
+    assert list(table.index) == [
+        *("minillm − teacher", "minillm − sft", "minillm − kd", "teacher − sft", "teacher − kd", "sft − kd"),
+    ]
+    assert table.loc["teacher − sft"].tolist() == ["+9.0 [+9.0, +9.0]", "<0.001", ""]
+    value, p_value, words = table.loc["sft − kd"]
+    assert str(value).startswith("−0.2 [−")
+    # +2 on 18 prompts of 40 and −2 on the others: how often 20 or more of those drawn again are at +2, for two sides
+    assert float(p_value) == pytest.approx(2 * stats.binom.sf(19, 40, 18 / 40), abs=0.05)
+    assert words == "not distinguishable"
 
 
 def test_ranks_overlap_where_methods_cannot_be_told_apart():
