@@ -26,7 +26,7 @@ demo: $(READY) ## Run the whole pipeline in small, on the embedded corpus
 	.venv/bin/python -m flows.distill configs/quickstart.yaml
 
 test: check ## Lint, check types and run every test
-	.venv/bin/python -m pytest -n 2 --dist loadfile
+	.venv/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 check: $(READY) ## Lint and check types
 	.venv/bin/ruff format --check

@@ -31,7 +31,7 @@ def update_line(dtype: str, medians: dict[str, float]) -> str:
 
 def profile_table(profiles: dict[str, dict[str, float]], kind: str, rows: int) -> str:
     """The longest parts or operations of a step with their shares of it, a column for each precision."""
-    seconds = pd.DataFrame(profiles)
+    seconds = pd.DataFrame(profiles).fillna(0.0)  # an operation may be missing in one precision
     shares = seconds / seconds.loc["step"]
     named = shares[shares.index.str.startswith(f"{kind}/")].max(axis=1)
     longest = list(named.sort_values(ascending=False).index[:rows])

@@ -50,6 +50,21 @@ def write_experiment(folder: Path) -> Path:
     return path
 
 
+def write_short_experiment(folder: Path, methods: tuple[str, ...] = ("sft",), steps: int = 2) -> Path:
+    """The same with some of its methods, and nothing measured but scores; returns the configuration's path."""
+    path = write_experiment(folder)
+    settings = _settings(folder)
+    settings["methods"] = {name: settings["methods"][name] for name in methods}
+    trainings = [method["training"] for method in settings["methods"].values()]
+    for training in (settings["teacher"]["training"], settings["student"]["initial"], *trainings):
+        training |= {"steps": steps, "evaluate_every": max(2, steps // 3)}
+    if "minillm" not in methods:
+        del settings["data"]["plain_text"]
+    settings["evaluation"] |= {"calibration": {}, "held_out": {}, "exposure_bias": None}
+    path.write_text(yaml.safe_dump(settings, sort_keys=False))
+    return path
+
+
 def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
     """One JSON object a line."""
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))

@@ -23,7 +23,7 @@ from tasks.comparing import chosen_runs
 from tasks.tracked_runs import TrackedRuns
 from tests.conftest import ROOT
 from tests.flows.test_distill import distill
-from tests.small import write_experiment, write_rows
+from tests.small import write_rows, write_short_experiment
 
 OVERRIDE = "methods.minillm.training.learning_rate=0.1"
 
@@ -55,7 +55,7 @@ def server(prefect_server: None) -> str:
 @pytest.fixture(scope="module")
 def pair(server: str, tmp_path_factory: pytest.TempPathFactory) -> Pair:
     folder = tmp_path_factory.mktemp("compare")
-    path = write_experiment(folder)
+    path = write_short_experiment(folder, ("sft", "minillm"))
     settings = yaml.safe_load(path.read_text())
     settings["evaluation"]["benchmarks"]["colours"] = {"source": {"path": "colours.jsonl"}}
     path.write_text(yaml.safe_dump(settings))

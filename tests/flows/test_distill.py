@@ -181,13 +181,13 @@ def test_mlflow_has_the_table_on_the_parent_and_the_report_with_it(first: Finish
 def test_running_again_computes_nothing_and_ends_within_15_seconds(first: Finished, tmp_path: Path):
     warm = distill(first.config, PREFECT_HOME=str(tmp_path))  # makes the temporary server's database
     runs = [warm]
-    while len(runs) < 4 and runs[-1].seconds >= 15:  # others may be at work on the machine
+    while len(runs) < 3 and runs[-1].seconds >= 15:  # others may be at work on the machine
         runs.append(distill(first.config, PREFECT_HOME=str(tmp_path)))
     for run in runs:
         assert run.status == 0, run.log
         assert {stage for stage, state in run.states().items() if state == "Cached"} == STAGES
         assert run.output.splitlines()[:8] == first.output.splitlines()[:8], "the same table"
-    if runs[-1].seconds >= 15 and os.getloadavg()[0] > (os.cpu_count() or 1):
+    if runs[-1].seconds >= 15 and os.getloadavg()[0] > 0.75 * (os.cpu_count() or 1):
         pytest.skip(f"the machine is too busy to measure: load {os.getloadavg()[0]:.1f}, took {runs[-1].seconds:.0f} s")
     assert runs[-1].seconds < 15
 
