@@ -46,7 +46,13 @@ def table(record: dict[str, Any], left_out: list[str]) -> str:
     """The results as a page."""
     host = record["machine"]
     versions = ", ".join(f"{name} {host[name]}" for name in LIBRARIES)
-    rows = "\n".join(line(result) for result in record["results"])
+    compared = ""
+    if record["results"]:
+        rows = "\n".join(line(result) for result in record["results"])
+        compared = (
+            "\n| against | ours, s | theirs, s | ours is faster (wanted) | GiB, ours / theirs | ours takes (wanted) |\n"
+            f"|---|---|---|---|---|---|\n{rows}\n"
+        )
     missing = "".join(f"\nLeft out, for want of their environment: {', '.join(left_out)}.\n" if left_out else "")
     update = grown = ""
     if record["update"]:
@@ -74,7 +80,6 @@ def table(record: dict[str, Any], left_out: list[str]) -> str:
     return (
         "# Benchmarks\n\n"
         f"`{record['command']}` on {host['cores']} cores of {host['processor']}; Python {host['python']}, {versions}.\n"
-        "Seconds are medians of alternating steps in one run (least–most); memory is the peak of the whole process.\n\n"
-        "| against | ours, s | theirs, s | ours is faster (wanted) | GiB, ours / theirs | ours takes (wanted) |\n"
-        f"|---|---|---|---|---|---|\n{rows}\n{missing}{update}{grown}"
+        "Seconds are medians of alternating steps in one run (least–most); memory is the peak of the whole process.\n"
+        f"{compared}{missing}{update}{grown}"
     )
