@@ -117,6 +117,13 @@ def test_it_computes_everything_and_says_where_it_is(first: Finished):
     assert "make ui" in first.output
 
 
+def test_the_cost_of_generation_is_measured_when_everything_else_has_been(first: Finished):
+    measured = {stage for stage in STAGES if stage.rsplit(" ", 1)[-1] in ("teacher", "sft", "minillm")}
+    before = {stage for stage in measured if not stage.startswith("export")}
+    started = first.log.index("generation cost: started")
+    assert [stage for stage in before if first.log.index(f"{stage}: Finished") > started] == []
+
+
 def test_progress_is_on_the_console(first: Finished):
     assert re.search(r"train minillm: \[█+·*\] \d+/2 steps", first.log)
 
