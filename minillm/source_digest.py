@@ -5,6 +5,7 @@ import functools
 import hashlib
 import re
 import threading
+from dataclasses import dataclass
 from pathlib import Path
 
 PACKAGE = Path(__file__).parent
@@ -26,10 +27,33 @@ def source_digest(module: str) -> str:
     digest = hashlib.sha256()
     with PARSING:
         for name in sorted(_closure(module)):
-            digest.update(f"{name}\n{ast.dump(_tree(name))}".encode())
-            for template in _templates(name):
+            source = _read(name)
+            digest.update(f"{name}\n{source.tree}".encode())
+            for template in source.templates:
                 digest.update(template.read_bytes())
     return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class _Source:
+    """What the digest needs of one module."""
+
+    tree: str
+    """As text."""
+    imports: tuple[str, ...]
+    """Modules of this package that compute something."""
+    templates: tuple[Path, ...]
+    """Files of the templates folder beside it that it names, and those that they name in turn."""
+
+
+@functools.cache
+def _read(module: str) -> _Source:
+    tree = ast.parse(_file(module).read_text())
+    nodes = list(ast.walk(tree))
+    words = {node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str)}
+    imports = [name for node in nodes for name in _imported(node)]
+    computing = tuple(name for name in imports if name.startswith("minillm.") and _computes(name))
+    return _Source(ast.dump(tree), computing, tuple(_templates(_file(module).parent / "templates", words)))
 
 
 def _closure(module: str) -> set[str]:
@@ -37,29 +61,26 @@ def _closure(module: str) -> set[str]:
     waiting = [module]
     while waiting:
         name = waiting.pop()
-        if name in seen:
-            continue
-        seen.add(name)
-        for node in ast.walk(_tree(name)):
-            if isinstance(node, ast.ImportFrom) and node.module:
-                names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
-            elif isinstance(node, ast.Import):
-                names = [alias.name for alias in node.names]
-            else:
-                continue
-            waiting += [name for name in names if name.startswith("minillm.") and _computes(name)]
+        if name not in seen:
+            seen.add(name)
+            waiting += _read(name).imports
     return seen
+
+
+def _imported(node: ast.AST) -> list[str]:
+    """Names that may be modules."""
+    if isinstance(node, ast.ImportFrom) and node.module:
+        return [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+    return [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
 
 
 def _computes(module: str) -> bool:
     return not module.startswith(DECLARATIONS) and _file(module).exists()
 
 
-def _templates(module: str) -> list[Path]:
-    """Files of the templates folder beside a module that it names, and those that they name in turn."""
-    names = {n.value for n in ast.walk(_tree(module)) if isinstance(n, ast.Constant) and isinstance(n.value, str)}
-    files = {path.name: path for path in _file(module).parent.glob("templates/*")}
-    waiting = [path for path in files.values() if path.name in names or path.stem in names]
+def _templates(folder: Path, words: set[str]) -> list[Path]:
+    files = {path.name: path for path in folder.glob("*")}
+    waiting = [path for path in files.values() if path.name in words or path.stem in words]
     found: set[Path] = set()
     while waiting:
         path = waiting.pop()
@@ -71,7 +92,3 @@ def _templates(module: str) -> list[Path]:
 
 def _file(module: str) -> Path:
     return PACKAGE.joinpath(*module.split(".")[1:]).with_suffix(".py")
-
-
-def _tree(module: str) -> ast.Module:
-    return ast.parse(_file(module).read_text())
