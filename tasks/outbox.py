@@ -214,6 +214,15 @@ class Outbox:
         return self.folder / f"{identity}.json"
 
 
+def records(folder: Path) -> list[Record]:
+    """What some process has still to send, or is about to; unreadable ones are left out."""
+    found = []
+    for path in sorted(folder.glob("*.json")):
+        with contextlib.suppress(OSError, ValidationError):
+            found.append(Record.model_validate_json(path.read_text()))
+    return found
+
+
 def _this_process() -> tuple[int, float]:
     return os.getpid(), psutil.Process().create_time()
 
