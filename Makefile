@@ -13,7 +13,7 @@ define install_cpu_torch
 @$(1) torch==$(TORCH_VERSION)+cpu 2>/dev/null || $(1) torch==$(TORCH_VERSION)+cpu --extra-index-url $(PYTORCH_CPU_INDEX)
 endef
 
-.PHONY: help env demo test check bench ui annotate clean FORCE
+.PHONY: help env demo test check bench ui serve annotate clean FORCE
 .DEFAULT_GOAL := help
 
 help: ## This list
@@ -38,6 +38,9 @@ bench: $(READY) benchmarks/environments/trl-1.9.2/.complete benchmarks/environme
 
 ui: $(READY) ## Serve Prefect (port 4200) and MLflow (port 5000) on this machine until Ctrl-C
 	.venv/bin/python -m tasks.ui
+
+serve: $(READY) ## The same, with the deployments of prefect.yaml and a worker that runs them
+	.venv/bin/python -m tasks.ui --worker
 
 annotate: $(READY) ## Let people compare the answers of the newest run's methods (port 4400) until Ctrl-C
 	.venv/bin/python -m minillm.annotation

@@ -3,10 +3,10 @@
 import os
 import urllib.request
 
-PREFECT_UI = "http://127.0.0.1:4200"
-"""Where `make ui` serves Prefect."""
-MLFLOW_UI = "http://127.0.0.1:5000"
-"""Where `make ui` serves MLflow."""
+PREFECT_UI = os.environ.get("MINILLM_PREFECT_UI", "http://127.0.0.1:4200")
+"""Where `make ui` and `make serve` serve Prefect."""
+MLFLOW_UI = os.environ.get("MINILLM_MLFLOW_UI", "http://127.0.0.1:5000")
+"""Where they serve MLflow."""
 
 PREFECT_DEFAULTS = {
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
@@ -15,6 +15,7 @@ PREFECT_DEFAULTS = {
     "PREFECT_LOGGING_FORMATTERS_STANDARD_FORMAT": "%(asctime)s  %(message)s",
     "PREFECT_LOGGING_FORMATTERS_STANDARD_FLOW_RUN_FMT": "%(asctime)s  %(flow_name)s: %(message)s",
     "PREFECT_LOGGING_FORMATTERS_STANDARD_TASK_RUN_FMT": "%(asctime)s  %(task_run_name)s: %(message)s",
+    "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",
     "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
 }
 MLFLOW_DEFAULTS = {
@@ -29,7 +30,7 @@ def set_prefect_defaults() -> None:
     """Set what the user has not set; where `make ui` is running, runs go to its Prefect server and show up live."""
     for name, value in PREFECT_DEFAULTS.items():
         os.environ.setdefault(name, value)
-    if "PREFECT_API_URL" not in os.environ and "PREFECT_PROFILE" not in os.environ and _answers(PREFECT_UI):
+    if "PREFECT_API_URL" not in os.environ and "PREFECT_PROFILE" not in os.environ and answers(PREFECT_UI):
         os.environ["PREFECT_API_URL"] = f"{PREFECT_UI}/api"
 
 
@@ -39,7 +40,8 @@ def set_mlflow_defaults() -> None:
         os.environ.setdefault(name, value)
 
 
-def _answers(server: str) -> bool:
+def answers(server: str) -> bool:
+    """Whether a Prefect server is there and healthy."""
     try:
         with urllib.request.urlopen(f"{server}/api/health", timeout=1) as reply:
             return reply.status == 200
