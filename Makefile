@@ -13,7 +13,7 @@ define install_cpu_torch
 @$(1) torch==$(TORCH_VERSION)+cpu 2>/dev/null || $(1) torch==$(TORCH_VERSION)+cpu --extra-index-url $(PYTORCH_CPU_INDEX)
 endef
 
-.PHONY: help env demo test check bench ui serve annotate clean FORCE
+.PHONY: help env demo test chaos check bench ui serve annotate clean FORCE
 .DEFAULT_GOAL := help
 
 help: ## This list
@@ -27,6 +27,9 @@ demo: $(READY) ## Run the whole pipeline in small, on the embedded corpus
 
 test: check ## Lint, check types and run every test
 	.venv/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
+chaos: $(READY) ## Kill an experiment's processes at 30 random moments, and compare with an undisturbed run (20 minutes)
+	.venv/bin/python -m tests.chaos
 
 check: $(READY) ## Lint and check types
 	.venv/bin/ruff format --check

@@ -1,0 +1,244 @@
+"""`make chaos`: an experiment whose processes are killed again and again ends with the weights of an undisturbed one.
+
+`python -m tests.chaos --help` tells how to run it.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psutil
+import yaml
+from mlflow import MlflowClient
+from tabulate import tabulate
+
+from minillm.artifacts import Store, file_sha256
+from tests.small import write_experiment
+
+ROOT = Path(__file__).parents[1]
+WAIT_SECONDS = 30.0
+"""For the moment that was drawn; then the kill comes anyway."""
+
+
+def training(store: Path) -> bool:
+    return any(path.stat().st_size for path in store.glob("work/train-*/output/metrics.jsonl"))
+
+
+def checkpointing(store: Path) -> bool:
+    folders = store.glob("work/train-*/checkpoints/step-*")
+    return any(not (folder / "checkpoint.json").exists() for folder in folders)
+
+
+def generating(store: Path) -> bool:
+    return any(store.glob("work/generate-*/output/metrics.jsonl"))
+
+
+def completing(store: Path) -> bool:
+    return any(store.glob("work/*/output/manifest.json*"))
+
+
+MOMENTS: dict[str, Callable[[Path], bool] | None] = {
+    "at any time": None,
+    "training": training,
+    "checkpointing": checkpointing,
+    "generating": generating,
+    "completing an artifact": completing,
+}
+VICTIMS = ("a worker", "the flow", "everything at once")
+
+
+@dataclass
+class Outcome:
+    """What became of a run that was disturbed, beside one that was not."""
+
+    kills: Counter[tuple[str, str]] = field(default_factory=Counter)
+    """By moment and victim."""
+    starts: int = 0
+    """Of the flow."""
+    seconds: float = 0.0
+    undisturbed_seconds: float = 0.0
+    different: list[str] = field(default_factory=list)
+    """Models and tables that are not those of the undisturbed run."""
+    running: list[str] = field(default_factory=list)
+    """Tracked runs without an end."""
+    points: int = 0
+    """In MLflow, of all metrics over steps."""
+    lost: int = 0
+    repeated: int = 0
+
+
+def write_disturbable(folder: Path, methods: tuple[str, ...], steps: int) -> Path:
+    """The small experiment with trainings of many steps and checkpoints, and little else."""
+    path = write_experiment(folder)
+    settings = yaml.safe_load(path.read_text())
+    settings["methods"] = {name: settings["methods"][name] for name in methods}
+    trainings = [settings["teacher"]["training"], settings["student"]["initial"]]
+    for training in trainings + [method["training"] for method in settings["methods"].values()]:
+        training |= {"steps": steps, "evaluate_every": steps // 3}
+    settings["evaluation"] |= {"calibration": {}, "held_out": {}, "exposure_bias": None}
+    settings["runtime"] |= {"checkpoint_every": 5, "retries": 3}
+    if "minillm" not in methods:
+        del settings["student"]["initial"], settings["data"]["plain_text"]
+    path.write_text(yaml.safe_dump(settings, sort_keys=False))
+    return path
+
+
+def start(config: Path) -> subprocess.Popen[bytes]:
+    environment = os.environ | {"PREFECT_HOME": str(config.parent / "prefect"), "OMP_NUM_THREADS": "1"}
+    environment.pop("PREFECT_API_URL", None)
+    log = (config.parent / "log.txt").open("ab")
+    command = [sys.executable, "-m", "flows.distill", str(config)]
+    return subprocess.Popen(
+        command, cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+    )
+
+
+def family(config: Path) -> list[psutil.Process]:
+    """Every process of a run: flow, workers, watchdogs and the temporary server."""
+    home = str(config.parent / "prefect")
+    found = []
+    for process in psutil.process_iter(["environ"]):
+        if (process.info["environ"] or {}).get("PREFECT_HOME") == home:
+            found.append(process)
+    return found
+
+
+def is_worker(process: psutil.Process) -> bool:
+    try:
+        return "minillm.worker" in process.cmdline()
+    except psutil.Error:
+        return False
+
+
+def kill(victim: str, config: Path, flow: subprocess.Popen[bytes], draw: random.Random) -> bool:
+    """SIGKILL to the victim; False where there is none just now."""
+    living = family(config)
+    chosen = {
+        "a worker": lambda: draw.sample([p for p in living if is_worker(p)], k=min(1, sum(map(is_worker, living)))),
+        "the flow": lambda: [p for p in living if p.pid == flow.pid],
+        "everything at once": lambda: living,
+    }[victim]()
+    for process in chosen:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(process.pid, signal.SIGKILL)
+    return bool(chosen)
+
+
+def run_undisturbed(config: Path) -> float:
+    started = time.monotonic()
+    if start(config).wait() != 0:
+        raise SystemExit((config.parent / "log.txt").read_text()[-5000:])
+    return time.monotonic() - started
+
+
+def run_disturbed(config: Path, kills: int, draw: random.Random, outcome: Outcome) -> None:
+    """Kill, start again where the flow ended by it, and at last let it finish."""
+    store = config.parent / "store"
+    started = time.monotonic()
+    flow, outcome.starts = start(config), 1
+    plan = [(moment, victim) for moment in MOMENTS for victim in VICTIMS]
+    order = [pair for _ in range(1 + kills // len(plan)) for pair in draw.sample(plan, len(plan))]
+    while sum(outcome.kills.values()) < kills and flow.poll() is None:
+        moment, victim = order[sum(outcome.kills.values())]
+        condition, until = MOMENTS[moment], time.monotonic() + WAIT_SECONDS
+        time.sleep(draw.uniform(0, 6))
+        while condition is not None and not condition(store) and time.monotonic() < until and flow.poll() is None:
+            time.sleep(0.001)
+        if kill(victim, config, flow, draw):
+            outcome.kills[moment, victim] += 1
+        if victim != "a worker":
+            flow.wait()
+            psutil.wait_procs(family(config), timeout=60)  # watchdogs end the workers of a dead flow
+            flow, outcome.starts = start(config), outcome.starts + 1
+    while flow.wait() != 0:
+        flow, outcome.starts = start(config), outcome.starts + 1
+        if outcome.starts > 4 * kills + 4:
+            raise SystemExit((config.parent / "log.txt").read_text()[-5000:])
+    outcome.seconds = time.monotonic() - started
+
+
+def results(store: Path) -> dict[str, str]:
+    """Digests of the trained weights, by role, and the scores."""
+    found = {}
+    for path in store.glob("artifacts/*"):
+        if path.name.startswith("train-"):
+            role = json.loads((path / "manifest.json").read_text())["settings"]["role"]
+            found[f"weights of {role}"] = file_sha256(path / "model" / "model.safetensors")
+        if path.name.startswith("score-"):
+            table = json.loads((path / "table.json").read_text())
+            found[f"scores of {table['role']}"] = json.dumps(table, sort_keys=True)
+    return found
+
+
+def inspect_tracking(store: Path, outcome: Outcome) -> None:
+    """Compare what MLflow has of every stage with what the stage wrote."""
+    client = MlflowClient(f"sqlite:///{store / 'mlflow.db'}")
+    experiments = [experiment.experiment_id for experiment in client.search_experiments()]
+    runs = client.search_runs(experiments, max_results=5000)
+    outcome.running = [str(run.info.run_name) for run in runs if run.info.status == "RUNNING"]
+    for path in store.glob("artifacts/train-*"):
+        key = json.loads((path / "manifest.json").read_text())["key"]
+        (record,) = [r for r in runs if r.data.tags.get("minillm.key") == key and r.data.tags["cached"] == "false"][:1]
+        written: dict[str, set[int]] = {}
+        for line in (path / "metrics.jsonl").read_text().splitlines():
+            point = json.loads(line)
+            for name in point["metrics"]:
+                written.setdefault(name, set()).add(point["step"])
+        for name, steps in written.items():
+            sent = [point.step for point in client.get_metric_history(record.info.run_id, name)]
+            outcome.points += len(sent)
+            outcome.lost += len(steps - set(sent))
+            outcome.repeated += len(sent) - len(set(sent))
+
+
+def chaos(folder: Path, kills: int, seed: int, methods: tuple[str, ...], steps: int) -> Outcome:
+    """Run the experiment twice, undisturbed and disturbed, and compare."""
+    whole = write_disturbable(folder / "whole", methods, steps)
+    killed = write_disturbable(folder / "killed", methods, steps)
+    outcome = Outcome(undisturbed_seconds=run_undisturbed(whole))
+    run_disturbed(killed, kills, random.Random(seed), outcome)
+    expected, found = results(whole.parent / "store"), results(killed.parent / "store")
+    outcome.different = [name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name)]
+    inspect_tracking(Store(killed.parent / "store").root, outcome)
+    return outcome
+
+
+def main() -> int:
+    """Print the tables of docs/reliability.md: 0 when nothing was lost."""
+    parser = argparse.ArgumentParser(prog="python -m tests.chaos", description="Kill an experiment again and again, and compare.")
+    parser.add_argument("--kills", type=int, default=30, help="SIGKILLs (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=1, help="of moments and victims (default: %(default)s)")
+    parser.add_argument("--folder", type=Path, help="where to work (default: a temporary folder)")
+    arguments = parser.parse_args()
+    folder = arguments.folder or Path(tempfile.mkdtemp(prefix="chaos-"))
+    outcome = chaos(folder, arguments.kills, arguments.seed, ("sft", "minillm"), 60)
+    rows = [[moment, *(outcome.kills[moment, victim] for victim in VICTIMS)] for moment in MOMENTS]
+    print(tabulate(rows, ["killed while", *VICTIMS], "github"), "\n")
+    facts = {
+        "kills": sum(outcome.kills.values()),
+        "starts of the flow": outcome.starts,
+        "models and scores that differ": ", ".join(sorted(outcome.different)) or "none",
+        "tracked runs without an end": ", ".join(outcome.running) or "none",
+        "points of curves": outcome.points,
+        "points lost": outcome.lost,
+        "points repeated": outcome.repeated,
+        "undisturbed": f"{outcome.undisturbed_seconds:.0f} s",
+        "disturbed": f"{outcome.seconds:.0f} s",
+    }
+    print(tabulate(facts.items(), tablefmt="github"))
+    return 1 if outcome.different or outcome.running or outcome.lost or outcome.repeated else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
