@@ -16,7 +16,6 @@ from uuid import UUID
 
 import psutil
 import pytest
-import yaml
 from mlflow import MlflowClient
 from playwright.sync_api import expect, sync_playwright
 from prefect.client.orchestration import SyncPrefectClient, get_client
@@ -27,7 +26,7 @@ from prefect.states import Cancelling
 
 from tasks.supervision import free_port
 from tests.conftest import ROOT
-from tests.small import write_experiment
+from tests.small import write_short_experiment
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 PATIENCE = 300.0
@@ -66,16 +65,6 @@ def wait_for(condition: Callable[[], object], seconds: float = PATIENCE) -> floa
         assert time.monotonic() - started < seconds, f"not within {seconds} s"
         time.sleep(0.2)
     return time.monotonic() - started
-
-
-def write_short_experiment(folder: Path) -> None:
-    """One method, and nothing measured but scores."""
-    path = write_experiment(folder)
-    settings = yaml.safe_load(path.read_text())
-    del settings["methods"]["minillm"], settings["student"]["initial"]
-    del settings["data"]["plain_text"]
-    settings["evaluation"] |= {"calibration": {}, "held_out": {}, "exposure_bias": None}
-    path.write_text(yaml.safe_dump(settings, sort_keys=False))
 
 
 def serve(folder: Path) -> Served:

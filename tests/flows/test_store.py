@@ -13,7 +13,7 @@ from mlflow import MlflowClient
 from minillm.artifacts import Store
 from minillm.inventory import entries
 from tests.conftest import ROOT
-from tests.small import small_config
+from tests.small import write_short_experiment
 
 RATE = "methods.minillm.training.learning_rate"
 
@@ -30,7 +30,7 @@ def two_runs(tmp_path_factory, prefect_server) -> Path:
     from flows.distill import distill
 
     folder = tmp_path_factory.mktemp("two")
-    small_config(folder)
+    write_short_experiment(folder, ("sft", "minillm"))
     for rate in ("1e-3", "2e-3"):
         assert distill(str(folder / "small.yaml"), (f"{RATE}={rate}",), return_state=True).is_completed()
     return folder / "store"
@@ -91,7 +91,7 @@ def test_nothing_goes_while_runs_need_it_and_only_what_a_deleted_run_needed_afte
     assert held.name not in gone
     store_command(two_runs, "gc")
     gone = before - names(two_runs)
-    assert {found[name].kind for name in gone} == {"train", "generate", "score", "diversity", "report", "model"}
+    assert {found[name].kind for name in gone} == {"train", "generate", "cost", "score", "diversity", "report", "model"}
     assert all(found[name].role in ("minillm", "", "sft") for name in gone)
     assert store_command(two_runs, "verify").returncode == 0
 
