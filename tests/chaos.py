@@ -24,6 +24,7 @@ from mlflow import MlflowClient
 from tabulate import tabulate
 
 from minillm.artifacts import Store, file_sha256
+from tasks.mlflow_client import CACHED_TAG, KEY_TAG
 from tests.small import write_short_experiment
 
 ROOT = Path(__file__).parents[1]
@@ -182,9 +183,13 @@ def inspect_tracking(store: Path, outcome: Outcome) -> None:
     experiments = [experiment.experiment_id for experiment in client.search_experiments()]
     runs = client.search_runs(experiments, max_results=5000)
     outcome.running = [str(run.info.run_name) for run in runs if run.info.status == "RUNNING"]
+    computed = {
+        r.data.tags.get(KEY_TAG): r
+        for r in runs
+        if r.data.tags.get(CACHED_TAG) == "false" and r.info.status == "FINISHED"
+    }
     for path in store.glob("artifacts/train-*"):
-        key = json.loads((path / "manifest.json").read_text())["key"]
-        (record,) = [r for r in runs if r.data.tags.get("minillm.key") == key and r.data.tags["cached"] == "false"][:1]
+        record = computed[json.loads((path / "manifest.json").read_text())["key"]]
         written: dict[str, set[int]] = {}
         for line in (path / "metrics.jsonl").read_text().splitlines():
             point = json.loads(line)
