@@ -145,7 +145,7 @@ def test_a_schedule_fires_and_the_run_is_in_both_pages(served: Served, client: S
     (experiment,) = [found for found in tracked.search_experiments() if found.name == "small"]
     runs = tracked.search_runs([experiment.experiment_id])
     (parent,) = [found for found in runs if "mlflow.parentRunId" not in found.data.tags]
-    assert (parent.info.run_name, parent.info.status) == (run.name, "FINISHED")
+    assert (parent.info.run_name, parent.info.status) == (f"small {run.name}", "FINISHED")
     if CHROMIUM is None:
         pytest.skip("the run is there; its pages need a browser: apt-get install chromium")
     with sync_playwright() as playwright:
