@@ -5,10 +5,13 @@
 
 import argparse
 import sys
+from typing import Any
 
 from prefect import State, flow
+from prefect.futures import PrefectFuture
 
-from minillm.errors import ConfigError
+from minillm.config import Config
+from minillm.errors import ConfigError, StageError
 from minillm.loading import load_config
 from tasks.data import filter_examples, pack_plain_text, prepare
 from tasks.evaluation import evaluate
@@ -30,29 +33,31 @@ def distill(config_file: str = "configs/quickstart.yaml", overrides: tuple[str, 
     """
     config = load_config(config_file, overrides)
     with tracked(config) as session:
-        prepared = prepare.submit(config)
-        sets = read_evaluation_sets(config, dict.fromkeys(config.rows, prepared))
-        # Nothing is trained before all that will be measured on has been read.
-        examples = filter_examples.submit(config, prepared, sets.benchmarks, wait_for=sets.all)
-        plain_text = pack_plain_text.submit(config, prepared)
+        return conclude(session, config, *stages(config))
 
-        teacher = fine_tune_teacher.submit(config, prepared, examples)
-        initial = fine_tune_initial_student.submit(config, prepared, examples)
-        responses = teacher_responses.submit(config, prepared, examples, teacher)
-        available = {"teacher": teacher, "initial": initial, "responses": responses, "plain_text": plain_text}
-        students = {
-            name: distil.submit(config, name, prepared, examples, **needs(method, **available))
-            for name, method in config.methods.items()
-        }
 
-        models = {"teacher": teacher, **students}
-        measured = evaluate(config, models, sets)
-        all_models = {**models, "initial": initial}
-        results = report.submit(config, sets.benchmarks, sets.prompts, all_models, measured, examples)
-        exports = {
-            name: export_model.submit(config, name, model, examples, results) for name, model in students.items()
-        }
-        return conclude(session, config, results, exports)
+def stages(config: Config) -> tuple[PrefectFuture[Any], dict[str, PrefectFuture[Any]]]:
+    """Start every stage; the futures of the report and of the exported students."""
+    prepared = prepare.submit(config)
+    sets = read_evaluation_sets(config, dict.fromkeys(config.rows, prepared))
+    # Nothing is trained before all that will be measured on has been read.
+    examples = filter_examples.submit(config, prepared, sets.benchmarks, wait_for=sets.all)
+    plain_text = pack_plain_text.submit(config, prepared)
+
+    teacher = fine_tune_teacher.submit(config, prepared, examples)
+    initial = fine_tune_initial_student.submit(config, prepared, examples)
+    responses = teacher_responses.submit(config, prepared, examples, teacher)
+    available = {"teacher": teacher, "initial": initial, "responses": responses, "plain_text": plain_text}
+    students = {
+        name: distil.submit(config, name, prepared, examples, **needs(method, **available))
+        for name, method in config.methods.items()
+    }
+
+    models = {"teacher": teacher, **students}
+    measured = evaluate(config, models, sets)
+    results = report.submit(config, sets.benchmarks, sets.prompts, {**models, "initial": initial}, measured, examples)
+    exports = {name: export_model.submit(config, name, model, examples, results) for name, model in students.items()}
+    return results, exports
 
 
 def main() -> int:
@@ -68,10 +73,21 @@ def main() -> int:
         metavar="KEY=VALUE",
         help="change one field, e.g. --set methods.minillm.training.learning_rate=1e-4; may be repeated",
     )
+    parser.add_argument(
+        "--plan",
+        action="store_true",
+        help="run nothing, but tell which stages are stored and what the others take: tokens, operations, memory, disk "
+        "and, from a short measurement, time",
+    )
     arguments = parser.parse_args()
     try:
-        load_config(arguments.config, arguments.set)
-    except ConfigError as error:
+        config = load_config(arguments.config, arguments.set)
+        if arguments.plan:
+            from tasks.planning import plan  # imports PyTorch, which a run leaves to its workers
+
+            print(plan(config, stages))
+            return 0
+    except (ConfigError, StageError) as error:
         print(error, file=sys.stderr)
         return 2
     preload()

@@ -2,6 +2,8 @@
 
 import contextlib
 import os
+import resource
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -45,3 +47,11 @@ def gather_lists(mine: list[Any]) -> list[Any]:
 def device() -> torch.device:
     """This process's accelerator, or the CPU."""
     return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+
+
+def peak_bytes() -> int:
+    """Most memory that this process has held: of its accelerator or, without one, all, its libraries too."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    unit = 1 if sys.platform == "darwin" else 1024  # Linux tells kilobytes
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

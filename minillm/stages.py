@@ -330,6 +330,8 @@ class Report(Stage):
     benchmarks: tuple[str, ...]
     models: dict[str, Model]
     """Where the rows come from that were not trained here."""
+    planned: dict[str, float]
+    """Seconds of each stage, by its name, that `--plan` estimated; none where it was not asked."""
 
 
 class Card(Stage):
@@ -345,10 +347,28 @@ class Card(Stage):
     """The resolved configuration without `runtime`, for the card's provenance."""
 
 
+class Speed(Stage):
+    """How long the steps of a run take, for its plan.
+
+    Inputs: `tokenizer`, `examples`, `plain_text` (where a training reads it); `teacher` and `student`, unless they have
+    an architecture to initialise. Output: `speed.json`.
+    """
+
+    kind: ClassVar[str] = "speed"
+    module: ClassVar[str] = "minillm.planning.speed"
+    architectures: dict[str, dict[str, Any]]
+    """Of `teacher` and `student`, where their weights are not there yet."""
+    trainings: dict[str, Train]
+    """By what tells them apart (see `minillm.planning.trainings`)."""
+    generate: Generate
+    responses: int
+    """To all benchmarks with all seeds, by one model."""
+
+
 STAGES: tuple[type[Stage], ...] = (
     Prepare, Benchmarks, EncodedPrompts, Questions, Filter, Pack, HeldOutTexts, DownstreamTasks, Train, Respond,
     Generate, Cost, Score, Diversity, Exposure, Calibration, HeldOut, DownstreamScore, Judging, Preference, Report,
-    Card,
+    Card, Speed,
 )  # fmt: skip
 
 

@@ -9,8 +9,9 @@ from prefect.states import Completed
 from minillm.artifacts import Artifact
 from minillm.config import BaseConfig, Config, EvaluationConfig, Source, Tokenizer
 from minillm.stages import Filter, Pack, Prepare
+from tasks.computation import Input
 from tasks.evaluation_sets import generation_tokens
-from tasks.stage import Input, compute, stage_task
+from tasks.stage import compute, stage_task
 
 
 @stage_task("prepare tokenizer")

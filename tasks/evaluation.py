@@ -20,8 +20,9 @@ from minillm.stages import (
     Preference,
     Score,
 )
+from tasks.computation import Input
 from tasks.evaluation_sets import EvaluationSets, generation_tokens
-from tasks.stage import Input, compute, stage_task
+from tasks.stage import compute, stage_task
 
 
 def evaluate(

@@ -12,7 +12,8 @@ from prefect.states import Completed
 from minillm.artifacts import Artifact
 from minillm.config import BaseConfig
 from minillm.stages import Benchmarks, DownstreamTasks, EncodedPrompts, HeldOutTexts, Questions
-from tasks.stage import Input, StageTask, compute, stage_task
+from tasks.computation import Input
+from tasks.stage import StageTask, compute, stage_task
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """Tasks at the end: the report, the models as ordinary directories, and what the person at the console reads."""
 
 import json
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,11 @@ from tabulate import tabulate
 from minillm.artifacts import Artifact
 from minillm.config import BaseConfig, Config, Model
 from minillm.stages import Card, Report
+from tasks.computation import Input
 from tasks.pages import page_key
+from tasks.plan_record import read_plan
 from tasks.session import Session
-from tasks.stage import Input, compute, stage_task
+from tasks.stage import compute, stage_task
 
 
 @stage_task("report")
@@ -47,6 +50,7 @@ def report(
         roles=tuple(name.removeprefix("score/") for name in measured if name.startswith("score/")),
         benchmarks=tuple(config.evaluation.benchmarks),
         models={role: model for role, model in models.items() if isinstance(model, Model)},
+        planned=read_plan(Path(config.runtime.store), config).get("stages", {}),
     )
     return compute(stage, inputs, config, "report")
 
@@ -95,6 +99,10 @@ def conclude(
     print(f"\n{facts['measure']}, mean ± spread over {len(config.evaluation.seeds)} seeds\n\n{table}\n")
     for name, path in places.items():
         print(f"{name:<16} {path}")
+    plan = read_plan(session.store.root, config)
+    if plan and session.computed >= plan["stages"].keys():
+        taken, planned = time.monotonic() - session.started, plan["total"]
+        print(f"{'time':<16} {taken:.0f} s; the plan said {planned:.0f} s ({planned / taken - 1:+.0%})")
     print(f"{'tracked runs':<16} MLflow, experiment {config.name}; `make ui` shows them beside Prefect's\n")
     load = f", or load {exported[facts['best']]} with AutoModelForCausalLM.from_pretrained" if exported else ""
     print(f"Next: `make ui`, or open the report{load}.")

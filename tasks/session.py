@@ -15,9 +15,10 @@ from minillm.artifacts import Store
 from minillm.config import BaseConfig
 from tasks import tracking
 from tasks.outbox import Outbox
+from tasks.planner import Planner
 from tasks.supervision import GRACE_SECONDS
 
-_SESSIONS: dict[str, "Session"] = {}
+_SESSIONS: "dict[str, Session | Planner]" = {}
 
 
 class Session:
@@ -36,6 +37,9 @@ class Session:
         """What went wrong, by the name of the stage."""
         self.stages: dict[str, str] = {}
         """Record of each stage's tracked run, by the name of the stage."""
+        self.computed: set[str] = set()
+        """Names of the stages that were not in the store."""
+        self.started = time.monotonic()
         self._idle = threading.Condition()
         self._running = 0
 
@@ -60,12 +64,23 @@ class Session:
         self.outbox.close()
 
 
-def current() -> Session:
-    """The session of the flow run that the calling task belongs to."""
+def current() -> Session | Planner:
+    """The session of the flow run that the calling task belongs to; outside of flow runs, the planner's."""
     identity = str(flow_run.id)
     if identity not in _SESSIONS:
         raise RuntimeError("stages run inside `with tracked(config)` in the flow's body")
     return _SESSIONS[identity]
+
+
+@contextlib.contextmanager
+def planned(planner: Planner) -> Iterator[None]:
+    """Stages submitted inside are looked up by a planner, and none that takes long is computed."""
+    identity = str(flow_run.id)
+    _SESSIONS[identity] = planner
+    try:
+        yield
+    finally:
+        del _SESSIONS[identity]
 
 
 @contextlib.contextmanager

@@ -1,15 +1,10 @@
 """The one way in which a stage is computed: found in the store, or run in a worker and completed there."""
 
 import contextlib
-import functools
-import importlib.metadata
-import json
-import platform
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
@@ -21,24 +16,16 @@ from prefect.logging import get_run_logger
 from prefect.runtime import task_run
 from prefect.states import Completed
 
-from minillm.artifacts import METRICS, Artifact, Store, text_digest, write_atomically
-from minillm.config import BaseConfig, Model, Source
-from minillm.data.sources import Resolved, resolve
+from minillm.artifacts import Artifact, Store, text_digest
+from minillm.config import BaseConfig
 from minillm.errors import StageError
-from minillm.source_digest import source_digest
-from minillm.stages import Calibration, Exposure, Generate, HeldOut, Job, Respond, Stage, Train
+from minillm.stages import Stage
 from tasks import tracking
+from tasks.computation import Computation, Input
 from tasks.pages import StagePage, show_texts
+from tasks.planner import Planner
 from tasks.session import Session, current
-from tasks.supervision import WorkerStoppedError, run_worker
-
-LIBRARIES = ("torch", "transformers", "tokenizers", "datasets", "deepspeed", "numpy", "pandas", "rouge-score")
-
-GROUPS = (Train, Respond, Generate, Exposure, Calibration, HeldOut)
-"""Stages whose work is shared by `runtime.processes`; the others are one process each."""
-
-Input = Artifact | Source | Model
-"""What a stage reads: the result of another stage, or a file, data set or model from outside."""
+from tasks.supervision import WorkerStoppedError
 
 
 @dataclass(frozen=True)
@@ -51,9 +38,12 @@ class StageTask:
         self, config: BaseConfig, *inputs: Any, wait_for: Iterable[Any] = (), **named_inputs: Any
     ) -> PrefectFuture[Any]:
         """Start in the background, once the inputs and `wait_for` are there; both may be futures of other stages."""
+        session = current()
+        if isinstance(session, Planner):
+            return session.submit(self.task.fn, *inputs, wait_for=wait_for, **named_inputs)
         task = self.task.with_options(retries=config.runtime.retries)
         future = task.submit(config, *inputs, wait_for=wait_for, **named_inputs)
-        current().futures.append(future)
+        session.futures.append(future)
         return future
 
 
@@ -80,9 +70,11 @@ def compute(stage: Stage, inputs: Mapping[str, Input], config: BaseConfig, label
         WorkerError: The worker died; a retry continues from its last checkpoint.
     """
     session = current()
+    if isinstance(session, Planner):
+        return session.look_up(stage, inputs, label)
     with session.running():
         try:
-            result = _Run(session, stage, inputs, config, label).result()
+            result = _Run(session, Computation(stage, inputs, config, label)).result()
         except StageError as error:
             session.failures[label] = str(error)
             raise
@@ -94,33 +86,20 @@ def compute(stage: Stage, inputs: Mapping[str, Input], config: BaseConfig, label
 
 
 class _Run:
-    """One look-up or computation of a stage."""
+    """One look-up or computation of a stage in a flow run."""
 
-    def __init__(
-        self, session: Session, stage: Stage, inputs: Mapping[str, Input], config: BaseConfig, label: str
-    ) -> None:
-        self.session, self.stage, self.config, self.label = session, stage, config, label
-        self.artifacts = {name: value for name, value in inputs.items() if isinstance(value, Artifact)}
-        self.sources = {
-            name: (value, _resolve(value, config)) for name, value in inputs.items() if not isinstance(value, Artifact)
-        }
-        self.origin = {
-            "kind": stage.kind,
-            "settings": stage.model_dump(mode="json"),
-            "inputs": {name: artifact.digest for name, artifact in self.artifacts.items()},
-            "sources": {name: resolved.fingerprint for name, (_, resolved) in self.sources.items()},
-            "source_digest": source_digest(stage.module),
-        }
-        self.key = text_digest(self.origin)
-        self.record = f"{session.flow_run_id}-{stage.kind}-{text_digest([self.key, label])[:16]}"
-        session.stages[label] = self.record
+    def __init__(self, session: Session, computation: Computation) -> None:
+        self.session, self.computation = session, computation
+        self.stage, self.label = computation.stage, computation.label
+        self.record = f"{session.flow_run_id}-{self.stage.kind}-{text_digest([computation.key, self.label])[:16]}"
+        session.stages[self.label] = self.record
 
     def result(self) -> Artifact | State:
         """Found or computed, with its tracked run."""
         store = self.session.store
-        with _held(store.lock(self.key), self.session.stop):
+        with _held(store.lock(self.computation.key), self.session.stop):
             self._open_record()
-            artifact = store.find(self.stage.kind, self.key)
+            artifact = self.computation.find(store)
             if artifact is not None:
                 with self.session.outbox.change(self.record) as wanted:
                     tracking.found(wanted, artifact, self.stage)
@@ -136,68 +115,40 @@ class _Run:
                 raise
             with self.session.outbox.change(self.record) as wanted:
                 tracking.finished(wanted, artifact, self.stage)
+            self.session.computed.add(self.label)
             self._announce(artifact)
             return artifact
 
     def _open_record(self) -> None:
-        fingerprints = self.origin["inputs"] | self.origin["sources"]
+        made, origin = self.computation, self.computation.origin
         wanted = tracking.stage_run(
-            self.config, self.stage, self.label, self.key, self.session.flow_run_id, str(task_run.id), fingerprints
+            made.config,
+            self.stage,
+            self.label,
+            made.key,
+            self.session.flow_run_id,
+            str(task_run.id),
+            origin["inputs"] | origin["sources"],
         )
-        wanted.datasets = tracking.datasets(self.stage, self.sources)
+        wanted.datasets = tracking.datasets(self.stage, made.sources)
         self.session.outbox.open(self.record, wanted)
 
     def _announce(self, artifact: Artifact) -> None:
         show_texts(artifact, self.label)
         with self.session.outbox.change(self.session.flow_run_id) as parent:
             known = {facts.name for facts in parent.datasets}
-            facts = tracking.datasets(self.stage, self.sources)
+            facts = tracking.datasets(self.stage, self.computation.sources)
             parent.datasets += [dataset for dataset in facts if dataset.name not in known]
             tracking.on_parent(parent, artifact, self.stage)
 
     def _compute(self, store: Store) -> Artifact:
-        runtime = self.config.runtime
-        if not isinstance(self.stage, GROUPS):
-            runtime = runtime.model_copy(update={"processes": 1})
-        work = store.work_directory(self.stage.kind, self.key)
-        output = work / "output"
-        job = Job(
-            kind=self.stage.kind,
-            settings=self.stage,
-            inputs={name: Path(artifact.path) for name, artifact in self.artifacts.items()}
-            | {name: resolved.path for name, (_, resolved) in self.sources.items()},
-            output=output,
-            work=work,
-            runtime=runtime,
-        )
-        spec = work / "job.json"
-        write_atomically(spec, job.model_dump_json(indent=2))
+        metrics = self.computation.metrics(store)
         with self.session.outbox.change(self.record) as wanted:
-            wanted.live = str(output / METRICS)
+            wanted.live = str(metrics)
         logger = get_run_logger()
         logger.info("started")
-        started = time.time()
-        with StagePage(output / METRICS, self.session.outbox, self.record, self.label):
-            run_worker(spec, runtime, logger.info, self.session.stop)
-        facts = {
-            **self.origin,
-            "inputs": {name: artifact.model_dump() for name, artifact in self.artifacts.items()},
-            "config": self.config.model_dump(mode="json"),
-            "versions": versions(),
-            "timings": {"started": started, "seconds": time.time() - started, "attempt": task_run.run_count},
-            "summary": json.loads((work / "summary.json").read_text()),
-        }
-        return store.complete(self.stage.kind, self.key, facts)
-
-
-@functools.cache
-def versions() -> dict[str, str]:
-    """Of Python and of the libraries that results depend on."""
-    return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in LIBRARIES}
-
-
-def _resolve(source: Source | Model, config: BaseConfig) -> Resolved:
-    return resolve(source, Path(config.data.directory) if isinstance(source, Source) else Path())
+        with StagePage(metrics, self.session.outbox, self.record, self.label):
+            return self.computation.compute(store, logger.info, self.session.stop, task_run.run_count)
 
 
 def _may_retry(task: Task, task_run: TaskRun, state: State) -> bool:

@@ -9,7 +9,8 @@ from prefect.states import Completed
 from minillm.artifacts import Artifact
 from minillm.config import Config, Method, Model
 from minillm.stages import Respond, Train, training_only
-from tasks.stage import Input, compute, stage_task
+from tasks.computation import Input
+from tasks.stage import compute, stage_task
 
 
 @stage_task("fine-tune teacher")

@@ -95,7 +95,9 @@ def _start_worker(servers: list[subprocess.Popen[bytes]]) -> subprocess.Popen[by
 
 def _start(command: list[str], quiet: bool = False) -> subprocess.Popen[bytes]:
     output = subprocess.DEVNULL if quiet else None
-    return subprocess.Popen([sys.executable, "-m", *command], stdout=output, start_new_session=True)
+    # Where the browser finds Prefect's API: left alone, its page asks Prefect's own default port.
+    environment = {"PREFECT_SERVER_UI_API_URL": f"{PREFECT_UI}/api"} | os.environ
+    return subprocess.Popen([sys.executable, "-m", *command], stdout=output, env=environment, start_new_session=True)
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:

@@ -43,6 +43,10 @@ class Training(Strict):
             raise ValueError("give exactly one of `epochs` and `steps`")
         return self
 
+    def optimizer_steps(self, examples: int) -> int:
+        """Of the whole training, on a number of examples."""
+        return self.steps or max(1, (self.epochs or 1) * examples // self.batch_size)
+
 
 class Policy(Strict):
     """The policy gradient of MiniLLM (method.md §2–4); the defaults are the paper's."""

@@ -6,20 +6,16 @@ another. The flow starts this stage when all others that measure have ended; wha
 
 import json
 import multiprocessing
-import resource
 import statistics
-import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
 from typing import Any
-
-import torch
 
 from minillm.artifacts import write_atomically
 from minillm.data.benchmark_prompts import load_prompts
 from minillm.generation.answering import make_requests, make_sampler
 from minillm.models.causal_lm import load_tokenizer
-from minillm.processes import device
+from minillm.processes import peak_bytes
 from minillm.progress import Progress
 from minillm.stages import Cost, Job
 
@@ -76,12 +72,5 @@ def measure(job: Job, settings: Cost, role: str) -> dict[str, Any]:
         "tokens_per_second": statistics.median(speeds),
         "slowest": min(speeds),
         "fastest": max(speeds),
-        "peak_memory_gib": _peak_bytes() / 2**30,
+        "peak_memory_gib": peak_bytes() / 2**30,
     }
-
-
-def _peak_bytes() -> float:
-    if device().type == "cuda":
-        return torch.cuda.max_memory_allocated()
-    unit = 1 if sys.platform == "darwin" else 1024  # Linux tells kilobytes
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

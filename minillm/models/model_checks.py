@@ -7,25 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, PreTrainedConfig
+from torch import nn
+from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from minillm.config import Strict
 from minillm.errors import StageError
+from minillm.models.facts import ModelFacts
 from minillm.models.model_files import WEIGHTS, require_weights
 from minillm.nearest import suggestion
-
-
-class ModelFacts(Strict):
-    """One model, as models.json records it."""
-
-    model_type: str
-    parameters: int
-    """Weights, tied ones counted once."""
-    embedding_rows: int
-    tokenizer_entries: int
-    positions: int | None
-    """Tokens it can see at most; None where it has no such limit."""
 
 
 def require_loadable(name: str, directory: Path) -> None:
@@ -84,9 +73,15 @@ def inspect_model(name: str, origin: Mapping[str, Any] | Path, entries: int) -> 
     except Exception as error:  # the architecture's own code refuses values in many ways
         raise StageError(f"{name}: transformers cannot build it: {error}") from error
     text = config.get_text_config()
+    heads = getattr(text, "num_attention_heads", 1)  # of a model without attention, as if its state were one head
+    head_width = getattr(text, "head_dim", None) or text.hidden_size // heads
     facts = ModelFacts(
         model_type=config.model_type,
         parameters=skeleton.num_parameters(),
+        body_parameters=_body_parameters(skeleton),
+        layers=text.num_hidden_layers,
+        width=text.hidden_size,
+        cache_width=2 * head_width * (getattr(text, "num_key_value_heads", None) or heads),
         embedding_rows=int(skeleton.get_input_embeddings().weight.shape[0]),
         tokenizer_entries=entries,
         positions=getattr(text, "max_position_embeddings", None),
@@ -111,6 +106,18 @@ def require_positions(name: str, facts: ModelFacts, max_tokens: int, generation_
             f"{max_tokens} and the longest benchmark prompt with its response {generation_tokens}; lower "
             "data.max_tokens or evaluation.max_prompt_tokens, or take a model with more positions"
         )
+
+
+def _body_parameters(model: PreTrainedModel) -> int:
+    outside = {
+        id(parameter)
+        for module in model.modules()
+        if isinstance(module, nn.Embedding)
+        for parameter in module.parameters()
+    }
+    head = model.get_output_embeddings()
+    outside |= {id(parameter) for parameter in head.parameters()} if head is not None else set()
+    return sum(parameter.numel() for parameter in model.parameters() if id(parameter) not in outside)
 
 
 def _require_causal(config: PreTrainedConfig) -> None:

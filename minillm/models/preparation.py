@@ -10,7 +10,8 @@ from minillm.data.documents import read_documents
 from minillm.data.prompts import render
 from minillm.data.rows import read_rows, read_split
 from minillm.errors import StageError
-from minillm.models.model_checks import ModelFacts, inspect_model, require_loadable, require_positions
+from minillm.models.facts import ModelFacts
+from minillm.models.model_checks import inspect_model, require_loadable, require_positions
 from minillm.models.tokenizer_checks import has_tokenizer, load_tokenizer, require_same_tokenizer
 from minillm.models.tokenizers_bpe import SMALLEST, train_bpe
 from minillm.stages import Job, Prepare

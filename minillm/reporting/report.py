@@ -29,6 +29,7 @@ from minillm.reporting.preference_section import preference_section
 from minillm.reporting.provenance import provenance, versions
 from minillm.reporting.rendering import render, save_figures
 from minillm.reporting.sections import Section
+from minillm.reporting.time_section import time_section
 from minillm.stages import Job, Report
 
 MakeSection = Callable[[Mapping[str, Path], Sequence[str], plots.Look], Section | None]
@@ -70,6 +71,7 @@ def run(job: Job) -> dict[str, float | str]:
     write_atomically(job.output / "results.json", json.dumps(results, indent=2))
     look = plots.looks([*comparison.roles, *(role for role in trained if role not in comparison.roles)])
     sections = [section for make in SECTIONS if (section := make(job.inputs, settings.roles, look))]
+    sections += [section for section in [time_section(job.inputs, settings.planned)] if section]
     figures = draw(comparison, trained, look)
     drawn = save_figures(
         figures | {name: of for section in sections for name, of in section.figures.items()}, job.output

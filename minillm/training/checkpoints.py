@@ -72,6 +72,12 @@ class Checkpoints:
         return None
 
 
+def newest_step(directory: Path) -> int:
+    """Step of the newest checkpoint under a folder, 0 without one."""
+    records = sorted(directory.glob(f"step-*/{RECORD}"))
+    return json.loads(records[-1].read_text())["step"] if records else 0
+
+
 def _altered(folder: Path) -> list[str]:
     """Names of files that are not as they were written."""
     try:

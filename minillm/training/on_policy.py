@@ -66,7 +66,7 @@ class Rollouts:
 
     def prepare(self, step: int) -> dict[str, float]:
         """Sample the round that the step belongs to, unless it is at hand."""
-        index = step // self._steps_per_round()
+        index = step // self.steps_per_round
         if self.round is not None and self.round.index == index:
             return {}
         self.round = self._sample(index)
@@ -160,13 +160,15 @@ class Rollouts:
         hidden, log_normalizer = [r.teacher_hidden for r in rollouts], [r.teacher_log_normalizer for r in rollouts]
         return Round(index, prompts, responses, experience, hidden, log_normalizer)
 
-    def _steps_per_round(self) -> int:
+    @property
+    def steps_per_round(self) -> int:
+        """Optimizer steps over one round of rollouts."""
         return self.policy.inner_epochs * self.policy.rollouts // self.method.training.batch_size
 
     def _rows(self, step: int) -> list[int]:
         """Rows of the current round; each inner epoch has an order of its own."""
         size = self.method.training.batch_size
-        round_index, step_in_round = divmod(step, self._steps_per_round())
+        round_index, step_in_round = divmod(step, self.steps_per_round)
         orders = np.random.default_rng([self.seed, round_index, 1])
         order = np.concatenate([orders.permutation(self.policy.rollouts) for _ in range(self.policy.inner_epochs)])
         return [int(i) for i in order[step_in_round * size : (step_in_round + 1) * size]]
@@ -180,7 +182,7 @@ class Rollouts:
 
     def describe(self, step: int) -> str:
         """The round and the rollouts in it."""
-        return f"round {step // self._steps_per_round()}, rollouts {self._rows(step)}"
+        return f"round {step // self.steps_per_round}, rollouts {self._rows(step)}"
 
     def state(self) -> dict[str, Any]:
         """The current round: the student that sampled it exists no more."""

@@ -40,10 +40,21 @@ def run(job: Job) -> dict[str, float | str]:
 
 
 def _run(job: Job, settings: Train) -> dict[str, float | str]:
+    trainer = make_trainer(job, settings)
+    trainer.train()
+    if rank() == 0:
+        trainer.selection.finish(job.output)
+    best = trainer.selection.best
+    measured = {name.replace("valid/", "best/"): best[name] for name in best if name.startswith("valid/")}
+    return {"best_step": best["step"], "parameters": parameter_count(trainer.engine.module), **measured}
+
+
+def make_trainer(job: Job, settings: Train) -> "Trainer":
+    """Models, engine, data and all else of a training, ready for its first step; inside a process group."""
     training = settings.method.training
     tokenizer = load_tokenizer(job.inputs["tokenizer"])
     examples = pd.read_parquet(job.inputs.get("responses", job.inputs["examples"]) / _examples_file(job))
-    total = training.steps or max(1, (training.epochs or 1) * len(examples) // training.batch_size)
+    total = training.optimizer_steps(len(examples))
     torch.manual_seed(settings.seed)
     student = HeadedModel(_student(job, settings, tokenizer), len(tokenizer))
     engine = make_engine(student, training, total, job.runtime)
@@ -61,7 +72,7 @@ def _run(job: Job, settings: Train) -> dict[str, float | str]:
         job.runtime.micro_batch_size,
         job.runtime.generation_batch_size,
     )
-    trainer = Trainer(
+    return Trainer(
         engine=engine,
         feed=_feed(job, settings, models, examples),
         validation=validation,
@@ -73,12 +84,6 @@ def _run(job: Job, settings: Train) -> dict[str, float | str]:
         total_steps=total,
         runtime=job.runtime,
     )
-    trainer.train()
-    if rank() == 0:
-        trainer.selection.finish(job.output)
-    best = trainer.selection.best
-    measured = {name.replace("valid/", "best/"): best[name] for name in best if name.startswith("valid/")}
-    return {"best_step": best["step"], "parameters": parameter_count(engine.module), **measured}
 
 
 def _examples_file(job: Job) -> str:
@@ -146,7 +151,7 @@ class Trainer:
         training = self.settings.method.training
         meter = Meter()
         for step in range(start, self.total_steps):
-            meter.add(self._step(step))
+            meter.add(self.step(step))
             done = step + 1
             last = done == self.total_steps
             metrics = meter.due(self.engine, last)
@@ -157,12 +162,12 @@ class Trainer:
                 self.progress.log(done, metrics)
             stopping = self._agree_to_stop()
             if stopping or last or done % self.runtime.checkpoint_every == 0:
-                self._checkpoint(done)
+                self.checkpoint(done)
             if stopping and not last:
                 print(f"stopped after step {done}; the next attempt continues from there", flush=True)
                 sys.exit(STOPPED)
 
-    def _step(self, step: int) -> dict[str, float]:
+    def step(self, step: int) -> dict[str, float]:
         """One optimizer step over the global mini-batch; its mean losses over all processes."""
         prepared = self.feed.prepare(step)
         self.engine.train()
@@ -204,7 +209,8 @@ class Trainer:
         print(f"continuing from the checkpoint of step {step}", flush=True)
         return step
 
-    def _checkpoint(self, step: int) -> None:
+    def checkpoint(self, step: int) -> None:
+        """Write a checkpoint; kept models that no checkpoint needs any more go."""
         self.checkpoints.save(self.engine, step, self.feed.state(), {"history": self.selection.history})
         if rank() == 0 and self.selection.history:
             self.selection.forget_others()

@@ -199,10 +199,21 @@ def test_running_again_computes_nothing_and_ends_within_15_seconds(first: Finish
     assert runs[-1].seconds < 15
 
 
-def test_another_distillation_rate_recomputes_distillation_and_what_follows(first: Finished, server: str):
-    changed = distill(first.config, "--set", "methods.minillm.training.learning_rate=5e-4", PREFECT_API_URL=server)
+def test_another_distillation_rate_recomputes_distillation_and_what_follows_as_planned(first: Finished, server: str):
+    change = "methods.minillm.training.learning_rate=5e-4"
+    stored = len(os.listdir(first.config.parent / "store" / "artifacts"))
+    plan = distill(first.config, "--set", change, "--plan")
+    assert plan.status == 0, plan.log
+    assert len(os.listdir(first.config.parent / "store" / "artifacts")) == stored, "a plan computes nothing"
+    planned = set(re.findall(r"^\| (\S.*?) +\|.* s \|$", plan.output, re.MULTILINE))
+    assert re.search(rf"{len(STAGES) - len(planned)} of {len(STAGES)} stages are in the store", plan.output)
+    assert re.search(r"Estimated time: .*seconds", plan.output)
+    changed = distill(first.config, "--set", change, PREFECT_API_URL=server)
     assert changed.status == 0, changed.log
     computed = {stage for stage, state in changed.states().items() if state == "Completed"} - {"distill"}
+    assert computed <= planned
+    (page,) = re.findall(r"^report +(\S+)$", changed.output, re.MULTILINE)
+    assert "Time, planned and taken" in Path(page).read_text()
     assert {"train minillm", "generate minillm", "generation cost", "report", "export minillm"} <= computed
     # Scores are keyed by the responses: two steps may leave them as they were, and the score is then found.
     measured = {
@@ -213,7 +224,7 @@ def test_another_distillation_rate_recomputes_distillation_and_what_follows(firs
         "held-out loss minillm",
         "generation cost",
     }
-    assert computed <= {"train minillm", "generate minillm", *measured, "report", "export minillm", "export sft"}
+    assert planned == {"train minillm", "generate minillm", *measured, "report", "export minillm", "export sft"}
 
 
 def test_bad_evaluation_sets_end_the_run_before_anything_is_trained(first: Finished, server: str):

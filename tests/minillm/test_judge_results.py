@@ -97,7 +97,7 @@ def judged(tmp_path: Path) -> dict[str, Path]:
 def test_the_report_shows_ratings_trust_and_cost(tmp_path, judged):
     output = tmp_path / "report"
     output.mkdir()
-    stage = Report(name="toy", roles=ROLES, benchmarks=("dolly", "sni"), models={})
+    stage = Report(name="toy", roles=ROLES, benchmarks=("dolly", "sni"), models={}, planned={})
     report.run(Job(kind="report", settings=stage, inputs=judged, output=output, work=tmp_path))
     page = read_page(output)
     assert "gpt-exactly rated each answer" in page.text

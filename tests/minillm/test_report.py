@@ -166,7 +166,7 @@ def make_report(folder: Path, benchmarks: tuple[str, ...] = ("dolly", "sni")) ->
     inputs = make_inputs(folder, benchmarks)
     output = folder / "report"
     output.mkdir()
-    settings = Report(name="toy-run", roles=ROLES, benchmarks=benchmarks, models={})
+    settings = Report(name="toy-run", roles=ROLES, benchmarks=benchmarks, models={}, planned={})
     summary = report.run(Job(kind="report", settings=settings, inputs=inputs, output=output, work=folder))
     return summary, output
 

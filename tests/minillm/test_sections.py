@@ -79,7 +79,7 @@ def test_the_page_shows_both(tmp_path):
     inputs = make_inputs(tmp_path / "run") | make_measured(tmp_path / "measured")
     output = tmp_path / "report"
     output.mkdir()
-    settings = Report(name="toy-run", roles=ROLES, benchmarks=("dolly", "sni"), models={})
+    settings = Report(name="toy-run", roles=ROLES, benchmarks=("dolly", "sni"), models={}, planned={})
     report.run(Job(kind="report", settings=settings, inputs=inputs, output=output, work=tmp_path))
     page, markdown = read_page(output), (output / "report.md").read_text()
     assert "2.000 [2.000, 2.000]" in page.cells

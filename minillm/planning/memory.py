@@ -1,0 +1,124 @@
+"""Memory of one process, part by part, and what makes each part smaller."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from minillm.config import Method, Runtime
+from minillm.models.facts import ModelFacts
+from minillm.objectives.vocabulary import CHUNK_ENTRIES
+
+LIBRARIES = 600 << 20
+"""What a worker holds before its first model: Python, PyTorch and the other libraries."""
+ADAM = {"float32": 8, "bfloat16": 12}
+"""Bytes of AdamW's state per weight: two moments in float32, and for bfloat16 the weight in float32 besides."""
+VALUE = {"float32": 4, "bfloat16": 2}
+SAVED_PER_LAYER = 17
+"""Activations that a layer keeps for the backward pass, per token and entry of its hidden state (Korthikanti et al.,
+arXiv 2205.05198, eq. 1: 34 bytes in 16 bit); the scores of attention are not kept."""
+VOCABULARY_BUFFERS = 3
+"""Of a chunk of tokens × vocabulary in float32, at once, in losses taken chunk by chunk."""
+KNOBS = {
+    "weights": "set runtime.zero_stage: 3 and more runtime.processes, or take a smaller student",
+    "gradients": "set runtime.zero_stage: 2 or more and more runtime.processes",
+    "optimizer": "set runtime.zero_stage: 1 or more and more runtime.processes",
+    "teacher": "take a smaller teacher, or training.precision: bfloat16",
+    "activations": "lower runtime.micro_batch_size, or set training.gradient_checkpointing",
+    "caches": "lower runtime.generation_batch_size",
+    "rollouts": "lower policy.rollouts",
+}
+"""What makes a part smaller."""
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Of one process, bytes by part."""
+
+    parts: Mapping[str, int]
+
+    @property
+    def total(self) -> int:
+        """With the libraries; caches and activations are never there at once."""
+        both = ("caches", "activations")
+        others = sum(size for name, size in self.parts.items() if name not in both)
+        return LIBRARIES + others + max(self.parts.get(name, 0) for name in both)
+
+    @property
+    def knob(self) -> str:
+        """What to change where it does not fit: what makes the largest part smaller."""
+        largest = max(self.parts, key=lambda name: self.parts[name])
+        return KNOBS[largest]
+
+
+def training_memory(
+    student: ModelFacts, teacher: ModelFacts | None, method: Method, runtime: Runtime, max_tokens: int, response: int
+) -> Memory:
+    """Of training a student.
+
+    Args:
+        student: What is trained.
+        teacher: What it learns from, if it does.
+        method: How; its precision and rollouts count.
+        runtime: ZeRO stage, processes and batch sizes.
+        max_tokens: Longest prompt with response.
+        response: Tokens of a response, mean.
+    """
+    training, policy = method.training, method.policy
+    value = VALUE[training.precision]
+    shards = [runtime.processes if runtime.zero_stage >= stage else 1 for stage in (1, 2, 3)]
+    tokens = min(runtime.micro_batch_size, -(-training.batch_size // runtime.processes)) * max_tokens
+    layers = 1 if training.gradient_checkpointing else student.layers
+    saved = (
+        tokens * student.width * value * (SAVED_PER_LAYER * layers + training.gradient_checkpointing * student.layers)
+    )
+    chunk = min(CHUNK_ENTRIES, tokens * student.tokenizer_entries)
+    parts = {
+        "weights": student.parameters * value // shards[2],
+        "gradients": student.parameters * value // shards[1],
+        "optimizer": student.parameters * ADAM[training.precision] // shards[0],
+        "teacher": teacher.parameters * value if teacher else 0,
+        "activations": saved + VOCABULARY_BUFFERS * 4 * chunk,
+        "caches": 0,
+    }
+    rows = runtime.generation_batch_size
+    if policy is not None and teacher is not None:
+        rows = min(rows, -(-policy.rollouts // runtime.processes))
+        parts["caches"] = rows * max_tokens * value * _cache_width(teacher)
+        parts["rollouts"] = policy.rollouts * response * teacher.width * 4
+    parts["caches"] += rows * max_tokens * value * _cache_width(student)
+    return Memory(parts)
+
+
+def generation_memory(model: ModelFacts, precision: str, runtime: Runtime, rows: int, max_tokens: int) -> Memory:
+    """Of generating `rows` responses in all."""
+    value, at_once = VALUE[precision], min(runtime.generation_batch_size, rows)
+    chunk = 4 * at_once * model.tokenizer_entries
+    return Memory(
+        {
+            "weights": model.parameters * value,
+            "caches": at_once * max_tokens * value * _cache_width(model) + chunk,
+        }
+    )
+
+
+def scoring_memory(models: list[ModelFacts], precision: str, runtime: Runtime, max_tokens: int) -> Memory:
+    """Of running models over given text."""
+    value, tokens = VALUE[precision], runtime.micro_batch_size * max_tokens
+    widest = max(model.width for model in models)
+    chunk = min(CHUNK_ENTRIES, tokens * models[0].tokenizer_entries)
+    return Memory(
+        {
+            "weights": sum(model.parameters for model in models) * value,
+            "activations": tokens * widest * value * SAVED_PER_LAYER + VOCABULARY_BUFFERS * 4 * chunk,
+        }
+    )
+
+
+def training_disk(student: ModelFacts, method: Method) -> int:
+    """Bytes: the model, its export, and while it trains two checkpoints and the best weights so far."""
+    value = VALUE[method.training.precision]
+    checkpoint = student.parameters * (value + ADAM[method.training.precision])
+    return student.parameters * value * 3 + 2 * checkpoint
+
+
+def _cache_width(model: ModelFacts) -> int:
+    return model.layers * model.cache_width

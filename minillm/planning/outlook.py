@@ -1,0 +1,189 @@
+"""The plan of a run: every stage that has to be computed, with its work, memory, disk and time, and whether it fits."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import psutil
+import torch
+from humanize import intword, metric, naturalsize, precisedelta
+from tabulate import tabulate
+
+from minillm.artifacts import Artifact
+from minillm.config import Runtime
+from minillm.data.benchmark_prompts import load_prompts
+from minillm.errors import StageError
+from minillm.models.facts import ModelFacts
+from minillm.planning.memory import Memory, generation_memory, scoring_memory, training_disk, training_memory
+from minillm.planning.work import Amounts, Work
+from minillm.stages import Exposure, Generate, HeldOut, Respond, Stage, Train
+
+
+@dataclass(frozen=True)
+class Outlook:
+    """Of one stage that has to be computed."""
+
+    label: str
+    stage: Stage
+    who: str
+    """`teacher` or `student`: whom it trains or measures."""
+    after: frozenset[str]
+    """Labels of stages to be computed before."""
+    work: Work
+    memory: Memory | None
+    """Of each process; None where no model is loaded."""
+    continues_at: int = 0
+    """Optimizer step of the checkpoint that it goes on from."""
+
+
+def read_amounts(examples: Path, prompts: Path, held_out_blocks: float, block_tokens: int, choices: float) -> Amounts:
+    """How much there is of everything, from what the stages that read data have made.
+
+    Args:
+        examples: Filtered training examples.
+        prompts: Of the benchmarks.
+        held_out_blocks: Of plain texts to measure the loss on.
+        block_tokens: Of each.
+        choices: Of multiple-choice questions.
+    """
+    train = pd.read_parquet(examples / "train.parquet", columns=["prompt_ids", "response_ids"])
+    validation = pd.read_parquet(examples / "validation.parquet", columns=["row"])
+    return Amounts(
+        examples=len(train),
+        validation=len(validation),
+        prompt=_mean_length(train["prompt_ids"]),
+        response=_mean_length(train["response_ids"]),
+        benchmark_prompts={name: len(of) for name, of in load_prompts(prompts).items()},
+        choices=int(choices),
+        held_out_tokens=int(held_out_blocks * block_tokens),
+    )
+
+
+def _mean_length(column: Any) -> float:
+    return float(column.map(len).mean())
+
+
+def stage_memory(
+    stage: Stage, who: str, models: Mapping[str, ModelFacts], runtime: Runtime, amounts: Amounts, max_tokens: int
+) -> Memory | None:
+    """Of each process of a stage; None where it loads no model."""
+    teacher, model = models["teacher"], models[who]
+    match stage:
+        case Train():
+            compared = teacher if stage.method.divergence != "cross_entropy" else None
+            return training_memory(model, compared, stage.method, runtime, stage.max_tokens, round(amounts.response))
+        case Respond():
+            return generation_memory(model, stage.precision, runtime, amounts.examples, stage.max_tokens)
+        case Generate():
+            rows = len(stage.seeds) * max(amounts.benchmark_prompts.values())
+            return generation_memory(model, stage.precision, runtime, rows, stage.max_tokens)
+        case Exposure():
+            return scoring_memory([teacher, models["student"]], stage.precision, runtime, max_tokens)
+        case HeldOut():
+            return scoring_memory([model], stage.precision, runtime, max_tokens)
+        case _:
+            return None
+
+
+def require_fit(outlooks: Sequence[Outlook], models: Mapping[str, ModelFacts], runtime: Runtime, store: Path) -> str:
+    """Compare memory and disk with this machine's.
+
+    Returns:
+        What there is of both, in words.
+
+    Raises:
+        StageError: If a stage, or several at once, cannot fit; the message names what to change.
+    """
+    room, words = _room(runtime.processes)
+    by_memory = sorted(((o.memory, o.label) for o in outlooks if o.memory), key=lambda o: o[0].total, reverse=True)
+    at_once = by_memory[: runtime.parallel_stages]
+    for memory, label in at_once[:1]:
+        if memory.total > room:
+            parts = ", ".join(f"{name} {_size(size)}" for name, size in memory.parts.items() if size)
+            raise StageError(
+                f"{label} needs {_size(memory.total)} in each process ({parts}), but {words}: {memory.knob}"
+            )
+    if (together := sum(memory.total for memory, _ in at_once)) > room:
+        names = " and ".join(label for _, label in at_once)
+        raise StageError(
+            f"{names} at once need {_size(together)} for each process, but {words}: lower runtime.parallel_stages"
+        )
+    needed = sum(training_disk(models[o.who], o.stage.method) for o in outlooks if isinstance(o.stage, Train))
+    free = psutil.disk_usage(str(store)).free
+    if needed > free:
+        raise StageError(
+            f"checkpoints and models need {_size(needed)}, but {store} has {_size(free)} left: set runtime.store to a "
+            "folder on a larger disk, or make room (`python -m flows.store gc`)"
+        )
+    return f"{words}; disk: {_size(needed)} needed at most, {_size(free)} free"
+
+
+def _room(processes: int) -> tuple[int, str]:
+    """Memory for each process, and where it is, in words."""
+    if torch.cuda.is_available():
+        count = torch.cuda.device_count()
+        if processes > count:
+            raise StageError(
+                f"runtime.processes is {processes}, but this machine has {count} GPUs: lower it to {count}"
+            )
+        room = min(torch.cuda.get_device_properties(number).total_memory for number in range(count))
+        return room, f"each GPU has {_size(room)}"
+    available = psutil.virtual_memory().available
+    shared = f", {_size(available / processes)} for each of {processes} processes" if processes > 1 else ""
+    return available // processes, f"{_size(available)} of memory are free{shared}"
+
+
+def stage_table(outlooks: Sequence[Outlook], seconds: Mapping[str, float]) -> str:
+    """Stages with tokens, operations, memory and time, as Markdown."""
+    rows = []
+    for o in outlooks:
+        start = f" from step {o.continues_at}" if o.continues_at else ""
+        rows.append(
+            [
+                o.label + start,
+                intword(round(o.work.tokens), "%.1f") if o.work.tokens else "",
+                metric(o.work.operations, "FLOP", 2) if o.work.operations else "",
+                _size(o.memory.total) if o.memory else "",
+                f"{seconds[o.label]:.0f} s",
+            ]
+        )
+    headers = ["to compute", "tokens", "operations", "memory per process", "time"]
+    return tabulate(rows, headers, "github", colalign=("left", *["right"] * 4), disable_numparse=True)
+
+
+def memory_table(outlooks: Sequence[Outlook]) -> str:
+    """Memory of each training by its parts, as Markdown."""
+    trainings = {o.label: o.memory.parts for o in outlooks if o.memory and isinstance(o.stage, Train)}
+    table = pd.DataFrame.from_dict(trainings, orient="index").fillna(0)
+    table = table.loc[:, (table > 0).any()]
+    return table.map(_size).to_markdown(colalign=("left", *["right"] * len(table.columns)))
+
+
+def duration(seconds: float) -> str:
+    """In words: 4 minutes and 22 seconds."""
+    return precisedelta(round(seconds), format="%d", minimum_unit="minutes" if seconds > 7200 else "seconds")
+
+
+def summary_value(artifact: Artifact | None) -> float:
+    """Sum of an artifact's numbers: of blocks, say; 0 without one."""
+    if artifact is None:
+        return 0.0
+    return float(sum(value for value in artifact.manifest()["summary"].values() if not isinstance(value, str)))
+
+
+def read_models(prepared: Path) -> dict[str, ModelFacts]:
+    """Teacher and student, from what `prepare` found."""
+    found = json.loads((prepared / "models.json").read_text())
+    return {name: ModelFacts.model_validate(found[f"{name}.model"]) for name in ("teacher", "student")}
+
+
+def _size(size: float) -> str:
+    return naturalsize(size, binary=True, format="%.1f")
+
+
+def as_record(outlooks: Sequence[Outlook], seconds: Mapping[str, float], total: float) -> dict[str, Any]:
+    """What the run's report compares with."""
+    return {"stages": {o.label: seconds[o.label] for o in outlooks}, "total": total}

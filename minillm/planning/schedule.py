@@ -1,0 +1,38 @@
+"""How long stages take together, some at once, each after what it needs."""
+
+import heapq
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Step:
+    """One stage in the order of its flow."""
+
+    label: str
+    seconds: float
+    after: frozenset[str]
+    """Labels of stages that must have ended."""
+
+
+def span(steps: Sequence[Step], at_once: int) -> float:
+    """Seconds from the start of the first to the end of the last, where whoever can start does, in the order given.
+
+    Args:
+        steps: None before what it comes after.
+        at_once: How many may run.
+    """
+    waiting, running = list(steps), list[tuple[float, str]]()
+    ended: dict[str, float] = {}
+    now = 0.0
+    while waiting or running:
+        for step in _ready(waiting, ended)[: at_once - len(running)]:
+            heapq.heappush(running, (now + step.seconds, step.label))
+            waiting.remove(step)
+        now, label = heapq.heappop(running)
+        ended[label] = now
+    return now
+
+
+def _ready(waiting: Sequence[Step], ended: Mapping[str, float]) -> list[Step]:
+    return [step for step in waiting if step.after <= ended.keys()]

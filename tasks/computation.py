@@ -1,0 +1,124 @@
+"""A stage with its inputs: the key of its result, whether the store has it, and the worker that makes it."""
+
+import functools
+import importlib.metadata
+import json
+import platform
+import threading
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from minillm.artifacts import METRICS, Artifact, Store, text_digest, write_atomically
+from minillm.config import BaseConfig, Model, Source
+from minillm.data.sources import Resolved, resolve
+from minillm.source_digest import source_digest
+from minillm.stages import Calibration, Exposure, Generate, HeldOut, Job, Respond, Stage, Train
+from tasks.supervision import run_worker
+
+LIBRARIES = ("torch", "transformers", "tokenizers", "datasets", "deepspeed", "numpy", "pandas", "rouge-score")
+
+GROUPS = (Train, Respond, Generate, Exposure, Calibration, HeldOut)
+"""Stages whose work is shared by `runtime.processes`; the others are one process each."""
+
+Input = Artifact | Source | Model
+"""What a stage reads: the result of another stage, or a file, data set or model from outside."""
+
+
+class Computation:
+    """One stage of one configuration, ready to be looked up or computed."""
+
+    def __init__(self, stage: Stage, inputs: Mapping[str, Input], config: BaseConfig, label: str) -> None:
+        """Resolve the inputs and take the key.
+
+        Args:
+            stage: Settings that decide the result.
+            inputs: By the names in the stage's docstring.
+            config: Where and on what to run; it is also kept with the result.
+            label: What the stage is called in logs and pages, e.g. "train minillm".
+
+        Raises:
+            StageError: A source is not there.
+        """
+        self.stage, self.config, self.label = stage, config, label
+        self.artifacts = {name: value for name, value in inputs.items() if isinstance(value, Artifact)}
+        self.sources = {
+            name: (value, _resolve(value, config)) for name, value in inputs.items() if not isinstance(value, Artifact)
+        }
+        self.origin = {
+            "kind": stage.kind,
+            "settings": stage.model_dump(mode="json"),
+            "inputs": {name: artifact.digest for name, artifact in self.artifacts.items()},
+            "sources": {name: resolved.fingerprint for name, (_, resolved) in self.sources.items()},
+            "source_digest": source_digest(stage.module),
+        }
+        self.key = text_digest(self.origin)
+
+    @property
+    def paths(self) -> dict[str, Path]:
+        """Where the inputs are."""
+        artifacts = {name: Path(artifact.path) for name, artifact in self.artifacts.items()}
+        return artifacts | {name: resolved.path for name, (_, resolved) in self.sources.items()}
+
+    def find(self, store: Store) -> Artifact | None:
+        """The result, if the store has it whole."""
+        return store.find(self.stage.kind, self.key)
+
+    def metrics(self, store: Store) -> Path:
+        """Where the worker writes its progress."""
+        return self.work(store) / "output" / METRICS
+
+    def compute(self, store: Store, log: Callable[[str], None], stop: threading.Event, attempt: int = 1) -> Artifact:
+        """Run the worker and put its result into the store; the caller holds the key's lock.
+
+        Args:
+            store: Where to.
+            log: Gets each line that the worker writes.
+            stop: When set, the worker is ended.
+            attempt: Kept with the result.
+
+        Raises:
+            StageError: Bad input; retrying does not help.
+            WorkerError: The worker died; another attempt continues from its last checkpoint.
+            WorkerStoppedError: It was stopped.
+        """
+        runtime = self.config.runtime
+        if not isinstance(self.stage, GROUPS):
+            runtime = runtime.model_copy(update={"processes": 1})
+        work = self.work(store)
+        job = Job(
+            kind=self.stage.kind,
+            settings=self.stage,
+            inputs=self.paths,
+            output=work / "output",
+            work=work,
+            runtime=runtime,
+        )
+        spec = work / "job.json"
+        write_atomically(spec, job.model_dump_json(indent=2))
+        started = time.time()
+        run_worker(spec, runtime, log, stop)
+        facts = {
+            **self.origin,
+            "label": self.label,
+            "inputs": {name: artifact.model_dump() for name, artifact in self.artifacts.items()},
+            "config": self.config.model_dump(mode="json"),
+            "versions": versions(),
+            "timings": {"started": started, "seconds": time.time() - started, "attempt": attempt},
+            "summary": json.loads((work / "summary.json").read_text()),
+        }
+        return store.complete(self.stage.kind, self.key, facts)
+
+    def work(self, store: Store) -> Path:
+        """Folder that survives a failure: checkpoints, parts already done."""
+        return store.work_directory(self.stage.kind, self.key)
+
+
+@functools.cache
+def versions() -> dict[str, str]:
+    """Of Python and of the libraries that results depend on."""
+    return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in LIBRARIES}
+
+
+def _resolve(source: Source | Model, config: BaseConfig) -> Resolved:
+    return resolve(source, Path(config.data.directory) if isinstance(source, Source) else Path())

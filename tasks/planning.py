@@ -1,0 +1,157 @@
+"""What a run will take, told before it starts: `python -m flows.distill CONFIG --plan`."""
+
+import json
+import shutil
+import threading
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from minillm.artifacts import Artifact, Store, write_atomically
+from minillm.config import Config, Model
+from minillm.data.sources import resolve
+from minillm.planning.estimate import mean_speed, stage_seconds
+from minillm.planning.outlook import (
+    Outlook,
+    as_record,
+    duration,
+    memory_table,
+    read_amounts,
+    read_models,
+    require_fit,
+    stage_memory,
+    stage_table,
+    summary_value,
+)
+from minillm.planning.schedule import Step, span
+from minillm.planning.work import same_speed, stage_work
+from minillm.stages import Generate, Job, Speed, Train
+from minillm.training.checkpoints import newest_step
+from tasks.plan_record import plan_path
+from tasks.planner import Pending, Planned, Planner
+from tasks.session import planned
+from tasks.supervision import run_worker
+
+FLOW_SECONDS = 10.0
+"""Of a flow beside its stages: Prefect's server, and the last words to MLflow."""
+
+
+def plan(config: Config, stages: Callable[[Config], Any], log: Callable[[str], None] = print) -> str:
+    """Walk the flow's body, measure what repeats, and tell what the run will take.
+
+    Args:
+        config: Of the run.
+        stages: The flow's body.
+        log: Gets lines that tell of progress.
+
+    Returns:
+        Tables in Markdown. The estimate is kept in the store, and the run's report compares with it.
+
+    Raises:
+        StageError: It cannot fit this machine; the message names what to change.
+    """
+    planner = Planner(config, log)
+    (planner.store.root / "plans").mkdir(exist_ok=True)
+    with planned(planner):
+        stages(config)
+    missing = [stage for stage in planner.stages if stage.found is None]
+    known = len(planner.stages) - len(missing)
+    head = f"{config.name}: {known} of {len(planner.stages)} stages are in the store, {len(missing)} are to be computed"
+    if not missing:
+        return head
+    runtime = config.runtime
+    read = {stage.label: stage.found for stage in planner.stages if stage.found is not None}
+    models = read_models(Path(read["prepare tokenizer"].path))
+    amounts = read_amounts(
+        Path(read["filter examples"].path),
+        Path(read["encode prompts"].path),
+        summary_value(read.get("pack held-out texts")),
+        config.data.max_tokens,
+        4 * summary_value(read.get("read questions")),
+    )
+    outlooks = []
+    for stage in missing:
+        who, done = _who(stage), _done(stage, planner.store)
+        memory = stage_memory(stage.stage, who, models, runtime, amounts, config.data.max_tokens)
+        work = stage_work(stage.stage, who, models, amounts, done)
+        outlooks.append(Outlook(stage.label, stage.stage, who, stage.after, work, memory, done))
+    room = require_fit(outlooks, models, runtime, planner.store.root)
+    responses = sum(amounts.benchmark_prompts.values()) * len(config.evaluation.seeds)
+    log(f"measuring a few steps of everything ({runtime.parallel_stages} at once)")
+    speed = _measure(config, planner, missing, read, responses)
+    seconds = {o.label: stage_seconds(o.stage, o.work, speed, runtime.processes, responses) for o in outlooks}
+    steps = [Step(o.label, seconds[o.label], o.after) for o in outlooks]
+    total = FLOW_SECONDS + span(steps, runtime.parallel_stages)
+    write_atomically(plan_path(planner.store.root, config), json.dumps(as_record(outlooks, seconds, total), indent=2))
+    return "\n\n".join(
+        [
+            head,
+            stage_table(outlooks, seconds),
+            "Memory of each process in training:",
+            memory_table(outlooks),
+            f"{room}; the measurement's processes held {speed['peak_memory'] / 2**30:.1f} GiB at most",
+            f"Estimated time: {duration(total)}, at most {runtime.parallel_stages} stages at once",
+        ]
+    )
+
+
+def _who(stage: Planned) -> str:
+    """Whom a stage trains or measures."""
+    if isinstance(stage.stage, Train):
+        return "teacher" if stage.stage.role == "teacher" else "student"
+    model = stage.inputs.get("model")
+    if isinstance(model, Pending):
+        return "teacher" if model.label == "train teacher" else "student"
+    if isinstance(model, Artifact):
+        return "teacher" if model.manifest()["settings"].get("role") == "teacher" else "student"
+    return "teacher" if isinstance(model, Model) else "student"
+
+
+def _done(stage: Planned, store: Store) -> int:
+    """Optimizer steps behind the newest checkpoint."""
+    return 0 if stage.computation is None else newest_step(stage.computation.work(store) / "checkpoints")
+
+
+def _measure(
+    config: Config, planner: Planner, missing: list[Planned], read: Mapping[str, Artifact], responses: int
+) -> dict[str, Any]:
+    """Time what repeats, in as many workers as stages may run at once."""
+    trainings = [stage.stage for stage in missing if isinstance(stage.stage, Train)]
+    generate = next(s.stage for s in planner.stages if isinstance(s.stage, Generate))
+    models = {"teacher": config.teacher.model, "student": config.student.model}
+    names = {"tokenizer": "prepare tokenizer", "examples": "filter examples", "plain_text": "pack plain text"}
+    inputs = {name: Path(read[label].path) for name, label in names.items() if label in read}
+    directories = {n: resolve(model, Path()).path for n, model in models.items() if model.architecture is None}
+    settings = Speed(
+        architectures={n: model.architecture for n, model in models.items() if model.architecture is not None},
+        trainings={same_speed(training): training for training in trainings},
+        generate=generate,
+        responses=responses,
+    )
+    folder = planner.store.root / "work" / "plan"
+    shutil.rmtree(folder, ignore_errors=True)
+    lines: list[str] = []
+
+    def one(number: int) -> dict[str, Any]:
+        work = folder / str(number)
+        output = work / "output"
+        output.mkdir(parents=True)
+        job = Job(
+            kind=settings.kind,
+            settings=settings,
+            inputs=inputs | directories,
+            output=output,
+            work=work,
+            runtime=config.runtime,
+        )
+        spec = work / "job.json"
+        write_atomically(spec, job.model_dump_json())
+        run_worker(spec, config.runtime, lines.append, threading.Event())
+        return json.loads((output / "speed.json").read_text())
+
+    try:
+        with ThreadPoolExecutor(config.runtime.parallel_stages) as pool:
+            return mean_speed(list(pool.map(one, range(config.runtime.parallel_stages))))
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)

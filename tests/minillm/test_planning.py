@@ -1,0 +1,205 @@
+"""Plans by hand: operations, memory, what cannot fit, and stages that wait for each other."""
+
+from pathlib import Path
+
+import pytest
+
+from minillm.config import Method, Policy, Runtime, Training
+from minillm.errors import StageError
+from minillm.models.facts import ModelFacts
+from minillm.models.model_checks import inspect_model
+from minillm.planning.estimate import mean_speed, stage_seconds
+from minillm.planning.memory import ADAM, LIBRARIES, training_memory
+from minillm.planning.outlook import Outlook, require_fit
+from minillm.planning.schedule import Step, span
+from minillm.planning.work import Amounts, Work, forward_operations, same_speed, stage_work
+from minillm.stages import Cost, Exposure, Generate, Train
+
+TRAINING = Training(learning_rate=1e-3, batch_size=4, steps=10, evaluate_every=4)
+MODEL = ModelFacts(
+    model_type="gpt2",
+    parameters=1000,
+    body_parameters=600,
+    layers=2,
+    width=8,
+    cache_width=16,
+    embedding_rows=30,
+    tokenizer_entries=30,
+    positions=64,
+)
+LARGE = MODEL.model_copy(update={"parameters": 4000, "body_parameters": 3000, "width": 16, "cache_width": 32})
+MODELS = {"teacher": LARGE, "student": MODEL}
+AMOUNTS = Amounts(examples=40, validation=6, prompt=12, response=8, benchmark_prompts={"dolly": 5, "sni": 7})
+
+
+def train(method: Method, role: str = "sft") -> Train:
+    return Train(role=role, method=method, architecture={}, max_tokens=32, validation_prompts=3, seed=1)
+
+
+def on_text(divergence: str = "cross_entropy", **changes: object) -> Method:
+    training = TRAINING.model_copy(update=changes)
+    return Method.model_validate({"text": "dataset", "divergence": divergence, "training": training})
+
+
+def on_rollouts() -> Method:
+    policy = Policy(rollouts=8, inner_epochs=2, plain_text_coefficient=0.0)
+    return Method(text="rollouts", divergence="reverse_kl", policy=policy, training=TRAINING)
+
+
+def test_the_weights_every_token_meets_are_those_of_the_blocks():
+    facts = inspect_model(
+        "student", {"model_type": "gpt2", "n_embd": 8, "n_layer": 2, "n_head": 2, "n_positions": 64}, 30
+    )
+    norms, attention, mlp = 2 * 2 * 8, 8 * 24 + 24 + 8 * 8 + 8, 8 * 32 + 32 + 32 * 8 + 8
+    assert facts.body_parameters == 2 * (norms + attention + mlp) + 2 * 8  # and the last norm
+    assert facts.parameters == facts.body_parameters + (30 + 64) * 8
+    assert (facts.layers, facts.width, facts.cache_width) == (2, 8, 16)
+
+
+def test_grouped_queries_keep_fewer_keys_and_values():
+    architecture = {
+        "model_type": "llama",
+        "hidden_size": 8,
+        "intermediate_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+    }
+    assert inspect_model("student", architecture, 30).cache_width == 2 * 2 * 2
+
+
+def test_a_forward_pass_is_two_operations_per_weight_and_token():
+    # 12 + 8 tokens: weights, attention to 10 tokens on average in 2 layers of 8 (scores and values), head at 8.
+    assert forward_operations(MODEL, 1, 12, 8) == 20 * (2 * 600 + 4 * 2 * 8 * 10) + 8 * 2 * 8 * 30
+
+
+def test_training_takes_three_forward_passes_and_the_teachers_one():
+    once, teacher = (forward_operations(model, 1, 12, 8) for model in (MODEL, LARGE))
+    validated = 3 * 3 * 2 * once  # after steps 4, 8 and 10, of 3 rows: loss and responses
+    sft = stage_work(train(on_text()), "student", MODELS, AMOUNTS)
+    assert (sft.steps, sft.validations, sft.tokens) == (10, 3, 10 * 4 * 20)
+    assert sft.operations == 3 * 40 * once + validated
+    kd = stage_work(train(on_text("forward_kl")), "student", MODELS, AMOUNTS)
+    assert kd.operations == sft.operations + 40 * teacher
+    minillm = stage_work(train(on_rollouts()), "student", MODELS, AMOUNTS)
+    assert minillm.rounds == 3  # of 4 steps each
+    assert minillm.operations == sft.operations + 3 * 8 * (once + teacher)
+
+
+def test_a_checkpoint_leaves_less_to_do():
+    left = stage_work(train(on_rollouts()), "student", MODELS, AMOUNTS, done=8)
+    assert (left.steps, left.rounds, left.validations) == (2, 1, 1)
+
+
+def test_measurements_count_their_texts():
+    generate = Generate(
+        seeds=(1, 2),
+        strategy="sample",
+        temperature=1.0,
+        top_k=None,
+        top_p=None,
+        no_repeat_ngram=None,
+        precision="float32",
+        max_tokens=32,
+    )
+    assert stage_work(generate, "teacher", MODELS, AMOUNTS).generated == {"teacher": 12 * 2 * 8}
+    exposure = Exposure(role="sft", benchmark="sni", max_length=8, prompts=6, precision="float32")
+    assert stage_work(exposure, "student", MODELS, AMOUNTS).scored == {"teacher": 12 * 20, "student": 12 * 20}
+    cost = Cost(roles=("teacher", "sft", "kd"), benchmark="dolly", generate=generate)
+    assert stage_work(cost, "student", MODELS, AMOUNTS).generated == {"teacher": 6 * 64 * 8, "student": 2 * 6 * 64 * 8}
+
+
+@pytest.mark.parametrize(
+    ("stage", "parts"),
+    [(0, (4000, 4000, 8000)), (1, (4000, 4000, 2000)), (2, (4000, 1000, 2000)), (3, (1000, 1000, 2000))],
+)
+def test_zero_divides_its_parts_among_processes(stage: int, parts: tuple[int, int, int]):
+    runtime = Runtime(zero_stage=stage, processes=4)  # type: ignore[arg-type]
+    memory = training_memory(MODEL, None, on_text(), runtime, 32, 8).parts
+    assert (memory["weights"], memory["gradients"], memory["optimizer"]) == parts
+
+
+def test_memory_by_its_parts():
+    memory = training_memory(MODEL, LARGE, on_rollouts(), Runtime(micro_batch_size=2, generation_batch_size=6), 32, 8)
+    caches = 6 * 32 * 4 * 2 * (16 + 32)  # 6 rows, 2 layers, both models
+    activations = 64 * 8 * 4 * 17 * 2 + 3 * 4 * 64 * 30
+    assert memory.parts == {
+        "weights": 4000,
+        "gradients": 4000,
+        "optimizer": 8000,
+        "teacher": 16000,
+        "activations": activations,
+        "caches": caches,
+        "rollouts": 8 * 8 * 16 * 4,
+    }
+    assert memory.total == LIBRARIES + 32000 + 8 * 8 * 16 * 4 + max(caches, activations)
+    lighter = training_memory(MODEL, None, on_text(gradient_checkpointing=True), Runtime(micro_batch_size=2), 32, 8)
+    assert lighter.parts["activations"] == 64 * 8 * 4 * (17 + 2) + 3 * 4 * 64 * 30
+    assert (
+        training_memory(MODEL, None, on_text(precision="bfloat16"), Runtime(), 32, 8).parts["optimizer"]
+        == 1000 * ADAM["bfloat16"]
+    )
+
+
+def outlook(model: ModelFacts, runtime: Runtime, label: str = "train sft") -> Outlook:
+    memory = training_memory(model, None, on_text(), runtime, 32, 8)
+    return Outlook(label, train(on_text()), "student", frozenset(), Work(), memory)
+
+
+def test_what_cannot_fit_is_refused_with_the_knob(tmp_path: Path):
+    huge = MODEL.model_copy(update={"parameters": 10**13})
+    with pytest.raises(
+        StageError, match=r"train sft needs .* TiB in each process \(weights .*: set runtime.zero_stage: 1"
+    ):
+        require_fit([outlook(huge, Runtime())], {"student": huge}, Runtime(), tmp_path)
+    wide = MODEL.model_copy(update={"width": 10**9})
+    with pytest.raises(StageError, match=r"lower runtime\.micro_batch_size"):
+        require_fit([outlook(wide, Runtime())], {"student": wide}, Runtime(), tmp_path)
+
+
+def test_several_stages_that_fit_one_by_one_but_not_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    one = outlook(MODEL, Runtime())
+    assert one.memory is not None
+    room = round(1.5 * one.memory.total)
+    monkeypatch.setattr("minillm.planning.outlook._room", lambda processes: (room, "this machine has little"))
+    both = [one, outlook(MODEL, Runtime(), "train kd")]
+    assert require_fit(both, MODELS, Runtime(), tmp_path)
+    with pytest.raises(StageError, match=r"train sft and train kd at once .* lower runtime.parallel_stages"):
+        require_fit(both, MODELS, Runtime(parallel_stages=2), tmp_path)
+
+
+def test_a_disk_that_is_too_small_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("minillm.planning.outlook._room", lambda processes: (10**18, "this machine has much"))
+    huge = MODEL.model_copy(update={"parameters": 10**13})
+    with pytest.raises(StageError, match=r"checkpoints and models need .* TiB, but .*set runtime.store"):
+        require_fit([outlook(huge, Runtime())], {"student": huge}, Runtime(), tmp_path)
+
+
+def test_stages_run_side_by_side_after_what_they_need():
+    steps = [
+        Step("teacher", 10, frozenset()),
+        Step("initial", 4, frozenset()),
+        Step("sft", 5, frozenset()),
+        Step("minillm", 7, frozenset({"teacher", "initial"})),
+        Step("report", 1, frozenset({"sft", "minillm"})),
+    ]
+    assert span(steps, 1) == 27
+    assert span(steps, 2) == 18  # initial and sft beside the teacher, then minillm, then the report
+    assert span([], 2) == 0
+
+
+def test_trainings_that_differ_in_rates_alone_are_timed_once():
+    assert same_speed(train(on_text())) == same_speed(train(on_text(learning_rate=1.0, steps=99), "seqkd"))
+    assert len({same_speed(train(m)) for m in (on_text(), on_text("forward_kl"), on_rollouts())}) == 3
+    assert same_speed(train(on_text())) != same_speed(train(on_text(), "teacher"))
+
+
+def test_seconds_are_counts_times_measurements():
+    stage = train(on_rollouts())
+    measured = {"step_seconds": 2.0, "round_seconds": 10.0, "validation_seconds": 3.0, "checkpoint_seconds": 1.0}
+    speeds = [
+        {"start_seconds": start, "training_start_seconds": start, "trainings": {same_speed(stage): measured}}
+        for start in (4.0, 6.0)
+    ]
+    work = stage_work(stage, "student", MODELS, AMOUNTS)
+    assert stage_seconds(stage, work, mean_speed(speeds), 1, 0) == 5 + 10 * 2 + 3 * 10 + 3 * 3 + 1
