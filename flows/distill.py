@@ -10,6 +10,7 @@ from typing import Any
 from prefect import State, flow
 from prefect.futures import PrefectFuture
 
+from minillm.artifacts import Store
 from minillm.config import Config
 from minillm.errors import ConfigError, StageError
 from minillm.loading import load_config
@@ -87,6 +88,7 @@ def main() -> int:
 
             print(plan(config, stages))
             return 0
+        Store(config.runtime.store)  # refused here where it cannot be written to
     except (ConfigError, StageError) as error:
         print(error, file=sys.stderr)
         return 2

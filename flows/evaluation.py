@@ -8,7 +8,8 @@ import sys
 
 from prefect import State, flow
 
-from minillm.errors import ConfigError
+from minillm.artifacts import Store
+from minillm.errors import ConfigError, StageError
 from minillm.loading import load_evaluation
 from tasks.data import prepare_model
 from tasks.evaluation import evaluate
@@ -64,8 +65,9 @@ def main() -> int:
     )
     arguments = parser.parse_args()
     try:
-        load_evaluation(arguments.config, arguments.models, arguments.set)
-    except ConfigError as error:
+        config = load_evaluation(arguments.config, arguments.models, arguments.set)
+        Store(config.runtime.store)  # refused here where it cannot be written to
+    except (ConfigError, StageError) as error:
         print(error, file=sys.stderr)
         return 2
     preload()

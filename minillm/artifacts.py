@@ -4,11 +4,13 @@ An artifact's key is the digest of its stage's settings, of its inputs and of th
 so the same key is never computed twice and changing one field recomputes only what depends on it.
 """
 
+import errno
 import hashlib
 import json
 import logging
 import os
 import shutil
+import tempfile
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,9 +19,12 @@ from typing import Any
 from filelock import FileLock
 
 from minillm.config import Strict
+from minillm.errors import StageError
 
 MANIFEST = "manifest.json"
 METRICS = "metrics.jsonl"
+FULL = 1 << 16
+"""Bytes left on a disk that counts as full."""
 LOGGER = logging.getLogger(__name__)
 
 
@@ -53,9 +58,22 @@ class Store:
     """A folder of artifacts and of unfinished work, on one file system."""
 
     def __init__(self, root: str | Path) -> None:
+        """Make the folders that are not there yet.
+
+        Raises:
+            StageError: It cannot be written to.
+        """
         self.root = Path(root).resolve()
-        for name in ("artifacts", "work", "locks"):
-            (self.root / name).mkdir(parents=True, exist_ok=True)
+        try:
+            for name in ("artifacts", "work", "locks", "plans"):
+                (self.root / name).mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=self.root / "work"):
+                pass
+        except OSError as error:
+            raise StageError(
+                f"runtime.store {self.root} cannot be written to ({error.strerror}): name a folder that can be, or "
+                "give this user the right to"
+            ) from error
 
     def work_directory(self, kind: str, key: str) -> Path:
         """Folder that survives a failure, for checkpoints and the output under construction."""
@@ -108,6 +126,22 @@ class Store:
 
     def _path(self, kind: str, key: str) -> Path:
         return self.root / "artifacts" / f"{kind}-{key[:16]}"
+
+
+def disk_full(error: BaseException, folder: Path) -> StageError | None:
+    """What to say of an error that a full disk explains; None for any other.
+
+    Args:
+        error: Libraries word it in many ways.
+        folder: Where it was written to.
+    """
+    free = shutil.disk_usage(folder).free
+    if free >= FULL and getattr(error, "errno", None) not in (errno.ENOSPC, errno.EDQUOT):
+        return None
+    return StageError(
+        f"{folder}: no space left on its disk ({free} bytes free): make room (`python -m flows.store gc`) or set "
+        "runtime.store to a folder on a larger one. The same command continues from the last checkpoint"
+    )
 
 
 def write_atomically(path: Path, text: str) -> None:

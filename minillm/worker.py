@@ -4,13 +4,16 @@ A stage's module has `run(job: Job) -> dict[str, float | str]`: it writes its fi
 its summary, flat names and values for the manifest and the tracked run.
 """
 
+import contextlib
 import importlib
 import json
 import os
+import re
 import sys
+import traceback
 from pathlib import Path
 
-from minillm.artifacts import write_atomically
+from minillm.artifacts import disk_full, write_atomically
 from minillm.errors import StageError
 from minillm.stages import STAGES, Job
 
@@ -32,13 +35,32 @@ def main(spec: str) -> int:
     job = load_job(Path(spec))
     try:
         summary = importlib.import_module(job.settings.module).run(job)
-    except StageError as error:
-        print(f"ERROR {error}", file=sys.stderr, flush=True)
-        write_atomically(job.work / "error.txt", str(error))
+    except Exception as error:
+        refusal = error if isinstance(error, StageError) else _beyond_the_machine(error, job.work)
+        if refusal is None:
+            raise
+        if error is not refusal:
+            traceback.print_exception(error)
+        print(f"ERROR {refusal}", file=sys.stderr, flush=True)
+        with contextlib.suppress(OSError):  # of a full disk; the last line of the log says it, too
+            write_atomically(job.work / "error.txt", str(refusal))
         return BAD_INPUT
     if int(os.environ.get("RANK", "0")) == 0:
         write_atomically(job.work / "summary.json", json.dumps(summary))
     return 0
+
+
+def _beyond_the_machine(error: Exception, work: Path) -> StageError | None:
+    """What to say of an error that another attempt would only repeat: no memory, no disk."""
+    words = f"{type(error).__name__}: {error}"
+    if re.search(r"out of memory|can't allocate memory|MemoryError", words, re.IGNORECASE):
+        return StageError(
+            f"out of memory ({words.splitlines()[0][:300]}): lower runtime.micro_batch_size, "
+            "runtime.generation_batch_size or runtime.parallel_stages, or set "
+            "training.gradient_checkpointing; `--plan` tells what takes how much. The "
+            "same command continues from the last checkpoint"
+        )
+    return disk_full(error, work)
 
 
 if __name__ == "__main__":

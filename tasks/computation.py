@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from minillm.artifacts import METRICS, Artifact, Store, text_digest, write_atomically
+from minillm.artifacts import METRICS, Artifact, Store, disk_full, text_digest, write_atomically
 from minillm.config import BaseConfig, Model, Source
 from minillm.data.sources import Resolved, resolve
 from minillm.source_digest import source_digest
@@ -78,10 +78,16 @@ class Computation:
             attempt: Kept with the result.
 
         Raises:
-            StageError: Bad input; retrying does not help.
+            StageError: Bad input, or a full disk; retrying does not help.
             WorkerError: The worker died; another attempt continues from its last checkpoint.
             WorkerStoppedError: It was stopped.
         """
+        try:
+            return self._compute(store, log, stop, attempt)
+        except OSError as error:
+            raise disk_full(error, store.root) or error from error
+
+    def _compute(self, store: Store, log: Callable[[str], None], stop: threading.Event, attempt: int) -> Artifact:
         runtime = self.config.runtime
         if not isinstance(self.stage, GROUPS):
             runtime = runtime.model_copy(update={"processes": 1})

@@ -7,18 +7,19 @@ dead, slow or absent server never stops or delays anything. What could not be se
 import contextlib
 import json
 import logging
-import os
 import threading
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import psutil
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from pydantic import BaseModel, ValidationError
 
 from minillm.artifacts import write_atomically
 
 LOGGER = logging.getLogger("prefect.tracking")
+OWNERS = "owners"
+"""Folder of the locks that living processes hold."""
 EVERY_SECONDS = 2.0
 PAUSE_SECONDS = 15.0
 """Between attempts while the server does not answer."""
@@ -85,8 +86,8 @@ class Record(BaseModel):
     """A tracked run, from the first wish to the last confirmation."""
 
     id: str
-    owner: tuple[int, float] | None
-    """Process id and its start time: whose record this is while that process lives. None: anybody's."""
+    owner: str | None
+    """Name of the lock that its process holds for as long as it lives, whatever the clock says. None: anybody's."""
     wanted: Wanted
     sent: Sent = Sent()
 
@@ -114,6 +115,11 @@ class Outbox:
         self._lock = threading.RLock()
         self._closing = threading.Event()
         self._failed = False
+        self._unsaved = False
+        (folder / OWNERS).mkdir(exist_ok=True)
+        self._name = uuid.uuid4().hex
+        self._life = FileLock(folder / OWNERS / self._name)
+        self._life.acquire()
         self._adopt()
         self._thread = threading.Thread(target=self._work, name="mlflow", daemon=True)
         self._thread.start()
@@ -125,7 +131,7 @@ class Outbox:
             if earlier is not None:
                 wanted = wanted.model_copy(update={"started": earlier.wanted.started})
             sent = earlier.sent if earlier is not None else Sent(uncertain=True)
-            self._records[identity] = Record(id=identity, owner=_this_process(), wanted=wanted, sent=sent)
+            self._records[identity] = Record(id=identity, owner=self._name, wanted=wanted, sent=sent)
             self._save(self._records[identity])
 
     @contextlib.contextmanager
@@ -160,6 +166,8 @@ class Outbox:
                 if not record.settled:
                     record.owner = None
                     self._save(record)
+        self._life.release()
+        Path(self._life.lock_file).unlink(missing_ok=True)
         return not self._failed
 
     def _work(self) -> None:
@@ -199,16 +207,37 @@ class Outbox:
                 except (OSError, ValidationError) as error:
                     LOGGER.warning("%s is unreadable (%s); leaving it", path, _first_line(error))
                     continue
-                if _alive(record.owner):
+                if self._lives(record.owner):
                     continue
-                record.owner = _this_process()
+                record.owner = self._name
                 if record.wanted.status == "RUNNING":  # its process was killed
                     record.wanted.status, record.wanted.ended = "KILLED", path.stat().st_mtime
                 self._records[record.id] = record
                 self._save(record)
 
+    def _lives(self, owner: str | None) -> bool:
+        """Whether a process holds the lock of that name; one that nobody holds is removed."""
+        path = self.folder / OWNERS / (owner or "")
+        if owner is None or not path.exists():
+            return False
+        lock = FileLock(path)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            return True
+        path.unlink()
+        lock.release()
+        return False
+
     def _save(self, record: Record) -> None:
-        write_atomically(self._path(record.id), json.dumps(record.model_dump(mode="json")))
+        """Write a record; where that fails (a full disk), it is sent all the same while this process lives."""
+        try:
+            write_atomically(self._path(record.id), json.dumps(record.model_dump(mode="json")))
+            self._unsaved = False
+        except OSError as error:
+            if not self._unsaved:
+                LOGGER.warning("what MLflow is to be told is not on disk: %s", error)
+            self._unsaved = True
 
     def _path(self, identity: str) -> Path:
         return self.folder / f"{identity}.json"
@@ -221,19 +250,6 @@ def records(folder: Path) -> list[Record]:
         with contextlib.suppress(OSError, ValidationError):
             found.append(Record.model_validate_json(path.read_text()))
     return found
-
-
-def _this_process() -> tuple[int, float]:
-    return os.getpid(), psutil.Process().create_time()
-
-
-def _alive(owner: tuple[int, float] | None) -> bool:
-    if owner is None:
-        return False
-    try:
-        return abs(psutil.Process(owner[0]).create_time() - owner[1]) < 1.0
-    except psutil.Error:
-        return False
 
 
 def _first_line(error: Exception) -> str:

@@ -1,7 +1,7 @@
 """What a run will take, told before it starts: `python -m flows.distill CONFIG --plan`."""
 
 import json
-import shutil
+import tempfile
 import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -52,7 +52,6 @@ def plan(config: Config, stages: Callable[[Config], Any], log: Callable[[str], N
         StageError: It cannot fit this machine; the message names what to change.
     """
     planner = Planner(config, log)
-    (planner.store.root / "plans").mkdir(exist_ok=True)
     with planned(planner):
         stages(config)
     missing = [stage for stage in planner.stages if stage.found is None]
@@ -129,12 +128,9 @@ def _measure(
         generate=generate,
         responses=responses,
     )
-    folder = planner.store.root / "work" / "plan"
-    shutil.rmtree(folder, ignore_errors=True)
     lines: list[str] = []
 
-    def one(number: int) -> dict[str, Any]:
-        work = folder / str(number)
+    def one(work: Path) -> dict[str, Any]:
         output = work / "output"
         output.mkdir(parents=True)
         job = Job(
@@ -150,8 +146,6 @@ def _measure(
         run_worker(spec, config.runtime, lines.append, threading.Event())
         return json.loads((output / "speed.json").read_text())
 
-    try:
-        with ThreadPoolExecutor(config.runtime.parallel_stages) as pool:
-            return mean_speed(list(pool.map(one, range(config.runtime.parallel_stages))))
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    count = config.runtime.parallel_stages
+    with tempfile.TemporaryDirectory(dir=planner.store.root / "plans") as folder, ThreadPoolExecutor(count) as pool:
+        return mean_speed(list(pool.map(one, [Path(folder) / str(number) for number in range(count)])))

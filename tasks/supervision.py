@@ -19,8 +19,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import minillm
+from minillm.artifacts import METRICS
 from minillm.config import Runtime
 from minillm.errors import StageError
+from minillm.worker import BAD_INPUT
 
 GRACE_SECONDS = 30.0
 """From SIGTERM to SIGKILL."""
@@ -59,14 +61,15 @@ def run_worker(spec: Path, runtime: Runtime, log: Callable[[str], None], stop: t
     Raises:
         StageError: The worker refused its input.
         WorkerStoppedError: It was ended by `stop` or the timeout.
-        WorkerError: It failed or died; the message has its last lines.
+        WorkerError: It failed, died or fell silent; the message has its last lines.
     """
-    refusal = spec.parent / "error.txt"
+    refusal, metrics = spec.parent / "error.txt", spec.parent / "output" / METRICS
     refusal.unlink(missing_ok=True)
     last: deque[str] = deque(maxlen=LAST_LINES)
     with Group(_command(spec, runtime), _environment(runtime)) as group:
         deadline = time.monotonic() + runtime.timeout_hours * 3600
         reason = None
+        silent, said, written = False, time.monotonic(), 0
         while (line := group.next_line(TICK_SECONDS)) is not None:
             if line:
                 last.append(line)
@@ -75,10 +78,23 @@ def run_worker(spec: Path, runtime: Runtime, log: Callable[[str], None], stop: t
                 reason = "the flow was cancelled" if stop.is_set() else f"runtime.timeout_hours {runtime.timeout_hours}"
                 log(f"stopping: {reason}")
                 group.terminate()
+            size = metrics.stat().st_size if metrics.exists() else 0
+            if line or size != written:
+                said, written = time.monotonic(), size
+            if time.monotonic() - said > 60 * runtime.silent_minutes and not silent:
+                silent = True
+                group.kill()
     if reason is not None:
         raise WorkerStoppedError(f"stopped: {reason}; it continues from its last checkpoint when started again")
+    if silent:
+        raise WorkerError(
+            f"the worker said and wrote nothing for {runtime.silent_minutes:g} minutes (runtime.silent_minutes) and "
+            "was killed; another attempt continues from its last checkpoint"
+        )
     if refusal.exists():
         raise StageError(refusal.read_text())
+    if group.status == BAD_INPUT and last:  # and no room on the disk for its message
+        raise StageError(last[-1].removeprefix("ERROR "))
     if group.status != 0:
         raise WorkerError("\n".join([f"the worker {_cause(group.status, last)}; its last lines:", *last]))
 
@@ -135,6 +151,10 @@ class Group:
         self._signal(signal.SIGKILL)  # a child that outlived the worker would hold its output open
         self._reader.join()
         return None if self._lines.empty() else self._lines.get()
+
+    def kill(self) -> None:
+        """End the group at once."""
+        self._signal(signal.SIGKILL)
 
     def terminate(self) -> None:
         """Ask the group to leave, and kill it after the grace period."""

@@ -34,6 +34,9 @@ class Runtime(Strict):
     """Times a failed stage is started again, from its last checkpoint."""
     timeout_hours: PositiveFloat = 168.0
     """A stage that runs longer is stopped and counts as failed."""
+    silent_minutes: PositiveFloat = 60.0
+    """A worker that says and writes nothing for so long is taken for hung, killed and started again; a round of
+    rollouts and a checkpoint must take less."""
 
 
 class BaseConfig(Strict):

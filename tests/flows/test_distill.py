@@ -201,10 +201,10 @@ def test_running_again_computes_nothing_and_ends_within_15_seconds(first: Finish
 
 def test_another_distillation_rate_recomputes_distillation_and_what_follows_as_planned(first: Finished, server: str):
     change = "methods.minillm.training.learning_rate=5e-4"
-    stored = len(os.listdir(first.config.parent / "store" / "artifacts"))
+    stored = len(list((first.config.parent / "store" / "artifacts").iterdir()))
     plan = distill(first.config, "--set", change, "--plan")
     assert plan.status == 0, plan.log
-    assert len(os.listdir(first.config.parent / "store" / "artifacts")) == stored, "a plan computes nothing"
+    assert len(list((first.config.parent / "store" / "artifacts").iterdir())) == stored, "a plan computes nothing"
     planned = set(re.findall(r"^\| (\S.*?) +\|.* s \|$", plan.output, re.MULTILINE))
     assert re.search(rf"{len(STAGES) - len(planned)} of {len(STAGES)} stages are in the store", plan.output)
     assert re.search(r"Estimated time: .*seconds", plan.output)

@@ -17,7 +17,7 @@ from tests import judge_server
 from tests.judge_server import KEY, ratings, serving
 from tests.minillm.models_in_small import small_model
 from tests.small import COLOURS, small_config, write_rows
-from tests.tasks.test_stage import run, tracked_runs
+from tests.tasks.stages import run, tracked_runs
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
 

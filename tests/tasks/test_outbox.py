@@ -60,12 +60,6 @@ def free_port() -> int:
         return listener.getsockname()[1]
 
 
-def a_dead_process() -> tuple[int, float]:
-    process = subprocess.Popen([sys.executable, "-c", ""])
-    process.wait()
-    return process.pid, time.time()
-
-
 def test_a_run_arrives_whole_with_its_parent(store: Path, tmp_path: Path):
     page = tmp_path / "report.md"
     page.write_text("# report")
@@ -118,7 +112,7 @@ def test_a_crash_between_sending_and_noting_it_sends_nothing_twice(store: Path, 
     finish(box, "stage")
     box.close()
     assert steps(store, runs(store)[0]) == list(range(10))
-    left = Record.model_validate({**before, "owner": a_dead_process()})
+    left = Record.model_validate({**before, "owner": "of-a-dead-process"})
     left.sent.uncertain = True
     (store / "tracking" / "stage.json").write_text(left.model_dump_json())
     assert outbox(store).close()

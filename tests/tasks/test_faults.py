@@ -1,0 +1,104 @@
+"""What the machine does to a run: full and read-only disks, no memory, workers that hang."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from minillm.artifacts import Store
+from minillm.config import Runtime
+from minillm.errors import StageError
+from tasks.supervision import WorkerError, run_worker
+from tests.tasks.stages import LONG, run, steps_logged, training, when_training, with_data
+
+pytestmark = pytest.mark.usefixtures("prefect_server")
+
+DISK = "64m"
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of its own, small enough to be filled."""
+    folder = tmp_path / "Ein kleiner Datenträger 磁盘"
+    folder.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", f"size={DISK}", "tmpfs", str(folder)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if mounted.returncode != 0:
+        pytest.skip(f"a disk to fill needs the right to mount one: {mounted.stderr.strip()}")
+    yield folder
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def fill(disk: Path) -> None:
+    """Take all room, down to the last page; the file system is in memory and holds nothing back."""
+    with (disk / "filler").open("ab", buffering=0) as stream:
+        for size in (1 << 20, 1 << 12):
+            with contextlib.suppress(OSError):
+                while stream.write(b"\0" * size) == size:
+                    pass
+
+
+def test_a_disk_that_fills_up_while_checkpointing_is_named_and_nothing_is_lost(disk: Path, computed_data: Path):
+    config = with_data(disk, computed_data, *LONG)
+    with when_training(config, 5, lambda process: fill(disk)):
+        outcome = run(config, training)
+    with pytest.raises(StageError, match=r"no space left on its disk .* make room .* runtime.store"):
+        outcome.states["train"].result()
+    assert outcome.task_runs["fine-tune initial"].run_count == 1, "another attempt would meet the same disk"
+    assert not list(Path(config.runtime.store).glob("artifacts/train-*"))
+    (disk / "filler").unlink()
+    outcome = run(config, training)
+    assert outcome.names() == {"train": "Completed"}
+    assert steps_logged(outcome.artifact("train"))[-1] == 400
+
+
+def test_a_disk_that_is_full_before_an_artifact_is_written(disk: Path, computed_data: Path):
+    config = with_data(disk, computed_data)
+    fill(disk)
+    outcome = run(config, training)
+    with pytest.raises(StageError, match="no space left on its disk"):
+        outcome.states["train"].result()
+    (disk / "filler").unlink()
+    assert run(config, training).names() == {"train": "Completed"}
+
+
+def test_a_store_that_cannot_be_written_to_is_refused_at_once(disk: Path):
+    Store(disk / "store")
+    subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
+    with pytest.raises(StageError, match=r"runtime.store .*store cannot be written to \(Read-only file system\)"):
+        Store(disk / "store")
+
+
+def test_a_worker_without_memory_says_what_to_lower(tmp_path: Path, computed_data: Path):
+    config = with_data(tmp_path, computed_data, "student.model.architecture.n_embd=400000")
+    outcome = run(config, training)
+    with pytest.raises(StageError, match=r"out of memory \(.*lower runtime.micro_batch_size"):
+        outcome.states["train"].result()
+    assert outcome.task_runs["fine-tune initial"].run_count == 1
+
+
+def test_a_worker_that_hangs_is_killed_and_may_be_started_again(tmp_path: Path):
+    spec = tmp_path / "job.json"
+    os.mkfifo(spec)  # nobody ever writes into it: the worker waits for its job
+    with pytest.raises(WorkerError, match=r"said and wrote nothing for 0.05 minutes \(runtime.silent_minutes\)"):
+        run_worker(spec, Runtime(silent_minutes=0.05), lambda line: None, threading.Event())
+    assert not [p for p in psutil.process_iter(["cmdline"]) if str(spec) in (p.info["cmdline"] or [])]
+
+
+def test_a_worker_that_is_stopped_in_the_middle_goes_on_from_its_checkpoint(tmp_path: Path, computed_data: Path):
+    config = with_data(tmp_path, computed_data, *LONG, "runtime.silent_minutes=0.7")
+    with when_training(config, 15, lambda process: process.send_signal(signal.SIGSTOP)):
+        outcome = run(config, training)
+    assert outcome.names() == {"train": "Completed"}
+    assert outcome.task_runs["fine-tune initial"].run_count == 2
+    assert steps_logged(outcome.artifact("train"))[-1] == 400
