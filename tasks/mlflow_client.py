@@ -15,6 +15,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunStatus, RunTag
 from mlflow.exceptions import MlflowException
 
+from minillm.artifacts import CLOCKED
 from tasks.outbox import DatasetFacts, Outbox, Record, RefusedError, Wanted
 from tasks.settings import MLFLOW_UI
 
@@ -126,10 +127,16 @@ class Sender:
             sent.uncertain = False
 
     def _follow(self, outbox: Outbox, record: Record, wanted: Wanted, run_id: str) -> None:
-        """Points that were added to metrics.jsonl."""
-        if wanted.live is None or not Path(wanted.live).exists():
+        """Points that were added to metrics.jsonl and to system_metrics.jsonl beside it."""
+        if wanted.live is None:
             return
-        points, offset = _new_points(Path(wanted.live), record.sent.offset, record.sent.last_step)
+        for path in (Path(wanted.live).with_name(name) for name in CLOCKED):
+            if path.exists():
+                self._follow_file(outbox, record, path, run_id)
+
+    def _follow_file(self, outbox: Outbox, record: Record, path: Path, run_id: str) -> None:
+        before = record.sent.offsets.get(path.name, 0)
+        points, offset = _new_points(path, before, record.sent.last_step)
         for start in range(0, len(points), BATCH):
             part = points[start : start + BATCH]
             _expect(outbox, record)
@@ -137,9 +144,9 @@ class Sender:
             with outbox.progress(record) as sent:
                 sent.last_step |= {point.key: point.step for point in part}
                 sent.uncertain = False
-        if offset != record.sent.offset:
+        if offset != before:
             with outbox.progress(record) as sent:
-                sent.offset = offset
+                sent.offsets[path.name] = offset
 
     def _set_status(self, outbox: Outbox, record: Record, wanted: Wanted, run_id: str) -> None:
         if wanted.status == record.sent.status:

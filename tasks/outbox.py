@@ -57,7 +57,7 @@ class Wanted(BaseModel):
     metrics: dict[str, float] = {}
     """Results, each sent once."""
     live: str | None = None
-    """metrics.jsonl of the stage, followed while it grows."""
+    """metrics.jsonl of the stage, followed while it grows, and with it system_metrics.jsonl beside it."""
     files: dict[str, str] = {}
     """Files to show with the run: path → folder in the run's artifacts."""
     cached_key: str | None = None
@@ -72,8 +72,8 @@ class Sent(BaseModel):
     """Of its page."""
     done: list[str] = []
     """Digests of the tags, params, datasets and files already there."""
-    offset: int = 0
-    """Bytes of metrics.jsonl already sent."""
+    offsets: dict[str, int] = {}
+    """Bytes already sent of metrics.jsonl and system_metrics.jsonl."""
     last_step: dict[str, int] = {}
     """Of each metric; a resumed stage repeats steps, which are not sent again."""
     uncertain: bool = False

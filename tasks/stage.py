@@ -21,7 +21,7 @@ from prefect.logging import get_run_logger
 from prefect.runtime import task_run
 from prefect.states import Completed
 
-from minillm.artifacts import METRICS, Artifact, Store, text_digest, write_atomically
+from minillm.artifacts import METRICS, SYSTEM_METRICS, Artifact, Store, text_digest, write_atomically
 from minillm.config import BaseConfig, Model, Source
 from minillm.data.sources import Resolved, resolve
 from minillm.errors import StageError
@@ -35,7 +35,8 @@ from tasks.supervision import WorkerStoppedError, run_worker
 LIBRARIES = ("torch", "transformers", "tokenizers", "datasets", "deepspeed", "numpy", "pandas", "rouge-score")
 
 GROUPS = (Train, Respond, Generate, Exposure, Calibration, HeldOut)
-"""Stages whose work is shared by `runtime.processes`; the others are one process each."""
+"""Stages whose work is shared by `runtime.processes`, and whose use of the machine is sampled; the others are one
+process each."""
 
 Input = Artifact | Source | Model
 """What a stage reads: the result of another stage, or a file, data set or model from outside."""
@@ -156,8 +157,8 @@ class _Run:
             tracking.on_parent(parent, artifact, self.stage)
 
     def _compute(self, store: Store) -> Artifact:
-        runtime = self.config.runtime
-        if not isinstance(self.stage, GROUPS):
+        runtime, heavy = self.config.runtime, isinstance(self.stage, GROUPS)
+        if not heavy:
             runtime = runtime.model_copy(update={"processes": 1})
         work = store.work_directory(self.stage.kind, self.key)
         output = work / "output"
@@ -178,7 +179,7 @@ class _Run:
         logger.info("started")
         started = time.time()
         with StagePage(output / METRICS, self.session.outbox, self.record, self.label):
-            run_worker(spec, runtime, logger.info, self.session.stop)
+            run_worker(spec, runtime, logger.info, self.session.stop, output / SYSTEM_METRICS if heavy else None)
         facts = {
             **self.origin,
             "inputs": {name: artifact.model_dump() for name, artifact in self.artifacts.items()},
