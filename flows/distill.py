@@ -13,6 +13,7 @@ from minillm.loading import load_config
 from tasks.data import filter_examples, pack_plain_text, prepare
 from tasks.evaluation import evaluate
 from tasks.evaluation_sets import read_evaluation_sets
+from tasks.promoting import propose
 from tasks.reporting import conclude, export_model, report
 from tasks.server import ensure_prefect_server
 from tasks.session import tracked
@@ -52,7 +53,8 @@ def distill(config_file: str = "configs/quickstart.yaml", overrides: tuple[str, 
         exports = {
             name: export_model.submit(config, name, model, examples, results) for name, model in students.items()
         }
-        return conclude(session, config, results, exports)
+        ended = conclude(session, config, results, exports)
+    return propose(session, config, ended)
 
 
 def main() -> int:
