@@ -1,6 +1,8 @@
 # `make help` lists what there is to do.
 PYTHON ?= python3.11
 TORCH_VERSION := 2.13.0
+# With it, MLflow samples the GPUs.
+NVIDIA_ML_VERSION := 13.615.71
 PYTORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
 READY := .venv/.complete
 INSTALL := .venv/bin/python -m pip install --quiet --disable-pip-version-check
@@ -62,7 +64,7 @@ $(READY): constraints.txt pyproject.toml
 	@echo "Installing PyTorch $(TORCH_VERSION), $(BUILD) build, and the rest; a few minutes the first time"
 ifeq ($(BUILD),cuda)
 	.venv/bin/python -m pip uninstall --quiet --yes torch
-	$(INSTALL) torch==$(TORCH_VERSION)
+	$(INSTALL) torch==$(TORCH_VERSION) nvidia-ml-py==$(NVIDIA_ML_VERSION)
 else
 	$(call install_cpu_torch,$(INSTALL))
 endif

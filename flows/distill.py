@@ -17,6 +17,7 @@ from minillm.loading import load_config
 from tasks.data import filter_examples, pack_plain_text, prepare
 from tasks.evaluation import evaluate
 from tasks.evaluation_sets import read_evaluation_sets
+from tasks.promoting import propose
 from tasks.reporting import conclude, export_model, report
 from tasks.server import ensure_prefect_server
 from tasks.session import tracked
@@ -34,7 +35,8 @@ def distill(config_file: str = "configs/quickstart.yaml", overrides: tuple[str, 
     """
     config = load_config(config_file, overrides)
     with tracked(config) as session:
-        return conclude(session, config, *stages(config))
+        ended = conclude(session, config, *stages(config))
+        return propose(session, config, ended)
 
 
 def stages(config: Config) -> tuple[PrefectFuture[Any], dict[str, PrefectFuture[Any]]]:

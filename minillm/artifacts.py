@@ -25,6 +25,9 @@ MANIFEST = "manifest.json"
 METRICS = "metrics.jsonl"
 FULL = 1 << 16
 """Bytes left on a disk that counts as full."""
+SYSTEM_METRICS = "system_metrics.jsonl"
+CLOCKED = (METRICS, SYSTEM_METRICS)
+"""Files of an artifact that tell how its computation went: they carry clock times and are no part of its content."""
 LOGGER = logging.getLogger(__name__)
 
 
@@ -36,7 +39,7 @@ class Artifact(Strict):
     """Digest of what it was computed from."""
     path: str
     digest: str
-    """Digest of what it holds; metrics.jsonl, which carries clock times, is left out."""
+    """Digest of what it holds; what carries clock times is left out."""
 
     def manifest(self) -> dict[str, Any]:
         """The manifest: files, settings, inputs, versions, timings and a `summary` of results."""
@@ -159,4 +162,4 @@ def _intact(path: Path, facts: Mapping[str, Any]) -> bool:
 
 
 def _content_digest(files: Mapping[str, Mapping[str, Any]]) -> str:
-    return text_digest({name: facts["sha256"] for name, facts in files.items() if name != METRICS})
+    return text_digest({name: facts["sha256"] for name, facts in files.items() if name not in CLOCKED})

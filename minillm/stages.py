@@ -344,7 +344,7 @@ class Card(Stage):
     module: ClassVar[str] = "minillm.reporting.model_card"
     role: str
     config: dict
-    """The resolved configuration without `runtime`, for the card's provenance."""
+    """The resolved configuration without `runtime` and `promotion`, for the card's provenance."""
 
 
 class Speed(Stage):

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from minillm.artifacts import METRICS, Artifact, Store, disk_full, text_digest, write_atomically
+from minillm.artifacts import METRICS, SYSTEM_METRICS, Artifact, Store, disk_full, text_digest, write_atomically
 from minillm.config import BaseConfig, Model, Source
 from minillm.data.sources import Resolved, resolve
 from minillm.source_digest import source_digest
@@ -19,7 +19,8 @@ from tasks.supervision import run_worker
 LIBRARIES = ("torch", "transformers", "tokenizers", "datasets", "deepspeed", "numpy", "pandas", "rouge-score")
 
 GROUPS = (Train, Respond, Generate, Exposure, Calibration, HeldOut)
-"""Stages whose work is shared by `runtime.processes`; the others are one process each."""
+"""Stages whose work is shared by `runtime.processes`, and whose use of the machine is sampled; the others are one
+process each."""
 
 Input = Artifact | Source | Model
 """What a stage reads: the result of another stage, or a file, data set or model from outside."""
@@ -88,8 +89,8 @@ class Computation:
             raise disk_full(error, store.root) or error from error
 
     def _compute(self, store: Store, log: Callable[[str], None], stop: threading.Event, attempt: int) -> Artifact:
-        runtime = self.config.runtime
-        if not isinstance(self.stage, GROUPS):
+        runtime, heavy = self.config.runtime, isinstance(self.stage, GROUPS)
+        if not heavy:
             runtime = runtime.model_copy(update={"processes": 1})
         work = self.work(store)
         job = Job(
@@ -103,7 +104,7 @@ class Computation:
         spec = work / "job.json"
         write_atomically(spec, job.model_dump_json(indent=2))
         started = time.time()
-        run_worker(spec, runtime, log, stop)
+        run_worker(spec, runtime, log, stop, work / "output" / SYSTEM_METRICS if heavy else None)
         facts = {
             **self.origin,
             "label": self.label,

@@ -1,11 +1,12 @@
 """Bringing MLflow up to date with a record of the outbox: with explicit run ids, so from any thread."""
 
+import contextlib
 import hashlib
 import json
 import logging
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -15,13 +16,15 @@ from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunStatus, RunTag
 from mlflow.exceptions import MlflowException
 
-from tasks.outbox import DatasetFacts, Outbox, Record, RefusedError, Wanted
+from minillm.artifacts import CLOCKED
+from minillm.errors import StageError
+from tasks.outbox import LOGGER, DatasetFacts, Outbox, Record, RefusedError, Wanted
+from tasks.registry import KEY_TAG, register
 from tasks.settings import MLFLOW_UI
 
 BATCH = 100
 """Params, tags or metrics per request; MLflow takes at most 100 params."""
 RECORD_TAG = "minillm.record"
-KEY_TAG = "minillm.key"
 CACHED_TAG = "cached"
 TRAINING_PAGES = "workflowType=machine_learning"
 """Without it, MLflow opens the pages that it has for applications of language models."""
@@ -34,6 +37,7 @@ class Sender:
 
     def __init__(self, store: Path) -> None:
         self._artifacts = None if os.environ.get("MLFLOW_TRACKING_URI") else (store / "mlartifacts").as_uri()
+        self._store = store
         self.client = connect(store)
         self._experiments: dict[str, str] = {}
 
@@ -48,6 +52,7 @@ class Sender:
             run_id = record.sent.run_id or self._find_or_create(outbox, record, wanted)
             self._describe(outbox, record, wanted, run_id)
             self._follow(outbox, record, wanted, run_id)
+            self._register(outbox, record, wanted, run_id)
             self._set_status(outbox, record, wanted, run_id)
         except MlflowException as error:
             if error.get_http_status_code() in FINAL_ANSWERS:
@@ -126,10 +131,16 @@ class Sender:
             sent.uncertain = False
 
     def _follow(self, outbox: Outbox, record: Record, wanted: Wanted, run_id: str) -> None:
-        """Points that were added to metrics.jsonl."""
-        if wanted.live is None or not Path(wanted.live).exists():
+        """Points that were added to metrics.jsonl and to system_metrics.jsonl beside it."""
+        if wanted.live is None:
             return
-        points, offset = _new_points(Path(wanted.live), record.sent.offset, record.sent.last_step)
+        for path in (Path(wanted.live).with_name(name) for name in CLOCKED):
+            if path.exists():
+                self._follow_file(outbox, record, path, run_id)
+
+    def _follow_file(self, outbox: Outbox, record: Record, path: Path, run_id: str) -> None:
+        before = record.sent.offsets.get(path.name, 0)
+        points, offset = _new_points(path, before, record.sent.last_step)
         for start in range(0, len(points), BATCH):
             part = points[start : start + BATCH]
             _expect(outbox, record)
@@ -137,9 +148,23 @@ class Sender:
             with outbox.progress(record) as sent:
                 sent.last_step |= {point.key: point.step for point in part}
                 sent.uncertain = False
-        if offset != record.sent.offset:
+        if offset != before:
             with outbox.progress(record) as sent:
-                sent.offset = offset
+                sent.offsets[path.name] = offset
+
+    def _register(self, outbox: Outbox, record: Record, wanted: Wanted, run_id: str) -> None:
+        """The run's models, when there are no more to come."""
+        news = _news(record, "model", {facts.name: facts for facts in wanted.models})
+        if wanted.status == "RUNNING" or not news:
+            return
+        try:
+            with FileLock(self._store / "locks" / "registry.lock"):
+                register(self.client, wanted.experiment, [facts for _, _, facts in news], run_id)
+        except MlflowException as error:
+            if error.get_http_status_code() not in FINAL_ANSWERS:
+                raise
+            LOGGER.warning("MLflow registers no model of %s: %s", wanted.name, error.message)
+        _confirm(outbox, record, news)
 
     def _set_status(self, outbox: Outbox, record: Record, wanted: Wanted, run_id: str) -> None:
         if wanted.status == record.sent.status:
@@ -160,6 +185,20 @@ def connect(store: Path) -> MlflowClient:
         client = MlflowClient(os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{store / 'mlflow.db'}")
         client.search_experiments(max_results=1)
     return client
+
+
+@contextlib.contextmanager
+def answering() -> Iterator[None]:
+    """A tracking server that does not answer, or not with what is asked for, is an error to mend.
+
+    Raises:
+        StageError: Instead of MLflow's own error.
+    """
+    try:
+        yield
+    except MlflowException as error:
+        server = os.environ.get("MLFLOW_TRACKING_URI", "the store's database")
+        raise StageError(f"MLflow ({server}) cannot be read: {str(error).splitlines()[0][:300]}") from error
 
 
 def run_page(experiment: str, run_id: str) -> str:

@@ -41,6 +41,19 @@ class DatasetFacts(BaseModel):
     context: str
 
 
+class ModelFacts(BaseModel):
+    """A model that a run exported, to be a version of a registered model."""
+
+    name: str
+    """Of the registered model."""
+    key: str
+    """Of the artifact, which becomes one version and no more."""
+    source: str
+    """Its directory."""
+    tags: dict[str, str] = {}
+    description: str = ""
+
+
 class Wanted(BaseModel):
     """What a tracked run should look like."""
 
@@ -58,9 +71,11 @@ class Wanted(BaseModel):
     metrics: dict[str, float] = {}
     """Results, each sent once."""
     live: str | None = None
-    """metrics.jsonl of the stage, followed while it grows."""
+    """metrics.jsonl of the stage, followed while it grows, and with it system_metrics.jsonl beside it."""
     files: dict[str, str] = {}
     """Files to show with the run: path → folder in the run's artifacts."""
+    models: list[ModelFacts] = []
+    """To be registered once the run has ended."""
     cached_key: str | None = None
     """Key of the stage, where this run only found its result; the run that computed it is looked up and linked."""
 
@@ -72,9 +87,9 @@ class Sent(BaseModel):
     url: str | None = None
     """Of its page."""
     done: list[str] = []
-    """Digests of the tags, params, datasets and files already there."""
-    offset: int = 0
-    """Bytes of metrics.jsonl already sent."""
+    """Digests of the tags, params, datasets, files and models already there."""
+    offsets: dict[str, int] = {}
+    """Bytes already sent of metrics.jsonl and system_metrics.jsonl."""
     last_step: dict[str, int] = {}
     """Of each metric; a resumed stage repeats steps, which are not sent again."""
     uncertain: bool = False

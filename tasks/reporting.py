@@ -58,7 +58,7 @@ def report(
 @stage_task("export {role}")
 def export_model(config: Config, role: str, model: Artifact, examples: Artifact, results: Artifact) -> Artifact | State:
     """A trained student as an ordinary Hugging Face directory with its card."""
-    stage = Card(role=role, config=config.model_dump(mode="json", exclude={"runtime"}))
+    stage = Card(role=role, config=config.model_dump(mode="json", exclude={"runtime", "promotion"}))
     inputs: dict[str, Input] = {"model": model, "examples": examples, "report": results}
     return compute(stage, inputs, config, f"export {role}")
 

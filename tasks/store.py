@@ -39,16 +39,22 @@ def users(store: Store) -> dict[str, set[str]]:
 
 
 def _tracked(store: Store) -> Iterable[tuple[str, str]]:
-    """Key of each stage that a flow run in MLflow has, and the flow run's name."""
+    """Key of each stage that a flow run in MLflow has, and the flow run's name; champions, present and former, too."""
     set_mlflow_defaults()
     from mlflow.exceptions import MlflowException
 
     from tasks.mlflow_client import Sender
+    from tasks.registry import lineage, names_with_champion
 
     try:
         client = Sender(store.root).client
         experiments = [experiment.experiment_id for experiment in client.search_experiments()]
         runs = _pages(client, experiments)
+        champions = [
+            (version.tags[KEY_TAG], f"champion {version.version} of {name}")
+            for name in names_with_champion(client)
+            for version in lineage(client, name)
+        ]
     except MlflowException as error:
         where = os.environ.get("MLFLOW_TRACKING_URI", "the store's own database")
         raise StageError(
@@ -58,7 +64,8 @@ def _tracked(store: Store) -> Iterable[tuple[str, str]]:
     names = {run.info.run_id: run.info.run_name or run.info.run_id for run in runs}
     stages = [run.data.tags for run in runs if KEY_TAG in run.data.tags]
     # deleting a flow run in MLflow leaves the runs of its stages, which then count no more
-    return [(tags[KEY_TAG], names[tags[PARENT_TAG]]) for tags in stages if tags.get(PARENT_TAG) in names]
+    used = [(tags[KEY_TAG], names[tags[PARENT_TAG]]) for tags in stages if tags.get(PARENT_TAG) in names]
+    return used + champions
 
 
 def _pages(client: Any, experiments: list[str]) -> list[Any]:

@@ -23,6 +23,7 @@ from minillm.artifacts import METRICS
 from minillm.config import Runtime
 from minillm.errors import StageError
 from minillm.worker import BAD_INPUT
+from tasks.system_metrics import SystemMetrics
 
 GRACE_SECONDS = 30.0
 """From SIGTERM to SIGKILL."""
@@ -49,7 +50,9 @@ class WorkerStoppedError(Exception):
     """The worker was stopped on purpose, by a cancelled flow or a timeout; it is not started again."""
 
 
-def run_worker(spec: Path, runtime: Runtime, log: Callable[[str], None], stop: threading.Event) -> None:
+def run_worker(
+    spec: Path, runtime: Runtime, log: Callable[[str], None], stop: threading.Event, samples: Path | None = None
+) -> None:
     """Run one stage to its end.
 
     Args:
@@ -57,6 +60,7 @@ def run_worker(spec: Path, runtime: Runtime, log: Callable[[str], None], stop: t
         runtime: Number of processes and threads, and the timeout.
         log: Gets each line that the worker writes, while it runs.
         stop: When set, the group is ended.
+        samples: Where system metrics are appended while it runs; without it, none are taken.
 
     Raises:
         StageError: The worker refused its input.
@@ -66,7 +70,9 @@ def run_worker(spec: Path, runtime: Runtime, log: Callable[[str], None], stop: t
     refusal, metrics = spec.parent / "error.txt", spec.parent / "output" / METRICS
     refusal.unlink(missing_ok=True)
     last: deque[str] = deque(maxlen=LAST_LINES)
-    with Group(_command(spec, runtime), _environment(runtime)) as group:
+    with Group(_command(spec, runtime), _environment(runtime)) as group, contextlib.ExitStack() as sampling:
+        if samples is not None:
+            sampling.enter_context(SystemMetrics(group.process.pid, samples))
         deadline = time.monotonic() + runtime.timeout_hours * 3600
         reason = None
         silent, said, written = False, time.monotonic(), 0

@@ -4,7 +4,7 @@ import contextlib
 import difflib
 import os
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -16,7 +16,8 @@ from minillm.evaluation.uncertainty import prompt_scores
 from minillm.nearest import suggestion
 from minillm.reporting.plots import CURVES
 from minillm.reporting.runs import Run
-from tasks.mlflow_client import CACHED_TAG, KEY_TAG, connect, run_page
+from tasks.mlflow_client import CACHED_TAG, answering, connect, run_page
+from tasks.registry import KEY_TAG
 from tasks.tracking import COMPARED_TAG, SCORES, SCORES_FOLDER, prefect_page, short_digest
 
 FLOW_TAG = "prefect.flow_run_id"
@@ -40,9 +41,9 @@ class TrackedRuns:
                 f"there are no tracked runs in {store}: it has no mlflow.db; give the runtime.store of the runs, or "
                 "set MLFLOW_TRACKING_URI to the server that has them"
             )
-        with _answering():
-            self._client = connect(store)
-            self._names = {found.experiment_id: found.name for found in self._client.search_experiments()}
+        with answering():
+            self.client = connect(store)
+            self._names = {found.experiment_id: found.name for found in self.client.search_experiments()}
 
     def of_flows(self, experiment: str | None = None) -> list[TrackedRun]:
         """Runs of whole flows, the newest first; of all experiments unless one is named.
@@ -53,7 +54,7 @@ class TrackedRuns:
         if experiment is not None and experiment not in self._names.values():
             raise StageError(f"there is no experiment {experiment!r}; {suggestion(experiment, self._names.values())}")
         chosen = [identity for identity, name in self._names.items() if experiment in (None, name)]
-        with _answering():
+        with answering():
             return self._search(chosen, OF_FLOWS, newest_first=True)
 
     def find(self, words: str, runs: Sequence[TrackedRun]) -> TrackedRun:
@@ -97,11 +98,19 @@ class TrackedRuns:
             for name, run in zip(short, runs, strict=True)
         ]
 
-    def read(self, run: TrackedRun, label: str) -> Run:
-        """All that is compared of a run."""
+    def read(self, run: TrackedRun, label: str, metric: str = "score", with_curves: bool = True) -> Run:
+        """All that is compared of a run.
+
+        Args:
+            run: As `find` gives it.
+            label: What to call it.
+            metric: Of the scores: rouge_l or exact_match; without it, each benchmark's own.
+            with_curves: Whether to read the curves of trainings, which takes longest.
+        """
         identity, info = run.info.run_id, run.info
-        with _answering():
+        with answering():
             stages = self._search([info.experiment_id], f"tags.`{PARENT_TAG}` = '{identity}'")
+            trainings = [stage for stage in stages if with_curves and _is(stage, "train")]
             return Run(
                 label=label,
                 identity=identity,
@@ -115,15 +124,15 @@ class TrackedRuns:
                 data=_data(run, stages),
                 code=_code(stages),
                 metrics=run.data.metrics,
-                scores=self._scores(identity),
-                curves={stage.data.params["role"]: self._curves(stage) for stage in stages if _is(stage, "train")},
+                scores=self._scores(identity, metric),
+                curves={stage.data.params["role"]: self._curves(stage) for stage in trainings},
             )
 
     def _search(self, experiments: Sequence[str], query: str, newest_first: bool = False) -> list[TrackedRun]:
         order = f"attributes.start_time {'DESC' if newest_first else 'ASC'}"
         found, token = [], None
         while True:
-            page = self._client.search_runs(list(experiments), query, order_by=[order], page_token=token)
+            page = self.client.search_runs(list(experiments), query, order_by=[order], page_token=token)
             found += page
             token = page.token
             if not token:
@@ -132,16 +141,16 @@ class TrackedRuns:
     def _enclosing(self, identity: str) -> list[str]:
         """Id of the run around a stage's run; none where this is the id of no stage's run."""
         with contextlib.suppress(MlflowException, KeyError):
-            return [self._client.get_run(identity).data.tags[PARENT_TAG]]
+            return [self.client.get_run(identity).data.tags[PARENT_TAG]]
         return []
 
-    def _scores(self, identity: str) -> dict[str, dict[str, pd.Series]]:
-        folders = [file.path for file in self._client.list_artifacts(identity, SCORES_FOLDER)]
+    def _scores(self, identity: str, metric: str) -> dict[str, dict[str, pd.Series]]:
+        folders = [file.path for file in self.client.list_artifacts(identity, SCORES_FOLDER)]
         scores = {}
         for folder in sorted(folders, key=lambda path: (Path(path).name != "teacher", path)):
             with tempfile.TemporaryDirectory() as here:
-                path = self._client.download_artifacts(identity, f"{folder}/{SCORES}", here)
-                scores[Path(folder).name] = prompt_scores(pd.read_parquet(path))
+                path = self.client.download_artifacts(identity, f"{folder}/{SCORES}", here)
+                scores[Path(folder).name] = prompt_scores(pd.read_parquet(path), metric)
         return scores
 
     def _curves(self, stage: TrackedRun) -> dict[str, pd.Series]:
@@ -151,7 +160,7 @@ class TrackedRuns:
             query = f"tags.`{KEY_TAG}` = '{key}' AND tags.{CACHED_TAG} = 'false'"
             stage = next(iter(self._search(list(self._names), query)), stage)
         points = {
-            name: {point.step: point.value for point in self._client.get_metric_history(stage.info.run_id, name)}
+            name: {point.step: point.value for point in self.client.get_metric_history(stage.info.run_id, name)}
             for name in CURVES
             if name in stage.data.metrics
         }
@@ -191,13 +200,3 @@ def _code(stages: Sequence[TrackedRun]) -> Mapping[str, str]:
         if "code" in stage.data.tags:
             code[f"code of {stage.data.tags['stage']}"] = stage.data.tags["code"][:CODE_CHARACTERS]
     return {library: ", ".join(sorted(several)) for library, several in versions.items()} | code
-
-
-@contextlib.contextmanager
-def _answering() -> Iterator[None]:
-    """A tracking server that does not answer, or not with what is asked for, is an error to mend."""
-    try:
-        yield
-    except MlflowException as error:
-        server = os.environ.get("MLFLOW_TRACKING_URI", "the store's database")
-        raise StageError(f"MLflow ({server}) cannot be read: {str(error).splitlines()[0][:300]}") from error

@@ -14,6 +14,7 @@ from minillm.config import BaseConfig, Model, Source
 from minillm.data.sources import Resolved
 from minillm.stages import (
     Benchmarks,
+    Card,
     DownstreamTasks,
     HeldOutTexts,
     Preference,
@@ -22,7 +23,7 @@ from minillm.stages import (
     Score,
     Stage,
 )
-from tasks.outbox import DatasetFacts, Outbox, Record, Wanted
+from tasks.outbox import DatasetFacts, ModelFacts, Outbox, Record, Wanted
 from tasks.settings import PREFECT_UI, set_mlflow_defaults
 
 SHOWN_FILES = (".md", ".html", ".csv", ".png", ".json")
@@ -36,6 +37,8 @@ LONGEST_DIGEST = 36
 SCORES = "scores.parquet"
 SCORES_FOLDER = "scores"
 """In the enclosing run's files: METHOD/scores.parquet, from which runs are compared prompt by prompt."""
+WEIGHTS_TAG = "weights"
+"""On a registered model: digest of the trained weights, which one artifact after another may hold beside a new card."""
 COMPARED_TAG = "compared"
 """On the runs that are comparisons: ids of the runs compared."""
 
@@ -151,6 +154,22 @@ def on_parent(wanted: Wanted, artifact: Artifact, stage: Stage) -> None:
         wanted.files[str(Path(artifact.path) / SCORES)] = f"{SCORES_FOLDER}/{stage.role}"
     if isinstance(stage, Report):
         wanted.files |= shown_files(artifact)
+    if isinstance(stage, Card):
+        name = f"{wanted.experiment}-{stage.role}"
+        weights = artifact.manifest()["inputs"]["model"]["digest"]
+        tags = {"role": stage.role, WEIGHTS_TAG: weights, **score_tags(wanted.metrics, stage.role)}
+        facts = ModelFacts(name=name, key=artifact.key, source=artifact.path, tags=tags)
+        wanted.models = [*(model for model in wanted.models if model.name != name), facts]
+
+
+def score_tags(metrics: Mapping[str, float], role: str) -> dict[str, str]:
+    """A row's scores by METRIC/BENCHMARK, from the enclosing run's METRIC/ROW/BENCHMARK."""
+    scores = {tuple(name.split("/")): f"{value:.2f}" for name, value in metrics.items()}
+    return {
+        f"{name[0]}/{name[2]}": value
+        for name, value in scores.items()
+        if len(name) == 3 and name[0] in Score.shown and name[1] == role and not name[2].endswith("_spread")
+    }
 
 
 def shown_files(artifact: Artifact) -> dict[str, str]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from minillm.annotation.judgements import Compared
-from minillm.artifacts import MANIFEST, METRICS, text_digest
+from minillm.artifacts import CLOCKED, MANIFEST, text_digest
 from minillm.data.benchmarks import load_benchmarks
 from minillm.data.tables import read_records
 from minillm.errors import StageError
@@ -156,7 +156,7 @@ def mismatch(compared: Compared, responses: Mapping[str, Path]) -> str | None:
     for role in (compared.method, compared.other):
         if role not in responses:
             return f"the run has no method {role}; {suggestion(role, responses)}"
-    names = [path.stem for path in responses[compared.method].glob("*.jsonl") if path.name != METRICS]
+    names = [path.stem for path in responses[compared.method].glob("*.jsonl") if path.name not in CLOCKED]
     if compared.benchmark not in names:
         return f"the run has no benchmark {compared.benchmark}; {suggestion(compared.benchmark, names)}"
     texts = [

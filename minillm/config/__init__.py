@@ -18,6 +18,7 @@ from minillm.config.evaluation import (
 )
 from minillm.config.experiment import BaseConfig, Config, EvaluationConfig, Runtime
 from minillm.config.judge import Judge, Prices
+from minillm.config.promotion import Promotion
 from minillm.config.training import Method, Policy, Student, Teacher, Training
 
 __all__ = [
@@ -37,6 +38,7 @@ __all__ = [
     "MultipleChoice",
     "Policy",
     "Prices",
+    "Promotion",
     "Prompts",
     "QuestionFields",
     "Runtime",

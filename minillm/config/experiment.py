@@ -8,7 +8,9 @@ from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 from minillm.config.base import Model, Strict
 from minillm.config.data import Data, Prompts, Tokenizer
 from minillm.config.evaluation import Evaluation
+from minillm.config.promotion import Promotion
 from minillm.config.training import Method, Student, Teacher
+from minillm.nearest import suggestion
 
 
 class Runtime(Strict):
@@ -83,6 +85,8 @@ class Config(BaseConfig):
     student: Student
     methods: dict[str, Method] = Field(min_length=1)
     """Rows of the result table beside the teacher, e.g. sft, kd, seqkd, minillm."""
+    promotion: Promotion | None = None
+    """What the best student must show to become the champion of this experiment; without it, none is put forward."""
 
     @property
     def rows(self) -> tuple[str, ...]:
@@ -107,6 +111,11 @@ class Config(BaseConfig):
                     f"{method.policy.plain_text_coefficient}, but there is no data.plain_text; "
                     "give a corpus or set the coefficient to 0"
                 )
+        if self.promotion and self.promotion.method and self.promotion.method not in self.methods:
+            raise ValueError(
+                f"promotion.method is {self.promotion.method!r}, which is no student; "
+                f"{suggestion(self.promotion.method, self.methods)}"
+            )
         if self.teacher.model.architecture is not None and self.teacher.training is None:
             raise ValueError("teacher.training is null, but its weights are random; give it a training section")
         exposure, room = self.evaluation.exposure_bias, self.data.response_room

@@ -34,11 +34,16 @@ class Estimate:
     """Two-sided, of the mean being zero."""
 
 
-def prompt_scores(scores: pd.DataFrame) -> dict[str, pd.Series]:
-    """The score (0–100) of each headline prompt by its index, the mean over seeds, for each benchmark."""
+def prompt_scores(scores: pd.DataFrame, metric: str = "score") -> dict[str, pd.Series]:
+    """The score (0–100) of each headline prompt by its index, the mean over seeds, for each benchmark.
+
+    Args:
+        scores: One row per prompt and seed (see `minillm.evaluation.scoring`).
+        metric: rouge_l or exact_match; without it, each benchmark's own.
+    """
     headline = scores.query("headline")
     return {
-        str(name): pd.Series(part.pivot_table(values="score", index="index")["score"], dtype=float) * 100
+        str(name): pd.Series(part.pivot_table(values=metric, index="index")[metric], dtype=float) * 100
         for name, part in headline.groupby("benchmark", sort=False)
     }
 

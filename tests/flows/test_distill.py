@@ -322,6 +322,36 @@ def test_an_unknown_downstream_task_stops_the_run_before_anything_is_trained(fir
     assert "lm-evaluation-harness has no task 'arc_esy'; near names: arc_easy" in failed.log
 
 
+def test_models_are_registered_and_a_run_is_put_forward_where_its_configuration_says_so(first: Finished, server: str):
+    store = first.config.parent / "store"
+    done = distill(first.config, "--set", "promotion.method=minillm", PREFECT_API_URL=server)
+    assert done.status == 0, done.log
+    assert re.search(
+        r"^promotion +promoted to version 1 of small: minillm of small \S+ is the first", done.output, re.MULTILINE
+    )
+    client = MlflowClient(f"sqlite:///{store / 'mlflow.db'}")
+    champion = client.get_model_version_by_alias("small", "champion")
+    (model,) = re.findall(r"^model minillm +(\S+)$", done.output, re.MULTILINE)
+    assert champion.source == model
+    versions = client.search_model_versions("name LIKE 'small-%'")
+    assert {version.name for version in versions} == {"small-sft", "small-minillm"}
+    sources = [version.source for version in versions]
+    assert model in sources
+    assert len(set(sources)) == len(sources), "each artifact is one version"
+    assert all("rouge_l/dolly" in version.tags for version in versions)
+
+    again = run_flow("promote", first.config, str(champion.run_id), "--store", str(store), PREFECT_API_URL=server)
+    assert again.status == 1, again.log
+    assert "not promoted: minillm of small" in again.output
+    assert "is the champion already, version 1" in again.output
+    with get_client(sync_client=True) as prefect:
+        shown = [str(artifact.data) for artifact in prefect.read_artifacts() if artifact.key == "promotion-small"]
+    assert any("is the champion already" in words for words in shown)
+    back = run_flow("promote", first.config, "--rollback", "small", "--store", str(store))
+    assert back.status == 2
+    assert "is its first champion; there is none before it" in back.log
+
+
 def test_a_misspelt_key_is_refused_before_anything_starts(first: Finished):
     refused = distill(first.config, "--set", "methods.minillm.trainin.learning_rate=1")
     assert refused.status == 2

@@ -8,14 +8,15 @@ from pathlib import Path
 import pytest
 from filelock import Timeout
 
-from minillm.artifacts import METRICS, Artifact, Store, text_digest
+from minillm.artifacts import CLOCKED, Artifact, Store, text_digest
 
 
 def complete(store: Store, key: str = "k" * 64, text: str = "result", metrics: str = "{}") -> Artifact:
     output = store.work_directory("score", key) / "output"
     (output / "sub").mkdir(exist_ok=True)
     (output / "sub" / "table.txt").write_text(text)
-    (output / METRICS).write_text(metrics)
+    for name in CLOCKED:
+        (output / name).write_text(metrics)
     return store.complete("score", key, {"settings": {"a": 1}})
 
 

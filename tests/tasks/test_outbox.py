@@ -14,7 +14,7 @@ from mlflow.entities import Run
 
 from minillm.artifacts import Store
 from tasks.mlflow_client import Sender
-from tasks.outbox import DatasetFacts, Outbox, Record, Wanted
+from tasks.outbox import DatasetFacts, ModelFacts, Outbox, Record, Wanted
 from tasks.tracking import Tracker
 
 
@@ -184,6 +184,35 @@ def test_a_found_result_is_linked_to_the_run_that_computed_it(store: Path):
     assert "computed_by" not in computed.data.tags
     assert elsewhere.data.tags["cached"] == "true"
     assert elsewhere.data.tags["computed_by"] == computed.info.run_id
+
+
+def test_an_exported_model_is_registered_once_though_mlflow_was_away(store: Path, monkeypatch: pytest.MonkeyPatch):
+    def flow_run(identity: str, *keys: str) -> Outbox:
+        box = outbox(store)
+        box.open(identity, wanted())
+        facts = [ModelFacts(name="e-minillm", key=key, source=f"/models/{key}", tags={"mean": "1.5"}) for key in keys]
+        with box.change(identity) as record:
+            record.models = facts
+        finish(box, identity)
+        return box
+
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{free_port()}")
+    away = flow_run("first", "a")
+    assert not away.close()
+    left = json.loads((store / "tracking" / "first.json").read_text())
+    (store / "tracking" / "first.json").write_text(json.dumps({**left, "owner": "of-a-dead-process"}))
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    assert flow_run("second", "a").close(), "sends what the first could not, too"
+    assert flow_run("third", "a", "b").close()
+    client = MlflowClient(f"sqlite:///{store / 'mlflow.db'}")
+    versions = client.search_model_versions("name = 'e-minillm'")
+    assert sorted((version.source, version.tags["minillm.key"]) for version in versions) == [
+        ("/models/a", "a"),
+        ("/models/b", "b"),
+    ]
+    (registered,) = [version for version in versions if version.source == "/models/a"]
+    assert registered.run_id == runs(store)[0].info.run_id, "the one that exported it"
+    assert registered.tags["mean"] == "1.5"
 
 
 def test_first_use_by_several_threads_makes_one_database(store: Path):

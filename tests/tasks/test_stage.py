@@ -124,6 +124,7 @@ def test_a_killed_worker_is_started_again_and_continues_while_mlflow_is_away(
         listener.bind(("127.0.0.1", 0))
         port = listener.getsockname()[1]
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{port}")
+    monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.2")
     config = with_data(tmp_path, computed_data, *LONG)
     with when_training(config, 5, lambda process: process.send_signal(signal.SIGKILL)) as killed:
         outcome = run(config, training)
@@ -148,6 +149,14 @@ def test_a_killed_worker_is_started_again_and_continues_while_mlflow_is_away(
         sent = [point.step for point in client.get_metric_history(computed.info.run_id, name)]
         logged = {record["step"] for record in records if name in record["metrics"]}
         assert sent == sorted(logged), "every step is there, and no step twice"
+
+    samples = (Path(artifact.path) / "system_metrics.jsonl").read_text().splitlines()
+    for name in ("cpu_utilization_percentage", "system_memory_usage_megabytes", "worker_memory_usage_megabytes"):
+        points = client.get_metric_history(computed.info.run_id, f"system/{name}")
+        assert [point.step for point in points] == list(range(1, len(samples) + 1)), "of both attempts, each once"
+        assert max(point.value for point in points) > 0
+    worker = client.get_metric_history(computed.info.run_id, "system/worker_memory_usage_megabytes")
+    assert max(point.value for point in worker) < psutil.virtual_memory().total / 1e6
 
 
 def test_ctrl_c_stops_the_worker_at_a_checkpoint_and_nothing_is_retried(tmp_path: Path, computed_data: Path):

@@ -1,0 +1,82 @@
+"""Whether a student takes the champion's place: both answered the same prompts, and the gain is no accident of them."""
+
+from dataclasses import dataclass
+
+from minillm.config import Promotion
+from minillm.evaluation.uncertainty import estimate
+from minillm.reporting.comparison import MEAN, WORDS, Difference
+from minillm.reporting.runs import ABSENT, Row, differences_by_prompt
+
+SAMPLING = ("strategy", "temperature", "top_k", "top_p", "no_repeat_ngram")
+"""Fields of `evaluation` that change what a score is of; other seeds only draw again."""
+THIS, OTHER = "this run", "the champion's run"
+OWN_METRIC = "metric"
+"""Of a benchmark: what its table shows, whatever is compared here."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What came of it, and why."""
+
+    promoted: bool
+    reason: str
+
+
+def judge(candidate: Row, champion: Row, rule: Promotion, called: str = "the champion") -> Verdict:
+    """Compare a candidate with the present champion by the paired bootstrap over prompts.
+
+    Args:
+        candidate: With its scores in the rule's metric.
+        champion: With the same metric's.
+        rule: What it takes.
+        called: What the champion is called in the reason.
+    """
+    if reasons := other_versions(candidate, champion):
+        return Verdict(
+            False,
+            f"it was not measured as {called} was: {'; '.join(reasons)}; measure it on the same, or begin anew by "
+            "removing the alias `champion` in MLflow",
+        )
+    groups = [differences_by_prompt(candidate, champion, name).to_numpy(dtype=float) for name in champion.scores]
+    found = estimate(groups)
+    difference = Difference(candidate.name, champion.name, MEAN, found.value, found.low, found.high, found.p_value)
+    prompts = f"{sum(map(len, groups))} prompts of {len(groups)} benchmark{'s'[: len(groups) > 1]}"
+    if found.p_value is None:
+        return Verdict(False, "a benchmark with a single prompt cannot tell a gain from an accident; give it more")
+    chance = f"p = {found.p_value:.3f}" if found.p_value >= 0.001 else "p < 0.001"
+    words = f"{WORDS[rule.metric]} {difference} against {called}, {chance}, {prompts}"
+    if found.value > 0 and found.p_value < rule.significance:
+        return Verdict(True, words)
+    return Verdict(False, f"{words}; it takes a gain with p < {rule.significance:g}")
+
+
+def other_versions(candidate: Row, champion: Row) -> list[str]:
+    """In what the two were measured differently: by benchmark, and how answers were sampled."""
+    unscored = [whose for row, whose in ((candidate, THIS), (champion, OTHER)) if not row.scores]
+    if unscored:
+        return [f"MLflow has no scores per prompt of {whose}" for whose in unscored]
+    names = dict.fromkeys([*champion.scores, *candidate.scores])
+    found = {name: _other_version(candidate, champion, name) for name in names}
+    sampling = [
+        f"evaluation.{field} is {ours} instead of {theirs}"
+        for field in SAMPLING
+        for ours, theirs in [[row.run.params.get(f"evaluation.{field}", ABSENT) for row in (candidate, champion)]]
+        if ours != theirs
+    ]
+    return [*(f"{name}: {reason}" for name, reason in found.items() if reason), *sampling]
+
+
+def _other_version(candidate: Row, champion: Row, benchmark: str) -> str | None:
+    for row, whose in ((candidate, THIS), (champion, OTHER)):
+        if benchmark not in row.scores:
+            return f"not measured in {whose}"
+    (ours, how), (theirs, how_then) = (row.run.benchmark_version(benchmark) for row in (candidate, champion))
+    if ours is None or ours != theirs:
+        return f"its data are other ones (digest {(ours or ABSENT)[:12]} instead of {(theirs or ABSENT)[:12]})"
+    for field in sorted({*how, *how_then} - {OWN_METRIC}):
+        if how.get(field) != how_then.get(field):
+            return f"{field} is {how.get(field, ABSENT)} instead of {how_then.get(field, ABSENT)}"
+    counted = [row.scores[benchmark].index for row in (candidate, champion)]
+    if not counted[0].equals(counted[1]):
+        return f"other prompts count ({len(counted[0])} instead of {len(counted[1])}; see min_reference_tokens)"
+    return None
