@@ -36,7 +36,7 @@ def distill(config_file: str = "configs/quickstart.yaml", overrides: tuple[str, 
     config = load_config(config_file, overrides)
     with tracked(config) as session:
         ended = conclude(session, config, *stages(config))
-        return propose(session, config, ended)
+    return propose(session, config, ended)
 
 
 def stages(config: Config) -> tuple[PrefectFuture[Any], dict[str, PrefectFuture[Any]]]:
