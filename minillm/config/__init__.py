@@ -16,8 +16,9 @@ from minillm.config.evaluation import (
     MultipleChoice,
     QuestionFields,
 )
-from minillm.config.experiment import BaseConfig, Config, EvaluationConfig, Runtime
+from minillm.config.experiment import BaseConfig, Config, EvaluationConfig, Runtime, Tracked
 from minillm.config.judge import Judge, Prices
+from minillm.config.study import Study, StudyRun
 from minillm.config.training import Method, Policy, Student, Teacher, Training
 
 __all__ = [
@@ -43,8 +44,11 @@ __all__ = [
     "Source",
     "Strict",
     "Student",
+    "Study",
+    "StudyRun",
     "Teacher",
     "Template",
     "Tokenizer",
+    "Tracked",
     "Training",
 ]
