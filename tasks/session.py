@@ -1,6 +1,7 @@
 """What the stages of one flow run share: store, tracked run, limit on parallel work, and the way to stop."""
 
 import contextlib
+import contextvars
 import signal
 import threading
 import time
@@ -12,30 +13,50 @@ from prefect.futures import PrefectFuture
 from prefect.runtime import flow_run
 
 from minillm.artifacts import Store
-from minillm.config import BaseConfig
+from minillm.config import Tracked
 from tasks import tracking
-from tasks.outbox import Outbox
-from tasks.supervision import GRACE_SECONDS
+from tasks.outbox import Outbox, Sent
+from tasks.supervision import GRACE_SECONDS, WorkerStoppedError
 
 _SESSIONS: dict[str, "Session"] = {}
+_AROUND: contextvars.ContextVar["Session | None"] = contextvars.ContextVar("around", default=None)
+
+
+class Stop(threading.Event):
+    """Set by itself, or with that of the flow run around it."""
+
+    def __init__(self, around: threading.Event | None) -> None:
+        super().__init__()
+        self._around = around
+
+    def is_set(self) -> bool:
+        """Whether work is to end."""
+        return super().is_set() or (self._around is not None and self._around.is_set())
 
 
 class Session:
     """One flow run's shared state; `tracked` opens it, and stages find it by the flow run's id."""
 
-    def __init__(self, config: BaseConfig, flow_run_id: str, flow_run_name: str) -> None:
+    def __init__(
+        self, config: Tracked, flow_run_id: str, flow_run_name: str, at_once: int, around: "Session | None"
+    ) -> None:
         self.flow_run_id = flow_run_id
+        self.flow_run_name = flow_run_name
+        self.around = around
+        """Session of the flow run that started this one."""
         self.store = Store(config.runtime.store)
         self.outbox = Outbox(self.store.root / "tracking", tracking.Tracker(self.store.root))
         self.outbox.open(flow_run_id, tracking.flow_run(config, flow_run_id, flow_run_name))
-        self.slots = threading.BoundedSemaphore(config.runtime.parallel_stages)
-        self.stop = threading.Event()
+        self.slots = threading.BoundedSemaphore(at_once)
+        self.stop = Stop(around.stop if around is not None else None)
         self.futures: list[PrefectFuture[Any]] = []
         """Of all stages submitted."""
         self.failures: dict[str, str] = {}
         """What went wrong, by the name of the stage."""
         self.stages: dict[str, str] = {}
         """Record of each stage's tracked run, by the name of the stage."""
+        self.runs: dict[str, Sent] = {}
+        """Tracked runs of the flow runs started by this one, by their names."""
         self._idle = threading.Condition()
         self._running = 0
 
@@ -58,6 +79,8 @@ class Session:
         with self.outbox.change(self.flow_run_id) as wanted:
             wanted.status, wanted.ended = status, time.time()
         self.outbox.close()
+        if self.around is not None:
+            self.around.runs[self.flow_run_name] = self.outbox.sent(self.flow_run_id)
 
 
 def current() -> Session:
@@ -69,22 +92,49 @@ def current() -> Session:
 
 
 @contextlib.contextmanager
-def tracked(config: BaseConfig) -> Iterator[Session]:
-    """Open the session of this flow run: a tracked run around its stages, and workers that end with it."""
-    identity = str(flow_run.id)
-    session = _SESSIONS[identity] = Session(config, identity, str(flow_run.name))
+def tracked(config: Tracked, at_once: int | None = None) -> Iterator[Session]:
+    """Open the session of this flow run: a tracked run around its stages, and workers that end with it.
+
+    Args:
+        config: What the tracked run is called, and where it runs.
+        at_once: Stages or flow runs that may be under way at once; without it, `runtime.parallel_stages`.
+    """
+    identity, around = str(flow_run.id), _AROUND.get()
+    places = config.runtime.parallel_stages if at_once is None else at_once
+    session = _SESSIONS[identity] = Session(config, identity, str(flow_run.name), places, around)
+    inside = _AROUND.set(session)  # Prefect's tasks, and what they start, run in copies of this context
     status = "KILLED"  # unless it ends in a way of its own
     try:
         with _stopped_by_signals(session.stop):
             yield session
-        status = "FAILED" if session.failures else "FINISHED"
+        if not session.stop.is_set():
+            status = "FAILED" if session.failures else "FINISHED"
     except Exception:
         status = "FAILED"
         raise
     finally:
+        _AROUND.reset(inside)
         session.stop.set()
         session.close(status)
         del _SESSIONS[identity]
+
+
+@contextlib.contextmanager
+def slot(session: Session) -> Iterator[None]:
+    """One of the places of what may be under way at once.
+
+    Raises:
+        WorkerStoppedError: The flow run was stopped meanwhile.
+    """
+    while not session.slots.acquire(timeout=0.5):
+        if session.stop.is_set():
+            raise WorkerStoppedError("stopped before it began")
+    try:
+        if session.stop.is_set():  # the place was free because others were stopped
+            raise WorkerStoppedError("stopped before it began")
+        yield
+    finally:
+        session.slots.release()
 
 
 @contextlib.contextmanager

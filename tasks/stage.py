@@ -22,14 +22,14 @@ from prefect.runtime import task_run
 from prefect.states import Completed
 
 from minillm.artifacts import METRICS, Artifact, Store, text_digest, write_atomically
-from minillm.config import BaseConfig, Model, Source
+from minillm.config import BaseConfig, Model, Source, Tracked
 from minillm.data.sources import Resolved, resolve
 from minillm.errors import StageError
 from minillm.source_digest import source_digest
 from minillm.stages import Calibration, Exposure, Generate, HeldOut, Job, Respond, Stage, Train
 from tasks import tracking
 from tasks.pages import StagePage, show_texts
-from tasks.session import Session, current
+from tasks.session import Session, current, slot
 from tasks.supervision import WorkerStoppedError, run_worker
 
 LIBRARIES = ("torch", "transformers", "tokenizers", "datasets", "deepspeed", "numpy", "pandas", "rouge-score")
@@ -48,7 +48,7 @@ class StageTask:
     task: Task[..., Artifact | State]
 
     def submit(
-        self, config: BaseConfig, *inputs: Any, wait_for: Iterable[Any] = (), **named_inputs: Any
+        self, config: Tracked, *inputs: Any, wait_for: Iterable[Any] = (), **named_inputs: Any
     ) -> PrefectFuture[Any]:
         """Start in the background, once the inputs and `wait_for` are there; both may be futures of other stages."""
         task = self.task.with_options(retries=config.runtime.retries)
@@ -66,7 +66,7 @@ def stage_task(run_name: str) -> Callable[[Callable[..., Artifact | State]], Sta
     return lambda function: StageTask(task(task_run_name=run_name, **options)(function))
 
 
-def compute(stage: Stage, inputs: Mapping[str, Input], config: BaseConfig, label: str) -> Artifact | State:
+def compute(stage: Stage, inputs: Mapping[str, Input], config: Tracked, label: str) -> Artifact | State:
     """The artifact of a stage, computed only if the store does not have it; then as a state named Cached.
 
     Args:
@@ -97,7 +97,7 @@ class _Run:
     """One look-up or computation of a stage."""
 
     def __init__(
-        self, session: Session, stage: Stage, inputs: Mapping[str, Input], config: BaseConfig, label: str
+        self, session: Session, stage: Stage, inputs: Mapping[str, Input], config: Tracked, label: str
     ) -> None:
         self.session, self.stage, self.config, self.label = session, stage, config, label
         self.artifacts = {name: value for name, value in inputs.items() if isinstance(value, Artifact)}
@@ -127,7 +127,7 @@ class _Run:
                 self._announce(artifact)
                 return Completed(name="Cached", data=artifact)
             try:
-                with _slot(self.session.slots, self.session.stop):
+                with slot(self.session):
                     artifact = self._compute(store)
             except BaseException as error:
                 with self.session.outbox.change(self.record) as wanted:
@@ -196,8 +196,10 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in LIBRARIES}
 
 
-def _resolve(source: Source | Model, config: BaseConfig) -> Resolved:
-    return resolve(source, Path(config.data.directory) if isinstance(source, Source) else Path())
+def _resolve(source: Source | Model, config: Tracked) -> Resolved:
+    if isinstance(source, Source) and isinstance(config, BaseConfig):
+        return resolve(source, Path(config.data.directory))
+    return resolve(source, Path())
 
 
 def _may_retry(task: Task, task_run: TaskRun, state: State) -> bool:
@@ -221,17 +223,3 @@ def _held(lock: FileLock, stop: threading.Event) -> Iterator[None]:
         yield
     finally:
         lock.release()
-
-
-@contextlib.contextmanager
-def _slot(slots: threading.BoundedSemaphore, stop: threading.Event) -> Iterator[None]:
-    """One of `runtime.parallel_stages` places."""
-    while not slots.acquire(timeout=0.5):
-        if stop.is_set():
-            raise WorkerStoppedError("stopped before it began")
-    try:
-        if stop.is_set():  # the place was free because others were stopped
-            raise WorkerStoppedError("stopped before it began")
-        yield
-    finally:
-        slots.release()
