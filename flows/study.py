@@ -13,7 +13,7 @@ from minillm.errors import ConfigError
 from minillm.loading import load_study
 from tasks.server import ensure_prefect_server
 from tasks.session import tracked
-from tasks.studying import compare_variants, conclude_study, distillation, finished
+from tasks.studying import compare_variants, conclude_study, finished, start_runs
 from tasks.tracking import preload
 
 
@@ -27,7 +27,7 @@ def study(study_file: str = "configs/ablation.yaml", overrides: tuple[str, ...] 
     """
     plan = load_study(study_file, overrides)
     with tracked(plan, plan.parallel_runs) as session:
-        runs = {run: distillation.submit(distill, plan, run) for run in plan.runs}
+        runs = start_runs(distill, plan)
         results = compare_variants.submit(plan, finished(runs))
         return conclude_study(session, plan, results)
 

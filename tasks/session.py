@@ -16,7 +16,7 @@ from minillm.artifacts import Store
 from minillm.config import Tracked
 from tasks import tracking
 from tasks.outbox import Outbox, Sent
-from tasks.supervision import GRACE_SECONDS, WorkerStoppedError
+from tasks.supervision import GRACE_SECONDS
 
 _SESSIONS: dict[str, "Session"] = {}
 _AROUND: contextvars.ContextVar["Session | None"] = contextvars.ContextVar("around", default=None)
@@ -117,24 +117,6 @@ def tracked(config: Tracked, at_once: int | None = None) -> Iterator[Session]:
         session.stop.set()
         session.close(status)
         del _SESSIONS[identity]
-
-
-@contextlib.contextmanager
-def slot(session: Session) -> Iterator[None]:
-    """One of the places of what may be under way at once.
-
-    Raises:
-        WorkerStoppedError: The flow run was stopped meanwhile.
-    """
-    while not session.slots.acquire(timeout=0.5):
-        if session.stop.is_set():
-            raise WorkerStoppedError("stopped before it began")
-    try:
-        if session.stop.is_set():  # the place was free because others were stopped
-            raise WorkerStoppedError("stopped before it began")
-        yield
-    finally:
-        session.slots.release()
 
 
 @contextlib.contextmanager

@@ -29,7 +29,7 @@ from minillm.source_digest import source_digest
 from minillm.stages import Calibration, Exposure, Generate, HeldOut, Job, Respond, Stage, Train
 from tasks import tracking
 from tasks.pages import StagePage, show_texts
-from tasks.session import Session, current, slot
+from tasks.session import Session, current
 from tasks.supervision import WorkerStoppedError, run_worker
 
 LIBRARIES = ("torch", "transformers", "tokenizers", "datasets", "deepspeed", "numpy", "pandas", "rouge-score")
@@ -127,7 +127,7 @@ class _Run:
                 self._announce(artifact)
                 return Completed(name="Cached", data=artifact)
             try:
-                with slot(self.session):
+                with _slot(self.session.slots, self.session.stop):
                     artifact = self._compute(store)
             except BaseException as error:
                 with self.session.outbox.change(self.record) as wanted:
@@ -223,3 +223,17 @@ def _held(lock: FileLock, stop: threading.Event) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+@contextlib.contextmanager
+def _slot(slots: threading.BoundedSemaphore, stop: threading.Event) -> Iterator[None]:
+    """One of `runtime.parallel_stages` places."""
+    while not slots.acquire(timeout=0.5):
+        if stop.is_set():
+            raise WorkerStoppedError("stopped before it began")
+    try:
+        if stop.is_set():  # the place was free because others were stopped
+            raise WorkerStoppedError("stopped before it began")
+        yield
+    finally:
+        slots.release()

@@ -15,10 +15,25 @@ from minillm.artifacts import Artifact
 from minillm.config import Study, StudyRun
 from minillm.stages import StudyReport
 from tasks.pages import page_key
-from tasks.session import Session, current, slot
+from tasks.session import Session, current
 from tasks.stage import Input, compute, stage_task
-from tasks.supervision import WorkerStoppedError
 from tasks.tracking import COMPARED_TAG
+
+
+def start_runs(flow: Flow[..., State], study: Study) -> dict[StudyRun, PrefectFuture[Any]]:
+    """Start every run in its turn, as many at once as may be; returns when the last one has begun.
+
+    Args:
+        flow: The main flow.
+        study: Its runs.
+    """
+    slots = current().slots
+    runs: dict[StudyRun, PrefectFuture[Any]] = {}
+    for run in study.runs:
+        slots.acquire()
+        runs[run] = distillation.submit(flow, study, run)
+        runs[run].add_done_callback(lambda _: slots.release())
+    return runs
 
 
 @task(task_run_name="{run.name}", persist_result=False, cache_policy=NO_CACHE)
@@ -32,11 +47,7 @@ def distillation(flow: Flow[..., State], study: Study, run: StudyRun) -> Artifac
     """
     session = current()
     with session.running():
-        try:
-            with slot(session):
-                state = flow.with_options(flow_run_name=run.name)(study.base, run.overrides, return_state=True)
-        except WorkerStoppedError as error:
-            return Failed(message=str(error))
+        state = flow.with_options(flow_run_name=run.name)(study.base, run.overrides, return_state=True)
     if not state.is_completed():
         session.failures[run.name] = state.message or f"ended as {state.name}"
         return Failed(message=state.message)

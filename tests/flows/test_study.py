@@ -15,6 +15,7 @@ import yaml
 from mlflow import MlflowClient
 from mlflow.entities import Run
 from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey
 from prefect.settings import PREFECT_API_URL
 
 from tests.conftest import ROOT
@@ -22,7 +23,7 @@ from tests.flows.test_distill import Finished, run_flow
 from tests.small import write_short_experiment
 
 RATE = "methods.minillm.training.learning_rate"
-MENDED = f"variants.fast=[{RATE}=0.1,methods.minillm.training.steps=300,methods.minillm.training.evaluate_every=300]"
+LONG = ("methods.minillm.training.steps=300", "methods.minillm.training.evaluate_every=300")
 SHARED = ("prepare tokenizer", "read benchmarks", "encode prompts", "filter examples", "pack plain text")
 SHARED += ("fine-tune teacher", "fine-tune initial", "generate teacher", "score teacher", "diversity teacher")
 OWN = ("train minillm", "generate minillm", "score minillm", "diversity minillm", "export minillm")
@@ -35,67 +36,68 @@ def server(prefect_server: None) -> str:
 
 
 @pytest.fixture(scope="module")
-def first(server: str, tmp_path_factory: pytest.TempPathFactory) -> Finished:
-    """Two variants, the second of which cannot be trained."""
+def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A study of three variants: a short one, one that trains for a while, and one that cannot be trained."""
     folder = tmp_path_factory.mktemp("study")
     base = write_short_experiment(folder, ("sft", "minillm"))
     study = {
         "name": "rates",
         "base": str(base),
-        "variants": {"whole": [], "fast": [f"{RATE}=1e30"]},
+        "variants": {"whole": [], "fast": [f"{RATE}=0.1", *LONG], "broken": [f"{RATE}=1e30"]},
         "baseline": "whole",
         "parallel_runs": 2,
         "runtime": {"parallel_stages": 1, "checkpoint_every": 5},
     }
     path = folder / "study.yaml"
     path.write_text(yaml.safe_dump(study, sort_keys=False))
-    return run_flow("study", path, str(path), PREFECT_API_URL=server)
+    return path
 
 
 @dataclass
 class Interrupted:
-    """What Ctrl-C left of the study, its second variant mended."""
+    """What Ctrl-C left of the study."""
 
     status: int
     seconds: float
     """From Ctrl-C until no worker was left."""
-    output: str
+    log: str
     tracked: str
     """Status of the interrupted run in MLflow."""
     checkpoints: int
 
 
 @pytest.fixture(scope="module")
-def interrupted(first: Finished, server: str) -> Interrupted:
+def interrupted(config: Path, server: str) -> Interrupted:
     process = subprocess.Popen(
-        [sys.executable, "-m", "flows.study", str(first.config), "--set", MENDED],
+        [sys.executable, "-m", "flows.study", str(config)],
         cwd=ROOT,
         env=os.environ | {"PREFECT_API_URL": server},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
     )
-    store = first.config.parent / "store"
+    store = config.parent / "store"
     workers = workers_in_training(store, process)
     process.send_signal(signal.SIGINT)
     sent = time.monotonic()
     while any(map(psutil.pid_exists, workers)) and time.monotonic() < sent + 60:
         time.sleep(0.05)
     seconds = time.monotonic() - sent
-    output, _ = process.communicate(timeout=120)
+    log, _ = process.communicate(timeout=120)
     checkpoints = len(list(store.glob("work/train-*/checkpoints/step-*/checkpoint.json")))
-    tracked = parents(first.config)["rates fast, seed 1"].info.status
-    return Interrupted(process.returncode, seconds, output, tracked, checkpoints)
+    tracked = parents(config)["rates fast, seed 1"].info.status
+    return Interrupted(process.returncode, seconds, log, tracked, checkpoints)
 
 
 @pytest.fixture(scope="module")
-def continued(first: Finished, interrupted: Interrupted, server: str) -> Finished:
-    return run_flow("study", first.config, str(first.config), "--set", MENDED, PREFECT_API_URL=server)
+def continued(config: Path, interrupted: Interrupted, server: str) -> Finished:
+    """The same command again."""
+    return run_flow("study", config, str(config), PREFECT_API_URL=server)
 
 
 def workers_in_training(store: Path, process: subprocess.Popen[str]) -> list[int]:
     """Process ids of a study's workers, once one has trained for a while."""
-    deadline = time.monotonic() + 240
+    deadline = time.monotonic() + 400
     while time.monotonic() < deadline and process.poll() is None:
         logs = [path.read_text().splitlines() for path in store.glob("work/train-*/output/metrics.jsonl")]
         if any(len(lines) >= 8 for lines in logs):
@@ -120,36 +122,31 @@ def parents(config: Path) -> dict[str, Run]:
     return {str(run.info.run_name): run for run in runs if "mlflow.parentRunId" not in run.data.tags}
 
 
-def test_what_runs_share_is_computed_once(first: Finished):
-    counts = computed(first.log)
-    assert {name: counts.get(name) for name in SHARED} == dict.fromkeys(SHARED, 1)
-    assert {name: counts.get(name) for name in OWN} == dict.fromkeys(OWN, 1), "of the variant that can be trained"
-    assert not {"train sft", "generate sft"} & set(first.states())
-
-
-def test_a_run_that_fails_leaves_the_others_and_is_named(first: Finished):
-    assert first.status == 1
-    assert re.search(r"study: Finished in state Failed.*not all runs ended well", first.log)
-    assert re.search(r"fast, seed 1: not all stages were computed.*train minillm: .*not finite", first.log)
-    assert "Left out, for runs of theirs failed: fast, seed 1" in first.output
-    assert re.findall(r"^\| (whole|fast) ", first.output, re.MULTILINE) == ["whole"]
-
-
 def test_ctrl_c_stops_the_workers_of_runs_within_seconds(interrupted: Interrupted):
     assert interrupted.seconds < 10
     assert interrupted.status != 0
     assert interrupted.tracked == "KILLED"
     assert interrupted.checkpoints > 0
-    assert "Finished in state Completed" not in interrupted.output.split("stopping: the flow was cancelled")[1]
+    after = interrupted.log.split("stopping: the flow was cancelled")[1]
+    assert ": started" not in after
+    assert "broken, seed 1" not in interrupted.log, "it had no place yet"
 
 
-def test_the_same_command_computes_only_what_is_missing(continued: Finished):
-    assert continued.status == 0, continued.log[-3000:]
-    counts = computed(continued.log)
-    stages = {name: n for name, n in counts.items() if ", seed" not in name and name not in ("distill", "study")}
-    assert stages == dict.fromkeys([*OWN, "compare variants"], 1)
+def test_the_same_command_goes_on_and_nothing_is_computed_twice(interrupted: Interrupted, continued: Finished):
+    before, after = computed(interrupted.log), computed(continued.log)
+    assert {name: before.get(name, 0) + after.get(name, 0) for name in SHARED} == dict.fromkeys(SHARED, 1)
+    assert {name: before.get(name, 0) + after.get(name, 0) for name in OWN} == dict.fromkeys(OWN, 2)
     assert re.search(r"train minillm: continuing from the checkpoint of step", continued.log)
-    assert re.findall(r"^\| (whole|fast) ", continued.output, re.MULTILINE) == ["whole", "fast", "fast"]
+    assert not {"train sft", "generate sft"} & set(continued.states())
+
+
+def test_a_run_that_fails_leaves_the_others_and_is_named(continued: Finished):
+    assert continued.status == 1
+    assert re.search(r"study: Finished in state Failed.*not all runs ended well", continued.log)
+    assert re.search(r"broken, seed 1: not all stages were computed.*train minillm: .*not finite", continued.log)
+    assert "Left out, for runs of theirs failed: broken, seed 1" in continued.output
+    rows = re.findall(r"^\| (whole|fast|broken) ", continued.output, re.MULTILINE)
+    assert rows == ["whole", "fast", "fast"], "scores, and the difference"
     (place,) = re.findall(r"^study +(\S+)$", continued.output, re.MULTILINE)
     assert Path(place).read_text().count("<svg") >= 3, "differences and curves"
 
@@ -158,19 +155,20 @@ def test_each_run_is_a_flow_run_of_the_main_flow_in_prefect(continued: Finished)
     with get_client(sync_client=True) as client:
         flows = {flow.id: flow.name for flow in client.read_flows()}
         runs = [run for run in client.read_flow_runs() if run.name == "fast, seed 1"]
-        shown = {artifact.key: str(artifact.data) for artifact in client.read_artifacts()}
+        of_study = ArtifactFilter(key=ArtifactFilterKey(any_=["study-rates"]))
+        (shown,) = client.read_artifacts(artifact_filter=of_study)
     assert {flows[run.flow_id] for run in runs} == {"distill"}
     assert all(run.parent_task_run_id is not None for run in runs)
     ends = [run.state_type.name for run in sorted(runs, key=lambda run: str(run.start_time)) if run.state_type]
-    assert ends == ["FAILED", "FAILED", "COMPLETED"], "not trained, interrupted, continued"
-    assert "| fast" in shown["study-rates"]
-    assert "whole, seed 1: [MLflow](" in shown["study-rates"]
+    assert ends == ["FAILED", "COMPLETED"], "interrupted, continued"
+    assert "| fast" in str(shown.data)
+    assert "whole, seed 1: [MLflow](" in str(shown.data)
 
 
-def test_mlflow_has_the_study_with_links_to_its_runs(continued: Finished):
-    runs = parents(continued.config)
-    *_, study = [run for run in runs.values() if "compared" in run.data.tags]
-    assert study.info.status == "FINISHED"
+def test_mlflow_has_the_study_with_links_to_its_runs(config: Path, continued: Finished):
+    runs = parents(config)
+    (study,) = [run for run in runs.values() if "compared" in run.data.tags]
+    assert study.info.status == "FAILED", "for the broken one"
     for name in ("whole", "fast"):
         run = runs[f"rates {name}, seed 1"]
         assert run.info.status == "FINISHED"
@@ -180,12 +178,12 @@ def test_mlflow_has_the_study_with_links_to_its_runs(continued: Finished):
     assert study.data.metrics["score/whole/mean"] == pytest.approx(whole)
     assert study.data.metrics["difference/fast/mean"] == pytest.approx(fast - whole)
     assert study.data.params["baseline"] == "whole"
-    client = MlflowClient(f"sqlite:///{continued.config.parent / 'store' / 'mlflow.db'}")
+    client = MlflowClient(f"sqlite:///{config.parent / 'store' / 'mlflow.db'}")
     assert {"study.html", "results.csv"} <= {file.path for file in client.list_artifacts(study.info.run_id)}
 
 
-def test_a_study_that_cannot_run_is_refused_before_anything_starts(first: Finished):
-    refused = run_flow("study", first.config, str(first.config), "--set", "variants.fast=[methods.minillm.steps=1]")
+def test_a_study_that_cannot_run_is_refused_before_anything_starts(config: Path):
+    refused = run_flow("study", config, str(config), "--set", "variants.fast=[methods.minillm.steps=1]")
     assert refused.status == 2
     assert "variant 'fast' (methods.minillm.steps=1)" in refused.log
     assert "server" not in refused.log
