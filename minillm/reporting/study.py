@@ -2,7 +2,6 @@
 
 import json
 from dataclasses import asdict
-from statistics import fmean
 
 import numpy as np
 import pandas as pd
@@ -73,18 +72,31 @@ def read_measure(job: Job) -> str:
 
 
 def training_curves(job: Job, settings: StudyReport) -> dict[str, dict[str, Curve]]:
-    """The mean over seeds at every step that all of them logged, by metric and variant."""
+    """The mean over seeds, by metric and variant, where all of them have it.
+
+    Seeds log at steps of their own (see `minillm.progress`); between them a curve is a straight line.
+    """
     found: dict[str, dict[str, Curve]] = {}
     for variant in settings.changes:
-        paths = [job.inputs[f"train/{variant}/{seed}"] / METRICS for seed in settings.seeds]
-        points: dict[tuple[str, int], list[float]] = {}
-        for path in paths:
-            for step, name, value in read_metrics(path):
-                points.setdefault((name, step), []).append(value)
-        for (name, step), values in sorted(points.items()):
-            if len(values) == len(paths):
-                found.setdefault(name, {}).setdefault(variant, []).append((step, fmean(values)))
+        curves: dict[str, list[Curve]] = {}
+        for seed in settings.seeds:
+            points: dict[str, Curve] = {}
+            for step, name, value in read_metrics(job.inputs[f"train/{variant}/{seed}"] / METRICS):
+                points.setdefault(name, []).append((step, value))
+            for name, of_seed in points.items():
+                curves.setdefault(name, []).append(of_seed)
+        for name, of_seeds in curves.items():
+            if len(of_seeds) == len(settings.seeds):
+                found.setdefault(name, {})[variant] = _mean_curve(of_seeds)
     return found
+
+
+def _mean_curve(curves: list[Curve]) -> Curve:
+    """From the step where the last one begins to that where the first one ends, at every step that any has."""
+    first, last = max(curve[0][0] for curve in curves), min(curve[-1][0] for curve in curves)
+    steps = sorted({step for curve in curves for step, _ in curve if first <= step <= last})
+    of_seeds = [np.interp(steps, [step for step, _ in curve], [value for _, value in curve]) for curve in curves]
+    return list(zip(steps, np.mean(of_seeds, axis=0).tolist(), strict=True))
 
 
 def _summary(comparison: StudyComparison) -> dict[str, float | str]:

@@ -150,6 +150,16 @@ def test_curves_are_means_over_the_seeds(tmp_path: Path):
     assert curves["train/reverse_kl"]["whole"][:2] == [(1, 1.5), (2, 0.75)]
 
 
+def test_seeds_that_logged_at_other_steps_are_joined_by_straight_lines(tmp_path: Path):
+    job = make_job(tmp_path, ("whole",))
+    for seed, points in ((1, {2: 10.0, 6: 30.0, 9: 0.0}), (2, {4: 1.0, 6: 3.0, 8: 5.0})):
+        lines = [json.dumps({"step": step, "metrics": {"x": value}}) for step, value in points.items()]
+        (job.inputs[f"train/whole/{seed}"] / "metrics.jsonl").write_text("\n".join(lines))
+    assert isinstance(job.settings, StudyReport)
+    curve = study.training_curves(job, job.settings)["x"]["whole"]
+    assert curve == [(4, (20 + 1) / 2), (6, (30 + 3) / 2), (8, (10 + 5) / 2)]
+
+
 def test_a_number_has_a_curve_and_missing_runs_are_named(tmp_path: Path):
     points = {"whole": 0.0, "off": 0.5}
     job = make_job(tmp_path, ("whole", "off"), parameter="methods.x.mix", points=points, missing=("noise, seed 2",))
