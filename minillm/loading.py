@@ -1,6 +1,7 @@
 """Reading a configuration: YAML, overrides, validation, and one message for everything that is wrong with it."""
 
 import importlib.util
+import json
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,7 +14,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 from yaml import YAMLError
 
-from minillm.config import BaseConfig, Config, EvaluationConfig, Judge
+from minillm.config import BaseConfig, Config, EvaluationConfig, Judge, Study, Tracked
 from minillm.errors import ConfigError
 from minillm.nearest import missing_path, suggestion
 
@@ -25,7 +26,13 @@ HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 NAMED = re.compile(r"([\w.-]+)=(.+)")
 """NAME=MODEL; in a path, an = may also stand after the first slash."""
 
-Kind = TypeVar("Kind", bound=BaseConfig)
+ENTRIES = (
+    ("methods",), ("models",), ("variants",), ("grid",),
+    ("evaluation", "benchmarks"), ("evaluation", "calibration"), ("evaluation", "held_out"),
+)  # fmt: skip
+"""Sections of entries by their names; one that is null is left out."""
+
+Kind = TypeVar("Kind", bound=Tracked)
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
@@ -33,7 +40,8 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
 
     Args:
         path: YAML file; `${…}` interpolation is resolved.
-        overrides: `key.sub=value` each, the value in YAML, applied over the file.
+        overrides: `key.sub=value` each, the value in YAML, applied over the file; `methods.kd=null` leaves out a
+            method, and likewise a benchmark or another set to measure on.
 
     Raises:
         ConfigError: With every problem found (unreadable file, unknown key, wrong value, contradiction, missing
@@ -54,6 +62,45 @@ def load_evaluation(path: str | Path, models: Sequence[str] = (), overrides: Seq
         ConfigError: As `load_config`, and if two models would have the same name.
     """
     return _validated(EvaluationConfig, path, _read(Path(path), overrides, named_models(models)))
+
+
+def load_study(path: str | Path, overrides: Sequence[str] = ()) -> Study:
+    """The validated configuration of a study, with that of each of its runs.
+
+    Args:
+        path: As for `load_config`.
+        overrides: `key.sub=value` each, applied over the study's own fields.
+
+    Returns:
+        The study with `runtime` and `overrides` as its runs have them.
+
+    Raises:
+        ConfigError: As `load_config`, naming the variant that cannot run, and if variants cannot be compared.
+    """
+    study = _validated(Study, path, _read(Path(path), overrides))
+    changed = study.runtime.model_dump(mode="json", include=study.runtime.model_fields_set)
+    common = (*study.overrides, *(f"runtime.{field}={json.dumps(value)}" for field, value in changed.items()))
+    try:
+        base = load_config(study.base, common)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: its base with its `overrides`: {error}") from error
+    if study.method not in base.methods:
+        raise ConfigError(
+            f"{path}: method: {study.base} has no method {study.method!r}; {suggestion(study.method, base.methods)}"
+        )
+    others = tuple(f"methods.{name}=null" for name in base.methods if name != study.method)
+    study = study.model_copy(update={"overrides": (*common, *others), "runtime": base.runtime})
+    loaded: dict[str, Config] = {}
+    problems: list[str] = []
+    for run in study.runs[: len(study.changes)]:  # of the first seed
+        try:
+            loaded[run.variant] = load_config(study.base, run.overrides)
+        except ConfigError as error:
+            problems.append(f"variant {run.variant!r} ({', '.join(study.changes[run.variant])}): {error}")
+    problems += _incomparable(loaded, study)
+    if problems:
+        raise ConfigError("\n".join([f"{path} cannot run:", *problems]))
+    return study
 
 
 def named_models(words: Sequence[str]) -> dict[str, dict[str, str]]:
@@ -84,7 +131,7 @@ def _validated(kind: type[Kind], path: str | Path, raw: dict[str, Any]) -> Kind:
     except ValidationError as error:
         problems += [_explain(details, kind) for details in error.errors()]
     problems += [*_missing_sources(raw), *_missing_packages(raw)]
-    if config is not None and config.evaluation.judge is not None:
+    if isinstance(config, BaseConfig) and config.evaluation.judge is not None:
         problems += _judge_out_of_reach(config.evaluation.judge)
     if problems or config is None:
         lines = "\n".join(f"  - {problem}" for problem in problems)
@@ -106,7 +153,38 @@ def _read(path: Path, overrides: Sequence[str], models: Mapping[str, Any] | None
         raise ConfigError(f"{path} cannot be read as a configuration: {error}") from error
     if not isinstance(raw, dict):
         raise ConfigError(f"{path} holds a list; a configuration is a mapping of sections (data, evaluation, …)")
+    _leave_out_nulls(raw, file)
     return {str(key): value for key, value in raw.items()}
+
+
+def _leave_out_nulls(raw: dict[Any, Any], file: Any) -> None:
+    for keys in ENTRIES:
+        section = _at(raw, *keys)
+        for name in [name for name, entry in section.items() if entry is None] if isinstance(section, dict) else []:
+            known = OmegaConf.select(file, ".".join(keys)) or {}
+            if name not in known:
+                field = ".".join([*keys, name])
+                raise ConfigError(f"{field} is null, which leaves it out, but is not there; {suggestion(name, known)}")
+            del section[name]
+
+
+def _incomparable(loaded: Mapping[str, Config], study: Study) -> Iterator[str]:
+    """Why variants cannot stand in one table."""
+    names = list(loaded)
+    first = loaded.get(study.baseline)
+    for place, name in enumerate(names):
+        config = loaded[name]
+        if first is not None and _measured_on(config) != _measured_on(first):
+            yield (
+                f"variant {name!r} is measured on other benchmarks than {study.baseline!r}, so they cannot be paired; "
+                "change evaluation.benchmarks and data.directory in the study's `overrides`, for all"
+            )
+        if same := [other for other in names[:place] if loaded[other] == config]:
+            yield f"variants {same[0]!r} and {name!r} are the same configuration; leave one out"
+
+
+def _measured_on(config: Config) -> tuple[Any, ...]:
+    return config.evaluation.benchmarks, config.data.directory
 
 
 def _override(text: str) -> DictConfig:
@@ -118,7 +196,7 @@ def _override(text: str) -> DictConfig:
         raise ConfigError(f"override {text!r}: what follows the = is not YAML: {error}") from error
 
 
-def _explain(details: ErrorDetails, kind: type[BaseConfig]) -> str:
+def _explain(details: ErrorDetails, kind: type[Tracked]) -> str:
     """One line for one of pydantic's errors: field, value, what is wrong, what to do."""
     location = details["loc"]
     name, section = ".".join(map(str, location)), _section(kind, location[:-1])
@@ -133,7 +211,7 @@ def _explain(details: ErrorDetails, kind: type[BaseConfig]) -> str:
     return f"{name}: {details['msg']}, not {details['input']!r}{meaning}"
 
 
-def _section(kind: type[BaseConfig], location: tuple[int | str, ...]) -> type[BaseModel] | None:
+def _section(kind: type[Tracked], location: tuple[int | str, ...]) -> type[BaseModel] | None:
     """The model that validates what stands at a location of the configuration; None inside a plain value."""
     current: Any = kind
     for part in location:

@@ -334,6 +334,31 @@ class Report(Stage):
     """Seconds of each stage, by its name, that `--plan` estimated; none where it was not asked."""
 
 
+class StudyReport(Stage):
+    """Variants of a configuration against each other.
+
+    Inputs: `score/VARIANT/SEED` and, where it was trained, `train/VARIANT/SEED`: the compared row of every run.
+    """
+
+    kind: ClassVar[str] = "study"
+    module: ClassVar[str] = "minillm.reporting.study"
+    shown: ClassVar[tuple[str, ...]] = ("score", "difference", "p_value")
+    name: str
+    base: str
+    method: str
+    changes: dict[str, tuple[str, ...]]
+    """Overrides of each variant whose runs are all there, in the order of the table."""
+    baseline: str
+    seeds: tuple[int, ...]
+    """Of training."""
+    points: dict[str, float] | None
+    """Value of the one number that variants differ in; None where they differ in something else."""
+    parameter: str | None
+    """Its field."""
+    missing: tuple[str, ...]
+    """Runs that failed; the variants they belong to are left out."""
+
+
 class Card(Stage):
     """The distilled model as an ordinary model directory with its card.
 
@@ -368,7 +393,7 @@ class Speed(Stage):
 STAGES: tuple[type[Stage], ...] = (
     Prepare, Benchmarks, EncodedPrompts, Questions, Filter, Pack, HeldOutTexts, DownstreamTasks, Train, Respond,
     Generate, Cost, Score, Diversity, Exposure, Calibration, HeldOut, DownstreamScore, Judging, Preference, Report,
-    Card, Speed,
+    StudyReport, Card, Speed,
 )  # fmt: skip
 
 

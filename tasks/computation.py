@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from minillm.artifacts import METRICS, SYSTEM_METRICS, Artifact, Store, disk_full, text_digest, write_atomically
-from minillm.config import BaseConfig, Model, Source
+from minillm.config import BaseConfig, Model, Source, Tracked
 from minillm.data.sources import Resolved, resolve
 from minillm.source_digest import source_digest
 from minillm.stages import Calibration, Exposure, Generate, HeldOut, Job, Respond, Stage, Train
@@ -29,7 +29,7 @@ Input = Artifact | Source | Model
 class Computation:
     """One stage of one configuration, ready to be looked up or computed."""
 
-    def __init__(self, stage: Stage, inputs: Mapping[str, Input], config: BaseConfig, label: str) -> None:
+    def __init__(self, stage: Stage, inputs: Mapping[str, Input], config: Tracked, label: str) -> None:
         """Resolve the inputs and take the key.
 
         Args:
@@ -127,5 +127,7 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in LIBRARIES}
 
 
-def _resolve(source: Source | Model, config: BaseConfig) -> Resolved:
-    return resolve(source, Path(config.data.directory) if isinstance(source, Source) else Path())
+def _resolve(source: Source | Model, config: Tracked) -> Resolved:
+    if isinstance(source, Source) and isinstance(config, BaseConfig):
+        return resolve(source, Path(config.data.directory))
+    return resolve(source, Path())

@@ -79,11 +79,18 @@ class Sender:
     def _experiment(self, name: str) -> str:
         if name not in self._experiments:
             found = self.client.get_experiment_by_name(name)
-            if found is None:
-                self._experiments[name] = self.client.create_experiment(name, self._artifacts)
-            else:
-                self._experiments[name] = found.experiment_id
+            self._experiments[name] = self._create(name) if found is None else found.experiment_id
         return self._experiments[name]
+
+    def _create(self, name: str) -> str:
+        """A new experiment; of several flow runs that start at once, the first one makes it."""
+        try:
+            return self.client.create_experiment(name, self._artifacts)
+        except MlflowException:
+            found = self.client.get_experiment_by_name(name)
+            if found is None:
+                raise
+            return found.experiment_id
 
     def _find(self, experiment: str, tag: str, value: str, more: str = "") -> str | None:
         runs = self.client.search_runs([experiment], f"tags.`{tag}` = '{value}'{more}", max_results=1)

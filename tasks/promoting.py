@@ -56,11 +56,11 @@ def propose(session: Session, config: Config, ended: State) -> State:
     """Put a finished flow run's student forward, where `promotion` asks for it.
 
     Args:
-        session: Of the flow run; closed, so that its tracked run is finished.
+        session: Of the flow run; closed, so that its tracked run is finished. A study's runs are put forward by nobody.
         config: With the rule.
         ended: How the flow run ended; it stays that way, whatever comes of this.
     """
-    if config.promotion is None or not ended.is_completed():
+    if config.promotion is None or session.around is not None or not ended.is_completed():
         return ended
     sent = session.outbox.sent(session.flow_run_id)
     try:
@@ -71,7 +71,7 @@ def propose(session: Session, config: Config, ended: State) -> State:
         outcome = Outcome(
             config.name, False, f"not decided: {error}; later: python -m flows.promote {session.flow_run_id}"
         )
-    return Completed(message=f"{ended.message}; {_show(outcome)}")
+    return Completed(message=f"{ended.message}; {_show(outcome)}", data=ended.data)
 
 
 def chosen_run(words: str, experiment: str | None, store: str) -> str:

@@ -96,17 +96,18 @@ def conclude(
         page_key("results", config.name),
         f"{facts['measure']} of {config.name}, mean ± spread over seeds",
     )
-    print(f"\n{facts['measure']}, mean ± spread over {len(config.evaluation.seeds)} seeds\n\n{table}\n")
-    for name, path in places.items():
-        print(f"{name:<16} {path}")
-    plan = read_plan(session.store.root, config)
-    if plan and session.computed >= plan["stages"].keys():
-        taken, planned = time.monotonic() - session.started, plan["total"]
-        print(f"{'time':<16} {taken:.0f} s; the plan said {planned:.0f} s ({planned / taken - 1:+.0%})")
-    print(f"{'tracked runs':<16} MLflow, experiment {config.name}; `make ui` shows them beside Prefect's\n")
-    load = f", or load {exported[facts['best']]} with AutoModelForCausalLM.from_pretrained" if exported else ""
-    print(f"Next: `make ui`, or open the report{load}.")
-    return Completed(message=f"report: {places['report']}")
+    if session.around is None:  # of a study's runs, the console shows one table
+        print(f"\n{facts['measure']}, mean ± spread over {len(config.evaluation.seeds)} seeds\n\n{table}\n")
+        for name, path in places.items():
+            print(f"{name:<16} {path}")
+        plan = read_plan(session.store.root, config)
+        if plan and session.computed >= plan["stages"].keys():
+            taken, planned = time.monotonic() - session.started, plan["total"]
+            print(f"{'time':<16} {taken:.0f} s; the plan said {planned:.0f} s ({planned / taken - 1:+.0%})")
+        print(f"{'tracked runs':<16} MLflow, experiment {config.name}; `make ui` shows them beside Prefect's\n")
+        load = f", or load {exported[facts['best']]} with AutoModelForCausalLM.from_pretrained" if exported else ""
+        print(f"Next: `make ui`, or open the report{load}.")
+    return Completed(message=f"report: {places['report']}", data=page)
 
 
 def _table(facts: Mapping[str, Any]) -> str:

@@ -1,6 +1,7 @@
 """What the stages of one flow run share: store, tracked run, limit on parallel work, and the way to stop."""
 
 import contextlib
+import contextvars
 import signal
 import threading
 import time
@@ -12,25 +13,43 @@ from prefect.futures import PrefectFuture
 from prefect.runtime import flow_run
 
 from minillm.artifacts import Store
-from minillm.config import BaseConfig
+from minillm.config import Tracked
 from tasks import tracking
-from tasks.outbox import Outbox
+from tasks.outbox import Outbox, Sent
 from tasks.planner import Planner
 from tasks.supervision import GRACE_SECONDS
 
 _SESSIONS: "dict[str, Session | Planner]" = {}
+_AROUND: contextvars.ContextVar["Session | None"] = contextvars.ContextVar("around", default=None)
+
+
+class Stop(threading.Event):
+    """Set by itself, or with that of the flow run around it."""
+
+    def __init__(self, around: threading.Event | None) -> None:
+        super().__init__()
+        self._around = around
+
+    def is_set(self) -> bool:
+        """Whether work is to end."""
+        return super().is_set() or (self._around is not None and self._around.is_set())
 
 
 class Session:
     """One flow run's shared state; `tracked` opens it, and stages find it by the flow run's id."""
 
-    def __init__(self, config: BaseConfig, flow_run_id: str, flow_run_name: str) -> None:
+    def __init__(
+        self, config: Tracked, flow_run_id: str, flow_run_name: str, at_once: int, around: "Session | None"
+    ) -> None:
         self.flow_run_id = flow_run_id
+        self.flow_run_name = flow_run_name
+        self.around = around
+        """Session of the flow run that started this one."""
         self.store = Store(config.runtime.store)
         self.outbox = Outbox(self.store.root / "tracking", tracking.Tracker(self.store.root))
         self.outbox.open(flow_run_id, tracking.flow_run(config, flow_run_id, flow_run_name))
-        self.slots = threading.BoundedSemaphore(config.runtime.parallel_stages)
-        self.stop = threading.Event()
+        self.slots = threading.BoundedSemaphore(at_once)
+        self.stop = Stop(around.stop if around is not None else None)
         self.futures: list[PrefectFuture[Any]] = []
         """Of all stages submitted."""
         self.failures: dict[str, str] = {}
@@ -40,6 +59,8 @@ class Session:
         self.computed: set[str] = set()
         """Names of the stages that were not in the store."""
         self.started = time.monotonic()
+        self.runs: dict[str, Sent] = {}
+        """Tracked runs of the flow runs started by this one, by their names."""
         self._idle = threading.Condition()
         self._running = 0
 
@@ -62,6 +83,8 @@ class Session:
         with self.outbox.change(self.flow_run_id) as wanted:
             wanted.status, wanted.ended = status, time.time()
         self.outbox.close()
+        if self.around is not None:
+            self.around.runs[self.flow_run_name] = self.outbox.sent(self.flow_run_id)
 
 
 def current() -> Session | Planner:
@@ -84,19 +107,28 @@ def planned(planner: Planner) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def tracked(config: BaseConfig) -> Iterator[Session]:
-    """Open the session of this flow run: a tracked run around its stages, and workers that end with it."""
-    identity = str(flow_run.id)
-    session = _SESSIONS[identity] = Session(config, identity, str(flow_run.name))
+def tracked(config: Tracked, at_once: int | None = None) -> Iterator[Session]:
+    """Open the session of this flow run: a tracked run around its stages, and workers that end with it.
+
+    Args:
+        config: What the tracked run is called, and where it runs.
+        at_once: Stages or flow runs that may be under way at once; without it, `runtime.parallel_stages`.
+    """
+    identity, around = str(flow_run.id), _AROUND.get()
+    places = config.runtime.parallel_stages if at_once is None else at_once
+    session = _SESSIONS[identity] = Session(config, identity, str(flow_run.name), places, around)
+    inside = _AROUND.set(session)  # Prefect's tasks, and what they start, run in copies of this context
     status = "KILLED"  # unless it ends in a way of its own
     try:
         with _stopped_by_signals(session.stop):
             yield session
-        status = "FAILED" if session.failures else "FINISHED"
+        if not session.stop.is_set():
+            status = "FAILED" if session.failures else "FINISHED"
     except Exception:
         status = "FAILED"
         raise
     finally:
+        _AROUND.reset(inside)
         session.stop.set()
         session.close(status)
         del _SESSIONS[identity]

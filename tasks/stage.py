@@ -17,7 +17,7 @@ from prefect.runtime import task_run
 from prefect.states import Completed
 
 from minillm.artifacts import Artifact, Store, text_digest
-from minillm.config import BaseConfig
+from minillm.config import Tracked
 from minillm.errors import StageError
 from minillm.stages import Stage
 from tasks import tracking
@@ -35,7 +35,7 @@ class StageTask:
     task: Task[..., Artifact | State]
 
     def submit(
-        self, config: BaseConfig, *inputs: Any, wait_for: Iterable[Any] = (), **named_inputs: Any
+        self, config: Tracked, *inputs: Any, wait_for: Iterable[Any] = (), **named_inputs: Any
     ) -> PrefectFuture[Any]:
         """Start in the background, once the inputs and `wait_for` are there; both may be futures of other stages."""
         session = current()
@@ -56,7 +56,7 @@ def stage_task(run_name: str) -> Callable[[Callable[..., Artifact | State]], Sta
     return lambda function: StageTask(task(task_run_name=run_name, **options)(function))
 
 
-def compute(stage: Stage, inputs: Mapping[str, Input], config: BaseConfig, label: str) -> Artifact | State:
+def compute(stage: Stage, inputs: Mapping[str, Input], config: Tracked, label: str) -> Artifact | State:
     """The artifact of a stage, computed only if the store does not have it; then as a state named Cached.
 
     Args:

@@ -10,7 +10,7 @@ from typing import Any
 from prefect.settings import PREFECT_API_URL, PREFECT_UI_URL
 
 from minillm.artifacts import METRICS, Artifact, text_digest
-from minillm.config import BaseConfig, Model, Source
+from minillm.config import Model, Source, Tracked
 from minillm.data.sources import Resolved
 from minillm.stages import (
     Benchmarks,
@@ -22,12 +22,15 @@ from minillm.stages import (
     Report,
     Score,
     Stage,
+    StudyReport,
 )
 from tasks.outbox import DatasetFacts, ModelFacts, Outbox, Record, Wanted
 from tasks.settings import PREFECT_UI, set_mlflow_defaults
 
 SHOWN_FILES = (".md", ".html", ".csv", ".png", ".json")
 SHOWN_BYTES = 5_000_000
+PAGES = (Report, StudyReport)
+"""Stages whose files are shown with the run of the whole flow."""
 CURVES = ("train/", "valid/")
 """Beginnings of the names in metrics.jsonl: a result of such a name would be one more point of its curve."""
 FOR_EVALUATION = (Benchmarks, Questions, HeldOutTexts, DownstreamTasks, Preference)
@@ -69,7 +72,7 @@ def preload() -> None:
     threading.Thread(target=importlib.import_module, args=("tasks.mlflow_client",), daemon=True).start()
 
 
-def flow_run(config: BaseConfig, flow_run_id: str, flow_run_name: str) -> Wanted:
+def flow_run(config: Tracked, flow_run_id: str, flow_run_name: str) -> Wanted:
     """The run that encloses all stages of one flow run; its params are the whole configuration."""
     page = prefect_page("flow-run", flow_run_id)
     tags = {"prefect.flow_run_id": flow_run_id, "prefect.url": page}
@@ -84,7 +87,7 @@ def flow_run(config: BaseConfig, flow_run_id: str, flow_run_name: str) -> Wanted
 
 
 def stage_run(
-    config: BaseConfig, stage: Stage, label: str, key: str, flow_run_id: str, task_run_id: str, inputs: dict[str, str]
+    config: Tracked, stage: Stage, label: str, key: str, flow_run_id: str, task_run_id: str, inputs: dict[str, str]
 ) -> Wanted:
     """The nested run of one stage; its params are the stage's settings."""
     page = prefect_page("task-run", task_run_id)
@@ -132,7 +135,7 @@ def finished(wanted: Wanted, artifact: Artifact, stage: Stage) -> None:
     wanted.tags |= {f"version.{library}": version for library, version in manifest["versions"].items()}
     wanted.tags |= {"code": manifest["source_digest"], "artifact": artifact.path, "cached": "false"}
     wanted.live = str(Path(artifact.path) / METRICS)
-    if not isinstance(stage, Report):
+    if not isinstance(stage, PAGES):
         wanted.files |= shown_files(artifact)
     wanted.status, wanted.ended = "FINISHED", time.time()
 
@@ -152,7 +155,7 @@ def on_parent(wanted: Wanted, artifact: Artifact, stage: Stage) -> None:
             wanted.metrics["/".join([metric, *stage.rows, *rest])] = float(value)
     if isinstance(stage, Score):
         wanted.files[str(Path(artifact.path) / SCORES)] = f"{SCORES_FOLDER}/{stage.role}"
-    if isinstance(stage, Report):
+    if isinstance(stage, PAGES):
         wanted.files |= shown_files(artifact)
     if isinstance(stage, Card):
         name = f"{wanted.experiment}-{stage.role}"

@@ -16,9 +16,10 @@ from minillm.config.evaluation import (
     MultipleChoice,
     QuestionFields,
 )
-from minillm.config.experiment import BaseConfig, Config, EvaluationConfig, Runtime
+from minillm.config.experiment import BaseConfig, Config, EvaluationConfig, Runtime, Tracked
 from minillm.config.judge import Judge, Prices
 from minillm.config.promotion import Promotion
+from minillm.config.study import Study, StudyRun
 from minillm.config.training import Method, Policy, Student, Teacher, Training
 
 __all__ = [
@@ -45,8 +46,11 @@ __all__ = [
     "Source",
     "Strict",
     "Student",
+    "Study",
+    "StudyRun",
     "Teacher",
     "Template",
     "Tokenizer",
+    "Tracked",
     "Training",
 ]

@@ -41,14 +41,19 @@ class Runtime(Strict):
     rollouts and a checkpoint must take less."""
 
 
-class BaseConfig(Strict):
-    """What every experiment has: how prompts are made, what is measured, and where it runs."""
+class Tracked(Strict):
+    """What has a tracked run: a name, and where it runs."""
 
     name: str = Field(pattern=r"^[\w.-]+$")
     """Experiment name in MLflow and in the report."""
+    runtime: Runtime = Runtime()
+
+
+class BaseConfig(Tracked):
+    """What every experiment has: how prompts are made, what is measured, and where it runs."""
+
     data: Prompts
     evaluation: Evaluation
-    runtime: Runtime = Runtime()
 
     @property
     def rows(self) -> tuple[str, ...]:

@@ -1,7 +1,8 @@
 """How far a score depends on the prompts it happened to be measured on: the bootstrap over prompts (scipy's).
 
 A value per prompt is its mean over the generation seeds: answers to the same prompt are no independent evidence.
-Several benchmarks count the same each, and the prompts of each are drawn again by themselves.
+Several benchmarks count the same each, and the prompts of each are drawn again by themselves. Where models were trained
+with several seeds, the intervals cover other seeds too.
 """
 
 from collections.abc import Callable, Sequence
@@ -19,16 +20,16 @@ DRAWN_AT_ONCE = 1 << 22
 """Values drawn at once, over all of their resamples, so that memory stays small."""
 
 Values = Sequence[NDArray[np.float64]]
-"""One value per prompt (n,) for each benchmark."""
+"""One value per prompt (n,) for each benchmark; with several training seeds, one per seed and prompt (s, n)."""
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean and what it may be on other prompts of the same kind."""
+    """A mean and what it may be on other prompts of the same kind; of several training seeds, with other seeds too."""
 
     value: float
     low: float | None
-    """Lower end of the 95 % percentile interval; None where a benchmark has a single prompt."""
+    """Lower end of the 95 % interval; None where a benchmark has a single prompt."""
     high: float | None
     p_value: float | None
     """Two-sided, of the mean being zero."""
@@ -57,9 +58,13 @@ def estimate(values: Values) -> Estimate:
     """The mean over benchmarks of the mean over prompts, with its interval.
 
     Args:
-        values: Scores of a method, or differences of two on the same prompts, which makes it a paired bootstrap.
+        values: Scores of a method, or differences of two on the same prompts, which makes it a paired bootstrap. With
+            several training seeds, the difference is of the same seed and prompt, and the interval is that of
+            `_over_seeds`.
     """
-    return _estimate(_mean_of_means, values)
+    if values[0].ndim == 2 and len(values[0]) > 1:
+        return _over_seeds(values)
+    return _estimate(_mean_of_means, [of_benchmark.reshape(-1) for of_benchmark in values])
 
 
 def ratio_of_sums(ratios: Values, others: Values | None = None) -> Estimate:
@@ -133,6 +138,26 @@ def interval(
 def adjusted(p_values: Sequence[float]) -> list[float]:
     """p-values of several comparisons at once, after Benjamini and Hochberg."""
     return stats.false_discovery_control(p_values).tolist() if len(p_values) else []
+
+
+def _over_seeds(values: Values) -> Estimate:
+    """A t interval over seeds and prompts (Welch–Satterthwaite): a bootstrap over a handful of seeds is far too sure.
+
+    Every seed answers every prompt, so the variances of the two means add up; what is of both at once counts twice,
+    which errs on the safe side.
+    """
+    by_seed = np.mean([of_benchmark.mean(axis=1) for of_benchmark in values], axis=0)
+    value = float(by_seed.mean())
+    if min(of_benchmark.shape[1] for of_benchmark in values) < 2:
+        return Estimate(value, None, None, None)
+    means = [by_seed, *(of_benchmark.mean(axis=0) / len(values) for of_benchmark in values)]
+    variances = np.array([mean.var(ddof=1) / len(mean) for mean in means])
+    variance = variances.sum()
+    if variance == 0:
+        return Estimate(value, value, value, float(value == 0))
+    freedom = variance**2 / sum(variances**2 / [len(mean) - 1 for mean in means])
+    reach = stats.t.ppf((1 + CONFIDENCE) / 2, freedom) * variance**0.5
+    return Estimate(value, value - reach, value + reach, float(2 * stats.t.sf(abs(value) / variance**0.5, freedom)))
 
 
 def _estimate(statistic: Callable[..., NDArray[np.float64]], samples: Values) -> Estimate:

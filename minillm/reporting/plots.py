@@ -28,6 +28,7 @@ CURVES = {
     "valid/loss": "Validation loss, nats per token",
     "valid/rouge_l": "Validation Rouge-L (0–100)",
     "train/reverse_kl": "Reverse KL to the teacher, nats",
+    "train/response_tokens": "Length of rollouts, tokens",
 }
 """Metrics drawn by step, where a model has them."""
 MAX_POINTS = 200

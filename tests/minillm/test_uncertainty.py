@@ -4,6 +4,7 @@ import itertools
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from minillm.evaluation.uncertainty import adjusted, estimate, interval, paired_interval
 
@@ -107,3 +108,33 @@ def test_a_ratio_of_sums_is_drawn_with_both_its_parts():
     assert high == pytest.approx(2 * value - np.quantile(ratios, 0.025), abs=0.03)
     assert high - low > 0.2
     assert interval(parts[:1], lambda sums: sums[..., 0]) == (None, None)
+
+
+def test_where_training_seeds_decide_three_of_them_are_little_evidence():
+    by_seed = np.array([[1.0], [2.0], [3.0]])
+    values = [np.tile(by_seed, (1, 50)), np.tile(by_seed, (1, 4))]
+    assert estimate(values).value == pytest.approx(2.0)
+    low, high, p_value = bounds(values)
+    # Student's t with 2 degrees of freedom: 97.5 % lie below 4.303, and the standard error is √(1/3).
+    assert (low, high) == (pytest.approx(2 - 4.303 * 3**-0.5, abs=1e-3), pytest.approx(2 + 4.303 * 3**-0.5, abs=1e-3))
+    assert p_value == pytest.approx(0.0742, abs=1e-4)
+
+
+def test_where_training_seeds_agree_prompts_decide():
+    by_prompt = np.random.default_rng(5).normal(1, 10, 40)
+    low, high, p_value = bounds([np.tile(by_prompt, (3, 1))])
+    error = by_prompt.std(ddof=1) / 40**0.5
+    reach = stats.t.ppf(0.975, 39) * error
+    assert (low, high) == pytest.approx((by_prompt.mean() - reach, by_prompt.mean() + reach))
+    assert p_value == pytest.approx(2 * stats.t.sf(abs(by_prompt.mean()) / error, 39))
+
+
+def test_one_training_seed_is_the_bootstrap_over_prompts():
+    by_prompt = np.random.default_rng(6).normal(0, 1, 30)
+    assert estimate([by_prompt[None]]) == estimate([by_prompt])
+
+
+def test_training_seeds_that_all_agree_exactly_leave_no_doubt():
+    assert estimate([np.zeros((3, 5))]).p_value == 1.0
+    assert estimate([np.full((3, 5), 2.0)]).p_value == 0.0
+    assert estimate([np.ones((3, 1))]).low is None, "a single prompt tells nothing of others"

@@ -1,0 +1,125 @@
+"""A study: runs of one configuration under changes and over training seeds, compared with each other."""
+
+import itertools
+import json
+import re
+from typing import Self
+
+from pydantic import Field, PositiveInt, model_validator
+
+from minillm.config.base import Strict
+from minillm.config.experiment import Tracked
+from minillm.nearest import suggestion
+
+NAME = re.compile(r"\w[\w. -]*")
+"""What MLflow takes in the name of a metric."""
+UNNAMEABLE = re.compile(r"[^\w.-]")
+
+Value = bool | int | float | str | None
+
+
+class StudyRun(Strict):
+    """One distillation of a study."""
+
+    variant: str
+    seed: int
+    overrides: tuple[str, ...]
+    """All of what is applied over the base, so that `python -m flows.distill` with them is the same run."""
+
+    @property
+    def name(self) -> str:
+        """As the run is called in Prefect and MLflow."""
+        return f"{self.variant}, seed {self.seed}"
+
+
+class Study(Tracked):
+    """Variants of one configuration, each distilled with every training seed; `runtime` changes that of all runs."""
+
+    base: str
+    """Configuration of a distillation, relative to the working directory."""
+    overrides: tuple[str, ...] = ()
+    """`key.sub=value` each, applied over the base in every run; a null leaves out an entry, such as a benchmark."""
+    method: str = "minillm"
+    """Row of the result table that is compared; no other method is trained."""
+    variants: dict[str, tuple[str, ...]] | None = Field(default=None, min_length=1)
+    """Overrides by the variant's name. Exactly one of `variants` and `grid`."""
+    grid: dict[str, tuple[Value, ...]] | None = Field(default=None, min_length=1)
+    """Values by dotted field; every combination is a variant, named by the last parts of the fields and its values.
+    Exactly one of `variants` and `grid`."""
+    baseline: str
+    """Variant that the others are compared with."""
+    seeds: tuple[int, ...] = Field(default=(1,), min_length=1)
+    """Training seeds, the same for every variant: model initialisation, data order and rollouts."""
+    parallel_runs: PositiveInt = 1
+    """Runs that may be under way at once, each with `runtime.parallel_stages`."""
+
+    @property
+    def changes(self) -> dict[str, tuple[str, ...]]:
+        """Overrides of each variant, by its name."""
+        return dict(self._expanded())
+
+    @property
+    def parameter(self) -> str | None:
+        """The field of a grid over one number; None for other studies."""
+        if self.grid is None or len(self.grid) > 1:
+            return None
+        ((field, values),) = self.grid.items()
+        return field if all(isinstance(v, int | float) and not isinstance(v, bool) for v in values) else None
+
+    @property
+    def runs(self) -> tuple[StudyRun, ...]:
+        """All runs: those of the first seed first, so that every variant has a result early."""
+        return tuple(
+            StudyRun(
+                variant=name, seed=seed, overrides=(*self.overrides, *changes, f"name={self.name}", f"seed={seed}")
+            )
+            for seed in self.seeds
+            for name, changes in self.changes.items()
+        )
+
+    def _expanded(self) -> list[tuple[str, tuple[str, ...]]]:
+        if self.variants is not None:
+            return list(self.variants.items())
+        fields, values = zip(*(self.grid or {}).items(), strict=True)
+        return [(_name(fields, point), _overrides(fields, point)) for point in itertools.product(*values)]
+
+    @model_validator(mode="after")
+    def _variants_have_names(self) -> Self:
+        if (self.variants is None) == (self.grid is None):
+            raise ValueError("give exactly one of `variants` (name → overrides) and `grid` (field → values)")
+        if empty := [field for field, values in (self.grid or {}).items() if not values]:
+            raise ValueError(f"grid.{empty[0]} has no values; give some, or leave the field out")
+        names = [name for name, _ in self._expanded()]
+        for name in names:
+            if not NAME.fullmatch(name):
+                raise ValueError(
+                    f"{name!r} cannot name a variant; take letters, digits, blanks, dots, dashes and underscores"
+                )
+        if twice := [name for place, name in enumerate(names) if name in names[:place]]:
+            raise ValueError(f"two variants are named {twice[0]!r}; leave one out")
+        if self.baseline not in names:
+            raise ValueError(f"baseline: there is no variant {self.baseline!r}; {suggestion(self.baseline, names)}")
+        return self
+
+    @model_validator(mode="after")
+    def _seeds_are_the_studys(self) -> Self:
+        if len(set(self.seeds)) < len(self.seeds):
+            raise ValueError(f"seeds: {list(self.seeds)} has one twice, which would count as evidence; leave it out")
+        given = {"overrides": self.overrides} | {f"variant {name!r}": of for name, of in self._expanded()}
+        for where, overrides in given.items():
+            for key in (text.partition("=")[0] for text in overrides):
+                if key in ("seed", "name") or key.split(".")[0] == "runtime":
+                    own = {"seed": "seeds", "name": "name"}.get(key, key)
+                    raise ValueError(f"{where} sets {key}, which is the same for all runs; set the study's own `{own}`")
+        return self
+
+
+def _name(fields: tuple[str, ...], point: tuple[Value, ...]) -> str:
+    words = [value if isinstance(value, str) else json.dumps(value) for value in point]
+    return " ".join(
+        f"{field.rpartition('.')[2]} {UNNAMEABLE.sub('-', word)}" for field, word in zip(fields, words, strict=True)
+    )
+
+
+def _overrides(fields: tuple[str, ...], point: tuple[Value, ...]) -> tuple[str, ...]:
+    return tuple(f"{field}={json.dumps(value)}" for field, value in zip(fields, point, strict=True))

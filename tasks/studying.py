@@ -1,0 +1,134 @@
+"""Tasks of a study: one distillation each, as a flow run of its own, and what comes out of them side by side."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from prefect import Flow, State, task
+from prefect.artifacts import create_markdown_artifact
+from prefect.cache_policies import NO_CACHE
+from prefect.futures import PrefectFuture
+from prefect.states import Completed, Failed
+
+from minillm.artifacts import Artifact
+from minillm.config import Study, StudyRun
+from minillm.stages import StudyReport
+from tasks.computation import Input
+from tasks.pages import page_key
+from tasks.session import Session, current
+from tasks.stage import compute, stage_task
+from tasks.tracking import COMPARED_TAG
+
+
+def start_runs(flow: Flow[..., State], study: Study) -> dict[StudyRun, PrefectFuture[Any]]:
+    """Start every run in its turn, as many at once as may be; returns when the last one has begun.
+
+    Args:
+        flow: The main flow.
+        study: Its runs.
+    """
+    session = current()
+    assert isinstance(session, Session)
+    slots = session.slots
+    runs: dict[StudyRun, PrefectFuture[Any]] = {}
+    for run in study.runs:
+        slots.acquire()
+        runs[run] = distillation.submit(flow, study, run)
+        runs[run].add_done_callback(lambda _: slots.release())
+    return runs
+
+
+@task(task_run_name="{run.name}", persist_result=False, cache_policy=NO_CACHE)
+def distillation(flow: Flow[..., State], study: Study, run: StudyRun) -> Artifact | State:
+    """One run of a study; its report. What runs have in common is computed by the first that needs it.
+
+    Args:
+        flow: The main flow.
+        study: Where its base is.
+        run: Its name and overrides.
+    """
+    session = current()
+    assert isinstance(session, Session)
+    with session.running():
+        state = flow.with_options(flow_run_name=run.name)(study.base, run.overrides, return_state=True)
+    if not state.is_completed():
+        session.failures[run.name] = state.message or f"ended as {state.name}"
+        return Failed(message=state.message)
+    return state.result()
+
+
+def finished(runs: Mapping[StudyRun, PrefectFuture[Any]]) -> dict[StudyRun, Artifact]:
+    """Reports of the runs that ended well, when all have ended."""
+    for future in runs.values():
+        future.wait()
+    return {run: future.result() for run, future in runs.items() if future.state.is_completed()}
+
+
+@stage_task("compare variants")
+def compare_variants(study: Study, reports: Mapping[StudyRun, Artifact]) -> Artifact | State:
+    """Table, differences and plots of the variants all of whose runs ended well."""
+    missing = [run for run in study.runs if run not in reports]
+    broken = {run.variant for run in missing}
+    if study.baseline in broken:
+        return Completed(name="Skipped", message=f"{study.baseline} has runs that failed", data=None)
+    changes = {name: of for name, of in study.changes.items() if name not in broken}
+    stage = StudyReport(
+        name=study.name,
+        base=study.base,
+        method=study.method,
+        changes=changes,
+        baseline=study.baseline,
+        seeds=study.seeds,
+        parameter=study.parameter,
+        points=_points(study, changes),
+        missing=tuple(run.name for run in missing),
+    )
+    inputs: dict[str, Input] = {}
+    for run, page in reports.items():
+        if run.variant in changes:
+            behind = page.manifest()["inputs"]
+            for kind in ("score", "train"):
+                inputs[f"{kind}/{run.variant}/{run.seed}"] = Artifact(**behind[f"{kind}/{study.method}"])
+    return compute(stage, inputs, study, "compare variants")
+
+
+def conclude_study(session: Session, study: Study, results: PrefectFuture[Any]) -> State:
+    """Show the table on the console and in Prefect, link the runs, and name those that failed.
+
+    Args:
+        session: Of this flow run.
+        study: What it is called.
+        results: Of `compare_variants`.
+
+    Returns:
+        The flow's final state; Failed, naming the runs, if any did not end well.
+    """
+    results.wait()
+    page: Artifact | None = results.result(raise_on_failure=False) if results.state.is_completed() else None
+    links = [f"- {name}: [MLflow]({sent.url})" for name, sent in sorted(session.runs.items()) if sent.url]
+    with session.outbox.change(session.flow_run_id) as wanted:
+        wanted.tags[COMPARED_TAG] = ",".join(sent.run_id for sent in session.runs.values() if sent.run_id)
+        wanted.tags["mlflow.note.content"] += "\n\n" + "\n".join(links)
+    if page is not None:
+        place = Path(page.path) / "study.html"
+        glance = json.loads((Path(page.path) / "results.json").read_text())["glance"]
+        shown = "\n".join([glance, "", f"- page: `{place}`", *links])
+        create_markdown_artifact(shown, page_key("study", study.name), f"Study {study.name}")
+        print(f"\n{glance}\n\n{'study':<16} {place}")
+        print(f"{'tracked runs':<16} MLflow, experiment {study.name}; `make ui` shows them beside Prefect's")
+    if session.failures:
+        reasons = [f"{name}: {message}" for name, message in session.failures.items()]
+        return Failed(
+            message="\n".join(["not all runs ended well; the same command computes what is missing", *reasons])
+        )
+    if page is None:
+        return Failed(message=f"no comparison: {results.state.message}")
+    return Completed(message=f"study: {page.path}", data=page)
+
+
+def _points(study: Study, names: Mapping[str, Any]) -> dict[str, float] | None:
+    if study.parameter is None:
+        return None
+    (values,) = (study.grid or {}).values()
+    return {name: float(value) for name, value in zip(study.changes, values, strict=True) if name in names}  # type: ignore[arg-type]
