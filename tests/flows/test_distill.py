@@ -371,6 +371,7 @@ def test_every_deployment_finds_its_flow():
     flows = {d["name"]: load_flow_from_entrypoint(str(ROOT / d["entrypoint"])) for d in deployments}
     assert {name: flow.name for name, flow in flows.items()} == {
         "quickstart": "distill",
+        "nightly": "distill",
         "study": "study",
         "evaluation": "evaluate",
         "compare": "compare",
