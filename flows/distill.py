@@ -10,7 +10,6 @@ from typing import Any
 from prefect import State, flow
 from prefect.futures import PrefectFuture
 
-from minillm.artifacts import Store
 from minillm.config import Config
 from minillm.errors import ConfigError, StageError
 from minillm.loading import load_config
@@ -20,7 +19,7 @@ from tasks.evaluation_sets import read_evaluation_sets
 from tasks.promoting import propose
 from tasks.reporting import conclude, export_model, report
 from tasks.server import ensure_prefect_server
-from tasks.session import tracked
+from tasks.session import require_store, tracked
 from tasks.tracking import preload
 from tasks.training import distil, fine_tune_initial_student, fine_tune_teacher, needs, teacher_responses
 
@@ -90,7 +89,7 @@ def main() -> int:
 
             print(plan(config, stages))
             return 0
-        Store(config.runtime.store)  # refused here where it cannot be written to
+        require_store(config)
     except (ConfigError, StageError) as error:
         print(error, file=sys.stderr)
         return 2

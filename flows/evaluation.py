@@ -8,7 +8,6 @@ import sys
 
 from prefect import State, flow
 
-from minillm.artifacts import Store
 from minillm.errors import ConfigError, StageError
 from minillm.loading import load_evaluation
 from tasks.data import prepare_model
@@ -16,7 +15,7 @@ from tasks.evaluation import evaluate
 from tasks.evaluation_sets import read_evaluation_sets
 from tasks.reporting import conclude, report
 from tasks.server import ensure_prefect_server
-from tasks.session import tracked
+from tasks.session import require_store, tracked
 from tasks.tracking import preload
 
 EMBEDDED = "configs/evaluation-embedded.yaml"
@@ -65,8 +64,7 @@ def main() -> int:
     )
     arguments = parser.parse_args()
     try:
-        config = load_evaluation(arguments.config, arguments.models, arguments.set)
-        Store(config.runtime.store)  # refused here where it cannot be written to
+        require_store(load_evaluation(arguments.config, arguments.models, arguments.set))
     except (ConfigError, StageError) as error:
         print(error, file=sys.stderr)
         return 2

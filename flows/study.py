@@ -9,10 +9,10 @@ import sys
 from prefect import State, flow
 
 from flows.distill import distill
-from minillm.errors import ConfigError
+from minillm.errors import ConfigError, StageError
 from minillm.loading import load_study
 from tasks.server import ensure_prefect_server
-from tasks.session import tracked
+from tasks.session import require_store, tracked
 from tasks.studying import compare_variants, conclude_study, finished, start_runs
 from tasks.tracking import preload
 
@@ -47,8 +47,8 @@ def main() -> int:
     )
     arguments = parser.parse_args()
     try:
-        load_study(arguments.study, arguments.set)
-    except ConfigError as error:
+        require_store(load_study(arguments.study, arguments.set))
+    except (ConfigError, StageError) as error:
         print(error, file=sys.stderr)
         return 2
     preload()

@@ -95,6 +95,15 @@ def current() -> Session | Planner:
     return _SESSIONS[identity]
 
 
+def require_store(config: Tracked) -> None:
+    """Look, before anything starts, whether results can be kept.
+
+    Raises:
+        StageError: The store cannot be written to.
+    """
+    Store(config.runtime.store)
+
+
 @contextlib.contextmanager
 def planned(planner: Planner) -> Iterator[None]:
     """Stages submitted inside are looked up by a planner, and none that takes long is computed."""
