@@ -20,7 +20,7 @@ from minillm.config.experiment import BaseConfig, Config, EvaluationConfig, Runt
 from minillm.config.judge import Judge, Prices
 from minillm.config.promotion import Promotion
 from minillm.config.study import Study, StudyRun
-from minillm.config.training import Method, Policy, Student, Teacher, Training
+from minillm.config.training import Lora, Method, Policy, Student, Teacher, Training
 
 __all__ = [
     "BaseConfig",
@@ -34,6 +34,7 @@ __all__ = [
     "Fields",
     "Judge",
     "LocalTask",
+    "Lora",
     "Method",
     "Model",
     "MultipleChoice",

@@ -7,6 +7,19 @@ from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 from minillm.config.base import Model, Strict
 
 
+class Lora(Strict):
+    """Low-rank adapters that are trained in the place of the weights (LoRA, arXiv 2106.09685)."""
+
+    rank: PositiveInt = 8
+    """r: rows of A and columns of B."""
+    alpha: PositiveFloat = 16.0
+    """α: B·A is scaled by α/r."""
+    dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
+    """Of what goes into A, in training."""
+    modules: tuple[str, ...] | None = None
+    """Ends of the names of the matrices that get an adapter, e.g. q_proj; without it, all of the blocks."""
+
+
 class Training(Strict):
     """One run of the trainer. Batch sizes are global: the number of processes never changes the experiment."""
 
@@ -36,6 +49,8 @@ class Training(Strict):
     """Of weights and matrix products in training; log-probabilities are float32 either way."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
+    lora: Lora | None = None
+    """Train adapters, merged into the model that is kept; without it, all weights."""
 
     @model_validator(mode="after")
     def _one_length(self) -> Self:
@@ -129,6 +144,11 @@ class Method(Strict):
         if self.policy is not None:
             if self.divergence == "cross_entropy":
                 raise ValueError("rollouts have no reference text: use a divergence")
+            if self.training.lora is not None and self.training.lora.dropout:
+                raise ValueError(
+                    f"training.lora.dropout is {self.training.lora.dropout}, but on rollouts the policy ratio must be "
+                    "one before the first update, so nothing is dropped out; set it to 0"
+                )
             if self.divergence_weight != 1.0:
                 raise ValueError("divergence_weight mixes in cross-entropy, which rollouts have no text for")
             if self.policy.credit != "none" and self.divergence != "reverse_kl":

@@ -16,6 +16,7 @@ from transformers import (
 )
 
 from minillm.errors import StageError
+from minillm.models.lora import ADAPTER, merged_weights
 from minillm.models.output_head import require_plain_head
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -92,11 +93,11 @@ def _disable_dropout(config: PretrainedConfig) -> None:
 
 
 def parameter_count(model: nn.Module) -> int:
-    """Number of weights, tied ones counted once; right under ZeRO-3 too."""
-    return sum(getattr(p, "ds_numel", p.numel()) for p in model.parameters())
+    """Number of weights without adapters, tied ones counted once; right under ZeRO-3 too."""
+    return sum(getattr(p, "ds_numel", p.numel()) for name, p in model.named_parameters() if ADAPTER not in name)
 
 
 def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, directory: Path) -> None:
-    """Write weights (safetensors), configuration and tokenizer as an ordinary Hugging Face directory."""
-    model.save_pretrained(directory)
+    """Write weights (safetensors; adapters merged) and tokenizer as an ordinary Hugging Face directory."""
+    model.save_pretrained(directory, state_dict=merged_weights(model))
     tokenizer.save_pretrained(directory)

@@ -11,6 +11,8 @@ class ModelFacts(Strict):
     """Weights, tied ones counted once."""
     body_parameters: int
     """Of these, what each token is multiplied with before the output head: neither embeddings nor the head."""
+    matrix_edges: int
+    """Rows and columns of all matrices among them, which an adapter has r weights for each of."""
     layers: int
     width: int
     """H, entries of a hidden state."""

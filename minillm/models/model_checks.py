@@ -75,10 +75,12 @@ def inspect_model(name: str, origin: Mapping[str, Any] | Path, entries: int) -> 
     text = config.get_text_config()
     heads = getattr(text, "num_attention_heads", 1)  # of a model without attention, as if its state were one head
     head_width = getattr(text, "head_dim", None) or text.hidden_size // heads
+    body = _body(skeleton)
     facts = ModelFacts(
         model_type=config.model_type,
         parameters=skeleton.num_parameters(),
-        body_parameters=_body_parameters(skeleton),
+        body_parameters=sum(parameter.numel() for parameter in body),
+        matrix_edges=sum(sum(parameter.shape) for parameter in body if parameter.dim() == 2),
         layers=text.num_hidden_layers,
         width=text.hidden_size,
         cache_width=2 * head_width * (getattr(text, "num_key_value_heads", None) or heads),
@@ -108,7 +110,8 @@ def require_positions(name: str, facts: ModelFacts, max_tokens: int, generation_
         )
 
 
-def _body_parameters(model: PreTrainedModel) -> int:
+def _body(model: PreTrainedModel) -> list[nn.Parameter]:
+    """Weights that are neither embeddings nor the head."""
     outside = {
         id(parameter)
         for module in model.modules()
@@ -117,7 +120,7 @@ def _body_parameters(model: PreTrainedModel) -> int:
     }
     head = model.get_output_embeddings()
     outside |= {id(parameter) for parameter in head.parameters()} if head is not None else set()
-    return sum(parameter.numel() for parameter in model.parameters() if id(parameter) not in outside)
+    return [parameter for parameter in model.parameters() if id(parameter) not in outside]
 
 
 def _require_causal(config: PreTrainedConfig) -> None:

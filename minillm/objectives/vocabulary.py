@@ -128,16 +128,16 @@ class _HeadLoss(torch.autograd.Function):
         if any(ctx.needs_input_grad):
             gradients = _Gradients(
                 torch.empty_like(hidden),
-                torch.zeros_like(weight, dtype=wide),
-                None if bias is None else torch.zeros_like(bias, dtype=wide),
+                torch.zeros_like(weight, dtype=wide) if ctx.needs_input_grad[1] else None,
+                torch.zeros_like(bias, dtype=wide) if bias is not None and ctx.needs_input_grad[2] else None,
             )
         wholes = 1 + (work.functional is not None) + (work.head.soft_cap is not None)
         room = _Room(hidden, work.head, len(work.tokens), wholes, buffers=1)
         parts = [_Chunk(work, part, room).losses(gradients) for part in _chunks(len(work.tokens), work.head.vocabulary)]
         total, log_prob, divergence = (torch.cat(values) for values in zip(*parts, strict=True))
         if gradients is not None:
-            kept = gradients.hidden, gradients.weight.to(weight.dtype), gradients.bias
-            ctx.save_for_backward(*kept)
+            of_weight = None if gradients.weight is None else gradients.weight.to(weight.dtype)
+            ctx.save_for_backward(gradients.hidden, of_weight, gradients.bias)
         ctx.mark_non_differentiable(log_prob, divergence)
         return total.sum(), log_prob, divergence
 
@@ -149,10 +149,13 @@ class _HeadLoss(torch.autograd.Function):
 
 @dataclass(frozen=True)
 class _Gradients:
-    """Of hidden states (N, H), head weight (R, H) and bias (R,); the latter two add up over chunks in float32."""
+    """Of hidden states (N, H), head weight (R, H) and bias (R,); the latter two add up over chunks in float32.
+
+    A frozen head has none.
+    """
 
     hidden: Tensor
-    weight: Tensor
+    weight: Tensor | None
     bias: Tensor | None
 
 
@@ -262,7 +265,8 @@ class _Chunk:
                 gradients.bias[rows] += gradient.sum(dim=0)
             narrow = gradient.to(hidden.dtype)
             _add_product(of_hidden, narrow, weight[rows])
-            _add_product(gradients.weight[rows], narrow.t(), hidden)
+            if gradients.weight is not None:
+                _add_product(gradients.weight[rows], narrow.t(), hidden)
         gradients.hidden[self.part] = of_hidden
 
 

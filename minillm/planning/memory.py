@@ -19,8 +19,8 @@ VOCABULARY_BUFFERS = 3
 """Of a chunk of tokens × vocabulary in float32, at once, in losses taken chunk by chunk."""
 KNOBS = {
     "weights": "set runtime.zero_stage: 3 and more runtime.processes, or take a smaller student",
-    "gradients": "set runtime.zero_stage: 2 or more and more runtime.processes",
-    "optimizer": "set runtime.zero_stage: 1 or more and more runtime.processes",
+    "gradients": "set runtime.zero_stage: 2 or more and more runtime.processes, or training.lora",
+    "optimizer": "set runtime.zero_stage: 1 or more and more runtime.processes, or training.lora",
     "teacher": "take a smaller teacher, or training.precision: bfloat16",
     "activations": "lower runtime.micro_batch_size, or set training.gradient_checkpointing",
     "caches": "lower runtime.generation_batch_size",
@@ -63,7 +63,7 @@ def training_memory(
         response: Tokens of a response, mean.
     """
     training, policy = method.training, method.policy
-    value = VALUE[training.precision]
+    value, trained = VALUE[training.precision], trained_parameters(student, method)
     shards = [runtime.processes if runtime.zero_stage >= stage else 1 for stage in (1, 2, 3)]
     tokens = min(runtime.micro_batch_size, -(-training.batch_size // runtime.processes)) * max_tokens
     layers = 1 if training.gradient_checkpointing else student.layers
@@ -73,8 +73,8 @@ def training_memory(
     chunk = min(CHUNK_ENTRIES, tokens * student.tokenizer_entries)
     parts = {
         "weights": student.parameters * value // shards[2],
-        "gradients": student.parameters * value // shards[1],
-        "optimizer": student.parameters * ADAM[training.precision] // shards[0],
+        "gradients": trained * value // shards[1],
+        "optimizer": trained * ADAM[training.precision] // shards[0],
         "teacher": teacher.parameters * value if teacher else 0,
         "activations": saved + VOCABULARY_BUFFERS * 4 * chunk,
         "caches": 0,
@@ -86,6 +86,12 @@ def training_memory(
         parts["rollouts"] = policy.rollouts * response * teacher.width * 4
     parts["caches"] += rows * max_tokens * value * _cache_width(student)
     return Memory(parts)
+
+
+def trained_parameters(student: ModelFacts, method: Method) -> int:
+    """Weights that get gradients: all, or at most those of adapters beside every matrix."""
+    lora = method.training.lora
+    return student.parameters if lora is None else lora.rank * student.matrix_edges
 
 
 def generation_memory(model: ModelFacts, precision: str, runtime: Runtime, rows: int, max_tokens: int) -> Memory:
@@ -116,7 +122,7 @@ def scoring_memory(models: list[ModelFacts], precision: str, runtime: Runtime, m
 def training_disk(student: ModelFacts, method: Method) -> int:
     """Bytes: the model, its export, and while it trains two checkpoints and the best weights so far."""
     value = VALUE[method.training.precision]
-    checkpoint = student.parameters * (value + ADAM[method.training.precision])
+    checkpoint = student.parameters * value + trained_parameters(student, method) * ADAM[method.training.precision]
     return student.parameters * value * 3 + 2 * checkpoint
 
 

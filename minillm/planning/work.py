@@ -157,7 +157,7 @@ def same_speed(train: Train) -> str:
             "teacher": train.role == "teacher",
             "method": train.method.model_dump(mode="json", include={"divergence", "policy"}),
             "training": training.model_dump(
-                mode="json", include={"batch_size", "precision", "gradient_checkpointing", "select_by"}
+                mode="json", include={"batch_size", "precision", "gradient_checkpointing", "lora", "select_by"}
             ),
             "lengths": [train.max_tokens, train.validation_prompts],
         }

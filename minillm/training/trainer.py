@@ -15,6 +15,7 @@ from minillm.config import Runtime
 from minillm.data.plain_text import PlainText
 from minillm.errors import StageError
 from minillm.models.causal_lm import DTYPES, build_model, eos_id, load_model, load_tokenizer, parameter_count
+from minillm.models.lora import add_adapters
 from minillm.models.output_head import HeadedModel
 from minillm.processes import process_group, rank
 from minillm.progress import Progress
@@ -98,6 +99,8 @@ def _student(job: Job, settings: Train, tokenizer: PreTrainedTokenizerBase) -> P
         model = build_model(settings.architecture, tokenizer, settings.seed, dtype, dropout)
     else:
         model = load_model(job.inputs["weights"], dtype, dropout)
+    if settings.method.training.lora is not None:
+        add_adapters(model, settings.method.training.lora)
     if settings.method.training.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     return model

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from minillm.config import Method, Policy, Runtime, Training
+from minillm.config import Lora, Method, Policy, Runtime, Training
 from minillm.errors import StageError
 from minillm.models.facts import ModelFacts
 from minillm.models.model_checks import inspect_model
@@ -20,6 +20,7 @@ MODEL = ModelFacts(
     model_type="gpt2",
     parameters=1000,
     body_parameters=600,
+    matrix_edges=100,
     layers=2,
     width=8,
     cache_width=16,
@@ -54,6 +55,7 @@ def test_the_weights_every_token_meets_are_those_of_the_blocks():
     assert facts.body_parameters == 2 * (norms + attention + mlp) + 2 * 8  # and the last norm
     assert facts.parameters == facts.body_parameters + (30 + 64) * 8
     assert (facts.layers, facts.width, facts.cache_width) == (2, 8, 16)
+    assert facts.matrix_edges == 2 * ((8 + 24) + (8 + 8) + (8 + 32) + (32 + 8))
 
 
 def test_grouped_queries_keep_fewer_keys_and_values():
@@ -133,6 +135,8 @@ def test_memory_by_its_parts():
         "rollouts": 8 * 8 * 16 * 4,
     }
     assert memory.total == LIBRARIES + 32000 + 8 * 8 * 16 * 4 + max(caches, activations)
+    adapted = training_memory(MODEL, None, on_text(lora=Lora(rank=2)), Runtime(), 32, 8).parts
+    assert (adapted["weights"], adapted["gradients"], adapted["optimizer"]) == (4000, 2 * 100 * 4, 2 * 100 * 8)
     lighter = training_memory(MODEL, None, on_text(gradient_checkpointing=True), Runtime(micro_batch_size=2), 32, 8)
     assert lighter.parts["activations"] == 64 * 8 * 4 * (17 + 2) + 3 * 4 * 64 * 30
     assert (

@@ -1,0 +1,62 @@
+"""Low-rank adapters (LoRA, arXiv 2106.09685), by peft: trained in the place of weights, and merged where one is saved.
+
+W + (α/r)·B·A takes the place of a matrix W, with B = 0 at the start; W and all else stay as they were.
+"""
+
+import warnings
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from minillm.config import Lora
+from minillm.errors import StageError
+
+ADAPTER = ".lora_"
+"""In the names of an adapter's weights."""
+
+
+def add_adapters(model: PreTrainedModel, lora: Lora) -> None:
+    """Put adapters beside a model's matrices and freeze all else; A is drawn from torch's random stream.
+
+    Raises:
+        StageError: The model has no such modules.
+    """
+    from peft import LoraConfig, inject_adapter_in_model  # takes a second, which trainings without do not wait
+
+    config = LoraConfig(
+        r=lora.rank,
+        lora_alpha=lora.alpha,  # type: ignore[arg-type]  # peft divides it by r
+        lora_dropout=lora.dropout,
+        target_modules="all-linear" if lora.modules is None else list(lora.modules),
+        fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),
+    )
+    try:
+        with warnings.catch_warnings(action="ignore", category=UserWarning):  # where both layouts of matrices occur
+            inject_adapter_in_model(config, model)
+    except ValueError as error:
+        names = sorted({name.rpartition(".")[2] for name, of in model.named_modules() if _has_matrix(of)})
+        raise StageError(
+            f"training.lora.modules {list(lora.modules or ())}: {model.config.model_type} has none of these; it has "
+            f"{', '.join(names)}"
+        ) from error
+
+
+@torch.no_grad()
+def merged_weights(model: PreTrainedModel) -> dict[str, Tensor]:
+    """A model's weights with its adapters added in, under the names that they have without; nothing in it changes."""
+    weights = {
+        name.replace(".base_layer.", "."): tensor for name, tensor in model.state_dict().items() if ADAPTER not in name
+    }
+    for name, layer in model.named_modules():
+        product: Callable[[str], Tensor] | None = getattr(layer, "get_delta_weight", None)  # of peft's layers
+        if product is not None:
+            matrix = weights[f"{name}.weight"]
+            weights[f"{name}.weight"] = (matrix + product("default")).to(matrix.dtype)
+    return weights
+
+
+def _has_matrix(module: torch.nn.Module) -> bool:
+    return isinstance(module, torch.nn.Linear | Conv1D)
