@@ -15,11 +15,11 @@ define install_cpu_torch
 @$(1) torch==$(TORCH_VERSION)+cpu 2>/dev/null || $(1) torch==$(TORCH_VERSION)+cpu --extra-index-url $(PYTORCH_CPU_INDEX)
 endef
 
-.PHONY: help env demo test chaos check bench ui serve annotate clean FORCE
+.PHONY: help env demo test test-long chaos check bench ui serve annotate clean FORCE
 .DEFAULT_GOAL := help
 
 help: ## This list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo "On a machine with NVIDIA GPUs, once and first: make env TORCH=cuda"
 
 env: $(READY) ## Make .venv from exact pins (CPU build of PyTorch; for GPUs: make env TORCH=cuda)
@@ -27,11 +27,14 @@ env: $(READY) ## Make .venv from exact pins (CPU build of PyTorch; for GPUs: mak
 demo: $(READY) ## Run the whole pipeline in small, on the embedded corpus
 	.venv/bin/python -m flows.distill configs/quickstart.yaml
 
-test: check ## Lint, check types and run every test
+test: check ## Lint, check types and run the tests, but for those of test-long
 	.venv/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 chaos: $(READY) ## Kill an experiment's processes at 30 random moments, and compare with an undisturbed run (20 minutes)
 	.venv/bin/python -m tests.chaos
+
+test-long: $(READY) ## Run the tests that take minutes each and are no part of `make test`
+	.venv/bin/python -m pytest -m long
 
 check: $(READY) ## Lint and check types
 	.venv/bin/ruff format --check

@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +11,11 @@ import torch
 import torch.distributed as dist
 
 from minillm.artifacts import file_sha256, write_atomically
-from minillm.processes import rank
+from minillm.errors import StageError
+from minillm.processes import rank, world_size
 
 KEPT = 2
+UNIVERSAL = "universal-"
 RECORD = "checkpoint.json"
 """Written last, so a folder without it is one whose writing was cut off; it has the checksum of every file."""
 
@@ -24,8 +28,23 @@ class Checkpoints:
     """
 
     def __init__(self, directory: Path) -> None:
+        """Choose the newest checkpoint that is whole, on every process alike."""
         self.directory = directory
         self.directory.mkdir(parents=True, exist_ok=True)
+        chosen = [self._newest_whole() if rank() == 0 else None]
+        dist.broadcast_object_list(chosen)
+        self._newest: str | None = chosen[0]
+
+    @property
+    def universal(self) -> bool:
+        """Whether the newest checkpoint is of another number of processes, whose shards must be put together first.
+
+        Without ZeRO there are none.
+        """
+        if self._newest is None:
+            return False
+        written = self._record(self._newest)
+        return written["processes"] != world_size() and written["zero_stage"] > 0
 
     def save(self, engine: Any, step: int, feed_state: dict[str, Any], selection: dict[str, Any]) -> None:
         """Write the checkpoint of a step, on every process; older ones but the last go afterwards."""
@@ -38,26 +57,60 @@ class Checkpoints:
         if rank() == 0:
             names = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != RECORD]
             files = {str(path.relative_to(folder)): file_sha256(path) for path in names}
-            write_atomically(folder / RECORD, json.dumps({"step": step, "selection": selection, "files": files}))
-            for old in sorted(self.directory.glob("step-*"))[:-KEPT]:
+            shape = {"processes": world_size(), "zero_stage": engine.zero_optimization_stage()}
+            record = {"step": step, **shape, "selection": selection, "files": files}
+            write_atomically(folder / RECORD, json.dumps(record))
+            for old in (*sorted(self.directory.glob("step-*"))[:-KEPT], *self.directory.glob(f"{UNIVERSAL}*")):
                 shutil.rmtree(old)
 
     def load(self, engine: Any) -> tuple[int, dict[str, Any], dict[str, Any]] | None:
-        """Bring the engine and the random states back from the newest checkpoint that is whole.
+        """Bring the engine and the random states back from the checkpoint that was chosen.
+
+        Args:
+            engine: Made to load a universal checkpoint where this is one (see `universal`).
 
         Returns:
             (step, feed state, selection), or None if there is none.
+
+        Raises:
+            StageError: It was written under another ZeRO stage.
         """
-        chosen = [self._newest_whole() if rank() == 0 else None]
-        dist.broadcast_object_list(chosen)
-        if chosen[0] is None:
+        if self._newest is None:
             return None
-        folder = self.directory / chosen[0]
-        record = json.loads((folder / RECORD).read_text())
-        engine.load_checkpoint(str(self.directory), tag=folder.name)
-        _restore_random_state(torch.load(folder / f"random-{rank()}.pt", weights_only=True))
+        folder = self.directory / self._newest
+        record = self._record(folder.name)
+        stage = engine.zero_optimization_stage()
+        if record["zero_stage"] != stage:
+            raise StageError(
+                f"runtime.zero_stage is {stage}, but {folder} was written with {record['zero_stage']}; set it back "
+                "until this stage has ended, or remove that folder to begin it again"
+            )
+        if self.universal and rank() == 0:
+            print(f"a checkpoint of {record['processes']} processes is put together for {world_size()}", flush=True)
+        tag = self._put_together(folder).name if self.universal else folder.name
+        engine.load_checkpoint(str(self.directory), tag=tag)
+        # Of other processes than there were: these only draw what is dropped out.
+        random_state = folder / f"random-{rank() % record['processes']}.pt"
+        _restore_random_state(torch.load(random_state, weights_only=True))
         feed_state = torch.load(folder / "feed.pt", weights_only=True)
         return record["step"], feed_state, record["selection"]
+
+    def _put_together(self, folder: Path) -> Path:
+        """The checkpoint in DeepSpeed's universal form, which any number of processes can load."""
+        target = self.directory / f"{UNIVERSAL}{folder.name}"
+        if rank() == 0:
+            shutil.rmtree(target, ignore_errors=True)
+            command = [sys.executable, "-m", "deepspeed.checkpoint.ds_to_universal"]
+            command += ["--input_folder", str(folder), "--output_folder", str(target), "--inject_missing_state"]
+            workers = ["--num_extract_workers", "1", "--num_merge_workers", "1"]
+            done = subprocess.run([*command, *workers], capture_output=True, text=True, check=False)
+            if done.returncode != 0:
+                raise RuntimeError(f"{folder} could not be put together:\n{done.stderr[-3000:]}")
+        dist.barrier()
+        return target
+
+    def _record(self, name: str) -> dict[str, Any]:
+        return json.loads((self.directory / name / RECORD).read_text())
 
     def _newest_whole(self) -> str | None:
         for folder in sorted(self.directory.glob("step-*"), reverse=True):

@@ -33,7 +33,9 @@ def micro_batch_size(batch_size: int, largest: int) -> int:
     return max(size for size in range(1, min(share, largest) + 1) if share % size == 0)
 
 
-def make_engine(model: HeadedModel, training: Training, total_steps: int, runtime: Runtime) -> Any:
+def make_engine(
+    model: HeadedModel, training: Training, total_steps: int, runtime: Runtime, universal: bool = False
+) -> Any:
     """Wrap a model in a DeepSpeed engine with AdamW, its schedule, clipping and ZeRO.
 
     Args:
@@ -41,6 +43,7 @@ def make_engine(model: HeadedModel, training: Training, total_steps: int, runtim
         training: Hyper-parameters; the batch size is global.
         total_steps: Optimizer steps of the whole run, which the cosine ends at.
         runtime: Micro-batch size and ZeRO stage.
+        universal: It will load a checkpoint in DeepSpeed's universal form.
     """
     micro = micro_batch_size(training.batch_size, runtime.micro_batch_size)
     config = {
@@ -49,6 +52,7 @@ def make_engine(model: HeadedModel, training: Training, total_steps: int, runtim
         "gradient_clipping": training.gradient_clip,
         "zero_optimization": {"stage": runtime.zero_stage},
         "bf16": {"enabled": training.precision == "bfloat16"},
+        "checkpoint": {"load_universal": universal},
         "zero_force_ds_cpu_optimizer": False,
         "steps_per_print": 10**9,
     }

@@ -58,7 +58,8 @@ def make_trainer(job: Job, settings: Train) -> "Trainer":
     total = training.optimizer_steps(len(examples))
     torch.manual_seed(settings.seed)
     student = HeadedModel(_student(job, settings, tokenizer), len(tokenizer))
-    engine = make_engine(student, training, total, job.runtime)
+    checkpoints = Checkpoints(job.work / "checkpoints")
+    engine = make_engine(student, training, total, job.runtime, checkpoints.universal)
     models = Models(engine, _teacher(job, settings, engine.device), len(tokenizer), eos_id(tokenizer))
     held_out = pd.read_parquet(job.inputs["examples"] / "validation.parquet")
     if len(held_out) > settings.validation_prompts:
@@ -78,7 +79,7 @@ def make_trainer(job: Job, settings: Train) -> "Trainer":
         feed=_feed(job, settings, models, examples),
         validation=validation,
         selection=Selection(job.work, training.select_by),
-        checkpoints=Checkpoints(job.work / "checkpoints"),
+        checkpoints=checkpoints,
         progress=Progress(job.output, total, "steps"),
         tokenizer=tokenizer,
         settings=settings,

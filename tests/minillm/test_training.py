@@ -236,6 +236,49 @@ def test_zero_stages_train_alike(stage, teacher, inputs, tmp_path):
     assert results[1] == pytest.approx(results[0], abs=1e-3)
 
 
+@pytest.fixture(scope="module")
+def undisturbed(inputs, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("undisturbed")
+    assert run_worker(write_job(folder, long_text(), text_inputs(inputs))).returncode == 0
+    return folder
+
+
+def long_text() -> Train:
+    return without_dropout(settings("sft", steps=30, select_by="validation_loss"))
+
+
+@pytest.mark.parametrize(("zero_stage", "before", "after"), [(0, 1, 2), (2, 1, 2), (3, 2, 1)])
+def test_a_killed_run_continues_on_another_number_of_processes(
+    zero_stage, before, after, undisturbed, inputs, tmp_path
+):
+    given = {"zero_stage": zero_stage, "checkpoint_every": 3}
+    spec = write_job(tmp_path, long_text(), text_inputs(inputs), processes=before, **given)
+    worker = subprocess.Popen(
+        worker_command(spec, before), env=worker_environment(before), cwd=tmp_path, stdout=subprocess.DEVNULL
+    )
+    wait_until(lambda: checkpoint_steps(tmp_path)[-1:] >= [9])
+    worker.terminate()
+    worker.wait()
+    assert not (tmp_path / "output" / "model").exists()
+    done = run_worker(write_job(tmp_path, long_text(), text_inputs(inputs), processes=after, **given), after)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "continuing from the checkpoint of step" in done.stdout
+    assert ("put together" in done.stdout) == (zero_stage > 0)
+    histories = [json.loads((f / "output" / "selection.json").read_text())["history"] for f in (undisturbed, tmp_path)]
+    assert [h["valid/loss"] for h in histories[1]] == pytest.approx([h["valid/loss"] for h in histories[0]], rel=1e-4)
+
+
+def test_another_zero_stage_in_the_middle_is_refused_with_the_remedy(inputs, tmp_path):
+    spec = write_job(tmp_path, long_text(), text_inputs(inputs), checkpoint_every=3)
+    worker = subprocess.Popen(worker_command(spec), env=worker_environment(), cwd=tmp_path, stdout=subprocess.DEVNULL)
+    wait_until(lambda: checkpoint_steps(tmp_path)[-1:] >= [3])
+    worker.terminate()
+    worker.wait()
+    done = run_worker(write_job(tmp_path, long_text(), text_inputs(inputs), zero_stage=2))
+    assert done.returncode == BAD_INPUT
+    assert "runtime.zero_stage is 2" in (tmp_path / "error.txt").read_text()
+
+
 def test_micro_batches_and_checkpointed_activations_change_nothing(inputs, tmp_path):
     results = []
     for size, checkpointing in ((8, False), (2, False), (4, True)):
