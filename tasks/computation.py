@@ -1,12 +1,13 @@
 """A stage with its inputs: the key of its result, whether the store has it, and the worker that makes it."""
 
+import contextlib
 import functools
 import importlib.metadata
 import json
 import platform
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from minillm.artifacts import METRICS, SYSTEM_METRICS, Artifact, Store, disk_full, text_digest, write_atomically
@@ -54,6 +55,7 @@ class Computation:
             "source_digest": source_digest(stage.module),
         }
         self.key = text_digest(self.origin)
+        self._started = 0.0
 
     @property
     def paths(self) -> dict[str, Path]:
@@ -69,56 +71,70 @@ class Computation:
         """Where the worker writes its progress."""
         return self.work(store) / "output" / METRICS
 
-    def compute(self, store: Store, log: Callable[[str], None], stop: threading.Event, attempt: int = 1) -> Artifact:
-        """Run the worker and put its result into the store; the caller holds the key's lock.
+    def run(self, store: Store, log: Callable[[str], None], stop: threading.Event) -> None:
+        """Run the worker to its end; the caller holds the key's lock.
 
         Args:
             store: Where to.
             log: Gets each line that the worker writes.
             stop: When set, the worker is ended.
-            attempt: Kept with the result.
 
         Raises:
             StageError: Bad input, or a full disk; retrying does not help.
             WorkerError: The worker died; another attempt continues from its last checkpoint.
             WorkerStoppedError: It was stopped.
         """
-        try:
-            return self._compute(store, log, stop, attempt)
-        except OSError as error:
-            raise disk_full(error, store.root) or error from error
-
-    def _compute(self, store: Store, log: Callable[[str], None], stop: threading.Event, attempt: int) -> Artifact:
         runtime, heavy = self.config.runtime, isinstance(self.stage, GROUPS)
         if not heavy:
             runtime = runtime.model_copy(update={"processes": 1})
-        work = self.work(store)
-        job = Job(
-            kind=self.stage.kind,
-            settings=self.stage,
-            inputs=self.paths,
-            output=work / "output",
-            work=work,
-            runtime=runtime,
-        )
-        spec = work / "job.json"
-        write_atomically(spec, job.model_dump_json(indent=2))
-        started = time.time()
-        run_worker(spec, runtime, log, stop, work / "output" / SYSTEM_METRICS if heavy else None)
-        facts = {
-            **self.origin,
-            "label": self.label,
-            "inputs": {name: artifact.model_dump() for name, artifact in self.artifacts.items()},
-            "config": self.config.model_dump(mode="json"),
-            "versions": versions(),
-            "timings": {"started": started, "seconds": time.time() - started, "attempt": attempt},
-            "summary": json.loads((work / "summary.json").read_text()),
-        }
-        return store.complete(self.stage.kind, self.key, facts)
+        self._started = time.time()
+        with _full_disk_named(store):
+            work = self.work(store)
+            job = Job(
+                kind=self.stage.kind,
+                settings=self.stage,
+                inputs=self.paths,
+                output=work / "output",
+                work=work,
+                runtime=runtime,
+            )
+            spec = work / "job.json"
+            write_atomically(spec, job.model_dump_json(indent=2))
+            run_worker(spec, runtime, log, stop, work / "output" / SYSTEM_METRICS if heavy else None)
+
+    def complete(self, store: Store, attempt: int = 1) -> Artifact:
+        """Put what the worker made into the store.
+
+        Args:
+            store: Where to.
+            attempt: Kept with the result.
+
+        Raises:
+            StageError: The disk is full.
+        """
+        with _full_disk_named(store):
+            facts = {
+                **self.origin,
+                "label": self.label,
+                "inputs": {name: artifact.model_dump() for name, artifact in self.artifacts.items()},
+                "config": self.config.model_dump(mode="json"),
+                "versions": versions(),
+                "timings": {"started": self._started, "seconds": time.time() - self._started, "attempt": attempt},
+                "summary": json.loads((self.work(store) / "summary.json").read_text()),
+            }
+            return store.complete(self.stage.kind, self.key, facts)
 
     def work(self, store: Store) -> Path:
         """Folder that survives a failure: checkpoints, parts already done."""
         return store.work_directory(self.stage.kind, self.key)
+
+
+@contextlib.contextmanager
+def _full_disk_named(store: Store) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise disk_full(error, store.root) or error from error
 
 
 @functools.cache

@@ -148,7 +148,8 @@ class _Run:
         logger = get_run_logger()
         logger.info("started")
         with StagePage(metrics, self.session.outbox, self.record, self.label):
-            return self.computation.compute(store, logger.info, self.session.stop, task_run.run_count)
+            self.computation.run(store, logger.info, self.session.stop)
+        return self.computation.complete(store, task_run.run_count)
 
 
 def _may_retry(task: Task, task_run: TaskRun, state: State) -> bool:

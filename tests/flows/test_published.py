@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import pytest
+
 from tests.flows.test_distill import distill
 from tests.minillm.jobs import make_tokenizer
 from tests.minillm.models_in_small import small_model
@@ -16,6 +18,7 @@ def model_directory(folder: Path, seed: int) -> Path:
     return make_tokenizer(folder)
 
 
+@pytest.mark.long
 def test_gpt2_base_in_small(tmp_path: Path, prefect_server: None):
     write_experiment(tmp_path)
     changes = [f"data.directory={tmp_path}", f"runtime.store={tmp_path / 'store'}", "runtime.parallel_stages=2"]

@@ -122,6 +122,7 @@ def parents(config: Path) -> dict[str, Run]:
     return {str(run.info.run_name): run for run in runs if "mlflow.parentRunId" not in run.data.tags}
 
 
+@pytest.mark.long
 def test_ctrl_c_stops_the_workers_of_runs_within_seconds(interrupted: Interrupted):
     assert interrupted.seconds < 10
     assert interrupted.status != 0
@@ -132,6 +133,7 @@ def test_ctrl_c_stops_the_workers_of_runs_within_seconds(interrupted: Interrupte
     assert "broken, seed 1" not in interrupted.log, "it had no place yet"
 
 
+@pytest.mark.long
 def test_the_same_command_goes_on_and_nothing_is_computed_twice(interrupted: Interrupted, continued: Finished):
     before, after = computed(interrupted.log), computed(continued.log)
     assert {name: before.get(name, 0) + after.get(name, 0) for name in SHARED} == dict.fromkeys(SHARED, 1)
@@ -140,6 +142,7 @@ def test_the_same_command_goes_on_and_nothing_is_computed_twice(interrupted: Int
     assert not {"train sft", "generate sft"} & set(continued.states())
 
 
+@pytest.mark.long
 def test_a_run_that_fails_leaves_the_others_and_is_named(continued: Finished):
     assert continued.status == 1
     assert re.search(r"study: Finished in state Failed.*not all runs ended well", continued.log)
@@ -151,6 +154,7 @@ def test_a_run_that_fails_leaves_the_others_and_is_named(continued: Finished):
     assert Path(place).read_text().count("<svg") >= 3, "differences and curves"
 
 
+@pytest.mark.long
 def test_each_run_is_a_flow_run_of_the_main_flow_in_prefect(continued: Finished):
     with get_client(sync_client=True) as client:
         flows = {flow.id: flow.name for flow in client.read_flows()}
@@ -165,6 +169,7 @@ def test_each_run_is_a_flow_run_of_the_main_flow_in_prefect(continued: Finished)
     assert "whole, seed 1: [MLflow](" in str(shown.data)
 
 
+@pytest.mark.long
 def test_mlflow_has_the_study_with_links_to_its_runs(config: Path, continued: Finished):
     runs = parents(config)
     (study,) = [run for run in runs.values() if "compared" in run.data.tags]
