@@ -25,6 +25,8 @@ from tests.conftest import ROOT
 from tests.flows.test_distill import distill
 from tests.small import write_rows, write_short_experiment
 
+pytestmark = pytest.mark.long
+
 OVERRIDE = "methods.minillm.training.learning_rate=0.1"
 
 

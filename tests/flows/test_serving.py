@@ -27,6 +27,8 @@ from tasks.supervision import free_port
 from tests.conftest import ROOT
 from tests.small import write_short_experiment
 
+pytestmark = pytest.mark.long
+
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 PATIENCE = 300.0
 
@@ -191,7 +193,6 @@ def test_a_taken_port_is_named_with_the_remedy(served: Served, tmp_path: Path):
     assert "MINILLM_MLFLOW_UI" in done.stderr
 
 
-@pytest.mark.long
 def test_what_is_stopped_leaves_nothing_behind_and_goes_on_when_served_again(served: Served, client: SyncPrefectClient):
     run = start(client, served, "seed=3")
     wait_for(lambda: served.running("minillm.worker"))

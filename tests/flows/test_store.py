@@ -18,6 +18,9 @@ from tests.small import write_short_experiment
 RATE = "methods.minillm.training.learning_rate"
 
 
+pytestmark = pytest.mark.long
+
+
 def store_command(store: Path, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "flows.store", "--store", str(store), *arguments]
     environment = {**os.environ, **variables}
