@@ -62,6 +62,11 @@ def test_a_trained_tokenizer_loads_as_any_other_and_loses_nothing(tmp_path):
     assert json.loads((output / "models.json").read_text())["student.model"] == {
         "model_type": "gpt2",
         "parameters": parameter_count(built),
+        "body_parameters": parameter_count(built) - 8 * (len(tokenizer) + 64),
+        "matrix_edges": (8 + 24) + (8 + 8) + (8 + 32) + (32 + 8),
+        "layers": 1,
+        "width": 8,
+        "cache_width": 16,
         "embedding_rows": len(tokenizer),
         "tokenizer_entries": len(tokenizer),
         "positions": 64,
