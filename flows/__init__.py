@@ -1,5 +1,5 @@
 """The order of work: each flow's body reads as its diagram."""
 
-from tasks.settings import set_prefect_defaults
+from tasks.settings import load_prefect
 
-set_prefect_defaults()
+load_prefect()

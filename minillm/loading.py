@@ -14,8 +14,9 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 from yaml import YAMLError
 
-from minillm.config import BaseConfig, Config, EvaluationConfig, Judge, Study, Tracked
+from minillm.config import BaseConfig, Config, EvaluationConfig, Judge, Runtime, Study, Tracked
 from minillm.errors import ConfigError
+from minillm.hosts import read_hosts
 from minillm.nearest import missing_path, suggestion
 
 DOWNSTREAM_PACKAGES = ("lm_eval", "accelerate")
@@ -133,6 +134,8 @@ def _validated(kind: type[Kind], path: str | Path, raw: dict[str, Any]) -> Kind:
     problems += [*_missing_sources(raw), *_missing_packages(raw)]
     if isinstance(config, BaseConfig) and config.evaluation.judge is not None:
         problems += _judge_out_of_reach(config.evaluation.judge)
+    if config is not None and config.runtime.hostfile is not None:
+        problems += _hosts_out_of_step(config.runtime)
     if problems or config is None:
         lines = "\n".join(f"  - {problem}" for problem in problems)
         raise ConfigError(f"{path} cannot run, {len(problems)} problem{'s'[: len(problems) > 1]}:\n{lines}")
@@ -271,6 +274,14 @@ def _judge_out_of_reach(judge: Judge) -> Iterator[str]:
             f"evaluation.judge.api_key_variable: {variable} holds blanks, line ends or letters outside ASCII, "
             "which cannot be sent as a key; export it again"
         )
+
+
+def _hosts_out_of_step(runtime: Runtime) -> Iterator[str]:
+    """What is wrong with the hostfile."""
+    try:
+        read_hosts(runtime)
+    except ConfigError as error:
+        yield str(error)
 
 
 def _missing_packages(raw: dict[str, Any]) -> Iterator[str]:

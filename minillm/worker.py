@@ -11,11 +11,15 @@ import os
 import re
 import sys
 import traceback
+from collections.abc import Iterator
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 from minillm.artifacts import disk_full, write_atomically
 from minillm.errors import StageError
 from minillm.stages import STAGES, Job
+from minillm.startup import importing
 
 BAD_INPUT = 3
 """Exit status of a StageError: retrying does not help. Its message stands in the work folder's error.txt."""
@@ -32,9 +36,15 @@ def load_job(spec: Path) -> Job:
 
 def main(spec: str) -> int:
     """Run the stage; a StageError ends in its message alone, anything else in a traceback."""
+    if not Path("/dev/nvidia0").exists():
+        os.environ["DS_ACCELERATOR"] = "cpu"
+    sys.modules["mlflow"] = None  # type: ignore[assignment]  # DeepSpeed would import it, for a tuner not used here
     job = load_job(Path(spec))
     try:
-        summary = importlib.import_module(job.settings.module).run(job)
+        with importing():
+            stage = importlib.import_module(job.settings.module)
+        with _alone(job.work):
+            summary = stage.run(job)
     except Exception as error:
         refusal = error if isinstance(error, StageError) else _beyond_the_machine(error, job.work)
         if refusal is None:
@@ -45,9 +55,31 @@ def main(spec: str) -> int:
         with contextlib.suppress(OSError):  # of a full disk; the last line of the log says it, too
             write_atomically(job.work / "error.txt", str(refusal))
         return BAD_INPUT
-    if int(os.environ.get("RANK", "0")) == 0:
+    if _rank() == 0:
         write_atomically(job.work / "summary.json", json.dumps(summary))
     return 0
+
+
+@contextlib.contextmanager
+def _alone(work: Path) -> Iterator[None]:
+    """No other worker in the folder: that of an attempt whose flow died may still be writing its checkpoint."""
+    if _rank() > 0:  # waits for the first
+        yield
+        return
+    lock = FileLock(work / "worker.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        print("the worker of an earlier attempt is still leaving; waiting for it", flush=True)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _rank() -> int:
+    return int(os.environ.get("RANK", "0"))
 
 
 def _beyond_the_machine(error: Exception, work: Path) -> StageError | None:

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
-from minillm.artifacts import METRICS, SYSTEM_METRICS, Artifact, Store, disk_full, text_digest, write_atomically
+from minillm.artifacts import METRICS, Artifact, Store, disk_full, text_digest
 from minillm.config import BaseConfig, Model, Source, Tracked
 from minillm.data.sources import Resolved, resolve
 from minillm.source_digest import source_digest
@@ -55,7 +55,6 @@ class Computation:
             "source_digest": source_digest(stage.module),
         }
         self.key = text_digest(self.origin)
-        self._started = 0.0
 
     @property
     def paths(self) -> dict[str, Path]:
@@ -71,13 +70,16 @@ class Computation:
         """Where the worker writes its progress."""
         return self.work(store) / "output" / METRICS
 
-    def run(self, store: Store, log: Callable[[str], None], stop: threading.Event) -> None:
+    def run(self, store: Store, log: Callable[[str], None], stop: threading.Event) -> float:
         """Run the worker to its end; the caller holds the key's lock.
 
         Args:
             store: Where to.
             log: Gets each line that the worker writes.
             stop: When set, the worker is ended.
+
+        Returns:
+            When it began, by the clock that only counts; for `complete`.
 
         Raises:
             StageError: Bad input, or a full disk; retrying does not help.
@@ -87,7 +89,7 @@ class Computation:
         runtime, heavy = self.config.runtime, isinstance(self.stage, GROUPS)
         if not heavy:
             runtime = runtime.model_copy(update={"processes": 1})
-        self._started = time.time()
+        started = time.monotonic()
         with _full_disk_named(store):
             work = self.work(store)
             job = Job(
@@ -98,20 +100,21 @@ class Computation:
                 work=work,
                 runtime=runtime,
             )
-            spec = work / "job.json"
-            write_atomically(spec, job.model_dump_json(indent=2))
-            run_worker(spec, runtime, log, stop, work / "output" / SYSTEM_METRICS if heavy else None)
+            run_worker(job, log, stop, sampled=heavy)
+        return started
 
-    def complete(self, store: Store, attempt: int = 1) -> Artifact:
+    def complete(self, store: Store, started: float, attempt: int = 1) -> Artifact:
         """Put what the worker made into the store.
 
         Args:
             store: Where to.
+            started: When `run` began.
             attempt: Kept with the result.
 
         Raises:
             StageError: The disk is full.
         """
+        seconds = time.monotonic() - started
         with _full_disk_named(store):
             facts = {
                 **self.origin,
@@ -119,7 +122,7 @@ class Computation:
                 "inputs": {name: artifact.model_dump() for name, artifact in self.artifacts.items()},
                 "config": self.config.model_dump(mode="json"),
                 "versions": versions(),
-                "timings": {"started": self._started, "seconds": time.time() - self._started, "attempt": attempt},
+                "timings": {"started": time.time() - seconds, "seconds": seconds, "attempt": attempt},
                 "summary": json.loads((self.work(store) / "summary.json").read_text()),
             }
             return store.complete(self.stage.kind, self.key, facts)

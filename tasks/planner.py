@@ -81,8 +81,8 @@ class Planner:
                 found = computation.find(self.store)
                 if found is None and isinstance(stage, READING):
                     self.log(f"reading the data: {label}")
-                    computation.run(self.store, self.log, threading.Event())
-                    found = computation.complete(self.store)
+                    started = computation.run(self.store, self.log, threading.Event())
+                    found = computation.complete(self.store, started)
         self.stages.append(Planned(label, stage, inputs, self._waits | pending, found, computation))
         if found is not None:
             return found

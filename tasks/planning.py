@@ -11,6 +11,7 @@ from typing import Any
 from minillm.artifacts import Artifact, Store, write_atomically
 from minillm.config import Config, Model
 from minillm.data.sources import resolve
+from minillm.errors import StageError
 from minillm.planning.estimate import mean_speed, stage_seconds
 from minillm.planning.outlook import (
     Outlook,
@@ -31,7 +32,7 @@ from minillm.training.checkpoints import newest_step
 from tasks.plan_record import plan_path
 from tasks.planner import Pending, Planned, Planner
 from tasks.session import planned
-from tasks.supervision import run_worker
+from tasks.supervision import WorkerError, run_worker
 
 FLOW_SECONDS = 10.0
 """Of a flow beside its stages: Prefect's server, and the last words to MLflow."""
@@ -49,7 +50,7 @@ def plan(config: Config, stages: Callable[[Config], Any], log: Callable[[str], N
         Tables in Markdown. The estimate is kept in the store, and the run's report compares with it.
 
     Raises:
-        StageError: It cannot fit this machine; the message names what to change.
+        StageError: It cannot fit this machine, or died in the measurement; the message names what to change.
     """
     planner = Planner(config, log)
     with planned(planner):
@@ -141,11 +142,12 @@ def _measure(
             work=work,
             runtime=config.runtime,
         )
-        spec = work / "job.json"
-        write_atomically(spec, job.model_dump_json())
-        run_worker(spec, config.runtime, lines.append, threading.Event())
+        run_worker(job, lines.append, threading.Event())
         return json.loads((output / "speed.json").read_text())
 
     count = config.runtime.parallel_stages
     with tempfile.TemporaryDirectory(dir=planner.store.root / "plans") as folder, ThreadPoolExecutor(count) as pool:
-        return mean_speed(list(pool.map(one, [Path(folder) / str(number) for number in range(count)])))
+        try:
+            return mean_speed(list(pool.map(one, [Path(folder) / str(number) for number in range(count)])))
+        except WorkerError as error:
+            raise StageError(f"the measurement ended early: {error}") from error

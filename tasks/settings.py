@@ -1,7 +1,11 @@
 """Settings of Prefect, MLflow and their neighbours, as environment variables, set before any of them is imported."""
 
+import importlib
 import os
+import urllib.parse
 import urllib.request
+
+from minillm.startup import importing
 
 PREFECT_UI = os.environ.get("MINILLM_PREFECT_UI", "http://127.0.0.1:4200")
 """Where `make ui` and `make serve` serve Prefect."""
@@ -17,6 +21,7 @@ PREFECT_DEFAULTS = {
     "PREFECT_LOGGING_FORMATTERS_STANDARD_TASK_RUN_FMT": "%(asctime)s  %(task_run_name)s: %(message)s",
     "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",
     "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
+    "PREFECT_CLIENT_RETRY_EXTRA_CODES": "500",  # what the server says while its database restarts
 }
 MLFLOW_DEFAULTS = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -34,10 +39,23 @@ def set_prefect_defaults() -> None:
         os.environ["PREFECT_API_URL"] = f"{PREFECT_UI}/api"
 
 
+def load_prefect() -> None:
+    """Import Prefect with these settings."""
+    set_prefect_defaults()
+    with importing():
+        importlib.import_module("prefect")
+
+
 def set_mlflow_defaults() -> None:
     """Set what the user has not set: a server that does not answer is given up soon."""
     for name, value in MLFLOW_DEFAULTS.items():
         os.environ.setdefault(name, value)
+
+
+def shown(url: str) -> str:
+    """An address as it may be printed: without the name and password in it."""
+    parts = urllib.parse.urlsplit(url)
+    return url if parts.hostname is None else parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
 
 
 def answers(server: str) -> bool:

@@ -148,8 +148,8 @@ class _Run:
         logger = get_run_logger()
         logger.info("started")
         with StagePage(metrics, self.session.outbox, self.record, self.label):
-            self.computation.run(store, logger.info, self.session.stop)
-        return self.computation.complete(store, task_run.run_count)
+            started = self.computation.run(store, logger.info, self.session.stop)
+        return self.computation.complete(store, started, task_run.run_count)
 
 
 def _may_retry(task: Task, task_run: TaskRun, state: State) -> bool:

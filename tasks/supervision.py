@@ -19,9 +19,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import minillm
-from minillm.artifacts import METRICS
+from minillm.artifacts import METRICS, SYSTEM_METRICS, write_atomically
 from minillm.config import Runtime
 from minillm.errors import StageError
+from minillm.stages import Job
 from minillm.worker import BAD_INPUT
 from tasks.system_metrics import SystemMetrics
 
@@ -39,6 +40,11 @@ exec "$@" </dev/null 3<&-
 """
 
 
+def watched(command: Sequence[str], grace_seconds: float = GRACE_SECONDS) -> list[str]:
+    """A command beside a watchdog that ends its process group when standard input ends."""
+    return ["/bin/sh", "-c", WATCHED, str(grace_seconds), *command]
+
+
 class WorkerError(Exception):
     """The worker died or failed; another attempt continues from its last checkpoint."""
 
@@ -50,29 +56,31 @@ class WorkerStoppedError(Exception):
     """The worker was stopped on purpose, by a cancelled flow or a timeout; it is not started again."""
 
 
-def run_worker(
-    spec: Path, runtime: Runtime, log: Callable[[str], None], stop: threading.Event, samples: Path | None = None
-) -> None:
+def run_worker(job: Job, log: Callable[[str], None], stop: threading.Event, sampled: bool = False) -> None:
     """Run one stage to its end.
 
     Args:
-        spec: Job file; error.txt beside it tells of bad input.
-        runtime: Number of processes and threads, and the timeout.
+        job: The stage, where it works, and its number of processes, threads and timeout.
         log: Gets each line that the worker writes, while it runs.
         stop: When set, the group is ended.
-        samples: Where system metrics are appended while it runs; without it, none are taken.
+        sampled: Whether system metrics are appended to the output while it runs.
 
     Raises:
         StageError: The worker refused its input.
         WorkerStoppedError: It was ended by `stop` or the timeout.
         WorkerError: It failed, died or fell silent; the message has its last lines.
     """
-    refusal, metrics = spec.parent / "error.txt", spec.parent / "output" / METRICS
+    runtime, spec = job.runtime, job.work / "job.json"
+    write_atomically(spec, job.model_dump_json(indent=2))
+    refusal, metrics = job.work / "error.txt", job.output / METRICS
     refusal.unlink(missing_ok=True)
     last: deque[str] = deque(maxlen=LAST_LINES)
-    with Group(_command(spec, runtime), _environment(runtime)) as group, contextlib.ExitStack() as sampling:
-        if samples is not None:
-            sampling.enter_context(SystemMetrics(group.process.pid, samples))
+    with (
+        Group(_command(spec, runtime), os.environ | worker_environment(runtime)) as group,
+        contextlib.ExitStack() as sampling,
+    ):
+        if sampled:
+            sampling.enter_context(SystemMetrics(group.process.pid, job.output / SYSTEM_METRICS))
         deadline = time.monotonic() + runtime.timeout_hours * 3600
         reason = None
         silent, said, written = False, time.monotonic(), 0
@@ -119,7 +127,7 @@ class Group:
             grace_seconds: From SIGTERM to SIGKILL.
         """
         self.process = subprocess.Popen(
-            ["/bin/sh", "-c", WATCHED, str(grace_seconds), *command],
+            watched(command, grace_seconds),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -182,14 +190,17 @@ def _command(spec: Path, runtime: Runtime) -> list[str]:
     worker = ["-m", "minillm.worker", str(spec)]
     if runtime.processes == 1:
         return [sys.executable, *worker]
+    if runtime.hostfile is not None:
+        return [sys.executable, "-m", "tasks.hosts", str(spec)]
     rendezvous = ["--rdzv-backend=c10d", "--rdzv-endpoint=127.0.0.1:0", "--local-addr=127.0.0.1"]
     launcher = [sys.executable, "-m", "torch.distributed.run", *rendezvous]
     return [*launcher, f"--nproc-per-node={runtime.processes}", *worker]
 
 
-def _environment(runtime: Runtime) -> dict[str, str]:
+def worker_environment(runtime: Runtime) -> dict[str, str]:
+    """Environment variables of a worker, beside those of this process."""
     root = str(Path(minillm.__file__).parent.parent)
-    environment = os.environ | {
+    environment = {
         "PYTHONPATH": os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")])),
         "PYTHONUNBUFFERED": "1",
         "DS_BUILD_OPS": "0",
@@ -201,8 +212,6 @@ def _environment(runtime: Runtime) -> dict[str, str]:
         "TQDM_MININTERVAL": "30",
         "TQDM_MAXINTERVAL": "30",
     }
-    if not Path("/dev/nvidia0").exists():
-        environment["DS_ACCELERATOR"] = "cpu"
     if runtime.threads is not None:
         environment["OMP_NUM_THREADS"] = str(runtime.threads)
     if runtime.processes == 1:

@@ -19,7 +19,10 @@ class Runtime(Strict):
     store: str = ".minillm"
     """Folder of artifacts, checkpoints and, unless MLFLOW_TRACKING_URI is set, tracked runs."""
     processes: PositiveInt = 1
-    """Processes of a worker group on this machine (one per GPU)."""
+    """Processes of a worker group, one per GPU; on this machine, or in all on those of `hostfile`."""
+    hostfile: str | None = None
+    """DeepSpeed's hostfile, lines of `HOST slots=PROCESSES`, for a worker group on several machines: each is reached by
+    ssh without a password and has this checkout, its environment and the store under the same paths."""
     threads: PositiveInt | None = None
     """CPU threads per process; without it, torch's default."""
     parallel_stages: PositiveInt = 1
@@ -30,6 +33,8 @@ class Runtime(Strict):
     """Responses generated at once per process; lower it when memory runs out."""
     zero_stage: Literal[0, 1, 2, 3] = 0
     """DeepSpeed ZeRO stage: 1 shards optimizer state over processes, 2 also gradients, 3 also weights."""
+    offload_optimizer: bool = False
+    """Keep optimizer state in the CPU's memory and step there (ZeRO-Offload, arXiv 2101.06840); zero_stage 1 up."""
     checkpoint_every: PositiveInt = 100
     """Optimizer steps between checkpoints: a killed stage loses at most this many."""
     retries: int = Field(default=2, ge=0)
@@ -39,6 +44,12 @@ class Runtime(Strict):
     silent_minutes: PositiveFloat = 60.0
     """A worker that says and writes nothing for so long is taken for hung, killed and started again; a round of
     rollouts and a checkpoint must take less."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.offload_optimizer and self.zero_stage == 0:
+            raise ValueError("offload_optimizer moves what ZeRO shards: set zero_stage to 1, 2 or 3")
+        return self
 
 
 class Tracked(Strict):

@@ -3,7 +3,10 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import torch
+
 from minillm.config import Method, Runtime
+from minillm.models.causal_lm import DTYPES
 from minillm.models.facts import ModelFacts
 from minillm.objectives.vocabulary import CHUNK_ENTRIES
 
@@ -11,7 +14,6 @@ LIBRARIES = 600 << 20
 """What a worker holds before its first model: Python, PyTorch and the other libraries."""
 ADAM = {"float32": 8, "bfloat16": 12}
 """Bytes of AdamW's state per weight: two moments in float32, and for bfloat16 the weight in float32 besides."""
-VALUE = {"float32": 4, "bfloat16": 2}
 SAVED_PER_LAYER = 17
 """Activations that a layer keeps for the backward pass, per token and entry of its hidden state (Korthikanti et al.,
 arXiv 2205.05198, eq. 1: 34 bytes in 16 bit); the scores of attention are not kept."""
@@ -20,7 +22,7 @@ VOCABULARY_BUFFERS = 3
 KNOBS = {
     "weights": "set runtime.zero_stage: 3 and more runtime.processes, or take a smaller student",
     "gradients": "set runtime.zero_stage: 2 or more and more runtime.processes, or training.lora",
-    "optimizer": "set runtime.zero_stage: 1 or more and more runtime.processes, or training.lora",
+    "optimizer": "set runtime.zero_stage: 1 or more, more runtime.processes or offload_optimizer, or training.lora",
     "teacher": "take a smaller teacher, or training.precision: bfloat16",
     "activations": "lower runtime.micro_batch_size, or set training.gradient_checkpointing",
     "caches": "lower runtime.generation_batch_size",
@@ -63,9 +65,10 @@ def training_memory(
         response: Tokens of a response, mean.
     """
     training, policy = method.training, method.policy
-    value, trained = VALUE[training.precision], trained_parameters(student, method)
+    value, trained = DTYPES[training.precision].itemsize, trained_parameters(student, method)
     shards = [runtime.processes if runtime.zero_stage >= stage else 1 for stage in (1, 2, 3)]
     tokens = min(runtime.micro_batch_size, -(-training.batch_size // runtime.processes)) * max_tokens
+    offloaded = runtime.offload_optimizer and torch.cuda.is_available()  # into memory that is not counted here
     layers = 1 if training.gradient_checkpointing else student.layers
     saved = (
         tokens * student.width * value * (SAVED_PER_LAYER * layers + training.gradient_checkpointing * student.layers)
@@ -74,7 +77,7 @@ def training_memory(
     parts = {
         "weights": student.parameters * value // shards[2],
         "gradients": trained * value // shards[1],
-        "optimizer": trained * ADAM[training.precision] // shards[0],
+        "optimizer": 0 if offloaded else trained * ADAM[training.precision] // shards[0],
         "teacher": teacher.parameters * value if teacher else 0,
         "activations": saved + VOCABULARY_BUFFERS * 4 * chunk,
         "caches": 0,
@@ -96,7 +99,7 @@ def trained_parameters(student: ModelFacts, method: Method) -> int:
 
 def generation_memory(model: ModelFacts, precision: str, runtime: Runtime, rows: int, max_tokens: int) -> Memory:
     """Of generating `rows` responses in all."""
-    value, at_once = VALUE[precision], min(runtime.generation_batch_size, rows)
+    value, at_once = DTYPES[precision].itemsize, min(runtime.generation_batch_size, rows)
     chunk = 4 * at_once * model.tokenizer_entries
     return Memory(
         {
@@ -108,7 +111,7 @@ def generation_memory(model: ModelFacts, precision: str, runtime: Runtime, rows:
 
 def scoring_memory(models: list[ModelFacts], precision: str, runtime: Runtime, max_tokens: int) -> Memory:
     """Of running models over given text."""
-    value, tokens = VALUE[precision], runtime.micro_batch_size * max_tokens
+    value, tokens = DTYPES[precision].itemsize, runtime.micro_batch_size * max_tokens
     widest = max(model.width for model in models)
     chunk = min(CHUNK_ENTRIES, tokens * models[0].tokenizer_entries)
     return Memory(
@@ -121,7 +124,7 @@ def scoring_memory(models: list[ModelFacts], precision: str, runtime: Runtime, m
 
 def training_disk(student: ModelFacts, method: Method) -> int:
     """Bytes: the model, its export, and while it trains two checkpoints and the best weights so far."""
-    value = VALUE[method.training.precision]
+    value = DTYPES[method.training.precision].itemsize
     checkpoint = student.parameters * value + trained_parameters(student, method) * ADAM[method.training.precision]
     return student.parameters * value * 3 + 2 * checkpoint
 

@@ -16,6 +16,7 @@ from minillm.artifacts import Artifact
 from minillm.config import Runtime
 from minillm.data.benchmark_prompts import load_prompts
 from minillm.errors import StageError
+from minillm.hosts import read_hosts
 from minillm.models.facts import ModelFacts
 from minillm.planning.memory import Memory, generation_memory, scoring_memory, training_disk, training_memory
 from minillm.planning.work import Amounts, Work
@@ -97,7 +98,8 @@ def require_fit(outlooks: Sequence[Outlook], models: Mapping[str, ModelFacts], r
     Raises:
         StageError: If a stage, or several at once, cannot fit; the message names what to change.
     """
-    room, words = _room(runtime.processes)
+    # Hosts of a hostfile are taken to be like this one.
+    room, words = _room(max(read_hosts(runtime).values()) if runtime.hostfile else runtime.processes)
     by_memory = sorted(((o.memory, o.label) for o in outlooks if o.memory), key=lambda o: o[0].total, reverse=True)
     at_once = by_memory[: runtime.parallel_stages]
     for memory, label in at_once[:1]:

@@ -14,8 +14,8 @@ from minillm.evaluation.likelihood import likelihoods
 from minillm.evaluation.rouge import rouge_l
 from minillm.generation.answering import make_sampler
 from minillm.generation.slots import Request
-from minillm.models.causal_lm import DTYPES, build_model, load_model, load_tokenizer, save_model
-from minillm.processes import device, peak_bytes, process_group, rank
+from minillm.models.causal_lm import build_model, load_tokenizer, save_model
+from minillm.processes import peak_bytes, process_group, rank
 from minillm.stages import Job, Speed, Train
 from minillm.training.on_policy import Rollouts
 from minillm.training.trainer import make_trainer
@@ -104,13 +104,14 @@ def _time_model(job: Job, settings: Speed, examples: pd.DataFrame, name: str) ->
     sampler = make_sampler(job.inputs[name], tokenizer, settings.generate, job.runtime)
     requests = [Request(ids, response, (1, number)) for number, ids in enumerate(prompts)]
     generating = _seconds(lambda _: sampler.sample(requests), fewest=1)
-    model = load_model(job.inputs[name], DTYPES[settings.generate.precision]).to(device()).eval()  # type: ignore[arg-type]
     rows = examples.head(LIKELIHOOD_BATCHES * job.runtime.micro_batch_size)
     pairs = [
         (_stretched(before, prompt), _stretched(after, response))
         for before, after in zip(rows["prompt_ids"], rows["response_ids"], strict=True)
     ]
-    scoring = _seconds(lambda _: likelihoods(model, len(tokenizer), pairs, job.runtime.micro_batch_size), fewest=1)
+    scoring = _seconds(
+        lambda _: likelihoods(sampler.model, len(tokenizer), pairs, job.runtime.micro_batch_size), fewest=1
+    )
     return {
         "generated_per_second": len(requests) * response / generating,
         "scored_per_second": len(pairs) * (prompt + response) / scoring,

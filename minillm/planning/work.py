@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from minillm.artifacts import text_digest
+from minillm.generation.cost import PROMPTS, ROUNDS
 from minillm.models.facts import ModelFacts
 from minillm.stages import (
     Calibration,
@@ -112,7 +113,9 @@ def stage_work(stage: Stage, who: str, models: Mapping[str, ModelFacts], amounts
         case Calibration():
             return scoring(amounts.choices, who)
         case Cost():
-            return _sum([generating(role if role == "teacher" else "student", 6 * 64) for role in stage.roles])
+            return _sum(
+                [generating(role if role == "teacher" else "student", (1 + ROUNDS) * PROMPTS) for role in stage.roles]
+            )
         case _:
             return Work()
 

@@ -46,11 +46,14 @@ def make_engine(
         universal: It will load a checkpoint in DeepSpeed's universal form.
     """
     micro = micro_batch_size(training.batch_size, runtime.micro_batch_size)
+    zero: dict[str, Any] = {"stage": runtime.zero_stage}
+    if runtime.offload_optimizer:
+        zero["offload_optimizer"] = {"device": "cpu"}
     config = {
         "train_batch_size": training.batch_size,
         "train_micro_batch_size_per_gpu": micro,
         "gradient_clipping": training.gradient_clip,
-        "zero_optimization": {"stage": runtime.zero_stage},
+        "zero_optimization": zero,
         "bf16": {"enabled": training.precision == "bfloat16"},
         "checkpoint": {"load_universal": universal},
         "zero_force_ds_cpu_optimizer": False,

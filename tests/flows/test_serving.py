@@ -6,10 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
-import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 from uuid import UUID
 
@@ -17,111 +14,35 @@ import psutil
 import pytest
 from mlflow import MlflowClient
 from playwright.sync_api import expect, sync_playwright
-from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.objects import FlowRun
 from prefect.client.schemas.schedules import CronSchedule
-from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.states import Cancelling
 
-from tasks.supervision import free_port
 from tests.conftest import ROOT
-from tests.small import write_short_experiment
+from tests.serving import Served, ended, serving, start, state, wait_for
 
 pytestmark = pytest.mark.long
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
-PATIENCE = 300.0
 
 
-@dataclass
-class Served:
-    """What one `python -m tasks.ui --worker` serves."""
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    with serving(tmp_path_factory.mktemp("serving")) as served:
+        yield served
 
-    process: subprocess.Popen[str]
-    prefect: str
-    mlflow: str
-    folder: Path
-    log: list[str]
 
-    @property
-    def config(self) -> Path:
-        return self.folder / "small.yaml"
-
-    def family(self) -> list[str]:
-        """Commands of everything that works for it, in whatever session."""
-        found = []
-        for process in psutil.process_iter(["cmdline", "environ"]):
-            if (process.info["environ"] or {}).get("PREFECT_HOME") == str(self.folder / "prefect"):
-                found.append(" ".join(process.info["cmdline"] or []))
-        return found
-
-    def running(self, what: str) -> bool:
-        return any(what in command for command in self.family())
+@pytest.fixture
+def client(served: Served) -> Iterator[SyncPrefectClient]:
+    with served.client() as client:
+        yield client
 
 
 def alive(run: FlowRun) -> bool:
     """Whether the process of a flow run, or one that it started, is there."""
     processes = psutil.process_iter(["environ"])
     return any((found.info["environ"] or {}).get("PREFECT__FLOW_RUN_ID") == str(run.id) for found in processes)
-
-
-def wait_for(condition: Callable[[], object], seconds: float = PATIENCE) -> float:
-    """Seconds until a condition holds."""
-    started = time.monotonic()
-    while not condition():
-        assert time.monotonic() - started < seconds, f"not within {seconds} s"
-        time.sleep(0.2)
-    return time.monotonic() - started
-
-
-def serve(folder: Path) -> Served:
-    prefect, mlflow = (f"http://127.0.0.1:{free_port()}" for _ in range(2))
-    environment = os.environ | {"PREFECT_HOME": str(folder / "prefect"), "PYTHONUNBUFFERED": "1"}
-    environment |= {"MINILLM_PREFECT_UI": prefect, "MINILLM_MLFLOW_UI": mlflow}
-    process = subprocess.Popen(
-        [sys.executable, "-m", "tasks.ui", "--worker", "--store", str(folder / "store")],
-        cwd=ROOT,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    log: list[str] = []
-    assert process.stdout is not None
-    threading.Thread(target=log.extend, args=(process.stdout,), daemon=True).start()
-    served = Served(process, prefect, mlflow, folder, log)
-    wait_for(lambda: any("started!" in line for line in log) or process.poll() is not None)
-    assert process.poll() is None, "".join(log)
-    return served
-
-
-@pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    folder = tmp_path_factory.mktemp("serving")
-    write_short_experiment(folder)
-    served = serve(folder)
-    yield served
-    served.process.send_signal(signal.SIGTERM)
-    served.process.wait(90)
-
-
-@pytest.fixture
-def client(served: Served) -> Iterator[SyncPrefectClient]:
-    api = f"{served.prefect}/api"
-    with temporary_settings({PREFECT_API_URL: api}), get_client(sync_client=True) as client:
-        yield client
-
-
-def start(client: SyncPrefectClient, served: Served, *overrides: str) -> FlowRun:
-    deployment = client.read_deployment_by_name("distill/quickstart")
-    parameters = {"config_file": str(served.config), "overrides": list(overrides)}
-    return client.create_flow_run_from_deployment(deployment.id, parameters=parameters)
-
-
-def state(client: SyncPrefectClient, identity: UUID) -> str:
-    found = client.read_flow_run(identity).state
-    assert found is not None
-    return str(found.name)
 
 
 def test_a_schedule_fires_and_the_run_is_in_both_pages(served: Served, client: SyncPrefectClient):
@@ -139,8 +60,7 @@ def test_a_schedule_fires_and_the_run_is_in_both_pages(served: Served, client: S
     wait_for(fired)
     (run,) = fired()
     client.delete_deployment_schedule(nightly.id, UUID(made["id"]))  # with what it had scheduled
-    wait_for(lambda: state(client, run.id) in ("Completed", "Failed", "Crashed"))
-    assert state(client, run.id) == "Completed", "".join(served.log[-60:])
+    assert ended(client, run.id) == "Completed", "".join(served.log[-60:])
     assert (run.auto_scheduled, run.work_queue_name) == (True, "accelerator")
     assert set(client.read_flow_run(run.id).tags) >= {"distillation", "scheduled"}
     tracked = MlflowClient(served.mlflow)
@@ -174,8 +94,7 @@ def test_runs_wait_for_each_other_and_one_that_is_cancelled_ends_within_ten_seco
     client.set_flow_run_state(running.id, Cancelling())
     assert wait_for(lambda: not alive(running)) < 10
     wait_for(lambda: state(client, running.id) == "Cancelled", 20)
-    wait_for(lambda: state(client, waiting.id) in ("Completed", "Failed", "Crashed"))
-    assert state(client, waiting.id) == "Completed", "it goes on where the other was cancelled"
+    assert ended(client, waiting.id) == "Completed", "it goes on where the other was cancelled"
 
 
 def test_a_taken_port_is_named_with_the_remedy(served: Served, tmp_path: Path):
@@ -201,15 +120,10 @@ def test_what_is_stopped_leaves_nothing_behind_and_goes_on_when_served_again(ser
     wait_for(lambda: served.family() == [], 5)
     assert re.search(r"Ctrl-C stops them", "".join(served.log))
 
-    again = serve(served.folder)
-    try:
-        with temporary_settings({PREFECT_API_URL: f"{again.prefect}/api"}), get_client(sync_client=True) as there:
-            assert state(there, run.id) == "Crashed"
-            retry = [sys.executable, "-m", "prefect", "flow-run", "retry", str(run.id)]
-            environment = os.environ | {"PREFECT_API_URL": f"{again.prefect}/api"}
-            subprocess.run(retry, env=environment, check=True, capture_output=True, timeout=60)
-            wait_for(lambda: state(there, run.id) in ("Completed", "Failed"))
-            assert state(there, run.id) == "Completed", "".join(again.log[-60:])
-    finally:
-        again.process.send_signal(signal.SIGTERM)
-        assert again.process.wait(60) == 0
+    with serving(served.folder) as again, again.client() as there:
+        assert state(there, run.id) == "Crashed"
+        retry = [sys.executable, "-m", "prefect", "flow-run", "retry", str(run.id)]
+        environment = os.environ | {"PREFECT_API_URL": f"{again.prefect}/api"}
+        subprocess.run(retry, env=environment, check=True, capture_output=True, timeout=60)
+        wait_for(lambda: state(there, run.id) in ("Completed", "Failed"))
+        assert state(there, run.id) == "Completed", "".join(again.log[-60:])

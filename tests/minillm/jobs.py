@@ -77,7 +77,7 @@ def worker_command(spec: Path, processes: int = 1) -> list[str]:
 
 def worker_environment(processes: int = 1) -> dict[str, str]:
     """What the supervisor sets for a worker."""
-    environment = {**os.environ, "DS_BUILD_OPS": "0", "DS_ACCELERATOR": "cpu", "PYTHONPATH": str(ROOT)}
+    environment = {**os.environ, "DS_BUILD_OPS": "0", "PYTHONPATH": str(ROOT)}
     environment |= {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     if processes == 1:
         alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}

@@ -1,4 +1,5 @@
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -106,6 +107,7 @@ def test_an_unknown_key_far_from_all_lists_those_of_its_level(tmp_path, raw):
     ("override", "message"),
     [
         ("methods.minillm.policy.rollouts=12", "rollouts 12 must be a multiple of batch_size 8"),
+        ("runtime.offload_optimizer=true", "offload_optimizer moves what ZeRO shards: set zero_stage to 1, 2 or 3"),
         ("methods.minillm.training.epochs=2", "give exactly one of `epochs` and `steps`"),
         ("data.max_prompt_tokens=512", "max_prompt_tokens 512 leaves no room for a response"),
         ("methods.minillm.policy.teacher_mix=-0.1", "greater than or equal to 0, not -0.1"),
@@ -361,6 +363,25 @@ except ConfigError as error:
 """
     done = subprocess.run([sys.executable, "-I", "-S", "-c", code], capture_output=True, text=True, check=True)
     assert "evaluation.downstream: needs lm_eval, not installed here; run `pip install .[downstream]`" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        (None, "runtime.hostfile: there is no file"),
+        (
+            "worker-1 slots=2\nworker-2 slots=2\n",
+            "runtime.processes is 3, but runtime.hostfile .* has 4 slots; set it to",
+        ),
+        ("worker-1 slots=2\nworker-1 slots=1\n", "multiple entries for worker-1.*; its lines are HOST slots=PROCESSES"),
+        ("worker-1: 3\n", "bad entry: worker-1: 3.*; its lines are HOST slots=PROCESSES"),
+    ],
+)
+def test_a_hostfile_that_does_not_fit_is_refused(tmp_path, raw, lines, message):
+    hostfile = tmp_path / "hosts"
+    if lines is not None:
+        hostfile.write_text(lines)
+    assert re.search(message, refusal(tmp_path, raw, f"runtime.hostfile={hostfile}", "runtime.processes=3"))
 
 
 def test_loading_imports_nothing_heavy():

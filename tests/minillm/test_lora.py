@@ -14,9 +14,9 @@ from minillm.models.lora import ADAPTER, add_adapters, merged_weights
 from minillm.models.output_head import OutputHead
 from minillm.objectives.vocabulary import head_loss
 from minillm.stages import Train
-from tests.minillm.jobs import make_examples, make_plain_text, make_tokenizer, run_worker, write_job
+from tests.minillm.jobs import run_worker, write_job
 from tests.minillm.models_in_small import ARCHITECTURES
-from tests.minillm.test_training import MAX_TOKENS, settings, weights
+from tests.minillm.trainings import settings, text_inputs, weights
 
 TOKENS = torch.tensor([[2, 3, 5, 7, 4]])
 
@@ -68,24 +68,10 @@ def test_a_frozen_head_gets_no_gradient_and_changes_none():
 
 
 @pytest.fixture(scope="module")
-def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    root = tmp_path_factory.mktemp("inputs")
-    return {
-        "tokenizer": make_tokenizer(root / "tokenizer"),
-        "examples": make_examples(root / "examples"),
-        "plain_text": make_plain_text(root / "plain", MAX_TOKENS),
-    }
-
-
-@pytest.fixture(scope="module")
 def start(inputs, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("start")
-    assert run_worker(write_job(folder, settings("sft", steps=2), text(inputs))).returncode == 0
+    assert run_worker(write_job(folder, settings("sft", steps=2), text_inputs(inputs))).returncode == 0
     return folder / "output"
-
-
-def text(inputs: dict[str, Path]) -> dict[str, Path]:
-    return {name: inputs[name] for name in ("tokenizer", "examples")}
 
 
 def with_adapters(kind: str, steps: int) -> Train:
@@ -93,7 +79,7 @@ def with_adapters(kind: str, steps: int) -> Train:
 
 
 def test_training_changes_matrices_by_a_low_rank_and_leaves_the_rest(inputs, start, tmp_path):
-    done = run_worker(write_job(tmp_path, with_adapters("sft", steps=20), {**text(inputs), "weights": start}))
+    done = run_worker(write_job(tmp_path, with_adapters("sft", steps=20), {**text_inputs(inputs), "weights": start}))
     assert done.returncode == 0, done.stderr[-3000:]
     before, after = load_file(start / "model" / "model.safetensors"), weights(tmp_path)
     assert after.keys() == before.keys()
@@ -113,7 +99,7 @@ def test_student_and_teacher_with_adapters_distil_alike_on_two_processes_that_sh
     inputs, start, tmp_path
 ):
     teacher = tmp_path / "teacher"
-    done = run_worker(write_job(teacher, with_adapters("sft", steps=8), {**text(inputs), "weights": start}))
+    done = run_worker(write_job(teacher, with_adapters("sft", steps=8), {**text_inputs(inputs), "weights": start}))
     assert done.returncode == 0, done.stderr[-3000:]
     given = {**inputs, "weights": start, "teacher": teacher / "output"}
     values = []

@@ -3,87 +3,23 @@
 import json
 import signal
 import subprocess
-import time
-from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import pytest
 import torch
-from safetensors.torch import load_file
 
-from minillm.config import Method
 from minillm.progress import read_metrics
-from minillm.stages import Train
 from minillm.worker import BAD_INPUT, STOPPED
-from tests.minillm.jobs import (
-    make_examples,
-    make_plain_text,
-    make_tokenizer,
-    run_worker,
-    worker_command,
-    worker_environment,
-    write_job,
+from tests.minillm.jobs import run_worker, worker_command, worker_environment, write_job
+from tests.minillm.trainings import (
+    checkpoint_steps,
+    losses,
+    settings,
+    text_inputs,
+    wait_until,
+    weights,
+    without_dropout,
 )
-from tests.minillm.models_in_small import ARCHITECTURES
-
-MAX_TOKENS = 16
-
-
-def method(kind: str, steps: int = 8, **training: Any) -> Method:
-    rows = {
-        "sft": {"text": "dataset", "divergence": "cross_entropy"},
-        "kd": {"text": "dataset", "divergence": "forward_kl", "divergence_weight": 0.5},
-        "minillm": {
-            "text": "rollouts",
-            "divergence": "reverse_kl",
-            "start": "initial",
-            "policy": {"rollouts": 16, "inner_epochs": 2},
-        },
-    }
-    common = {"learning_rate": 1e-3, "batch_size": 8, "steps": steps, "evaluate_every": 4}
-    return Method.model_validate({**rows[kind], "training": {**common, **training}})
-
-
-def settings(kind: str, architecture: str | None = "gpt2", seed: int = 1, **changes: Any) -> Train:
-    return Train(
-        role=kind,
-        method=method(kind, **changes),
-        architecture=ARCHITECTURES[architecture] if architecture else None,
-        max_tokens=MAX_TOKENS,
-        validation_prompts=6,
-        seed=seed,
-    )
-
-
-@pytest.fixture(scope="module")
-def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    folder = tmp_path_factory.mktemp("inputs")
-    return {
-        "tokenizer": make_tokenizer(folder / "tokenizer"),
-        "examples": make_examples(folder / "examples"),
-        "plain_text": make_plain_text(folder / "plain_text", MAX_TOKENS),
-    }
-
-
-@pytest.fixture(scope="module")
-def teacher(inputs: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("teacher")
-    done = run_worker(write_job(folder, settings("sft", steps=30, learning_rate=1e-2), text_inputs(inputs)))
-    assert done.returncode == 0, done.stderr
-    return folder / "output"
-
-
-def text_inputs(inputs: dict[str, Path], *names: str) -> dict[str, Path]:
-    return {name: inputs[name] for name in ("tokenizer", "examples", *names)}
-
-
-def weights(folder: Path) -> dict[str, torch.Tensor]:
-    return load_file(folder / "output" / "model" / "model.safetensors")
-
-
-def losses(folder: Path) -> dict[int, float]:
-    return {step: v for step, name, v in read_metrics(folder / "output" / "metrics.jsonl") if name == "train/loss"}
 
 
 def test_fine_tuning_learns_and_keeps_the_best_by_loss(inputs, tmp_path):
@@ -139,11 +75,6 @@ def test_a_killed_run_continues_to_the_same_weights(kind, teacher, inputs, tmp_p
     assert strip_times(records[0]) == strip_times(records[1])
 
 
-def checkpoint_steps(folder: Path) -> list[int]:
-    """Of the checkpoints that were written to their end."""
-    return sorted(int(path.parent.name.split("-")[1]) for path in folder.glob("checkpoints/step-*/checkpoint.json"))
-
-
 @pytest.mark.parametrize("damaged", [1, 2])
 def test_a_damaged_checkpoint_is_told_and_the_one_before_is_taken(damaged, inputs, tmp_path):
     whole, folder = tmp_path / "whole", tmp_path / "damaged"
@@ -187,11 +118,22 @@ def test_sigterm_means_checkpoint_then_leave(inputs, tmp_path):
     assert 0 < checkpoint_steps(tmp_path)[-1] < 4000
 
 
-def wait_until(condition, seconds: float = 60.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "nothing happened"
-        time.sleep(0.02)
+def test_a_worker_waits_until_that_of_an_earlier_attempt_has_left(inputs, tmp_path):
+    spec = write_job(tmp_path, settings("sft", steps=5000), text_inputs(inputs), checkpoint_every=4000)
+    command, options = worker_command(spec), {"env": worker_environment(), "cwd": tmp_path, "text": True}
+    first = subprocess.Popen(command, stdout=subprocess.DEVNULL, **options)
+    wait_until(lambda: (tmp_path / "output" / "metrics.jsonl").exists())
+    second = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, **options)
+    assert second.stdout is not None
+    assert "an earlier attempt is still leaving" in second.stdout.readline()
+    assert first.poll() is None
+    first.terminate()
+    first.wait(60)
+    (left_at,) = checkpoint_steps(tmp_path)
+    assert f"continuing from the checkpoint of step {left_at}" in second.stdout.readline()
+    second.terminate()
+    second.wait(60)
+    assert checkpoint_steps(tmp_path)[-1] > left_at
 
 
 def test_a_non_finite_loss_stops_and_names_step_and_rows(inputs, tmp_path):
@@ -208,77 +150,6 @@ def test_a_non_finite_loss_stops_and_names_step_and_rows(inputs, tmp_path):
     assert all(value.isfinite().all() for value in state["module"].values())
 
 
-@pytest.mark.parametrize("kind", ["sft", "minillm"])
-def test_two_processes_train_as_one(kind, teacher, inputs, tmp_path):
-    given = {**text_inputs(inputs, "plain_text"), "teacher": teacher} if kind == "minillm" else text_inputs(inputs)
-    curves = []
-    for processes in (1, 2):
-        folder = tmp_path / str(processes)
-        quiet = without_dropout(settings(kind, steps=6))
-        done = run_worker(write_job(folder, quiet, given, processes=processes), processes)
-        assert done.returncode == 0, done.stderr[-3000:]
-        history = json.loads((folder / "output" / "selection.json").read_text())["history"]
-        curves.append([entry["valid/loss"] for entry in history])
-    assert curves[1] == pytest.approx(curves[0], rel=1e-4)
-
-
-@pytest.mark.parametrize("stage", [1, 2, 3])
-def test_zero_stages_train_alike(stage, teacher, inputs, tmp_path):
-    given = {**text_inputs(inputs, "plain_text"), "teacher": teacher}
-    results = []
-    for zero_stage, processes in ((0, 1), (stage, 2)):
-        folder = tmp_path / str(zero_stage)
-        job = write_job(folder, settings("minillm", steps=4), given, processes=processes, zero_stage=zero_stage)
-        done = run_worker(job, processes)
-        assert done.returncode == 0, done.stderr[-3000:]
-        results.append(json.loads((folder / "output" / "selection.json").read_text())["value"])
-        assert weights(folder)
-    assert results[1] == pytest.approx(results[0], abs=1e-3)
-
-
-@pytest.fixture(scope="module")
-def undisturbed(inputs, tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("undisturbed")
-    assert run_worker(write_job(folder, long_text(), text_inputs(inputs))).returncode == 0
-    return folder
-
-
-def long_text() -> Train:
-    return without_dropout(settings("sft", steps=30, select_by="validation_loss"))
-
-
-@pytest.mark.parametrize(("zero_stage", "before", "after"), [(0, 1, 2), (2, 1, 2), (3, 2, 1)])
-def test_a_killed_run_continues_on_another_number_of_processes(
-    zero_stage, before, after, undisturbed, inputs, tmp_path
-):
-    given = {"zero_stage": zero_stage, "checkpoint_every": 3}
-    spec = write_job(tmp_path, long_text(), text_inputs(inputs), processes=before, **given)
-    worker = subprocess.Popen(
-        worker_command(spec, before), env=worker_environment(before), cwd=tmp_path, stdout=subprocess.DEVNULL
-    )
-    wait_until(lambda: checkpoint_steps(tmp_path)[-1:] >= [9])
-    worker.terminate()
-    worker.wait()
-    assert not (tmp_path / "output" / "model").exists()
-    done = run_worker(write_job(tmp_path, long_text(), text_inputs(inputs), processes=after, **given), after)
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert "continuing from the checkpoint of step" in done.stdout
-    assert ("put together" in done.stdout) == (zero_stage > 0)
-    histories = [json.loads((f / "output" / "selection.json").read_text())["history"] for f in (undisturbed, tmp_path)]
-    assert [h["valid/loss"] for h in histories[1]] == pytest.approx([h["valid/loss"] for h in histories[0]], rel=1e-4)
-
-
-def test_another_zero_stage_in_the_middle_is_refused_with_the_remedy(inputs, tmp_path):
-    spec = write_job(tmp_path, long_text(), text_inputs(inputs), checkpoint_every=3)
-    worker = subprocess.Popen(worker_command(spec), env=worker_environment(), cwd=tmp_path, stdout=subprocess.DEVNULL)
-    wait_until(lambda: checkpoint_steps(tmp_path)[-1:] >= [3])
-    worker.terminate()
-    worker.wait()
-    done = run_worker(write_job(tmp_path, long_text(), text_inputs(inputs), zero_stage=2))
-    assert done.returncode == BAD_INPUT
-    assert "runtime.zero_stage is 2" in (tmp_path / "error.txt").read_text()
-
-
 def test_micro_batches_and_checkpointed_activations_change_nothing(inputs, tmp_path):
     results = []
     for size, checkpointing in ((8, False), (2, False), (4, True)):
@@ -290,11 +161,6 @@ def test_micro_batches_and_checkpointed_activations_change_nothing(inputs, tmp_p
         )
         results.append(json.loads((folder / "output" / "selection.json").read_text())["value"])
     assert results[1:] == pytest.approx(results[:1] * 2, rel=1e-5)
-
-
-def without_dropout(stage: Train) -> Train:
-    off = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
-    return stage.model_copy(update={"architecture": {**ARCHITECTURES["gpt2"], **off}})
 
 
 def test_bfloat16_trains(inputs, tmp_path):

@@ -1,0 +1,121 @@
+"""Several processes, of one machine and of two, train as one; a run goes on with another number of them."""
+
+import json
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from minillm.stages import Train
+from minillm.worker import BAD_INPUT
+from tests.minillm.jobs import run_worker, worker_command, worker_environment, write_job
+from tests.minillm.trainings import checkpoint_steps, settings, text_inputs, wait_until, weights, without_dropout
+
+KINDS = ("sft", "kd", "minillm")
+
+
+def given(kind: str, inputs: dict[str, Path], teacher: Path) -> dict[str, Path]:
+    needs = {"sft": {}, "kd": {"teacher": teacher}, "minillm": {"teacher": teacher}}
+    return text_inputs(inputs, *(["plain_text"] if kind == "minillm" else [])) | needs[kind]
+
+
+def train(folder: Path, kind: str, inputs: dict[str, Path], **runtime: Any) -> list[float]:
+    """Losses on held-out rows after each second step."""
+    stage = without_dropout(settings(kind, steps=6, evaluate_every=2, select_by="validation_loss"))
+    done = run_worker(write_job(folder, stage, inputs, **runtime), runtime.get("processes", 1))
+    assert done.returncode == 0, done.stderr[-3000:]
+    return history(folder)
+
+
+def history(folder: Path) -> list[float]:
+    record = json.loads((folder / "output" / "selection.json").read_text())
+    return [entry["valid/loss"] for entry in record["history"]]
+
+
+@pytest.fixture(scope="module")
+def alone(inputs, teacher, tmp_path_factory) -> dict[str, list[float]]:
+    """Losses of each method in one process."""
+    folder = tmp_path_factory.mktemp("alone")
+    return {kind: train(folder / kind, kind, given(kind, inputs, teacher)) for kind in KINDS}
+
+
+IN_SHORT = {("sft", 2), ("kd", 1), ("minillm", 0), ("minillm", 3)}
+"""Of all combinations, those that are no long tests."""
+
+
+@pytest.mark.parametrize(
+    ("kind", "zero_stage"),
+    [
+        pytest.param(kind, stage, marks=[] if (kind, stage) in IN_SHORT else pytest.mark.long)
+        for kind in KINDS
+        for stage in range(4)
+    ],
+)
+def test_two_processes_train_as_one_whatever_they_share(kind, zero_stage, alone, inputs, teacher, tmp_path):
+    losses = train(tmp_path, kind, given(kind, inputs, teacher), processes=2, zero_stage=zero_stage)
+    assert losses == pytest.approx(alone[kind], rel=1e-4)
+    assert len(losses) == 3
+    assert weights(tmp_path)
+
+
+@pytest.mark.parametrize("zero_stage", [pytest.param(1, marks=pytest.mark.long), 2, 3])
+def test_an_optimizer_in_the_memory_of_the_cpu_takes_the_same_steps(zero_stage, alone, inputs, teacher, tmp_path):
+    shares = {"processes": 2, "zero_stage": zero_stage, "offload_optimizer": True}
+    assert train(tmp_path, "sft", given("sft", inputs, teacher), **shares) == pytest.approx(alone["sft"], rel=1e-4)
+
+
+def test_bfloat16_is_shared_and_offloaded_too(inputs, teacher, tmp_path):
+    low = without_dropout(settings("kd", steps=12, precision="bfloat16", select_by="validation_loss"))
+    losses = []
+    for shares in ({}, {"processes": 2, "zero_stage": 2, "offload_optimizer": True}):
+        folder = tmp_path / str(len(shares))
+        done = run_worker(write_job(folder, low, given("kd", inputs, teacher), **shares), shares.get("processes", 1))
+        assert done.returncode == 0, done.stderr[-3000:]
+        assert {value.dtype for value in weights(folder).values()} == {torch.bfloat16}
+        losses.append(history(folder))
+    assert losses[1] == pytest.approx(losses[0], rel=5e-3)
+    assert losses[1][-1] < losses[1][0]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(inputs, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("undisturbed")
+    assert run_worker(write_job(folder, long_text(), text_inputs(inputs))).returncode == 0
+    return folder
+
+
+def long_text() -> Train:
+    return without_dropout(settings("sft", steps=30, select_by="validation_loss"))
+
+
+@pytest.mark.parametrize(("zero_stage", "before", "after"), [(0, 1, 2), (2, 1, 2), (3, 2, 1)])
+def test_a_killed_run_continues_on_another_number_of_processes(
+    zero_stage, before, after, undisturbed, inputs, tmp_path
+):
+    shared = {"zero_stage": zero_stage, "checkpoint_every": 3}
+    spec = write_job(tmp_path, long_text(), text_inputs(inputs), processes=before, **shared)
+    worker = subprocess.Popen(
+        worker_command(spec, before), env=worker_environment(before), cwd=tmp_path, stdout=subprocess.DEVNULL
+    )
+    wait_until(lambda: checkpoint_steps(tmp_path)[-1:] >= [9])
+    worker.terminate()
+    worker.wait()
+    assert not (tmp_path / "output" / "model").exists()
+    done = run_worker(write_job(tmp_path, long_text(), text_inputs(inputs), processes=after, **shared), after)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "continuing from the checkpoint of step" in done.stdout
+    assert ("put together" in done.stdout) == (zero_stage > 0)
+    assert history(tmp_path) == pytest.approx(history(undisturbed), rel=1e-4)
+
+
+def test_another_zero_stage_in_the_middle_is_refused_with_the_remedy(inputs, tmp_path):
+    spec = write_job(tmp_path, long_text(), text_inputs(inputs), checkpoint_every=3)
+    worker = subprocess.Popen(worker_command(spec), env=worker_environment(), cwd=tmp_path, stdout=subprocess.DEVNULL)
+    wait_until(lambda: checkpoint_steps(tmp_path)[-1:] >= [3])
+    worker.terminate()
+    worker.wait()
+    done = run_worker(write_job(tmp_path, long_text(), text_inputs(inputs), zero_stage=2))
+    assert done.returncode == BAD_INPUT
+    assert "runtime.zero_stage is 2" in (tmp_path / "error.txt").read_text()

@@ -1,0 +1,121 @@
+"""`make serve` in a folder of its own, with its real servers and worker."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from uuid import UUID
+
+import psutil
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.objects import FlowRun
+from prefect.settings import PREFECT_API_URL, temporary_settings
+
+from tasks.supervision import free_port
+from tests.conftest import ROOT
+from tests.small import write_short_experiment
+
+PATIENCE = 300.0
+
+
+@dataclass
+class Served:
+    """What one `python -m tasks.ui --worker` serves."""
+
+    process: subprocess.Popen[str]
+    prefect: str
+    mlflow: str
+    folder: Path
+    log: list[str]
+
+    @property
+    def config(self) -> Path:
+        return self.folder / "small.yaml"
+
+    def processes(self) -> list[psutil.Process]:
+        """Everything that works for it, in whatever session."""
+        living = psutil.process_iter(["cmdline", "environ"])
+        home = str(self.folder / "prefect")
+        return [process for process in living if (process.info["environ"] or {}).get("PREFECT_HOME") == home]
+
+    def family(self) -> list[str]:
+        """Their commands."""
+        return [" ".join(process.info["cmdline"] or []) for process in self.processes()]
+
+    def running(self, what: str) -> bool:
+        return any(what in command for command in self.family())
+
+    @contextlib.contextmanager
+    def client(self) -> Iterator[SyncPrefectClient]:
+        api = f"{self.prefect}/api"
+        with temporary_settings({PREFECT_API_URL: api}), get_client(sync_client=True) as client:
+            yield client
+
+
+def wait_for(condition: Callable[[], object], seconds: float = PATIENCE) -> float:
+    """Seconds until a condition holds."""
+    started = time.monotonic()
+    while not condition():
+        assert time.monotonic() - started < seconds, f"not within {seconds} s"
+        time.sleep(0.2)
+    return time.monotonic() - started
+
+
+def serve(folder: Path, environment: Mapping[str, str] | None = None) -> Served:
+    """Start it with the short experiment beside its store, and wait for its worker."""
+    if not (folder / "small.yaml").exists():
+        write_short_experiment(folder)
+    prefect, mlflow = (f"http://127.0.0.1:{free_port()}" for _ in range(2))
+    places = {"PREFECT_HOME": str(folder / "prefect"), "MINILLM_PREFECT_UI": prefect, "MINILLM_MLFLOW_UI": mlflow}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tasks.ui", "--worker", "--store", str(folder / "store")],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONUNBUFFERED": "1", **places, **(environment or {})},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    log: list[str] = []
+    assert process.stdout is not None
+    threading.Thread(target=log.extend, args=(process.stdout,), daemon=True).start()
+    served = Served(process, prefect, mlflow, folder, log)
+    wait_for(lambda: any("started!" in line for line in log) or process.poll() is not None)
+    assert process.poll() is None, "".join(log)
+    return served
+
+
+@contextlib.contextmanager
+def serving(folder: Path, environment: Mapping[str, str] | None = None) -> Iterator[Served]:
+    """Serve for a while."""
+    served = serve(folder, environment)
+    try:
+        yield served
+    finally:
+        served.process.send_signal(signal.SIGTERM)
+        served.process.wait(90)
+
+
+def start(client: SyncPrefectClient, served: Served, *overrides: str) -> FlowRun:
+    """Have the worker run the experiment."""
+    deployment = client.read_deployment_by_name("distill/quickstart")
+    parameters = {"config_file": str(served.config), "overrides": list(overrides)}
+    return client.create_flow_run_from_deployment(deployment.id, parameters=parameters)
+
+
+def state(client: SyncPrefectClient, identity: UUID) -> str:
+    """Name of a run's state."""
+    found = client.read_flow_run(identity).state
+    assert found is not None
+    return str(found.name)
+
+
+def ended(client: SyncPrefectClient, identity: UUID) -> str:
+    """Name of the state in which a run ends."""
+    wait_for(lambda: state(client, identity) in ("Completed", "Failed", "Crashed", "Cancelled"))
+    return state(client, identity)
