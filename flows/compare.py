@@ -10,7 +10,7 @@ from prefect import State, flow
 
 from minillm.errors import StageError
 from tasks.comparing import chosen_runs, find_runs, latest_runs, publish, read_runs, write_comparison
-from tasks.server import ensure_prefect_server
+from tasks.server import run_flow
 
 
 @flow(name="compare")
@@ -49,8 +49,7 @@ def main() -> int:
     except StageError as error:
         print(error, file=sys.stderr)
         return 2
-    ensure_prefect_server()
-    state = compare(found, None, arguments.methods, arguments.store, return_state=True)
+    state = run_flow(compare, found, None, arguments.methods, arguments.store)
     return 0 if state.is_completed() else 1
 
 

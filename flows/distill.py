@@ -18,7 +18,7 @@ from tasks.evaluation import evaluate
 from tasks.evaluation_sets import read_evaluation_sets
 from tasks.promoting import propose
 from tasks.reporting import conclude, export_model, report
-from tasks.server import ensure_prefect_server
+from tasks.server import run_flow
 from tasks.session import require_store, tracked
 from tasks.tracking import preload
 from tasks.training import distil, fine_tune_initial_student, fine_tune_teacher, needs, teacher_responses
@@ -94,8 +94,7 @@ def main() -> int:
         print(error, file=sys.stderr)
         return 2
     preload()
-    ensure_prefect_server()
-    state = distill(arguments.config, tuple(arguments.set), return_state=True)
+    state = run_flow(distill, arguments.config, tuple(arguments.set))
     return 0 if state.is_completed() else 1
 
 

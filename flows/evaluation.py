@@ -14,7 +14,7 @@ from tasks.data import prepare_model
 from tasks.evaluation import evaluate
 from tasks.evaluation_sets import read_evaluation_sets
 from tasks.reporting import conclude, report
-from tasks.server import ensure_prefect_server
+from tasks.server import run_flow
 from tasks.session import require_store, tracked
 from tasks.tracking import preload
 
@@ -69,8 +69,7 @@ def main() -> int:
         print(error, file=sys.stderr)
         return 2
     preload()
-    ensure_prefect_server()
-    state = evaluate_models(tuple(arguments.models), arguments.config, tuple(arguments.set), return_state=True)
+    state = run_flow(evaluate_models, tuple(arguments.models), arguments.config, tuple(arguments.set))
     return 0 if state.is_completed() else 1
 
 

@@ -10,7 +10,7 @@ from prefect import State, flow
 
 from minillm.errors import StageError
 from tasks.promoting import PROMOTED, chosen_run, conclude_promotion, promote, roll_back
-from tasks.server import ensure_prefect_server
+from tasks.server import run_flow
 
 
 @flow(name="promote")
@@ -52,8 +52,7 @@ def main() -> int:
     except StageError as error:
         print(error, file=sys.stderr)
         return 2
-    ensure_prefect_server()
-    state = promote_run(run, None, arguments.method, arguments.store, return_state=True)
+    state = run_flow(promote_run, run, None, arguments.method, arguments.store)
     return 0 if state.name == PROMOTED else 1
 
 

@@ -11,7 +11,7 @@ from prefect import State, flow
 from flows.distill import distill
 from minillm.errors import ConfigError, StageError
 from minillm.loading import load_study
-from tasks.server import ensure_prefect_server
+from tasks.server import run_flow
 from tasks.session import require_store, tracked
 from tasks.studying import compare_variants, conclude_study, finished, start_runs
 from tasks.tracking import preload
@@ -52,8 +52,7 @@ def main() -> int:
         print(error, file=sys.stderr)
         return 2
     preload()
-    ensure_prefect_server()
-    state = study(arguments.study, tuple(arguments.set), return_state=True)
+    state = run_flow(study, arguments.study, tuple(arguments.set))
     return 0 if state.is_completed() else 1
 
 

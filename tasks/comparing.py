@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from prefect import State, task
-from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.runtime import flow_run
 from prefect.states import Completed
@@ -20,7 +19,7 @@ from tabulate import tabulate
 from minillm.artifacts import Store
 from minillm.errors import StageError
 from tasks.outbox import Outbox, Wanted
-from tasks.pages import page_key
+from tasks.pages import page_key, show_page
 from tasks.settings import set_mlflow_defaults
 from tasks.tracking import COMPARED_TAG, Tracker, prefect_page
 
@@ -93,7 +92,7 @@ def write_comparison(runs: "Sequence[Run]", every_method: bool, store: str) -> t
     from minillm.reporting.runs_page import write
     from tasks.mlflow_client import comparison_page
 
-    folder = Store(store).root / FOLDER / page_key("compare", *(run.label for run in runs))
+    folder = Store(store).root / FOLDER / page_key(" ".join(["compare", *(run.label for run in runs)]))
     unfinished = folder.with_name(f"{folder.name}.tmp")
     for old in (unfinished, folder):
         shutil.rmtree(old, ignore_errors=True)
@@ -112,7 +111,7 @@ def publish(runs: "Sequence[Run]", folder: Path, words: str, store: str) -> Stat
     links = [f"{run.label}: [MLflow]({run.page}), [Prefect]({run.flow_page})" for run in runs]
     links += [f"{name}: [{place}]({place})" if place == url else f"{name}: `{place}`" for name, place in places.items()]
     shown = "\n".join([words, "", *(f"- {link}" for link in links)])
-    create_markdown_artifact(shown, page_key("compare", labels), f"Comparison of {labels}")
+    show_page(shown, f"compare {labels}", f"Comparison of {labels}")
     print(f"\n{words}")
     for name, place in places.items():
         print(f"{name:<16} {place}")

@@ -13,14 +13,16 @@ from urllib.parse import quote
 
 from filelock import FileLock
 from mlflow import MlflowClient
-from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunStatus, RunTag
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run, RunStatus, RunTag
 from mlflow.exceptions import MlflowException
+from mlflow.utils import get_results_from_paginated_fn
 
 from minillm.artifacts import CLOCKED
 from minillm.errors import StageError
 from tasks.outbox import LOGGER, DatasetFacts, Outbox, Record, RefusedError, Wanted
-from tasks.registry import KEY_TAG, register
-from tasks.settings import MLFLOW_UI
+from tasks.registry import register
+from tasks.settings import MLFLOW_UI, shown
+from tasks.tracking import KEY_TAG, PARENT_TAG
 
 BATCH = 100
 """Params, tags or metrics per request; MLflow takes at most 100 params."""
@@ -67,7 +69,7 @@ class Sender:
             tags = {RECORD_TAG: record.id}
             if wanted.parent is not None:
                 parent = outbox.sent(wanted.parent).run_id or self._find(experiment, RECORD_TAG, wanted.parent)
-                tags |= {"mlflow.parentRunId": parent} if parent else {}
+                tags |= {PARENT_TAG: parent} if parent else {}
             run_id = self.client.create_run(experiment, _milliseconds(wanted.started), tags, wanted.name).info.run_id
         with outbox.progress(record) as sent:
             sent.run_id = run_id
@@ -194,6 +196,20 @@ def connect(store: Path) -> MlflowClient:
     return client
 
 
+def search_runs(
+    client: MlflowClient, experiments: Sequence[str], query: str = "", order: Sequence[str] = ()
+) -> list[Run]:
+    """All runs of some experiments, by their ids, that a query finds; none of no experiments."""
+    if not experiments:
+        return []
+    return get_results_from_paginated_fn(
+        lambda size, token: client.search_runs(
+            list(experiments), query, max_results=size, order_by=list(order), page_token=token
+        ),
+        1000,
+    )
+
+
 @contextlib.contextmanager
 def answering() -> Iterator[None]:
     """A tracking server that does not answer, or not with what is asked for, is an error to mend.
@@ -204,7 +220,7 @@ def answering() -> Iterator[None]:
     try:
         yield
     except MlflowException as error:
-        server = os.environ.get("MLFLOW_TRACKING_URI", "the store's database")
+        server = shown(os.environ.get("MLFLOW_TRACKING_URI", "the store's database"))
         raise StageError(f"MLflow ({server}) cannot be read: {str(error).splitlines()[0][:300]}") from error
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Self, cast
 from uuid import UUID
 
+import httpx
 from prefect.artifacts import (
     create_link_artifact,
     create_markdown_artifact,
@@ -64,7 +65,7 @@ class StagePage:
         if share is None:
             return
         if self._progress is None:
-            created = create_progress_artifact(share, page_key("progress", self._label), self._label)
+            created = create_progress_artifact(share, page_key(f"progress {self._label}"), self._label)
             self._progress = cast(UUID, created)  # typed for callers in an event loop, too
         else:
             update_progress_artifact(self._progress, share)
@@ -72,19 +73,33 @@ class StagePage:
     def _show_link(self) -> None:
         url = self._outbox.sent(self._record).url
         if url is not None and not self._linked:
-            create_link_artifact(url, f"{self._label} in MLflow", page_key("mlflow", self._label))
+            create_link_artifact(url, f"{self._label} in MLflow", page_key(f"mlflow {self._label}"))
             self._linked = True
+
+
+def show_page(markdown: str, words: str, description: str) -> None:
+    """A page in Prefect; what it tells stands elsewhere, too, so a server that is gone fails nothing.
+
+    Args:
+        markdown: The page.
+        words: What its key is made of.
+        description: Its heading.
+    """
+    try:
+        create_markdown_artifact(markdown, page_key(words), description)
+    except httpx.HTTPError as error:
+        LOGGER.warning("Prefect does not show %r: %s", description, error)
 
 
 def show_texts(artifact: Artifact, label: str) -> None:
     """What an artifact tells in Markdown (the table of dropped rows, the report, a model's card), as a page."""
     for path in sorted(Path(artifact.path).glob("*.md")):
-        create_markdown_artifact(path.read_text(), page_key(label), f"{label}: {path.name}")
+        show_page(path.read_text(), label, f"{label}: {path.name}")
 
 
-def page_key(*words: str) -> str:
+def page_key(words: str) -> str:
     """Words as a key that Prefect accepts: lowercase letters, digits and dashes."""
-    return re.sub(r"[^a-z0-9]+", "-", " ".join(words).lower()).strip("-")
+    return re.sub(r"[^a-z0-9]+", "-", words.lower()).strip("-")
 
 
 def _share_done(metrics: Path) -> float | None:

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock
 from prefect import State, task
-from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.states import Completed
 
@@ -22,10 +21,10 @@ from minillm.errors import StageError
 from minillm.nearest import suggestion
 from minillm.stages import Card
 from tasks.outbox import ModelFacts
-from tasks.pages import page_key
+from tasks.pages import show_page
 from tasks.session import Session
 from tasks.settings import set_mlflow_defaults
-from tasks.tracking import WEIGHTS_TAG, score_tags
+from tasks.tracking import KEY_TAG, PARENT_TAG, WEIGHTS_TAG, score_tags
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -199,7 +198,7 @@ class _Proposal:
         """
         nested = self.client.search_runs(
             [self.run.info.experiment_id],
-            f"tags.`mlflow.parentRunId` = '{self.run.info.run_id}' AND tags.stage = '{Card.kind}'",
+            f"tags.`{PARENT_TAG}` = '{self.run.info.run_id}' AND tags.stage = '{Card.kind}'",
         )
         exports = {stage.data.params["role"]: stage.data.tags for stage in nested if "artifact" in stage.data.tags}
         scores = {
@@ -219,7 +218,7 @@ class _Proposal:
         tags[WEIGHTS_TAG] = export["input.model"]
         return ModelFacts(
             name=self.name,
-            key=export["minillm.key"],
+            key=export[KEY_TAG],
             source=export["artifact"],
             tags=tags | score_tags(self.run.data.metrics, role),
         )
@@ -254,7 +253,7 @@ def _rule(params: Mapping[str, str]) -> Promotion:
 
 def _show(outcome: Outcome) -> str:
     """The verdict on the console and on Prefect's page."""
-    create_markdown_artifact(outcome.words, page_key("promotion", outcome.name), f"Promotion in {outcome.name}")
+    show_page(outcome.words, f"promotion {outcome.name}", f"Promotion in {outcome.name}")
     print(f"{'promotion':<16} {outcome.words}")
     return outcome.words
 

@@ -11,13 +11,12 @@ from collections.abc import Iterator, Sequence
 from mlflow import MlflowClient
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
+from mlflow.utils import get_results_from_paginated_fn
 
 from tasks.outbox import ModelFacts
-from tasks.tracking import WEIGHTS_TAG
+from tasks.tracking import KEY_TAG, WEIGHTS_TAG
 
 CHAMPION = "champion"
-KEY_TAG = "minillm.key"
-"""Of the artifact that a version is."""
 BEFORE_TAG = "champion.before"
 """Version that was the champion before this one; absent on the first."""
 ROLLED_BACK_TAG = "champion.rolled_back"
@@ -36,7 +35,7 @@ def register(client: MlflowClient, experiment: str, models: Sequence[ModelFacts]
         models: Exported by the run.
         run_id: Of the run that exported them.
     """
-    known = list(_versions(client, f"name LIKE '{experiment}-%'"))
+    known = _versions(client, f"name LIKE '{experiment}-%'")
     registered = {(version.name, version.tags.get(KEY_TAG)) for version in known}
     names = {version.name for version in known}
     for facts in models:
@@ -108,23 +107,16 @@ def lineage(client: MlflowClient, name: str) -> Iterator[ModelVersion]:
 
 def names_with_champion(client: MlflowClient) -> list[str]:
     """Registered models that have a champion."""
-    found, token = [], None
-    while True:
-        page = client.search_registered_models(page_token=token)
-        found += [model.name for model in page if CHAMPION in model.aliases]
-        token = page.token
-        if not token:
-            return found
+    models = get_results_from_paginated_fn(
+        lambda size, token: client.search_registered_models(max_results=size, page_token=token), AT_ONCE
+    )
+    return [model.name for model in models if CHAMPION in model.aliases]
 
 
-def _versions(client: MlflowClient, query: str) -> Iterator[ModelVersion]:
-    token = None
-    while True:
-        page = client.search_model_versions(query, max_results=AT_ONCE, page_token=token)
-        yield from page
-        token = page.token
-        if not token:
-            return
+def _versions(client: MlflowClient, query: str) -> list[ModelVersion]:
+    return get_results_from_paginated_fn(
+        lambda size, token: client.search_model_versions(query, max_results=size, page_token=token), AT_ONCE
+    )
 
 
 def _source(facts: ModelFacts) -> str:

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from prefect import State
-from prefect.artifacts import create_markdown_artifact
 from prefect.futures import PrefectFuture
 from prefect.states import Completed, Failed
 from tabulate import tabulate
@@ -16,7 +15,7 @@ from minillm.artifacts import Artifact
 from minillm.config import BaseConfig, Config, Model
 from minillm.stages import Card, Report
 from tasks.computation import Input
-from tasks.pages import page_key
+from tasks.pages import show_page
 from tasks.plan_record import read_plan
 from tasks.session import Session
 from tasks.stage import compute, stage_task
@@ -91,9 +90,9 @@ def conclude(
         "report": str(Path(page.path) / "report.html"),
         **{f"model {role}": path for role, path in exported.items()},
     }
-    create_markdown_artifact(
+    show_page(
         "\n".join([table, "", *(f"- {name}: `{path}`" for name, path in places.items()), "", _links(session)]),
-        page_key("results", config.name),
+        f"results {config.name}",
         f"{facts['measure']} of {config.name}, mean ± spread over seeds",
     )
     if session.around is None:  # of a study's runs, the console shows one table

@@ -11,10 +11,14 @@ import sys
 import threading
 import time
 import urllib.request
+from typing import Any
 
+import httpx
+from prefect import Flow, State
 from prefect.settings import PREFECT_API_URL, PREFECT_UI_URL, temporary_settings
+from prefect.states import Crashed
 
-from tasks.settings import PREFECT_UI
+from tasks.settings import PREFECT_UI, shown
 from tasks.supervision import Group, free_port
 
 START_SECONDS = 120.0
@@ -23,6 +27,30 @@ GRACE_SECONDS = 10.0
 
 class ServerError(Exception):
     """The server did not start; the message has its last lines."""
+
+
+def run_flow(flow: Flow[..., State], *parameters: Any) -> State:
+    """Run a flow on the server that is configured or running, or on one for the time of this process.
+
+    Args:
+        flow: Its state is what it returns.
+        parameters: Of the flow.
+
+    Returns:
+        How it ended; crashed, where the server was lost for good, so that nobody could be told.
+    """
+    ensure_prefect_server()
+    server = PREFECT_API_URL.value()
+    try:
+        return flow(*parameters, return_state=True)
+    except httpx.HTTPError as error:
+        lost = f"Prefect's server at {shown(str(server))} was lost ({error})"
+        print(
+            f"{lost}: its pages end here, but stages that have finished are in the store, and the same command goes on "
+            "from there",
+            file=sys.stderr,
+        )
+        return Crashed(message=lost)
 
 
 def ensure_prefect_server() -> None:

@@ -1,10 +1,8 @@
 """What the tracked runs need of a store, and the commands that list it, verify it and free what no run needs."""
 
 import contextlib
-import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
 
 from filelock import FileLock, Timeout
 from humanize import naturalsize
@@ -15,8 +13,8 @@ from minillm.errors import StageError
 from minillm.inventory import Entry, entries, remove, sweep, with_inputs
 from tasks.outbox import records
 from tasks.settings import set_mlflow_defaults
+from tasks.tracking import KEY_TAG, PARENT_TAG
 
-KEY_TAG, PARENT_TAG = "minillm.key", "mlflow.parentRunId"
 AT_ONCE = 100
 """Entries locked at a time, far below the number of files that a process may open."""
 
@@ -41,42 +39,22 @@ def users(store: Store) -> dict[str, set[str]]:
 def _tracked(store: Store) -> Iterable[tuple[str, str]]:
     """Key of each stage that a flow run in MLflow has, and the flow run's name; champions, present and former, too."""
     set_mlflow_defaults()
-    from mlflow.exceptions import MlflowException
-
-    from tasks.mlflow_client import Sender
+    from tasks.mlflow_client import answering, connect, search_runs
     from tasks.registry import lineage, names_with_champion
 
-    try:
-        client = Sender(store.root).client
-        experiments = [experiment.experiment_id for experiment in client.search_experiments()]
-        runs = _pages(client, experiments)
+    with answering():
+        client = connect(store.root)
+        runs = search_runs(client, [experiment.experiment_id for experiment in client.search_experiments()])
         champions = [
             (version.tags[KEY_TAG], f"champion {version.version} of {name}")
             for name in names_with_champion(client)
             for version in lineage(client, name)
         ]
-    except MlflowException as error:
-        where = os.environ.get("MLFLOW_TRACKING_URI", "the store's own database")
-        raise StageError(
-            f"MLflow ({where}) does not answer, so what its runs need is not known: {error}; start it, or mend "
-            "MLFLOW_TRACKING_URI"
-        ) from error
     names = {run.info.run_id: run.info.run_name or run.info.run_id for run in runs}
     stages = [run.data.tags for run in runs if KEY_TAG in run.data.tags]
     # deleting a flow run in MLflow leaves the runs of its stages, which then count no more
     used = [(tags[KEY_TAG], names[tags[PARENT_TAG]]) for tags in stages if tags.get(PARENT_TAG) in names]
     return used + champions
-
-
-def _pages(client: Any, experiments: list[str]) -> list[Any]:
-    runs, token = [], None
-    while experiments:
-        page = client.search_runs(experiments, max_results=1000, page_token=token)
-        runs += page
-        token = page.token
-        if not token:
-            break
-    return runs
 
 
 def listing(root: str) -> str:

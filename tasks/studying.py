@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from prefect import Flow, State, task
-from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.futures import PrefectFuture
 from prefect.states import Completed, Failed
@@ -15,7 +14,7 @@ from minillm.artifacts import Artifact
 from minillm.config import Study, StudyRun
 from minillm.stages import StudyReport
 from tasks.computation import Input
-from tasks.pages import page_key
+from tasks.pages import show_page
 from tasks.session import Session, current
 from tasks.stage import compute, stage_task
 from tasks.tracking import COMPARED_TAG
@@ -114,7 +113,7 @@ def conclude_study(session: Session, study: Study, results: PrefectFuture[Any]) 
         place = Path(page.path) / "study.html"
         glance = json.loads((Path(page.path) / "results.json").read_text())["glance"]
         shown = "\n".join([glance, "", f"- page: `{place}`", *links])
-        create_markdown_artifact(shown, page_key("study", study.name), f"Study {study.name}")
+        show_page(shown, f"study {study.name}", f"Study {study.name}")
         print(f"\n{glance}\n\n{'study':<16} {place}")
         print(f"{'tracked runs':<16} MLflow, experiment {study.name}; `make ui` shows them beside Prefect's")
     if session.failures:

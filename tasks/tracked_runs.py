@@ -16,12 +16,10 @@ from minillm.evaluation.uncertainty import prompt_scores
 from minillm.nearest import suggestion
 from minillm.reporting.plots import CURVES
 from minillm.reporting.runs import Run
-from tasks.mlflow_client import CACHED_TAG, answering, connect, run_page
-from tasks.registry import KEY_TAG
-from tasks.tracking import COMPARED_TAG, SCORES, SCORES_FOLDER, prefect_page, short_digest
+from tasks.mlflow_client import CACHED_TAG, answering, connect, run_page, search_runs
+from tasks.tracking import COMPARED_TAG, KEY_TAG, PARENT_TAG, SCORES, SCORES_FOLDER, prefect_page, short_digest
 
 FLOW_TAG = "prefect.flow_run_id"
-PARENT_TAG = "mlflow.parentRunId"
 OF_FLOWS = f"tags.`{FLOW_TAG}` IS NOT NULL AND tags.`{PARENT_TAG}` IS NULL AND tags.{COMPARED_TAG} IS NULL"
 CODE_CHARACTERS = 12
 NEAR = 3
@@ -130,13 +128,7 @@ class TrackedRuns:
 
     def _search(self, experiments: Sequence[str], query: str, newest_first: bool = False) -> list[TrackedRun]:
         order = f"attributes.start_time {'DESC' if newest_first else 'ASC'}"
-        found, token = [], None
-        while True:
-            page = self.client.search_runs(list(experiments), query, order_by=[order], page_token=token)
-            found += page
-            token = page.token
-            if not token:
-                return found
+        return search_runs(self.client, experiments, query, [order])
 
     def _enclosing(self, identity: str) -> list[str]:
         """Id of the run around a stage's run; none where this is the id of no stage's run."""

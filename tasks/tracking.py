@@ -24,6 +24,7 @@ from minillm.stages import (
     Stage,
     StudyReport,
 )
+from minillm.startup import importing
 from tasks.outbox import DatasetFacts, ModelFacts, Outbox, Record, Wanted
 from tasks.settings import PREFECT_UI, set_mlflow_defaults
 
@@ -40,6 +41,9 @@ LONGEST_DIGEST = 36
 SCORES = "scores.parquet"
 SCORES_FOLDER = "scores"
 """In the enclosing run's files: METHOD/scores.parquet, from which runs are compared prompt by prompt."""
+KEY_TAG = "minillm.key"
+"""On the run of a stage and on a registered model: key of the artifact."""
+PARENT_TAG = "mlflow.parentRunId"
 WEIGHTS_TAG = "weights"
 """On a registered model: digest of the trained weights, which one artifact after another may hold beside a new card."""
 COMPARED_TAG = "compared"
@@ -69,7 +73,12 @@ class Tracker:
 def preload() -> None:
     """Import MLflow in the background, while the caller waits for Prefect's server."""
     set_mlflow_defaults()
-    threading.Thread(target=importlib.import_module, args=("tasks.mlflow_client",), daemon=True).start()
+
+    def load() -> None:
+        with importing():
+            importlib.import_module("tasks.mlflow_client")
+
+    threading.Thread(target=load, daemon=True).start()
 
 
 def flow_run(config: Tracked, flow_run_id: str, flow_run_name: str) -> Wanted:
@@ -92,7 +101,7 @@ def stage_run(
     """The nested run of one stage; its params are the stage's settings."""
     page = prefect_page("task-run", task_run_id)
     tags = {
-        "minillm.key": key,
+        KEY_TAG: key,
         "stage": stage.kind,
         "prefect.flow_run_id": flow_run_id,
         "prefect.task_run_id": task_run_id,

@@ -24,7 +24,8 @@ from mlflow import MlflowClient
 from tabulate import tabulate
 
 from minillm.artifacts import Store, file_sha256
-from tasks.mlflow_client import CACHED_TAG, KEY_TAG
+from tasks.mlflow_client import CACHED_TAG
+from tasks.tracking import KEY_TAG
 from tests.small import write_short_experiment
 
 ROOT = Path(__file__).parents[1]

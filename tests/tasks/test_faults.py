@@ -1,20 +1,26 @@
 """What the machine does to a run: full and read-only disks, no memory, workers that hang."""
 
 import contextlib
+import json
 import os
 import signal
 import subprocess
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 import pytest
+from mlflow import MlflowClient
 
-from minillm.artifacts import Store
-from minillm.config import Runtime
+from minillm.artifacts import Artifact, Store
+from minillm.config import Config, Runtime
 from minillm.errors import StageError
+from minillm.stages import Job, Pack
 from tasks.supervision import WorkerError, run_worker
+from tests.minillm.jobs import make_tokenizer
+from tests.mlflow_server import mlflow_server, slowed
 from tests.tasks.stages import LONG, run, steps_logged, training, when_training, with_data
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
@@ -88,11 +94,69 @@ def test_a_worker_without_memory_says_what_to_lower(tmp_path: Path, computed_dat
 
 
 def test_a_worker_that_hangs_is_killed_and_may_be_started_again(tmp_path: Path):
-    spec = tmp_path / "job.json"
-    os.mkfifo(spec)  # nobody ever writes into it: the worker waits for its job
+    text = tmp_path / "plain.txt"
+    os.mkfifo(text)  # nobody ever writes into it: the worker waits for its text
+    output = tmp_path / "output"
+    output.mkdir()
+    job = Job(
+        kind=Pack.kind,
+        settings=Pack(block_tokens=8),
+        inputs={"plain_text": text, "tokenizer": make_tokenizer(tmp_path / "tokenizer")},
+        output=output,
+        work=tmp_path,
+        runtime=Runtime(silent_minutes=0.05),
+    )
     with pytest.raises(WorkerError, match=r"said and wrote nothing for 0.05 minutes \(runtime.silent_minutes\)"):
-        run_worker(spec, Runtime(silent_minutes=0.05), lambda line: None, threading.Event())
-    assert not [p for p in psutil.process_iter(["cmdline"]) if str(spec) in (p.info["cmdline"] or [])]
+        run_worker(job, lambda line: None, threading.Event())
+    assert not [p for p in psutil.process_iter(["cmdline"]) if str(tmp_path / "job.json") in (p.info["cmdline"] or [])]
+
+
+def test_a_clock_that_jumps_moves_nothing(tmp_path: Path, computed_data: Path, monkeypatch: pytest.MonkeyPatch):
+    config, real, jumps = with_data(tmp_path, computed_data, *LONG, "runtime.silent_minutes=0.7"), time.time, [0.0]
+    monkeypatch.setattr(time, "time", lambda: real() + jumps[-1])
+    with when_training(config, 10, lambda process: jumps.append(-7200.0)):
+        outcome = run(config, training)
+    jumps.append(0.0)
+    assert len(jumps) == 3
+    assert outcome.names() == {"train": "Completed"}
+    assert outcome.task_runs["fine-tune initial"].run_count == 1
+    artifact = outcome.artifact("train")
+    assert 0 < artifact.manifest()["timings"]["seconds"] < 300
+    assert points(MlflowClient(f"sqlite:///{store_of(config) / 'mlflow.db'}"), "valid/loss") == steps_with(
+        artifact, "valid/loss"
+    )
+
+
+@pytest.mark.long
+def test_mlflow_that_is_slow_holds_up_no_stage(tmp_path: Path, computed_data: Path, monkeypatch: pytest.MonkeyPatch):
+    config = with_data(tmp_path, computed_data, *LONG)
+    with mlflow_server(tmp_path) as server, slowed(server, seconds=1.5) as slow:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", slow)
+        outcome = run(config, training)
+        artifact, task = outcome.artifact("train"), outcome.task_runs["fine-tune initial"]
+        assert task.total_run_time.total_seconds() < artifact.manifest()["timings"]["seconds"] + 6
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", server)
+        assert run(config, training).names() == {"train": "Cached"}  # and sends what there was no time for
+        client = MlflowClient(server)
+        assert points(client, "valid/loss") == steps_with(artifact, "valid/loss")
+        runs = client.search_runs([found.experiment_id for found in client.search_experiments()])
+        assert {found.info.status for found in runs} == {"FINISHED"}
+
+
+def store_of(config: Config) -> Path:
+    return Path(config.runtime.store)
+
+
+def points(client: MlflowClient, name: str) -> list[int]:
+    """Steps of a curve of the training, as MLflow has them."""
+    runs = client.search_runs([found.experiment_id for found in client.search_experiments()], "tags.stage = 'train'")
+    (training_run,) = [found for found in runs if found.data.tags["cached"] == "false"]
+    return [point.step for point in client.get_metric_history(training_run.info.run_id, name)]
+
+
+def steps_with(artifact: Artifact, name: str) -> list[int]:
+    lines = (Path(artifact.path) / "metrics.jsonl").read_text().splitlines()
+    return [record["step"] for record in map(json.loads, lines) if name in record["metrics"]]
 
 
 def test_a_worker_that_is_stopped_in_the_middle_goes_on_from_its_checkpoint(tmp_path: Path, computed_data: Path):
