@@ -13,7 +13,7 @@ from pathlib import Path
 
 import psutil
 
-from tasks.settings import MLFLOW_UI, PREFECT_UI, answers, set_mlflow_defaults, set_prefect_defaults
+from tasks.settings import MLFLOW_UI, PREFECT_UI, answers, set_mlflow_defaults, set_prefect_defaults, shown
 from tasks.supervision import GRACE_SECONDS
 
 START_SECONDS = 120.0
@@ -26,7 +26,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         prog="python -m tasks.ui",
         description="Serve Prefect's and MLflow's pages until Ctrl-C.",
-        epilog="MINILLM_PREFECT_UI and MINILLM_MLFLOW_UI change their addresses, for runs and pages alike.",
+        epilog="MINILLM_PREFECT_UI and MINILLM_MLFLOW_UI change their addresses, for runs and pages alike; databases "
+        "other than SQLite: docs/production.md.",
     )
     parser.add_argument("--store", default=".minillm", help="runtime.store of the runs to show (default: %(default)s)")
     parser.add_argument(
@@ -41,18 +42,16 @@ def main() -> int:
     set_mlflow_defaults()
     commands = {
         f"Prefect {PREFECT_UI}": ["prefect", "server", "start", *_address(PREFECT_UI)],
-        f"MLflow  {MLFLOW_UI}": [
-            *("mlflow", "server", *_address(MLFLOW_UI), "--workers", "1"),
-            *("--backend-store-uri", f"sqlite:///{store / 'mlflow.db'}"),
-            *("--default-artifact-root", (store / "mlartifacts").as_uri()),
-        ],
+        f"MLflow  {MLFLOW_UI}": ["mlflow", "server", *_address(MLFLOW_UI), "--workers", "1", *_mlflow_stores(store)],
     }
     if "PREFECT_API_URL" in os.environ:
-        print(f"Prefect is served already, at {os.environ['PREFECT_API_URL'].removesuffix('/api')}", flush=True)
+        print(f"Prefect is served already, at {shown(os.environ['PREFECT_API_URL']).removesuffix('/api')}", flush=True)
         commands.pop(f"Prefect {PREFECT_UI}")
     if "MLFLOW_TRACKING_URI" in os.environ:
-        print(f"MLflow runs are kept at {os.environ['MLFLOW_TRACKING_URI']}", flush=True)
+        print(f"MLflow runs are kept at {shown(os.environ['MLFLOW_TRACKING_URI'])}", flush=True)
         commands.pop(f"MLflow  {MLFLOW_UI}")
+    elif "MLFLOW_BACKEND_STORE_URI" in os.environ:  # runs reach that database through the server alone
+        os.environ["MLFLOW_TRACKING_URI"] = MLFLOW_UI
     taken = [page for page in commands if _taken(page.split()[1])]
     for page in taken:
         name = "MINILLM_" + page.split()[0].upper() + "_UI"
@@ -87,9 +86,12 @@ def _start_worker(servers: list[subprocess.Popen[bytes]]) -> subprocess.Popen[by
         if time.monotonic() > deadline or any(server.poll() is not None for server in servers):
             raise SystemExit(f"Prefect does not answer at {url}")
         time.sleep(0.2)
-    from tasks.deploying import deploy, worker_command
+    from tasks.deploying import DeployError, deploy, worker_command
 
-    print(f"deployed: {', '.join(deploy())}", flush=True)
+    try:
+        print(f"deployed: {', '.join(deploy())}", flush=True)
+    except DeployError as error:
+        raise SystemExit(str(error)) from error
     return _start(worker_command())
 
 
@@ -113,6 +115,16 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
             process.wait(GRACE_SECONDS)
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
+
+
+def _mlflow_stores(store: Path) -> list[str]:
+    """Where MLflow keeps runs and files: in the store, unless its own environment variables name another place."""
+    if "MLFLOW_BACKEND_STORE_URI" not in os.environ:
+        files = ["--default-artifact-root", (store / "mlartifacts").as_uri()]
+        return ["--backend-store-uri", f"sqlite:///{store / 'mlflow.db'}", *files]
+    if "MLFLOW_ARTIFACTS_DESTINATION" in os.environ:
+        return []
+    return ["--artifacts-destination", (store / "mlartifacts").as_uri()]
 
 
 def _address(url: str) -> list[str]:
