@@ -15,7 +15,7 @@ define install_cpu_torch
 @$(1) torch==$(TORCH_VERSION)+cpu 2>/dev/null || $(1) torch==$(TORCH_VERSION)+cpu --extra-index-url $(PYTORCH_CPU_INDEX)
 endef
 
-.PHONY: help env demo test test-long chaos check bench ui serve annotate clean FORCE
+.PHONY: help env demo test test-long chaos soak check bench ui serve annotate clean FORCE
 .DEFAULT_GOAL := help
 
 help: ## This list
@@ -32,6 +32,9 @@ test: check ## Lint, check types and run the tests, but for those of test-long
 
 chaos: $(READY) ## Kill an experiment's processes at 30 random moments, and compare with an undisturbed run (20 minutes)
 	.venv/bin/python -m tests.chaos
+
+soak: $(READY) ## Nights on end, with changing data and a fault in most, and what was lost by it (8 hours)
+	.venv/bin/python -m tests.soak
 
 test-long: $(READY) ## Run the tests that take minutes each and are no part of `make test`
 	.venv/bin/python -m pytest -m long

@@ -1,0 +1,213 @@
+"""`make soak`: nights on end, with the real servers and worker, data that change, and a fault in most of them.
+
+`python -m tests.soak --help` tells how to run it.
+"""
+
+import argparse
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from uuid import UUID
+
+import yaml
+from humanize import naturalsize
+from mlflow import MlflowClient
+from prefect.client.orchestration import SyncPrefectClient
+from tabulate import tabulate
+
+from tests.chaos import Outcome, inspect_tracking
+from tests.conftest import ROOT
+from tests.serving import Served, serve, start, state, wait_for
+from tests.small import write_short_experiment
+
+FAULTS: Mapping[str, tuple[str, ...]] = {
+    "nothing": (),
+    "a worker killed": ("minillm.worker",),
+    "the flow killed": ("prefect.engine",),
+    "Prefect's server killed": ("prefect server start", "uvicorn"),
+    "MLflow killed": ("mlflow server",),
+    "everything killed": ("",),
+}
+"""What happens to a night, and what the commands of its victims have in them."""
+ENDS = ("Completed", "Failed", "Crashed", "Cancelled")
+SERVERS = {"Prefect": "prefect.server.api", "MLflow": "mlflow.server", "worker": "prefect worker start"}
+KEPT_NIGHTS = 3
+RETRIES = 5
+
+
+@dataclass
+class Night:
+    """One of them."""
+
+    fault: str
+    seconds: float
+    stages: int
+    """Computed, not found."""
+    retries: int
+    held: dict[str, int]
+    """Bytes of memory of each server, afterwards."""
+    store: int
+    """Bytes, afterwards."""
+
+
+@dataclass
+class Soak:
+    """All nights, and what is wrong."""
+
+    folder: Path
+    draw: random.Random
+    nights: list[Night] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+    points: int = 0
+
+    def run(self, hours: float) -> None:
+        """Nights until the hours are over."""
+        self._write_experiment()
+        served = serve(self.folder)
+        until = time.monotonic() + 3600 * hours
+        try:
+            while time.monotonic() < until:
+                served = self.night(served)
+                last = self.nights[-1]
+                print(f"night {len(self.nights)}: {last.fault}, {last.seconds:.0f} s, {last.stages} stages", flush=True)
+        finally:
+            served.process.send_signal(signal.SIGTERM)
+            served.process.wait(90)
+        if left := [command for command in served.family() if "multiprocessing" not in command]:
+            self.problems.append(f"left behind: {left}")
+
+    def night(self, served: Served) -> Served:
+        """Change the data or not, run, disturb, and see that nothing is missing."""
+        if self.draw.random() < 0.5:
+            self._add_row()
+        fault, began, retries = self.draw.choice(list(FAULTS)), time.monotonic(), 0
+        before = {path.name for path in self.folder.glob("store/artifacts/*")}
+        with served.client() as client:
+            run = start(client, served, f"seed={self.draw.choice([1, 2])}").id
+            wait_for(lambda: served.running("minillm.worker") or state(client, run) in ENDS)
+        time.sleep(self.draw.uniform(0, 10))
+        for process in [
+            found for found in served.processes() if any(v in " ".join(found.cmdline()) for v in FAULTS[fault])
+        ]:
+            process.kill()
+        if fault in ("Prefect's server killed", "MLflow killed", "everything killed"):
+            served.process.wait(120)  # without one of its processes it ends the others
+            served = serve(self.folder)
+        with served.client() as client:
+            while self._end(client, run) != "Completed" and retries < RETRIES:
+                retries += 1
+                self._retry(served, run)
+            if state(client, run) != "Completed":
+                self.problems.append(f"night {len(self.nights) + 1} ended {state(client, run)}")
+        self._look(len(self.nights) + 1)
+        stages = len({path.name for path in self.folder.glob("store/artifacts/*")} - before)
+        seconds = time.monotonic() - began
+        if len(self.nights) % KEPT_NIGHTS == KEPT_NIGHTS - 1:
+            self._clean()
+        self.nights.append(Night(fault, seconds, stages, retries, self._held(served), self._bytes()))
+        return served
+
+    def _write_experiment(self) -> None:
+        path = write_short_experiment(self.folder, ("sft", "minillm"), steps=20)
+        settings = yaml.safe_load(path.read_text())
+        settings["runtime"] |= {"checkpoint_every": 5, "retries": 3}
+        path.write_text(yaml.safe_dump(settings, sort_keys=False))
+
+    def _add_row(self) -> None:
+        number = self.draw.randrange(10**6)
+        row = {
+            "instruction": f"Say {number}: what now?",
+            "context": "",
+            "response": f"It is {number}.",
+            "category": "open_qa",
+        }
+        with (self.folder / "rows.jsonl").open("a") as stream:
+            stream.write(json.dumps(row) + "\n")
+
+    def _end(self, client: SyncPrefectClient, run: UUID) -> str:
+        wait_for(lambda: state(client, run) in ENDS, 900)
+        return state(client, run)
+
+    def _retry(self, served: Served, run: UUID) -> None:
+        environment = os.environ | {"PREFECT_API_URL": f"{served.prefect}/api"}
+        command = [sys.executable, "-m", "prefect", "flow-run", "retry", str(run)]
+        subprocess.run(command, env=environment, check=True, capture_output=True, timeout=120)
+
+    def _look(self, number: int) -> None:
+        """Every point of every stage's curves is in MLflow once, and no run is without an end."""
+        found = Outcome()
+        inspect_tracking(self.folder / "store", found)
+        self.points = max(self.points, found.points)
+        for what, count in (("lost", found.lost), ("repeated", found.repeated), ("without an end", len(found.running))):
+            if count:
+                self.problems.append(f"night {number}: {count} {what}")
+
+    def _clean(self) -> None:
+        """Delete all flow runs in MLflow but the newest, and what only they needed."""
+        client = MlflowClient(f"sqlite:///{self.folder / 'store' / 'mlflow.db'}")
+        experiments = [experiment.experiment_id for experiment in client.search_experiments()]
+        runs = client.search_runs(experiments, order_by=["attributes.start_time DESC"], max_results=5000)
+        parents = [run for run in runs if "mlflow.parentRunId" not in run.data.tags]
+        for run in parents[KEPT_NIGHTS:]:
+            client.delete_run(run.info.run_id)
+        for action in ("gc", "verify"):
+            command = [sys.executable, "-m", "flows.store", action, "--store", str(self.folder / "store")]
+            done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+            if done.returncode != 0:
+                self.problems.append(f"flows.store {action}: {done.stdout}{done.stderr}")
+
+    def _held(self, served: Served) -> dict[str, int]:
+        held = dict.fromkeys(SERVERS, 0)
+        for process in served.processes():
+            for name, words in SERVERS.items():
+                if words in " ".join(process.cmdline()):
+                    held[name] += process.memory_info().rss
+        return held
+
+    def _bytes(self) -> int:
+        return sum(path.stat().st_size for path in (self.folder / "store").rglob("*") if path.is_file())
+
+
+def main() -> int:
+    """Print the table of docs/reliability.md: 0 when nothing was lost."""
+    parser = argparse.ArgumentParser(prog="python -m tests.soak", description="Nights on end, most with a fault.")
+    parser.add_argument("--hours", type=float, default=8.0, help="how long (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=1, help="of faults, moments and data (default: %(default)s)")
+    parser.add_argument("--folder", type=Path, help="where to work (default: a temporary folder)")
+    arguments = parser.parse_args()
+    soak = Soak(arguments.folder or Path(tempfile.mkdtemp(prefix="soak-")), random.Random(arguments.seed))
+    began = time.monotonic()
+    soak.run(arguments.hours)
+    faults = Counter(night.fault for night in soak.nights)
+    first, last = soak.nights[0], soak.nights[-1]
+    facts = {
+        "hours": f"{(time.monotonic() - began) / 3600:.1f}",
+        "nights": len(soak.nights),
+        **{f"with {fault}": faults[fault] for fault in FAULTS},
+        "retries by hand": sum(night.retries for night in soak.nights),
+        "stages computed": sum(night.stages for night in soak.nights),
+        "points of curves, at most at once": soak.points,
+        **{
+            f"memory of {name}": f"{naturalsize(first.held[name])} → {naturalsize(last.held[name])}" for name in SERVERS
+        },
+        "store": f"{naturalsize(first.store)} → {naturalsize(last.store)}",
+        "points lost or repeated, runs without an end, nights that failed, what was left behind": "; ".join(
+            soak.problems
+        )
+        or "none",
+    }
+    print(tabulate(facts.items(), tablefmt="github"))
+    return 1 if soak.problems else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
