@@ -20,8 +20,8 @@ from tasks.supervision import run_worker
 LIBRARIES = ("torch", "transformers", "tokenizers", "datasets", "deepspeed", "numpy", "pandas", "rouge-score")
 
 GROUPS = (Train, Respond, Generate, Exposure, Calibration, HeldOut)
-"""Stages whose work is shared by `runtime.processes`, and whose use of the machine is sampled; the others are one
-process each."""
+"""Stages whose work is shared by `runtime.processes`, and whose use of the machine is sampled, if it is this one; the
+others are one process each."""
 
 Input = Artifact | Source | Model
 """What a stage reads: the result of another stage, or a file, data set or model from outside."""
@@ -100,7 +100,7 @@ class Computation:
                 work=work,
                 runtime=runtime,
             )
-            run_worker(job, log, stop, sampled=heavy)
+            run_worker(job, log, stop, sampled=heavy and runtime.hostfile is None)
         return started
 
     def complete(self, store: Store, started: float, attempt: int = 1) -> Artifact:

@@ -39,11 +39,9 @@ class Part:
             spec: File that must be readable there, too.
         """
         self.host = host
-        guard = f"test -r {shlex.quote(str(spec))} || exit {BAD_INPUT}"
+        guard = f"cd {shlex.quote(str(Path.cwd()))} && test -r {shlex.quote(str(spec))} || exit {BAD_INPUT}"
         variables = [f"{name}={value}" for name, value in environment.items()]
-        there = (
-            f"{guard}; cd {shlex.quote(str(Path.cwd()))} && exec {shlex.join(['env', *variables, *watched(command)])}"
-        )
+        there = f"{guard}; exec {shlex.join(['env', *variables, *watched(command)])}"
         # In a session of its own: what ends this process's group must leave the connections to be closed one by one.
         self.process = subprocess.Popen(
             ["ssh", *SSH, host, there],
@@ -99,7 +97,9 @@ def main(spec: str) -> int:
         part.end()
     statuses = {part.host: part.status() for part in parts}
     for host in (host for host, status in statuses.items() if status == BAD_INPUT):
-        refusal = f"{host} does not have {spec}: runtime.store must be on a file system that all hosts share"
+        refusal = (
+            f"{host} does not have {spec}: this folder and runtime.store must be on a file system that all hosts share"
+        )
         write_atomically(job.work / "error.txt", refusal)
     return next((status for status in statuses.values() if status), 0)
 

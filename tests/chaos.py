@@ -21,6 +21,7 @@ from pathlib import Path
 import psutil
 import yaml
 from mlflow import MlflowClient
+from mlflow.entities import ViewType
 from tabulate import tabulate
 
 from minillm.artifacts import Store, file_sha256
@@ -182,7 +183,7 @@ def inspect_tracking(store: Path, outcome: Outcome) -> None:
     """Compare what MLflow has of every stage with what the stage wrote."""
     client = MlflowClient(f"sqlite:///{store / 'mlflow.db'}")
     experiments = [experiment.experiment_id for experiment in client.search_experiments()]
-    runs = client.search_runs(experiments, max_results=5000)
+    runs = client.search_runs(experiments, run_view_type=ViewType.ALL, max_results=5000)
     outcome.running = [str(run.info.run_name) for run in runs if run.info.status == "RUNNING"]
     computed = {
         r.data.tags.get(KEY_TAG): r

@@ -4,6 +4,7 @@
 """
 
 import argparse
+import contextlib
 import json
 import os
 import random
@@ -18,6 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from uuid import UUID
 
+import psutil
 import yaml
 from humanize import naturalsize
 from mlflow import MlflowClient
@@ -38,6 +40,7 @@ FAULTS: Mapping[str, tuple[str, ...]] = {
     "everything killed": ("",),
 }
 """What happens to a night, and what the commands of its victims have in them."""
+SERVERS_FALL = ("Prefect's server killed", "MLflow killed", "everything killed")
 ENDS = ("Completed", "Failed", "Crashed", "Cancelled")
 SERVERS = {"Prefect": "prefect.server.api", "MLflow": "mlflow.server", "worker": "prefect worker start"}
 KEPT_NIGHTS = 3
@@ -95,13 +98,7 @@ class Soak:
             run = start(client, served, f"seed={self.draw.choice([1, 2])}").id
             wait_for(lambda: served.running("minillm.worker") or state(client, run) in ENDS)
         time.sleep(self.draw.uniform(0, 10))
-        for process in [
-            found for found in served.processes() if any(v in " ".join(found.cmdline()) for v in FAULTS[fault])
-        ]:
-            process.kill()
-        if fault in ("Prefect's server killed", "MLflow killed", "everything killed"):
-            served.process.wait(120)  # without one of its processes it ends the others
-            served = serve(self.folder)
+        served = self._disturb(served, fault)
         with served.client() as client:
             while self._end(client, run) != "Completed" and retries < RETRIES:
                 retries += 1
@@ -115,6 +112,16 @@ class Soak:
             self._clean()
         self.nights.append(Night(fault, seconds, stages, retries, self._held(served), self._bytes()))
         return served
+
+    def _disturb(self, served: Served, fault: str) -> Served:
+        for process in served.processes():
+            with contextlib.suppress(psutil.Error):
+                if any(words in " ".join(process.cmdline()) for words in FAULTS[fault]):
+                    process.kill()
+        if fault not in SERVERS_FALL:
+            return served
+        served.process.wait(120)  # without one of its processes it ends the others
+        return serve(self.folder)
 
     def _write_experiment(self) -> None:
         path = write_short_experiment(self.folder, ("sft", "minillm"), steps=20)
@@ -168,9 +175,10 @@ class Soak:
     def _held(self, served: Served) -> dict[str, int]:
         held = dict.fromkeys(SERVERS, 0)
         for process in served.processes():
-            for name, words in SERVERS.items():
-                if words in " ".join(process.cmdline()):
-                    held[name] += process.memory_info().rss
+            with contextlib.suppress(psutil.Error):
+                for name, words in SERVERS.items():
+                    if words in " ".join(process.cmdline()):
+                        held[name] += process.memory_info().rss
         return held
 
     def _bytes(self) -> int:

@@ -7,7 +7,7 @@ from minillm.config import Training
 from minillm.loading import load_config, load_evaluation
 from tests.minillm.direct import ROOT, real_data
 
-STUDIES = ("ablation", "alpha-sweep")
+STUDIES = ("ablation", "alpha-sweep", "teacher-sizes")
 """Of test_studies."""
 CONFIGS = [path for path in sorted((ROOT / "configs").glob("*.yaml")) if path.stem not in STUDIES]
 PUBLISHED = {

@@ -117,6 +117,23 @@ def test_when_one_rank_dies_all_end_at_once_and_another_attempt_continues(cluste
     assert any("stopped after step" in line for line in log), "cancelled, it leaves at a checkpoint"
 
 
+def test_on_one_machine_a_rank_that_dies_ends_all_at_once_too(tmp_path: Path):
+    job = Cluster([], tmp_path).job("two", [], steps=2000)
+    job = job.model_copy(update={"runtime": job.runtime.model_copy(update={"processes": 2, "zero_stage": 2})})
+    died = []
+
+    def kill_one() -> None:
+        workers(job)[-1].kill()
+        died.append(time.monotonic())
+
+    killer = when(lambda: training(job), kill_one)
+    with pytest.raises(WorkerError, match="SIGKILL"):
+        run_worker(job, lambda line: None, threading.Event())
+    killer.join()
+    assert time.monotonic() - died[0] < 10
+    assert workers(job) == []
+
+
 def test_when_the_flow_is_killed_no_machine_goes_on(cluster: Cluster):
     job = cluster.job("orphaned", cluster.addresses[:2], steps=2000)
     (job.work / "given.json").write_text(job.model_dump_json())
@@ -137,7 +154,9 @@ run_worker(load_job(Path({str(job.work / "given.json")!r})), print, threading.Ev
 
 def test_a_machine_that_does_not_have_the_store_is_named(cluster: Cluster):
     job = cluster.job("unseen", [cluster.addresses[0], cluster.addresses[2]])
-    with pytest.raises(StageError, match=rf"{cluster.addresses[2]} does not have .*job.json: runtime.store must be on"):
+    with pytest.raises(
+        StageError, match=rf"{cluster.addresses[2]} does not have .*job.json: this folder and runtime.store must be on"
+    ):
         run_worker(job, lambda line: None, threading.Event())
 
 
