@@ -57,6 +57,8 @@ def machines(folder: Path, count: int, blind: int) -> Iterator[list[str]]:
                 server.wait()
             for name in names.values():
                 subprocess.run(["ip", "netns", "delete", name], check=False, capture_output=True)
+                # A namespace lives as long as a process in it, its cable only as long as both ends.
+                subprocess.run(["ip", "link", "delete", f"{name}-out"], check=False, capture_output=True)
             subprocess.run(["ip", "link", "delete", BRIDGE], check=False, capture_output=True)
 
 

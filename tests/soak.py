@@ -42,7 +42,7 @@ FAULTS: Mapping[str, tuple[str, ...]] = {
 """What happens to a night, and what the commands of its victims have in them."""
 SERVERS_FALL = ("Prefect's server killed", "MLflow killed", "everything killed")
 ENDS = ("Completed", "Failed", "Crashed", "Cancelled")
-SERVERS = {"Prefect": "prefect.server.api", "MLflow": "mlflow.server", "worker": "prefect worker start"}
+SERVERS = {"Prefect": "prefect server start", "MLflow": "mlflow.server", "worker": "prefect worker start"}
 KEPT_NIGHTS = 3
 RETRIES = 5
 
@@ -70,6 +70,8 @@ class Soak:
     draw: random.Random
     nights: list[Night] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
+    planned: list[str] = field(default_factory=list)
+    """Faults of the nights to come."""
     points: int = 0
 
     def run(self, hours: float) -> None:
@@ -92,7 +94,9 @@ class Soak:
         """Change the data or not, run, disturb, and see that nothing is missing."""
         if self.draw.random() < 0.5:
             self._add_row()
-        fault, began, retries = self.draw.choice(list(FAULTS)), time.monotonic(), 0
+        if not self.planned:  # each comes as often as any other
+            self.planned = self.draw.sample(list(FAULTS), len(FAULTS))
+        fault, began, retries = self.planned.pop(), time.monotonic(), 0
         before = {path.name for path in self.folder.glob("store/artifacts/*")}
         with served.client() as client:
             run = start(client, served, f"seed={self.draw.choice([1, 2])}").id
@@ -167,7 +171,7 @@ class Soak:
         for run in parents[KEPT_NIGHTS:]:
             client.delete_run(run.info.run_id)
         for action in ("gc", "verify"):
-            command = [sys.executable, "-m", "flows.store", action, "--store", str(self.folder / "store")]
+            command = [sys.executable, "-m", "flows.store", "--store", str(self.folder / "store"), action]
             done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
             if done.returncode != 0:
                 self.problems.append(f"flows.store {action}: {done.stdout}{done.stderr}")
