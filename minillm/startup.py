@@ -1,20 +1,19 @@
 """Processes that start and end sooner."""
 
-import contextlib
 import gc
-from collections.abc import Iterator
+import importlib
+from types import ModuleType
 
 
-@contextlib.contextmanager
-def importing() -> Iterator[None]:
-    """Keep the garbage collector away from what is imported: there is much of it, and none is garbage until the end.
+def load(module: str) -> ModuleType:
+    """Import a module with all that it needs, out of the garbage collector's sight.
 
-    Looking through it again and again takes a quarter of the time that PyTorch and its neighbours need to be imported,
-    and once more as long when the process ends.
+    There is much of it, and none is garbage before the process ends; looking through it again and again, and once more
+    at the end, is a good part of what PyTorch and its neighbours take to start.
     """
     gc.disable()
     try:
-        yield
+        return importlib.import_module(module)
     finally:
         gc.enable()
         gc.freeze()

@@ -5,7 +5,6 @@ its summary, flat names and values for the manifest and the tracked run.
 """
 
 import contextlib
-import importlib
 import json
 import os
 import re
@@ -19,7 +18,7 @@ from filelock import FileLock, Timeout
 from minillm.artifacts import disk_full, write_atomically
 from minillm.errors import StageError
 from minillm.stages import STAGES, Job
-from minillm.startup import importing
+from minillm.startup import load
 
 BAD_INPUT = 3
 """Exit status of a StageError: retrying does not help. Its message stands in the work folder's error.txt."""
@@ -41,8 +40,7 @@ def main(spec: str) -> int:
     sys.modules["mlflow"] = None  # type: ignore[assignment]  # DeepSpeed would import it, for a tuner not used here
     job = load_job(Path(spec))
     try:
-        with importing():
-            stage = importlib.import_module(job.settings.module)
+        stage = load(job.settings.module)
         with _alone(job.work):
             summary = stage.run(job)
     except Exception as error:

@@ -88,7 +88,7 @@ class Computation:
         """
         runtime, heavy = self.config.runtime, isinstance(self.stage, GROUPS)
         if not heavy:
-            runtime = runtime.model_copy(update={"processes": 1})
+            runtime = runtime.model_copy(update={"processes": 1, "hostfile": None})
         started = time.monotonic()
         with _full_disk_named(store):
             work = self.work(store)

@@ -8,7 +8,6 @@ leave), after a grace period by SIGKILL.
 import os
 import shlex
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -18,7 +17,7 @@ from types import FrameType
 from minillm.artifacts import write_atomically
 from minillm.hosts import read_hosts
 from minillm.worker import BAD_INPUT, load_job
-from tasks.supervision import TICK_SECONDS, free_port, watched, worker_environment
+from tasks.supervision import TICK_SECONDS, free_port, piped, watched, worker_environment
 
 SSH = ("-T", "-o", "BatchMode=yes", "-o", "ConnectTimeout=15", "-o", "ServerAliveInterval=15")
 """It never asks, and notices within a minute that a machine is gone."""
@@ -43,15 +42,7 @@ class Part:
         variables = [f"{name}={value}" for name, value in environment.items()]
         there = f"{guard}; exec {shlex.join(['env', *variables, *watched(command)])}"
         # In a session of its own: what ends this process's group must leave the connections to be closed one by one.
-        self.process = subprocess.Popen(
-            ["ssh", *SSH, host, there],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            errors="replace",
-            start_new_session=True,
-        )
+        self.process = piped(["ssh", *SSH, host, there])
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
 

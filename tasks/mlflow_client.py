@@ -221,7 +221,10 @@ def answering() -> Iterator[None]:
         yield
     except MlflowException as error:
         server = shown(os.environ.get("MLFLOW_TRACKING_URI", "the store's database"))
-        raise StageError(f"MLflow ({server}) cannot be read: {str(error).splitlines()[0][:300]}") from error
+        reason = str(error).splitlines()[0][:300]
+        raise StageError(
+            f"MLflow ({server}) cannot be read: {reason}; start it, or mend MLFLOW_TRACKING_URI"
+        ) from error
 
 
 def run_page(experiment: str, run_id: str) -> str:

@@ -1,11 +1,10 @@
 """Settings of Prefect, MLflow and their neighbours, as environment variables, set before any of them is imported."""
 
-import importlib
 import os
 import urllib.parse
 import urllib.request
 
-from minillm.startup import importing
+from minillm.startup import load
 
 PREFECT_UI = os.environ.get("MINILLM_PREFECT_UI", "http://127.0.0.1:4200")
 """Where `make ui` and `make serve` serve Prefect."""
@@ -42,8 +41,7 @@ def set_prefect_defaults() -> None:
 def load_prefect() -> None:
     """Import Prefect with these settings."""
     set_prefect_defaults()
-    with importing():
-        importlib.import_module("prefect")
+    load("prefect")
 
 
 def set_mlflow_defaults() -> None:

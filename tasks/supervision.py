@@ -45,6 +45,20 @@ def watched(command: Sequence[str], grace_seconds: float = GRACE_SECONDS) -> lis
     return ["/bin/sh", "-c", WATCHED, str(grace_seconds), *command]
 
 
+def piped(command: Sequence[str], environment: Mapping[str, str] | None = None) -> subprocess.Popen[str]:
+    """Start a command in a session of its own, with pipes to its standard input and from all that it writes."""
+    return subprocess.Popen(
+        command,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        env=environment,
+        start_new_session=True,
+    )
+
+
 class WorkerError(Exception):
     """The worker died or failed; another attempt continues from its last checkpoint."""
 
@@ -126,16 +140,7 @@ class Group:
             environment: All of its environment variables.
             grace_seconds: From SIGTERM to SIGKILL.
         """
-        self.process = subprocess.Popen(
-            watched(command, grace_seconds),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            errors="replace",
-            env=environment,
-            start_new_session=True,
-        )
+        self.process = piped(watched(command, grace_seconds), environment)
         self.status = 0
         self._grace_seconds = grace_seconds
         self._lines: queue.SimpleQueue[str] = queue.SimpleQueue()
@@ -188,10 +193,10 @@ class Group:
 
 def _command(spec: Path, runtime: Runtime) -> list[str]:
     worker = ["-m", "minillm.worker", str(spec)]
-    if runtime.processes == 1:
-        return [sys.executable, *worker]
     if runtime.hostfile is not None:
         return [sys.executable, "-m", "tasks.hosts", str(spec)]
+    if runtime.processes == 1:
+        return [sys.executable, *worker]
     rendezvous = ["--rdzv-backend=c10d", "--rdzv-endpoint=127.0.0.1:0", "--local-addr=127.0.0.1"]
     launcher = [sys.executable, "-m", "torch.distributed.run", *rendezvous]
     return [*launcher, f"--nproc-per-node={runtime.processes}", *worker]

@@ -1,6 +1,5 @@
 """What MLflow shows of a flow run and of its stages: names, params, datasets, results, files and links."""
 
-import importlib
 import threading
 import time
 from collections.abc import Mapping
@@ -24,7 +23,7 @@ from minillm.stages import (
     Stage,
     StudyReport,
 )
-from minillm.startup import importing
+from minillm.startup import load
 from tasks.outbox import DatasetFacts, ModelFacts, Outbox, Record, Wanted
 from tasks.settings import PREFECT_UI, set_mlflow_defaults
 
@@ -73,12 +72,7 @@ class Tracker:
 def preload() -> None:
     """Import MLflow in the background, while the caller waits for Prefect's server."""
     set_mlflow_defaults()
-
-    def load() -> None:
-        with importing():
-            importlib.import_module("tasks.mlflow_client")
-
-    threading.Thread(target=load, daemon=True).start()
+    threading.Thread(target=load, args=("tasks.mlflow_client",), daemon=True).start()
 
 
 def flow_run(config: Tracked, flow_run_id: str, flow_run_name: str) -> Wanted:

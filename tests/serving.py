@@ -22,6 +22,7 @@ from tests.conftest import ROOT
 from tests.small import write_short_experiment
 
 PATIENCE = 300.0
+ENDS = ("Completed", "Failed", "Crashed", "Cancelled")
 
 
 @dataclass
@@ -115,7 +116,14 @@ def state(client: SyncPrefectClient, identity: UUID) -> str:
     return str(found.name)
 
 
-def ended(client: SyncPrefectClient, identity: UUID) -> str:
+def ended(client: SyncPrefectClient, identity: UUID, seconds: float = PATIENCE) -> str:
     """Name of the state in which a run ends."""
-    wait_for(lambda: state(client, identity) in ("Completed", "Failed", "Crashed", "Cancelled"))
+    wait_for(lambda: state(client, identity) in ENDS, seconds)
     return state(client, identity)
+
+
+def retry(served: Served, identity: UUID) -> None:
+    """Have the worker run it again, as one would by hand."""
+    environment = os.environ | {"PREFECT_API_URL": f"{served.prefect}/api"}
+    command = [sys.executable, "-m", "prefect", "flow-run", "retry", str(identity)]
+    subprocess.run(command, env=environment, check=True, capture_output=True, timeout=60)

@@ -6,7 +6,6 @@
 import argparse
 import contextlib
 import json
-import os
 import random
 import signal
 import subprocess
@@ -17,19 +16,15 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from uuid import UUID
 
 import psutil
-import yaml
 from humanize import naturalsize
 from mlflow import MlflowClient
-from prefect.client.orchestration import SyncPrefectClient
 from tabulate import tabulate
 
-from tests.chaos import Outcome, inspect_tracking
+from tests.chaos import Outcome, inspect_tracking, write_disturbable
 from tests.conftest import ROOT
-from tests.serving import Served, serve, start, state, wait_for
-from tests.small import write_short_experiment
+from tests.serving import ENDS, Served, ended, retry, serve, start, state, wait_for
 
 FAULTS: Mapping[str, tuple[str, ...]] = {
     "nothing": (),
@@ -41,7 +36,7 @@ FAULTS: Mapping[str, tuple[str, ...]] = {
 }
 """What happens to a night, and what the commands of its victims have in them."""
 SERVERS_FALL = ("Prefect's server killed", "MLflow killed", "everything killed")
-ENDS = ("Completed", "Failed", "Crashed", "Cancelled")
+NIGHT_SECONDS = 900.0
 SERVERS = {"Prefect": "prefect server start", "MLflow": "mlflow.server", "worker": "prefect worker start"}
 KEPT_NIGHTS = 3
 RETRIES = 5
@@ -76,7 +71,7 @@ class Soak:
 
     def run(self, hours: float) -> None:
         """Nights until the hours are over."""
-        self._write_experiment()
+        write_disturbable(self.folder, ("sft", "minillm"), steps=20)
         served = serve(self.folder)
         until = time.monotonic() + 3600 * hours
         try:
@@ -104,9 +99,9 @@ class Soak:
         time.sleep(self.draw.uniform(0, 10))
         served = self._disturb(served, fault)
         with served.client() as client:
-            while self._end(client, run) != "Completed" and retries < RETRIES:
+            while ended(client, run, NIGHT_SECONDS) != "Completed" and retries < RETRIES:
                 retries += 1
-                self._retry(served, run)
+                retry(served, run)
             if state(client, run) != "Completed":
                 self.problems.append(f"night {len(self.nights) + 1} ended {state(client, run)}")
         self._look(len(self.nights) + 1)
@@ -127,12 +122,6 @@ class Soak:
         served.process.wait(120)  # without one of its processes it ends the others
         return serve(self.folder)
 
-    def _write_experiment(self) -> None:
-        path = write_short_experiment(self.folder, ("sft", "minillm"), steps=20)
-        settings = yaml.safe_load(path.read_text())
-        settings["runtime"] |= {"checkpoint_every": 5, "retries": 3}
-        path.write_text(yaml.safe_dump(settings, sort_keys=False))
-
     def _add_row(self) -> None:
         number = self.draw.randrange(10**6)
         row = {
@@ -143,15 +132,6 @@ class Soak:
         }
         with (self.folder / "rows.jsonl").open("a") as stream:
             stream.write(json.dumps(row) + "\n")
-
-    def _end(self, client: SyncPrefectClient, run: UUID) -> str:
-        wait_for(lambda: state(client, run) in ENDS, 900)
-        return state(client, run)
-
-    def _retry(self, served: Served, run: UUID) -> None:
-        environment = os.environ | {"PREFECT_API_URL": f"{served.prefect}/api"}
-        command = [sys.executable, "-m", "prefect", "flow-run", "retry", str(run)]
-        subprocess.run(command, env=environment, check=True, capture_output=True, timeout=120)
 
     def _look(self, number: int) -> None:
         """Every point of every stage's curves is in MLflow once, and no run is without an end."""

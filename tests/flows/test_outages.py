@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,7 +13,9 @@ from mlflow import MlflowClient
 from prefect.client.orchestration import get_client
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
+from tasks.settings import answers
 from tasks.supervision import free_port
+from tests.chaos import training
 from tests.conftest import ROOT
 from tests.serving import wait_for
 from tests.small import write_short_experiment
@@ -39,12 +40,7 @@ class PrefectServer:
             stderr=subprocess.DEVNULL,
             start_new_session=True,
         )
-        wait_for(self.answers)
-
-    def answers(self) -> bool:
-        with contextlib.suppress(OSError), urllib.request.urlopen(f"{self.url}/api/health", timeout=1):
-            return True
-        return False
+        wait_for(lambda: answers(self.url))
 
     def kill(self) -> None:
         assert self.process is not None
@@ -72,14 +68,10 @@ def start_flow(folder: Path, environment: dict[str, str]) -> subprocess.Popen[st
     )
 
 
-def training(folder: Path) -> bool:
-    return any(folder.glob("store/work/train-*/output/metrics.jsonl"))
-
-
 def test_a_server_that_comes_back_sees_the_run_end_well(server: PrefectServer, tmp_path: Path):
     write_short_experiment(tmp_path, steps=60)
     flow = start_flow(tmp_path, {"PREFECT_API_URL": f"{server.url}/api"})
-    wait_for(lambda: training(tmp_path))
+    wait_for(lambda: training(tmp_path / "store"))
     server.kill()
     with pytest.raises(subprocess.TimeoutExpired):
         flow.wait(10)
@@ -102,7 +94,7 @@ def test_where_it_never_comes_back_every_stage_is_finished_and_the_next_run_find
 ):
     write_short_experiment(tmp_path, steps=60)
     flow = start_flow(tmp_path, {"PREFECT_API_URL": f"{server.url}/api", "PREFECT_CLIENT_MAX_RETRIES": "1"})
-    wait_for(lambda: training(tmp_path))
+    wait_for(lambda: training(tmp_path / "store"))
     server.kill()
     output, _ = flow.communicate(timeout=400)
     assert flow.returncode == 1

@@ -20,7 +20,7 @@ from prefect.client.schemas.schedules import CronSchedule
 from prefect.states import Cancelling
 
 from tests.conftest import ROOT
-from tests.serving import Served, ended, serving, start, state, wait_for
+from tests.serving import Served, ended, retry, serving, start, state, wait_for
 
 pytestmark = pytest.mark.long
 
@@ -122,8 +122,6 @@ def test_what_is_stopped_leaves_nothing_behind_and_goes_on_when_served_again(ser
 
     with serving(served.folder) as again, again.client() as there:
         assert state(there, run.id) == "Crashed"
-        retry = [sys.executable, "-m", "prefect", "flow-run", "retry", str(run.id)]
-        environment = os.environ | {"PREFECT_API_URL": f"{again.prefect}/api"}
-        subprocess.run(retry, env=environment, check=True, capture_output=True, timeout=60)
+        retry(again, run.id)
         wait_for(lambda: state(there, run.id) in ("Completed", "Failed"))
         assert state(there, run.id) == "Completed", "".join(again.log[-60:])

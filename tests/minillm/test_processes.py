@@ -1,5 +1,6 @@
 """Several processes, of one machine and of two, train as one; a run goes on with another number of them."""
 
+import itertools
 import json
 import subprocess
 from pathlib import Path
@@ -7,11 +8,26 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import GPT2Config, GPT2LMHeadModel
 
+from minillm.config import Runtime
+from minillm.models.output_head import HeadedModel
+from minillm.processes import process_group
 from minillm.stages import Train
+from minillm.training.engine import make_engine
 from minillm.worker import BAD_INPUT
+from tests.minillm.direct import alone as alone_here
 from tests.minillm.jobs import run_worker, worker_command, worker_environment, write_job
-from tests.minillm.trainings import checkpoint_steps, settings, text_inputs, wait_until, weights, without_dropout
+from tests.minillm.models_in_small import ARCHITECTURES
+from tests.minillm.trainings import (
+    checkpoint_steps,
+    method,
+    settings,
+    text_inputs,
+    wait_until,
+    weights,
+    without_dropout,
+)
 
 KINDS = ("sft", "kd", "minillm")
 
@@ -64,6 +80,18 @@ def test_two_processes_train_as_one_whatever_they_share(kind, zero_stage, alone,
 def test_an_optimizer_in_the_memory_of_the_cpu_takes_the_same_steps(zero_stage, alone, inputs, teacher, tmp_path):
     shares = {"processes": 2, "zero_stage": zero_stage, "offload_optimizer": True}
     assert train(tmp_path, "sft", given("sft", inputs, teacher), **shares) == pytest.approx(alone["sft"], rel=1e-4)
+
+
+def test_engines_hold_their_optimizers_where_they_are_told_to():
+    held = {}
+    with alone_here(), process_group():  # one for all: DeepSpeed keeps the first that it sees
+        for zero_stage, wanted in itertools.product((1, 2, 3), (False, True)):
+            model = GPT2LMHeadModel(GPT2Config(**ARCHITECTURES["gpt2"], vocab_size=16))
+            runtime = Runtime(zero_stage=zero_stage, offload_optimizer=wanted)
+            optimizer = make_engine(HeadedModel(model, 16), method("sft").training, 1, runtime).optimizer
+            held[zero_stage, wanted] = optimizer.offload_optimizer if zero_stage == 3 else optimizer.cpu_offload
+    assert held == {(zero_stage, wanted): wanted for zero_stage, wanted in held}
+    assert len(held) == 6
 
 
 def test_bfloat16_is_shared_and_offloaded_too(inputs, teacher, tmp_path):
