@@ -8,7 +8,7 @@ from typing import Any
 
 from prefect import State
 from prefect.futures import PrefectFuture
-from prefect.states import Completed, Failed
+from prefect.states import Cancelled, Completed, Failed
 from tabulate import tabulate
 
 from minillm.artifacts import Artifact
@@ -74,11 +74,13 @@ def conclude(
         models: Those exported, by their rows; the best row is among them, if any is.
 
     Returns:
-        The flow's final state; Failed, naming the stages, if any did not end well.
+        The flow's final state; Failed, naming the stages, if any did not end well, Cancelled, if they were stopped.
     """
     for future in session.futures:
         future.wait()
     if not all(future.state.is_completed() for future in session.futures):
+        if session.stop.is_set():
+            return Cancelled(message="stopped with the study that it is part of, whose command goes on from here")
         reasons = [f"{label}: {message}" for label, message in session.failures.items()]
         session.failures.setdefault("flow", "not all stages were computed")
         return Failed(message="\n".join(["not all stages were computed", *reasons]))

@@ -53,7 +53,7 @@ def distillation(flow: Flow[..., State], study: Study, run: StudyRun) -> Artifac
         state = flow.with_options(flow_run_name=run.name)(study.base, run.overrides, return_state=True)
     if not state.is_completed():
         session.failures[run.name] = state.message or f"ended as {state.name}"
-        return Failed(message=state.message)
+        return State(type=state.type, message=state.message)
     return state.result()
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.minillm.trainings import wait_until
+from tests.waiting import wait_for
 
 SSHD = "/usr/sbin/sshd"
 BRIDGE, NETWORK = "minillm", "10.77.0"
@@ -49,7 +49,7 @@ def machines(folder: Path, count: int, blind: int) -> Iterator[list[str]]:
                 hide = f"mount -t tmpfs none {shared} && " if number > count - blind else ""
                 servers.append(subprocess.Popen(["ip", "netns", "exec", name, "sh", "-c", hide + serve]))
             for address in names:
-                wait_until(lambda there=address: subprocess.run(["ssh", there, "true"], check=False).returncode == 0)
+                wait_for(lambda there=address: subprocess.run(["ssh", there, "true"], check=False).returncode == 0)
             yield list(names)
         finally:
             for server in servers:

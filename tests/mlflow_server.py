@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from tasks.supervision import Group, free_port
-from tests.minillm.trainings import wait_until
+from tests.waiting import wait_for
 
 HOP_HEADERS = ("host", "content-length", "connection", "accept-encoding")
 
@@ -26,7 +26,7 @@ def mlflow_server(folder: Path) -> Iterator[str]:
     command = ["mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1", *database, *files]
     with Group([sys.executable, "-m", *command], os.environ) as group:
         threading.Thread(target=lambda: list(iter(lambda: group.next_line(1), None)), daemon=True).start()
-        wait_until(lambda: answers(address))
+        wait_for(lambda: answers(address))
         yield address
 
 

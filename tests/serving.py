@@ -6,8 +6,7 @@ import signal
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from uuid import UUID
@@ -20,8 +19,8 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 from tasks.supervision import free_port
 from tests.conftest import ROOT
 from tests.small import write_short_experiment
+from tests.waiting import PATIENCE, wait_for
 
-PATIENCE = 300.0
 ENDS = ("Completed", "Failed", "Crashed", "Cancelled")
 
 
@@ -57,15 +56,6 @@ class Served:
         api = f"{self.prefect}/api"
         with temporary_settings({PREFECT_API_URL: api}), get_client(sync_client=True) as client:
             yield client
-
-
-def wait_for(condition: Callable[[], object], seconds: float = PATIENCE) -> float:
-    """Seconds until a condition holds."""
-    started = time.monotonic()
-    while not condition():
-        assert time.monotonic() - started < seconds, f"not within {seconds} s"
-        time.sleep(0.2)
-    return time.monotonic() - started
 
 
 def serve(folder: Path, environment: Mapping[str, str] | None = None) -> Served:

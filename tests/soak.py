@@ -24,7 +24,8 @@ from tabulate import tabulate
 
 from tests.chaos import Outcome, inspect_tracking, write_disturbable
 from tests.conftest import ROOT
-from tests.serving import ENDS, Served, ended, retry, serve, start, state, wait_for
+from tests.serving import ENDS, Served, ended, retry, serve, start, state
+from tests.waiting import wait_for
 
 FAULTS: Mapping[str, tuple[str, ...]] = {
     "nothing": (),

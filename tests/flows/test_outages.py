@@ -17,8 +17,8 @@ from tasks.settings import answers
 from tasks.supervision import free_port
 from tests.chaos import training
 from tests.conftest import ROOT
-from tests.serving import wait_for
 from tests.small import write_short_experiment
+from tests.waiting import wait_for
 
 pytestmark = pytest.mark.long
 

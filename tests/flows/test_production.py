@@ -10,7 +10,8 @@ from mlflow import MlflowClient
 from moto.server import ThreadedMotoServer
 
 from tests.postgres import Postgres, postgres_server
-from tests.serving import ended, serving, start, wait_for
+from tests.serving import ended, serving, start
+from tests.waiting import wait_for
 
 pytestmark = pytest.mark.long
 

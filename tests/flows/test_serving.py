@@ -20,7 +20,8 @@ from prefect.client.schemas.schedules import CronSchedule
 from prefect.states import Cancelling
 
 from tests.conftest import ROOT
-from tests.serving import Served, ended, retry, serving, start, state, wait_for
+from tests.serving import Served, ended, retry, serving, start, state
+from tests.waiting import wait_for
 
 pytestmark = pytest.mark.long
 

@@ -22,6 +22,7 @@ from tests import judge_server
 from tests.judge_server import KEY, TOKENS, fails, ratings, says, serving
 from tests.minillm.direct import read_lines, run_stage, write_lines
 from tests.minillm.jobs import worker_command, worker_environment, write_job
+from tests.waiting import wait_for
 
 MODEL = [8, 4, 6, 9]
 REFERENCE = [5, 5, 6, 10]
@@ -263,9 +264,7 @@ def stopped(number: signal.Signals, held_seconds: float, folder: Path, server: j
     spec = write_job(folder / "work", settings(server, parallel=4), inputs, store=str(folder / "store"))
     with (folder / "log").open("wb") as log:
         worker = subprocess.Popen(worker_command(spec), env=worker_environment(), cwd=folder, stdout=log, stderr=log)
-    deadline = time.monotonic() + 60
-    while (kept(folder / "store") < 15 or server.planned) and time.monotonic() < deadline:
-        time.sleep(0.02)
+    wait_for(lambda: kept(folder / "store") >= 15 and not server.planned, 60)
     worker.send_signal(number)
     return spec, worker.wait(30)
 

@@ -19,15 +19,8 @@ from minillm.worker import BAD_INPUT
 from tests.minillm.direct import alone as alone_here
 from tests.minillm.jobs import run_worker, worker_command, worker_environment, write_job
 from tests.minillm.models_in_small import ARCHITECTURES
-from tests.minillm.trainings import (
-    checkpoint_steps,
-    method,
-    settings,
-    text_inputs,
-    wait_until,
-    weights,
-    without_dropout,
-)
+from tests.minillm.trainings import checkpoint_steps, method, settings, text_inputs, weights, without_dropout
+from tests.waiting import wait_for
 
 KINDS = ("sft", "kd", "minillm")
 
@@ -127,7 +120,7 @@ def test_a_killed_run_continues_on_another_number_of_processes(
     worker = subprocess.Popen(
         worker_command(spec, before), env=worker_environment(before), cwd=tmp_path, stdout=subprocess.DEVNULL
     )
-    wait_until(lambda: checkpoint_steps(tmp_path)[-1:] >= [9])
+    wait_for(lambda: checkpoint_steps(tmp_path)[-1:] >= [9])
     worker.terminate()
     worker.wait()
     assert not (tmp_path / "output" / "model").exists()
@@ -141,7 +134,7 @@ def test_a_killed_run_continues_on_another_number_of_processes(
 def test_another_zero_stage_in_the_middle_is_refused_with_the_remedy(inputs, tmp_path):
     spec = write_job(tmp_path, long_text(), text_inputs(inputs), checkpoint_every=3)
     worker = subprocess.Popen(worker_command(spec), env=worker_environment(), cwd=tmp_path, stdout=subprocess.DEVNULL)
-    wait_until(lambda: checkpoint_steps(tmp_path)[-1:] >= [3])
+    wait_for(lambda: checkpoint_steps(tmp_path)[-1:] >= [3])
     worker.terminate()
     worker.wait()
     done = run_worker(write_job(tmp_path, long_text(), text_inputs(inputs), zero_stage=2))

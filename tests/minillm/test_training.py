@@ -11,15 +11,8 @@ import torch
 from minillm.progress import read_metrics
 from minillm.worker import BAD_INPUT, STOPPED
 from tests.minillm.jobs import run_worker, worker_command, worker_environment, write_job
-from tests.minillm.trainings import (
-    checkpoint_steps,
-    losses,
-    settings,
-    text_inputs,
-    wait_until,
-    weights,
-    without_dropout,
-)
+from tests.minillm.trainings import checkpoint_steps, losses, settings, text_inputs, weights, without_dropout
+from tests.waiting import wait_for
 
 
 def test_fine_tuning_learns_and_keeps_the_best_by_loss(inputs, tmp_path):
@@ -62,7 +55,7 @@ def test_a_killed_run_continues_to_the_same_weights(kind, teacher, inputs, tmp_p
     assert run_worker(write_job(whole, long, given, checkpoint_every=3)).returncode == 0
     spec = write_job(killed, long, given, checkpoint_every=3)
     worker = subprocess.Popen(worker_command(spec), env=worker_environment(), cwd=killed, stdout=subprocess.DEVNULL)
-    wait_until(lambda: checkpoint_steps(killed)[-1:] >= [9])
+    wait_for(lambda: checkpoint_steps(killed)[-1:] >= [9])
     worker.kill()
     worker.wait()
     assert not (killed / "output" / "model").exists()
@@ -82,7 +75,7 @@ def test_a_damaged_checkpoint_is_told_and_the_one_before_is_taken(damaged, input
     assert run_worker(write_job(whole, long, text_inputs(inputs), checkpoint_every=3)).returncode == 0
     spec = write_job(folder, long, text_inputs(inputs), checkpoint_every=3)
     worker = subprocess.Popen(worker_command(spec), env=worker_environment(), cwd=folder, stdout=subprocess.DEVNULL)
-    wait_until(lambda: checkpoint_steps(folder)[-1:] >= [9])
+    wait_for(lambda: checkpoint_steps(folder)[-1:] >= [9])
     worker.kill()
     worker.wait()
     steps = checkpoint_steps(folder)
@@ -112,7 +105,7 @@ def strip_times(record: dict) -> dict:
 def test_sigterm_means_checkpoint_then_leave(inputs, tmp_path):
     spec = write_job(tmp_path, settings("sft", steps=5000), text_inputs(inputs), checkpoint_every=4000)
     worker = subprocess.Popen(worker_command(spec), env=worker_environment(), cwd=tmp_path, stdout=subprocess.DEVNULL)
-    wait_until(lambda: (tmp_path / "output" / "metrics.jsonl").exists())
+    wait_for(lambda: (tmp_path / "output" / "metrics.jsonl").exists())
     worker.send_signal(signal.SIGTERM)
     assert worker.wait(timeout=60) == STOPPED
     assert 0 < checkpoint_steps(tmp_path)[-1] < 4000
@@ -122,7 +115,7 @@ def test_a_worker_waits_until_that_of_an_earlier_attempt_has_left(inputs, tmp_pa
     spec = write_job(tmp_path, settings("sft", steps=5000), text_inputs(inputs), checkpoint_every=4000)
     command, options = worker_command(spec), {"env": worker_environment(), "cwd": tmp_path, "text": True}
     first = subprocess.Popen(command, stdout=subprocess.DEVNULL, **options)
-    wait_until(lambda: (tmp_path / "output" / "metrics.jsonl").exists())
+    wait_for(lambda: (tmp_path / "output" / "metrics.jsonl").exists())
     second = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, **options)
     assert second.stdout is not None
     assert "an earlier attempt is still leaving" in second.stdout.readline()

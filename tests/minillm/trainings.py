@@ -1,7 +1,5 @@
 """Small trainings of every kind, and what is read of them."""
 
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -72,10 +70,3 @@ def losses(folder: Path) -> dict[int, float]:
 def checkpoint_steps(folder: Path) -> list[int]:
     """Of the checkpoints that were written to their end."""
     return sorted(int(path.parent.name.split("-")[1]) for path in folder.glob("checkpoints/step-*/checkpoint.json"))
-
-
-def wait_until(condition: Callable[[], bool], seconds: float = 60.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "nothing happened"
-        time.sleep(0.02)

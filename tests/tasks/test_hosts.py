@@ -18,7 +18,8 @@ from minillm.stages import Job
 from tasks.supervision import WorkerError, run_worker
 from tests.conftest import ROOT
 from tests.machines import machines
-from tests.minillm.trainings import make_inputs, settings, text_inputs, wait_until, without_dropout
+from tests.minillm.trainings import make_inputs, settings, text_inputs, without_dropout
+from tests.waiting import wait_for
 
 
 class Cluster:
@@ -75,7 +76,7 @@ def losses(job: Job) -> dict[tuple[int, str], float]:
 
 
 def when(condition: Callable[[], bool], action: Callable[[], object]) -> threading.Thread:
-    thread = threading.Thread(target=lambda: (wait_until(condition), action()))
+    thread = threading.Thread(target=lambda: (wait_for(condition), action()))
     thread.start()
     return thread
 
@@ -113,7 +114,7 @@ def test_when_one_rank_dies_all_end_at_once_and_another_attempt_continues(cluste
     with pytest.raises(Exception, match="the flow was cancelled"):
         run_worker(job, log.append, stop)
     stopper.join()
-    wait_until(lambda: workers(job) == [])
+    wait_for(lambda: workers(job) == [])
     assert any("stopped after step" in line for line in log), "cancelled, it leaves at a checkpoint"
 
 
@@ -145,11 +146,11 @@ from tasks.supervision import run_worker
 run_worker(load_job(Path({str(job.work / "given.json")!r})), print, threading.Event())
 """
     flow = subprocess.Popen([sys.executable, "-c", script], cwd=ROOT, stdout=subprocess.DEVNULL)
-    wait_until(lambda: training(job))
+    wait_for(lambda: training(job))
     assert len(networks(workers(job))) == 2
     flow.send_signal(signal.SIGKILL)
     flow.wait()
-    wait_until(lambda: workers(job) == [], 15)
+    wait_for(lambda: workers(job) == [], 15)
 
 
 def test_a_machine_that_does_not_have_the_store_is_named(cluster: Cluster):

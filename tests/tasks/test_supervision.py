@@ -4,7 +4,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections import deque
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import psutil
 
 from tasks.supervision import Group, _cause
 from tests.conftest import ROOT
+from tests.waiting import wait_for
 
 
 def drain(group: Group) -> list[str]:
@@ -21,13 +21,8 @@ def drain(group: Group) -> list[str]:
     return lines
 
 
-def gone(pid: int, within: float = 10.0) -> bool:
-    deadline = time.monotonic() + within
-    while time.monotonic() < deadline:
-        if not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE:
-            return True
-        time.sleep(0.05)
-    return False
+def gone(pid: int) -> bool:
+    return not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
 
 
 def test_lines_of_both_streams_and_the_exit_status_come_back():
@@ -46,7 +41,7 @@ def test_standard_input_is_empty_so_that_nothing_waits_for_an_answer():
 def test_a_child_that_outlives_its_parent_is_killed():
     with Group(["sh", "-c", "sleep 100 & echo $!"], os.environ) as group:
         child = int(drain(group)[0])
-    assert gone(child)
+    wait_for(lambda: gone(child), 10)
 
 
 def test_a_process_that_ignores_sigterm_is_killed_after_the_grace_period():
@@ -84,7 +79,7 @@ with Group(["sh", "-c", "echo $$; sleep 100"], os.environ) as group:
     flow.kill()
     flow.wait()
     flow.stdout.close()
-    assert gone(worker)
+    wait_for(lambda: gone(worker), 10)
 
 
 def test_a_signal_is_named_with_its_likely_reason_and_remedy():
