@@ -32,6 +32,7 @@ from tests.small import write_short_experiment
 ROOT = Path(__file__).parents[1]
 WAIT_SECONDS = 30.0
 """For the moment that was drawn; then the kill comes anyway."""
+LOG = "log.txt"
 
 
 def training(store: Path) -> bool:
@@ -90,22 +91,23 @@ def write_disturbable(folder: Path, methods: tuple[str, ...], steps: int) -> Pat
     return path
 
 
-def start(config: Path) -> subprocess.Popen[bytes]:
-    environment = os.environ | {"PREFECT_HOME": str(config.parent / "prefect"), "OMP_NUM_THREADS": "1"}
+def start(config: Path, home: Path, *arguments: str) -> subprocess.Popen[bytes]:
+    """Start the main flow with a folder of its own for Prefect and its log, by which its processes are known."""
+    home.mkdir(parents=True, exist_ok=True)
+    environment = os.environ | {"PREFECT_HOME": str(home), "OMP_NUM_THREADS": "1"}
     environment.pop("PREFECT_API_URL", None)
-    log = (config.parent / "log.txt").open("ab")
-    command = [sys.executable, "-m", "flows.distill", str(config)]
+    log = (home / LOG).open("ab")
+    command = [sys.executable, "-m", "flows.distill", str(config), *arguments]
     return subprocess.Popen(
         command, cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
     )
 
 
-def family(config: Path) -> list[psutil.Process]:
+def family(home: Path) -> list[psutil.Process]:
     """Every process of a run: flow, workers, watchdogs and the temporary server."""
-    home = str(config.parent / "prefect")
     found = []
     for process in psutil.process_iter(["environ"]):
-        if (process.info["environ"] or {}).get("PREFECT_HOME") == home:
+        if (process.info["environ"] or {}).get("PREFECT_HOME") == str(home):
             found.append(process)
     return found
 
@@ -117,9 +119,9 @@ def is_worker(process: psutil.Process) -> bool:
         return False
 
 
-def kill(victim: str, config: Path, flow: subprocess.Popen[bytes], draw: random.Random) -> bool:
+def kill(victim: str, home: Path, flow: subprocess.Popen[bytes], draw: random.Random) -> bool:
     """SIGKILL to the victim; False where there is none just now."""
-    living = family(config)
+    living = family(home)
     chosen = {
         "a worker": lambda: draw.sample([p for p in living if is_worker(p)], k=min(1, sum(map(is_worker, living)))),
         "the flow": lambda: [p for p in living if p.pid == flow.pid],
@@ -132,37 +134,37 @@ def kill(victim: str, config: Path, flow: subprocess.Popen[bytes], draw: random.
 
 
 def run_undisturbed(config: Path) -> float:
-    started = time.monotonic()
-    if start(config).wait() != 0:
-        raise SystemExit((config.parent / "log.txt").read_text()[-5000:])
+    started, home = time.monotonic(), config.parent / "prefect"
+    if start(config, home).wait() != 0:
+        raise SystemExit((home / LOG).read_text()[-5000:])
     return time.monotonic() - started
 
 
 def run_disturbed(config: Path, kills: int, draw: random.Random, outcome: Outcome) -> None:
     """Kill, start again where the flow ended by it, and at last let it finish."""
-    store = config.parent / "store"
+    store, home = config.parent / "store", config.parent / "prefect"
     started = time.monotonic()
-    flow, outcome.starts = start(config), 1
+    flow, outcome.starts = start(config, home), 1
     plan = [(moment, victim) for moment in MOMENTS for victim in VICTIMS]
     order = [pair for _ in range(1 + kills // len(plan)) for pair in draw.sample(plan, len(plan))]
     while sum(outcome.kills.values()) < kills and flow.poll() != 0:
         if flow.poll() is not None:  # a stage ran out of retries
-            flow, outcome.starts = start(config), outcome.starts + 1
+            flow, outcome.starts = start(config, home), outcome.starts + 1
         moment, victim = order[sum(outcome.kills.values())]
         condition, until = MOMENTS[moment], time.monotonic() + WAIT_SECONDS
         time.sleep(draw.uniform(0, 6))
         while condition is not None and not condition(store) and time.monotonic() < until and flow.poll() is None:
             time.sleep(0.001)
-        if kill(victim, config, flow, draw):
+        if kill(victim, home, flow, draw):
             outcome.kills[moment, victim] += 1
         if victim != "a worker":
             flow.wait()
-            psutil.wait_procs(family(config), timeout=60)  # watchdogs end the workers of a dead flow
-            flow, outcome.starts = start(config), outcome.starts + 1
+            psutil.wait_procs(family(home), timeout=60)  # watchdogs end the workers of a dead flow
+            flow, outcome.starts = start(config, home), outcome.starts + 1
     while flow.wait() != 0:
-        flow, outcome.starts = start(config), outcome.starts + 1
+        flow, outcome.starts = start(config, home), outcome.starts + 1
         if outcome.starts > 4 * kills + 4:
-            raise SystemExit((config.parent / "log.txt").read_text()[-5000:])
+            raise SystemExit((home / LOG).read_text()[-5000:])
     outcome.seconds = time.monotonic() - started
 
 

@@ -74,6 +74,7 @@ def test_a_schedule_fires_and_the_run_is_in_both_pages(served: Served, client: S
     with sync_playwright() as playwright:
         page = playwright.chromium.launch(executable_path=CHROMIUM).new_page(viewport={"width": 1400, "height": 1000})
         page.set_default_timeout(30_000)
+        expect.set_options(timeout=30_000)
         page.goto(f"{served.prefect}/runs/flow-run/{run.id}")
         expect(page.get_by_text(run.name).first).to_be_visible()
         expect(page.get_by_text("Completed").first).to_be_visible()
@@ -115,7 +116,7 @@ def test_a_taken_port_is_named_with_the_remedy(served: Served, tmp_path: Path):
 
 def test_what_is_stopped_leaves_nothing_behind_and_goes_on_when_served_again(served: Served, client: SyncPrefectClient):
     run = start(client, served, "seed=3")
-    wait_for(lambda: served.running("minillm.worker"))
+    wait_for(lambda: alive(run) and served.running("minillm.worker"))
     served.process.send_signal(signal.SIGINT)
     assert served.process.wait(60) == 0
     wait_for(lambda: served.family() == [], 5)
