@@ -5,6 +5,7 @@ import hashlib
 import json
 import logging
 import os
+import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -190,10 +191,23 @@ def connect(store: Path) -> MlflowClient:
     """A client of the tracking server in use, or of the database in the store, which is made if need be."""
     for name, level in (("mlflow", logging.WARNING), ("alembic", logging.WARNING), ("urllib3", logging.ERROR)):
         logging.getLogger(name).setLevel(level)
-    with FileLock(store / "locks" / "mlflow.lock"):  # the first client creates the database's tables
-        client = MlflowClient(os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{store / 'mlflow.db'}")
+    server, database = os.environ.get("MLFLOW_TRACKING_URI"), store / "mlflow.db"
+    with FileLock(store / "locks" / "mlflow.lock"):
+        if not server and not database.exists():
+            _make_database(database)
+        client = MlflowClient(server or f"sqlite:///{database}")
         client.search_experiments(max_results=1)
     return client
+
+
+def _make_database(path: Path) -> None:
+    """All of it or nothing: MLflow can neither use nor mend one of which a killed process made only some tables."""
+    unfinished = path.with_name("mlflow.new")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir()
+    MlflowClient(f"sqlite:///{unfinished / path.name}").search_experiments(max_results=1)
+    (unfinished / path.name).rename(path)
+    unfinished.rmdir()
 
 
 def search_runs(

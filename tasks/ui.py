@@ -52,6 +52,10 @@ def main() -> int:
         commands.pop(f"MLflow  {MLFLOW_UI}")
     elif "MLFLOW_BACKEND_STORE_URI" in os.environ:  # runs reach that database through the server alone
         os.environ["MLFLOW_TRACKING_URI"] = MLFLOW_UI
+    elif not (store / "mlflow.db").exists():
+        from tasks.mlflow_client import connect
+
+        connect(store)  # makes it whole, which a server that is killed meanwhile would not
     taken = [page for page in commands if _taken(page.split()[1])]
     for page in taken:
         name = "MINILLM_" + page.split()[0].upper() + "_UI"

@@ -13,9 +13,11 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 
 from minillm.artifacts import Store
-from tasks.mlflow_client import Sender
+from tasks.mlflow_client import Sender, connect
 from tasks.outbox import DatasetFacts, ModelFacts, Outbox, Record, Wanted
 from tasks.tracking import Tracker
+from tests.conftest import ROOT
+from tests.waiting import wait_for
 
 
 @pytest.fixture
@@ -215,16 +217,27 @@ def test_an_exported_model_is_registered_once_though_mlflow_was_away(store: Path
     assert registered.tags["mean"] == "1.5"
 
 
+def test_a_process_killed_while_it_makes_the_database_leaves_nothing_in_the_way(store: Path):
+    program = f"import pathlib, tasks.mlflow_client; tasks.mlflow_client.connect(pathlib.Path({str(store)!r}))"
+    maker = subprocess.Popen([sys.executable, "-c", program], cwd=ROOT)
+    wait_for(lambda: any(path.stat().st_size > 100_000 for path in store.rglob("mlflow.db")), 60)
+    maker.kill()
+    maker.wait()
+    assert not (store / "mlflow.db").exists(), "it was not finished"
+    assert [found.name for found in connect(store).search_experiments()] == ["Default"]
+    assert [path.name for path in store.glob("mlflow*")] == ["mlflow.db"]
+
+
 def test_first_use_by_several_threads_makes_one_database(store: Path):
     failures: list[BaseException] = []
 
-    def connect() -> None:
+    def begin() -> None:
         try:
             Sender(store)
         except BaseException as error:
             failures.append(error)
 
-    threads = [threading.Thread(target=connect) for _ in range(3)]
+    threads = [threading.Thread(target=begin) for _ in range(3)]
     for thread in threads:
         thread.start()
     for thread in threads:
