@@ -52,16 +52,16 @@ def main() -> int:
         commands.pop(f"MLflow  {MLFLOW_UI}")
     elif "MLFLOW_BACKEND_STORE_URI" in os.environ:  # runs reach that database through the server alone
         os.environ["MLFLOW_TRACKING_URI"] = MLFLOW_UI
-    elif not (store / "mlflow.db").exists():
-        from tasks.mlflow_client import connect
-
-        connect(store)  # makes it whole, which a server that is killed meanwhile would not
     taken = [page for page in commands if _taken(page.split()[1])]
     for page in taken:
         name = "MINILLM_" + page.split()[0].upper() + "_UI"
         print(f"{page}: something else listens there; stop it, or set {name} to another address", file=sys.stderr)
     if taken:
         return 2
+    if "MLFLOW_TRACKING_URI" not in os.environ and not (store / "mlflow.db").exists():
+        from tasks.mlflow_client import connect
+
+        connect(store)  # makes it whole, which a server that is killed meanwhile would not
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     processes: list[subprocess.Popen[bytes]] = []
     try:

@@ -1,18 +1,16 @@
 """Flows that are started at once with one store: each stage is computed once, nothing is mixed, no lock stays."""
 
 import json
-import os
+import random
 import re
-import signal
 import subprocess
 import sys
 from pathlib import Path
 
-import psutil
 import pytest
 
 from minillm.artifacts import file_sha256
-from tests.chaos import LOG, family, inspect_tracking, start, write_disturbable
+from tests.chaos import LOG, family, inspect_tracking, kill, start, write_disturbable
 from tests.chaos import Outcome as Tracked
 from tests.conftest import ROOT
 from tests.flows.test_study import computed
@@ -74,9 +72,7 @@ def test_of_two_at_once_one_that_is_killed_blocks_nothing(config, alone, tmp_pat
     wait_for(lambda: any(store.glob(CHECKPOINT)))
     work = next(store.glob(CHECKPOINT)).parents[2].name
     (killed,) = [i for i, home in enumerate(homes) if any(work in " ".join(p.cmdline()) for p in family(home))]
-    for process in family(homes[killed]):  # all of it, as where a container is lost
-        if psutil.pid_exists(process.pid):
-            os.kill(process.pid, signal.SIGKILL)
+    assert kill("everything at once", homes[killed], flows[killed], random.Random(0)), "as where a container is lost"
     assert flows[1 - killed].wait(600) == 0
     log = (homes[1 - killed] / LOG).read_text()
     assert "the same stage is being computed elsewhere; waiting for it" in log
