@@ -24,7 +24,7 @@ DOWNSTREAM_PACKAGES = ("lm_eval", "accelerate")
 
 HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 """`gpt2` or `owner/gpt2`."""
-NAMED = re.compile(r"([\w.-]+)=(.+)")
+NAMED = re.compile(r"([^=/]+)=(.+)")
 """NAME=MODEL; in a path, an = may also stand after the first slash."""
 
 ENTRIES = (
@@ -202,6 +202,8 @@ def _override(text: str) -> DictConfig:
 def _explain(details: ErrorDetails, kind: type[Tracked]) -> str:
     """One line for one of pydantic's errors: field, value, what is wrong, what to do."""
     location = details["loc"]
+    if location and location[-1] == "[key]":  # an entry's name, which the message quotes
+        location = location[:-2]
     name, section = ".".join(map(str, location)), _section(kind, location[:-1])
     if details["type"] == "extra_forbidden" and section is not None:
         return f"{name}: unknown key; {suggestion(str(location[-1]), section.model_fields)}"

@@ -59,7 +59,7 @@ class Prepare(Stage):
 
 
 class Benchmarks(Stage):
-    """Read the benchmarks into one format. Inputs: one source per benchmark. Output: `NAME.jsonl` each."""
+    """Read the benchmarks into one format. Inputs: `benchmark/NAME`. Output: `NAME.jsonl` each."""
 
     kind: ClassVar[str] = "benchmarks"
     module: ClassVar[str] = "minillm.data.benchmarks"
@@ -70,7 +70,7 @@ class Benchmarks(Stage):
 
 
 class Questions(Stage):
-    """Read multiple-choice sets into one format, with their tokens. Inputs: `tokenizer`, one source per set."""
+    """Read multiple-choice sets into one format, with their tokens. Inputs: `tokenizer`, `calibration/NAME`."""
 
     kind: ClassVar[str] = "questions"
     module: ClassVar[str] = "minillm.data.questions"
@@ -119,7 +119,7 @@ class Pack(Stage):
 
 
 class HeldOutTexts(Stage):
-    """Tokenise plain texts to measure the loss on. Inputs: `tokenizer`, one source per text. Output: NAME/ each."""
+    """Tokenise plain texts to measure the loss on. Inputs: `tokenizer`, `held_out/NAME`. Output: NAME/ each."""
 
     kind: ClassVar[str] = "held_out_texts"
     module: ClassVar[str] = "minillm.data.held_out_texts"

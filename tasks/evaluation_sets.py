@@ -65,10 +65,10 @@ def read_evaluation_sets(config: BaseConfig, tokenizers: Mapping[str, PrefectFut
 def read_benchmarks(config: BaseConfig) -> Artifact | State:
     """Read every evaluation set into one format."""
     benchmarks = config.evaluation.benchmarks
-    sources = {name: benchmark.source for name, benchmark in benchmarks.items()}
+    inputs: dict[str, Input] = {f"benchmark/{name}": benchmark.source for name, benchmark in benchmarks.items()}
     fields = {name: benchmark.fields for name, benchmark in benchmarks.items()}
     topics = {name: benchmark.topics for name, benchmark in config.evaluation.benchmarks.items() if benchmark.topics}
-    return compute(Benchmarks(fields=fields, topics=topics), sources, config, "read benchmarks")
+    return compute(Benchmarks(fields=fields, topics=topics), inputs, config, "read benchmarks")
 
 
 @stage_task("encode prompts")
@@ -95,8 +95,8 @@ def read_questions(config: BaseConfig, prepared: Artifact) -> Artifact | State:
         long_prompts=evaluation.long_prompts,
         max_tokens=generation_tokens(config),
     )
-    sources = {name: record.source for name, record in evaluation.calibration.items()}
-    return compute(stage, {**sources, "tokenizer": prepared}, config, "read questions")
+    inputs: dict[str, Input] = {f"calibration/{name}": record.source for name, record in evaluation.calibration.items()}
+    return compute(stage, {**inputs, "tokenizer": prepared}, config, "read questions")
 
 
 @stage_task("pack held-out texts")
@@ -106,7 +106,8 @@ def pack_held_out_texts(config: BaseConfig, prepared: Artifact) -> Artifact | St
     if not held_out:
         return Completed(name="Skipped", message="no evaluation.held_out", data=None)
     stage = HeldOutTexts(texts=tuple(held_out), block_tokens=config.data.max_tokens)
-    return compute(stage, {**held_out, "tokenizer": prepared}, config, "pack held-out texts")
+    inputs: dict[str, Input] = {f"held_out/{name}": source for name, source in held_out.items()}
+    return compute(stage, {**inputs, "tokenizer": prepared}, config, "pack held-out texts")
 
 
 @stage_task("check downstream tasks")

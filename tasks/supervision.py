@@ -30,6 +30,8 @@ GRACE_SECONDS = 30.0
 """From SIGTERM to SIGKILL."""
 TICK_SECONDS = 0.25
 LAST_LINES = 30
+EXCEPTION = re.compile(r"([\w.]+\.)?(?!ChildFailedError)\w+(Error|Exception)(: .*)?")
+"""A traceback's last line; the launcher's own, which only says that a process failed, is none."""
 
 # The shell becomes the worker; the subshell beside it, in the same group, waits for the end of standard input, which
 # comes when the supervising process closes it or dies in whatever way, and then ends the group.
@@ -62,8 +64,19 @@ def piped(command: Sequence[str], environment: Mapping[str, str] | None = None) 
 class WorkerError(Exception):
     """The worker died or failed; another attempt continues from its last checkpoint."""
 
+    def __init__(self, cause: str, last_lines: Sequence[str] = ()) -> None:
+        """Say what ended it.
+
+        Args:
+            cause: In one line.
+            last_lines: Of its log.
+        """
+        self.cause = cause
+        super().__init__("\n".join([f"{cause}; its last lines:", *last_lines] if last_lines else [cause]))
+
     def __repr__(self) -> str:
-        return f"{type(self).__name__}: {str(self).splitlines()[0]}"
+        """The cause alone."""
+        return f"{type(self).__name__}: {self.cause}"
 
 
 class WorkerStoppedError(Exception):
@@ -89,6 +102,7 @@ def run_worker(job: Job, log: Callable[[str], None], stop: threading.Event, samp
     refusal, metrics = job.work / "error.txt", job.output / METRICS
     refusal.unlink(missing_ok=True)
     last: deque[str] = deque(maxlen=LAST_LINES)
+    words = ""
     with (
         Group(_command(spec, runtime), os.environ | worker_environment(runtime)) as group,
         contextlib.ExitStack() as sampling,
@@ -101,6 +115,7 @@ def run_worker(job: Job, log: Callable[[str], None], stop: threading.Event, samp
         while (line := group.next_line(TICK_SECONDS)) is not None:
             if line:
                 last.append(line)
+                words = line if EXCEPTION.fullmatch(line) else words
                 log(line)
             if reason is None and (stop.is_set() or time.monotonic() > deadline):
                 reason = "the flow was cancelled" if stop.is_set() else f"runtime.timeout_hours {runtime.timeout_hours}"
@@ -124,7 +139,7 @@ def run_worker(job: Job, log: Callable[[str], None], stop: threading.Event, samp
     if group.status == BAD_INPUT and last:  # and no room on the disk for its message
         raise StageError(last[-1].removeprefix("ERROR "))
     if group.status != 0:
-        raise WorkerError("\n".join([f"the worker {_cause(group.status, last)}; its last lines:", *last]))
+        raise WorkerError(f"the worker {_cause(group.status, last, words)}", last)
 
 
 class Group:
@@ -232,12 +247,18 @@ def free_port() -> int:
         return listener.getsockname()[1]
 
 
-def _cause(status: int, last: deque[str]) -> str:
-    """What ended the worker, in words; a launcher of several processes reports theirs in its last lines."""
+def _cause(status: int, last: deque[str], words: str) -> str:
+    """What ended the worker; a launcher of several processes reports theirs in its last lines.
+
+    Args:
+        status: Of the worker or its launcher.
+        last: Lines of the log.
+        words: The last line of its last traceback, if there was one.
+    """
     reported = re.search(r"exitcode\s*:\s*-(\d+)", "\n".join(last))
     number = -status if status < 0 else int(reported[1]) if reported else None
     if number is None:
-        return f"failed with exit status {status}"
+        return f"failed with exit status {status}" + f": {words}" * bool(words)
     name = signal.Signals(number).name
     hint = ""
     if name == "SIGKILL":

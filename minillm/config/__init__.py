@@ -20,13 +20,15 @@ from minillm.config.experiment import BaseConfig, Config, EvaluationConfig, Runt
 from minillm.config.judge import Judge, Prices
 from minillm.config.promotion import Promotion
 from minillm.config.study import Study, StudyRun
-from minillm.config.training import Lora, Method, Policy, Student, Teacher, Training
+from minillm.config.training import DIVERGENCES, Divergence, Lora, Method, Policy, Student, Teacher, Training
 
 __all__ = [
+    "DIVERGENCES",
     "BaseConfig",
     "Benchmark",
     "Config",
     "Data",
+    "Divergence",
     "Downstream",
     "Evaluation",
     "EvaluationConfig",

@@ -1,8 +1,73 @@
-"""What every section of the configuration is made of."""
+"""What every section of the configuration is made of: names, seeds, sources, models."""
 
-from typing import Any, Self
+import re
+import unicodedata
+from typing import Annotated, Any, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+
+NAME = re.compile(r"[^\W_][\w.-]*( [\w.-]+)*")
+NAME_BYTES = 100
+RESERVED = {
+    "mean": "the column over all benchmarks",
+    "initial": "the fine-tuned student that methods may start from",
+    "metrics": "the file of a stage's curves",
+    "system_metrics": "the file of a stage's use of the machine",
+    "manifest": "the file that lists a result's files",
+}
+"""Names that the project itself uses beside those of entries, and for what."""
+SUFFIXES = {"_spread": "the spread over seeds", "_stderr": "a standard error"}
+"""Endings of the names of metrics that stand beside an entry's own."""
+
+
+def check_name(name: str) -> str:
+    """Return a name that can stand in files, keys, metrics, labels and Markdown.
+
+    Raises:
+        ValueError: It cannot, or the project uses it itself.
+    """
+    if not NAME.fullmatch(name) or len(name.encode()) > NAME_BYTES:
+        raise ValueError(
+            f"{name!r} cannot be a name, since names become parts of files, metrics and labels; use letters, digits, "
+            f"dots, dashes, underscores and single blanks, a letter or digit first, at most {NAME_BYTES} bytes"
+        )
+    if meaning := RESERVED.get(name.partition(".")[0].lower()):
+        raise ValueError(f"{name!r} is reserved: it is {meaning}; choose another name")
+    for suffix, meaning in SUFFIXES.items():
+        if name.endswith(suffix):
+            raise ValueError(f"{name!r} ends in {suffix}, which is reserved for {meaning}; choose another name")
+    return name
+
+
+def _tell_apart(entries: "dict[str, Entry]") -> "dict[str, Entry]":
+    known: dict[str, str] = {}
+    for name in entries:
+        other = known.setdefault(unicodedata.normalize("NFKC", name).casefold(), name)
+        if other != name:
+            raise ValueError(f"{other!r} and {name!r} differ only in the form of their letters; rename one")
+    for name in entries:
+        if within := [other for other in entries if name.startswith(f"{other}.")]:
+            raise ValueError(f"{name!r} reads like a setting of {within[0]!r}, since settings follow a dot; rename one")
+    return entries
+
+
+def _no_doubles(seeds: tuple[int, ...]) -> tuple[int, ...]:
+    if twice := sorted({seed for seed in seeds if seeds.count(seed) > 1}):
+        raise ValueError(f"{list(seeds)} has {twice[0]} twice, which would count as evidence; leave it out")
+    return seeds
+
+
+Entry = TypeVar("Entry")
+Name = Annotated[str, AfterValidator(check_name)]
+"""The name of an experiment, or of an entry that the user adds."""
+Entries = Annotated[dict[Name, Entry], AfterValidator(_tell_apart)]
+"""Entries by their names."""
+Seed = Annotated[int, Field(ge=0, lt=1 << 32)]
+"""A seed of random numbers."""
+Seeds = Annotated[tuple[Seed, ...], Field(min_length=1), AfterValidator(_no_doubles)]
+"""Different seeds, at least one."""
+Temperature = Annotated[float, Field(ge=0.01, le=100.0)]
+"""What logits are divided by. Below, logits leave the range of float32: take the likeliest token instead."""
 
 
 class Strict(BaseModel):

@@ -2,9 +2,9 @@
 
 from typing import Any, Literal, Self
 
-from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, PositiveInt, model_validator
 
-from minillm.config.base import Source, Strict
+from minillm.config.base import Entries, Seeds, Source, Strict, Temperature
 from minillm.config.judge import Judge
 from minillm.nearest import suggestion
 
@@ -137,17 +137,17 @@ class Downstream(Strict):
 class Evaluation(Strict):
     """Final evaluation (method.md §7): plain sampling, one generation per seed, stored and scored apart."""
 
-    benchmarks: dict[str, Benchmark] = Field(min_length=1)
-    calibration: dict[str, MultipleChoice] = Field(default_factory=dict)
+    benchmarks: Entries[Benchmark] = Field(min_length=1)
+    calibration: Entries[MultipleChoice] = Field(default_factory=dict)
     """Sets on which calibration and accuracy are measured, zero-shot (paper: SST-2, BoolQ). Empty: not measured."""
-    held_out: dict[str, Source] = Field(default_factory=dict)
+    held_out: Entries[Source] = Field(default_factory=dict)
     """Plain texts that no model trains on, whose loss is measured; with them, that of the benchmarks' first references
     too. Empty: neither is measured."""
-    seeds: tuple[int, ...] = Field(default=(10, 20, 30, 40, 50), min_length=1)
+    seeds: Seeds = (10, 20, 30, 40, 50)
     """One generation each (paper: these five)."""
     strategy: Literal["sample", "greedy"] = "sample"
     """Draw each token, or take the likeliest (paper: draw)."""
-    temperature: PositiveFloat = 1.0
+    temperature: Temperature = 1.0
     """Sampling temperature (paper: 1)."""
     top_k: PositiveInt | None = None
     """Draw from this many likeliest tokens only (paper: from all)."""
@@ -172,12 +172,6 @@ class Evaluation(Strict):
     """What the students' own mistakes cost them (paper §3.3); without it, not measured."""
     downstream: Downstream | None = None
     """General abilities beside the benchmarks (ARC, HellaSwag, MMLU …); without it, none."""
-
-    @model_validator(mode="after")
-    def _names(self) -> Self:
-        if "mean" in self.benchmarks:
-            raise ValueError("benchmarks: `mean` is the name of the column over all of them; rename the benchmark")
-        return self
 
     @model_validator(mode="after")
     def _greedy_draws_nothing(self) -> Self:

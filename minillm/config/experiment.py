@@ -1,15 +1,15 @@
 """Whole experiments, of distillation or of evaluation alone, and where they run."""
 
-import re
+from collections.abc import Iterator
 from typing import Any, Literal, Self
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
-from minillm.config.base import Model, Strict
+from minillm.config.base import Entries, Model, Name, Seed, Strict
 from minillm.config.data import Data, Prompts, Tokenizer
 from minillm.config.evaluation import Evaluation
 from minillm.config.promotion import Promotion
-from minillm.config.training import Method, Student, Teacher
+from minillm.config.training import Method, Student, Teacher, Training
 from minillm.nearest import suggestion
 
 
@@ -55,7 +55,7 @@ class Runtime(Strict):
 class Tracked(Strict):
     """What has a tracked run: a name, and where it runs."""
 
-    name: str = Field(pattern=r"^[\w.-]+$")
+    name: Name
     """Experiment name in MLflow and in the report."""
     runtime: Runtime = Runtime()
 
@@ -91,7 +91,7 @@ class BaseConfig(Tracked):
 class Config(BaseConfig):
     """A whole experiment, from raw rows to the report."""
 
-    seed: int = Field(default=1, ge=0)
+    seed: Seed = 1
     """Of model initialisation, data order and rollouts."""
     parity: Literal["paper", "lmops"] = "paper"
     """lmops sets every deviation of the reference code from the paper (method.md §4)."""
@@ -99,7 +99,7 @@ class Config(BaseConfig):
     tokenizer: Tokenizer = Tokenizer()
     teacher: Teacher
     student: Student
-    methods: dict[str, Method] = Field(min_length=1)
+    methods: Entries[Method] = Field(min_length=1)
     """Rows of the result table beside the teacher, e.g. sft, kd, seqkd, minillm."""
     promotion: Promotion | None = None
     """What the best student must show to become the champion of this experiment; without it, none is put forward."""
@@ -149,11 +149,36 @@ class Config(BaseConfig):
             )
         return self
 
+    @model_validator(mode="after")
+    def _batches_can_be_divided(self) -> Self:
+        """Batch sizes are global, so that the number of processes never changes the experiment."""
+        processes = self.runtime.processes
+        if uneven := [f"{field} ({size})" for field, size in self._batch_sizes() if size % processes]:
+            raise ValueError(
+                f"runtime.processes is {processes}, among which {' and '.join(uneven)} cannot be divided; choose a "
+                "multiple, or another number of processes"
+            )
+        return self
+
+    def _batch_sizes(self) -> Iterator[tuple[str, int]]:
+        """Sequences per optimizer step, by the field that says so."""
+        trainings: dict[str, Training | None] = {
+            "teacher.training": self.teacher.training,
+            "student.initial": self.student.initial,
+            **{f"methods.{name}.training": method.training for name, method in self.methods.items()},
+        }
+        for field, training in trainings.items():
+            if training is not None:
+                yield f"{field}.batch_size", training.batch_size
+        for name, method in self.methods.items():
+            if method.policy is not None and method.policy.plain_text_batch_size is not None:
+                yield f"methods.{name}.policy.plain_text_batch_size", method.policy.plain_text_batch_size
+
 
 class EvaluationConfig(BaseConfig):
     """The evaluation of models that are there already."""
 
-    models: dict[str, Model] = Field(min_length=1)
+    models: Entries[Model] = Field(min_length=1)
     """Rows of the result table; on the command line, MODEL or NAME=MODEL each. The first is what the others are
     measured against, and its tokenizer counts the lengths of references for all."""
 
@@ -163,13 +188,8 @@ class EvaluationConfig(BaseConfig):
         return tuple(self.models)
 
     @model_validator(mode="after")
-    def _named_and_with_weights(self) -> Self:
+    def _with_weights(self) -> Self:
         for name, model in self.models.items():
-            if not re.fullmatch(r"[\w.-]+", name):
-                raise ValueError(
-                    f"models: {name!r} cannot be the name of a row; take letters, digits, dots, dashes and underscores "
-                    "(on the command line: NAME=MODEL)"
-                )
             if model.architecture is not None:
                 raise ValueError(f"models.{name}: an `architecture` has random weights; give `path` or `hub`")
         return self

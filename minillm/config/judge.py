@@ -5,7 +5,7 @@ from typing import Self
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
-from minillm.config.base import Strict
+from minillm.config.base import Seeds, Strict
 
 
 class Prices(Strict):
@@ -30,7 +30,7 @@ class Judge(Strict):
     """Names of the benchmarks that are judged (paper: DollyEval, SelfInst, VicunaEval)."""
     prompts: PositiveInt | None = None
     """Prompts judged of each benchmark, drawn once: more of them keep those of fewer. Without it, all."""
-    seeds: tuple[int, ...] | None = Field(default=None, min_length=1)
+    seeds: Seeds | None = None
     """Of the generations that are judged; without it, the first of `evaluation.seeds`."""
     samples: PositiveInt = 1
     """Times that each question is put, for each of the two orders of model and reference."""

@@ -7,12 +7,10 @@ from typing import Self
 
 from pydantic import Field, PositiveInt, model_validator
 
-from minillm.config.base import Strict
+from minillm.config.base import Entries, Seed, Seeds, Strict, check_name
 from minillm.config.experiment import Tracked
 from minillm.nearest import suggestion
 
-NAME = re.compile(r"\w[\w. -]*")
-"""What MLflow takes in the name of a metric."""
 UNNAMEABLE = re.compile(r"[^\w.-]")
 
 Value = bool | int | float | str | None
@@ -22,7 +20,7 @@ class StudyRun(Strict):
     """One distillation of a study."""
 
     variant: str
-    seed: int
+    seed: Seed
     overrides: tuple[str, ...]
     """All of what is applied over the base, so that `python -m flows.distill` with them is the same run."""
 
@@ -41,14 +39,14 @@ class Study(Tracked):
     """`key.sub=value` each, applied over the base in every run; a null leaves out an entry, such as a benchmark."""
     method: str = "minillm"
     """Row of the result table that is compared; no other method is trained."""
-    variants: dict[str, tuple[str, ...]] | None = Field(default=None, min_length=1)
+    variants: Entries[tuple[str, ...]] | None = Field(default=None, min_length=1)
     """Overrides by the variant's name. Exactly one of `variants` and `grid`."""
     grid: dict[str, tuple[Value, ...]] | None = Field(default=None, min_length=1)
     """Values by dotted field; every combination is a variant, named by the last parts of the fields and its values.
     Exactly one of `variants` and `grid`."""
     baseline: str
     """Variant that the others are compared with."""
-    seeds: tuple[int, ...] = Field(default=(1,), min_length=1)
+    seeds: Seeds = (1,)
     """Training seeds, the same for every variant: model initialisation, data order and rollouts."""
     parallel_runs: PositiveInt = 1
     """Runs that may be under way at once, each with `runtime.parallel_stages`."""
@@ -91,10 +89,7 @@ class Study(Tracked):
             raise ValueError(f"grid.{empty[0]} has no values; give some, or leave the field out")
         names = [name for name, _ in self._expanded()]
         for name in names:
-            if not NAME.fullmatch(name):
-                raise ValueError(
-                    f"{name!r} cannot name a variant; take letters, digits, blanks, dots, dashes and underscores"
-                )
+            check_name(name)
         if twice := [name for place, name in enumerate(names) if name in names[:place]]:
             raise ValueError(f"two variants are named {twice[0]!r}; leave one out")
         if self.baseline not in names:
@@ -103,8 +98,6 @@ class Study(Tracked):
 
     @model_validator(mode="after")
     def _seeds_are_the_studys(self) -> Self:
-        if len(set(self.seeds)) < len(self.seeds):
-            raise ValueError(f"seeds: {list(self.seeds)} has one twice, which would count as evidence; leave it out")
         given = {"overrides": self.overrides} | {f"variant {name!r}": of for name, of in self._expanded()}
         for where, overrides in given.items():
             for key in (text.partition("=")[0] for text in overrides):

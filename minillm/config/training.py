@@ -1,10 +1,25 @@
 """What is trained and how: models, methods, the trainer and the policy gradient."""
 
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
-from minillm.config.base import Model, Strict
+from minillm.config.base import Model, Strict, Temperature
+
+Decay = Annotated[float, Field(ge=0.0, lt=1.0)]
+"""Share of a running mean that the next step keeps."""
+Divergence = Literal[
+    "cross_entropy", "forward_kl", "reverse_kl", "skewed_forward_kl", "skewed_reverse_kl", "jensen_shannon"
+]
+DIVERGENCES: dict[Divergence, str] = {
+    "cross_entropy": "cross-entropy",
+    "forward_kl": "forward KL divergence",
+    "reverse_kl": "reverse KL divergence",
+    "skewed_forward_kl": "skewed forward KL divergence",
+    "skewed_reverse_kl": "skewed reverse KL divergence",
+    "jensen_shannon": "Jensen–Shannon divergence",
+}
+"""What each is called where people read."""
 
 
 class Lora(Strict):
@@ -31,7 +46,7 @@ class Training(Strict):
     """Optimizer steps of linear warm-up."""
     weight_decay: float = Field(default=1e-2, ge=0.0)
     """AdamW's decoupled weight decay (reference scripts: 1e-2 for SFT, KD, SeqKD; 1e-6 for MiniLLM)."""
-    betas: tuple[float, float] = (0.9, 0.95)
+    betas: tuple[Decay, Decay] = (0.9, 0.95)
     """AdamW's moment decays (reference scripts)."""
     gradient_clip: PositiveFloat = 1.0
     """Largest global gradient norm (reference scripts)."""
@@ -72,7 +87,7 @@ class Policy(Strict):
     """Responses sampled before each round of inner epochs (reference scripts: 256)."""
     inner_epochs: PositiveInt = 4
     """Passes over each round of rollouts (reference scripts: 4)."""
-    temperature: PositiveFloat = 1.0
+    temperature: Temperature = 1.0
     """Sampling temperature of both models in rollouts (reference scripts: 1)."""
     clip_range: PositiveFloat = 0.2
     """ε of the PPO clip (reference scripts: 0.2)."""
@@ -114,9 +129,7 @@ class Method(Strict):
 
     text: Literal["dataset", "teacher", "rollouts"]
     """Responses trained on: the data set's, the teacher's (generated once), or sampled during training."""
-    divergence: Literal[
-        "cross_entropy", "forward_kl", "reverse_kl", "skewed_forward_kl", "skewed_reverse_kl", "jensen_shannon"
-    ]
+    divergence: Divergence
     """Per-token loss over the vocabulary; all but the first compare with the teacher."""
     divergence_weight: float = Field(default=1.0, gt=0.0, le=1.0)
     """k of (1−k)·cross-entropy + k·divergence on fixed text (paper's KD: 0.5)."""
@@ -130,12 +143,19 @@ class Method(Strict):
     """How rollouts are made and credited; for `text: rollouts` alone."""
     training: Training
 
+    @property
+    def parameter(self) -> Literal["skew", "beta"] | None:
+        """The field that the divergence reads, where it reads one."""
+        if self.divergence.startswith("skewed"):
+            return "skew"
+        return "beta" if self.divergence == "jensen_shannon" else None
+
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         readers = {
             "divergence_weight": self.divergence != "cross_entropy",
-            "skew": self.divergence.startswith("skewed"),
-            "beta": self.divergence == "jensen_shannon",
+            "skew": self.parameter == "skew",
+            "beta": self.parameter == "beta",
         }
         if unread := self._changed(*(name for name, read in readers.items() if not read)):
             raise ValueError(f"divergence {self.divergence} does not use {' and '.join(unread)}; leave it out")

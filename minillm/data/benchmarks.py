@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from minillm.artifacts import CLOCKED
 from minillm.config import Fields
 from minillm.data.rows import text_field
 from minillm.data.tables import Record, read_records
@@ -28,7 +29,7 @@ def run(job: Job) -> dict[str, float | str]:
     assert isinstance(settings, Benchmarks)
     summary: dict[str, float | str] = {}
     for name, fields in settings.fields.items():
-        rows = read_benchmark(name, job.inputs[name], fields)
+        rows = read_benchmark(name, job.inputs[f"benchmark/{name}"], fields)
         if name in settings.topics:
             rows = of_topics(name, rows, settings.topics[name])
         lines = [json.dumps(row) + "\n" for row in rows]
@@ -98,5 +99,5 @@ def load_benchmarks(directory: Path) -> dict[str, list[dict[str, Any]]]:
     return {
         path.stem: [json.loads(line) for line in path.read_text().splitlines()]
         for path in sorted(directory.glob("*.jsonl"))
-        if path.name != "metrics.jsonl"
+        if path.name not in CLOCKED
     }

@@ -18,7 +18,7 @@ def run(job: Job) -> dict[str, float | str]:
     tokenizer = AutoTokenizer.from_pretrained(job.inputs["tokenizer"])
     summary: dict[str, float | str] = {}
     for name in settings.texts:
-        text = job.inputs[name]
+        text = job.inputs[f"held_out/{name}"]
         folder = job.output / name
         folder.mkdir(exist_ok=True)
         progress = Progress(job.output, megabytes(text), f"MB of {name}")

@@ -28,7 +28,7 @@ def run(job: Job) -> dict[str, float | str]:
     tokenizer = AutoTokenizer.from_pretrained(job.inputs["tokenizer"])
     summary: dict[str, float | str] = {}
     for name, record in settings.sets.items():
-        rows = read_questions(name, job.inputs[name], record)
+        rows = read_questions(name, job.inputs[f"calibration/{name}"], record)
         encoded, cut = encode_questions(name, rows, tokenizer, settings)
         (job.output / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in encoded))
         summary |= {name: float(len(encoded)), f"cut_prompts/{name}": float(cut)}

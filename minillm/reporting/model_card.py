@@ -12,7 +12,7 @@ from typing import Any
 import pandas as pd
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from minillm.config import Template
+from minillm.config import DIVERGENCES, Method, Template
 from minillm.data.prompts import render
 from minillm.reporting.comparison import WORDS, formatted, human
 from minillm.reporting.data import kept_rows
@@ -25,11 +25,6 @@ TEXT = {
     "dataset": "the responses of the data",
     "teacher": "responses that the teacher generated once to the prompts of the data",
     "rollouts": "responses to the prompts of the data, sampled in training from the student, mixed with the teacher",
-}
-DIVERGENCE = {
-    "cross_entropy": "cross-entropy",
-    "forward_kl": "forward KL divergence to the teacher over the vocabulary",
-    "reverse_kl": "reverse KL divergence to the teacher over the vocabulary",
 }
 START = {"pretrained": "the student as given", "initial": "the student fine-tuned on the data"}
 
@@ -120,19 +115,29 @@ def usage(config: Mapping[str, Any]) -> str:
     )
 
 
+def divergence_words(method: Method) -> str:
+    """Return the loss per token in words, with the parameters that it reads."""
+    words = DIVERGENCES[method.divergence]
+    if method.divergence == "cross_entropy":
+        return words
+    if method.parameter is not None:
+        words += f" ({method.parameter} {getattr(method, method.parameter):g})"
+    words += " to the teacher over the vocabulary"
+    share = method.divergence_weight
+    return words if share == 1 else f"{1 - share:g} · cross-entropy + {share:g} · {words}"
+
+
 def training_words(settings: Card) -> dict[str, Any]:
     """From what and how the model was trained, for the template."""
     config = settings.config
     method = config["methods"][settings.role]
-    share = method["divergence_weight"]
-    loss = DIVERGENCE[method["divergence"]]
     plain_text = method["policy"] and method["policy"]["plain_text_coefficient"] > 0 and config["data"]["plain_text"]
     return {
         "student": origin(config["student"]["model"]),
         "teacher": origin(config["teacher"]["model"]),
         "trained_words": f"trained by the method `{settings.role}` of the configuration `{config['name']}`",
         "text_words": TEXT[method["text"]],
-        "divergence_words": loss if share == 1 else f"{1 - share:g} · cross-entropy + {share:g} · {loss}",
+        "divergence_words": divergence_words(Method.model_validate(method)),
         "start_words": START[method["start"]],
         "data_words": origin(config["data"]["instructions"]),
         "plain_text_words": origin(config["data"]["plain_text"]) if plain_text else "none",

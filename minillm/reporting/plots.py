@@ -16,6 +16,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from minillm.config import DIVERGENCES
 from minillm.reporting.comparison import MEAN, WORDS, Comparison
 
 INK = "#010203"
@@ -27,7 +28,7 @@ CURVES = {
     "train/loss": "Training loss",
     "valid/loss": "Validation loss, nats per token",
     "valid/rouge_l": "Validation Rouge-L (0–100)",
-    "train/reverse_kl": "Reverse KL to the teacher, nats",
+    **{f"train/{name}": f"{words[0].upper()}{words[1:]} to the teacher, nats" for name, words in DIVERGENCES.items()},
     "train/response_tokens": "Length of rollouts, tokens",
 }
 """Metrics drawn by step, where a model has them."""
@@ -58,6 +59,7 @@ STYLE: dict[Any, Any] = {
     "legend.columnspacing": 1.2,
     "svg.fonttype": "none",
     "svg.hashsalt": "report",
+    "text.parse_math": False,
 }
 
 Look = dict[str, tuple[str, str]]

@@ -72,7 +72,9 @@ class Run:
             for key, value in self.params.items()
             if (field := key.removeprefix(f"evaluation.benchmarks.{name}.")) != key
         }
-        return self.data.get(name), {field: of for field, of in settings.items() if not field.startswith(NOT_OF_SCORE)}
+        return self.data.get(f"benchmark/{name}"), {
+            field: of for field, of in settings.items() if not field.startswith(NOT_OF_SCORE)
+        }
 
 
 @dataclass(frozen=True, eq=False)

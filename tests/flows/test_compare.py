@@ -88,7 +88,7 @@ def test_exactly_what_was_changed_differs(pair: Pair):
     assert differing({run.label: run.params for run in runs}).to_dict("index") == {
         "methods.minillm.training.learning_rate": {"first": "0.001", "later": "0.1"}
     }
-    assert list(differing({run.label: run.data for run in runs}).index) == ["colours"]
+    assert list(differing({run.label: run.data for run in runs}).index) == ["benchmark/colours"]
     assert differing({run.label: run.code for run in runs}).empty
     assert {"torch", "code of train", "code of score"} <= set(runs[0].code)
 

@@ -169,7 +169,7 @@ def test_mlflow_has_the_table_on_the_parent_and_the_report_with_it(first: Finish
     assert parent.inputs is not None
     contexts = {d.dataset.name: d.tags[0].value for d in parent.inputs.dataset_inputs}
     assert contexts == dict.fromkeys(("instructions", "plain_text"), "training") | dict.fromkeys(
-        ("dolly", "quiz", "running"), "evaluation"
+        ("benchmark/dolly", "calibration/quiz", "held_out/running"), "evaluation"
     )
     assert {f.path for f in client.list_artifacts(parent.info.run_id)} >= {
         "report.md",

@@ -13,7 +13,9 @@ def test_every_benchmark_comes_out_in_one_format(tmp_path):
         {"category": "k", "instruction": "i\u2028j", "output": ["o", "p"]},
     ]
     output, summary = run_stage(
-        Benchmarks(fields={"a": Fields()}, topics={}), {"a": write_lines(tmp_path / "a.jsonl", rows)}, tmp_path / "run"
+        Benchmarks(fields={"a": Fields()}, topics={}),
+        {"benchmark/a": write_lines(tmp_path / "a.jsonl", rows)},
+        tmp_path / "run",
     )
     assert summary == {"a": 2.0}
     assert load_benchmarks(output)["a"] == [
@@ -48,7 +50,7 @@ def test_a_benchmark_that_cannot_be_scored_is_refused_by_file_row_and_field(tmp_
     with pytest.raises(StageError, match=message):
         run_stage(
             Benchmarks(fields={"a": Fields()}, topics={}),
-            {"a": write_lines(tmp_path / "a.jsonl", rows)},
+            {"benchmark/a": write_lines(tmp_path / "a.jsonl", rows)},
             tmp_path / "run",
         )
 
@@ -57,7 +59,7 @@ def test_a_benchmark_of_some_topics_only(tmp_path):
     rows = [{"category": topic, "instruction": f"about {topic}", "output": "o"} for topic in ("law", "art", "law")]
     path = write_lines(tmp_path / "a.jsonl", rows)
     stage = Benchmarks(fields={"a": Fields(), "b": Fields()}, topics={"a": ("law",)})
-    output, summary = run_stage(stage, {"a": path, "b": path}, tmp_path / "run")
+    output, summary = run_stage(stage, {"benchmark/a": path, "benchmark/b": path}, tmp_path / "run")
     assert summary == {"a": 2.0, "b": 3.0}
     kept = load_benchmarks(output)["a"]
     assert [(row["index"], row["topic"]) for row in kept] == [(0, "law"), (1, "law")]
@@ -85,6 +87,10 @@ def test_the_real_benchmarks_read(tmp_path):
         "sni": folder / "sni" / "test.jsonl",
         "unni": folder / "unni" / "core_len0-2_1050.jsonl",
     }
-    output, summary = run_stage(Benchmarks(fields=dict.fromkeys(sources, Fields()), topics={}), sources, tmp_path)
+    output, summary = run_stage(
+        Benchmarks(fields=dict.fromkeys(sources, Fields()), topics={}),
+        {f"benchmark/{name}": path for name, path in sources.items()},
+        tmp_path,
+    )
     assert summary == {"dolly": 500.0, "self_inst": 242.0, "vicuna": 80.0, "sni": 1694.0, "unni": 1050.0}
     assert max(len(row["references"]) for row in load_benchmarks(output)["sni"]) > 1

@@ -26,7 +26,7 @@ def make_inputs(folder: Path, rows: list[dict], model: Path | None = None) -> di
         long_prompts="refuse",
         max_tokens=16,
     )
-    sources = {"words": write_lines(folder / "words.jsonl", rows), "tokenizer": tokenizer}
+    sources = {"calibration/words": write_lines(folder / "words.jsonl", rows), "tokenizer": tokenizer}
     questions, _ = run_stage(stage, sources, folder / "questions")
     model = model or make_constant_model(folder / "model", {"red": 0.4, "blue": 0.2, "cat": 0.1})
     return {"model": model, "tokenizer": tokenizer, "questions": questions}

@@ -204,7 +204,7 @@ def test_the_result_does_not_depend_on_the_folder(tmp_path):
 def test_the_real_dolly_loses_what_it_should(tmp_path):
     folder = real_data()
     train_bpe([], 257).save_pretrained(tmp_path / "tokenizer")
-    source = {"dolly": folder / "dolly" / "minillm_test_500.jsonl"}
+    source = {"benchmark/dolly": folder / "dolly" / "minillm_test_500.jsonl"}
     benchmarks, _ = run_stage(Benchmarks(fields={"dolly": Fields()}, topics={}), source, tmp_path / "benchmarks")
     inputs = {
         "instructions": folder / "dolly" / "databricks-dolly-15k.jsonl",

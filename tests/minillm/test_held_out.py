@@ -39,7 +39,7 @@ def make_inputs(folder: Path, model: Path | None = None) -> dict[str, Path]:
     ]
     write_lines(folder / "benchmarks" / "dolly.jsonl", rows)
     (folder / "story.txt").write_text("\n".join(words(20) for _ in range(9)))
-    sources = {"tokenizer": tokenizer, "story": folder / "story.txt"}
+    sources = {"tokenizer": tokenizer, "held_out/story": folder / "story.txt"}
     texts, summary = run_stage(HeldOutTexts(texts=("story",), block_tokens=BLOCK), sources, folder / "texts")
     assert summary == {"story": 9 * 21 // BLOCK}
     if model is None:
@@ -120,14 +120,14 @@ def test_a_model_with_known_probabilities(tmp_path):
 def test_a_text_shorter_than_a_block_is_refused(tmp_path):
     inputs = make_inputs(tmp_path)
     (tmp_path / "empty.txt").write_text("\n\n")
-    sources = {"tokenizer": inputs["tokenizer"], "empty": tmp_path / "empty.txt"}
+    sources = {"tokenizer": inputs["tokenizer"], "held_out/empty": tmp_path / "empty.txt"}
     with pytest.raises(StageError, match=r"empty.txt has 0 tokens, less than one block of 16.*leave it out"):
         run_stage(HeldOutTexts(texts=("empty",), block_tokens=BLOCK), sources, tmp_path / "texts-again")
 
 
 def test_the_real_wikitext_is_held_out_text(tmp_path):
     text = real_data() / "corpus" / "wikitext-2" / "valid.txt"
-    sources = {"wikitext": text, "tokenizer": make_tokenizer(tmp_path / "tokenizer")}
+    sources = {"held_out/wikitext": text, "tokenizer": make_tokenizer(tmp_path / "tokenizer")}
     _, summary = run_stage(HeldOutTexts(texts=("wikitext",), block_tokens=320), sources, tmp_path / "run")
     words = len(text.read_text().split())
     blocks = float(summary["wikitext"])

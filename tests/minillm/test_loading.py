@@ -322,7 +322,7 @@ def test_models_of_the_command_line_stand_for_those_of_the_file_and_overrides_wi
         ([], {}, "models: required, but not given (Rows of the result table; on the command line, MODEL or NAME=MODEL"),
         ([], {"models": {}}, "models: Dictionary should have at least 1 item"),
         (["./Qwen2.5"], {}, "models.Qwen2.5: "),
-        (["my model"], {}, "models: 'my model' cannot be the name of a row; take letters, digits, dots, dashes"),
+        (["my (model)"], {}, "models: 'my (model)' cannot be a name, since names become"),
         ([], {"models": {"a": {"hub": "x", "pth": "y"}}}, "models.a.pth: unknown key; did you mean `path`?"),
         ([], {"models": {"a": {"architecture": {"model_type": "gpt2"}}}}, "models.a: an `architecture` has random"),
         (["a"], {"runtime": {"zero_stage": 1}}, "nothing is trained here, so runtime.zero_stage would do nothing"),
@@ -330,7 +330,7 @@ def test_models_of_the_command_line_stand_for_those_of_the_file_and_overrides_wi
     ],
 )
 def test_an_evaluation_that_cannot_run_is_refused(tmp_path, models, sections, message):
-    (tmp_path / "my model").mkdir()
+    (tmp_path / "my (model)").mkdir()
     with pytest.raises(ConfigError) as error:
         evaluation(tmp_path, *[m.replace("my model", str(tmp_path / "my model")) for m in models], **sections)
     assert message in str(error.value)
@@ -370,8 +370,8 @@ except ConfigError as error:
     [
         (None, "runtime.hostfile: there is no file"),
         (
-            "worker-1 slots=2\nworker-2 slots=2\n",
-            "runtime.processes is 3, but runtime.hostfile .* has 4 slots; set it to",
+            "worker-1 slots=2\nworker-2 slots=1\n",
+            "runtime.processes is 4, but runtime.hostfile .* has 3 slots; set it to",
         ),
         ("worker-1 slots=2\nworker-1 slots=1\n", "multiple entries for worker-1.*; its lines are HOST slots=PROCESSES"),
         ("worker-1: 3\n", "bad entry: worker-1: 3.*; its lines are HOST slots=PROCESSES"),
@@ -381,7 +381,7 @@ def test_a_hostfile_that_does_not_fit_is_refused(tmp_path, raw, lines, message):
     hostfile = tmp_path / "hosts"
     if lines is not None:
         hostfile.write_text(lines)
-    assert re.search(message, refusal(tmp_path, raw, f"runtime.hostfile={hostfile}", "runtime.processes=3"))
+    assert re.search(message, refusal(tmp_path, raw, f"runtime.hostfile={hostfile}", "runtime.processes=4"))
 
 
 def test_loading_imports_nothing_heavy():
@@ -390,3 +390,103 @@ def test_loading_imports_nothing_heavy():
     code = f"import sys, {modules}; print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+SECTIONS = {
+    "methods": "{text: dataset, divergence: cross_entropy, training: ${methods.sft.training}}",
+    "evaluation.benchmarks": "{source: {path: eval.jsonl}}",
+    "evaluation.calibration": "{source: {path: eval.jsonl}}",
+    "evaluation.held_out": "{path: plain.txt}",
+}
+
+
+def with_entry(raw: dict[str, Any], section: str, name: str) -> dict[str, Any]:
+    """The configuration with one more entry of a section."""
+    *above, last = section.split(".")
+    parent = raw
+    for part in above:
+        parent = parent[part]
+    parent.setdefault(last, {})[name] = yaml.safe_load(SECTIONS[section].replace("${methods.sft.training}", "null"))
+    if section == "methods":
+        raw["methods"][name]["training"] = raw["methods"]["sft"]["training"]
+    return raw
+
+
+@pytest.mark.parametrize("section", SECTIONS)
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("../x", "'../x' cannot be a name"),
+        ("mmlu/law", "'mmlu/law' cannot be a name"),
+        ("$x$", "cannot be a name"),
+        ("sft+lora (8)", "cannot be a name, since names become parts of files, metrics and labels; use letters"),
+        ("recall@5", "cannot be a name"),
+        ("a|b", "cannot be a name"),
+        ("-x", "cannot be a name"),
+        (".hidden", "cannot be a name"),
+        ("two  blanks", "cannot be a name"),
+        ("line\n", "cannot be a name"),
+        ("", "cannot be a name"),
+        ("é" * 51, "at most 100 bytes"),
+        ("metrics", "'metrics' is reserved: it is the file of a stage's curves; choose another name"),
+        ("Metrics.jsonl", "is reserved"),
+        ("manifest.json", "is reserved"),
+        ("initial", "'initial' is reserved: it is the fine-tuned student"),
+        ("mean", "'mean' is reserved: it is the column over all benchmarks"),
+        ("dolly_spread", "ends in _spread, which is reserved for the spread over seeds"),
+    ],
+)
+def test_names_that_would_break_something_later_are_refused(tmp_path, raw, section, name, message):
+    found = refusal(tmp_path, with_entry(raw, section, name))
+    assert f"{section}: " in found
+    assert message in found
+
+
+@pytest.mark.parametrize("name", ["kd", "KD 0.5", "v1.5", "常识", "gpt-4_x", "tokenizer", "instructions"])
+@pytest.mark.parametrize("section", SECTIONS)
+def test_other_names_are_taken(tmp_path, raw, section, name):
+    load(tmp_path, with_entry(raw, section, name))
+
+
+@pytest.mark.parametrize(
+    ("second", "message"),
+    [("DOLLY", "'DOLLY' and 'dolly' differ only in the form"), ("dolly.source", "reads like a setting of 'dolly'")],
+)
+def test_no_entry_can_take_the_name_of_another(tmp_path, raw, second, message):
+    assert message in refusal(tmp_path, with_entry(raw, "evaluation.benchmarks", second))
+
+
+def test_the_rule_for_names_is_that_of_rows_and_experiments_too(tmp_path, raw):
+    assert "name: 'a/b' cannot be a name" in refusal(tmp_path, raw, "name=a/b")
+    path = tmp_path / "evaluation.yaml"
+    path.write_text(yaml.safe_dump({"name": "e", "data": {}, "evaluation": raw["evaluation"]}))
+    with pytest.raises(ConfigError, match=r"models: 'my model \(2\)' cannot be a name"):
+        load_evaluation(path, [str(tmp_path / "my model (2)")], [f"data.directory={tmp_path}/data"])
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("seed=-1", "seed: Input should be greater than or equal to 0, not -1"),
+        ("seed=4294967296", "seed: Input should be less than 4294967296"),
+        ("evaluation.seeds=[10,-1]", "evaluation.seeds.1: Input should be greater than or equal to 0"),
+        ("evaluation.seeds=[10,20,10]", "evaluation.seeds: [10, 20, 10] has 10 twice"),
+        ("evaluation.seeds=[]", "evaluation.seeds: "),
+        ("teacher.training.betas=[0.9,1.0]", "teacher.training.betas.1: Input should be less than 1, not 1.0"),
+        ("teacher.training.betas=[-0.1,0.9]", "teacher.training.betas.0: "),
+        ("evaluation.temperature=1e-300", "evaluation.temperature: Input should be greater than or equal to 0.01"),
+        ("methods.minillm.policy.temperature=1e-300", "policy.temperature: Input should be greater than"),
+        (
+            "runtime.processes=3",
+            "runtime.processes is 3, among which teacher.training.batch_size (8) and student.initial.batch_size (8) "
+            "and methods.minillm.training.batch_size (8) and methods.sft.training.batch_size (8) cannot be divided",
+        ),
+        ("methods.minillm.policy.plain_text_batch_size=3", None),
+    ],
+)
+def test_numbers_that_could_only_fail_later_are_refused(tmp_path, raw, override, message):
+    if message is None:
+        message = "among which methods.minillm.policy.plain_text_batch_size (3) cannot be divided"
+        assert message in refusal(tmp_path, raw, override, "runtime.processes=2")
+        return
+    assert message in refusal(tmp_path, raw, override)

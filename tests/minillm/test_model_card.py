@@ -3,16 +3,19 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args
 
 import pandas as pd
 import pytest
 from huggingface_hub import ModelCard
 from transformers import AutoTokenizer, GPT2LMHeadModel
 
-from minillm.config import Config
+from minillm.config import DIVERGENCES, Config, Divergence, Method
 from minillm.models.causal_lm import build_model
 from minillm.models.tokenizers_bpe import train_bpe
+from minillm.objectives.divergences import functional
 from minillm.reporting import model_card
+from minillm.reporting.plots import CURVES
 from minillm.stages import Card, Job
 
 TRAINING = {"learning_rate": 1e-3, "batch_size": 8, "steps": 10, "evaluate_every": 5}
@@ -149,3 +152,16 @@ def test_a_mixture_of_losses_is_written_out(exported):
     words = model_card.training_words(Card(role="kd", config=config))
     assert words["divergence_words"].startswith("0.75 · cross-entropy + 0.25 · forward KL")
     assert words["plain_text_words"] == "none"
+
+
+@pytest.mark.parametrize("divergence", get_args(Divergence))
+def test_every_divergence_has_its_words_its_function_and_the_title_of_its_curve(divergence):
+    method = Method.model_validate({"text": "dataset", "divergence": divergence, "training": TRAINING})
+    words = model_card.divergence_words(method)
+    assert words.startswith(DIVERGENCES[divergence])
+    assert CURVES[f"train/{divergence}"].lower().startswith(DIVERGENCES[divergence].lower())
+    if divergence == "cross_entropy":
+        assert words == "cross-entropy"
+    else:
+        functional(divergence, method.skew, method.beta)
+        assert ("skew 0.1" in words, "beta 0.5" in words) == (divergence[:4] == "skew", divergence == "jensen_shannon")

@@ -42,7 +42,7 @@ def settings(**values):
 
 def run(folder, rows, **values):
     train_bpe([], 257).save_pretrained(folder / "tokenizer")
-    inputs = {"x": write_lines(folder / "x.jsonl", rows), "tokenizer": folder / "tokenizer"}
+    inputs = {"calibration/x": write_lines(folder / "x.jsonl", rows), "tokenizer": folder / "tokenizer"}
     output, summary = run_stage(settings(**values), inputs, folder / "run")
     return load_questions(output, "x"), summary
 

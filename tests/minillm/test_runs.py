@@ -14,9 +14,9 @@ from minillm.reporting.runs import Run, RunComparison, differing
 from minillm.reporting.runs_page import difference_tables, looks, other_figures, score_table, verdict, write
 from tests.minillm.test_report import Page
 
-DIGESTS = {"dolly": "d" * 36, "vicuna": "e" * 36}
-PARAMS = {"name": "small"} | {f"evaluation.benchmarks.{name}.metric": "rouge_l" for name in DIGESTS}
 PROMPTS = {"dolly": 40, "vicuna": 12}
+DIGESTS = {f"benchmark/{name}": name[0] * 36 for name in PROMPTS}
+PARAMS = {"name": "small"} | {f"evaluation.benchmarks.{name}.metric": "rouge_l" for name in PROMPTS}
 CURVES = {"valid/rouge_l": pd.Series({100: 20.0, 200: 21.0}), "train/loss": pd.Series({s: 1 / s for s in range(1, 50)})}
 
 
@@ -79,7 +79,7 @@ def test_the_verdict_tells_what_can_be_told_apart():
 
 
 def test_a_benchmark_whose_data_changed_is_not_paired_and_stays_out_of_the_mean():
-    changed = a_run("later", {"minillm": 7.0}, seed=1, data=DIGESTS | {"vicuna": "f" * 36})
+    changed = a_run("later", {"minillm": 7.0}, seed=1, data=DIGESTS | {"benchmark/vicuna": "f" * 36})
     comparison = RunComparison([FIRST, changed])
     (table,) = difference_tables(comparison).values()
     assert list(table.loc["vicuna"]) == ["–", "–", "–", "not paired: its data are not the same"]

@@ -82,11 +82,11 @@ def test_an_override_that_does_not_fit_names_its_variant_and_the_remedy(tmp_path
     [
         ({"baseline": "wohle"}, "there is no variant 'wohle'; did you mean `whole`?"),
         ({"method": "minilm"}, "has no method 'minilm'; did you mean `minillm`?"),
-        ({"seeds": [1, 2, 1]}, "has one twice"),
+        ({"seeds": [1, 2, 1]}, "has 1 twice"),
         ({"variants": None, "grid": {MIX: [0, 0]}, "baseline": "teacher_mix 0"}, "two variants are named"),
         ({"variants": None, "grid": {MIX: []}}, f"grid.{MIX} has no values"),
         ({"variants": None}, "exactly one of `variants`"),
-        ({"variants": {"whole": [], "a=b": [f"{MIX}=0"]}}, "'a=b' cannot name a variant"),
+        ({"variants": {"whole": [], "a=b": [f"{MIX}=0"]}}, "'a=b' cannot be a name"),
         ({"variants": {"whole": [], "same": [f"{MIX}=0.2"]}}, "'whole' and 'same' are the same configuration"),
         ({"variants": {"whole": [], "other": ["seed=3"]}}, "variant 'other' sets seed.*own `seeds`"),
         ({"overrides": ["runtime.threads=2"]}, "overrides sets runtime.threads.*own `runtime.threads`"),

@@ -56,7 +56,7 @@ class Experiment:
         wanted = tracking.flow_run(self.config, identity, name)
         digest = changes.pop("digest", "d1")
         wanted.datasets = [
-            DatasetFacts(name="dolly", digest=digest, source_type="local", source="{}", context="evaluation")
+            DatasetFacts(name="benchmark/dolly", digest=digest, source_type="local", source="{}", context="evaluation")
         ]
         wanted.params["evaluation.strategy"] = changes.pop("strategy", "sample")
         wanted.params |= changes

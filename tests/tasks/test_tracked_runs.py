@@ -38,7 +38,9 @@ def store(config: Config, tmp_path_factory: pytest.TempPathFactory) -> Path:
     elsewhere = config.model_copy(update={"name": "elsewhere"})
     for identity, name in FLOWS.items():
         wanted = tracking.flow_run(elsewhere if identity.startswith("b") else config, identity, name)
-        facts = DatasetFacts(name="dolly", digest="d1", source_type="local", source="{}", context="evaluation")
+        facts = DatasetFacts(
+            name="benchmark/dolly", digest="d1", source_type="local", source="{}", context="evaluation"
+        )
         wanted.datasets, wanted.metrics = [facts], {"rouge_l/minillm/mean": 12.5}
         wanted.files = {str(scores): "scores/minillm"}
         box.open(identity, finished(wanted))
@@ -130,7 +132,7 @@ def test_runs_of_one_name_get_labels_that_differ(tracked: TrackedRuns, runs: lis
 def test_what_is_compared_is_read(tracked: TrackedRuns, fox: TrackedRun):
     run = tracked.read(fox, "brave-fox")
     assert run.params["methods.minillm.policy.teacher_mix"] == "0.2"
-    assert run.data == {"dolly": "d1", "model of the teacher": "e" * 36}
+    assert run.data == {"benchmark/dolly": "d1", "model of the teacher": "e" * 36}
     assert run.code == {"torch": "2.12.0, 2.13.0", "code of train": "c" * 12}
     # headline prompts 1, 2, 3; the mean over the seeds 10 and 20 is (index + 15) / 100
     assert run.scores["minillm"]["dolly"].to_dict() == pytest.approx({1: 16.0, 2: 17.0, 3: 18.0})
