@@ -34,6 +34,13 @@ MLFLOW_DEFAULTS = {
 }
 
 
+HOME_FOLDERS = {
+    "PREFECT_HOME": "~/.prefect",
+    "XDG_CACHE_HOME": "~/.cache",
+    "XDG_CONFIG_HOME": "~/.config",
+    "TRITON_HOME": "~/.triton",
+}
+"""Where Prefect, and then Hugging Face, matplotlib and Triton keep files unless told otherwise."""
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 """This machine's names, which no proxy is asked for."""
 
@@ -43,7 +50,7 @@ def set_prefect_defaults() -> None:
     for name, value in PREFECT_DEFAULTS.items():
         os.environ.setdefault(name, value)
     reach_this_machine_directly()
-    place_prefect_files()
+    use_writable_folders()
     if "PREFECT_API_URL" in os.environ:
         server = running_at("prefect", os.environ["PREFECT_API_URL"].rstrip("/").removesuffix("/api"))
     else:
@@ -89,28 +96,35 @@ def reach_this_machine_directly() -> None:
         os.environ |= {"NO_PROXY": direct, "no_proxy": direct}  # libraries differ in which of them they read
 
 
-def place_prefect_files() -> None:
-    """Where the user's home takes no files, Prefect's go into the default store.
+def use_writable_folders() -> None:
+    """Where the user's home takes no files, Prefect's, and the caches of other libraries, go into the default store.
 
     Raises:
         StageError: That takes none, either.
     """
-    home, store = Path("~/.prefect").expanduser(), Path(".minillm", "prefect").resolve()
-    if "PREFECT_HOME" in os.environ or _takes_files(home):
-        return
-    if not _takes_files(store):
-        raise StageError(f"neither {home} nor {store} can be written to; set PREFECT_HOME to a folder that can")
-    os.environ["PREFECT_HOME"] = str(store)
-    if (profiles := home / "profiles.toml").is_file():
-        os.environ.setdefault("PREFECT_PROFILES_PATH", str(profiles))
+    home = Path("~/.prefect").expanduser()
+    store = Path(".minillm").resolve()
+    for variable, place in HOME_FOLDERS.items():
+        usual = Path(place).expanduser()
+        if variable in os.environ or _takes_files(usual):
+            continue
+        if not _takes_files(store):
+            raise StageError(f"neither {usual} nor {store} can be written to; set {variable} to a folder that can")
+        instead = store / "home" / usual.name.removeprefix(".")
+        instead.mkdir(mode=0o700, parents=True, exist_ok=True)
+        os.environ[variable] = str(instead)
+    if os.environ.get("PREFECT_HOME") == str(store / "home" / "prefect") and (home / "profiles.toml").is_file():
+        os.environ.setdefault("PREFECT_PROFILES_PATH", str(home / "profiles.toml"))
 
 
 def _takes_files(folder: Path) -> bool:
+    """Whether files can be made in a folder, or it can be made with them."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        while not folder.exists():
+            folder = folder.parent
     except OSError:
         return False
-    return os.access(folder, os.W_OK | os.X_OK)
+    return folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)
 
 
 def shown(url: str) -> str:

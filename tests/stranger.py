@@ -43,7 +43,7 @@ def stranger(asks: str | None = None) -> Iterator[Stranger]:
             """Say nothing."""
 
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
         there.address = f"http://127.0.0.1:{server.server_port}"
         yield there
         server.shutdown()
