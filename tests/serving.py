@@ -43,6 +43,11 @@ class Served:
     def config(self) -> Path:
         return self.folder / "small.yaml"
 
+    def holding(self, words: str) -> list[Path]:
+        """Files of its folder that have some words in them."""
+        files = [path for path in self.folder.rglob("*") if path.is_file()]
+        return [path for path in files if words.encode() in path.read_bytes()]
+
     def processes(self) -> list[psutil.Process]:
         """Everything that works for it, in whatever session."""
         living = psutil.process_iter(["cmdline", "environ"])
@@ -62,15 +67,20 @@ class Served:
         (line,) = [line for line in self.log if "Log in with" in line]
         return json.loads(Path(line.split("what ")[1].split(" says")[0]).read_text(encoding="utf-8"))["login"]
 
+    @property
+    def name_and_password(self) -> tuple[str, str]:
+        name, _, password = self.login.partition(":")
+        return name, password
+
     @contextlib.contextmanager
     def client(self) -> Iterator[SyncPrefectClient]:
-        access = {PREFECT_API_URL: f"{self.prefect}/api", PREFECT_API_AUTH_STRING: self.login}
+        access: dict[Any, str] = {PREFECT_API_URL: f"{self.prefect}/api", PREFECT_API_AUTH_STRING: self.login}
         with temporary_settings(access), get_client(sync_client=True) as client:
             yield client
 
     def tracked(self) -> MlflowClient:
         """MLflow's client, which finds the login only in the environment."""
-        os.environ["MLFLOW_TRACKING_USERNAME"], _, os.environ["MLFLOW_TRACKING_PASSWORD"] = self.login.partition(":")
+        os.environ["MLFLOW_TRACKING_USERNAME"], os.environ["MLFLOW_TRACKING_PASSWORD"] = self.name_and_password
         return MlflowClient(self.mlflow)
 
 
@@ -124,7 +134,7 @@ def logged_in(browser: Browser, served: Served, prefect: str | None = None, **op
         prefect: Prefect's address, if it is to be called otherwise.
         options: Of the profile.
     """
-    name, _, password = served.login.partition(":")
+    name, password = served.name_and_password
     page = browser.new_context(http_credentials={"username": name, "password": password}, **options).new_page()
     page.set_default_timeout(30_000)
     page.goto(prefect or served.prefect)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from uuid import UUID
 
 import httpx
 import psutil
@@ -46,7 +47,7 @@ class Place:
 
     served: Served
     at_prefects_port: Stranger
-    deployment: str = ""
+    deployment: UUID | None = None
 
     @property
     def create_run(self) -> str:
@@ -65,7 +66,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
         with served.client() as client:
             make_pool(client)
             flow = client.create_flow_from_name("attacked")
-            found.deployment = str(client.create_deployment(flow, "attacked", work_pool_name=POOL))
+            found.deployment = client.create_deployment(flow, "attacked", work_pool_name=POOL)
         yield found
 
 
@@ -99,7 +100,7 @@ def test_a_taken_port_is_left_to_whoever_has_it_and_that_is_said(place: Place):
 @pytest.mark.parametrize("page", ["/api/admin/version", "/api/flows/count"])
 def test_prefect_wants_the_login(place: Place, page: str):
     method = "POST" if "count" in page else "GET"
-    address, login = place.served.prefect + page, tuple(place.served.login.split(":"))
+    address, login = place.served.prefect + page, place.served.name_and_password
     assert httpx.request(method, address, json={}).status_code == 401
     assert httpx.request(method, address, json={}, auth=("minillm", "guessed")).status_code == 401
     assert httpx.request(method, address, json={}, auth=login).status_code == 200
@@ -107,7 +108,7 @@ def test_prefect_wants_the_login(place: Place, page: str):
 
 @pytest.mark.parametrize("page", ["/", "/health", "/version", "/api/2.0/mlflow/experiments/search?max_results=1"])
 def test_mlflow_wants_the_login(place: Place, page: str):
-    address, login = place.served.mlflow + page, tuple(place.served.login.split(":"))
+    address, login = place.served.mlflow + page, place.served.name_and_password
     assert httpx.get(address).status_code == 401
     assert httpx.get(address, auth=("minillm", "guessed")).status_code == 401
     assert httpx.get(address, auth=login).status_code == 200
@@ -132,7 +133,7 @@ def test_mlflow_wants_the_login(place: Place, page: str):
 )
 def test_hosts_and_origins_that_are_answered(place: Place, server: str, headers: dict[str, str], status: int):
     pages = {"prefect": f"{place.served.prefect}/api/admin/version", "mlflow": f"{place.served.mlflow}/version"}
-    reply = httpx.get(pages[server], headers=headers, auth=tuple(place.served.login.split(":")))
+    reply = httpx.get(pages[server], headers=headers, auth=place.served.name_and_password)
     assert reply.status_code == status
     assert "access-control-allow-origin" not in reply.headers or status == 200
 
@@ -193,6 +194,7 @@ def test_its_own_pages_work_under_either_name_of_this_machine(place: Place, brow
 
 @pytest.mark.parametrize("name", ["command", "env", "env.PATH", "working_dir", "stream_output"])
 def test_a_run_does_not_say_what_its_process_executes(place: Place, name: str):
+    assert place.deployment is not None
     with place.served.client() as client:
         before = runs(client)
         with pytest.raises(PrefectHTTPStatusError, match="422"):
@@ -214,10 +216,8 @@ def test_a_pool_of_an_earlier_version_is_mended(place: Place):
 
 
 def test_the_login_is_in_a_file_of_this_user_alone_and_nowhere_else(place: Place):
-    password = place.served.login.split(":")[1]
-    folder = place.served.folder
-    holding = [path for path in folder.rglob("*") if path.is_file() and password.encode() in path.read_bytes()]
-    records = folder / "prefect" / "minillm"
+    _, password = place.served.name_and_password
+    holding, records = place.served.holding(password), place.served.folder / "prefect" / "minillm"
     assert {path.parent for path in holding} == {records}
     assert {stat.S_IMODE(path.stat().st_mode) for path in (records, *holding)} == {0o700, 0o600}
     assert password not in "".join(place.served.log)

@@ -63,6 +63,9 @@ def test_a_schedule_fires_and_the_run_is_in_both_pages(served: Served, client: S
     runs = tracked.search_runs([experiment.experiment_id])
     (parent,) = [found for found in runs if "mlflow.parentRunId" not in found.data.tags]
     assert (parent.info.run_name, parent.info.status) == (f"small {run.name}", "FINISHED")
+    _, password = served.name_and_password
+    assert {path.parent.name for path in served.holding(password)} == {"minillm"}, "no log, page or artifact has it"
+    assert password not in "".join(served.log)
     if CHROMIUM is None:
         pytest.skip("the run is there; its pages need a browser: apt-get install chromium")
     with sync_playwright() as playwright:

@@ -12,7 +12,17 @@ import httpx
 import pytest
 
 from minillm.errors import ConfigError, StageError
-from tasks.credentials import Server, make_login, proof, proves, recorded, records_folder, running, running_at
+from tasks.credentials import (
+    PROOF_PATH,
+    Server,
+    make_login,
+    proof,
+    proves,
+    recorded,
+    records_folder,
+    running,
+    running_at,
+)
 from tasks.serving.apps import further_origins, server_environment
 from tasks.settings import reach_this_machine_directly, use_writable_folders
 from tests.conftest import ROOT
@@ -29,7 +39,8 @@ async def app(scope, receive, send):
     pass
 
 port, login = int(sys.argv[1]), sys.stdin.readline().strip()
-uvicorn.run(guarded(app, f"http://127.0.0.1:{port}", login), port=port, log_level="error", lifespan="off")
+shown = guarded(app, f"http://127.0.0.1:{port}", login, ["https://runs.example.org"])
+uvicorn.run(shown, port=port, log_level="error", lifespan="off")
 """
 """The guard with nothing behind it."""
 
@@ -100,6 +111,23 @@ def test_what_passes_on_our_servers_answers_is_not_ours(ours: Server, elsewhere:
     with recorded(server):
         assert not proves(server)
     assert len(elsewhere.heard) == 1
+
+
+@pytest.mark.parametrize(
+    ("host", "origin", "status"),
+    [
+        ("runs.example.org", "https://runs.example.org", 200),
+        (None, "https://runs.example.org", 200),  # a proxy that keeps its own name to itself
+        ("runs.example.org", "https://other.example.org", 403),
+        ("other.example.org", "https://runs.example.org", 400),
+        ("www.runs.example.org", None, 400),
+    ],
+)
+def test_a_proxy_in_front_is_answered_under_the_origin_that_was_named(
+    ours: Server, host: str | None, origin: str | None, status: int
+):
+    headers = {name: value for name, value in (("Host", host), ("Origin", origin)) if value is not None}
+    assert httpx.get(ours.address + PROOF_PATH, headers=headers).status_code == status
 
 
 def test_a_new_login_is_long_and_never_the_same(monkeypatch: pytest.MonkeyPatch):
