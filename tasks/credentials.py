@@ -15,7 +15,7 @@ import time
 import urllib.parse
 import urllib.request
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -42,8 +42,10 @@ class Server:
     """`http://HOST:PORT`."""
     store: str
     """Whose runs it shows."""
-    login: str
+    login: str = field(repr=False)
     """`NAME:PASSWORD`."""
+    key: str = field(default_factory=lambda: secrets.token_urlsafe(24), repr=False)
+    """Proves who the server is; not the login, which would be open to guessing where its user has chosen it."""
 
     @property
     def client_environment(self) -> dict[str, str]:
@@ -110,24 +112,25 @@ def running(kind: str, wanted: str) -> Server | None:
 
 def running_at(kind: str, address: str) -> Server | None:
     """The server of a kind that this user has running at an address, if there is one."""
+    address = address.replace("//localhost:", "//127.0.0.1:")
     found = [server for _, server in _records() if (server.kind, server.address) == (kind, address)]
     return next((server for server in found if proves(server)), None)
 
 
 def proves(server: Server) -> bool:
-    """Whether what listens at a server's address knows its login, which is not sent to find out."""
+    """Whether what listens at a server's address knows its key; neither that nor the login is sent to find out."""
     challenge = secrets.token_urlsafe(24)
     try:
         with _DIRECT.open(f"{server.address}{PROOF_PATH}?challenge={challenge}", timeout=ANSWER_SECONDS) as reply:
             given = reply.read(1000)
     except (OSError, ValueError):
         return False
-    return hmac.compare_digest(given, proof(server.login, server.address, challenge).encode())
+    return hmac.compare_digest(given, proof(server.key, server.address, challenge).encode())
 
 
-def proof(login: str, address: str, challenge: str) -> str:
-    """What only a server with the login can answer; the address keeps others from passing its answer on."""
-    return hmac.digest(login.encode(), f"{address} {challenge}".encode(), "sha256").hex()
+def proof(key: str, address: str, challenge: str) -> str:
+    """What only a server with the key can answer; the address keeps others from passing its answer on."""
+    return hmac.digest(key.encode(), f"{address} {challenge}".encode(), "sha256").hex()
 
 
 def listens(address: str) -> bool:

@@ -53,10 +53,10 @@ def set_prefect_defaults() -> None:
     use_writable_folders()
     if "PREFECT_API_URL" in os.environ:
         server = running_at("prefect", os.environ["PREFECT_API_URL"].rstrip("/").removesuffix("/api"))
-    else:
-        server = None if "PREFECT_PROFILE" in os.environ else running("prefect", PREFECT_UI)
-    for name, value in server.client_environment.items() if server is not None else ():
-        os.environ.setdefault(name, value)
+        if server is not None:
+            os.environ.setdefault("PREFECT_API_AUTH_STRING", server.login)
+    elif "PREFECT_PROFILE" not in os.environ and (server := running("prefect", PREFECT_UI)) is not None:
+        os.environ |= server.client_environment
 
 
 def load_prefect() -> None:

@@ -88,7 +88,8 @@ def serve(store: Path, worker: bool) -> int:
 
 def _servers(store: Path) -> list[Server]:
     """The servers to start; the environment is told where the others are, and where MLflow's keeps its runs."""
-    login, servers = make_login(), []
+    ours = running("prefect", PREFECT_UI)
+    login, servers = make_login() if ours is None else ours.login, []
     if "PREFECT_API_URL" in os.environ:
         print(f"Prefect is served already, at {shown(os.environ['PREFECT_API_URL']).removesuffix('/api')}", flush=True)
     else:

@@ -14,7 +14,7 @@ from tasks.credentials import Server
 from tasks.serving.guard import guarded, host_names
 
 ROOT = Path(__file__).parents[2]
-ADDRESS, LOGIN = "MINILLM_SERVER_ADDRESS", "MINILLM_SERVER_LOGIN"
+ADDRESS, KEY, LOGIN = "MINILLM_SERVER_ADDRESS", "MINILLM_SERVER_KEY", "MINILLM_SERVER_LOGIN"
 ORIGINS = {"prefect": "PREFECT_SERVER_CORS_ALLOWED_ORIGINS", "mlflow": "MLFLOW_SERVER_CORS_ALLOWED_ORIGINS"}
 """The servers' own variables for further origins of their pages, comma-separated: say, that of a proxy in front."""
 
@@ -22,9 +22,9 @@ ORIGINS = {"prefect": "PREFECT_SERVER_CORS_ALLOWED_ORIGINS", "mlflow": "MLFLOW_S
 def server_command(server: Server) -> list[str]:
     """Command that serves one app until it is ended; it needs `server_environment`."""
     place = urlsplit(server.address)
-    listening = ["--host", str(place.hostname), "--port", str(place.port), "--log-level", "warning"]
+    listening = ["--host", str(place.hostname), "--port", str(place.port), "--workers", "1"]
     app = ["--factory", f"tasks.serving.apps:{server.kind}_app", "--app-dir", str(ROOT)]
-    return [sys.executable, "-m", "uvicorn", *app, *listening]
+    return [sys.executable, "-m", "uvicorn", *app, *listening, "--log-level", "warning"]
 
 
 def server_environment(server: Server) -> dict[str, str]:
@@ -33,12 +33,12 @@ def server_environment(server: Server) -> dict[str, str]:
     Raises:
         ConfigError: Every origin is allowed.
     """
-    shared = {ADDRESS: server.address, LOGIN: server.login}
+    shared = {ADDRESS: server.address, KEY: server.key}
     origins = ",".join([server.address, *further_origins(server.kind)])
     if server.kind == "mlflow":
         names = host_names(server.address, further_origins("mlflow"))
         hosts = ",".join(pattern for name in names for pattern in (name, f"{name}:*"))
-        return shared | {"MLFLOW_SERVER_ALLOWED_HOSTS": hosts, ORIGINS["mlflow"]: origins}
+        return shared | {LOGIN: server.login, "MLFLOW_SERVER_ALLOWED_HOSTS": hosts, ORIGINS["mlflow"]: origins}
     # The page asks the server that it came from; left alone, it asks Prefect's own default port.
     places = {"PREFECT_SERVER_UI_API_URL": "/api", ORIGINS["prefect"]: origins}
     return shared | places | {"PREFECT_SERVER_API_AUTH_STRING": server.login}
@@ -63,7 +63,7 @@ def prefect_app() -> ASGIApp:
     """Prefect's server and pages; the login is asked for by Prefect itself."""
     from prefect.server.api.server import create_app
 
-    return _guarded(create_app(final=True), "prefect")
+    return guarded(create_app(final=True), os.environ[ADDRESS], os.environ[KEY], further_origins("prefect"))
 
 
 def mlflow_app() -> ASGIApp:
@@ -83,8 +83,4 @@ def mlflow_app() -> ASGIApp:
         warnings.simplefilter("ignore")  # MLflow's own use of what Starlette gives up
         from mlflow.server.fastapi_app import app
 
-    return _guarded(app, "mlflow", asking=True)
-
-
-def _guarded(app: ASGIApp, kind: str, asking: bool = False) -> ASGIApp:
-    return guarded(app, os.environ[ADDRESS], os.environ[LOGIN], further_origins(kind), asking)
+    return guarded(app, os.environ[ADDRESS], os.environ[KEY], further_origins("mlflow"), os.environ[LOGIN])

@@ -21,18 +21,18 @@ from tasks.credentials import PROOF_PATH, proof
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
-def guarded(app: ASGIApp, address: str, login: str, origins: Sequence[str] = (), asking: bool = False) -> ASGIApp:
+def guarded(app: ASGIApp, address: str, key: str, origins: Sequence[str] = (), login: str | None = None) -> ASGIApp:
     """Put the guard before an app.
 
     Args:
         app: What is served.
         address: Where, as `http://HOST:PORT`.
-        login: `NAME:PASSWORD`.
+        key: Proves whose server it is.
         origins: Further origins of its own pages, say of a proxy in front.
-        asking: Whether the guard asks for the login, because the app does not.
+        login: `NAME:PASSWORD` to ask for, where the app does not ask itself.
     """
-    inner = Login(app, login) if asking else app
-    own_pages = OwnPages(Proof(inner, address, login), origins)
+    inner = app if login is None else Login(app, login)
+    own_pages = OwnPages(Proof(inner, address, key), origins)
     return TrustedHostMiddleware(own_pages, host_names(address, origins), www_redirect=False)
 
 
@@ -79,12 +79,12 @@ class OwnPages:
 
 
 class Proof:
-    """Proves to whoever knows the login that the server knows it, too (see `tasks.credentials.proves`)."""
+    """Proves to whoever knows the server's key that the server knows it, too (see `tasks.credentials.proves`)."""
 
-    def __init__(self, app: ASGIApp, address: str, login: str) -> None:
+    def __init__(self, app: ASGIApp, address: str, key: str) -> None:
         self._app = app
         self._address = address
-        self._login = login
+        self._key = key
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request, or pass it on."""
@@ -92,7 +92,7 @@ class Proof:
             await self._app(scope, receive, send)
             return
         challenge = parse_qs(scope["query_string"].decode("latin-1")).get("challenge", [""])[0]
-        await PlainTextResponse(proof(self._login, self._address, challenge))(scope, receive, send)
+        await PlainTextResponse(proof(self._key, self._address, challenge))(scope, receive, send)
 
 
 class Login:

@@ -6,6 +6,7 @@ import stat
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import httpx
@@ -38,8 +39,8 @@ from tasks.serving.guard import guarded
 async def app(scope, receive, send):
     pass
 
-port, login = int(sys.argv[1]), sys.stdin.readline().strip()
-shown = guarded(app, f"http://127.0.0.1:{port}", login, ["https://runs.example.org"])
+port, key = int(sys.argv[1]), sys.stdin.readline().strip()
+shown = guarded(app, f"http://127.0.0.1:{port}", key, ["https://runs.example.org"])
 uvicorn.run(shown, port=port, log_level="error", lifespan="off")
 """
 """The guard with nothing behind it."""
@@ -69,7 +70,7 @@ def ours() -> Iterator[Server]:
     command = [sys.executable, "-c", SERVE, server.address.rpartition(":")[2]]
     process = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, text=True)
     assert process.stdin is not None
-    process.stdin.write(server.login + "\n")
+    process.stdin.write(server.key + "\n")
     process.stdin.flush()
     wait_for(lambda: proves(server))
     yield server
@@ -79,11 +80,11 @@ def ours() -> Iterator[Server]:
 
 
 def at(server: Server, address: str) -> Server:
-    return Server(server.kind, server.wanted, address, server.store, server.login)
+    return replace(server, address=address)
 
 
-def test_a_proof_depends_on_login_address_and_challenge():
-    proofs = {proof(*words) for words in (("n:p", "a", "c"), ("n:q", "a", "c"), ("n:p", "b", "c"), ("n:p", "a", "d"))}
+def test_a_proof_depends_on_key_address_and_challenge():
+    proofs = {proof(*words) for words in (("k", "a", "c"), ("l", "a", "c"), ("k", "b", "c"), ("k", "a", "d"))}
     assert len(proofs) == 4
 
 
@@ -91,6 +92,7 @@ def test_our_server_is_found_while_it_is_recorded_and_only_then(ours: Server):
     assert running("prefect", ours.wanted) is None
     with recorded(ours):
         assert running("prefect", ours.wanted) == ours == running_at("prefect", ours.address)
+        assert running_at("prefect", ours.address.replace("127.0.0.1", "localhost")) == ours
         assert running("mlflow", ours.wanted) is None
         assert running("prefect", "http://127.0.0.1:4300") is None
     assert running("prefect", ours.wanted) is None
@@ -102,6 +104,7 @@ def test_what_says_yes_to_everything_is_not_ours_and_does_not_hear_the_login(els
         assert running("prefect", server.wanted) is None
     assert len(elsewhere.heard) == 1
     assert server.login.split(":")[1] not in elsewhere.heard[0]
+    assert server.key not in elsewhere.heard[0]
     assert "Authorization" not in elsewhere.heard[0]
 
 
