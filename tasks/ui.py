@@ -17,7 +17,7 @@ import psutil
 
 from minillm.errors import ConfigError, StageError
 from tasks.credentials import START_SECONDS, Server, make_login, proves, recorded, running
-from tasks.serving.apps import server_command, server_environment
+from tasks.serving.apps import further_origins, server_command, server_environment
 from tasks.settings import MLFLOW_UI, PREFECT_UI, set_mlflow_defaults, set_prefect_defaults, shown
 from tasks.supervision import GRACE_SECONDS
 
@@ -58,6 +58,8 @@ def serve(store: Path, worker: bool) -> int:
     """
     set_prefect_defaults()
     set_mlflow_defaults()
+    for kind in NAMES:
+        further_origins(kind)
     store.mkdir(parents=True, exist_ok=True)
     servers = _servers(store)
     environments = {server: os.environ | server_environment(server) for server in servers}

@@ -238,6 +238,30 @@ def test_where_the_store_takes_none_either_the_remedy_is_named(tmp_path: Path, m
         use_writable_folders()
 
 
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("MINILLM_PREFECT_UI", "127.0.0.1:4200"),
+        ("MINILLM_PREFECT_UI", "http://127.0.0.1:port"),
+        ("MINILLM_MLFLOW_UI", "http://192.0.2.1:5000"),  # no address of this machine
+        ("MLFLOW_SERVER_CORS_ALLOWED_ORIGINS", "*"),
+        ("PREFECT_SERVER_API_AUTH_STRING", "password"),
+    ],
+)
+def test_what_cannot_be_served_is_named_before_anything_starts(tmp_path: Path, variable: str, value: str):
+    done = subprocess.run(
+        [sys.executable, "-m", "tasks.ui", "--store", str(tmp_path / "store")],
+        cwd=ROOT,
+        env=os.environ | {variable: value},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith(f"{variable}: ")
+    assert len(done.stderr.splitlines()) == 1
+
+
 OWN_SERVER = """
 import flows, os, httpx
 from tasks.server import ensure_prefect_server
