@@ -8,12 +8,11 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from mlflow import MlflowClient
 from PIL import Image
 from playwright.sync_api import Page, expect, sync_playwright
 
 from tasks.mlflow_client import TRAINING_PAGES
-from tests.serving import Served, ended, serving
+from tests.serving import Served, ended, logged_in, serving
 
 FOLDER = Path(__file__).parent / "figures"
 SIZE = {"width": 1200, "height": 760}
@@ -38,7 +37,7 @@ def prefect_pages(served: Served, store: str) -> dict[str, str]:
 
 def curves_page(served: Served) -> str:
     """Address of the curves of the newest training of MiniLLM."""
-    client = MlflowClient(served.mlflow)
+    client = served.tracked()
     experiment = client.get_experiment_by_name("quickstart")
     assert experiment is not None
     query = "tags.stage = 'train' AND tags.cached = 'false' AND params.role = 'minillm'"
@@ -75,7 +74,7 @@ def main() -> None:
         with serving(Path(folder)) as served:
             pages = prefect_pages(served, store) | {"curves": curves_page(served)}
             browser = playwright.chromium.launch(executable_path=shutil.which("chromium"))
-            page = browser.new_page(viewport=SIZE)  # type: ignore[arg-type]
+            page = logged_in(browser, served, viewport=SIZE)
             for name, address in pages.items():
                 take(page, name, address)
             expect(page.get_by_text("train minillm").first).to_be_visible()

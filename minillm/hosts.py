@@ -1,16 +1,21 @@
 """The machines of a worker group, from DeepSpeed's hostfile."""
 
+import re
 from pathlib import Path
 
 from minillm.config import Runtime
 from minillm.errors import ConfigError
+
+NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._:-]*[A-Za-z0-9])?")
+"""A host's name or address: nothing that ssh, or a shell behind it, could take for an option or a command."""
 
 
 def read_hosts(runtime: Runtime) -> dict[str, int]:
     """Processes of each host of `runtime.hostfile`, in its order; the first one is where they meet.
 
     Raises:
-        ConfigError: The file is missing or malformed, or has other than `runtime.processes` slots.
+        ConfigError: The file is missing or malformed, names what is no host, or has other than `runtime.processes`
+            slots.
     """
     from deepspeed.launcher.runner import fetch_hostfile  # takes seconds to import
 
@@ -19,13 +24,24 @@ def read_hosts(runtime: Runtime) -> dict[str, int]:
         raise ConfigError(f"runtime.hostfile: there is no file {Path(runtime.hostfile).resolve()}")
     try:
         hosts: dict[str, int] = dict(fetch_hostfile(runtime.hostfile))  # type: ignore[arg-type]
-    except ValueError as error:
+    except (OSError, ValueError) as error:
         raise ConfigError(
             f"runtime.hostfile {runtime.hostfile}: {error}; its lines are HOST slots=PROCESSES"
         ) from error
+    _require_names(Path(runtime.hostfile))
     if sum(hosts.values()) != runtime.processes:
         raise ConfigError(
             f"runtime.processes is {runtime.processes}, but runtime.hostfile {runtime.hostfile} has "
             f"{sum(hosts.values())} slots; set it to that"
         )
     return hosts
+
+
+def _require_names(hostfile: Path) -> None:
+    for number, line in enumerate(hostfile.read_text(encoding="utf-8").splitlines(), start=1):
+        name = next(iter(line.split()), "#")
+        if not name.startswith("#") and NAME.fullmatch(name) is None:
+            raise ConfigError(
+                f"runtime.hostfile {hostfile}, line {number}: {name!r} is no host; names begin with a letter or digit "
+                "and have letters, digits, dots, hyphens and underscores (users and ports belong in ~/.ssh/config)"
+            )

@@ -1,19 +1,22 @@
 """What `make serve` adds to the pages: a work pool, the deployments of prefect.yaml, and a worker that runs them."""
 
 import datetime
+import json
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 from prefect.automations import Automation, EventTrigger, Posture
-from prefect.client.orchestration import get_client
-from prefect.client.schemas.actions import WorkPoolCreate
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.actions import WorkPoolCreate, WorkPoolUpdate
 from prefect.client.schemas.objects import StateType
 from prefect.events.actions import ChangeFlowRunState
 from prefect.exceptions import ObjectNotFound
-from prefect.workers.process import ProcessWorker
 
 POOL = "local"
+POOL_TEMPLATE = Path(__file__).parent / "serving" / "work-pool.json"
+"""What a run may choose of its process: nothing, above all no command, environment or folder."""
 ACCELERATOR = "accelerator"
 """The queue of runs that train or generate; one at a time."""
 SILENT = datetime.timedelta(seconds=90)
@@ -40,15 +43,7 @@ def deploy() -> list[str]:
         DeployError: prefect.yaml could not be deployed.
     """
     with get_client(sync_client=True) as client:
-        try:
-            client.read_work_pool(POOL)
-        except ObjectNotFound:
-            template = ProcessWorker.get_default_base_job_template()
-            client.create_work_pool(WorkPoolCreate(name=POOL, type="process", base_job_template=template))
-        try:
-            client.read_work_queue_by_name(ACCELERATOR, work_pool_name=POOL)
-        except ObjectNotFound:
-            client.create_work_queue(ACCELERATOR, concurrency_limit=1, work_pool_name=POOL)
+        make_pool(client)
         watch = _dead_runs()
         if not client.read_automations_by_name(watch.name):
             watch.create()
@@ -57,6 +52,20 @@ def deploy() -> list[str]:
     if done.returncode != 0:
         raise DeployError(f"prefect deploy --all failed:\n{done.stdout}{done.stderr}")
     return re.findall(r"Deployment '(\S+)' successfully", done.stdout)
+
+
+def make_pool(client: SyncPrefectClient) -> None:
+    """Make the pool and its queue where they are not there yet; runs cannot change what a process of it executes."""
+    template = json.loads(POOL_TEMPLATE.read_text(encoding="utf-8"))
+    try:
+        client.read_work_pool(POOL)
+        client.update_work_pool(POOL, WorkPoolUpdate(base_job_template=template))
+    except ObjectNotFound:
+        client.create_work_pool(WorkPoolCreate(name=POOL, type="process", base_job_template=template))
+    try:
+        client.read_work_queue_by_name(ACCELERATOR, work_pool_name=POOL)
+    except ObjectNotFound:
+        client.create_work_queue(ACCELERATOR, concurrency_limit=1, work_pool_name=POOL)
 
 
 def _dead_runs() -> Automation:

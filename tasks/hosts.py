@@ -42,7 +42,7 @@ class Part:
         variables = [f"{name}={value}" for name, value in environment.items()]
         there = f"{guard}; exec {shlex.join(['env', *variables, *watched(command)])}"
         # In a session of its own: what ends this process's group must leave the connections to be closed one by one.
-        self.process = piped(["ssh", *SSH, host, there])
+        self.process = piped(["ssh", *SSH, "--", host, there])
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
 

@@ -22,7 +22,7 @@ from minillm.artifacts import CLOCKED
 from minillm.errors import StageError
 from tasks.outbox import LOGGER, DatasetFacts, Outbox, Record, RefusedError, Wanted
 from tasks.registry import register
-from tasks.settings import MLFLOW_UI, shown
+from tasks.settings import mlflow_pages, shown
 from tasks.tracking import KEY_TAG, PARENT_TAG
 
 BATCH = 100
@@ -254,7 +254,7 @@ def comparison_page(experiments: Sequence[str], run_ids: Sequence[str]) -> str:
 
 def _server() -> str:
     uri = os.environ.get("MLFLOW_TRACKING_URI", "")
-    return uri.rstrip("/") if uri.startswith("http") else MLFLOW_UI
+    return uri.rstrip("/") if uri.startswith("http") else mlflow_pages()
 
 
 def _new_points(path: Path, offset: int, last_step: dict[str, int]) -> tuple[list[Metric], int]:

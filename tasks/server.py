@@ -10,18 +10,19 @@ import os
 import sys
 import threading
 import time
-import urllib.request
 from typing import Any
 
 import httpx
 from prefect import Flow, State
-from prefect.settings import PREFECT_API_URL, PREFECT_UI_URL, temporary_settings
+from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, PREFECT_UI_URL, temporary_settings
 from prefect.states import Crashed
 
+from minillm.errors import ConfigError, StageError
+from tasks.credentials import START_SECONDS, Server, listens, make_login, proves
+from tasks.serving.apps import server_command, server_environment
 from tasks.settings import PREFECT_UI, shown
 from tasks.supervision import Group, free_port
 
-START_SECONDS = 120.0
 GRACE_SECONDS = 10.0
 
 
@@ -39,7 +40,10 @@ def run_flow(flow: Flow[..., State], *parameters: Any) -> State:
     Returns:
         How it ended; crashed, where the server was lost for good, so that nobody could be told.
     """
-    ensure_prefect_server()
+    try:
+        ensure_prefect_server()
+    except (ConfigError, StageError) as error:
+        raise SystemExit(str(error)) from error
     server = PREFECT_API_URL.value()
     try:
         return flow(*parameters, return_state=True)
@@ -58,26 +62,35 @@ def ensure_prefect_server() -> None:
 
     Raises:
         ServerError: If it does not answer in time.
+        ConfigError: An origin that it is told to answer is none.
+        StageError: The login that it is told to ask for is none.
     """
     if PREFECT_API_URL.value():
         return
-    address = f"http://127.0.0.1:{(port := free_port())}"
-    command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
+    if listens(PREFECT_UI):
+        print(
+            f"{PREFECT_UI} is not served by a `make ui` of yours: this run has a Prefect server of its own "
+            "(PREFECT_API_URL would name another)",
+            file=sys.stderr,
+        )
+    server = Server("prefect", PREFECT_UI, f"http://127.0.0.1:{free_port()}", "", make_login())
+    environment = os.environ | server_environment(server) | {"PREFECT_UI_ENABLED": "false"}
     until_exit = contextlib.ExitStack()
     # Prefect sends its last log lines when threads are joined, which comes before what is registered here.
     atexit.register(until_exit.close)
-    group = until_exit.enter_context(Group(command, os.environ | {"PREFECT_UI_ENABLED": "false"}, GRACE_SECONDS))
-    _wait_for(f"{address}/api/health", group)
+    group = until_exit.enter_context(Group(server_command(server), environment, GRACE_SECONDS))
+    _wait_for(server, group)
     drain = threading.Thread(target=_drain, args=(group,), daemon=True)
     drain.start()
     until_exit.callback(drain.join)
     until_exit.callback(group.terminate)
     # It serves no pages; those of `make ui` show its runs later.
     pages = {} if PREFECT_UI_URL.value() else {PREFECT_UI_URL: PREFECT_UI}
-    until_exit.enter_context(temporary_settings({PREFECT_API_URL: f"{address}/api", **pages}))
+    access = {PREFECT_API_URL: f"{server.address}/api", PREFECT_API_AUTH_STRING: server.login}
+    until_exit.enter_context(temporary_settings({**access, **pages}))
 
 
-def _wait_for(url: str, group: Group) -> None:
+def _wait_for(server: Server, group: Group) -> None:
     lines: list[str] = []
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline:
@@ -85,7 +98,7 @@ def _wait_for(url: str, group: Group) -> None:
         if line is None:
             break
         lines += [line] if line else []
-        with contextlib.suppress(OSError), urllib.request.urlopen(url, timeout=1):
+        if proves(server):
             return
     raise ServerError("\n".join(["Prefect's server did not start; its last lines:", *lines[-30:]]))
 

@@ -1,10 +1,14 @@
 """Settings of Prefect, MLflow and their neighbours, as environment variables, set before any of them is imported."""
 
+import functools
 import os
 import urllib.parse
 import urllib.request
+from pathlib import Path
 
+from minillm.errors import StageError
 from minillm.startup import load
+from tasks.credentials import running, running_at
 
 PREFECT_UI = os.environ.get("MINILLM_PREFECT_UI", "http://127.0.0.1:4200")
 """Where `make ui` and `make serve` serve Prefect."""
@@ -30,36 +34,100 @@ MLFLOW_DEFAULTS = {
 }
 
 
+HOME_FOLDERS = {
+    "PREFECT_HOME": "~/.prefect",
+    "XDG_CACHE_HOME": "~/.cache",
+    "XDG_CONFIG_HOME": "~/.config",
+    "TRITON_HOME": "~/.triton",
+}
+"""Where Prefect, and then Hugging Face, matplotlib and Triton keep files unless told otherwise."""
+LOOPBACK = ("localhost", "127.0.0.1", "::1")
+"""This machine's names, which no proxy is asked for."""
+
+
 def set_prefect_defaults() -> None:
     """Set what the user has not set; where `make ui` is running, runs go to its Prefect server and show up live."""
     for name, value in PREFECT_DEFAULTS.items():
         os.environ.setdefault(name, value)
-    if "PREFECT_API_URL" not in os.environ and "PREFECT_PROFILE" not in os.environ and answers(PREFECT_UI):
-        os.environ["PREFECT_API_URL"] = f"{PREFECT_UI}/api"
+    reach_this_machine_directly()
+    use_writable_folders()
+    if "PREFECT_API_URL" in os.environ:
+        server = running_at("prefect", os.environ["PREFECT_API_URL"].rstrip("/").removesuffix("/api"))
+        if server is not None:
+            os.environ.setdefault("PREFECT_API_AUTH_STRING", server.login)
+    elif "PREFECT_PROFILE" not in os.environ and (server := running("prefect", PREFECT_UI)) is not None:
+        os.environ |= server.client_environment
 
 
 def load_prefect() -> None:
-    """Import Prefect with these settings."""
-    set_prefect_defaults()
+    """Import Prefect with these settings; what is wrong with them ends the process with a message."""
+    try:
+        set_prefect_defaults()
+    except StageError as error:
+        raise SystemExit(str(error)) from error
     load("prefect")
 
 
 def set_mlflow_defaults() -> None:
-    """Set what the user has not set: a server that does not answer is given up soon."""
+    """Set what the user has not set: a server that does not answer is given up soon, and one of ours gets its login."""
     for name, value in MLFLOW_DEFAULTS.items():
         os.environ.setdefault(name, value)
+    reach_this_machine_directly()
+    server = running_at("mlflow", os.environ.get("MLFLOW_TRACKING_URI", "").rstrip("/"))
+    if server is not None and not {"MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_TOKEN"} & set(os.environ):
+        os.environ |= server.client_environment
+
+
+@functools.cache
+def mlflow_pages() -> str:
+    """Where MLflow's pages of runs in a store are: at the server that this user has running, or will have."""
+    server = running("mlflow", MLFLOW_UI)
+    return MLFLOW_UI if server is None else server.address
+
+
+def reach_this_machine_directly() -> None:
+    """Keep what is for this machine from the user's proxies, in this process and in those that it starts."""
+    proxies = urllib.request.getproxies_environment()
+    if not proxies:
+        return
+    names = [name.strip() for name in proxies.get("no", "").split(",") if name.strip()]
+    if names != ["*"]:
+        direct = ",".join(dict.fromkeys([*names, *LOOPBACK]))
+        os.environ |= {"NO_PROXY": direct, "no_proxy": direct}  # libraries differ in which of them they read
+
+
+def use_writable_folders() -> None:
+    """Where the user's home takes no files, Prefect's, and the caches of other libraries, go into the default store.
+
+    Raises:
+        StageError: That takes none, either.
+    """
+    home = Path("~/.prefect").expanduser()
+    store = Path(".minillm").resolve()
+    for variable, place in HOME_FOLDERS.items():
+        usual = Path(place).expanduser()
+        if variable in os.environ or _takes_files(usual):
+            continue
+        if not _takes_files(store):
+            raise StageError(f"neither {usual} nor {store} can be written to; set {variable} to a folder that can")
+        instead = store / "home" / usual.name.removeprefix(".")
+        instead.mkdir(mode=0o700, parents=True, exist_ok=True)
+        os.environ[variable] = str(instead)
+    if os.environ.get("PREFECT_HOME") == str(store / "home" / "prefect") and (home / "profiles.toml").is_file():
+        os.environ.setdefault("PREFECT_PROFILES_PATH", str(home / "profiles.toml"))
+
+
+def _takes_files(folder: Path) -> bool:
+    """Whether files can be made in a folder, or it can be made with them."""
+    try:
+        while not folder.exists():
+            folder = folder.parent
+    except OSError:
+        return False
+    return folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)
 
 
 def shown(url: str) -> str:
     """An address as it may be printed: without the name and password in it."""
     parts = urllib.parse.urlsplit(url)
     return url if parts.hostname is None else parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
-
-
-def answers(server: str) -> bool:
-    """Whether a Prefect server is there and healthy."""
-    try:
-        with urllib.request.urlopen(f"{server}/api/health", timeout=1) as reply:
-            return reply.status == 200
-    except OSError:
-        return False

@@ -2,27 +2,32 @@
 
 import argparse
 import contextlib
+import errno
 import os
 import signal
 import socket
 import subprocess
 import sys
 import time
-import urllib.parse
 from pathlib import Path
+from typing import Literal
+from urllib.parse import urlsplit
 
 import psutil
 
-from tasks.settings import MLFLOW_UI, PREFECT_UI, answers, set_mlflow_defaults, set_prefect_defaults, shown
+from minillm.errors import ConfigError, StageError
+from tasks.credentials import START_SECONDS, Server, make_login, proves, recorded, running
+from tasks.serving.apps import further_origins, server_command, server_environment
+from tasks.settings import MLFLOW_UI, PREFECT_UI, set_mlflow_defaults, set_prefect_defaults, shown
 from tasks.supervision import GRACE_SECONDS
 
-START_SECONDS = 120.0
 FLOW_RUN = "prefect.engine"
 """Module in whose process a worker runs a flow, in a session of its own."""
+NAMES = {"prefect": "Prefect", "mlflow": "MLflow "}
 
 
 def main() -> int:
-    """Serve until Ctrl-C, or until one of the processes ends: 0 then, 2 where a port is taken."""
+    """Serve until Ctrl-C, or until one of the processes ends: 0 then, 2 where it cannot be served."""
     parser = argparse.ArgumentParser(
         prog="python -m tasks.ui",
         description="Serve Prefect's and MLflow's pages until Ctrl-C.",
@@ -36,74 +41,101 @@ def main() -> int:
         help="also deploy prefect.yaml, and run what is scheduled or started in the page",
     )
     arguments = parser.parse_args()
-    store = Path(arguments.store).resolve()
-    store.mkdir(parents=True, exist_ok=True)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    try:
+        return serve(Path(arguments.store).resolve(), arguments.worker)
+    except (ConfigError, StageError) as error:
+        print(error, file=sys.stderr)
+        return 2
+
+
+def serve(store: Path, worker: bool) -> int:
+    """Serve what is not served yet, with a worker if asked for; the exit status.
+
+    Raises:
+        ConfigError: An address or origin is none.
+        StageError: A server's login could not be kept private.
+    """
     set_prefect_defaults()
     set_mlflow_defaults()
-    commands = {
-        f"Prefect {PREFECT_UI}": ["prefect", "server", "start", *_address(PREFECT_UI)],
-        f"MLflow  {MLFLOW_UI}": ["mlflow", "server", *_address(MLFLOW_UI), "--workers", "1", *_mlflow_stores(store)],
-    }
+    for kind in NAMES:
+        further_origins(kind)
+    store.mkdir(parents=True, exist_ok=True)
+    servers = _servers(store)
+    environments = {server: os.environ | server_environment(server) for server in servers}
+    processes: list[subprocess.Popen[bytes]] = []
+    with contextlib.ExitStack() as records:
+        paths = [records.enter_context(recorded(server)) for server in servers]
+        try:
+            with contextlib.suppress(KeyboardInterrupt):
+                for server, environment in environments.items():
+                    places = _mlflow_places(store) if server.kind == "mlflow" else {}
+                    processes.append(_start(server_command(server), environment | places, quiet=True))
+                    print(f"{NAMES[server.kind]} {server.address}", flush=True)
+                for path in paths[:1]:
+                    print(f"Log in with what {path} says under login; you alone can read it", flush=True)
+                    print("Ctrl-C stops them", flush=True)
+                if worker:
+                    processes.append(_start_worker(servers, processes))
+                while processes and all(process.poll() is None for process in processes):
+                    time.sleep(0.2)
+        finally:
+            for number in (signal.SIGTERM, signal.SIGINT):
+                signal.signal(number, signal.SIG_IGN)  # asked twice, it still stops them all
+            for process in reversed(processes):
+                _stop(process)
+    codes = [process.returncode for process in processes]
+    return max((abs(code) for code in codes if code not in (0, -signal.SIGTERM)), default=0)
+
+
+def _servers(store: Path) -> list[Server]:
+    """The servers to start; the environment is told where the others are, and where MLflow's keeps its runs."""
+    ours = running("prefect", PREFECT_UI)
+    login, servers = make_login() if ours is None else ours.login, []
     if "PREFECT_API_URL" in os.environ:
         print(f"Prefect is served already, at {shown(os.environ['PREFECT_API_URL']).removesuffix('/api')}", flush=True)
-        commands.pop(f"Prefect {PREFECT_UI}")
+    else:
+        server = Server("prefect", PREFECT_UI, _free_address("prefect", PREFECT_UI), str(store), login)
+        os.environ |= server.client_environment
+        servers.append(server)
     if "MLFLOW_TRACKING_URI" in os.environ:
         print(f"MLflow runs are kept at {shown(os.environ['MLFLOW_TRACKING_URI'])}", flush=True)
-        commands.pop(f"MLflow  {MLFLOW_UI}")
-    elif "MLFLOW_BACKEND_STORE_URI" in os.environ:  # runs reach that database through the server alone
-        os.environ["MLFLOW_TRACKING_URI"] = MLFLOW_UI
-    taken = [page for page in commands if _taken(page.split()[1])]
-    for page in taken:
-        name = "MINILLM_" + page.split()[0].upper() + "_UI"
-        print(f"{page}: something else listens there; stop it, or set {name} to another address", file=sys.stderr)
-    if taken:
-        return 2
-    if "MLFLOW_TRACKING_URI" not in os.environ and not (store / "mlflow.db").exists():
+        return servers
+    other = running("mlflow", MLFLOW_UI)
+    if other is not None and other.store == str(store):
+        print(f"MLflow is served already, at {other.address}", flush=True)
+        return servers
+    server = Server("mlflow", MLFLOW_UI, _free_address("mlflow", MLFLOW_UI), str(store), login)
+    if "MLFLOW_BACKEND_STORE_URI" in os.environ:  # runs reach that database through the server alone
+        os.environ |= server.client_environment | {"MLFLOW_TRACKING_URI": server.address}
+    elif not (store / "mlflow.db").exists():
         from tasks.mlflow_client import connect
 
         connect(store)  # makes it whole, which a server that is killed meanwhile would not
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-    processes: list[subprocess.Popen[bytes]] = []
-    try:
-        with contextlib.suppress(KeyboardInterrupt):
-            processes += [_start(command, quiet=True) for command in commands.values()]
-            print("\n".join([*commands, "Ctrl-C stops them"] if processes else []), flush=True)
-            if arguments.worker:
-                processes.append(_start_worker(processes))
-            while processes and all(process.poll() is None for process in processes):
-                time.sleep(0.2)
-    finally:
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, signal.SIG_IGN)  # asked twice, it still stops them all
-        for process in reversed(processes):
-            _stop(process)
-    return max(
-        (abs(process.returncode) for process in processes if process.returncode not in (0, -signal.SIGTERM)), default=0
-    )
+    os.environ["MINILLM_MLFLOW_UI"] = server.address
+    return [*servers, server]
 
 
-def _start_worker(servers: list[subprocess.Popen[bytes]]) -> subprocess.Popen[bytes]:
+def _start_worker(servers: list[Server], processes: list[subprocess.Popen[bytes]]) -> subprocess.Popen[bytes]:
     """Deploy and start a worker, once Prefect answers."""
-    os.environ.setdefault("PREFECT_API_URL", f"{PREFECT_UI}/api")
-    url, deadline = os.environ["PREFECT_API_URL"].removesuffix("/api"), time.monotonic() + START_SECONDS
-    while not answers(url):
-        if time.monotonic() > deadline or any(server.poll() is not None for server in servers):
-            raise SystemExit(f"Prefect does not answer at {url}")
-        time.sleep(0.2)
+    deadline = time.monotonic() + START_SECONDS
+    for server in (server for server in servers if server.kind == "prefect"):
+        while not proves(server):
+            if time.monotonic() > deadline or any(process.poll() is not None for process in processes):
+                raise SystemExit(f"Prefect does not answer at {server.address}")
+            time.sleep(0.2)
     from tasks.deploying import DeployError, deploy, worker_command
 
     try:
         print(f"deployed: {', '.join(deploy())}", flush=True)
     except DeployError as error:
         raise SystemExit(str(error)) from error
-    return _start(worker_command())
+    return _start([sys.executable, "-m", *worker_command()], dict(os.environ))
 
 
-def _start(command: list[str], quiet: bool = False) -> subprocess.Popen[bytes]:
+def _start(command: list[str], environment: dict[str, str], quiet: bool = False) -> subprocess.Popen[bytes]:
     output = subprocess.DEVNULL if quiet else None
-    # Where the browser finds Prefect's API: left alone, its page asks Prefect's own default port.
-    environment = {"PREFECT_SERVER_UI_API_URL": f"{PREFECT_UI}/api"} | os.environ
-    return subprocess.Popen([sys.executable, "-m", *command], stdout=output, env=environment, start_new_session=True)
+    return subprocess.Popen(command, stdout=output, env=environment, start_new_session=True)
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:
@@ -121,30 +153,45 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
     process.wait()
 
 
-def _mlflow_stores(store: Path) -> list[str]:
+def _mlflow_places(store: Path) -> dict[str, str]:
     """Where MLflow keeps runs and files: in the store, unless its own environment variables name another place."""
-    if "MLFLOW_BACKEND_STORE_URI" not in os.environ:
-        files = ["--default-artifact-root", (store / "mlartifacts").as_uri()]
-        return ["--backend-store-uri", f"sqlite:///{store / 'mlflow.db'}", *files]
-    if "MLFLOW_ARTIFACTS_DESTINATION" in os.environ:
-        return []
-    return ["--artifacts-destination", (store / "mlartifacts").as_uri()]
+    files = (store / "mlartifacts").as_uri()
+    if "MLFLOW_BACKEND_STORE_URI" not in os.environ:  # runs write there without the server, too
+        place = {"MLFLOW_BACKEND_STORE_URI": f"sqlite:///{store / 'mlflow.db'}", "MLFLOW_DEFAULT_ARTIFACT_ROOT": files}
+        return place | {"MLFLOW_ARTIFACTS_DESTINATION": files}
+    defaults = {"MLFLOW_ARTIFACTS_DESTINATION": files, "MLFLOW_DEFAULT_ARTIFACT_ROOT": "mlflow-artifacts:/"}
+    return {name: os.environ.get(name, value) for name, value in defaults.items()}
 
 
-def _address(url: str) -> list[str]:
-    place = urllib.parse.urlsplit(url)
-    return ["--host", str(place.hostname), "--port", str(place.port)]
+def _free_address(kind: Literal["prefect", "mlflow"], wanted: str) -> str:
+    """The address wanted, or one with another port where that is taken, which is said.
+
+    Raises:
+        ConfigError: There is no such address on this machine.
+    """
+    name = f"MINILLM_{kind.upper()}_UI"
+    try:
+        host, port = urlsplit(wanted).hostname, urlsplit(wanted).port
+    except ValueError:
+        host = port = None
+    if host is None or port is None or urlsplit(wanted).scheme != "http":
+        raise ConfigError(f"{name}: {wanted!r} is no address to serve at; it has the form http://127.0.0.1:4200")
+    try:
+        return _address(host, port)
+    except OSError as error:
+        if error.errno != errno.EADDRINUSE:
+            raise ConfigError(f"{name}: cannot serve at {wanted}: {error.strerror or error}; name another") from error
+    free = _address(host, 0)
+    print(f"{wanted} is taken by something else; {NAMES[kind].strip()} is served at {free} instead", flush=True)
+    return free
 
 
-def _taken(url: str) -> bool:
-    place = urllib.parse.urlsplit(url)
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the servers do
-        try:
-            probe.bind((place.hostname, place.port))
-        except OSError:
-            return True
-    return False
+def _address(host: str, port: int) -> str:
+    """An address that a server can take; port 0 is for any."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.create_server((host, port), family=family) as probe:  # reusable at once, as the servers' own
+        number = probe.getsockname()[1]
+    return f"http://[{host}]:{number}" if ":" in host else f"http://{host}:{number}"
 
 
 if __name__ == "__main__":

@@ -1,7 +1,9 @@
 """`make serve` in a folder of its own, with its real servers and worker."""
 
 import contextlib
+import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -9,12 +11,15 @@ import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from uuid import UUID
 
 import psutil
+from mlflow import MlflowClient
+from playwright.sync_api import Browser, Page
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.objects import FlowRun
-from prefect.settings import PREFECT_API_URL, temporary_settings
+from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
 
 from tasks.supervision import free_port
 from tests.conftest import ROOT
@@ -38,6 +43,11 @@ class Served:
     def config(self) -> Path:
         return self.folder / "small.yaml"
 
+    def holding(self, words: str) -> list[Path]:
+        """Files of its folder that have some words in them."""
+        files = [path for path in self.folder.rglob("*") if path.is_file()]
+        return [path for path in files if words.encode() in path.read_bytes()]
+
     def processes(self) -> list[psutil.Process]:
         """Everything that works for it, in whatever session."""
         living = psutil.process_iter(["cmdline", "environ"])
@@ -51,21 +61,43 @@ class Served:
     def running(self, what: str) -> bool:
         return any(what in command for command in self.family())
 
+    @property
+    def login(self) -> str:
+        """`NAME:PASSWORD`, as its user would look it up."""
+        (line,) = [line for line in self.log if "Log in with" in line]
+        return json.loads(Path(line.split("what ")[1].split(" says")[0]).read_text(encoding="utf-8"))["login"]
+
+    @property
+    def name_and_password(self) -> tuple[str, str]:
+        name, _, password = self.login.partition(":")
+        return name, password
+
     @contextlib.contextmanager
     def client(self) -> Iterator[SyncPrefectClient]:
-        api = f"{self.prefect}/api"
-        with temporary_settings({PREFECT_API_URL: api}), get_client(sync_client=True) as client:
+        access: dict[Any, str] = {PREFECT_API_URL: f"{self.prefect}/api", PREFECT_API_AUTH_STRING: self.login}
+        with temporary_settings(access), get_client(sync_client=True) as client:
             yield client
 
+    def tracked(self) -> MlflowClient:
+        """MLflow's client, which finds the login only in the environment."""
+        os.environ["MLFLOW_TRACKING_USERNAME"], os.environ["MLFLOW_TRACKING_PASSWORD"] = self.name_and_password
+        return MlflowClient(self.mlflow)
 
-def serve(folder: Path, environment: Mapping[str, str] | None = None) -> Served:
-    """Start it with the short experiment beside its store, and wait for its worker."""
+
+def serve(folder: Path, environment: Mapping[str, str] | None = None, worker: bool = True) -> Served:
+    """Start it with the short experiment beside its store, and wait until it is there.
+
+    Args:
+        folder: For all that it keeps.
+        environment: Further variables.
+        worker: Whether a worker is started, too: `make serve`, not `make ui`.
+    """
     if not (folder / "small.yaml").exists():
         write_short_experiment(folder)
     prefect, mlflow = (f"http://127.0.0.1:{free_port()}" for _ in range(2))
     places = {"PREFECT_HOME": str(folder / "prefect"), "MINILLM_PREFECT_UI": prefect, "MINILLM_MLFLOW_UI": mlflow}
     process = subprocess.Popen(
-        [sys.executable, "-m", "tasks.ui", "--worker", "--store", str(folder / "store")],
+        [sys.executable, "-m", "tasks.ui", *(["--worker"] if worker else []), "--store", str(folder / "store")],
         cwd=ROOT,
         env={**os.environ, "PYTHONUNBUFFERED": "1", **places, **(environment or {})},
         stdout=subprocess.PIPE,
@@ -76,20 +108,40 @@ def serve(folder: Path, environment: Mapping[str, str] | None = None) -> Served:
     assert process.stdout is not None
     threading.Thread(target=log.extend, args=(process.stdout,), daemon=True).start()
     served = Served(process, prefect, mlflow, folder, log)
-    wait_for(lambda: any("started!" in line for line in log) or process.poll() is not None)
+    there = "started!" if worker else "Ctrl-C stops them"
+    wait_for(lambda: any(there in line for line in log) or process.poll() is not None)
     assert process.poll() is None, "".join(log)
     return served
 
 
 @contextlib.contextmanager
-def serving(folder: Path, environment: Mapping[str, str] | None = None) -> Iterator[Served]:
+def serving(folder: Path, environment: Mapping[str, str] | None = None, worker: bool = True) -> Iterator[Served]:
     """Serve for a while."""
-    served = serve(folder, environment)
+    served = serve(folder, environment, worker)
     try:
         yield served
     finally:
         served.process.send_signal(signal.SIGTERM)
         served.process.wait(90)
+
+
+def logged_in(browser: Browser, served: Served, prefect: str | None = None, **options: Any) -> Page:
+    """A page of a new browser profile whose user has logged in to Prefect, and will to MLflow.
+
+    Args:
+        browser: Where.
+        served: What.
+        prefect: Prefect's address, if it is to be called otherwise.
+        options: Of the profile.
+    """
+    name, password = served.name_and_password
+    page = browser.new_context(http_credentials={"username": name, "password": password}, **options).new_page()
+    page.set_default_timeout(30_000)
+    page.goto(prefect or served.prefect)
+    page.get_by_placeholder("admin:pass").fill(served.login)
+    page.keyboard.press("Enter")
+    page.wait_for_url(re.compile("dashboard"))
+    return page
 
 
 def start(client: SyncPrefectClient, served: Served, *overrides: str) -> FlowRun:
@@ -114,6 +166,6 @@ def ended(client: SyncPrefectClient, identity: UUID, seconds: float = PATIENCE) 
 
 def retry(served: Served, identity: UUID) -> None:
     """Have the worker run it again, as one would by hand."""
-    environment = os.environ | {"PREFECT_API_URL": f"{served.prefect}/api"}
-    command = [sys.executable, "-m", "prefect", "flow-run", "retry", str(identity)]
-    subprocess.run(command, env=environment, check=True, capture_output=True, timeout=60)
+    environment = os.environ | {"PREFECT_HOME": str(served.folder / "prefect"), "MINILLM_PREFECT_UI": served.prefect}
+    command = [sys.executable, "-m", "tasks.serving", "flow-run", "retry", str(identity)]
+    subprocess.run(command, env=environment, cwd=ROOT, check=True, capture_output=True, timeout=60)

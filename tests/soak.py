@@ -31,14 +31,14 @@ FAULTS: Mapping[str, tuple[str, ...]] = {
     "nothing": (),
     "a worker killed": ("minillm.worker",),
     "the flow killed": ("prefect.engine",),
-    "Prefect's server killed": ("prefect server start", "uvicorn"),
-    "MLflow killed": ("mlflow server",),
+    "Prefect's server killed": ("prefect_app",),
+    "MLflow killed": ("mlflow_app",),
     "everything killed": ("",),
 }
 """What happens to a night, and what the commands of its victims have in them."""
 SERVERS_FALL = ("Prefect's server killed", "MLflow killed", "everything killed")
 NIGHT_SECONDS = 900.0
-SERVERS = {"Prefect": "prefect server start", "MLflow": "mlflow.server", "worker": "prefect worker start"}
+SERVERS = {"Prefect": "prefect_app", "MLflow": "mlflow_app", "worker": "prefect worker start"}
 KEPT_NIGHTS = 3
 RETRIES = 5
 

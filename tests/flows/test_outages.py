@@ -8,12 +8,12 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 from mlflow import MlflowClient
 from prefect.client.orchestration import get_client
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
-from tasks.settings import answers
 from tasks.supervision import free_port
 from tests.chaos import training
 from tests.conftest import ROOT
@@ -40,7 +40,12 @@ class PrefectServer:
             stderr=subprocess.DEVNULL,
             start_new_session=True,
         )
-        wait_for(lambda: answers(self.url))
+        wait_for(self.answers)
+
+    def answers(self) -> bool:
+        with contextlib.suppress(httpx.HTTPError):
+            return httpx.get(f"{self.url}/api/health").status_code == 200
+        return False
 
     def kill(self) -> None:
         assert self.process is not None

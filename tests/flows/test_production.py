@@ -6,7 +6,6 @@ from typing import Any
 import boto3
 import psycopg2
 import pytest
-from mlflow import MlflowClient
 from moto.server import ThreadedMotoServer
 
 from tests.postgres import Postgres, postgres_server
@@ -48,7 +47,7 @@ def test_runs_are_kept_in_postgresql_and_files_in_s3_and_a_restart_of_the_databa
             wait_for(lambda: served.running("minillm.worker"))
             postgres.control("restart")
             assert ended(client, run.id) == "Completed", "".join(served.log[-60:])
-            tracked = MlflowClient(served.mlflow)
+            tracked = served.tracked()
             (experiment,) = [found for found in tracked.search_experiments() if found.name == "small"]
             runs = tracked.search_runs([experiment.experiment_id])
             assert {found.info.status for found in runs} == {"FINISHED"}

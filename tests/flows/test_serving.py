@@ -1,26 +1,20 @@
 """`make serve` with its real servers, worker and schedules, and the pages in a real browser."""
 
-import os
 import re
 import shutil
 import signal
-import subprocess
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 from uuid import UUID
 
 import psutil
 import pytest
-from mlflow import MlflowClient
 from playwright.sync_api import expect, sync_playwright
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.objects import FlowRun
 from prefect.client.schemas.schedules import CronSchedule
 from prefect.states import Cancelling
 
-from tests.conftest import ROOT
-from tests.serving import Served, ended, retry, serving, start, state
+from tests.serving import Served, ended, logged_in, retry, serving, start, state
 from tests.waiting import wait_for
 
 pytestmark = pytest.mark.long
@@ -64,16 +58,19 @@ def test_a_schedule_fires_and_the_run_is_in_both_pages(served: Served, client: S
     assert ended(client, run.id) == "Completed", "".join(served.log[-60:])
     assert (run.auto_scheduled, run.work_queue_name) == (True, "accelerator")
     assert set(client.read_flow_run(run.id).tags) >= {"distillation", "scheduled"}
-    tracked = MlflowClient(served.mlflow)
+    tracked = served.tracked()
     (experiment,) = [found for found in tracked.search_experiments() if found.name == "small"]
     runs = tracked.search_runs([experiment.experiment_id])
     (parent,) = [found for found in runs if "mlflow.parentRunId" not in found.data.tags]
     assert (parent.info.run_name, parent.info.status) == (f"small {run.name}", "FINISHED")
+    _, password = served.name_and_password
+    assert {path.parent.name for path in served.holding(password)} == {"minillm"}, "no log, page or artifact has it"
+    assert password not in "".join(served.log)
     if CHROMIUM is None:
         pytest.skip("the run is there; its pages need a browser: apt-get install chromium")
     with sync_playwright() as playwright:
-        page = playwright.chromium.launch(executable_path=CHROMIUM).new_page(viewport={"width": 1400, "height": 1000})
-        page.set_default_timeout(30_000)
+        browser = playwright.chromium.launch(executable_path=CHROMIUM)
+        page = logged_in(browser, served, viewport={"width": 1400, "height": 1000})
         expect.set_options(timeout=30_000)
         page.goto(f"{served.prefect}/runs/flow-run/{run.id}")
         expect(page.get_by_text(run.name).first).to_be_visible()
@@ -97,21 +94,6 @@ def test_runs_wait_for_each_other_and_one_that_is_cancelled_ends_within_ten_seco
     assert wait_for(lambda: not alive(running)) < 10
     wait_for(lambda: state(client, running.id) == "Cancelled", 20)
     assert ended(client, waiting.id) == "Completed", "it goes on where the other was cancelled"
-
-
-def test_a_taken_port_is_named_with_the_remedy(served: Served, tmp_path: Path):
-    taken = {"MINILLM_PREFECT_UI": served.mlflow, "MINILLM_MLFLOW_UI": served.mlflow}
-    done = subprocess.run(
-        [sys.executable, "-m", "tasks.ui", "--store", str(tmp_path)],
-        cwd=ROOT,
-        env=os.environ | taken,
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-    assert done.returncode == 2
-    assert f"Prefect {served.mlflow}: something else listens there" in done.stderr
-    assert "MINILLM_MLFLOW_UI" in done.stderr
 
 
 def test_what_is_stopped_leaves_nothing_behind_and_goes_on_when_served_again(served: Served, client: SyncPrefectClient):

@@ -10,7 +10,9 @@ import pydantic
 import pytest
 import yaml
 
+from minillm.config import Runtime
 from minillm.errors import ConfigError
+from minillm.hosts import read_hosts
 from minillm.loading import load_config, load_evaluation, named_models
 from tests.minillm.direct import ROOT, write_lines
 
@@ -375,6 +377,9 @@ except ConfigError as error:
         ),
         ("worker-1 slots=2\nworker-1 slots=1\n", "multiple entries for worker-1.*; its lines are HOST slots=PROCESSES"),
         ("worker-1: 3\n", "bad entry: worker-1: 3.*; its lines are HOST slots=PROCESSES"),
+        ("a slots=2\n\n-oProxyCommand=id slots=1\n", r"line 3: '-oProxyCommand=id' is no host; .*\.ssh/config"),
+        ("root@worker-1 slots=3\n", "line 1: 'root@worker-1' is no host"),
+        ("# two\n  a;id slots=3\n", "line 2: 'a;id' is no host"),
     ],
 )
 def test_a_hostfile_that_does_not_fit_is_refused(tmp_path, raw, lines, message):
@@ -382,6 +387,13 @@ def test_a_hostfile_that_does_not_fit_is_refused(tmp_path, raw, lines, message):
     if lines is not None:
         hostfile.write_text(lines)
     assert re.search(message, refusal(tmp_path, raw, f"runtime.hostfile={hostfile}", "runtime.processes=4"))
+
+
+def test_hosts_are_names_or_addresses(tmp_path, raw):
+    hostfile = tmp_path / "hosts"
+    hostfile.write_text("  # all\nworker_1.example.org slots=1\n10.0.0.2 slots=1\nfe80::1 slots=1  # here\n")
+    hosts = read_hosts(Runtime(processes=3, zero_stage=1, hostfile=str(hostfile)))
+    assert hosts == {"worker_1.example.org": 1, "10.0.0.2": 1, "fe80::1": 1}
 
 
 def test_loading_imports_nothing_heavy():

@@ -1,5 +1,6 @@
 """One worker group on two machines, by ssh: it trains as one process does, and never leaves a part behind."""
 
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from minillm.config import Runtime
 from minillm.errors import StageError
 from minillm.progress import read_metrics
 from minillm.stages import Job
+from tasks.hosts import Part
 from tasks.supervision import WorkerError, run_worker
 from tests.conftest import ROOT
 from tests.machines import machines
@@ -142,6 +144,7 @@ def test_when_the_flow_is_killed_no_machine_goes_on(cluster: Cluster):
 import threading
 from pathlib import Path
 from minillm.worker import load_job
+from tasks.hosts import Part
 from tasks.supervision import run_worker
 run_worker(load_job(Path({str(job.work / "given.json")!r})), print, threading.Event())
 """
@@ -165,3 +168,8 @@ def test_a_machine_that_cannot_be_reached_is_named(cluster: Cluster):
     job = cluster.job("unreachable", [cluster.addresses[0], "10.77.0.250"])
     with pytest.raises(WorkerError, match=r"10\.77\.0\.250"):
         run_worker(job, lambda line: None, threading.Event())
+
+
+@pytest.mark.skipif(shutil.which("ssh") is None, reason="needs ssh: apt-get install openssh-client")
+def test_ssh_takes_a_host_for_a_host_whatever_its_name(tmp_path: Path):
+    assert Part("-V", ["true"], {}, tmp_path).status() == 255, "as an option it prints ssh's version, and succeeds"

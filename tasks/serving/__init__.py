@@ -1,0 +1,1 @@
+"""Servers that this project starts: guarded, so that they answer their own pages and this user alone."""

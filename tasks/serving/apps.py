@@ -1,0 +1,86 @@
+"""The apps that we serve, behind their guard, and how a process that serves one is started."""
+
+import os
+import sys
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from starlette.types import ASGIApp
+
+from minillm.errors import ConfigError
+from tasks.credentials import Server
+from tasks.serving.guard import guarded, host_names
+
+ROOT = Path(__file__).parents[2]
+ADDRESS, KEY, LOGIN = "MINILLM_SERVER_ADDRESS", "MINILLM_SERVER_KEY", "MINILLM_SERVER_LOGIN"
+ORIGINS = {"prefect": "PREFECT_SERVER_CORS_ALLOWED_ORIGINS", "mlflow": "MLFLOW_SERVER_CORS_ALLOWED_ORIGINS"}
+"""The servers' own variables for further origins of their pages, comma-separated: say, that of a proxy in front."""
+
+
+def server_command(server: Server) -> list[str]:
+    """Command that serves one app until it is ended; it needs `server_environment`."""
+    place = urlsplit(server.address)
+    listening = ["--host", str(place.hostname), "--port", str(place.port), "--workers", "1"]
+    app = ["--factory", f"tasks.serving.apps:{server.kind}_app", "--app-dir", str(ROOT)]
+    return [sys.executable, "-m", "uvicorn", *app, *listening, "--log-level", "warning"]
+
+
+def server_environment(server: Server) -> dict[str, str]:
+    """Environment variables of a process that serves an app.
+
+    Raises:
+        ConfigError: Every origin is allowed.
+    """
+    shared = {ADDRESS: server.address, KEY: server.key}
+    origins = ",".join([server.address, *further_origins(server.kind)])
+    if server.kind == "mlflow":
+        names = host_names(server.address, further_origins("mlflow"))
+        hosts = ",".join(pattern for name in names for pattern in (name, f"{name}:*"))
+        return shared | {LOGIN: server.login, "MLFLOW_SERVER_ALLOWED_HOSTS": hosts, ORIGINS["mlflow"]: origins}
+    # The page asks the server that it came from; left alone, it asks Prefect's own default port.
+    places = {"PREFECT_SERVER_UI_API_URL": "/api", ORIGINS["prefect"]: origins}
+    return shared | places | {"PREFECT_SERVER_API_AUTH_STRING": server.login}
+
+
+def further_origins(kind: str, environment: Mapping[str, str] = os.environ) -> list[str]:
+    """Origins that the user has named for a server.
+
+    Raises:
+        ConfigError: Every origin is allowed.
+    """
+    origins = [origin.strip() for origin in environment.get(ORIGINS[kind], "").split(",") if origin.strip()]
+    for origin in origins:
+        if urlsplit(origin).hostname is None or "*" in origin:
+            raise ConfigError(
+                f"{ORIGINS[kind]}: {origin!r} is no origin; name those of your own pages, say https://runs.example.org"
+            )
+    return origins
+
+
+def prefect_app() -> ASGIApp:
+    """Prefect's server and pages; the login is asked for by Prefect itself."""
+    from prefect.server.api.server import create_app
+
+    return guarded(create_app(final=True), os.environ[ADDRESS], os.environ[KEY], further_origins("prefect"))
+
+
+def mlflow_app() -> ASGIApp:
+    """MLflow's server and pages, of the database and files that its own variables name."""
+    from mlflow.server import constants, handlers
+
+    database, root = os.environ["MLFLOW_BACKEND_STORE_URI"], os.environ["MLFLOW_DEFAULT_ARTIFACT_ROOT"]
+    os.environ |= {
+        constants.BACKEND_STORE_URI_ENV_VAR: database,
+        constants.REGISTRY_STORE_URI_ENV_VAR: database,
+        constants.ARTIFACT_ROOT_ENV_VAR: root,
+        constants.ARTIFACTS_DESTINATION_ENV_VAR: os.environ["MLFLOW_ARTIFACTS_DESTINATION"],
+        constants.SERVE_ARTIFACTS_ENV_VAR: "true",
+    }
+    handlers.initialize_backend_stores(database, database, root)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # MLflow's own use of what Starlette gives up
+        from mlflow.server.fastapi_app import app
+
+    return guarded(app, os.environ[ADDRESS], os.environ[KEY], further_origins("mlflow"), os.environ[LOGIN])

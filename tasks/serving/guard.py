@@ -1,0 +1,112 @@
+"""What stands before an app that we serve: which hosts, pages and people it answers.
+
+A browser lends its user's place on this machine to every page that it shows. So the guard takes no request that came
+under another host's name (DNS rebinding), none that a page of another origin sent, and, where the app does not ask
+itself, none without the login.
+"""
+
+import base64
+import hmac
+import ipaddress
+from collections.abc import Sequence
+from urllib.parse import parse_qs, urlsplit
+
+from starlette.datastructures import Headers
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.responses import PlainTextResponse
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from tasks.credentials import PROOF_PATH, proof
+
+LOOPBACK = ("localhost", "127.0.0.1", "::1")
+
+
+def guarded(app: ASGIApp, address: str, key: str, origins: Sequence[str] = (), login: str | None = None) -> ASGIApp:
+    """Put the guard before an app.
+
+    Args:
+        app: What is served.
+        address: Where, as `http://HOST:PORT`.
+        key: Proves whose server it is.
+        origins: Further origins of its own pages, say of a proxy in front.
+        login: `NAME:PASSWORD` to ask for, where the app does not ask itself.
+    """
+    inner = app if login is None else Login(app, login)
+    own_pages = OwnPages(Proof(inner, address, key), origins)
+    return TrustedHostMiddleware(own_pages, host_names(address, origins), www_redirect=False)
+
+
+def host_names(address: str, origins: Sequence[str] = ()) -> list[str]:
+    """Names under which a server may be called: its own and those of its origins, without ports."""
+    host = str(urlsplit(address).hostname)
+    named = [str(urlsplit(origin).hostname) for origin in origins]
+    return list(dict.fromkeys([host, *(LOOPBACK if reaches_loopback(host) else ()), *named]))
+
+
+def reaches_loopback(host: str) -> bool:
+    """Whether a server that listens on a host answers on loopback."""
+    if host == "localhost":
+        return True
+    try:
+        place = ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return place.is_loopback or place.is_unspecified
+
+
+class OwnPages:
+    """Refuses what pages of other origins send: 403."""
+
+    def __init__(self, app: ASGIApp, origins: Sequence[str]) -> None:
+        self._app = app
+        self._origins = frozenset(origins)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request, or pass it on."""
+        if scope["type"] == "lifespan" or not self._foreign(scope):
+            await self._app(scope, receive, send)
+        else:
+            await PlainTextResponse("Pages of other origins are not answered", 403)(scope, receive, send)
+
+    def _foreign(self, scope: Scope) -> bool:
+        headers = Headers(scope=scope)
+        origin = headers.get("origin")
+        if origin is not None:
+            return urlsplit(origin).netloc != headers.get("host") and origin not in self._origins
+        # Requests that read carry no origin; a link that the user follows, in a window of its own, is no page's doing.
+        followed = headers.get("sec-fetch-mode") == "navigate" and headers.get("sec-fetch-dest") == "document"
+        return headers.get("sec-fetch-site") in ("cross-site", "same-site") and not followed
+
+
+class Proof:
+    """Proves to whoever knows the server's key that the server knows it, too (see `tasks.credentials.proves`)."""
+
+    def __init__(self, app: ASGIApp, address: str, key: str) -> None:
+        self._app = app
+        self._address = address
+        self._key = key
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request, or pass it on."""
+        if scope["type"] != "http" or scope["path"] != PROOF_PATH:
+            await self._app(scope, receive, send)
+            return
+        challenge = parse_qs(scope["query_string"].decode("latin-1")).get("challenge", [""])[0]
+        await PlainTextResponse(proof(self._key, self._address, challenge))(scope, receive, send)
+
+
+class Login:
+    """Asks for name and password (HTTP Basic): 401 without them."""
+
+    def __init__(self, app: ASGIApp, login: str) -> None:
+        self._app = app
+        self._expected = b"Basic " + base64.b64encode(login.encode())
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request, or pass it on."""
+        given = Headers(scope=scope).get("authorization", "") if scope["type"] != "lifespan" else ""
+        if scope["type"] == "lifespan" or hmac.compare_digest(given.encode("latin-1"), self._expected):
+            await self._app(scope, receive, send)
+            return
+        asking = {"WWW-Authenticate": 'Basic realm="MiniLLM", charset="UTF-8"'}
+        await PlainTextResponse("Name and password are needed", 401, asking)(scope, receive, send)

@@ -1,0 +1,296 @@
+"""Whose server it is: found by what only ours can know, recorded privately, and reached without a proxy."""
+
+import json
+import os
+import stat
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import httpx
+import pytest
+
+from minillm.errors import ConfigError, StageError
+from tasks.credentials import (
+    PROOF_PATH,
+    Server,
+    make_login,
+    proof,
+    proves,
+    recorded,
+    records_folder,
+    running,
+    running_at,
+)
+from tasks.serving.apps import further_origins, server_environment
+from tasks.settings import reach_this_machine_directly, use_writable_folders
+from tests.conftest import ROOT
+from tests.stranger import Stranger, stranger
+from tests.waiting import wait_for
+
+PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy", "NO_PROXY", "no_proxy")
+
+SERVE = """
+import sys, uvicorn
+from tasks.serving.guard import guarded
+
+async def app(scope, receive, send):
+    pass
+
+port, key = int(sys.argv[1]), sys.stdin.readline().strip()
+shown = guarded(app, f"http://127.0.0.1:{port}", key, ["https://runs.example.org"])
+uvicorn.run(shown, port=port, log_level="error", lifespan="off")
+"""
+"""The guard with nothing behind it."""
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("PREFECT_HOME", str(tmp_path / "prefect"))
+    for name in PROXIES:
+        monkeypatch.setenv(name, "")  # so that it is put back
+        monkeypatch.delenv(name)
+    return tmp_path
+
+
+@pytest.fixture
+def elsewhere() -> Iterator[Stranger]:
+    with stranger() as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def ours() -> Iterator[Server]:
+    """A server of this user."""
+    from tasks.supervision import free_port
+
+    server = Server("prefect", "http://127.0.0.1:4200", f"http://127.0.0.1:{free_port()}", "/store", "minillm:secret")
+    command = [sys.executable, "-c", SERVE, server.address.rpartition(":")[2]]
+    process = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, text=True)
+    assert process.stdin is not None
+    process.stdin.write(server.key + "\n")
+    process.stdin.flush()
+    wait_for(lambda: proves(server))
+    yield server
+    process.kill()
+    process.wait()
+    process.stdin.close()
+
+
+def at(server: Server, address: str) -> Server:
+    return replace(server, address=address)
+
+
+def test_a_proof_depends_on_key_address_and_challenge():
+    proofs = {proof(*words) for words in (("k", "a", "c"), ("l", "a", "c"), ("k", "b", "c"), ("k", "a", "d"))}
+    assert len(proofs) == 4
+
+
+def test_our_server_is_found_while_it_is_recorded_and_only_then(ours: Server):
+    assert running("prefect", ours.wanted) is None
+    with recorded(ours):
+        assert running("prefect", ours.wanted) == ours == running_at("prefect", ours.address)
+        assert running_at("prefect", ours.address.replace("127.0.0.1", "localhost")) == ours
+        assert running("mlflow", ours.wanted) is None
+        assert running("prefect", "http://127.0.0.1:4300") is None
+    assert running("prefect", ours.wanted) is None
+
+
+def test_what_says_yes_to_everything_is_not_ours_and_does_not_hear_the_login(elsewhere: Stranger):
+    server = Server("prefect", "http://127.0.0.1:4200", elsewhere.address, "/store", make_login())
+    with recorded(server):  # as a server leaves it that was killed, and whose port another user got
+        assert running("prefect", server.wanted) is None
+    assert len(elsewhere.heard) == 1
+    assert server.login.split(":")[1] not in elsewhere.heard[0]
+    assert server.key not in elsewhere.heard[0]
+    assert "Authorization" not in elsewhere.heard[0]
+
+
+def test_what_passes_on_our_servers_answers_is_not_ours(ours: Server, elsewhere: Stranger):
+    elsewhere.asks = ours.address
+    server = at(ours, elsewhere.address)
+    with recorded(server):
+        assert not proves(server)
+    assert len(elsewhere.heard) == 1
+
+
+@pytest.mark.parametrize(
+    ("host", "origin", "status"),
+    [
+        ("runs.example.org", "https://runs.example.org", 200),
+        (None, "https://runs.example.org", 200),  # a proxy that keeps its own name to itself
+        ("runs.example.org", "https://other.example.org", 403),
+        ("other.example.org", "https://runs.example.org", 400),
+        ("www.runs.example.org", None, 400),
+    ],
+)
+def test_a_proxy_in_front_is_answered_under_the_origin_that_was_named(
+    ours: Server, host: str | None, origin: str | None, status: int
+):
+    headers = {name: value for name, value in (("Host", host), ("Origin", origin)) if value is not None}
+    assert httpx.get(ours.address + PROOF_PATH, headers=headers).status_code == status
+
+
+def test_a_new_login_is_long_and_never_the_same(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv("PREFECT_SERVER_API_AUTH_STRING", raising=False)
+    logins = {make_login() for _ in range(100)}
+    assert len(logins) == 100
+    assert all(len(login) == len("minillm:") + 32 for login in logins)
+
+
+def test_a_lasting_login_is_the_users_and_has_a_name_and_a_password(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("PREFECT_SERVER_API_AUTH_STRING", "ada:pass:word")
+    assert make_login() == "ada:pass:word"
+    client = Server("mlflow", "w", "a", "s", make_login()).client_environment
+    assert client == {"MLFLOW_TRACKING_USERNAME": "ada", "MLFLOW_TRACKING_PASSWORD": "pass:word"}
+    for wrong in ("password", "ada:", ":password", "ada:pässword"):
+        monkeypatch.setenv("PREFECT_SERVER_API_AUTH_STRING", wrong)
+        with pytest.raises(StageError, match="NAME:PASSWORD"):
+            make_login()
+
+
+def test_records_are_private_whatever_the_umask(ours: Server):
+    before = os.umask(0)
+    try:
+        records_folder().mkdir(parents=True)
+        with recorded(ours) as path:
+            assert stat.S_IMODE(path.stat().st_mode) == 0o600
+            assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
+    finally:
+        os.umask(before)
+
+
+def test_records_that_others_may_have_written_are_refused(ours: Server):
+    with recorded(ours) as path:
+        path.parent.chmod(0o777)
+        with pytest.raises(StageError, match="set PREFECT_HOME to a folder of your own"):
+            running("prefect", ours.wanted)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="gives a folder to another user")
+def test_records_in_a_folder_of_another_user_are_refused(ours: Server):
+    records_folder().mkdir(parents=True)
+    os.chown(records_folder(), 65534, 65534)
+    with pytest.raises(StageError, match="remove it"), recorded(ours):
+        pass
+
+
+def test_a_damaged_record_hides_no_other(ours: Server):
+    with recorded(ours) as path:
+        path.with_name("prefect-1.json").write_text('{"kind": "pre')
+        path.with_name("prefect-2.json").write_text(json.dumps({"kind": "prefect"}))
+        assert running("prefect", ours.wanted) == ours
+
+
+def test_origins_are_named_not_opened(monkeypatch: pytest.MonkeyPatch):
+    server = Server("prefect", "http://127.0.0.1:4200", "http://127.0.0.1:4201", "/store", "minillm:secret")
+    monkeypatch.setenv("PREFECT_SERVER_CORS_ALLOWED_ORIGINS", "https://runs.example.org, https://other.example.org")
+    allowed = server_environment(server)["PREFECT_SERVER_CORS_ALLOWED_ORIGINS"]
+    assert allowed == "http://127.0.0.1:4201,https://runs.example.org,https://other.example.org"
+    for wrong in ("*", "https://*.example.org", "runs.example.org"):
+        monkeypatch.setenv("PREFECT_SERVER_CORS_ALLOWED_ORIGINS", wrong)
+        with pytest.raises(ConfigError, match="PREFECT_SERVER_CORS_ALLOWED_ORIGINS"):
+            further_origins("prefect")
+
+
+@pytest.mark.parametrize("variable", ["HTTP_PROXY", "http_proxy", "ALL_PROXY"])
+@pytest.mark.parametrize("exempt", [{}, {"NO_PROXY": "inside.example.org"}, {"no_proxy": "inside.example.org"}])
+def test_no_proxy_hears_of_this_machine(
+    ours: Server, elsewhere: Stranger, monkeypatch: pytest.MonkeyPatch, variable: str, exempt: dict[str, str]
+):
+    import requests
+
+    for name, value in {variable: elsewhere.address, **exempt}.items():
+        monkeypatch.setenv(name, value)
+    reach_this_machine_directly()
+    page = f"{ours.address}/minillm/proof"
+    local = page.replace("127.0.0.1", "localhost")
+    for get in (httpx.get, requests.get):
+        assert get(page).status_code == get(local).status_code == 200
+    assert elsewhere.heard == []
+    assert httpx.get("http://outside.example.org/").text == "true", "all else goes as the user wants"
+    assert [heard.split("\n")[0] for heard in elsewhere.heard] == ["GET http://outside.example.org/ HTTP/1.1"]
+    assert ("inside.example.org" in os.environ["NO_PROXY"]) == bool(exempt)
+
+
+def test_a_home_that_takes_no_files_is_done_without(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    for name in ("PREFECT_HOME", "XDG_CACHE_HOME", "XDG_CONFIG_HOME", "TRITON_HOME", "PREFECT_PROFILES_PATH"):
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", "/dev/null")
+    use_writable_folders()
+    assert os.environ["PREFECT_HOME"] == str(tmp_path / ".minillm" / "home" / "prefect")
+    assert os.environ["XDG_CACHE_HOME"] == str(tmp_path / ".minillm" / "home" / "cache")
+    monkeypatch.setenv("XDG_CACHE_HOME", "/where/the/user/says")
+    use_writable_folders()
+    assert os.environ["XDG_CACHE_HOME"] == "/where/the/user/says"
+
+
+def test_where_the_store_takes_none_either_the_remedy_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv("PREFECT_HOME")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", "/dev/null")
+    (tmp_path / ".minillm").write_text("a file")
+    with pytest.raises(StageError, match=r"neither /dev/null/\.prefect nor .*\.minillm can be written to; set PREFECT"):
+        use_writable_folders()
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("MINILLM_PREFECT_UI", "127.0.0.1:4200"),
+        ("MINILLM_PREFECT_UI", "http://127.0.0.1:port"),
+        ("MINILLM_MLFLOW_UI", "http://192.0.2.1:5000"),  # no address of this machine
+        ("MLFLOW_SERVER_CORS_ALLOWED_ORIGINS", "*"),
+        ("PREFECT_SERVER_API_AUTH_STRING", "password"),
+    ],
+)
+def test_what_cannot_be_served_is_named_before_anything_starts(tmp_path: Path, variable: str, value: str):
+    done = subprocess.run(
+        [sys.executable, "-m", "tasks.ui", "--store", str(tmp_path / "store")],
+        cwd=ROOT,
+        env=os.environ | {variable: value},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith(f"{variable}: ")
+    assert len(done.stderr.splitlines()) == 1
+
+
+OWN_SERVER = """
+import flows, os, httpx
+from tasks.server import ensure_prefect_server
+ensure_prefect_server()
+from prefect.client.orchestration import get_client
+from prefect.settings import PREFECT_API_URL
+with get_client(sync_client=True) as client:
+    print(client.request("GET", "/admin/version").json())
+print(httpx.get(PREFECT_API_URL.value() + "/admin/version").status_code)
+print(httpx.get(PREFECT_API_URL.value() + "/health", headers={"Host": "evil.example"}).status_code)
+print(httpx.get(PREFECT_API_URL.value() + "/health", headers={"Origin": "http://evil.example"}).status_code)
+print(os.environ["PREFECT_HOME"])
+"""
+
+
+def test_a_run_beside_a_strangers_server_has_its_own_which_only_it_may_use(elsewhere: Stranger, tmp_path: Path):
+    environment = {name: value for name, value in os.environ.items() if name != "PREFECT_HOME"}
+    places = {"HOME": "/dev/null", "PYTHONPATH": str(ROOT), "MINILLM_PREFECT_UI": elsewhere.address}
+    proxies = {"HTTP_PROXY": elsewhere.address, "ALL_PROXY": elsewhere.address}
+    done = subprocess.run(
+        [sys.executable, "-c", OWN_SERVER],
+        cwd=tmp_path,
+        env=environment | places | proxies,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    said = f"{elsewhere.address} is not served by a `make ui` of yours: this run has a Prefect server of its own"
+    assert said in done.stderr, done.stderr
+    home = str(tmp_path / ".minillm" / "home" / "prefect")
+    assert done.stdout.split() == ["3.8.8", "401", "400", "403", home], done.stderr
+    assert elsewhere.heard == []
