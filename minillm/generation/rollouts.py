@@ -21,6 +21,7 @@ from minillm.generation.slots import Request, Response, Slots
 from minillm.models.batches import make_batch
 from minillm.models.output_head import OutputHead, output_head, response_hidden
 from minillm.objectives.vocabulary import token_log_probs
+from minillm.streams import Name, generator
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ class RolloutSampler:
     """Rows of one full forward pass of the teacher, where α is 0."""
 
     @torch.no_grad()
-    def sample(self, requests: Sequence[Request], coins: tuple[int, ...]) -> list[Rollout]:
+    def sample(self, requests: Sequence[Request], coins: Name) -> list[Rollout]:
         """Sample every request, in the order of the requests.
 
         Args:
@@ -69,7 +70,7 @@ class RolloutSampler:
             return self._from_student(requests)
         order = sorted(range(len(requests)), key=lambda i: (len(requests[i].prompt), requests[i].max_tokens))
         longest = max(r.max_tokens for r in requests)
-        from_teacher = np.random.default_rng(coins).random(longest) < self.teacher_mix
+        from_teacher = generator(coins).random(longest) < self.teacher_mix
         rollouts: dict[int, Rollout] = {}
         for start in range(0, len(order), self.batch_size):
             chosen = order[start : start + self.batch_size]

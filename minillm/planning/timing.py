@@ -17,6 +17,7 @@ from minillm.generation.slots import Request
 from minillm.models.causal_lm import build_model, load_tokenizer, save_model
 from minillm.processes import peak_bytes, process_group, rank
 from minillm.stages import Job, Speed, Train
+from minillm.streams import Purpose, stream
 from minillm.training.on_policy import Rollouts
 from minillm.training.trainer import make_trainer
 
@@ -102,7 +103,7 @@ def _time_model(job: Job, settings: Speed, examples: pd.DataFrame, name: str) ->
     rows = examples.head(min(settings.responses, job.runtime.generation_batch_size))
     prompts = [_stretched(ids, prompt) for ids in rows["prompt_ids"]]
     sampler = make_sampler(job.inputs[name], tokenizer, settings.generate, job.runtime)
-    requests = [Request(ids, response, (1, number)) for number, ids in enumerate(prompts)]
+    requests = [Request(ids, response, stream(Purpose.SPEED, 0, number)) for number, ids in enumerate(prompts)]
     generating = _seconds(lambda _: sampler.sample(requests), fewest=1)
     rows = examples.head(LIKELIHOOD_BATCHES * job.runtime.micro_batch_size)
     pairs = [

@@ -21,6 +21,7 @@ from minillm.objectives.experience import Experience, make_experience
 from minillm.objectives.losses import rollout_loss
 from minillm.objectives.vocabulary import Teacher, TokenTerms, head_loss
 from minillm.processes import gather_lists, rank, world_size
+from minillm.streams import Purpose, generator, stream
 from minillm.training.engine import whole_weights
 from minillm.training.feeds import Losses, Models, take
 from minillm.training.fixed_text import text_losses
@@ -131,10 +132,10 @@ class Rollouts:
         """Sample a round, divided among the processes."""
         policy, models = self.policy, self.models
         assert models.teacher is not None
-        prompt_rows = take(len(self.examples), self.seed, index * policy.rollouts, policy.rollouts)
+        prompt_rows = take(len(self.examples), Purpose.EXAMPLES, self.seed, index * policy.rollouts, policy.rollouts)
         prompts = [[int(t) for t in p] for p in self.examples["prompt_ids"].iloc[prompt_rows]]
         requests = [
-            Request(prompt, self.max_tokens - len(prompt), (self.seed, index, number))
+            Request(prompt, self.max_tokens - len(prompt), stream(Purpose.ROLLOUTS, self.seed, index, number))
             for number, prompt in enumerate(prompts)
         ]
         models.student.eval()
@@ -149,7 +150,8 @@ class Rollouts:
                 self.generation_batch_size,
                 self.scoring_batch_size,
             )
-            rollouts = gather_lists(sampler.sample(requests[rank() :: world_size()], (self.seed, index)))
+            coins = stream(Purpose.COINS, self.seed, index)
+            rollouts = gather_lists(sampler.sample(requests[rank() :: world_size()], coins))
         responses = [r.tokens for r in rollouts]
         experience = make_experience(
             _pad([r.student_log_prob for r in rollouts]),
@@ -169,7 +171,7 @@ class Rollouts:
         """Rows of the current round; each inner epoch has an order of its own."""
         size = self.method.training.batch_size
         round_index, step_in_round = divmod(step, self.steps_per_round)
-        orders = np.random.default_rng([self.seed, round_index, 1])
+        orders = generator(stream(Purpose.INNER_EPOCHS, self.seed, round_index))
         order = np.concatenate([orders.permutation(self.policy.rollouts) for _ in range(self.policy.inner_epochs)])
         return [int(i) for i in order[step_in_round * size : (step_in_round + 1) * size]]
 
@@ -178,7 +180,7 @@ class Rollouts:
         if self.plain_text is None or self.policy.plain_text_coefficient == 0:
             return []
         size = self.policy.plain_text_batch_size or self.method.training.batch_size
-        return take(len(self.plain_text), self.seed, step * size, size)
+        return take(len(self.plain_text), Purpose.PLAIN_TEXT, self.seed, step * size, size)
 
     def describe(self, step: int) -> str:
         """The round and the rollouts in it."""

@@ -10,10 +10,12 @@ from minillm.generation.rollouts import RolloutSampler
 from minillm.generation.slots import Request
 from minillm.models.batches import make_batch
 from minillm.models.output_head import response_hidden
+from minillm.streams import Purpose, stream
 from tests.minillm.models_in_small import ARCHITECTURES, response_logits, small_model
 from tests.minillm.test_sampling import EOS, VOCABULARY, assert_follows, every_response, law_after
 
-ROUND = [Request([1 + i % 5] * (1 + i % 6), 3 + i % 7, (9, i)) for i in range(14)]
+COINS = stream(Purpose.COINS, 3, 1)
+ROUND = [Request([1 + i % 5] * (1 + i % 6), 3 + i % 7, stream(Purpose.ROLLOUTS, 10, 0, i)) for i in range(14)]
 
 
 def sampler(student, teacher, alpha, batch_size=64, temperature=1.0):
@@ -24,7 +26,10 @@ def test_each_response_follows_the_mixture_of_probabilities():
     """One response per round, so that the coins of different responses are independent and a χ² test holds."""
     student, teacher = small_model("gpt2", VOCABULARY, seed=1), small_model("gpt2", VOCABULARY, seed=2)
     mixed = sampler(student, teacher, 0.6)
-    got = [tuple(mixed.sample([Request([3, 4], 2, (1, i))], (0, i))[0].tokens) for i in range(1500)]
+    got = [
+        tuple(mixed.sample([Request([3, 4], 2, stream(Purpose.ROLLOUTS, 1, i))], stream(Purpose.COINS, 1, i))[0].tokens)
+        for i in range(1500)
+    ]
     assert_follows(got, every_response(lambda x: 0.6 * law_after(teacher, x) + 0.4 * law_after(student, x)))
 
 
@@ -32,7 +37,14 @@ def test_each_response_follows_the_mixture_of_probabilities():
 def test_rows_that_share_their_coins_each_keep_that_law(row):
     student, teacher = small_model("gpt2", VOCABULARY, seed=3), small_model("gpt2", VOCABULARY, seed=4)
     mixed = sampler(student, teacher, 0.3)
-    got = [tuple(mixed.sample([Request([3, 4], 2, (j, i)) for j in range(3)], (7, i))[row].tokens) for i in range(800)]
+    got = [
+        tuple(
+            mixed.sample(
+                [Request([3, 4], 2, stream(Purpose.ROLLOUTS, 1, i, j)) for j in range(3)], stream(Purpose.COINS, 1, i)
+            )[row].tokens
+        )
+        for i in range(800)
+    ]
     assert_follows(got, every_response(lambda x: 0.3 * law_after(teacher, x) + 0.7 * law_after(student, x)))
 
 
@@ -40,7 +52,7 @@ def test_rows_that_share_their_coins_each_keep_that_law(row):
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_what_is_kept_is_what_full_forward_passes_say(name, alpha):
     student, teacher = small_model(name, VOCABULARY, seed=1), small_model(name, VOCABULARY + 3, seed=2)
-    rollouts = sampler(student, teacher, alpha, batch_size=5, temperature=0.8).sample(ROUND, (3, 1))
+    rollouts = sampler(student, teacher, alpha, batch_size=5, temperature=0.8).sample(ROUND, COINS)
     for request, rollout in zip(ROUND, rollouts, strict=True):
         batch = make_batch([request.prompt], [rollout.tokens])
         tokens = torch.tensor(rollout.tokens)[:, None]
@@ -61,13 +73,13 @@ def test_what_is_kept_is_what_full_forward_passes_say(name, alpha):
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_schedule_changes_nothing(name, alpha, monkeypatch):
     student, teacher = (small_model(name, VOCABULARY, seed=seed).double() for seed in (1, 2))
-    want = [r.tokens for r in sampler(student, teacher, alpha).sample(ROUND, (3, 1))]
+    want = [r.tokens for r in sampler(student, teacher, alpha).sample(ROUND, COINS)]
     assert len({tuple(tokens) for tokens in want}) > 7
     for batch_size in (1, 3, 5):
-        assert [r.tokens for r in sampler(student, teacher, alpha, batch_size).sample(ROUND, (3, 1))] == want
-    assert [r.tokens for r in sampler(student, teacher, alpha, 4).sample(ROUND[::-1], (3, 1))][::-1] == want
+        assert [r.tokens for r in sampler(student, teacher, alpha, batch_size).sample(ROUND, COINS)] == want
+    assert [r.tokens for r in sampler(student, teacher, alpha, 4).sample(ROUND[::-1], COINS)][::-1] == want
     monkeypatch.setattr(sampling, "HOST_STEPS", sampling.DEVICE_STEPS)
-    late = sampler(student, teacher, alpha, 6).sample(ROUND, (3, 1))
+    late = sampler(student, teacher, alpha, 6).sample(ROUND, COINS)
     assert [r.tokens for r in late] == want
     assert all(len(r.tokens) == len(r.teacher_log_prob) == len(r.teacher_hidden) for r in late)
 
@@ -76,7 +88,7 @@ def test_schedule_changes_nothing(name, alpha, monkeypatch):
 def test_a_rollout_carries_its_own_tokens_only(alpha):
     """Between processes it is pickled, and in a checkpoint saved."""
     student, teacher = small_model("gpt2", VOCABULARY, seed=1), small_model("gpt2", VOCABULARY, seed=2)
-    few, many = (sampler(student, teacher, alpha).sample(ROUND[:n], (3, 1)) for n in (2, 14))
+    few, many = (sampler(student, teacher, alpha).sample(ROUND[:n], COINS) for n in (2, 14))
     assert len(few[0].tokens) == len(many[0].tokens)
     assert len(pickle.dumps(many[0])) == len(pickle.dumps(few[0]))
 
@@ -93,8 +105,8 @@ def test_the_teacher_runs_only_where_the_coin_falls():
 
     student.base_model.register_forward_hook(counting("student"))
     teacher.base_model.register_forward_hook(counting("teacher"))
-    requests = [Request([3, 4], 100, (5, i)) for i in range(8)]
-    rollouts = RolloutSampler(student, teacher, -1, VOCABULARY, 0.2, 1.0, 8, 8).sample(requests, (11,))
+    requests = [Request([3, 4], 100, stream(Purpose.ROLLOUTS, 5, 0, i)) for i in range(8)]
+    rollouts = RolloutSampler(student, teacher, -1, VOCABULARY, 0.2, 1.0, 8, 8).sample(requests, COINS)
     assert {len(r.tokens) for r in rollouts} == {100}
     assert calls["student"] + calls["teacher"] <= 100 + 2  # one model per token, and each may catch up at the end
     assert 8 <= calls["teacher"] <= 36
