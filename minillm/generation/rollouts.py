@@ -167,7 +167,8 @@ class _Mixed:
         while not self.done[: self.slots.active].all():
             self._step(int(self.from_teacher[step]))
             step += 1
-            if step % look_every == 0 or (self.slots.lengths >= self.slots.limits)[: self.slots.active].all():
+            # Where no row goes on, all wait for the other model or to be noticed: another step would draw nothing.
+            if step % look_every == 0 or not self._going().any():
                 self._notice_ended()
                 self._release()
         for which in (0, 1):
@@ -181,7 +182,7 @@ class _Mixed:
     def _step(self, which: int) -> None:
         """Draw the next token of every row from one model."""
         slots = self.slots
-        going = (~self.done & (slots.lengths < slots.limits))[: slots.active]
+        going = self._going()
         last = self._catch_up(which)
         assert last is not None
         logits = self.models[which].head.logits(last, self.sampler.temperature)
@@ -191,6 +192,11 @@ class _Mixed:
         places = self._places(rows, slots.lengths[rows])
         self.scores[which].add(places, drawn.log_prob[kept], drawn.log_normalizer[kept], last[kept])
         slots.append(drawn, going)
+
+    def _going(self) -> np.ndarray:
+        """Which active rows (active,) draw a next token, as far as the host knows."""
+        slots = self.slots
+        return (~self.done & (slots.lengths < slots.limits))[: slots.active]
 
     def _catch_up(self, which: int) -> Tensor | None:
         """Show a model the tokens it has not seen and note what it says of those that it did not draw.

@@ -84,6 +84,28 @@ def test_schedule_changes_nothing(name, alpha, monkeypatch):
     assert all(len(r.tokens) == len(r.teacher_log_prob) == len(r.teacher_hidden) for r in late)
 
 
+@pytest.mark.parametrize("alpha", [0.0, 0.2, 0.5, 0.9])
+def test_how_seldom_the_host_looks_changes_nothing(alpha, monkeypatch):
+    """Rows of other limits, cut by them between two looks, while rows that have ended wait for the other model."""
+    student, teacher = (small_model("gpt2", VOCABULARY, seed=seed).double() for seed in (1, 2))
+    cut = 0
+    for seed in range(12):
+        limits = [4 + (seed + 3 * i) % 11 for i in range(6)]
+        requests = [Request([3, 4], limit, stream(Purpose.ROLLOUTS, seed, 0, i)) for i, limit in enumerate(limits)]
+        found = []
+        for looks in (1, 2, 5, 16, 1000):
+            monkeypatch.setattr(sampling, "HOST_STEPS", looks)
+            found.append(sampler(student, teacher, alpha).sample(requests, stream(Purpose.COINS, seed, 0)))
+        cut += sum(rollout.tokens[-1] != EOS for rollout in found[0])
+        for late in found[1:]:
+            assert [r.tokens for r in late] == [r.tokens for r in found[0]]
+            for got, want in zip(late, found[0], strict=True):
+                torch.testing.assert_close(got.student_log_prob, want.student_log_prob)
+                torch.testing.assert_close(got.teacher_log_prob, want.teacher_log_prob)
+                torch.testing.assert_close(got.teacher_hidden, want.teacher_hidden)
+    assert 0 < cut < 12 * 6
+
+
 @pytest.mark.parametrize("alpha", [0.0, 0.4])
 def test_a_rollout_carries_its_own_tokens_only(alpha):
     """Between processes it is pickled, and in a checkpoint saved."""
