@@ -31,25 +31,27 @@ class Purpose(IntEnum):
     """Which model draws each token of a round's responses. (seed, round)"""
     ROLLOUTS = 8
     """Tokens of a rollout. (seed, round, response)"""
-    INNER_EPOCHS = 9
-    """Order of a round's rollouts. (seed, round)"""
-    TEACHER_RESPONSES = 10
+    MINI_BATCHES = 9
+    """Which of a round's rollouts are in one mini-batch. (seed, round)"""
+    INNER_EPOCHS = 10
+    """Order of a round's mini-batches. (seed, round, epoch)"""
+    TEACHER_RESPONSES = 11
     """Tokens of the teacher's response to a training prompt. (seed, row)"""
-    VALIDATION_PROMPTS = 11
+    VALIDATION_PROMPTS = 12
     """Which rows a model in training is validated on. (0)"""
-    VALIDATION_RESPONSES = 12
+    VALIDATION_RESPONSES = 13
     """Tokens of a response in validation. (0, row)"""
-    ANSWERS = 13
+    ANSWERS = 14
     """Tokens of an answer to a benchmark. (seed, benchmark, prompt)"""
-    COST = 14
+    COST = 15
     """Tokens of an answer whose generation is timed. (seed, prompt)"""
-    SPEED = 15
+    SPEED = 16
     """Tokens of a response that a plan is timed on. (0, number)"""
-    BOOTSTRAP = 16
+    BOOTSTRAP = 17
     """Prompts drawn again. (0)"""
-    JUDGED = 17
+    JUDGED = 18
     """Which prompts a judge is asked about. (0)"""
-    ANNOTATED = 18
+    ANNOTATED = 19
     """Which prompts people compare answers to, and in which order. (seed)"""
 
 

@@ -36,7 +36,7 @@ class Models:
 class Feed(Protocol):
     """What the trainer asks of a source of text."""
 
-    def prepare(self, step: int) -> dict[str, float]:
+    def prepare(self, step: int, micro_batch_size: int) -> dict[str, float]:
         """Make ready what the step needs (a new round of rollouts, say), on every process; metrics of what is new."""
         ...
 

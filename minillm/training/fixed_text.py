@@ -53,7 +53,7 @@ class FixedText:
     """Columns prompt_ids and response_ids, token id lists."""
     seed: int
 
-    def prepare(self, step: int) -> dict[str, float]:
+    def prepare(self, step: int, micro_batch_size: int) -> dict[str, float]:
         """Nothing to do: the text is fixed."""
         return {}
 

@@ -97,7 +97,7 @@ def _examples_file(job: Job) -> str:
 
 def _student(job: Job, settings: Train, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
     dtype = DTYPES[settings.method.training.precision]
-    # On rollouts the policy ratio must be exactly one before the first update, so nothing is dropped out.
+    # On rollouts the policy ratio is one before the first update, so nothing is dropped out.
     dropout = settings.method.policy is None
     if settings.architecture is not None:
         model = build_model(settings.architecture, tokenizer, settings.seed, dtype, dropout)
@@ -130,7 +130,6 @@ def _feed(job: Job, settings: Train, models: Models, examples: pd.DataFrame) -> 
         plain_text,
         settings.max_tokens,
         job.runtime.generation_batch_size,
-        job.runtime.micro_batch_size,
         settings.seed,
     )
 
@@ -176,9 +175,9 @@ class Trainer:
 
     def step(self, step: int) -> dict[str, float]:
         """One optimizer step over the global mini-batch; its mean losses over all processes."""
-        prepared = self.feed.prepare(step)
-        self.engine.train()
         micro = micro_batch_size(self.settings.method.training.batch_size, self.runtime.micro_batch_size)
+        prepared = self.feed.prepare(step, micro)
+        self.engine.train()
         # DeepSpeed averages over processes and accumulation steps; the feed's losses are shares of one sum.
         scale = dist.get_world_size() * self.engine.gradient_accumulation_steps()
         sums: dict[str, torch.Tensor] = {}

@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import pandas as pd
+from deepspeed.utils import groups
 from transformers import PreTrainedModel
 
 from minillm.config import Method, Runtime
@@ -40,7 +41,7 @@ def rollout_feed(
     )
     assert method.policy is not None
     limits = Runtime(**{"micro_batch_size": 4, "generation_batch_size": 16, **(runtime or {})})
-    with alone(), process_group():
+    with alone(), process_group(), deepspeed_forgets():
         engine = make_engine(HeadedModel(student, vocabulary), method.training, 1, limits)
         yield Rollouts(
             models=Models(engine, teacher.eval().requires_grad_(False), vocabulary, 0),
@@ -50,6 +51,14 @@ def rollout_feed(
             plain_text=None,
             max_tokens=max(map(len, prompts)) + response_tokens,
             generation_batch_size=limits.generation_batch_size,
-            scoring_batch_size=limits.micro_batch_size,
             seed=1,
         )
+
+
+@contextmanager
+def deepspeed_forgets() -> Iterator[None]:
+    """It keeps the first group that it sees, which the next test of this process does not have."""
+    try:
+        yield
+    finally:
+        groups._release_process_group_references(None)

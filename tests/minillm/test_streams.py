@@ -56,7 +56,7 @@ def test_what_a_round_draws_shares_no_stream():
     slots = Slots([Request([1], 20, stream(Purpose.ROLLOUTS, 1, 7, i)) for i in range(3)], 3, EOS, torch.device("cpu"))
     slots.admit(range(3))
     responses = slots._uniforms.tolist()
-    order = generator(stream(Purpose.INNER_EPOCHS, 1, 7)).random(20).tolist()
+    order = generator(stream(Purpose.MINI_BATCHES, 1, 7)).random(20).tolist()
     examples, blocks = (
         generator(stream(purpose, 1, 7)).random(20).tolist() for purpose in (Purpose.EXAMPLES, Purpose.PLAIN_TEXT)
     )
@@ -84,7 +84,7 @@ def test_the_first_responses_of_a_round_follow_the_mixture():
     got = [[], []]
     with rollout_feed(student, teacher, [[3, 4]], 1, policy, batch_size=2) as feed:
         for index in range(600):
-            feed.prepare(index)
+            feed.prepare(index, 2)
             assert feed.round is not None
             for number, response in enumerate(feed.round.responses):
                 got[number].append(tuple(response))
