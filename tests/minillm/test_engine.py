@@ -1,5 +1,6 @@
 """The engine against AdamW written out: the same weights after some steps, whatever is shared among processes."""
 
+import itertools
 from typing import Any
 
 import pytest
@@ -38,14 +39,12 @@ def loss_of(hidden, head, batch) -> dict[str, Tensor]:
     return {"loss": head_loss(hidden, head, tokens, lambda terms, _: fixed_text_loss(terms, 0.0) / 10)[0]}
 
 
-def trained(zero_stage: int, precision: str) -> tuple[dict[str, Any], dict[str, Tensor], list[float]]:
+def trained(sharing: dict[str, Any], precision: str) -> tuple[dict[str, Any], dict[str, Tensor], list[float]]:
     """Master weights, the model's weights, and the learning rate of each step."""
     training = TRAINING.model_copy(update={"precision": precision})
     model = HeadedModel(small(getattr(torch, precision)), VOCABULARY)
     with alone(), process_group(), deepspeed_forgets():
-        engine = make_engine(
-            model, training, STEPS, Runtime.model_validate({"zero_stage": zero_stage, "micro_batch_size": 2})
-        )
+        engine = make_engine(model, training, STEPS, Runtime.model_validate({**sharing, "micro_batch_size": 2}))
         engine.train()
         rates = []
         for step in range(STEPS):
@@ -90,9 +89,9 @@ def written_out(dtype: torch.dtype) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-@pytest.mark.parametrize("zero_stage", range(4))
-def test_every_zero_stage_takes_the_steps_of_adamw(zero_stage, precision, right):
-    masters, weights, rates = trained(zero_stage, precision)
+@pytest.mark.parametrize(("zero_stage", "offload"), [(0, False), *itertools.product((1, 2, 3), (False, True))])
+def test_every_zero_stage_takes_the_steps_of_adamw(zero_stage, offload, precision, right):
+    masters, weights, rates = trained({"zero_stage": zero_stage, "offload_optimizer": offload}, precision)
     assert rates == pytest.approx([0.5e-2, 1e-2, 1e-2])
     begun = small(torch.float32).state_dict()
     for name, want in right[precision].items():
