@@ -44,6 +44,15 @@ def gather_lists(mine: list[Any]) -> list[Any]:
     return [(parts[i % len(parts)] or [])[i // len(parts)] for i in range(rows)]
 
 
+def gather_rows(mine: dict[int, Any]) -> dict[int, Any]:
+    """Put together what every process computed for rows of its own."""
+    if world_size() == 1:
+        return mine  # nothing to pickle
+    parts: list[dict[int, Any]] = [{}] * world_size()
+    dist.all_gather_object(parts, mine)
+    return {row: value for part in parts for row, value in part.items()}
+
+
 def device() -> torch.device:
     """This process's accelerator, or the CPU."""
     return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")

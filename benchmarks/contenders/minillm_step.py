@@ -39,13 +39,13 @@ def make_step(settings: dict[str, Any]) -> Callable[[], dict[str, float]]:
     examples = pd.DataFrame({"prompt_ids": prompts(settings)})
     models = Models(engine, teacher, settings["vocabulary"], -1)
     longest = settings["prompt_tokens"] + settings["new_tokens"]
-    feed = Rollouts(models, policy, method, examples, None, longest, rows, micro, 1)
+    feed = Rollouts(models, policy, method, examples, None, longest, rows, 1)
     steps = itertools.count()
     state = _state_bytes(student, teacher, rows * longest, policy) / 2**30
 
     def step() -> dict[str, float]:
         for number in itertools.islice(steps, policy.inner_epochs):
-            feed.prepare(number)
+            feed.prepare(number, micro)
             engine.train()
             for losses in feed.losses(number, micro):
                 engine.backward(losses["loss"])

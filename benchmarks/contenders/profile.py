@@ -10,7 +10,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.contenders import minillm_step
 from benchmarks.protocol import serve
-from minillm.generation import rollouts, sampling
+from minillm.generation import sampling
 from minillm.generation.cache import CachedModel
 from minillm.models.output_head import OutputHead
 from minillm.processes import process_group
@@ -21,8 +21,9 @@ PARTS: dict[str, tuple[Any, str]] = {
     "sampling: its head": (OutputHead, "logits"),
     "sampling: drawing": (sampling, "draw"),
     "sampling": (sampling.Sampler, "sample"),
-    "teacher's forward pass": (rollouts, "response_hidden"),
-    "teacher's normalisers": (rollouts, "token_log_probs"),
+    "scoring: the teacher's body": (on_policy, "response_hidden"),
+    "scoring: both heads": (on_policy, "token_log_probs"),
+    "scoring": (on_policy.Rollouts, "_score"),
     "losses over the vocabulary with their gradients": (on_policy, "head_loss"),
     "student's forward pass": (on_policy.Rollouts, "_rollout_losses"),
     "optimizer": (minillm_step, "take_step"),
@@ -30,6 +31,7 @@ PARTS: dict[str, tuple[Any, str]] = {
 """Functions timed, by the name of the part."""
 AROUND = {
     "sampling": [name for name in PARTS if name.startswith("sampling: ")],
+    "scoring": [name for name in PARTS if name.startswith("scoring: ")],
     "student's forward pass": ["losses over the vocabulary with their gradients"],
 }
 """Parts whose functions call those of others: what is left is theirs."""
@@ -74,6 +76,7 @@ def _own(seconds: Counter[str], whole: float) -> dict[str, float]:
     for name, inner in AROUND.items():
         own[name] -= sum(seconds[part] for part in inner)
     own["sampling: the rest"] = own.pop("sampling")
+    own["scoring: the student's body"] = own.pop("scoring")
     return {**own, REST: whole - sum(own.values())}
 
 

@@ -2,7 +2,6 @@
 
 import functools
 import json
-import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from minillm.data.benchmarks import load_benchmarks
 from minillm.data.tables import read_records
 from minillm.errors import StageError
 from minillm.nearest import suggestion
+from minillm.streams import Purpose, generator, stream
 
 PAPER_BENCHMARK = "self_inst"
 """What the paper's annotators were shown."""
@@ -111,7 +111,7 @@ def draw_pairs(
     if method in others or not others:
         raise StageError(f"{method} is compared with itself; name another method in --against")
     rows = list(run.prompts[benchmark])
-    draw = random.Random(seed)
+    draw = generator(stream(Purpose.ANNOTATED, seed))
     draw.shuffle(rows)
     pairs = [_pair(run, method, other, benchmark, row) for row in rows[:prompts] for other in others]
     draw.shuffle(pairs)

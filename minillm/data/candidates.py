@@ -5,13 +5,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from transformers import AutoTokenizer
 
 from minillm.config import Template
 from minillm.data.decontamination import Overlap, find_overlaps, index_benchmarks, normalise, question
 from minillm.data.prompts import encode_prompts, encode_texts, render
 from minillm.data.rows import Row
+from minillm.streams import Purpose, generator, stream
 
 HELD_OUT_FIRST = {"test": 0, "validation": 1}
 
@@ -70,7 +70,7 @@ def drop_long(candidates: Sequence[Candidate], max_prompt_tokens: int, max_token
 def split_at_random(candidates: Sequence[Candidate], validation_size: int, test_size: int, seed: int) -> None:
     """Give the rows still kept a part, by a seeded permutation: validation, then test, and the rest is train."""
     left = kept(candidates)
-    order = np.random.default_rng(seed).permutation(len(left))
+    order = generator(stream(Purpose.SPLIT, seed)).permutation(len(left))
     for rank, index in enumerate(order):
         held_out = "test" if rank < validation_size + test_size else "train"
         left[index].part = "validation" if rank < validation_size else held_out

@@ -14,6 +14,8 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy import stats
 
+from minillm.streams import Purpose, generator, stream
+
 RESAMPLES = 2000
 CONFIDENCE = 0.95
 DRAWN_AT_ONCE = 1 << 22
@@ -130,7 +132,7 @@ def interval(
         vectorized=True,
         confidence_level=CONFIDENCE,
         method="basic",
-        rng=np.random.default_rng(0),
+        rng=generator(stream(Purpose.BOOTSTRAP, 0)),
     )
     return float(result.confidence_interval.low), float(result.confidence_interval.high)
 
@@ -181,7 +183,7 @@ def _bootstrap(samples: Values, statistic: Callable[..., NDArray[np.float64]], p
         axis=-1,
         confidence_level=CONFIDENCE,
         method="percentile",
-        rng=np.random.default_rng(0),
+        rng=generator(stream(Purpose.BOOTSTRAP, 0)),
     )
 
 

@@ -18,6 +18,7 @@ from minillm.models.causal_lm import DTYPES, eos_id, load_model, load_tokenizer,
 from minillm.processes import device, gather_lists, process_group, rank, world_size
 from minillm.progress import Progress
 from minillm.stages import Generate, Job
+from minillm.streams import Purpose, stream
 
 
 def run(job: Job) -> dict[str, float | str]:
@@ -37,10 +38,12 @@ def make_sampler(model: Path, tokenizer: PreTrainedTokenizerBase, settings: Gene
     return Sampler(loaded, eos_id(tokenizer), len(tokenizer), decoding, runtime.generation_batch_size)
 
 
-def make_requests(prompts: Sequence[list[int]], settings: Generate, benchmark: int) -> list[Request]:
+def make_requests(
+    prompts: Sequence[list[int]], settings: Generate, benchmark: int, purpose: Purpose = Purpose.ANSWERS
+) -> list[Request]:
     """Every prompt of a benchmark, given by its number, once per seed."""
     return [
-        Request(prompt, settings.max_tokens - len(prompt), (seed, benchmark, i))
+        Request(prompt, settings.max_tokens - len(prompt), stream(purpose, seed, benchmark, i))
         for seed in settings.seeds
         for i, prompt in enumerate(prompts)
     ]

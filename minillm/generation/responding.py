@@ -8,6 +8,7 @@ from minillm.models.causal_lm import DTYPES, eos_id, load_model, load_tokenizer
 from minillm.processes import device, gather_lists, process_group, rank, world_size
 from minillm.progress import Progress
 from minillm.stages import Job, Respond
+from minillm.streams import Purpose, stream
 
 
 def run(job: Job) -> dict[str, float | str]:
@@ -22,7 +23,7 @@ def _run(job: Job, settings: Respond) -> dict[str, float | str]:
     tokenizer = load_tokenizer(job.inputs["tokenizer"])
     examples = pd.read_parquet(job.inputs["examples"] / "train.parquet")
     requests = [
-        Request(prompt, settings.max_tokens - len(prompt), (settings.seed, int(row)))
+        Request(prompt, settings.max_tokens - len(prompt), stream(Purpose.TEACHER_RESPONSES, settings.seed, int(row)))
         for prompt, row in zip(examples["prompt_ids"], examples["row"], strict=True)
     ]
     model = load_model(job.inputs["model"], DTYPES[settings.precision]).to(device()).eval()  # type: ignore[arg-type]

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from minillm.generation.drawing import Draw
+from minillm.streams import Name, generator
 
 
 @dataclass(frozen=True)
@@ -18,8 +19,8 @@ class Request:
     """Token ids."""
     max_tokens: int
     """Length limit of the response, its EOS included; at least 1."""
-    stream: tuple[int, ...]
-    """Names the random stream: seed, prompt, sample number."""
+    stream: Name
+    """Of the random numbers that decide its tokens."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ class Slots:
         for row, number in enumerate(numbers):
             request = self.requests[number]
             tokens[row, : len(request.prompt)] = request.prompt
-            uniforms[row, : request.max_tokens] = np.random.default_rng(request.stream).random(request.max_tokens)
+            uniforms[row, : request.max_tokens] = generator(request.stream).random(request.max_tokens)
         self.tokens[chosen] = torch.from_numpy(tokens).to(self.device)
         self._uniforms[chosen] = torch.from_numpy(uniforms).to(self.device)
         self.ended[chosen] = False

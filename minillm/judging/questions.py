@@ -1,6 +1,5 @@
 """What the judge is asked: one answer of a model beside the reference, in either order, for two ratings."""
 
-import random
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, WithJsonSche
 
 from minillm.artifacts import text_digest
 from minillm.config import Judge
+from minillm.streams import Purpose, generator, stream
 
 Order = Literal["model first", "reference first"]
 ORDERS: tuple[Order, ...] = ("model first", "reference first")
@@ -98,8 +98,7 @@ def questions_about(
 
 def chosen(prompts: Sequence[Mapping[str, Any]], count: int | None) -> list[Mapping[str, Any]]:
     """Some prompts of a benchmark, in its order; a larger count has those of a smaller one among it."""
-    places = list(range(len(prompts)))
-    random.Random(0).shuffle(places)
+    places = generator(stream(Purpose.JUDGED, 0)).permutation(len(prompts))
     return [prompts[place] for place in sorted(places[:count])]
 
 

@@ -3,11 +3,11 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from minillm.processes import rank, world_size
+from minillm.streams import Purpose, generator, stream
 
 
 @dataclass(frozen=True)
@@ -69,18 +69,19 @@ def micro_batches(rows: Sequence[int], lengths: Sequence[int], size: int) -> Ite
         yield mine[start : start + size]
 
 
-def shuffled_stream(count: int, seed: int, start: int) -> Iterator[int]:
+def shuffled_stream(count: int, purpose: Purpose, seed: int, start: int) -> Iterator[int]:
     """Endless passes over range(count), each in an order of its own, entered at position `start`.
 
     A pure function of its arguments, so a resumed run needs no more than the position to go on.
 
     Args:
         count: Number of examples.
+        purpose: What is shuffled.
         seed: Of all orders.
         start: Number of examples already taken.
     """
     epoch, offset = divmod(start, count)
     while True:
-        order = np.random.default_rng([seed, epoch]).permutation(count)
+        order = generator(stream(purpose, seed, epoch)).permutation(count)
         yield from (int(i) for i in order[offset:])
         epoch, offset = epoch + 1, 0

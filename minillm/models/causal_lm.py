@@ -18,6 +18,7 @@ from transformers import (
 from minillm.errors import StageError
 from minillm.models.lora import ADAPTER, merged_weights
 from minillm.models.output_head import require_plain_head
+from minillm.streams import Purpose, stream, torch_seed
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -80,7 +81,7 @@ def build_model(
     if not dropout:
         _disable_dropout(config)
     with torch.random.fork_rng():
-        torch.manual_seed(seed)
+        torch.manual_seed(torch_seed(stream(Purpose.INITIAL_WEIGHTS, seed)))
         model = AutoModelForCausalLM.from_config(config, dtype=dtype)
     require_plain_head(model)
     return model

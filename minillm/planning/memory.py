@@ -66,7 +66,7 @@ def training_memory(
     """
     training, policy = method.training, method.policy
     value, trained = DTYPES[training.precision].itemsize, trained_parameters(student, method)
-    shards = [runtime.processes if runtime.zero_stage >= stage else 1 for stage in (1, 2, 3)]
+    shards = [runtime.processes if runtime.zero_stage_of(training) >= stage else 1 for stage in (1, 2, 3)]
     tokens = min(runtime.micro_batch_size, -(-training.batch_size // runtime.processes)) * max_tokens
     offloaded = runtime.offload_optimizer and torch.cuda.is_available()  # into memory that is not counted here
     layers = 1 if training.gradient_checkpointing else student.layers

@@ -17,6 +17,8 @@ from minillm.generation.slots import Request
 from minillm.models.causal_lm import build_model, load_tokenizer, save_model
 from minillm.processes import peak_bytes, process_group, rank
 from minillm.stages import Job, Speed, Train
+from minillm.streams import Purpose, stream
+from minillm.training.engine import micro_batch_size
 from minillm.training.on_policy import Rollouts
 from minillm.training.trainer import make_trainer
 
@@ -70,7 +72,8 @@ def _time_training(job: Job, train: Train, shape: str) -> dict[str, float]:
         examples, length = _typical(trainer.feed.examples)
         trainer.feed = feed = dataclasses.replace(trainer.feed, examples=examples, max_tokens=length)
         steps = feed.steps_per_round
-        facts["round_seconds"] = _seconds(lambda number: feed.prepare(number * steps), fewest=1)
+        micro = micro_batch_size(train.method.training.batch_size, job.runtime.micro_batch_size)
+        facts["round_seconds"] = _seconds(lambda number: feed.prepare(number * steps, micro), fewest=1)
         first = feed.round.index * steps if feed.round else 0
     facts["step_seconds"] = _seconds(lambda number: trainer.step(first + number % steps))
     with_rouge = train.method.training.select_by == "rouge_l"
@@ -102,7 +105,7 @@ def _time_model(job: Job, settings: Speed, examples: pd.DataFrame, name: str) ->
     rows = examples.head(min(settings.responses, job.runtime.generation_batch_size))
     prompts = [_stretched(ids, prompt) for ids in rows["prompt_ids"]]
     sampler = make_sampler(job.inputs[name], tokenizer, settings.generate, job.runtime)
-    requests = [Request(ids, response, (1, number)) for number, ids in enumerate(prompts)]
+    requests = [Request(ids, response, stream(Purpose.SPEED, 0, number)) for number, ids in enumerate(prompts)]
     generating = _seconds(lambda _: sampler.sample(requests), fewest=1)
     rows = examples.head(LIKELIHOOD_BATCHES * job.runtime.micro_batch_size)
     pairs = [

@@ -140,8 +140,8 @@ def _training(stage: Train, student: ModelFacts, teacher: ModelFacts, amounts: A
     if policy is not None:
         per_round = policy.inner_epochs * policy.rollouts // training.batch_size
         rounds = -(-total // per_round) - done // per_round
-        operations += rounds * policy.rollouts * (once + of_teacher)
-        tokens += rounds * policy.rollouts * amounts.response
+        operations += 2 * rounds * policy.rollouts * (once + of_teacher)  # sampled, then scored
+        tokens += rounds * policy.rollouts * (amounts.response + 2 * amounts.sequence)
     elif method.divergence != "cross_entropy":
         operations += sequences * of_teacher
     validations = len({*range(training.evaluate_every, total + 1, training.evaluate_every), total})

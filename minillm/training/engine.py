@@ -46,7 +46,7 @@ def make_engine(
         universal: It will load a checkpoint in DeepSpeed's universal form.
     """
     micro = micro_batch_size(training.batch_size, runtime.micro_batch_size)
-    zero: dict[str, Any] = {"stage": runtime.zero_stage}
+    zero: dict[str, Any] = {"stage": runtime.zero_stage_of(training)}
     if runtime.offload_optimizer:
         zero["offload_optimizer"] = {"device": "cpu"}
     config = {

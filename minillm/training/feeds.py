@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 from minillm.models.batches import Batch, shuffled_stream
 from minillm.models.output_head import output_head, response_hidden
 from minillm.objectives.vocabulary import Teacher
+from minillm.streams import Purpose
 
 Losses = dict[str, Tensor]
 """Sums over this process's tokens of a step, each divided by the step's global count; `loss` is what is learnt."""
@@ -35,7 +36,7 @@ class Models:
 class Feed(Protocol):
     """What the trainer asks of a source of text."""
 
-    def prepare(self, step: int) -> dict[str, float]:
+    def prepare(self, step: int, micro_batch_size: int) -> dict[str, float]:
         """Make ready what the step needs (a new round of rollouts, say), on every process; metrics of what is new."""
         ...
 
@@ -56,9 +57,9 @@ class Feed(Protocol):
         ...
 
 
-def take(count: int, seed: int, start: int, number: int) -> list[int]:
+def take(count: int, purpose: Purpose, seed: int, start: int, number: int) -> list[int]:
     """The `number` examples of a shuffled stream (see `shuffled_stream`) from position `start`."""
-    return list(itertools.islice(shuffled_stream(count, seed, start), number))
+    return list(itertools.islice(shuffled_stream(count, purpose, seed, start), number))
 
 
 @torch.no_grad()

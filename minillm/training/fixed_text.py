@@ -13,6 +13,7 @@ from minillm.models.output_head import OutputHead
 from minillm.objectives.divergences import Functional, functional
 from minillm.objectives.losses import fixed_text_loss
 from minillm.objectives.vocabulary import head_loss
+from minillm.streams import Purpose
 from minillm.training.feeds import Losses, Models, take, teacher_of
 
 
@@ -52,7 +53,7 @@ class FixedText:
     """Columns prompt_ids and response_ids, token id lists."""
     seed: int
 
-    def prepare(self, step: int) -> dict[str, float]:
+    def prepare(self, step: int, micro_batch_size: int) -> dict[str, float]:
         """Nothing to do: the text is fixed."""
         return {}
 
@@ -75,7 +76,7 @@ class FixedText:
 
     def _rows(self, step: int) -> list[int]:
         size = self.method.training.batch_size
-        return take(len(self.examples), self.seed, step * size, size)
+        return take(len(self.examples), Purpose.EXAMPLES, self.seed, step * size, size)
 
     def describe(self, step: int) -> str:
         """Numbers of the training rows in the raw file."""

@@ -1,5 +1,6 @@
 """Training on rollouts of the student mixed with its teacher: MiniLLM and its special cases (paper Algorithm 1)."""
 
+import functools
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,12 +16,13 @@ from minillm.errors import StageError
 from minillm.generation.rollouts import RolloutSampler
 from minillm.generation.slots import Request
 from minillm.models.batches import make_batch, micro_batches
-from minillm.models.output_head import OutputHead, output_head
+from minillm.models.output_head import OutputHead, output_head, response_hidden
 from minillm.objectives.divergences import forward_kl, functional
 from minillm.objectives.experience import Experience, make_experience
 from minillm.objectives.losses import rollout_loss
-from minillm.objectives.vocabulary import Teacher, TokenTerms, head_loss
-from minillm.processes import gather_lists, rank, world_size
+from minillm.objectives.vocabulary import Teacher, TokenTerms, head_loss, token_log_probs
+from minillm.processes import gather_lists, gather_rows, rank, world_size
+from minillm.streams import Purpose, generator, stream
 from minillm.training.engine import whole_weights
 from minillm.training.feeds import Losses, Models, take
 from minillm.training.fixed_text import text_losses
@@ -52,7 +54,6 @@ class Rollouts:
     max_tokens: int
     """Longest prompt with response, tokens."""
     generation_batch_size: int
-    scoring_batch_size: int
     seed: int
     round: Round | None = field(default=None, init=False)
 
@@ -64,12 +65,13 @@ class Rollouts:
                 "choose a multiple, or another number in runtime.processes"
             )
 
-    def prepare(self, step: int) -> dict[str, float]:
+    def prepare(self, step: int, micro_batch_size: int) -> dict[str, float]:
         """Sample the round that the step belongs to, unless it is at hand."""
         index = step // self.steps_per_round
         if self.round is not None and self.round.index == index:
             return {}
-        self.round = self._sample(index)
+        prompts = self._prompts(index)
+        self.round = self._score(index, prompts, self._sample(index, prompts), micro_batch_size)
         return _round_metrics(self.round, self.models.eos)
 
     def losses(self, step: int, micro_batch_size: int) -> Iterator[Losses]:
@@ -82,13 +84,13 @@ class Rollouts:
         blocks = self._blocks(step)
         shares = np.array_split(np.array(blocks[rank() :: world_size()], dtype=int), len(micros))
         for chosen, share in zip(micros, shares, strict=True):
-            losses = self._rollout_losses(chosen, tokens)
+            losses = self._rollout_losses(chosen, tokens, before_updates=step % self.steps_per_round == 0)
             if self.plain_text is not None and len(share):
                 losses["plain_text"] = self._plain_text_loss(self.plain_text, share.tolist(), len(blocks))
                 losses["loss"] = losses["loss"] + self.policy.plain_text_coefficient * losses["plain_text"]
             yield losses
 
-    def _rollout_losses(self, rows: list[int], tokens: int) -> Losses:
+    def _rollout_losses(self, rows: list[int], tokens: int, before_updates: bool) -> Losses:
         """Means over the `tokens` of the global mini-batch, of this process's rows."""
         assert self.round is not None
         sampled, models, policy, device = self.round, self.models, self.policy, self.models.student.device
@@ -110,13 +112,15 @@ class Rollouts:
             response = batch.response[batch.response_mask]
             loss, terms = head_loss(hidden, head, response, per_token, divergence, teacher, policy.temperature)
             shares = rollout_loss(terms, experience, policy)
-            return {
+            change = (shares.policy_ratio - 1).abs()
+            found = {
                 "loss": loss,
                 "single_step": shares.single_step.sum() / tokens,
                 "long_term": shares.long_term.sum() / tokens,
                 self.method.divergence: terms.divergence.sum() / tokens,
-                "clipped_share": ((shares.policy_ratio - 1).abs() > policy.clip_range).sum() / tokens,
+                "clipped_share": (change > policy.clip_range).sum() / tokens,
             }
+            return found | ({"policy_ratio_error": change.sum() / tokens} if before_updates else {})
 
         return models.student(batch, losses)
 
@@ -127,14 +131,17 @@ class Rollouts:
         count = total * int(batch.response_mask[0].sum())
         return text_losses(self.models, batch, count, forward_kl if kd else None, kd)["loss"]
 
-    def _sample(self, index: int) -> Round:
-        """Sample a round, divided among the processes."""
+    def _prompts(self, index: int) -> list[list[int]]:
+        rollouts = self.policy.rollouts
+        chosen = take(len(self.examples), Purpose.EXAMPLES, self.seed, index * rollouts, rollouts)
+        return [[int(t) for t in p] for p in self.examples["prompt_ids"].iloc[chosen]]
+
+    def _sample(self, index: int, prompts: list[list[int]]) -> list[list[int]]:
+        """A response to each prompt of the round, divided among the processes."""
         policy, models = self.policy, self.models
         assert models.teacher is not None
-        prompt_rows = take(len(self.examples), self.seed, index * policy.rollouts, policy.rollouts)
-        prompts = [[int(t) for t in p] for p in self.examples["prompt_ids"].iloc[prompt_rows]]
         requests = [
-            Request(prompt, self.max_tokens - len(prompt), (self.seed, index, number))
+            Request(prompt, self.max_tokens - len(prompt), stream(Purpose.ROLLOUTS, self.seed, index, number))
             for number, prompt in enumerate(prompts)
         ]
         models.student.eval()
@@ -147,17 +154,39 @@ class Rollouts:
                 policy.teacher_mix,
                 policy.temperature,
                 self.generation_batch_size,
-                self.scoring_batch_size,
             )
-            rollouts = gather_lists(sampler.sample(requests[rank() :: world_size()], (self.seed, index)))
-        responses = [r.tokens for r in rollouts]
-        experience = make_experience(
-            _pad([r.student_log_prob for r in rollouts]),
-            _pad([r.teacher_log_prob for r in rollouts]),
-            responses,
-            policy,
+            sampled = sampler.sample(requests[rank() :: world_size()], stream(Purpose.COINS, self.seed, index))
+            return gather_lists([response.tokens for response in sampled])
+
+    @torch.no_grad()
+    def _score(self, index: int, prompts: list[list[int]], responses: list[list[int]], micro_batch_size: int) -> Round:
+        """What both models say of the round, from the very passes that the updates make: ρ is 1 before the first.
+
+        In bfloat16 a pass in another shape, or one token at a time with a cache, would differ by some percent.
+        """
+        models, mine = self.models, {}
+        assert models.teacher is not None
+        teacher_head = output_head(models.teacher, models.vocabulary)
+        lengths = [len(p) + len(r) for p, r in zip(prompts, responses, strict=True)]
+        for rows in self._mini_batches(index):
+            for chosen in micro_batches(rows, [lengths[i] for i in rows], micro_batch_size):
+                batch = make_batch([prompts[i] for i in chosen], [responses[i] for i in chosen])
+                batch = batch.to(models.student.device)
+                score = functools.partial(
+                    token_log_probs, tokens=batch.response[batch.response_mask], temperature=self.policy.temperature
+                )
+                student = models.student(batch, lambda hidden, head, score=score: {"log_prob": score(hidden, head)[0]})
+                hidden = response_hidden(models.teacher, batch)  # (N, H)
+                values = (student["log_prob"], *score(hidden, teacher_head), hidden)
+                # Each response's in memory of its own: pickled views would each carry the whole.
+                counts = [len(responses[i]) for i in chosen]
+                parts = zip(*([part.clone() for part in of.cpu().split(counts)] for of in values), strict=True)
+                mine |= dict(zip(chosen, parts, strict=True))
+        scores = gather_rows(mine)
+        student, teacher, log_normalizer, hidden = (
+            list(of) for of in zip(*(scores[i] for i in range(len(prompts))), strict=True)
         )
-        hidden, log_normalizer = [r.teacher_hidden for r in rollouts], [r.teacher_log_normalizer for r in rollouts]
+        experience = make_experience(_pad(student), _pad(teacher), responses, self.policy)
         return Round(index, prompts, responses, experience, hidden, log_normalizer)
 
     @property
@@ -165,20 +194,25 @@ class Rollouts:
         """Optimizer steps over one round of rollouts."""
         return self.policy.inner_epochs * self.policy.rollouts // self.method.training.batch_size
 
+    def _mini_batches(self, index: int) -> list[list[int]]:
+        """Rows of the mini-batches of a round, the same in all of its inner epochs."""
+        order = generator(stream(Purpose.MINI_BATCHES, self.seed, index)).permutation(self.policy.rollouts)
+        return order.reshape(-1, self.method.training.batch_size).tolist()
+
     def _rows(self, step: int) -> list[int]:
-        """Rows of the current round; each inner epoch has an order of its own."""
-        size = self.method.training.batch_size
-        round_index, step_in_round = divmod(step, self.steps_per_round)
-        orders = np.random.default_rng([self.seed, round_index, 1])
-        order = np.concatenate([orders.permutation(self.policy.rollouts) for _ in range(self.policy.inner_epochs)])
-        return [int(i) for i in order[step_in_round * size : (step_in_round + 1) * size]]
+        """Rows of the current round; each inner epoch takes the mini-batches in an order of its own."""
+        index, step_in_round = divmod(step, self.steps_per_round)
+        batches = self._mini_batches(index)
+        epoch, place = divmod(step_in_round, len(batches))
+        order = generator(stream(Purpose.INNER_EPOCHS, self.seed, index, epoch)).permutation(len(batches))
+        return batches[order[place]]
 
     def _blocks(self, step: int) -> list[int]:
         """Plain-text blocks of the step; none where L_PT has no weight."""
         if self.plain_text is None or self.policy.plain_text_coefficient == 0:
             return []
         size = self.policy.plain_text_batch_size or self.method.training.batch_size
-        return take(len(self.plain_text), self.seed, step * size, size)
+        return take(len(self.plain_text), Purpose.PLAIN_TEXT, self.seed, step * size, size)
 
     def describe(self, step: int) -> str:
         """The round and the rollouts in it."""

@@ -19,11 +19,9 @@ from minillm.models.batches import make_batch
 from minillm.models.causal_lm import save_model
 from minillm.objectives.vocabulary import token_log_probs
 from minillm.processes import gather_lists, rank, world_size
+from minillm.streams import Purpose, stream
 from minillm.training.engine import whole_weights
 from minillm.training.feeds import Models
-
-VALIDATION_SEED = 7
-"""Of the responses sampled for validation: the same for every model, whatever seed it was trained with."""
 
 
 @dataclass(frozen=True)
@@ -67,8 +65,9 @@ class Validation:
         return float(total[0] / total[1])
 
     def _rouge_l(self) -> float:
+        # The same random numbers for every model, whatever seed it was trained with.
         requests = [
-            Request(prompt, self.max_tokens - len(prompt), (VALIDATION_SEED, int(row)))
+            Request(prompt, self.max_tokens - len(prompt), stream(Purpose.VALIDATION_RESPONSES, 0, int(row)))
             for prompt, row in zip(self.examples["prompt_ids"], self.examples["row"], strict=True)
         ]
         with whole_weights(self.models.student) as student:

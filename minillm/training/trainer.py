@@ -20,6 +20,7 @@ from minillm.models.output_head import HeadedModel
 from minillm.processes import process_group, rank
 from minillm.progress import Progress
 from minillm.stages import Job, Train
+from minillm.streams import Purpose, generator, stream, torch_seed
 from minillm.training.checkpoints import Checkpoints
 from minillm.training.engine import make_engine, micro_batch_size, take_step
 from minillm.training.feeds import Feed, Models
@@ -56,14 +57,16 @@ def make_trainer(job: Job, settings: Train) -> "Trainer":
     tokenizer = load_tokenizer(job.inputs["tokenizer"])
     examples = pd.read_parquet(job.inputs.get("responses", job.inputs["examples"]) / _examples_file(job))
     total = training.optimizer_steps(len(examples))
-    torch.manual_seed(settings.seed)
+    torch.manual_seed(torch_seed(stream(Purpose.ADAPTERS, settings.seed)))
     student = HeadedModel(_student(job, settings, tokenizer), len(tokenizer))
     checkpoints = Checkpoints(job.work / "checkpoints")
     engine = make_engine(student, training, total, job.runtime, checkpoints.universal)
+    torch.manual_seed(torch_seed(stream(Purpose.DROPOUT, settings.seed, rank())))
     models = Models(engine, _teacher(job, settings, engine.device), len(tokenizer), eos_id(tokenizer))
     held_out = pd.read_parquet(job.inputs["examples"] / "validation.parquet")
     if len(held_out) > settings.validation_prompts:
-        held_out = held_out.sample(settings.validation_prompts, random_state=0)
+        chosen = generator(stream(Purpose.VALIDATION_PROMPTS, 0))
+        held_out = held_out.sample(settings.validation_prompts, random_state=chosen)
     lengths = held_out["prompt_ids"].map(len) + held_out["response_ids"].map(len)
     held_out = held_out.iloc[lengths.argsort(kind="stable")]  # batches with little padding
     validation = Validation(
@@ -94,7 +97,7 @@ def _examples_file(job: Job) -> str:
 
 def _student(job: Job, settings: Train, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
     dtype = DTYPES[settings.method.training.precision]
-    # On rollouts the policy ratio must be exactly one before the first update, so nothing is dropped out.
+    # On rollouts the policy ratio is one before the first update, so nothing is dropped out.
     dropout = settings.method.policy is None
     if settings.architecture is not None:
         model = build_model(settings.architecture, tokenizer, settings.seed, dtype, dropout)
@@ -127,7 +130,6 @@ def _feed(job: Job, settings: Train, models: Models, examples: pd.DataFrame) -> 
         plain_text,
         settings.max_tokens,
         job.runtime.generation_batch_size,
-        job.runtime.micro_batch_size,
         settings.seed,
     )
 
@@ -173,9 +175,9 @@ class Trainer:
 
     def step(self, step: int) -> dict[str, float]:
         """One optimizer step over the global mini-batch; its mean losses over all processes."""
-        prepared = self.feed.prepare(step)
-        self.engine.train()
         micro = micro_batch_size(self.settings.method.training.batch_size, self.runtime.micro_batch_size)
+        prepared = self.feed.prepare(step, micro)
+        self.engine.train()
         # DeepSpeed averages over processes and accumulation steps; the feed's losses are shares of one sum.
         scale = dist.get_world_size() * self.engine.gradient_accumulation_steps()
         sums: dict[str, torch.Tensor] = {}

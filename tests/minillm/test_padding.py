@@ -12,6 +12,7 @@ from minillm.objectives.divergences import reverse_kl
 from minillm.objectives.experience import make_experience
 from minillm.objectives.losses import fixed_text_loss, rollout_loss
 from minillm.objectives.vocabulary import Teacher, head_loss, token_log_probs
+from minillm.streams import Purpose
 from tests.minillm.models_in_small import ARCHITECTURES, LLAMA_LIKE, response_logits, small_model
 
 PROMPTS = [[5, 6, 7, 8, 9], [11, 12], [13]]
@@ -141,7 +142,7 @@ def test_an_empty_prompt_is_refused():
 def test_shuffled_stream_resumes_anywhere():
     from itertools import islice
 
-    whole = list(islice(shuffled_stream(5, seed=3, start=0), 17))
+    whole = list(islice(shuffled_stream(5, Purpose.EXAMPLES, seed=3, start=0), 17))
     assert sorted(whole[:5]) == [0, 1, 2, 3, 4]
     assert whole[:5] != whole[5:10]
-    assert list(islice(shuffled_stream(5, seed=3, start=7), 10)) == whole[7:]
+    assert list(islice(shuffled_stream(5, Purpose.EXAMPLES, seed=3, start=7), 10)) == whole[7:]

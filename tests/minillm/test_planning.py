@@ -85,7 +85,7 @@ def test_training_takes_three_forward_passes_and_the_teachers_one():
     assert kd.operations == sft.operations + 40 * teacher
     minillm = stage_work(train(on_rollouts()), "student", MODELS, AMOUNTS)
     assert minillm.rounds == 3  # of 4 steps each
-    assert minillm.operations == sft.operations + 3 * 8 * (once + teacher)
+    assert minillm.operations == sft.operations + 2 * 3 * 8 * (once + teacher)  # sampled, then scored
 
 
 def test_a_checkpoint_leaves_less_to_do():

@@ -1,0 +1,64 @@
+"""Rollouts of small models within a real engine, as the trainer holds them."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import pandas as pd
+from deepspeed.utils import groups
+from transformers import PreTrainedModel
+
+from minillm.config import Method, Runtime
+from minillm.models.output_head import HeadedModel
+from minillm.processes import process_group
+from minillm.training.engine import make_engine
+from minillm.training.feeds import Models
+from minillm.training.on_policy import Rollouts
+from tests.minillm.direct import alone
+
+
+@contextmanager
+def rollout_feed(
+    student: PreTrainedModel,
+    teacher: PreTrainedModel,
+    prompts: Sequence[list[int]],
+    response_tokens: int,
+    policy: dict[str, Any],
+    runtime: dict[str, Any] | None = None,
+    **training: Any,
+) -> Iterator[Rollouts]:
+    """A feed whose responses have up to `response_tokens` after the longest prompt; token 0 ends them."""
+    vocabulary = student.config.vocab_size
+    common = {"learning_rate": 1e-3, "batch_size": 8, "steps": 1, "evaluate_every": 1}
+    method = Method.model_validate(
+        {
+            "text": "rollouts",
+            "divergence": "reverse_kl",
+            "start": "initial",
+            "policy": {"rollouts": 16, "inner_epochs": 2, "plain_text_coefficient": 0.0, **policy},
+            "training": {**common, **training},
+        }
+    )
+    assert method.policy is not None
+    limits = Runtime(**{"micro_batch_size": 4, "generation_batch_size": 16, **(runtime or {})})
+    with alone(), process_group(), deepspeed_forgets():
+        engine = make_engine(HeadedModel(student, vocabulary), method.training, 1, limits)
+        yield Rollouts(
+            models=Models(engine, teacher.eval().requires_grad_(False), vocabulary, 0),
+            policy=method.policy,
+            method=method,
+            examples=pd.DataFrame({"prompt_ids": list(prompts)}),
+            plain_text=None,
+            max_tokens=max(map(len, prompts)) + response_tokens,
+            generation_batch_size=limits.generation_batch_size,
+            seed=1,
+        )
+
+
+@contextmanager
+def deepspeed_forgets() -> Iterator[None]:
+    """It keeps the first group that it sees, which the next test of this process does not have."""
+    try:
+        yield
+    finally:
+        groups._release_process_group_references(None)
