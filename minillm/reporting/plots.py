@@ -27,6 +27,7 @@ CURVES = {
     "train/loss": "Training loss",
     "valid/loss": "Validation loss, nats per token",
     "valid/rouge_l": "Validation Rouge-L (0–100)",
+    "valid/rouge_l_characters": "Validation Rouge-L of characters (0–100)",
     "train/reverse_kl": "Reverse KL to the teacher, nats",
     "train/response_tokens": "Length of rollouts, tokens",
 }
