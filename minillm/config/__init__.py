@@ -13,6 +13,7 @@ from minillm.config.evaluation import (
     ExposureBias,
     Fields,
     LocalTask,
+    Metric,
     MultipleChoice,
     QuestionFields,
 )
@@ -36,6 +37,7 @@ __all__ = [
     "LocalTask",
     "Lora",
     "Method",
+    "Metric",
     "Model",
     "MultipleChoice",
     "Policy",
