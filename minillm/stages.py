@@ -14,6 +14,7 @@ from minillm.config import (
     Fields,
     Judge,
     Method,
+    Metric,
     Model,
     MultipleChoice,
     Runtime,
@@ -67,6 +68,8 @@ class Benchmarks(Stage):
     """By the name of the benchmark."""
     topics: dict[str, tuple[str, ...]]
     """Of the benchmarks that are not whole."""
+    metrics: dict[str, Metric] = Field(default_factory=dict)
+    """By name of the benchmark, what is to see its references."""
 
 
 class Questions(Stage):
@@ -108,6 +111,8 @@ class Filter(Stage):
     test_size: int | None
     seed: int | None
     """The last three are None where a split is given."""
+    selected_by: tuple[Metric, ...] = ()
+    """Metrics that select weights on the validation rows, so that they must see these."""
 
 
 class Pack(Stage):
@@ -194,7 +199,7 @@ class Score(Stage):
 
     kind: ClassVar[str] = "score"
     module: ClassVar[str] = "minillm.evaluation.scoring"
-    shown: ClassVar[tuple[str, ...]] = ("rouge_l", "exact_match")
+    shown: ClassVar[tuple[str, ...]] = ("rouge_l", "rouge_l_characters", "exact_match")
     role: str
     seeds: tuple[int, ...]
     benchmarks: dict[str, Benchmark]

@@ -47,12 +47,14 @@ class Purpose(IntEnum):
     """Tokens of an answer whose generation is timed. (seed, prompt)"""
     SPEED = 16
     """Tokens of a response that a plan is timed on. (0, number)"""
-    BOOTSTRAP = 17
-    """Prompts drawn again. (0)"""
+    SIGN_FLIPS = 17
+    """Which prompts' differences change their sign in a test. (0)"""
     JUDGED = 18
     """Which prompts a judge is asked about. (0)"""
     ANNOTATED = 19
     """Which prompts people compare answers to, and in which order. (seed)"""
+    CALIBRATION_NOISE = 20
+    """How far the gaps of a reliability diagram may be off by chance. (0)"""
 
 
 def stream(purpose: Purpose, seed: int, *numbers: int) -> Name:

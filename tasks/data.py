@@ -58,6 +58,9 @@ def filter_examples(config: Config, prepared: Artifact, benchmarks: Artifact) ->
         validation_size=data.validation_size if random_split else None,
         test_size=data.test_size if random_split else None,
         seed=config.seed if random_split else None,
+        selected_by=tuple(
+            sorted({of.select_by for of in config.trainings.values() if of.select_by != "validation_loss"})
+        ),
     )
     sources = _given({"instructions": data.instructions, "split": data.split})
     return compute(stage, {**sources, "tokenizer": prepared, "benchmarks": benchmarks}, config, "filter examples")

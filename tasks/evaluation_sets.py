@@ -10,7 +10,7 @@ from prefect.futures import PrefectFuture
 from prefect.states import Completed
 
 from minillm.artifacts import Artifact
-from minillm.config import BaseConfig
+from minillm.config import BaseConfig, Metric
 from minillm.stages import Benchmarks, DownstreamTasks, EncodedPrompts, HeldOutTexts, Questions
 from tasks.computation import Input
 from tasks.stage import StageTask, compute, stage_task
@@ -67,8 +67,10 @@ def read_benchmarks(config: BaseConfig) -> Artifact | State:
     benchmarks = config.evaluation.benchmarks
     inputs: dict[str, Input] = {f"benchmark/{name}": benchmark.source for name, benchmark in benchmarks.items()}
     fields = {name: benchmark.fields for name, benchmark in benchmarks.items()}
-    topics = {name: benchmark.topics for name, benchmark in config.evaluation.benchmarks.items() if benchmark.topics}
-    return compute(Benchmarks(fields=fields, topics=topics), inputs, config, "read benchmarks")
+    topics = {name: benchmark.topics for name, benchmark in benchmarks.items() if benchmark.topics}
+    metrics: dict[str, Metric] = {name: benchmark.metric for name, benchmark in benchmarks.items()}
+    stage = Benchmarks(fields=fields, topics=topics, metrics=metrics)
+    return compute(stage, inputs, config, "read benchmarks")
 
 
 @stage_task("encode prompts")

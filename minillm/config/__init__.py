@@ -13,6 +13,7 @@ from minillm.config.evaluation import (
     ExposureBias,
     Fields,
     LocalTask,
+    Metric,
     MultipleChoice,
     QuestionFields,
 )
@@ -38,6 +39,7 @@ __all__ = [
     "LocalTask",
     "Lora",
     "Method",
+    "Metric",
     "Model",
     "MultipleChoice",
     "Policy",

@@ -22,6 +22,11 @@ class Fields(Strict):
     """What the row is about; without a name, `topic` or `category`, where there is one."""
 
 
+Metric = Literal["rouge_l", "rouge_l_characters", "exact_match"]
+"""Scores of a response against its references. Rouge-L of words knows a–z and digits alone (as the paper's); that of
+characters, letters and digits of any script."""
+
+
 class Benchmark(Strict):
     """One evaluation set, as a record: a new one needs no code."""
 
@@ -30,8 +35,9 @@ class Benchmark(Strict):
     fields: Fields = Fields()
     topics: tuple[str, ...] | None = Field(default=None, min_length=1)
     """Only rows of these topics count; without it, all rows."""
-    metric: Literal["rouge_l", "exact_match"] = "rouge_l"
-    """Score of the tables, intervals and ranks (paper: Rouge-L); both are measured."""
+    metric: Metric = "rouge_l"
+    """Score of the tables, intervals and ranks (paper: rouge_l). Rouge-L and exact match are always measured,
+    rouge_l_characters where a benchmark asks for it."""
     min_reference_tokens: int = Field(default=0, ge=0)
     """The headline score is over prompts whose first reference has at least this many tokens
     (paper: 11 for S-NI and UnNI)."""

@@ -125,6 +125,13 @@ class Config(BaseConfig):
 
         return apply_lmops(raw) if isinstance(raw, dict) and raw.get("parity") == "lmops" else raw
 
+    @property
+    def trainings(self) -> dict[str, Training]:
+        """By their fields."""
+        found = {f"methods.{name}.training": method.training for name, method in self.methods.items()}
+        found["student.initial"] = self.student.initial
+        return found | ({"teacher.training": self.teacher.training} if self.teacher.training else {})
+
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         for name, method in self.methods.items():
@@ -140,6 +147,12 @@ class Config(BaseConfig):
             raise ValueError(
                 f"promotion.method is {self.promotion.method!r}, which is no student; "
                 f"{suggestion(self.promotion.method, self.methods)}"
+            )
+        measured = {"rouge_l", "exact_match", *(benchmark.metric for benchmark in self.evaluation.benchmarks.values())}
+        if self.promotion and self.promotion.metric not in measured:
+            raise ValueError(
+                f"promotion.metric is {self.promotion.metric}, which is not measured, for it is no "
+                "benchmark's metric; set evaluation.benchmarks.NAME.metric to it, or promotion.metric to another"
             )
         if self.teacher.model.architecture is not None and self.teacher.training is None:
             raise ValueError("teacher.training is null, but its weights are random; give it a training section")

@@ -58,8 +58,9 @@ class Training(Strict):
     """Optimizer steps. Exactly one of `epochs` and `steps`."""
     evaluate_every: PositiveInt
     """Optimizer steps between validations; the last step is always validated."""
-    select_by: Literal["validation_loss", "rouge_l"] = "rouge_l"
-    """Which validated weights are kept: lowest loss (initial student) or highest Rouge-L (final models)."""
+    select_by: Literal["validation_loss", "rouge_l", "rouge_l_characters"] = "rouge_l"
+    """Which validated weights are kept: lowest loss (initial student) or highest Rouge-L (final models), of words or,
+    where a–z do not write the language, of characters. Among equal ones the lowest loss, then the earliest."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """Of weights and matrix products in training; log-probabilities are float32 either way."""
     gradient_checkpointing: bool = False

@@ -10,6 +10,7 @@ from minillm.config import Fields
 from minillm.data.rows import text_field
 from minillm.data.tables import Record, read_records
 from minillm.errors import StageError
+from minillm.evaluation.metrics import require_seen
 from minillm.nearest import suggestion
 from minillm.stages import Benchmarks, Job
 
@@ -23,7 +24,8 @@ def run(job: Job) -> dict[str, float | str]:
     """Write NAME.jsonl per benchmark; the summary has the number of prompts of each.
 
     Raises:
-        StageError: If a benchmark has no rows, none about a topic asked for, or a row no instruction or reference.
+        StageError: If a benchmark has no rows, none about a topic asked for, a row no instruction or reference, or
+            references that its metric cannot see.
     """
     settings = job.settings
     assert isinstance(settings, Benchmarks)
@@ -32,6 +34,13 @@ def run(job: Job) -> dict[str, float | str]:
         rows = read_benchmark(name, job.inputs[f"benchmark/{name}"], fields)
         if name in settings.topics:
             rows = of_topics(name, rows, settings.topics[name])
+        if name in settings.metrics:
+            require_seen(
+                f"benchmark {name}",
+                [row["references"] for row in rows],
+                settings.metrics[name],
+                f"set evaluation.benchmarks.{name}.metric to one that sees them",
+            )
         lines = [json.dumps(row) + "\n" for row in rows]
         (job.output / f"{name}.jsonl").write_text("".join(lines))
         summary[name] = float(len(rows))

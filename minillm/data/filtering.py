@@ -16,6 +16,7 @@ from minillm.data.decontamination import Overlap
 from minillm.data.filter_report import dropped_table, length_table, write_report
 from minillm.data.rows import read_rows, read_split, refuse_malformed
 from minillm.errors import StageError
+from minillm.evaluation.metrics import require_seen
 from minillm.stages import Filter, Job
 
 PARTS = ("train", "validation", "test")
@@ -35,7 +36,8 @@ def run(job: Job) -> dict[str, float | str]:
     """Write train, validation and test .parquet, what was dropped and why, length statistics and filtering.md.
 
     Raises:
-        StageError: If too much is malformed, the split does not fit, or train or validation ends up empty.
+        StageError: If too much is malformed, the split does not fit, train or validation ends up empty, or a metric
+            that selects weights cannot see the validation rows.
     """
     settings = job.settings
     assert isinstance(settings, Filter)
@@ -51,6 +53,13 @@ def run(job: Job) -> dict[str, float | str]:
     if "split" not in job.inputs:
         split_at_random(candidates, settings.validation_size or 0, settings.test_size or 0, settings.seed or 0)
     overlaps = drop_overlaps(candidates, load_benchmarks(job.inputs["benchmarks"]))
+    for metric in settings.selected_by:
+        require_seen(
+            "the validation rows",
+            [[candidate.row.response] for candidate in kept(candidates, "validation")],
+            metric,
+            "set select_by of teacher.training, student.initial and methods.NAME.training to another",
+        )
     dropped = dropped_table(candidates, len(malformed))
     for part in PARTS:
         _write_part(job.output / f"{part}.parquet", part, kept(candidates, part), dropped, settings)

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 
 from minillm.artifacts import write_atomically
 from minillm.errors import StageError
-from minillm.evaluation.uncertainty import paired_interval
+from minillm.evaluation.uncertainty import interval
 from minillm.models.batches import make_batch
 from minillm.models.causal_lm import DTYPES, load_model, load_tokenizer
 from minillm.models.output_head import output_head, response_hidden
@@ -62,6 +62,7 @@ def _run(job: Job, settings: Exposure) -> dict[str, float | str]:
             lambda done: progress.log(min(done * world_size(), len(texts))),
         )
     )
+    require_numbers(divergences, settings.role)
     sums = accumulated(divergences, settings.max_length)
     of_student = (texts["author"] == "student").to_numpy()
     prompts = texts["index"].to_numpy()
@@ -155,6 +156,19 @@ def token_divergences(
     return [found[i] for i in range(len(prompts))]
 
 
+def require_numbers(divergences: Sequence[NDArray[np.float64]], role: str) -> None:
+    """Refuse divergences that are not a number: their sums would be none either.
+
+    Raises:
+        StageError: With how many responses have such.
+    """
+    if lost := sum(bool(np.isnan(of).any()) for of in divergences):
+        raise StageError(
+            f"the divergence of {role} from its teacher is not a number on {lost} of {len(divergences)} responses; "
+            "set evaluation.precision: float32 or look at the weights of both"
+        )
+
+
 def accumulated(divergences: Sequence[NDArray[np.float64]], max_length: int) -> NDArray[np.float64]:
     """Σ_{t≤l} k_t of each response (N, max_length), for l = 1 … max_length."""
     steps = np.zeros((len(divergences), max_length))
@@ -173,26 +187,25 @@ def prompt_means(sums: NDArray[np.float64], prompts: NDArray[np.int64]) -> NDArr
     return np.stack([sums[prompts == prompt].mean(axis=0) for prompt in np.unique(prompts)], axis=1)
 
 
-def curves_of(
-    student_text: NDArray[np.float64], teacher_text: NDArray[np.float64], axis: int = -1
-) -> NDArray[np.float64]:
-    """R, l·ε and ExAccErr (3, …) of sums per prompt (…, n), n being on the axis that is averaged over."""
-    of_student, of_teacher = student_text.mean(axis=axis), teacher_text.mean(axis=axis)
+def curves_of(means: NDArray[np.float64]) -> NDArray[np.float64]:
+    """R, l·ε and ExAccErr (…, 3, L) of the mean sums on the student's and the teacher's text (…, 2, L)."""
+    of_student, of_teacher = np.moveaxis(means, -2, 0)
     more = of_student - of_teacher
     # A student that equals its teacher has no error to exceed.
     excess = np.divide(more, of_teacher, out=np.zeros_like(more), where=more != 0)
-    return np.stack([of_student, of_teacher, 100 * excess])
+    return np.stack([of_student, of_teacher, 100 * excess], axis=-2)
 
 
 def measure(student_text: NDArray[np.float64], teacher_text: NDArray[np.float64]) -> dict[str, dict[str, list[float]]]:
-    """Value, low and high of each curve by l; without low and high, the ends of the interval, for a single prompt.
+    """Value, low and high of each curve by l; without low and high, the ends of the interval, for too few prompts.
 
     Args:
         student_text: Σ_{t≤l} k_t on the student's responses (L, n), the mean over each prompt's responses.
         teacher_text: The same on the teacher's responses to the same prompts.
     """
-    found = {"value": curves_of(student_text, teacher_text)}
-    interval = paired_interval(curves_of, student_text, teacher_text)
-    if interval is not None:
-        found |= dict(zip(("low", "high"), interval, strict=True))
+    sums = np.stack([student_text, teacher_text]).transpose(2, 0, 1)  # (n, 2, L)
+    found = {"value": curves_of(sums.mean(axis=0))}
+    ends = interval(sums, curves_of)
+    if ends is not None:
+        found |= dict(zip(("low", "high"), ends, strict=True))
     return {name: {end: of[row].tolist() for end, of in found.items()} for row, name in enumerate(CURVES)}

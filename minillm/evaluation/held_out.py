@@ -21,7 +21,7 @@ from minillm.data.plain_text import PlainText
 from minillm.data.prompts import encode_texts
 from minillm.evaluation.likelihood import Likelihood, Pair, likelihoods
 from minillm.evaluation.reliability import binned, reliability
-from minillm.evaluation.uncertainty import interval
+from minillm.evaluation.uncertainty import ratio_of_sums
 from minillm.models.causal_lm import DTYPES, eos_id, load_model, load_tokenizer
 from minillm.processes import device, process_group, rank
 from minillm.progress import Progress
@@ -116,6 +116,5 @@ def measure(found: Sequence[Likelihood], text_bytes: Sequence[int]) -> dict[str,
 
 
 def _ratio(parts: Sequence[float], wholes: Sequence[int]) -> dict[str, Any]:
-    pairs = np.stack([parts, wholes], axis=-1)
-    total, whole = pairs.sum(axis=0)
-    return {"value": total / whole, "interval": list(interval(pairs, lambda sums: sums[..., 0] / sums[..., 1]))}
+    found = ratio_of_sums([np.array([parts, wholes], dtype=float)])
+    return {"value": found.value, "interval": [found.low, found.high]}

@@ -8,6 +8,7 @@ import torch
 from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
+from minillm.errors import StageError
 from minillm.models.batches import make_batch, micro_batches
 from minillm.models.output_head import output_head, response_hidden
 from minillm.objectives.vocabulary import likeliest_log_probs
@@ -52,13 +53,22 @@ def likelihoods(
         pairs: At least one.
         micro_batch_size: Pairs at once.
         report: Told how many pairs are done, by all processes together.
+
+    Raises:
+        StageError: Some log-probabilities are not a number; what is measured on them would be none either.
     """
     lengths = [len(prompt) + len(response) for prompt, response in pairs]
     mine: list[tuple[int, Likelihood]] = []
     for rows in micro_batches(range(len(pairs)), lengths, micro_batch_size):
         mine += zip(rows, _of_batch(model, vocabulary, [pairs[row] for row in rows]), strict=True)
         report(min(len(mine) * world_size(), len(pairs)))
-    return [likelihood for _, likelihood in sorted(gather_lists(mine), key=lambda row: row[0])]
+    found = [likelihood for _, likelihood in sorted(gather_lists(mine), key=lambda row: row[0])]
+    if lost := [number for number, of in enumerate(found) if np.isnan(of.log_prob).any()]:
+        raise StageError(
+            f"the model's log-probabilities are not a number on {len(lost)} of {len(found)} texts, the first is number "
+            f"{lost[0]}, counted from 0; set evaluation.precision: float32 or look at its weights"
+        )
+    return found
 
 
 @torch.no_grad()

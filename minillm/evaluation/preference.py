@@ -1,7 +1,7 @@
 """Stage preference: what people said of pairs of answers becomes shares of wins, ties and losses (method.md §7).
 
 Shares are on 0–100. A prompt counts once, as the mean over its annotators, and every benchmark the same; the intervals
-are those of the bootstrap over prompts.
+are over prompts.
 """
 
 import itertools
@@ -22,7 +22,8 @@ from minillm.annotation.judgements import Choice, Judgement, read_csv
 from minillm.annotation.pairs import mismatch
 from minillm.artifacts import write_atomically
 from minillm.errors import StageError
-from minillm.evaluation.uncertainty import Estimate, adjusted, estimate
+from minillm.evaluation.uncertainty import Values, adjusted, estimate, paired_estimate
+from minillm.reporting.comparison import family
 from minillm.stages import Job
 
 MEASURES: dict[str, Mapping[Choice, float]] = {
@@ -73,7 +74,8 @@ def compare(judgements: Sequence[Judgement]) -> list[dict[str, Any]]:
 
     Returns:
         method, other; numbers of prompts and judgements; win, tie, loss and net (see `MEASURES`), each an
-        `Estimate` as a dictionary, with the p-values of net adjusted for the number of comparisons.
+        `Estimate` as a dictionary, with the p-values of net adjusted for those between methods, and for those with
+        the teacher.
     """
     rows = []
     for method, other in dict.fromkeys((judgement.method, judgement.other) for judgement in judgements):
@@ -82,11 +84,14 @@ def compare(judgements: Sequence[Judgement]) -> list[dict[str, Any]]:
             "prompts": len({(judgement.benchmark, judgement.index) for judgement in part}),
             "judgements": len(part),
         }
-        measured = {what: asdict(_over_prompts(part, points)) for what, points in MEASURES.items()}
+        measured = {
+            what: asdict((paired_estimate if what == "net" else estimate)(_by_prompt(part, points)))
+            for what, points in MEASURES.items()
+        }
         rows.append({"method": method, "other": other, **counts, **measured})
-    sure = [row["net"] for row in rows if row["net"]["p_value"] is not None]
-    for net, p_value in zip(sure, adjusted([net["p_value"] for net in sure]), strict=True):
-        net["p_value"] = p_value
+    families = [family(row["method"], row["other"]) for row in rows]
+    for row, p_value in zip(rows, adjusted([row["net"]["p_value"] for row in rows], families), strict=True):
+        row["net"]["p_value"] = p_value
     return rows
 
 
@@ -115,8 +120,9 @@ def agreement(judgements: Sequence[Judgement]) -> list[dict[str, Any]]:
     return rows
 
 
-def _over_prompts(judgements: Sequence[Judgement], points: Mapping[Choice, float]) -> Estimate:
+def _by_prompt(judgements: Sequence[Judgement], points: Mapping[Choice, float]) -> Values:
+    """Mean points of each prompt over its annotators, by benchmark."""
     values: dict[str, dict[int, list[float]]] = {}
     for judgement in judgements:
         values.setdefault(judgement.benchmark, {}).setdefault(judgement.index, []).append(points[judgement.choice])
-    return estimate([np.array([statistics.fmean(v) for v in prompts.values()]) for prompts in values.values()])
+    return [np.array([statistics.fmean(v) for v in prompts.values()]) for prompts in values.values()]

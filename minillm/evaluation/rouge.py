@@ -1,4 +1,4 @@
-"""Rouge-L and exact match of a response against its references (method.md §7).
+"""Rouge-L of words and of characters, and exact match, of a response against its references (method.md §7).
 
 Rouge-L is the F-measure of the longest common subsequence of Porter-stemmed words, equal to the `rouge-score`
 package (its own tokenisation is used), computed with a bit-parallel subsequence instead of its quadratic table.
@@ -6,6 +6,7 @@ package (its own tokenisation is used), computed with a bit-parallel subsequence
 
 import functools
 import string
+import unicodedata
 from collections.abc import Sequence
 from types import SimpleNamespace
 
@@ -31,8 +32,24 @@ def rouge_l(response: str, references: Sequence[str]) -> float:
     Raises:
         ValueError: `references` is empty.
     """
-    words = tokenize(response, _STEMMER)
-    return max(_f_measure(words, _reference_words(reference)) for reference in references)
+    found = words(response)
+    return max(_f_measure(found, _reference_words(reference)) for reference in references)
+
+
+def rouge_l_characters(response: str, references: Sequence[str]) -> float:
+    """Rouge-L F-measure over characters, the best over the references: for scripts that rouge-score has no words of.
+
+    Its tokens are the letters, digits and vowel signs of any script, after NFKC and case folding; as for words, what
+    stands between them does not count.
+
+    Returns:
+        Between 0 and 1; 0 where response or reference has no such character.
+
+    Raises:
+        ValueError: `references` is empty.
+    """
+    found = characters(response)
+    return max(_f_measure(found, _reference_characters(reference)) for reference in references)
 
 
 def exact_match(response: str, references: Sequence[str]) -> float:
@@ -44,22 +61,37 @@ def exact_match(response: str, references: Sequence[str]) -> float:
     Raises:
         ValueError: `references` is empty.
     """
-    normalised = _normalise(response)
-    return max(float(normalised == _normalise(reference)) for reference in references)
+    found = normalised(response)
+    return max(float(found == normalised(reference)) for reference in references)
+
+
+def characters(text: str) -> str:
+    """Letters, digits and the signs upon them, of any script."""
+    folded = unicodedata.normalize("NFKC", text).casefold()
+    return "".join(character for character in folded if unicodedata.category(character)[0] in "LNM")
+
+
+def words(text: str) -> list[str]:
+    """Stemmed words of a–z and digits, as rouge-score has them."""
+    return tokenize(text, _STEMMER)
+
+
+def normalised(text: str) -> str:
+    """What exact match compares."""
+    return " ".join(text.lower().translate(_NO_PUNCTUATION).split())
+
+
+_reference_characters = functools.lru_cache(maxsize=1 << 14)(characters)
 
 
 @functools.lru_cache(maxsize=1 << 14)
 def _reference_words(reference: str) -> tuple[str, ...]:
     """Kept, because every seed and method meets the same references."""
-    return tuple(tokenize(reference, _STEMMER))
+    return tuple(words(reference))
 
 
-def _f_measure(words: Sequence[str], reference_words: Sequence[str]) -> float:
-    if not words or not reference_words:
+def _f_measure(tokens: Sequence[str], reference_tokens: Sequence[str]) -> float:
+    if not tokens or not reference_tokens:
         return 0.0
-    # 2PR / (P + R) with P = lcs / |words| and R = lcs / |reference words|
-    return 2 * LCSseq.similarity(words, reference_words) / (len(words) + len(reference_words))
-
-
-def _normalise(text: str) -> str:
-    return " ".join(text.lower().translate(_NO_PUNCTUATION).split())
+    # 2PR / (P + R) with P = lcs / |tokens| and R = lcs / |reference tokens|
+    return 2 * LCSseq.similarity(tokens, reference_tokens) / (len(tokens) + len(reference_tokens))

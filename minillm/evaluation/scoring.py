@@ -2,7 +2,7 @@
 
 All figures of a table are on 0–100. A benchmark's score is its `metric`; the other metrics stand beside it. Its row is
 over its headline prompts, those whose first reference has at least `min_reference_tokens` tokens: the mean over prompts
-of each seed, then mean and spread over seeds. Beside them stands the interval of the bootstrap over prompts.
+of each seed, then mean and spread over seeds. Beside them stands the interval over prompts.
 """
 
 import json
@@ -15,17 +15,17 @@ import pandas as pd
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from minillm.artifacts import write_atomically
-from minillm.config import Benchmark
+from minillm.config import Benchmark, Metric
 from minillm.data.prompts import encode_texts
 from minillm.data.tables import read_records
 from minillm.errors import StageError
-from minillm.evaluation.rouge import exact_match, rouge_l
+from minillm.evaluation.metrics import METRICS
 from minillm.evaluation.uncertainty import Values, estimate, prompt_values
 from minillm.reporting.comparison import formatted
 from minillm.stages import Job, Score
 
-METRICS = {"rouge_l": rouge_l, "exact_match": exact_match}
-"""Of a response against its references, 0 to 1; each benchmark names the one that is its score."""
+ALWAYS: tuple[Metric, ...] = ("rouge_l", "exact_match")
+"""Measured whatever the benchmarks ask for."""
 LENGTH_SUBSETS = {"0-5": (0, 5), "6-10": (6, 10), "11-up": (11, sys.maxsize)}
 """Subsets by the tokens of the first reference, both ends included (method.md §7: [0,5], [6,10], [11,∞))."""
 
@@ -35,20 +35,22 @@ def run(job: Job) -> dict[str, float | str]:
     settings = job.settings
     assert isinstance(settings, Score)
     tokenizer = AutoTokenizer.from_pretrained(job.inputs["tokenizer"])
+    metrics: list[Metric] = [*ALWAYS]
+    metrics += {benchmark.metric for benchmark in settings.benchmarks.values()}.difference(ALWAYS)
     parts: list[pd.DataFrame] = []
     rows: dict[str, dict[str, Any]] = {}
     for name, benchmark in settings.benchmarks.items():
         prompts = pd.DataFrame([record.value for record in read_records(job.inputs["benchmarks"] / f"{name}.jsonl")])
         responses = pd.DataFrame([record.value for record in read_records(job.inputs["responses"] / f"{name}.jsonl")])
         check_complete(name, prompts, responses, settings.seeds)
-        scores = score_benchmark(name, prompts, responses, tokenizer)
+        scores = score_benchmark(name, prompts, responses, tokenizer, metrics)
         scores["score"] = scores[benchmark.metric]
         scores["headline"] = scores["reference_tokens"] >= benchmark.min_reference_tokens
-        rows[name] = summarise(name, benchmark, scores)
+        rows[name] = summarise(name, benchmark, scores, metrics)
         parts.append(scores)
         print(f"{settings.role} {name}: {benchmark.metric} {formatted(rows[name]['score'])}", flush=True)
     scores = pd.concat(parts, ignore_index=True)
-    means = {metric: _mean_over_benchmarks(rows, metric) for metric in ("score", *METRICS)}
+    means = {metric: _mean_over_benchmarks(rows, metric) for metric in ("score", *metrics)}
     by_prompt = prompt_values(scores)
     means["score"]["interval"] = _interval(list(by_prompt.values()))
     for name, row in rows.items():
@@ -56,7 +58,7 @@ def run(job: Job) -> dict[str, float | str]:
     table = {"role": settings.role, "seeds": list(settings.seeds), "benchmarks": rows, "mean": means}
     scores.to_parquet(job.output / "scores.parquet")
     write_atomically(job.output / "table.json", json.dumps(table, indent=2))
-    return _flat(table)
+    return _flat(table, metrics)
 
 
 def check_complete(benchmark: str, prompts: pd.DataFrame, responses: pd.DataFrame, seeds: Sequence[int]) -> None:
@@ -89,12 +91,16 @@ def check_complete(benchmark: str, prompts: pd.DataFrame, responses: pd.DataFram
 
 
 def score_benchmark(
-    name: str, prompts: pd.DataFrame, responses: pd.DataFrame, tokenizer: PreTrainedTokenizerBase
+    name: str,
+    prompts: pd.DataFrame,
+    responses: pd.DataFrame,
+    tokenizer: PreTrainedTokenizerBase,
+    metrics: Sequence[Metric] = ALWAYS,
 ) -> pd.DataFrame:
     """Score each response.
 
     Returns:
-        One row per prompt and seed: benchmark, index, seed, rouge_l (0 to 1), exact_match (0 or 1),
+        One row per prompt and seed: benchmark, index, seed, each metric (0 to 1),
         reference_tokens (of the first reference, no EOS), response_tokens, finished.
     """
     first = [references[0] for references in prompts["references"]]
@@ -107,7 +113,7 @@ def score_benchmark(
             "benchmark": name,
             "index": responses["index"],
             "seed": responses["seed"],
-            **{name: [metric(*pair) for pair in pairs] for name, metric in METRICS.items()},
+            **{metric: [METRICS[metric](*pair) for pair in pairs] for metric in metrics},
             "reference_tokens": [reference_tokens[index] for index in responses["index"]],
             "response_tokens": responses["tokens"],
             "finished": responses["finished"],
@@ -115,7 +121,9 @@ def score_benchmark(
     )
 
 
-def summarise(name: str, benchmark: Benchmark, scores: pd.DataFrame) -> dict[str, Any]:
+def summarise(
+    name: str, benchmark: Benchmark, scores: pd.DataFrame, metrics: Sequence[Metric] = ALWAYS
+) -> dict[str, Any]:
     """One benchmark's row of the table, from its scores.
 
     Raises:
@@ -132,7 +140,7 @@ def summarise(name: str, benchmark: Benchmark, scores: pd.DataFrame) -> dict[str
         "prompts": headline["index"].nunique(),
         "all_prompts": scores["index"].nunique(),
         "metric": benchmark.metric,
-        **{metric: _over_seeds(headline, metric) for metric in ("score", *METRICS)},
+        **{metric: _over_seeds(headline, metric) for metric in ("score", *metrics)},
         "response_tokens": statistics.fmean(headline["response_tokens"]),
         "finished": 100 * statistics.fmean(headline["finished"]),
     }
@@ -169,10 +177,10 @@ def _statistic(per_seed: dict[str, float]) -> dict[str, Any]:
     return {"mean": statistics.fmean(values), "spread": spread, "per_seed": per_seed}
 
 
-def _flat(table: dict[str, Any]) -> dict[str, float | str]:
+def _flat(table: dict[str, Any], metrics: Sequence[Metric]) -> dict[str, float | str]:
     summary: dict[str, float | str] = {}
     for name, row in {**table["benchmarks"], "mean": table["mean"]}.items():
-        for metric in METRICS:
+        for metric in metrics:
             summary[f"{metric}/{name}"] = row[metric]["mean"]
             summary[f"{metric}/{name}_spread"] = row[metric]["spread"]
         for subset, statistic in row.get("score_by_length", {}).items():

@@ -1,13 +1,15 @@
-"""How far a score depends on the prompts it happened to be measured on: the bootstrap over prompts (scipy's).
+"""How far a score depends on the prompts it was measured on: t intervals over prompts, sign-flip tests of differences.
 
-A value per prompt is its mean over the generation seeds: answers to the same prompt are no independent evidence.
-Several benchmarks count the same each, and the prompts of each are drawn again by themselves. Where models were trained
-with several seeds, the intervals cover other seeds too.
+A prompt counts once, with its mean over the generation seeds: answers to the same prompt are no independent evidence.
+Several benchmarks weigh the same each. Where models were trained with several seeds, intervals cover other seeds too.
+
+Every estimate here is a sum of means over prompts, one mean for each benchmark, so that its variance is the sum of
+theirs and Student's t has Welch and Satterthwaite's degrees of freedom. What is computed from means, as a ratio of two,
+enters with its jackknife pseudo-values (Tukey 1958). docs/evaluation.md has the measured coverage.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -16,10 +18,25 @@ from scipy import stats
 
 from minillm.streams import Purpose, generator, stream
 
-RESAMPLES = 2000
 CONFIDENCE = 0.95
-DRAWN_AT_ONCE = 1 << 22
-"""Values drawn at once, over all of their resamples, so that memory stays small."""
+FEWEST = 3
+"""Prompts of a benchmark below which there is no interval."""
+ENUMERATED = 13
+"""Up to so many prompts, a test goes through all of the 2^n signs; above, it draws some."""
+FLIPS = 9999
+FLIPPED_AT_ONCE = 1 << 22
+"""Signs drawn at once, so that memory stays small."""
+WITHOUT_INTERVAL = (
+    f"Where no interval stands, none can be had: fewer than {FEWEST} prompts, or the same value on each of them, say "
+    "nothing of other prompts."
+)
+"""Sentence on pages where an interval is missing."""
+FEW = 10
+FEW_PROMPTS = (
+    f"Intervals over fewer than {FEW} prompts are too short where most scores are 0 or 100: they then hold the mean in "
+    "about 80 of a hundred cases, not in 95."
+)
+"""Sentence on pages with such intervals (measured by benchmarks.coverage)."""
 
 Values = Sequence[NDArray[np.float64]]
 """One value per prompt (n,) for each benchmark; with several training seeds, one per seed and prompt (s, n)."""
@@ -31,10 +48,10 @@ class Estimate:
 
     value: float
     low: float | None
-    """Lower end of the 95 % interval; None where a benchmark has a single prompt."""
+    """Lower end of the 95 % interval; None where there is none (see `WITHOUT_INTERVAL`)."""
     high: float | None
-    p_value: float | None
-    """Two-sided, of the mean being zero."""
+    p_value: float | None = None
+    """Two-sided, of no difference; None for a single score, and where it cannot be had."""
 
 
 def prompt_scores(scores: pd.DataFrame, metric: str = "score") -> dict[str, pd.Series]:
@@ -60,140 +77,172 @@ def estimate(values: Values) -> Estimate:
     """The mean over benchmarks of the mean over prompts, with its interval.
 
     Args:
-        values: Scores of a method, or differences of two on the same prompts, which makes it a paired bootstrap. With
-            several training seeds, the difference is of the same seed and prompt, and the interval is that of
-            `_over_seeds`.
+        values: Scores on 0–100, where the interval ends.
     """
-    if values[0].ndim == 2 and len(values[0]) > 1:
-        return _over_seeds(values)
-    return _estimate(_mean_of_means, [of_benchmark.reshape(-1) for of_benchmark in values])
+    found = _estimate(_over_seeds(values) or _shares(values), _prompts(values))
+    if found.low is None or found.high is None:
+        return found
+    return Estimate(found.value, max(0.0, found.low), min(100.0, found.high))
 
 
-def ratio_of_sums(ratios: Values, others: Values | None = None) -> Estimate:
-    """The mean over benchmarks of Σ part / Σ whole over prompts, in percent, with its interval.
+def paired_estimate(values: Values) -> Estimate:
+    """The mean difference of two methods with its interval and p-value: an estimate on pairs.
+
+    Args:
+        values: Differences on the same prompts and, with several training seeds, of the same seed.
+    """
+    prompts = _prompts(values)
+    if (parts := _over_seeds(values)) is not None:
+        return _estimate(parts, prompts, t_test(parts) if prompts >= FEWEST else None)
+    parts = _shares(values)
+    return _estimate(parts, prompts, sign_flip_test(parts))
+
+
+def ratio_of_sums(ratios: Values) -> Estimate:
+    """The mean over benchmarks of Σ part / Σ whole over prompts, with its interval.
 
     Args:
         ratios: Part and whole (2, n) of every prompt, for each benchmark.
-        others: Of another method on the same prompts; then it is the difference of the two ratios.
     """
-
-    def statistic(*drawn: NDArray[np.float64], axis: int = -1) -> NDArray[np.float64]:
-        found = _mean_ratio(ratios, drawn, axis)
-        return found if others is None else found - _mean_ratio(others, drawn, axis)
-
-    return _estimate(statistic, [np.arange(of.shape[1], dtype=float) for of in ratios])
+    return _estimate(_shares([_ratio(of) for of in ratios]), _prompts(ratios))
 
 
-def paired_interval(
-    statistic: Callable[..., NDArray[np.float64]], *samples: NDArray[np.float64]
-) -> tuple[NDArray[np.float64], NDArray[np.float64]] | None:
-    """Both ends of the 95 % percentile interval of a statistic of several values per prompt.
-
-    The prompts are drawn again for all values together, as a ratio of two means needs.
-
-    Args:
-        statistic: From samples (…, n) and the `axis` that it reduces, the last, to any (…).
-        samples: (…, n) each, of the same n prompts in the same order.
-
-    Returns:
-        Lower and upper end (…); None with a single prompt.
-    """
-    if samples[0].shape[-1] < 2:
-        return None
-    interval = _bootstrap(samples, statistic, paired=True).confidence_interval
-    return interval.low, interval.high
+def difference_of_ratios(ratios: Values, others: Values) -> Estimate:
+    """How far one method's `ratio_of_sums` is above another's on the same prompts, with its p-value."""
+    parts = _shares([_ratio(of) - _ratio(other) for of, other in zip(ratios, others, strict=True)])
+    return _estimate(parts, _prompts(ratios), sign_flip_test(parts))
 
 
 def interval(
     parts: NDArray[np.float64], statistic: Callable[[NDArray[np.float64]], NDArray[np.float64]]
-) -> tuple[float | None, float | None]:
-    """95 % interval of what is computed from sums over prompts; without ends with a single prompt.
-
-    It is the basic one, which reflects the bootstrap's distribution at the value: a statistic that comes out too high
-    on a sample, as an expected calibration error does, comes out as much too high again on draws from that sample, and
-    percentiles would lie above the truth.
+) -> tuple[NDArray[np.float64], NDArray[np.float64]] | None:
+    """Both ends (*T) of the 95 % intervals of what is computed from means over prompts; None for too few prompts.
 
     Args:
-        parts: What each of n prompts adds to the sums (n, *S).
-        statistic: From sums (..., *S) to values (...).
+        parts: What is averaged, of each of n prompts (n, *S).
+        statistic: From means (..., *S) to values (..., *T).
     """
-    if len(parts) < 2:
-        return None, None
-
-    def of_drawn(prompts: NDArray[np.int64], axis: int) -> NDArray[np.float64]:
-        times = np.apply_along_axis(np.bincount, axis, prompts, minlength=len(parts))
-        return statistic(np.tensordot(times, parts, axes=(axis, 0)))
-
-    result = stats.bootstrap(
-        (np.arange(len(parts)),),
-        of_drawn,
-        n_resamples=RESAMPLES,
-        batch=max(1, DRAWN_AT_ONCE // len(parts)),
-        vectorized=True,
-        confidence_level=CONFIDENCE,
-        method="basic",
-        rng=generator(stream(Purpose.BOOTSTRAP, 0)),
-    )
-    return float(result.confidence_interval.low), float(result.confidence_interval.high)
+    if len(parts) < FEWEST:
+        return None
+    values = pseudo_values(parts, statistic)
+    reach = stats.t.ppf((1 + CONFIDENCE) / 2, len(parts) - 1) * stats.sem(values, axis=0)
+    return values.mean(axis=0) - reach, values.mean(axis=0) + reach
 
 
-def adjusted(p_values: Sequence[float]) -> list[float]:
-    """p-values of several comparisons at once, after Benjamini and Hochberg."""
-    return stats.false_discovery_control(p_values).tolist() if len(p_values) else []
+def pseudo_values(
+    parts: NDArray[np.float64], statistic: Callable[[NDArray[np.float64]], NDArray[np.float64]]
+) -> NDArray[np.float64]:
+    """Share of each prompt in what is computed from means over prompts (n, *T): their mean is the value.
+
+    Jackknife pseudo-values n·θ − (n−1)·θ₋ᵢ, moved so that their mean is θ itself, not its jackknife estimate.
+    """
+    n, total = len(parts), parts.sum(axis=0)
+    value = statistic(total / n)
+    if n == 1:
+        return value[None]
+    without = statistic((total - parts) / (n - 1))  # (n, *T)
+    return value - (n - 1) * (without - without.mean(axis=0))
 
 
-def _over_seeds(values: Values) -> Estimate:
-    """A t interval over seeds and prompts (Welch–Satterthwaite): a bootstrap over a handful of seeds is far too sure.
+def sign_flip_test(parts: Values) -> float:
+    """Two-sided p-value of Σ of means being zero, where each prompt's value could as well have the other sign.
+
+    That is so where two methods are alike. It holds for any number of prompts; n of them cannot give less than 2/2ⁿ.
+    The test is that of `scipy.stats.permutation_test`, whose draws take ten times as long.
+
+    Args:
+        parts: What each prompt adds to the mean of its benchmark (n,), for each of them.
+    """
+    weighted = np.concatenate([part / len(part) for part in parts])
+    # Sums of the same numbers in another order differ by their rounding.
+    reached = abs(weighted.sum()) - 1e-9 * np.abs(weighted).sum()
+    n = len(weighted)
+    if n <= ENUMERATED:
+        kept = np.arange(2**n)[:, None] >> np.arange(n) & 1  # (2^n, n)
+        return float((np.abs(2 * (kept @ weighted) - weighted.sum()) >= reached).mean())
+    draw, as_far, at_once = generator(stream(Purpose.SIGN_FLIPS, 0)), 0, max(1, FLIPPED_AT_ONCE // n)
+    for first in range(0, FLIPS, at_once):
+        kept = draw.integers(2, size=(min(at_once, FLIPS - first), n), dtype=np.int8).astype(float)
+        as_far += int((np.abs(2 * (kept @ weighted) - weighted.sum()) >= reached).sum())
+    return (1 + as_far) / (1 + FLIPS)
+
+
+def t_test(parts: Values) -> float | None:
+    """Two-sided p-value of Σ of means being zero, by Student's t; None where nothing varies and it is not zero."""
+    value, error, freedom = _spread(parts)
+    if error == 0:
+        return 1.0 if value == 0 else None
+    return float(2 * stats.t.sf(abs(value) / error, freedom))
+
+
+def adjusted(p_values: Sequence[float | None], families: Sequence[Hashable]) -> list[float | None]:
+    """p-values of several comparisons at once, after Holm (1979) within each family.
+
+    Whatever the family's other differences are, the chance that any of its equal methods look different stays below
+    the level. Controlling the rate of false discoveries does not promise that: obvious differences raise what passes.
+
+    Args:
+        p_values: None where there is none; it stays so.
+        families: Of each, which comparisons it is read together with.
+    """
+    found: list[float | None] = [None] * len(p_values)
+    for family in set(families):
+        pairs = enumerate(zip(p_values, families, strict=True))
+        ordered = sorted((p_value, place) for place, (p_value, of) in pairs if p_value is not None and of == family)
+        lowest = 0.0
+        for rank, (p_value, place) in enumerate(ordered):
+            lowest = max(lowest, min(1.0, (len(ordered) - rank) * p_value))
+            found[place] = lowest
+    return found
+
+
+def _prompts(values: Values) -> int:
+    """Of the smallest benchmark."""
+    return min(of_benchmark.shape[-1] for of_benchmark in values)
+
+
+def _shares(values: Values) -> list[NDArray[np.float64]]:
+    """What each prompt adds to the mean over benchmarks."""
+    return [of_benchmark.reshape(-1) / len(values) for of_benchmark in values]
+
+
+def _over_seeds(values: Values) -> list[NDArray[np.float64]] | None:
+    """What each seed and each prompt adds, of several training seeds; None of one.
 
     Every seed answers every prompt, so the variances of the two means add up; what is of both at once counts twice,
-    which errs on the safe side.
+    which errs on the safe side. A bootstrap over a handful of seeds would be far too sure.
     """
+    if values[0].ndim == 1 or len(values[0]) == 1:
+        return None
     by_seed = np.mean([of_benchmark.mean(axis=1) for of_benchmark in values], axis=0)
-    value = float(by_seed.mean())
-    if min(of_benchmark.shape[1] for of_benchmark in values) < 2:
-        return Estimate(value, None, None, None)
-    means = [by_seed, *(of_benchmark.mean(axis=0) / len(values) for of_benchmark in values)]
-    variances = np.array([mean.var(ddof=1) / len(mean) for mean in means])
-    variance = variances.sum()
-    if variance == 0:
-        return Estimate(value, value, value, float(value == 0))
-    freedom = variance**2 / sum(variances**2 / [len(mean) - 1 for mean in means])
-    reach = stats.t.ppf((1 + CONFIDENCE) / 2, freedom) * variance**0.5
-    return Estimate(value, value - reach, value + reach, float(2 * stats.t.sf(abs(value) / variance**0.5, freedom)))
+    # The mean over prompts is the same once more: it counts with its variance alone.
+    return [by_seed, *((of.mean(axis=0) - of.mean()) / len(values) for of in values)]
 
 
-def _estimate(statistic: Callable[..., NDArray[np.float64]], samples: Values) -> Estimate:
-    value = float(statistic(*samples))
-    if min(len(sample) for sample in samples) < 2:
-        return Estimate(value, None, None, None)
-    result = _bootstrap(samples, statistic, paired=False)
-    low, high = (float(end) for end in result.confidence_interval)
-    as_far = np.abs(result.bootstrap_distribution - value) >= abs(value)
-    return Estimate(value, low, high, float((1 + as_far.sum()) / (1 + RESAMPLES)))
+def _ratio(pairs: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Share of each prompt (n,) in Σ part / Σ whole of (2, n)."""
+    return pseudo_values(pairs.T, lambda means: means[..., 0] / means[..., 1])
 
 
-def _bootstrap(samples: Values, statistic: Callable[..., NDArray[np.float64]], paired: bool) -> Any:
-    return stats.bootstrap(
-        tuple(samples),
-        statistic,
-        n_resamples=RESAMPLES,
-        batch=max(1, DRAWN_AT_ONCE // max(sample.size for sample in samples)),
-        vectorized=True,
-        paired=paired,
-        axis=-1,
-        confidence_level=CONFIDENCE,
-        method="percentile",
-        rng=generator(stream(Purpose.BOOTSTRAP, 0)),
-    )
+def _estimate(parts: Values, prompts: int, p_value: float | None = None) -> Estimate:
+    if prompts < FEWEST:
+        return Estimate(float(sum(part.mean() for part in parts)), None, None, p_value)
+    value, error, freedom = _spread(parts)
+    if error == 0:
+        return Estimate(value, None, None, p_value)
+    reach = float(stats.t.ppf((1 + CONFIDENCE) / 2, freedom)) * error
+    return Estimate(value, value - reach, value + reach, p_value)
 
 
-def _mean_ratio(ratios: Values, drawn: Values, axis: int) -> NDArray[np.float64]:
-    """Over benchmarks, in percent; `drawn` has the places (…, n) of each one's prompts in their arrays (2, n)."""
-    found = []
-    for (part, whole), places in zip(ratios, (of.astype(int) for of in drawn), strict=True):
-        found.append(part[places].sum(axis=axis) / whole[places].sum(axis=axis))
-    return 100 * np.mean(found, axis=0)
+def _spread(parts: Values) -> tuple[float, float, float]:
+    """Σ of means, its standard error, and Welch and Satterthwaite's degrees of freedom.
 
-
-def _mean_of_means(*groups: NDArray[np.float64], axis: int = -1) -> NDArray[np.float64]:
-    return np.mean([group.mean(axis=axis) for group in groups], axis=0)
+    Values that differ by their rounding alone have no spread.
+    """
+    means = np.array([part.mean() for part in parts])
+    spreads = np.array([part.std(ddof=1) for part in parts])
+    spreads[spreads <= 1e-9 * np.array([np.abs(part).max() for part in parts])] = 0
+    variances = spreads**2 / [len(part) for part in parts]
+    total = variances.sum()
+    freedom = total**2 / (variances**2 / [len(part) - 1 for part in parts]).sum() if total else np.inf
+    return float(means.sum()), float(total**0.5), float(freedom)

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from minillm.evaluation.uncertainty import Estimate, ratio_of_sums
+from minillm.evaluation.uncertainty import Estimate, difference_of_ratios, ratio_of_sums
 from minillm.judging.questions import ORDERS
 
 WHO = ["model", "reference"]
@@ -39,9 +39,9 @@ def difference(prompts: Mapping[str, pd.DataFrame], others: Mapping[str, pd.Data
     shared = {name: of.index.intersection(others[name].index) for name, of in prompts.items()}
     if any(index.empty for index in shared.values()):
         return None
-    return ratio_of_sums(
-        [_columns(prompts[name].loc[index]) for name, index in shared.items()],
-        [_columns(others[name].loc[index]) for name, index in shared.items()],
+    return difference_of_ratios(
+        [_percent(prompts[name].loc[index]) for name, index in shared.items()],
+        [_percent(others[name].loc[index]) for name, index in shared.items()],
     )
 
 
@@ -76,7 +76,7 @@ def _row(ratings: pd.DataFrame) -> dict[str, Any]:
 
 
 def _ratio(prompts: Sequence[pd.DataFrame]) -> dict[str, Any]:
-    found = ratio_of_sums([_columns(of) for of in prompts])
+    found = ratio_of_sums([_percent(of) for of in prompts])
     return {"ratio": found.value, "interval": [found.low, found.high]}
 
 
@@ -92,3 +92,8 @@ def _pairs(ratings: pd.DataFrame) -> pd.DataFrame:
 
 def _columns(prompts: pd.DataFrame) -> NDArray[np.float64]:
     return prompts[WHO].to_numpy(dtype=float).T
+
+
+def _percent(prompts: pd.DataFrame) -> NDArray[np.float64]:
+    """Part and whole (2, n) of a ratio in percent."""
+    return _columns(prompts) * [[100.0], [1.0]]

@@ -76,8 +76,8 @@ def _time_training(job: Job, train: Train, shape: str) -> dict[str, float]:
         facts["round_seconds"] = _seconds(lambda number: feed.prepare(number * steps, micro), fewest=1)
         first = feed.round.index * steps if feed.round else 0
     facts["step_seconds"] = _seconds(lambda number: trainer.step(first + number % steps))
-    with_rouge = train.method.training.select_by == "rouge_l"
-    facts["validation_seconds"] = _seconds(lambda _: trainer.validation.measure(with_rouge), fewest=1)
+    select_by = train.method.training.select_by
+    facts["validation_seconds"] = _seconds(lambda _: trainer.validation.measure(select_by), fewest=1)
     facts["checkpoint_seconds"] = _seconds(lambda number: trainer.checkpoint(number + 1), fewest=1)
     gc.collect()  # of the training before: engines hold themselves
     return facts

@@ -147,7 +147,7 @@ def _training(stage: Train, student: ModelFacts, teacher: ModelFacts, amounts: A
     validations = len({*range(training.evaluate_every, total + 1, training.evaluate_every), total})
     validations -= done // training.evaluate_every
     validated = validations * min(stage.validation_prompts, amounts.validation)
-    operations += validated * once * (2 if training.select_by == "rouge_l" else 1)
+    operations += validated * once * (1 if training.select_by == "validation_loss" else 2)
     return Work(tokens, operations, left, rounds, validations)
 
 

@@ -11,15 +11,16 @@ from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 
 from minillm.reporting.plots import INK, Look, empty_figure, legend
-from minillm.reporting.sections import Section, with_interval
+from minillm.reporting.sections import Section, doubt_words, with_interval
 
 WORDS = (
-    "Each model chooses among given answers by the probability that it gives them as responses to the prompt, and is "
-    "shown no example. Accuracy: how often it chooses the right one, in percent. Expected calibration error (ECE), "
-    "from 0 to 1: how far the probability of its choice is from how often it is right, over 15 bins of that "
-    "probability. In brackets, 95 % intervals over prompts. With few prompts the ECE of a calibrated model too is well "
-    "above 0. In the diagrams, points below the diagonal are more sure than right; a larger point stands for more "
-    "answers, and bins of less than one in a hundred are left out."
+    "Each model chooses among given answers by the probability that it gives them as responses to the prompt, and "
+    "is shown no example. Accuracy: how often it chooses the right one, in percent. Expected calibration error "
+    "(ECE), from 0 to 1: how far the probability of its choice is from how often it is right, over 15 bins of that "
+    "probability. In brackets, 95 % intervals over prompts. With few prompts chance alone makes the ECE of any "
+    "model too large, which its interval allows for: it may lie mostly below the figure, and reach 0. In the "
+    "diagrams, points below the diagonal are more sure than right; a larger point stands for more answers, and bins "
+    "of less than one in a hundred are left out."
 )
 SMALLEST_SHARE = 0.01
 """Of all predictions, in a bin that is drawn: the share that is right of fewer is mostly chance."""
@@ -41,7 +42,9 @@ def calibration_section(inputs: Mapping[str, Path], roles: Sequence[str], look: 
         )
         for name in measured[roles[0]]
     }
-    return Section("Calibration", WORDS, tables, figures)
+    ends = (end for of in measured.values() for found in of.values() for end in _ends(found))
+    prompts = [found["prompts"] for of in measured.values() for found in of.values()]
+    return Section("Calibration", WORDS + doubt_words(ends, prompts), tables, figures)
 
 
 def reliability_figure(measured: Mapping[str, Mapping[str, Any]], look: Look, confidence: str) -> Figure:
@@ -67,6 +70,10 @@ def reliability_figure(measured: Mapping[str, Mapping[str, Any]], look: Look, co
     axes.set_ylabel("share that is right")
     legend(axes)
     return figure
+
+
+def _ends(found: Mapping[str, Any]) -> list[float | None]:
+    return [*found["accuracy"]["interval"], *found["ece"]["interval"]]
 
 
 def _table(measured: Mapping[str, Mapping[str, Any]], metric: str, digits: int) -> pd.DataFrame:

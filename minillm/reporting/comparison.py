@@ -6,7 +6,7 @@ a benchmark's score on 0–100. Differences are paired: both methods answered th
 
 import functools
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,14 +14,14 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from minillm.evaluation.uncertainty import Values, adjusted, estimate
+from minillm.evaluation.uncertainty import Values, adjusted, paired_estimate
 
-WORDS = {"rouge_l": "Rouge-L", "exact_match": "Exact match"}
+WORDS = {"rouge_l": "Rouge-L", "rouge_l_characters": "Rouge-L of characters", "exact_match": "Exact match"}
 """Names of the metrics."""
 MEAN = "mean"
 """Name of the column over all benchmarks, each weighing the same."""
 LEVEL = 0.05
-"""A difference counts as clear below this p-value, adjusted for the number of comparisons."""
+"""A difference counts as clear below this p-value, adjusted for the comparisons of its family."""
 TEACHER = "teacher"
 """The first row's name where the others are its students."""
 
@@ -37,10 +37,10 @@ class Difference:
     value: float
     """Score of `method` minus that of `other`."""
     low: float | None
-    """Lower end of the 95 % interval over prompts; None with a single prompt."""
+    """Lower end of the 95 % interval over prompts; None where there is none (see `uncertainty.WITHOUT_INTERVAL`)."""
     high: float | None
     p_value: float | None
-    """Two-sided, adjusted for the differences it stands among."""
+    """Two-sided, adjusted for the differences of its family (see `family`); None where it cannot be had."""
 
     @property
     def clear(self) -> bool:
@@ -139,7 +139,7 @@ class Comparison:
     def differences(self) -> list[Difference]:
         """Every two methods, the compared one before the others, on each benchmark and on the mean.
 
-        P-values are adjusted for all of them.
+        P-values are adjusted for those between methods, and for those with the teacher.
         """
         names = {name: [name] for name in self.benchmarks} | {MEAN: list(self.benchmarks)}
         order = [self.compared, *(role for role in self.roles if role != self.compared)]
@@ -150,7 +150,8 @@ class Comparison:
                 ]
                 for method, other in itertools.combinations(order, 2)
                 for benchmark in self.columns
-            }
+            },
+            family,
         )
 
     @functools.cached_property
@@ -166,18 +167,32 @@ class Comparison:
         return {role: (1 + above[role], len(self.roles) - below[role]) for role in self.roles}
 
 
-def paired_differences(values: Mapping[tuple[str, str, str], Values]) -> list[Difference]:
-    """One for each entry, with p-values adjusted for all of them.
+def family(method: str, other: str) -> str:
+    """Comparisons that a p-value is adjusted for: those with the teacher, or those between other methods.
+
+    Whether a student equals its teacher is another question than which method is best, and mostly an easy one. Each
+    family has all benchmarks and their mean in it, for all of them are read.
+    """
+    return "with the teacher" if TEACHER in (method, other) else "between methods"
+
+
+def paired_differences(
+    values: Mapping[tuple[str, str, str], Values], families: Callable[[str, str], str]
+) -> list[Difference]:
+    """One for each entry, with p-values adjusted within families.
 
     Args:
         values: What the method scored minus what the other one did, per prompt and benchmark that it is over; by
             (method, other, benchmark).
+        families: From method and other to the name of their family.
     """
-    estimates = [estimate(of_pair) for of_pair in values.values()]
-    p_values = iter(adjusted([found.p_value for found in estimates if found.p_value is not None]))
+    estimates = [paired_estimate(of_pair) for of_pair in values.values()]
+    p_values = adjusted(
+        [found.p_value for found in estimates], [families(method, other) for method, other, _ in values]
+    )
     return [
-        Difference(*pair, found.value, found.low, found.high, None if found.p_value is None else next(p_values))
-        for pair, found in zip(values, estimates, strict=True)
+        Difference(*pair, found.value, found.low, found.high, p_value)
+        for pair, found, p_value in zip(values, estimates, p_values, strict=True)
     ]
 
 
@@ -229,6 +244,21 @@ def _against_others(comparison: Comparison) -> list[str]:
         for words, members in groups.items()
         if members
     ]
+
+
+def how_tested(comparison: Comparison) -> str:
+    """How differences are tested, and what for."""
+    words = (
+        f"Difference on the same prompts with its 95 % interval; * marks p < {LEVEL}, by a sign-flip test over "
+        f"prompts, adjusted (Holm) for all differences between {comparison.row_word}s, on every benchmark and the mean."
+    )
+    if comparison.taught:
+        words += " Differences from the teacher are adjusted among themselves."
+    fewest = min(len(of) for of in comparison.prompts[comparison.roles[0]].values())
+    if 2 * 0.5**fewest >= LEVEL:
+        number = f"{fewest} prompt{'s'[: fewest > 1]}"
+        words += f" {number} alone cannot tell {comparison.row_word}s apart: no p-value is below 2/2ⁿ."
+    return words
 
 
 def formatted(statistic: Mapping[str, Any]) -> str:

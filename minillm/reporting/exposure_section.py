@@ -9,7 +9,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from minillm.reporting.plots import Look, empty_figure, legend
-from minillm.reporting.sections import Section
+from minillm.reporting.sections import Section, doubt_words
 
 COLUMNS = 4
 """Lengths in the table, evenly spread up to the longest."""
@@ -22,7 +22,7 @@ student's own responses and along the teacher's. The excess of the first sum ove
 its own text: 0\u00a0% is none, 100\u00a0% says that its own text doubles the divergence. Below 0\u00a0%, the student \
 is nearer to its teacher on its own text than on the teacher's, or answers more briefly: a response that has ended \
 adds nothing more. The excess is relative, so read it beside the sums: a student that leaves out much of what its \
-teacher would say has large ones. Bands and brackets are 95\u00a0% intervals, by the bootstrap over prompts.\
+teacher would say has large ones. Bands and brackets are 95\u00a0% intervals over prompts.\
 """
 
 
@@ -38,10 +38,11 @@ def exposure_section(inputs: Mapping[str, Path], roles: Sequence[str], look: Loo
     measured = {role: json.loads((path / "exposure.json").read_text()) for role, path in paths.items()}
     if not measured:
         return None
+    ends = (None for of in measured.values() if "low" not in of["exaccerr"])
     longest = len(next(iter(measured.values()))["exaccerr"]["value"])
     return Section(
         title="Exposure bias",
-        words=WORDS.format(**next(iter(measured.values()))),
+        words=WORDS.format(**next(iter(measured.values()))) + doubt_words(ends),
         tables={
             "Excess accumulated error by length in tokens, %": excess_table(measured, longest),
             f"Summed divergence from the teacher up to {longest} tokens, nats": sum_table(measured),

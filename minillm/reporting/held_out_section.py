@@ -10,16 +10,17 @@ import pandas as pd
 
 from minillm.reporting.calibration_section import reliability_figure
 from minillm.reporting.plots import Look
-from minillm.reporting.sections import Section, with_interval
+from minillm.reporting.sections import Section, doubt_words, with_interval
 
 WORDS = (
-    "Loss: mean of −log probability over the tokens of the first reference of each benchmark prompt, and over those of "
-    "plain text that no model was trained on, in nats per token; perplexity is its exponential. Tokens are those of "
-    "each model's tokenizer: where these differ, compare bits per byte of the text. A method that seeks the "
+    "Loss: mean of −log probability over the tokens of the first reference of each benchmark prompt, and over those "
+    "of plain text that no model was trained on, in nats per token; perplexity is its exponential. Tokens are those "
+    "of each model's tokenizer: where these differ, compare bits per byte of the text. A method that seeks the "
     "teacher's modes may answer better with a higher loss. ECE of the next token, from 0 to 1: how far the "
-    "probability of the likeliest next token is from how often it is the right one, over 15 bins of that probability. "
-    "In brackets, 95 % intervals over prompts or, for plain text, over blocks. In the diagrams, points below the "
-    "diagonal are more sure than right."
+    "probability of the likeliest next token is from how often it is the right one, over 15 bins of that "
+    "probability. In brackets, 95 % intervals over prompts or, for plain text, over blocks; that of an ECE may lie "
+    "mostly below it, for chance alone makes it too large. In the diagrams, points below the diagonal are more sure "
+    "than right."
 )
 AXIS = "probability of the likeliest token"
 
@@ -42,7 +43,9 @@ def held_out_section(inputs: Mapping[str, Path], roles: Sequence[str], look: Loo
         )
         for name in measured[roles[0]]["texts"]
     }
-    return Section("Held-out text", WORDS, tables, figures)
+    sets = [found for of in measured.values() for part in of.values() for found in part.values()]
+    ends = (end for found in sets for what in ("loss", "bits_per_byte", "ece") for end in found[what]["interval"])
+    return Section("Held-out text", WORDS + doubt_words(ends), tables, figures)
 
 
 def _table(measured: Mapping[str, Any], words: Callable[[Mapping[str, Any]], str]) -> pd.DataFrame:

@@ -9,17 +9,18 @@ import pandas as pd
 
 from minillm.evaluation.uncertainty import adjusted
 from minillm.judging.results import difference, prompt_ratings
-from minillm.reporting.comparison import MEAN, Difference
+from minillm.reporting.comparison import MEAN, Difference, family
 from minillm.reporting.plots import Look, interval_figure
-from minillm.reporting.sections import Section
+from minillm.reporting.sections import Section, doubt_words
 
 WORDS = (
     "{judge} rated each answer of the model beside the reference answer, from 1 to 10, in both orders. Shown is the "
-    "sum of the model's ratings as a share of the sum of the reference's: at 100 % the judge likes both the same. In "
-    "brackets stands the 95 % interval, by the bootstrap over prompts; * marks p < 0.05, adjusted for the number of "
-    "differences. Order agreement: pairs of which it prefers the same one in both orders. First place: points that an "
-    "answer gains by being shown first. Left out: prompts without a rating in both orders. Tokens are those of all "
-    "answers behind the figures, whenever they were paid for."
+    "sum of the model's ratings as a share of the sum of the reference's: at 100 % the judge likes both the same. "
+    "In brackets stands the 95 % interval over prompts; * marks p < 0.05, by a sign-flip test over prompts, "
+    "adjusted (Holm) for the differences of the table, those from the teacher among themselves. Order agreement: "
+    "pairs of which it prefers the same one in both orders. First place: points that an answer gains by being shown "
+    "first. Left out: prompts without a rating in both orders. Tokens are those of all answers behind the figures, "
+    "whenever they were paid for."
 )
 
 
@@ -32,6 +33,8 @@ def judge_section(inputs: Mapping[str, Path], roles: Sequence[str], look: Look) 
     prompts = {role: prompt_ratings(pd.read_parquet(path / "ratings.parquet")) for role, path in folders.items()}
     cells = {role: _cells(result) for role, result in results.items()}
     judges = {name for result in results.values() for name in result["answered_by"]}
+    ends = (end for of in cells.values() for cell in of.values() for end in cell["interval"])
+    rated = [row["prompts"] for result in results.values() for row in result["benchmarks"].values()]
     drawn = {
         role: {name: {"mean": cell["ratio"], "interval": cell["interval"]} for name, cell in of.items()}
         for role, of in cells.items()
@@ -40,7 +43,7 @@ def judge_section(inputs: Mapping[str, Path], roles: Sequence[str], look: Look) 
     compared = "minillm" if "minillm" in folders else max(folders, key=lambda role: results[role][MEAN]["ratio"])
     return Section(
         title="Judge",
-        words=WORDS.format(judge=", ".join(sorted(judges))),
+        words=WORDS.format(judge=", ".join(sorted(judges))) + doubt_words(ends, rated),
         tables={
             "Σ model / Σ reference, %": ratio_table(cells),
             f"{compared} minus each other method, points": difference_table(compared, prompts),
@@ -64,12 +67,13 @@ def difference_table(compared: str, prompts: Mapping[str, Mapping[str, pd.DataFr
         if other != compared
         for name, parts in _columns(prompts[compared]).items()
     }
-    p_values = iter(adjusted([of.p_value for of in found.values() if of is not None and of.p_value is not None]))
+    p_values = adjusted(
+        [of.p_value if of else None for of in found.values()], [family(compared, other) for other, _ in found]
+    )
     rows: dict[str, dict[str, str]] = {}
-    for (other, name), of in found.items():
+    for ((other, name), of), p_value in zip(found.items(), p_values, strict=True):
         words = "–"
         if of is not None:
-            p_value = None if of.p_value is None else next(p_values)
             shown = Difference(compared, other, name, of.value, of.low, of.high, p_value)
             words = f"{shown}{' *' if shown.clear else ''}"
         rows.setdefault(other, {})[name] = words

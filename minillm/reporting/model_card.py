@@ -28,6 +28,9 @@ TEXT = {
 }
 START = {"pretrained": "the student as given", "initial": "the student fine-tuned on the data"}
 
+HUB_METRICS = {"rouge_l": "rouge", "rouge_l_characters": "rouge", "exact_match": "exact_match"}
+"""Names of the metrics on the hub."""
+
 
 def run(job: Job) -> dict[str, float | str]:
     """Copy the model's files and write README.md beside them."""
@@ -72,7 +75,7 @@ def card_metadata(settings: Card, results: Mapping[str, Any]) -> ModelCardData:
                 task_type="text-generation",
                 dataset_type=benchmarks[name]["source"]["hub"] or name,
                 dataset_name=name,
-                metric_type={"rouge_l": "rouge", "exact_match": "exact_match"}[table[name]["metric"]],
+                metric_type=HUB_METRICS[table[name]["metric"]],
                 metric_name=WORDS[table[name]["metric"]],
                 metric_value=round(table[name]["score"]["mean"], 2),
             )
@@ -154,6 +157,7 @@ def _result_words(settings: Card, results: Mapping[str, Any]) -> dict[str, Any]:
     columns = {
         f"{label}, {words}": [formatted({**table["benchmarks"], "mean": table["mean"]}[row][metric]) for row in rows]
         for metric, words in WORDS.items()
+        if metric in tables["this model"]["mean"]
         for label, table in tables.items()
     }
     return {

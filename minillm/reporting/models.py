@@ -9,10 +9,10 @@ import huggingface_hub
 import pandas as pd
 
 from minillm.config import Model
-from minillm.reporting.comparison import Comparison, human, percent
+from minillm.reporting.comparison import WORDS, Comparison, human, percent
 from minillm.reporting.provenance import read_manifest
 
-SELECTED_BY = {"rouge_l": "Rouge-L", "validation_loss": "validation loss"}
+SELECTED_BY = {**WORDS, "validation_loss": "validation loss"}
 Cost = Mapping[str, Any]
 """The measured cost of generating (see `minillm.generation.cost`)."""
 SHOWN_DIGITS = 12
@@ -84,7 +84,7 @@ def _selection(train_artifact: Path) -> dict[str, str]:
     """By what, and at which step, weights were selected."""
     selection = json.loads((train_artifact / "selection.json").read_text())
     return {
-        "selected by": SELECTED_BY[selection["select_by"]],
+        "selected by": SELECTED_BY[selection["select_by"]] + (", then loss" if selection["equal"] else ""),
         "value": f"{selection['value']:.2f}",
         "at step": f"{selection['step']:.0f}",
         "last step": f"{selection['history'][-1]['step']:.0f}",

@@ -29,6 +29,7 @@ CURVES = {
     "valid/loss": "Validation loss, nats per token",
     "valid/rouge_l": "Validation Rouge-L (0–100)",
     **{f"train/{name}": f"{words[0].upper()}{words[1:]} to the teacher, nats" for name, words in DIVERGENCES.items()},
+    "valid/rouge_l_characters": "Validation Rouge-L of characters (0–100)",
     "train/response_tokens": "Length of rollouts, tokens",
 }
 """Metrics drawn by step, where a model has them."""

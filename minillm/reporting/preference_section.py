@@ -10,16 +10,17 @@ from matplotlib.figure import Figure
 
 from minillm.reporting.comparison import LEVEL, Difference
 from minillm.reporting.plots import Look, empty_figure, legend
-from minillm.reporting.sections import Section
+from minillm.reporting.sections import Section, doubt_words
 
 TIE = "#C8C8C8"
 LABELLED_SHARE = 8.0
 """Percent; a narrower part of a bar has no room for its figure."""
 WORDS = (
     "They saw two answers to each prompt, in random order and without the methods' names, and said which is better. "
-    "Percent with 95 % intervals, by the bootstrap over prompts; a prompt counts as the mean over its annotators. "
-    f"* marks wins minus losses with p < {LEVEL}, adjusted for the number of comparisons. Cohen's κ is agreement "
-    "beyond chance: 1 where two annotators always agree, 0 where they agree as often as dice would."
+    "Percent with 95 % intervals over prompts; a prompt counts as the mean over its annotators. * marks wins minus "
+    f"losses with p < {LEVEL}, by a sign-flip test over prompts, adjusted (Holm) for the comparisons between "
+    "methods, and for those with the teacher. Cohen's κ is agreement beyond chance: 1 where two annotators always "
+    "agree, 0 where they agree as often as dice would."
 )
 
 
@@ -32,7 +33,9 @@ def preference_section(inputs: Mapping[str, Path], roles: Sequence[str], look: L
     tables = {"Wins, ties and losses": share_table(found["comparisons"])}
     if found["agreement"]:
         tables["Agreement of annotators"] = agreement_table(found["agreement"])
-    words = f"Annotators: {', '.join(found['annotators'])}. {WORDS}"
+    ends = (row[what]["low"] for row in found["comparisons"] for what in ("win", "tie", "loss", "net"))
+    doubts = doubt_words(ends, (row["prompts"] for row in found["comparisons"]))
+    words = f"Annotators: {', '.join(found['annotators'])}. {WORDS}{doubts}"
     figure = preference_figure(found["comparisons"], look)
     return Section("Human preference", words, tables, {"preference": ("Human preference", figure)})
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from minillm.config import Promotion
-from minillm.evaluation.uncertainty import estimate
+from minillm.evaluation.uncertainty import paired_estimate
 from minillm.reporting.comparison import MEAN, WORDS, Difference
 from minillm.reporting.runs import ABSENT, Row, differences_by_prompt
 
@@ -23,7 +23,7 @@ class Verdict:
 
 
 def judge(candidate: Row, champion: Row, rule: Promotion, called: str = "the champion") -> Verdict:
-    """Compare a candidate with the present champion by the paired bootstrap over prompts.
+    """Compare a candidate with the present champion by a sign-flip test over prompts.
 
     Args:
         candidate: With its scores in the rule's metric.
@@ -38,13 +38,13 @@ def judge(candidate: Row, champion: Row, rule: Promotion, called: str = "the cha
             "removing the alias `champion` in MLflow",
         )
     groups = [differences_by_prompt(candidate, champion, name).to_numpy(dtype=float) for name in champion.scores]
-    found = estimate(groups)
-    difference = Difference(candidate.name, champion.name, MEAN, found.value, found.low, found.high, found.p_value)
-    prompts = f"{sum(map(len, groups))} prompts of {len(groups)} benchmark{'s'[: len(groups) > 1]}"
-    if found.p_value is None:
-        return Verdict(False, "a benchmark with a single prompt cannot tell a gain from an accident; give it more")
+    found = paired_estimate(groups)
+    gain = Difference(candidate.name, champion.name, MEAN, found.value, found.low, found.high, found.p_value)
+    number = sum(map(len, groups))
+    prompts = f"{number} prompt{'s'[: number > 1]} of {len(groups)} benchmark{'s'[: len(groups) > 1]}"
+    assert found.p_value is not None, "one training seed each"
     chance = f"p = {found.p_value:.3f}" if found.p_value >= 0.001 else "p < 0.001"
-    words = f"{WORDS[rule.metric]} {difference} against {called}, {chance}, {prompts}"
+    words = f"{WORDS[rule.metric]} {gain} against {called}, {chance}, {prompts}"
     if found.value > 0 and found.p_value < rule.significance:
         return Verdict(True, words)
     return Verdict(False, f"{words}; it takes a gain with p < {rule.significance:g}")

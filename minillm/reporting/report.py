@@ -18,7 +18,7 @@ from minillm.progress import read_metrics
 from minillm.reporting import plots
 from minillm.reporting.answers import answers, words
 from minillm.reporting.calibration_section import calibration_section
-from minillm.reporting.comparison import MEAN, WORDS, Comparison, formatted, percent, verdict
+from minillm.reporting.comparison import MEAN, WORDS, Comparison, formatted, how_tested, percent, verdict
 from minillm.reporting.data import cut_words, data_tables, kept_rows, prompt_words
 from minillm.reporting.downstream_section import downstream_section
 from minillm.reporting.exposure_section import exposure_section
@@ -28,7 +28,7 @@ from minillm.reporting.models import cost_words, model_table, sizes
 from minillm.reporting.preference_section import preference_section
 from minillm.reporting.provenance import provenance, versions
 from minillm.reporting.rendering import render, save_figures
-from minillm.reporting.sections import Section
+from minillm.reporting.sections import Section, doubt_words
 from minillm.reporting.time_section import time_section
 from minillm.stages import Job, Report
 
@@ -90,6 +90,11 @@ def run(job: Job) -> dict[str, float | str]:
         "result": result_table(comparison),
         "intervals": interval_table(comparison),
         "differences": difference_table(comparison),
+        "how_tested": how_tested(comparison),
+        "doubt_words": doubt_words(
+            (end for role in comparison.roles for end in _ends(comparison, role)),
+            (len(of) for of in comparison.prompts[comparison.roles[0]].values()),
+        ),
         "pairs": pair_table(comparison),
         "behaviour": behaviour_table(
             comparison,
@@ -121,6 +126,10 @@ def interval_table(comparison: Comparison) -> pd.DataFrame:
     return _by_cell(
         comparison, lambda cell: "–" if None in cell["interval"] else "{:.1f} to {:.1f}".format(*cell["interval"])
     )
+
+
+def _ends(comparison: Comparison, role: str) -> list[float | None]:
+    return [end for name in comparison.columns for end in comparison.score(role, name)["interval"]]
 
 
 def _by_cell(comparison: Comparison, words: Callable[[Mapping[str, Any]], str]) -> pd.DataFrame:

@@ -14,7 +14,7 @@ from typing import Any
 import pandas as pd
 
 from minillm.evaluation.uncertainty import estimate
-from minillm.reporting.comparison import MEAN, WORDS, Difference, paired_differences
+from minillm.reporting.comparison import MEAN, WORDS, Difference, family, paired_differences
 
 ABSENT = "–"
 NOT_STUDENTS = ("teacher", "initial")
@@ -154,8 +154,12 @@ class RunComparison:
 
     @functools.cached_property
     def differences(self) -> dict[tuple[str, str, str], Difference]:
-        """By (row, the first run's row, benchmark), where they are paired; p-values are adjusted for all of them."""
+        """By (row, the first run's row, benchmark), where they are paired.
+
+        P-values are adjusted for those of methods, and for those of teachers.
+        """
         values = {}
+        names = {row.name: row.method for row in self.scored}
         for row, other in self.pairs:
             by_prompt = {
                 name: differences_by_prompt(row, other, name).to_numpy(dtype=float)
@@ -165,7 +169,8 @@ class RunComparison:
             values |= {(row.name, other.name, name): [of_prompts] for name, of_prompts in by_prompt.items()}
             if self.shared:
                 values[row.name, other.name, MEAN] = [by_prompt[name] for name in self.shared]
-        return {(found.method, found.other, found.benchmark): found for found in paired_differences(values)}
+        found = paired_differences(values, lambda row, other: family(names[row], names[other]))
+        return {(of.method, of.other, of.benchmark): of for of in found}
 
     def curves(self, metric: str) -> dict[str, list[tuple[int, float]]]:
         """(step, value) of the rows that have the metric."""

@@ -16,6 +16,7 @@ from minillm.reporting import plots
 from minillm.reporting.comparison import MEAN, Difference
 from minillm.reporting.rendering import render, save_figures
 from minillm.reporting.runs import ABSENT, Row, Run, RunComparison, differences_by_prompt, differing, why_not_paired
+from minillm.reporting.sections import doubt_words
 
 DIGEST_CHARACTERS = 12
 MARKS = 8
@@ -55,6 +56,10 @@ def page_of(comparison: RunComparison, other_page: str) -> dict[str, Any]:
         "shared": comparison.shared,
         "scores": score_table(comparison),
         "differences": difference_tables(comparison),
+        "doubt_words": doubt_words(
+            (end for row in comparison.cells.values() for cell in row.values() for end in cell["interval"]),
+            (len(of) for row in comparison.scored for of in row.scores.values()),
+        ),
         "configuration": differing({run.label: run.params for run in runs}),
         "data": differing({run.label: run.data for run in runs}).map(lambda digest: digest[:DIGEST_CHARACTERS]),
         "code": differing({run.label: run.code for run in runs}),

@@ -1,11 +1,13 @@
 """Parts of the report that stand there only where something was measured for them."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import pandas as pd
 from matplotlib.figure import Figure
+
+from minillm.evaluation.uncertainty import FEW, FEW_PROMPTS, FEWEST, WITHOUT_INTERVAL
 
 
 @dataclass(frozen=True)
@@ -21,8 +23,19 @@ class Section:
     """Title and figure, by the name of its file."""
 
 
+def doubt_words(ends: Iterable[float | None], prompts: Iterable[int] = ()) -> str:
+    """Sentences for a page where intervals are missing or are over few prompts, after a space; nothing elsewhere.
+
+    Args:
+        ends: Of the intervals.
+        prompts: That they are over.
+    """
+    words = f" {WITHOUT_INTERVAL}" if any(end is None for end in ends) else ""
+    return words + (f" {FEW_PROMPTS}" if any(FEWEST <= number < FEW for number in prompts) else "")
+
+
 def with_interval(found: Mapping[str, Any], digits: int) -> str:
-    """A figure with its 95 % interval, which has no ends where there was a single prompt.
+    """A figure with its 95 % interval, which has no ends where there is none.
 
     Args:
         found: {"value", "interval"}.

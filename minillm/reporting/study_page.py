@@ -14,10 +14,11 @@ from minillm.artifacts import write_atomically
 from minillm.reporting import plots
 from minillm.reporting.comparison import MEAN, Difference
 from minillm.reporting.rendering import render, save_figures
+from minillm.reporting.sections import doubt_words
 from minillm.reporting.variants import Curve, StudyComparison
 from minillm.stages import StudyReport
 
-SHOWN_CURVES = ("train/reverse_kl", "train/response_tokens", "valid/rouge_l")
+SHOWN_CURVES = ("train/reverse_kl", "train/response_tokens", "valid/rouge_l", "valid/rouge_l_characters")
 MARKS = 8
 """Markers on a curve too long to mark each point."""
 
@@ -48,6 +49,10 @@ def write(
         "changes": change_table(settings),
         "scores": score_table(comparison),
         "differences": difference_table(comparison),
+        "doubt_words": doubt_words(
+            (found.low for found in comparison.estimates.values()),
+            (of.shape[1] for of in comparison.scores[comparison.baseline].values()),
+        ),
         "by_seed": seed_table(comparison, settings.seeds),
         "drawn": save_figures(draw(comparison, settings, curves), output),
     }

@@ -65,7 +65,8 @@ class StudyComparison:
             for variant in self.others
             for column, names in self.columns.items()
         }
-        return {(found.method, found.benchmark): found for found in paired_differences(values)}
+        differences = paired_differences(values, lambda *_: "variants")
+        return {(found.method, found.benchmark): found for found in differences}
 
     def by_seed(self, variant: str, column: str) -> list[float]:
         """Mean over prompts, for each training seed."""

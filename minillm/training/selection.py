@@ -1,10 +1,12 @@
 """Validation of a model in training, and the choice of the weights that are kept (paper Algorithm 1)."""
 
 import json
+import math
 import shutil
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pandas as pd
 import torch
@@ -12,7 +14,9 @@ import torch.distributed as dist
 from transformers import PreTrainedTokenizerBase
 
 from minillm.artifacts import write_atomically
-from minillm.evaluation.rouge import rouge_l
+from minillm.config import Metric
+from minillm.errors import StageError
+from minillm.evaluation.metrics import METRICS
 from minillm.generation.sampling import Sampler
 from minillm.generation.slots import Request
 from minillm.models.batches import make_batch
@@ -26,7 +30,7 @@ from minillm.training.feeds import Models
 
 @dataclass(frozen=True)
 class Validation:
-    """Validation loss and Rouge-L on held-out rows of D."""
+    """Validation loss and score on held-out rows of D."""
 
     models: Models
     tokenizer: PreTrainedTokenizerBase
@@ -35,12 +39,12 @@ class Validation:
     micro_batch_size: int
     generation_batch_size: int
 
-    def measure(self, with_rouge: bool) -> dict[str, float]:
-        """valid/loss (nats per response token) and, if asked for, valid/rouge_l (0–100)."""
+    def measure(self, select_by: Metric | Literal["validation_loss"]) -> dict[str, float]:
+        """valid/loss (nats per response token) and, where a metric selects, valid/METRIC (0–100)."""
         self.models.student.eval()
         metrics = {"valid/loss": self._loss()}
-        if with_rouge:
-            metrics["valid/rouge_l"] = self._rouge_l()
+        if select_by != "validation_loss":
+            metrics[f"valid/{select_by}"] = self._score(METRICS[select_by])
         return metrics
 
     @torch.no_grad()
@@ -64,7 +68,7 @@ class Validation:
         dist.all_reduce(total)
         return float(total[0] / total[1])
 
-    def _rouge_l(self) -> float:
+    def _score(self, metric: Callable[[str, Sequence[str]], float]) -> float:
         # The same random numbers for every model, whatever seed it was trained with.
         requests = [
             Request(prompt, self.max_tokens - len(prompt), stream(Purpose.VALIDATION_RESPONSES, 0, int(row)))
@@ -74,7 +78,7 @@ class Validation:
             sampler = Sampler(student, self.models.eos, self.models.vocabulary, batch_size=self.generation_batch_size)
             responses = gather_lists([r.tokens for r in sampler.sample(requests[rank() :: world_size()])])
         texts = self.tokenizer.batch_decode(responses, skip_special_tokens=True)
-        scores = [rouge_l(text, [gold]) for text, gold in zip(texts, self.examples["response"], strict=True)]
+        scores = [metric(text, [gold]) for text, gold in zip(texts, self.examples["response"], strict=True)]
         return 100 * sum(scores) / len(scores)
 
 
@@ -88,19 +92,45 @@ class Selection:
     history: list[dict[str, float]] = field(default_factory=list)
 
     @property
-    def _name(self) -> str:
-        return "valid/rouge_l" if self.select_by == "rouge_l" else "valid/loss"
+    def best(self) -> dict[str, float]:
+        """The best validation so far: by the metric, among equal ones by the loss, then the earliest.
+
+        Raises:
+            StageError: None has a number.
+        """
+        if not self._sound:
+            raise StageError(
+                f"none of the {len(self.history)} validations has a finite {self._name} and loss, so that no weights "
+                "can be selected: lower training.learning_rate, train in float32, or look at the validation rows"
+            )
+        return min(self._sound, key=lambda record: (self._rank(record), record["valid/loss"], record["step"]))
 
     @property
-    def best(self) -> dict[str, float]:
-        """The best validation so far; the earlier one where two are equal."""
-        sign = -1 if self.select_by == "rouge_l" else 1
-        return min(self.history, key=lambda record: sign * record[self._name])
+    def equal(self) -> list[dict[str, float]]:
+        """Other validations that the metric does not tell from the best one."""
+        best = self.best
+        return [record for record in self._sound if record is not best and self._rank(record) == self._rank(best)]
+
+    def remark(self) -> str:
+        """What the log is to say of the latest validation; nothing where its figures say all."""
+        latest = self.history[-1]
+        names = dict.fromkeys([self._name, "valid/loss"])
+        if not all(math.isfinite(latest[name]) for name in names):
+            figures = ", ".join(f"{name} is {latest[name]}" for name in names)
+            return f"step {latest['step']}: {figures}; such weights are not selected"
+        if not self.equal or self._rank(latest) != self._rank(self.best):
+            return ""
+        return (
+            f"step {latest['step']}: {self._name} {latest[self._name]:.4g} is the best so far and not alone; the "
+            f"weights of step {self.best['step']} are kept, for the lower loss or else for being the earliest"
+        )
 
     def consider(self, step: int, metrics: dict[str, float], engine: Any, tokenizer: PreTrainedTokenizerBase) -> None:
         """Record a validation and save the weights if it is the best so far."""
         self.history.append({"step": step, **metrics})
-        if self.best["step"] != step:
+        if rank() == 0 and (words := self.remark()):
+            print(words, flush=True)
+        if not self._sound or self.best["step"] != step:
             return
         with whole_weights(engine) as model:
             if rank() == 0:
@@ -110,16 +140,33 @@ class Selection:
 
     def forget_others(self) -> None:
         """Remove kept models that are the best no more; safe once a checkpoint knows of the best."""
-        for folder in self.directory.glob("best-*"):
+        for folder in self.directory.glob("best-*") if self._sound else ():
             if folder != self._folder(int(self.best["step"])):
                 shutil.rmtree(folder)
 
     def finish(self, output: Path) -> None:
-        """Move the selected weights to output/model and say how they were selected."""
+        """Move the selected weights to output/model and say how they were selected.
+
+        Raises:
+            StageError: No validation has a number.
+        """
         if not (output / "model").exists():
             self._folder(int(self.best["step"])).replace(output / "model")
         record = {"select_by": self.select_by, "step": self.best["step"], "value": self.best[self._name]}
+        record["equal"] = [of["step"] for of in self.equal]
         write_atomically(output / "selection.json", json.dumps({**record, "history": self.history}, indent=2))
+
+    @property
+    def _name(self) -> str:
+        return "valid/loss" if self.select_by == "validation_loss" else f"valid/{self.select_by}"
+
+    @property
+    def _sound(self) -> list[dict[str, float]]:
+        """Validations whose figures are numbers; others say nothing of the weights, or that they are lost."""
+        return [of for of in self.history if math.isfinite(of[self._name]) and math.isfinite(of["valid/loss"])]
+
+    def _rank(self, record: dict[str, float]) -> float:
+        return record[self._name] * (1 if self._name == "valid/loss" else -1)
 
     def _folder(self, step: int) -> Path:
         return self.directory / f"best-{step:08d}"

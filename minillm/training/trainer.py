@@ -48,7 +48,8 @@ def _run(job: Job, settings: Train) -> dict[str, float | str]:
         trainer.selection.finish(job.output)
     best = trainer.selection.best
     measured = {name.replace("valid/", "best/"): best[name] for name in best if name.startswith("valid/")}
-    return {"best_step": best["step"], "parameters": parameter_count(trainer.engine.module), **measured}
+    facts = {"best_step": best["step"], "equal_steps": float(len(trainer.selection.equal))}
+    return {**facts, "parameters": parameter_count(trainer.engine.module), **measured}
 
 
 def make_trainer(job: Job, settings: Train) -> "Trainer":
@@ -162,7 +163,7 @@ class Trainer:
             last = done == self.total_steps
             metrics = meter.due(self.engine, last)
             if last or done % training.evaluate_every == 0:
-                metrics |= self.validation.measure(training.select_by == "rouge_l")
+                metrics |= self.validation.measure(training.select_by)
                 self.selection.consider(done, metrics, self.engine, self.tokenizer)
             if metrics:
                 self.progress.log(done, metrics)

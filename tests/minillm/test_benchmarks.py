@@ -1,6 +1,6 @@
 import pytest
 
-from minillm.config import Fields
+from minillm.config import Fields, Metric
 from minillm.data.benchmarks import load_benchmarks, of_topics, read_benchmark
 from minillm.errors import StageError
 from minillm.stages import Benchmarks
@@ -94,3 +94,16 @@ def test_the_real_benchmarks_read(tmp_path):
     )
     assert summary == {"dolly": 500.0, "self_inst": 242.0, "vicuna": 80.0, "sni": 1694.0, "unni": 1050.0}
     assert max(len(row["references"]) for row in load_benchmarks(output)["sni"]) > 1
+
+
+def test_references_that_the_metric_cannot_see_are_refused_by_name(tmp_path):
+    rows = [{"instruction": "i", "output": text} for text in ("Paris", "東京 2020", "Москва")]
+    source = {"cities": write_lines(tmp_path / "cities.jsonl", rows)}
+
+    def read(metric: Metric, folder: str) -> dict[str, float | str]:
+        stage = Benchmarks(fields={"cities": Fields()}, topics={}, metrics={"cities": metric})
+        return run_stage(stage, source, tmp_path / folder)[1]
+
+    with pytest.raises(StageError, match=r"benchmark cities: rouge_l sees nothing of 2 of 3 .* number 1.*'東京 2020'"):
+        read("rouge_l", "words")
+    assert read("rouge_l_characters", "characters") == read("exact_match", "exact") == {"cities": 3.0}

@@ -101,7 +101,7 @@ def test_very_unlikely_choices_keep_their_ratio():
     assert line["probabilities"] == pytest.approx([0.75, 0.25])
 
 
-def test_intervals_are_over_prompts_and_need_two():
+def test_intervals_are_over_prompts_and_need_some():
     line = {"answer": 0, "predicted": 0, "probabilities": [0.75, 0.25]}
     assert measure([line])["accuracy"] == {"value": 100.0, "interval": [None, None]}
     found = measure([{**line, "predicted": int(number < 50)} for number in range(200)])

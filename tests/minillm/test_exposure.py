@@ -19,6 +19,7 @@ from minillm.evaluation.exposure import (
     measure,
     prompt_means,
     read_texts,
+    require_numbers,
     token_divergences,
 )
 from minillm.models.batches import make_batch
@@ -86,7 +87,7 @@ def test_on_the_teachers_text_they_end_at_the_divergence_of_whole_responses(pair
 def test_nothing_said_means_no_excess_and_then_there_is_some(pair):
     student, teacher = pair
     along_student, along_teacher = expected_sums(pair, student), expected_sums(pair, teacher)
-    of_student, of_teacher, excess = curves_of(along_student[:, None], along_teacher[:, None])
+    of_student, of_teacher, excess = curves_of(np.stack([along_student, along_teacher]))
     assert of_student[0] == pytest.approx(of_teacher[0], rel=1e-12)
     assert of_student[0] == pytest.approx(kl_after(student, teacher, PROMPT, VOCABULARY), rel=1e-12)
     assert abs(excess[0]) < 1e-10
@@ -96,7 +97,7 @@ def test_nothing_said_means_no_excess_and_then_there_is_some(pair):
 def test_a_student_that_equals_its_teacher_has_none(pair):
     teacher = pair[1]
     assert not expected_sums((teacher, teacher), teacher).any()
-    assert not curves_of(np.zeros((3, 2)), np.zeros((3, 2))).any()
+    assert not curves_of(np.zeros((2, 3))).any()
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
@@ -125,7 +126,13 @@ def test_means_by_hand():
     assert accumulated([np.array([1.0, 2.0, 4.0])], 2).tolist() == [[1, 3]]
     assert prompt_means(sums, np.array([7, 4, 7])).tolist() == [[3, 1], [3, 2.5], [3, 3]]
     # means of 6 and 4 over the two prompts: half more
-    assert curves_of(np.array([[4.0, 8.0]]), np.array([[2.0, 6.0]])).tolist() == [[6], [4], [50]]
+    assert curves_of(np.array([[[4.0, 8.0]], [[2.0, 6.0]]]).mean(axis=-1)).tolist() == [[6], [4], [50]]
+
+
+def test_divergences_that_are_no_number_are_refused():
+    require_numbers([np.array([0.5, np.inf])], "sft")
+    with pytest.raises(StageError, match="divergence of sft from its teacher is not a number on 1 of 2 responses"):
+        require_numbers([np.array([0.5, np.nan]), np.array([0.1])], "sft")
 
 
 def test_prompts_are_spread_evenly():
@@ -133,11 +140,11 @@ def test_prompts_are_spread_evenly():
     assert evenly([3, 5], None) == evenly([3, 5], 9) == [3, 5]
 
 
-def test_a_single_prompt_has_no_interval():
-    assert measure(np.array([[3.0]]), np.array([[2.0]]))["exaccerr"] == {"value": [50.0]}
+def test_two_prompts_have_no_interval():
+    assert measure(np.array([[3.0, 6.0]]), np.array([[2.0, 4.0]]))["exaccerr"] == {"value": [50.0]}
 
 
-def test_intervals_draw_both_sums_of_a_prompt_together():
+def test_intervals_leave_out_both_sums_of_a_prompt_together():
     """Prompts differ a hundredfold in their divergence, but the excess is a tenth on each of them."""
     of_teacher = np.geomspace(1, 100, 40)[None]
     found = measure(1.1 * of_teacher, of_teacher)

@@ -232,3 +232,15 @@ def test_the_real_dolly_loses_what_it_should(tmp_path):
         asked = {question(raw[i]["instruction"], raw[i]["context"]) for i in kept(output, part)}
         assert not asked & evaluated
     assert summary["dropped"] == totals["total"] == 15011 - sum(len(kept(output, part)) for part in PARTS)
+
+
+def test_validation_rows_that_the_selecting_metric_cannot_see_are_refused(tmp_path):
+    split = ["train", "dev", "dev", "train"]
+    rows = [row("a", "да"), row("b", "нет"), row("c", "yes"), row("d", "да")]
+    data = Case(tmp_path, rows, split)
+    with pytest.raises(
+        StageError, match=r"the validation rows: rouge_l sees nothing of 1 of 2 .*'нет'.*select_by of teach"
+    ):
+        data.run("words", selected_by=("rouge_l",))
+    assert data.run("characters", selected_by=("rouge_l_characters",))[1]["validation"] == 2
+    assert data.run("loss")[1]["validation"] == 2

@@ -113,7 +113,7 @@ def test_a_model_with_known_probabilities(tmp_path):
     found, summary = run(tmp_path / "run", make_inputs(tmp_path, uniform))
     assert summary["perplexity/story"] == pytest.approx(tokens, rel=1e-5)
     loss = found["texts"]["story"]["loss"]
-    assert loss["interval"] == pytest.approx([loss["value"]] * 2), "every token is as likely"
+    assert loss["interval"] == [None, None], "every token is as likely, which says nothing of other texts"
     assert found["texts"]["story"]["tokens"] == (BLOCK - 1) * (9 * 21 // BLOCK)
 
 

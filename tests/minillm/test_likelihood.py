@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from minillm.errors import StageError
 from minillm.evaluation.likelihood import likelihoods
 from minillm.processes import process_group
 from tests.minillm.direct import alone
@@ -52,6 +53,14 @@ def test_batches_change_nothing_but_their_own_number(size):
         np.testing.assert_allclose(one.log_prob, other.log_prob, rtol=0, atol=1e-10)
         np.testing.assert_allclose(one.likeliest, other.likeliest, rtol=0, atol=1e-10)
     assert told == [*range(size, len(pairs), size), len(pairs)]
+
+
+def test_a_model_without_numbers_is_refused():
+    model = small_model("gpt2")
+    with torch.no_grad():
+        model.get_parameter("transformer.ln_f.bias")[3] = float("nan")
+    with pytest.raises(StageError, match="not a number on 11 of 11 texts, the first is number 0"):
+        likelihoods(model, VOCABULARY, make_pairs(), 4)
 
 
 def test_padded_rows_of_the_embedding_are_no_tokens():

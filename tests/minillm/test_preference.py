@@ -65,7 +65,7 @@ def test_every_benchmark_counts_the_same():
     assert [row[what]["value"] for what in ("win", "tie", "loss", "net")] == [50.0, 25.0, 25.0, 25.0]
 
 
-def test_intervals_are_those_of_the_bootstrap_over_prompts():
+def test_intervals_are_over_prompts():
     (row,) = compare(judged("ada", "w" * 30 + "t" * 6 + "l" * 24))
     wins = np.array([100.0] * 30 + [0.0] * 30)
     assert (row["win"]["low"], row["win"]["high"]) == (estimate([wins]).low, estimate([wins]).high)

@@ -57,7 +57,12 @@ def test_every_way_in_which_the_two_were_measured_differently_is_named():
 def test_a_single_prompt_tells_nothing():
     one = {"minillm": {"dolly": pd.Series([50.0])}}
     champion, candidate = row("champion", 0.0, scores=one), row("candidate", 0.0, scores=one)
-    assert "a single prompt" in judge(candidate, champion, Promotion()).reason
+    far = row("far", 0.0, scores={"minillm": {"dolly": pd.Series([99.0])}})
+    for challenger, gain in ((candidate, "+0.0"), (far, "+49.0")):
+        verdict = judge(challenger, champion, Promotion())
+        assert verdict.reason == (
+            f"Rouge-L {gain} against the champion, p = 1.000, 1 prompt of 1 benchmark; it takes a gain with p < 0.05"
+        )
 
 
 def test_a_method_that_is_no_student_is_refused_before_anything_starts(tmp_path: Path):

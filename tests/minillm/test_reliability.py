@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from minillm.evaluation.reliability import BINS, binned, calibration_error, reliability
+from minillm.evaluation.reliability import BINS, binned, calibration_error, calibration_interval, reliability
 
 
 def one_by_one(confidence, correct):
@@ -51,22 +51,51 @@ def test_sums_add_up_over_prompts():
     assert found["ece"]["value"] == pytest.approx(float(calibration_error(binned(confidence, correct))))
 
 
-def test_intervals_hold_the_truth_although_few_prompts_make_the_error_larger():
-    """Of 60 samples of 400 predictions that are 0.03 too sure: a sample's error is larger, its interval is not."""
+def samples(number, prompts, right):
+    """Sums of prompts whose confidence is uniform, and which are right as often as `right` says of it."""
     draw = np.random.default_rng(2)
-    values, held = [], 0
-    for _ in range(60):
-        confidence = draw.uniform(0.3, 1, 400)
-        found = reliability(one_by_one(confidence, draw.random(400) < confidence - 0.03))["ece"]
-        values.append(found["value"])
-        held += found["interval"][0] <= 0.03 <= found["interval"][1]
-    assert np.mean(values) > 0.05
-    assert held >= 45
+    for _ in range(number):
+        confidence = draw.uniform(0.3, 1, prompts)
+        yield one_by_one(confidence, draw.random(prompts) < right(confidence))
 
 
-def test_an_interval_ends_at_zero_and_needs_two_prompts():
-    draw = np.random.default_rng(3)
-    samples = [draw.uniform(0.3, 1, 60) for _ in range(10)]
-    low = [reliability(one_by_one(sure, draw.random(60) < sure))["ece"]["interval"][0] for sure in samples]
-    assert min(low) == 0.0
+def error_of(right):
+    confidence = np.linspace(0.3, 1, 100_001)[1:]
+    return float(calibration_error(binned(confidence, right(confidence))))
+
+
+@pytest.mark.parametrize("prompts", [100, 300, 1000])
+@pytest.mark.parametrize(
+    "right",
+    [
+        pytest.param(lambda sure: sure, id="calibrated"),
+        pytest.param(lambda sure: sure - 0.03, id="a little too sure"),
+        pytest.param(lambda sure: 0.25 + 0.7 * (sure - 0.25), id="too sure the surer it is"),
+        pytest.param(lambda sure: np.where(sure > 0.9, sure - 0.15, sure), id="too sure at the top"),
+    ],
+)
+def test_intervals_hold_the_truth_although_a_sample_has_a_larger_error(prompts, right):
+    """Of 60 samples, 95 % are 57; fewer than 53 are two in a hundred thousand sets of them."""
+    truth = error_of(right)
+    found = [reliability(parts)["ece"] for parts in samples(60, prompts, right)]
+    assert np.mean([of["value"] for of in found]) > truth
+    assert all(of["interval"][0] <= of["value"] <= of["interval"][1] for of in found)
+    assert sum(of["interval"][0] <= truth + 1e-4 and truth <= of["interval"][1] for of in found) >= 53
+
+
+def test_answers_of_one_prompt_are_no_independent_evidence():
+    """Tokens of a text that are all right or all wrong, ten a prompt: as uncertain as one a prompt."""
+    draw = np.random.default_rng(4)
+    confidence = draw.uniform(0.3, 1, 200)
+    parts = one_by_one(confidence, draw.random(200) < confidence)
+    assert calibration_interval(10 * parts) == pytest.approx(calibration_interval(parts))
+
+
+def test_an_interval_of_a_calibrated_model_ends_at_zero():
+    assert sum(reliability(parts)["ece"]["interval"][0] == 0.0 for parts in samples(20, 60, lambda sure: sure)) >= 17
+
+
+def test_two_prompts_or_prompts_all_alike_have_no_interval():
     assert reliability(one_by_one([0.4], [1]))["ece"] == {"value": pytest.approx(0.6), "interval": [None, None]}
+    assert calibration_interval(one_by_one([0.4, 0.7], [1, 0])) == (None, None)
+    assert calibration_interval(one_by_one([0.4] * 50, [1] * 50)) == (None, None)

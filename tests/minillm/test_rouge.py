@@ -6,7 +6,9 @@ from pathlib import Path
 import pytest
 from rouge_score.rouge_scorer import RougeScorer
 
-from minillm.evaluation.rouge import exact_match, rouge_l
+from minillm.errors import StageError
+from minillm.evaluation.metrics import METRICS, require_seen, sees
+from minillm.evaluation.rouge import exact_match, rouge_l, rouge_l_characters
 
 DATA = Path(os.environ.get("MINILLM_DATA", Path(__file__).parents[2] / ".." / "shared" / "data"))
 SCORER = RougeScorer(["rougeL"], use_stemmer=True)
@@ -88,3 +90,71 @@ def test_exact_match_ignores_case_punctuation_and_white_space_alone():
     assert exact_match("yes sir", ["yes"]) == 0.0
     assert exact_match("", ["..."]) == 1.0
     assert exact_match("café", ["cafe"]) == 0.0
+
+
+def test_characters_of_any_script_by_hand():
+    assert rouge_l_characters("北京是中国的首都。", ["北京是中国的首都"]) == 1.0, "punctuation does not count"
+    assert rouge_l_characters("東京 2020", ["大阪 2020"]) == pytest.approx(2 * 4 / 12), "the number alone"
+    # м о с к в а | м о с т: LCS "мос", P = 3/6, R = 3/4
+    assert rouge_l_characters("Москва", ["мост"]) == pytest.approx(2 * 3 / 10)
+    assert rouge_l_characters("हिन्दी", ["हिन्दू"]) == pytest.approx(2 * 5 / 12), "vowel signs are tokens"
+    assert rouge_l_characters("ＡＢＣ １２", ["abc 12"]) == 1.0, "compatibility forms are the same"
+    assert rouge_l_characters("cafe\u0301", ["café"]) == 1.0, "composed or not"
+    assert rouge_l_characters("!?", ["…"]) == 0.0
+    with pytest.raises(ValueError, match="empty"):
+        rouge_l_characters("a", [])
+
+
+@pytest.mark.parametrize(
+    ("text", "by_words", "by_characters"),
+    [
+        ("北京是中国的首都。", False, True),
+        ("東京 2020", False, True),
+        ("Москва — столица", False, True),
+        ("القاهرة", False, True),
+        ("iPhone 是一部手机，由苹果公司设计", False, True),
+        ("L'été à Besançon", True, True),
+        ("Đường phố Hà Nội", True, True),
+        ("42", True, True),
+        ("x = α + β·γ² for all real numbers", True, True),
+        ("- 😌😊", False, False),
+        ("[]", False, False),
+    ],
+)
+def test_what_a_metric_sees(text, by_words, by_characters):
+    assert sees("rouge_l", text) == by_words
+    assert sees("rouge_l_characters", text) == by_characters
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_what_a_metric_sees_equals_itself(metric):
+    for text in ODD:
+        if sees(metric, text):
+            assert METRICS[metric](text, [text]) == 1.0
+
+
+def test_references_that_are_not_seen_are_refused_with_number_first_and_remedy():
+    mixed = [["Paris."], ["北京是中国的首都"], ["大阪 2020", "東京 2020"], ["大阪", "Osaka"]]
+    with pytest.raises(StageError) as refusal:
+        require_seen("benchmark cities", mixed, "rouge_l", "set its metric to another")
+    assert str(refusal.value) == (
+        "benchmark cities: rouge_l sees nothing of 2 of 4 references, the first is number 1, counted from 0: "
+        "'北京是中国的首都'. Answers equal to them would score 0, or those that share a number 1; "
+        "set its metric to another (rouge_l_characters or exact_match)"
+    )
+    require_seen("benchmark cities", mixed, "rouge_l_characters", "")
+    with pytest.raises(StageError, match=r"'\[\]'\. Answers .* another$"):
+        require_seen("brackets", [["[]"]], "rouge_l", "set its metric to another")
+
+
+def test_a_few_that_are_not_seen_are_told(capsys):
+    require_seen("benchmark mine", [["- 😌😊"], *[["good"]] * 99], "rouge_l", "")
+    assert "sees nothing of 1 of 100 references" in capsys.readouterr().out
+    require_seen("benchmark mine", [["good"]] * 100, "rouge_l", "")
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("name", ["vicuna/minillm_vicuna_80.jsonl", "dolly/minillm_test_500.jsonl", "sni/test.jsonl"])
+def test_real_benchmarks_are_seen(name, capsys):
+    require_seen(name, outputs(name), "rouge_l", "")
+    assert capsys.readouterr().out == ""

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from minillm.evaluation.uncertainty import adjusted, estimate
+from minillm.evaluation.uncertainty import adjusted, paired_estimate
 from minillm.reporting.plots import COLOURS, score_figure
 from minillm.reporting.runs import Run, RunComparison, differing
 from minillm.reporting.runs_page import difference_tables, looks, other_figures, score_table, verdict, write
@@ -56,18 +56,28 @@ def test_only_names_that_differ_are_listed_with_what_each_run_has():
     assert table.to_dict("index") == {"new": {"a": "–", "b": "n"}, "x": {"a": "1", "b": "2"}}
 
 
-def test_p_values_are_those_of_the_paired_bootstrap_adjusted_for_all_differences():
+def test_p_values_are_those_of_sign_flips_adjusted_for_all_differences():
     close = a_run("later", {"minillm": 4.5}, seed=1)
     comparison = RunComparison([FIRST, close])
     ours, theirs = close.scores["minillm"], FIRST.scores["minillm"]
     gaps = [(ours[name] - theirs[name]).to_numpy() for name in PROMPTS]
-    direct = [estimate([gaps[0]]), estimate([gaps[1]]), estimate(gaps)]
+    direct = [paired_estimate([gaps[0]]), paired_estimate([gaps[1]]), paired_estimate(gaps)]
     found = list(comparison.differences.values())
     assert [d.benchmark for d in found] == ["dolly", "vicuna", "mean"]
     assert [d.value for d in found] == [e.value for e in direct]
-    alone = [e.p_value for e in direct if e.p_value is not None]
-    assert [d.p_value for d in found] == adjusted(alone)
-    assert adjusted(alone) != alone
+    alone = [e.p_value for e in direct]
+    assert [d.p_value for d in found] == adjusted(alone, ["between methods"] * 3)
+    assert [d.p_value for d in found] != alone
+
+
+def test_differences_of_teachers_are_a_family_of_their_own():
+    students = {"sft": 0.0, "minillm": 4.0}
+    runs = [a_run(label, {**students, "teacher": 9.0}, seed) for seed, label in enumerate(("one", "two"))]
+    without = [a_run(label, students, seed) for seed, label in enumerate(("one", "two"))]
+    found = RunComparison(runs, every_method=True).differences
+    assert not found["two:teacher", "one:teacher", "mean"].clear
+    for pair, alone in RunComparison(without, every_method=True).differences.items():
+        assert found[pair].p_value == alone.p_value
 
 
 def test_the_verdict_tells_what_can_be_told_apart():

@@ -93,7 +93,7 @@ def test_headline_counts_only_prompts_with_long_references(tmp_path):
     assert not [name for name in summary if name.startswith("rouge_l/toy/")]
     table = json.loads((work.output / "table.json").read_text())
     assert (table["benchmarks"]["toy"]["prompts"], table["benchmarks"]["toy"]["all_prompts"]) == (2, 4)
-    assert table["benchmarks"]["toy"]["score"]["interval"] == [100.0, 100.0], "the wrong answers are not among them"
+    assert table["benchmarks"]["toy"]["score"]["interval"] == [None, None], "two prompts count"
 
 
 def test_mean_over_benchmarks_weighs_them_equally_per_seed(tmp_path):
@@ -112,7 +112,7 @@ def test_mean_over_benchmarks_weighs_them_equally_per_seed(tmp_path):
     assert summary["rouge_l/mean"] == pytest.approx(75.0)
     assert summary["rouge_l/mean_spread"] == pytest.approx(50 / 2**0.5)  # 100 and 50
     table = json.loads((work.output / "table.json").read_text())
-    assert table["benchmarks"]["easy"]["score"]["interval"] == [100.0, 100.0]
+    assert table["benchmarks"]["easy"]["score"]["interval"] == [None, None], "all are right"
     assert table["mean"]["score"]["interval"] == [None, None], "`hard` has a single headline prompt"
 
 
@@ -155,3 +155,18 @@ def test_the_score_of_a_benchmark_is_its_own_metric(tmp_path):
     assert table["mean"]["score"]["mean"] == 75.0
     assert row["rouge_l"]["mean"] > 75.0
     assert summary["exact_match/toy/0-5"] == row["score_by_length"]["0-5"]["mean"]
+
+
+def test_characters_are_scored_where_a_benchmark_asks_for_them(tmp_path):
+    rows = [answer(0, 10, "yes"), answer(1, 10, "東京 2020"), *all_right(10)[2:]]
+    work = job(tmp_path, {"toy": rows}, evaluation(seeds=(10,), metric="rouge_l_characters"))
+    prompts = [json.loads(line) for line in (tmp_path / "benchmarks" / "toy.jsonl").read_text().splitlines()]
+    prompts[1]["references"] = ["大阪 2020"]
+    (tmp_path / "benchmarks" / "toy.jsonl").write_text("".join(json.dumps(prompt) + "\n" for prompt in prompts))
+
+    summary = run(work)
+
+    assert summary["rouge_l_characters/toy"] == pytest.approx(100 * (3 + 4 / 6) / 4), "2020 is four of six"
+    assert summary["rouge_l/toy"] == 100.0, "of words, the number is all there is"
+    table = json.loads((work.output / "table.json").read_text())
+    assert table["benchmarks"]["toy"]["score"]["mean"] == summary["rouge_l_characters/mean"]

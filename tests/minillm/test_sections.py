@@ -9,10 +9,12 @@ import pytest
 from minillm.evaluation import held_out
 from minillm.evaluation.calibration import measure
 from minillm.evaluation.likelihood import Likelihood
+from minillm.evaluation.uncertainty import FEW_PROMPTS, WITHOUT_INTERVAL
 from minillm.reporting import report
 from minillm.reporting.calibration_section import calibration_section, points
 from minillm.reporting.held_out_section import held_out_section
 from minillm.reporting.plots import looks
+from minillm.reporting.sections import doubt_words
 from minillm.stages import Job, Report
 from tests.minillm.test_report import ROLES, make_inputs, read_page
 
@@ -32,7 +34,7 @@ def make_measured(folder: Path) -> dict[str, Path]:
         asked.mkdir(parents=True)
         (asked / "calibration.json").write_text(json.dumps({"arc": measure(lines)}))
         log_prob = np.full(10, -LOSS[role])
-        found = held_out.measure([Likelihood(log_prob, np.array([-LOSS[role]] * 5 + [-0.5] * 5))] * 4, [20] * 4)
+        found = held_out.measure([Likelihood(log_prob, np.array([-LOSS[role]] * 5 + [-0.5] * 5))] * 4, [19, 20, 20, 21])
         scored = folder / f"held-out-{role}"
         scored.mkdir()
         sets = {"benchmarks": {"dolly": found}, "texts": {"story": found}}
@@ -52,7 +54,7 @@ def test_tables_say_what_was_measured(tmp_path):
     assert [cell.split()[0] for cell in error["arc"]] == ["0.000", "0.300", "0.200", "0.100"]
     loss, per_byte, perplexity, next_token = scored.tables.values()
     assert list(loss.columns) == ["dolly", "story"]
-    assert loss.loc["kd", "story"] == "2.000 [2.000, 2.000]"
+    assert loss.loc["kd", "story"] == "2.000", "the same in every text"
     assert per_byte.loc["kd", "story"].startswith("1.443 ["), "10 tokens of 2 nats in 20 bytes"
     assert perplexity.loc["kd", "story"] == "7.389"
     # half of the tokens are the likeliest, at e^−2; where they are not, it is at e^−0.5
@@ -82,10 +84,17 @@ def test_the_page_shows_both(tmp_path):
     settings = Report(name="toy-run", roles=ROLES, benchmarks=("dolly", "sni"), models={}, planned={})
     report.run(Job(kind="report", settings=settings, inputs=inputs, output=output, work=tmp_path))
     page, markdown = read_page(output), (output / "report.md").read_text()
-    assert "2.000 [2.000, 2.000]" in page.cells
+    assert "2.000" in page.cells
+    assert "Where no interval stands, none can be had" in page.text
     assert "## Calibration" in markdown
     assert markdown.index("## Calibration") < markdown.index("## Held-out text") < markdown.index("## Models")
     for name in ("calibration-arc", "held-out-story"):
         assert f"plots/{name}.png" in markdown
         assert (output / "plots" / f"{name}.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
     assert ">minillm 0.100</text>" in (output / "report.html").read_text()
+
+
+def test_missing_and_short_intervals_are_told():
+    assert doubt_words([1.0, 2.0], [10, 500]) == ""
+    assert doubt_words([1.0, None], [2, 500]) == f" {WITHOUT_INTERVAL}"
+    assert doubt_words([1.0, 2.0], [9]) == f" {FEW_PROMPTS}"

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from minillm.errors import StageError
-from minillm.evaluation.uncertainty import adjusted, estimate
+from minillm.evaluation.uncertainty import adjusted, estimate, paired_estimate
 from minillm.reporting import study
 from minillm.reporting.variants import StudyComparison
 from minillm.stages import Job, StudyReport
@@ -91,16 +91,14 @@ def test_differences_are_paired_by_prompt_and_seed_and_adjusted_for_all(finished
     below = [[-1.0, -2.0, -1.0, -2.0]] * 2, [[-1.0, -2.0, -1.0]] * 2
     noise = [[10.0, -10.0, 10.0, -10.0], [-10.0, 10.0, -10.0, 10.0]], [[10.0, -10.0, 10.0], [-10.0, 10.0, -10.0]]
     dolly, vicuna, no_dolly, no_vicuna = (np.array(of) for of in (*below, *noise))
-    direct = [estimate(of) for of in ([dolly], [vicuna], [dolly, vicuna])]
-    direct += [estimate(of) for of in ([no_dolly], [no_vicuna], [no_dolly, no_vicuna])]
+    direct = [paired_estimate(of) for of in ([dolly], [vicuna], [dolly, vicuna])]
+    direct += [paired_estimate(of) for of in ([no_dolly], [no_vicuna], [no_dolly, no_vicuna])]
     assert [(d["method"], d["benchmark"]) for d in found] == [
         (variant, column) for variant in ("off", "noise") for column in ("dolly", "vicuna", "mean")
     ]
     assert [d["value"] for d in found] == pytest.approx([e.value for e in direct])
     assert [d["low"] for d in found] == pytest.approx([e.low for e in direct])
-    assert [d["p_value"] for d in found] == pytest.approx(
-        adjusted([e.p_value for e in direct if e.p_value is not None])
-    )
+    assert [d["p_value"] for d in found] == pytest.approx(adjusted([e.p_value for e in direct], ["one"] * 6))
     # The two seeds agree exactly: off's mean of −1, −2, −1, −2 has the standard error √(1/3)/2 = 0.2887, and the t
     # value with 3 degrees of freedom is 3.182.
     assert found[0]["low"] == pytest.approx(-1.5 - 3.182 * 0.2887, abs=1e-3)
@@ -181,7 +179,7 @@ def test_only_prompts_that_count_in_every_run_are_compared(tmp_path: Path):
         study.read_scores(job, job.settings)
 
 
-def test_one_seed_has_the_intervals_of_the_bootstrap():
+def test_one_seed_has_the_intervals_over_prompts():
     one = {name: {"dolly": np.array(rows[:1])} for name, rows in DOLLY.items()}
     comparison = StudyComparison(one, "whole", "Rouge-L")
     assert comparison.estimates["whole", "mean"] == estimate([np.array(DOLLY["whole"][0])])
