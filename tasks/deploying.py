@@ -13,6 +13,8 @@ from prefect.events.actions import ChangeFlowRunState
 from prefect.exceptions import ObjectNotFound
 from prefect.workers.process import ProcessWorker
 
+from minillm.redaction import redacted
+
 POOL = "local"
 ACCELERATOR = "accelerator"
 """The queue of runs that train or generate; one at a time."""
@@ -28,6 +30,9 @@ def worker_command() -> list[str]:
 
 class DeployError(Exception):
     """prefect.yaml could not be deployed; the message has Prefect's words."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(redacted(message))
 
 
 def deploy() -> list[str]:

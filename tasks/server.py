@@ -18,7 +18,8 @@ from prefect import Flow, State
 from prefect.settings import PREFECT_API_URL, PREFECT_UI_URL, temporary_settings
 from prefect.states import Crashed
 
-from tasks.settings import PREFECT_UI, shown
+from minillm.redaction import redacted
+from tasks.settings import PREFECT_UI
 from tasks.supervision import Group, free_port
 
 START_SECONDS = 120.0
@@ -44,7 +45,7 @@ def run_flow(flow: Flow[..., State], *parameters: Any) -> State:
     try:
         return flow(*parameters, return_state=True)
     except httpx.HTTPError as error:
-        lost = f"Prefect's server at {shown(str(server))} was lost ({error})"
+        lost = redacted(f"Prefect's server at {server} was lost ({error})")
         print(
             f"{lost}: its pages end here, but stages that have finished are in the store, and the same command goes on "
             "from there",
