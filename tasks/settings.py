@@ -1,7 +1,6 @@
 """Settings of Prefect, MLflow and their neighbours, as environment variables, set before any of them is imported."""
 
 import os
-import urllib.parse
 import urllib.request
 
 from minillm.startup import load
@@ -48,12 +47,6 @@ def set_mlflow_defaults() -> None:
     """Set what the user has not set: a server that does not answer is given up soon."""
     for name, value in MLFLOW_DEFAULTS.items():
         os.environ.setdefault(name, value)
-
-
-def shown(url: str) -> str:
-    """An address as it may be printed: without the name and password in it."""
-    parts = urllib.parse.urlsplit(url)
-    return url if parts.hostname is None else parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
 
 
 def answers(server: str) -> bool:

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import psutil
 
-from tasks.settings import MLFLOW_UI, PREFECT_UI, answers, set_mlflow_defaults, set_prefect_defaults, shown
+from tasks.mlflow_database import DATABASE, FILES, database_uri
+from tasks.settings import MLFLOW_UI, PREFECT_UI, answers, set_mlflow_defaults, set_prefect_defaults
 from tasks.supervision import GRACE_SECONDS
 
 START_SECONDS = 120.0
@@ -45,10 +46,10 @@ def main() -> int:
         f"MLflow  {MLFLOW_UI}": ["mlflow", "server", *_address(MLFLOW_UI), "--workers", "1", *_mlflow_stores(store)],
     }
     if "PREFECT_API_URL" in os.environ:
-        print(f"Prefect is served already, at {shown(os.environ['PREFECT_API_URL']).removesuffix('/api')}", flush=True)
+        print(f"Prefect is served already, at {os.environ['PREFECT_API_URL'].removesuffix('/api')}", flush=True)
         commands.pop(f"Prefect {PREFECT_UI}")
     if "MLFLOW_TRACKING_URI" in os.environ:
-        print(f"MLflow runs are kept at {shown(os.environ['MLFLOW_TRACKING_URI'])}", flush=True)
+        print(f"MLflow runs are kept at {os.environ['MLFLOW_TRACKING_URI']}", flush=True)
         commands.pop(f"MLflow  {MLFLOW_UI}")
     elif "MLFLOW_BACKEND_STORE_URI" in os.environ:  # runs reach that database through the server alone
         os.environ["MLFLOW_TRACKING_URI"] = MLFLOW_UI
@@ -58,10 +59,10 @@ def main() -> int:
         print(f"{page}: something else listens there; stop it, or set {name} to another address", file=sys.stderr)
     if taken:
         return 2
-    if "MLFLOW_TRACKING_URI" not in os.environ and not (store / "mlflow.db").exists():
+    if "MLFLOW_TRACKING_URI" not in os.environ:
         from tasks.mlflow_client import connect
 
-        connect(store)  # makes it whole, which a server that is killed meanwhile would not
+        connect(store)  # made whole, which a server that is killed meanwhile would not, and at home here
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     processes: list[subprocess.Popen[bytes]] = []
     try:
@@ -124,11 +125,11 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
 def _mlflow_stores(store: Path) -> list[str]:
     """Where MLflow keeps runs and files: in the store, unless its own environment variables name another place."""
     if "MLFLOW_BACKEND_STORE_URI" not in os.environ:
-        files = ["--default-artifact-root", (store / "mlartifacts").as_uri()]
-        return ["--backend-store-uri", f"sqlite:///{store / 'mlflow.db'}", *files]
+        files = ["--default-artifact-root", (store / FILES).as_uri()]
+        return ["--backend-store-uri", database_uri(store / DATABASE), *files]
     if "MLFLOW_ARTIFACTS_DESTINATION" in os.environ:
         return []
-    return ["--artifacts-destination", (store / "mlartifacts").as_uri()]
+    return ["--artifacts-destination", (store / FILES).as_uri()]
 
 
 def _address(url: str) -> list[str]:
