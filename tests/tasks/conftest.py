@@ -30,6 +30,6 @@ class TrackingServer:
 @pytest.fixture(scope="session")
 def tracking_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TrackingServer]:
     """One for all tests that need no more of it than that it is there."""
-    folder = tmp_path_factory.mktemp("server")
+    folder = tmp_path_factory.mktemp("a server?")
     with mlflow_server(folder) as address:
         yield TrackingServer(address, folder)

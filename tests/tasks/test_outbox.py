@@ -1,6 +1,7 @@
 """Against a real MLflow database: everything arrives, once, in spite of crashes, retries and servers that are away."""
 
 import json
+import shutil
 import socket
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from minillm.artifacts import Store
 from minillm.errors import StageError
 from minillm.progress import append_line
 from tasks.mlflow_client import Sender, connect
+from tasks.mlflow_database import DATABASE
 from tasks.outbox import Outbox, records
 from tasks.records import DatasetFacts, ModelFacts, Record, Wanted
 from tasks.store import listing, users
@@ -26,9 +28,23 @@ from tests.tasks.conftest import TrackingServer
 from tests.waiting import wait_for
 
 
+@pytest.fixture(scope="module")
+def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """MLflow's database without a run: making one takes seconds, copying it none."""
+    store = Store(tmp_path_factory.mktemp("database")).root
+    connect(store)
+    return store / DATABASE
+
+
 @pytest.fixture
-def store(tmp_path: Path) -> Path:
+def new_store(tmp_path: Path) -> Path:
     return Store(tmp_path / "store").root
+
+
+@pytest.fixture
+def store(new_store: Path, database: Path) -> Path:
+    shutil.copy(database, new_store)
+    return new_store
 
 
 def outbox(store: Path) -> Outbox:
@@ -361,23 +377,23 @@ def test_an_exported_model_is_registered_once_though_mlflow_was_away(store: Path
     assert registered.tags["mean"] == "1.5"
 
 
-def test_a_process_killed_while_it_makes_the_database_leaves_nothing_in_the_way(store: Path):
-    program = f"import pathlib, tasks.mlflow_client; tasks.mlflow_client.connect(pathlib.Path({str(store)!r}))"
+def test_a_process_killed_while_it_makes_the_database_leaves_nothing_in_the_way(new_store: Path):
+    program = f"import pathlib, tasks.mlflow_client; tasks.mlflow_client.connect(pathlib.Path({str(new_store)!r}))"
     maker = subprocess.Popen([sys.executable, "-c", program], cwd=ROOT)
-    wait_for(lambda: any(path.stat().st_size > 100_000 for path in store.rglob("mlflow.db")), 60)
+    wait_for(lambda: any(path.stat().st_size > 100_000 for path in new_store.rglob("mlflow.db")), 60)
     maker.kill()
     maker.wait()
-    assert not (store / "mlflow.db").exists(), "it was not finished"
-    assert [found.name for found in connect(store).search_experiments()] == ["Default"]
-    assert [path.name for path in store.glob("mlflow*")] == ["mlflow.db"]
+    assert not (new_store / "mlflow.db").exists(), "it was not finished"
+    assert [found.name for found in connect(new_store).search_experiments()] == ["Default"]
+    assert [path.name for path in new_store.glob("mlflow*")] == ["mlflow.db"]
 
 
-def test_first_use_by_several_threads_makes_one_database(store: Path):
+def test_first_use_by_several_threads_makes_one_database(new_store: Path):
     failures: list[BaseException] = []
 
     def begin() -> None:
         try:
-            Sender(store)
+            Sender(new_store)
         except BaseException as error:
             failures.append(error)
 
