@@ -15,7 +15,18 @@ from urllib.parse import quote
 
 from filelock import FileLock
 from mlflow import MlflowClient
-from mlflow.entities import Dataset, DatasetInput, InputTag, LifecycleStage, Metric, Param, Run, RunStatus, RunTag
+from mlflow.entities import (
+    Dataset,
+    DatasetInput,
+    Experiment,
+    InputTag,
+    LifecycleStage,
+    Metric,
+    Param,
+    Run,
+    RunStatus,
+    RunTag,
+)
 from mlflow.exceptions import MlflowException
 from mlflow.utils import get_results_from_paginated_fn
 
@@ -94,9 +105,30 @@ class Sender:
         return False
 
     def _require_run(self, run_id: str | None) -> None:
-        """Look whether a person has deleted the run that the server just refused something of."""
-        if run_id is not None and self.client.get_run(run_id).info.lifecycle_stage == LifecycleStage.DELETED:
+        """Look whether a run is still there, of which the server just refused something.
+
+        Raises:
+            DeletedError: A person has deleted it.
+            RefusedError: Its whole experiment was deleted, or the server does not know it.
+        """
+        if run_id is None:
+            return
+        try:
+            run = self.client.get_run(run_id)
+        except MlflowException as error:
+            if _is_final(error):
+                raise RefusedError(f"it knows no run {run_id}: it is another server, or the run is gone") from error
+            raise
+        if run.info.lifecycle_stage == LifecycleStage.DELETED:
+            self._require_experiment(self.client.get_experiment(run.info.experiment_id))
             raise DeletedError
+
+    def _require_experiment(self, found: Experiment) -> None:
+        if found.lifecycle_stage == LifecycleStage.DELETED:
+            raise RefusedError(
+                f"the experiment {found.name!r} was deleted there; restore it in MLflow (`mlflow experiments restore "
+                f"--experiment-id {found.experiment_id}`) or give the configuration another `name`"
+            )
 
     def _find_or_create(self, outbox: Outbox, record: Record, wanted: Wanted) -> str:
         experiment = self._experiment(wanted.experiment)
@@ -114,11 +146,8 @@ class Sender:
     def _experiment(self, name: str) -> str:
         if name not in self._experiments:
             found = self.client.get_experiment_by_name(name)
-            if found is not None and found.lifecycle_stage == LifecycleStage.DELETED:
-                raise RefusedError(
-                    f"the experiment {name!r} was deleted there; restore it in MLflow (`mlflow experiments restore "
-                    f"--experiment-id {found.experiment_id}`) or give the configuration another `name`"
-                )
+            if found is not None:
+                self._require_experiment(found)
             self._experiments[name] = self._create(name) if found is None else found.experiment_id
         return self._experiments[name]
 

@@ -230,6 +230,36 @@ def test_the_next_flow_tries_again_what_was_refused(store: Path):
     assert "Not in MLflow" not in listing(str(store))
 
 
+def test_an_experiment_deleted_in_the_middle_of_a_run_gets_the_rest_once_it_is_restored(store: Path):
+    box = outbox(store)
+    box.open("stage", wanted())
+    wait_for(lambda: box.sent("stage").status == "RUNNING")
+    client = connect(store)
+    client.delete_experiment("1")
+    with box.change("stage") as record:
+        record.metrics = {"score": 1.0}
+    finish(box, "stage")
+    assert not box.close()
+    assert "mlflow experiments restore --experiment-id 1" in box.troubles()["train x"]
+    client.restore_experiment("1")
+    assert outbox(store).close()
+    (run,) = runs(store)
+    assert (run.info.status, run.data.metrics) == ("FINISHED", {"score": 1.0})
+
+
+def test_a_run_that_the_server_does_not_know_holds_up_no_other(store: Path):
+    (store / "tracking").mkdir()
+    lost = Record(id="lost", owner=None, wanted=wanted(metrics={"score": 2.0}), store=str(store))
+    lost.wanted.status, lost.wanted.ended, lost.sent.run_id = "FINISHED", time.time(), "f" * 32
+    (store / "tracking" / "lost.json").write_text(lost.model_dump_json())
+    box = outbox(store)
+    box.open("stage", wanted(metrics={"score": 1.0}))
+    finish(box, "stage")
+    assert box.close()
+    assert [run.data.metrics for run in runs(store)] == [{"score": 1.0}]
+    assert f"train x: MLflow refused the run: it knows no run {'f' * 32}" in listing(str(store))
+
+
 def test_nothing_more_is_sent_of_a_run_that_was_deleted(store: Path):
     box = outbox(store)
     box.open("stage", wanted(tags={"minillm.key": "k" * 64}))
