@@ -1,12 +1,33 @@
 """What a worker tells the outside: lines in its log and an append-only metrics.jsonl."""
 
 import json
+import logging
 import os
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 
 from minillm.artifacts import METRICS
+
+LOGGER = logging.getLogger(__name__)
+_TOLD: set[Path] = set()
+"""Files of whose damaged lines this process has told."""
+
+
+class Line(BaseModel):
+    """One line of metrics.jsonl or system_metrics.jsonl."""
+
+    model_config = ConfigDict(strict=True)
+
+    time: FiniteFloat
+    """Unix time, seconds."""
+    step: int = Field(ge=0, lt=2**63)
+    total: int = Field(default=0, ge=0)
+    """Steps in all; 0 where nobody knows."""
+    metrics: dict[str, float]
 
 
 class Progress:
@@ -35,8 +56,7 @@ class Progress:
         if self.silent or not (said or metrics):
             return
         record = {"time": time.time(), "step": step, "total": self.total, "metrics": dict(metrics or {})}
-        with self.path.open("a") as stream:
-            stream.write(json.dumps(record) + "\n")
+        append_line(self.path, record)
         if self._first_step is None:
             self._first_step, self._started = step, now
         if said:
@@ -51,12 +71,54 @@ class Progress:
         return f"[{'█' * filled}{'·' * (20 - filled)}] {step}/{self.total} {self.unit}{left}  {values}"
 
 
+def append_line(path: Path, value: Mapping[str, Any]) -> None:
+    """Append a JSON object as a line of its own, whatever stands before it.
+
+    A full disk or a power cut leaves half a line at the end, or zeros. It is ended rather than cut off: the file only
+    ever grows, so that a reader's place in it stays right, and both go in one write.
+    """
+    line = json.dumps(value).encode() + b"\n"
+    with path.open("ab+") as stream:
+        if stream.seek(0, os.SEEK_END):
+            stream.seek(-1, os.SEEK_END)
+            line = line if stream.read(1) == b"\n" else b"\n" + line
+        stream.write(line)
+
+
+def read_lines(path: Path, offset: int = 0) -> tuple[list[Line], int]:
+    """The whole lines behind an offset; what is no record is skipped, and told once for a file.
+
+    Args:
+        path: A metrics.jsonl or system_metrics.jsonl, which may be growing.
+        offset: In bytes; the end of a line.
+
+    Returns:
+        The lines, and the offset behind the last whole one.
+    """
+    with path.open("rb") as stream:
+        stream.seek(offset)
+        data = stream.read()
+    whole = data[: data.rfind(b"\n") + 1]
+    lines: list[Line] = []
+    damaged: list[bytes] = []
+    for text in whole.split(b"\n")[:-1]:
+        try:
+            lines.append(Line.model_validate_json(text))
+        except ValidationError:
+            damaged.append(text)
+    if damaged and path not in _TOLD:
+        _TOLD.add(path)
+        LOGGER.warning(
+            "%s: skipped %d line(s) that are no records (a full disk or a power cut leaves such); the first begins %r",
+            path,
+            len(damaged),
+            damaged[0][:40],
+        )
+    return lines, offset + len(whole)
+
+
 def read_metrics(path: Path) -> Iterator[tuple[int, str, float]]:
     """(step, name, value) of a metrics.jsonl, the last value of each (name, step), in the order of steps."""
-    latest: dict[tuple[int, str], float] = {}
-    for line in path.read_text().splitlines():
-        record = json.loads(line)
-        for name, value in record["metrics"].items():
-            latest[record["step"], name] = value
+    latest = {(line.step, name): value for line in read_lines(path)[0] for name, value in line.metrics.items()}
     for (step, name), value in sorted(latest.items()):
         yield step, name, value

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 PACKAGE = Path(__file__).parent
-DECLARATIONS = ("minillm.config", "minillm.stages")
+DECLARATIONS = ("minillm.config", "minillm.stages", "minillm.redaction")
 """They compute nothing: the values that a stage has of them are part of its key, so a new field changes no other."""
 PARSING = threading.Lock()
 """The parser of Python 3.11 fails when several threads use it at once."""

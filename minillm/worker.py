@@ -17,6 +17,7 @@ from filelock import FileLock, Timeout
 
 from minillm.artifacts import disk_full, write_atomically
 from minillm.errors import StageError
+from minillm.redaction import install
 from minillm.stages import STAGES, Job
 from minillm.startup import load
 
@@ -35,6 +36,7 @@ def load_job(spec: Path) -> Job:
 
 def main(spec: str) -> int:
     """Run the stage; a StageError ends in its message alone, anything else in a traceback."""
+    install()
     if not Path("/dev/nvidia0").exists():
         os.environ["DS_ACCELERATOR"] = "cpu"
     sys.modules["mlflow"] = None  # type: ignore[assignment]  # DeepSpeed would import it, for a tuner not used here

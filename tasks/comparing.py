@@ -18,8 +18,9 @@ from tabulate import tabulate
 
 from minillm.artifacts import Store
 from minillm.errors import StageError
-from tasks.outbox import Outbox, Wanted
+from tasks.outbox import Outbox
 from tasks.pages import page_key, show_page
+from tasks.records import Wanted
 from tasks.settings import set_mlflow_defaults
 from tasks.tracking import COMPARED_TAG, Tracker, prefect_page
 
@@ -140,6 +141,8 @@ def _track(runs: "Sequence[Run]", folder: Path, name: str, store: str) -> str | 
     )
     outbox.open(identity, wanted)
     outbox.close()
+    for run, why in outbox.troubles().items():
+        print(f"{'not in MLflow':<16} {run}: {why}")
     return outbox.sent(identity).url
 
 

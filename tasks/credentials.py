@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Literal
 
 from minillm.errors import StageError
+from minillm.redaction import hide
 
 NAME = "minillm"
 PROOF_PATH = "/minillm/proof"
@@ -46,6 +47,10 @@ class Server:
     """`NAME:PASSWORD`."""
     key: str = field(default_factory=lambda: secrets.token_urlsafe(24), repr=False)
     """Proves who the server is; not the login, which would be open to guessing where its user has chosen it."""
+
+    def __post_init__(self) -> None:
+        for secret in (self.login, self.login.partition(":")[2], self.key):
+            hide(secret)
 
     @property
     def client_environment(self) -> dict[str, str]:

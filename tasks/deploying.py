@@ -14,6 +14,8 @@ from prefect.client.schemas.objects import StateType
 from prefect.events.actions import ChangeFlowRunState
 from prefect.exceptions import ObjectNotFound
 
+from minillm.redaction import redacted
+
 POOL = "local"
 POOL_TEMPLATE = Path(__file__).parent / "serving" / "work-pool.json"
 """What a run may choose of its process: nothing, above all no command, environment or folder."""
@@ -31,6 +33,9 @@ def worker_command() -> list[str]:
 
 class DeployError(Exception):
     """prefect.yaml could not be deployed; the message has Prefect's words."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(redacted(message))
 
 
 def deploy() -> list[str]:

@@ -1,29 +1,45 @@
 """Bringing MLflow up to date with a record of the outbox: with explicit run ids, so from any thread."""
 
 import contextlib
+import functools
 import hashlib
 import json
 import logging
 import os
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 from filelock import FileLock
 from mlflow import MlflowClient
-from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run, RunStatus, RunTag
+from mlflow.entities import (
+    Dataset,
+    DatasetInput,
+    Experiment,
+    InputTag,
+    LifecycleStage,
+    Metric,
+    Param,
+    Run,
+    RunStatus,
+    RunTag,
+)
 from mlflow.exceptions import MlflowException
 from mlflow.utils import get_results_from_paginated_fn
 
 from minillm.artifacts import CLOCKED
 from minillm.errors import StageError
-from tasks.outbox import LOGGER, DatasetFacts, Outbox, Record, RefusedError, Wanted
+from minillm.progress import read_lines
+from minillm.redaction import redacted
+from tasks.mlflow_database import DATABASE, FILES, database_uri, relocate
+from tasks.outbox import LOGGER, DeletedError, Outbox, RefusedError, UnsentError
+from tasks.records import KEY_TAG, DatasetFacts, Record, Wanted, server_in_use
 from tasks.registry import register
-from tasks.settings import mlflow_pages, shown
-from tasks.tracking import KEY_TAG, PARENT_TAG
+from tasks.settings import mlflow_pages
+from tasks.tracking import PARENT_TAG
 
 BATCH = 100
 """Params, tags or metrics per request; MLflow takes at most 100 params."""
@@ -33,15 +49,27 @@ TRAINING_PAGES = "workflowType=machine_learning"
 """Without it, MLflow opens the pages that it has for applications of language models."""
 FINAL_ANSWERS = (400, 404, 409, 413, 422)
 """HTTP statuses that sending again would not change."""
+News = tuple[str, str, Any]
+"""Kind, name and value of something that the server does not know yet."""
 
 
 class Sender:
-    """A connection to one tracking server, or to the database in the store."""
+    """A connection to one tracking server, or to the database in the store.
+
+    Raises:
+        RefusedError: MLflow can use no such server.
+        MlflowException: It does not answer.
+    """
 
     def __init__(self, store: Path) -> None:
-        self._artifacts = None if os.environ.get("MLFLOW_TRACKING_URI") else (store / "mlartifacts").as_uri()
+        self._artifacts = None if os.environ.get("MLFLOW_TRACKING_URI") else (store / FILES).as_uri()
         self._store = store
-        self.client = connect(store)
+        try:
+            self.client = connect(store)
+        except MlflowException as error:
+            if _is_final(error):
+                raise RefusedError(f"{server_in_use()} is no place for tracked runs: {error.message}") from error
+            raise
         self._experiments: dict[str, str] = {}
 
     def send(self, outbox: Outbox, record: Record, wanted: Wanted) -> None:
@@ -49,6 +77,8 @@ class Sender:
 
         Raises:
             RefusedError: The server will never take it.
+            DeletedError: A person has deleted its run.
+            UnsentError: This record could not be sent, though the server answers.
             MlflowException: The server does not answer.
         """
         try:
@@ -57,10 +87,48 @@ class Sender:
             self._follow(outbox, record, wanted, run_id)
             self._register(outbox, record, wanted, run_id)
             self._set_status(outbox, record, wanted, run_id)
-        except MlflowException as error:
-            if error.get_http_status_code() in FINAL_ANSWERS:
-                raise RefusedError(error.message) from error
+        except (RefusedError, DeletedError):
             raise
+        except Exception as error:  # of the server, of a file to be sent, of a text that cannot be
+            if _is_final(error):
+                self._require_run(record.sent.run_id)
+                raise RefusedError(str(error)) from error
+            if self._answers():
+                raise UnsentError(str(error) or type(error).__name__) from error
+            raise
+
+    def _answers(self) -> bool:
+        """Whether the server answers at all."""
+        with contextlib.suppress(MlflowException):
+            self.client.search_experiments(max_results=1)
+            return True
+        return False
+
+    def _require_run(self, run_id: str | None) -> None:
+        """Look whether a run is still there, of which the server just refused something.
+
+        Raises:
+            DeletedError: A person has deleted it.
+            RefusedError: Its whole experiment was deleted, or the server does not know it.
+        """
+        if run_id is None:
+            return
+        try:
+            run = self.client.get_run(run_id)
+        except MlflowException as error:
+            if _is_final(error):
+                raise RefusedError(f"it knows no run {run_id}: it is another server, or the run is gone") from error
+            raise
+        if run.info.lifecycle_stage == LifecycleStage.DELETED:
+            self._require_experiment(self.client.get_experiment(run.info.experiment_id))
+            raise DeletedError
+
+    def _require_experiment(self, found: Experiment) -> None:
+        if found.lifecycle_stage == LifecycleStage.DELETED:
+            raise RefusedError(
+                f"the experiment {found.name!r} was deleted there; restore it in MLflow (`mlflow experiments restore "
+                f"--experiment-id {found.experiment_id}`) or give the configuration another `name`"
+            )
 
     def _find_or_create(self, outbox: Outbox, record: Record, wanted: Wanted) -> str:
         experiment = self._experiment(wanted.experiment)
@@ -72,16 +140,14 @@ class Sender:
                 parent = outbox.sent(wanted.parent).run_id or self._find(experiment, RECORD_TAG, wanted.parent)
                 tags |= {PARENT_TAG: parent} if parent else {}
             run_id = self.client.create_run(experiment, _milliseconds(wanted.started), tags, wanted.name).info.run_id
-        with outbox.progress(record) as sent:
-            sent.run_id = run_id
-            sent.url = run_page(experiment, run_id)
-            sent.uncertain = not created
-            sent.status = "RUNNING" if created else None
+        outbox.place(record, run_id, run_page(experiment, run_id), created)
         return run_id
 
     def _experiment(self, name: str) -> str:
         if name not in self._experiments:
             found = self.client.get_experiment_by_name(name)
+            if found is not None:
+                self._require_experiment(found)
             self._experiments[name] = self._create(name) if found is None else found.experiment_id
         return self._experiments[name]
 
@@ -115,23 +181,64 @@ class Sender:
             params = {name: value for name, value in params.items() if name not in known.params}
             results = {name: value for name, value in results.items() if known.metrics.get(name) != value}
         news = [*_news(record, "tag", tags), *_news(record, "param", params), *_news(record, "result", results)]
-        for start in range(0, len(news), BATCH):
-            part = news[start : start + BATCH]
-            _expect(outbox, record)
+
+        def log(part: Sequence[News]) -> None:
             self.client.log_batch(
                 run_id,
                 metrics=[Metric(n, v, _milliseconds(time.time()), 0) for kind, n, v in part if kind == "result"],
                 params=[Param(name, value) for kind, name, value in part if kind == "param"],
                 tags=[RunTag(name, value) for kind, name, value in part if kind == "tag"],
             )
-            _confirm(outbox, record, part)
-        if inputs := _news(record, "dataset", {facts.name: facts for facts in wanted.datasets}):
-            self.client.log_inputs(run_id, [_dataset_input(facts) for _, _, facts in inputs])
-            _confirm(outbox, record, inputs)
+
+        for start in range(0, len(news), BATCH):
+            self._log(outbox, record, run_id, news[start : start + BATCH], log)
+        inputs = _news(record, "dataset", {facts.name: facts for facts in wanted.datasets})
+        self._log(
+            outbox,
+            record,
+            run_id,
+            inputs,
+            lambda part: self.client.log_inputs(run_id, [_dataset_input(facts) for _, _, facts in part]),
+        )
         versions = {path: Path(path).stat().st_mtime_ns for path in wanted.files if Path(path).exists()}
-        for kind, path, version in _news(record, "file", versions):
-            self.client.log_artifact(run_id, path, wanted.files[path] or None)
-            _confirm(outbox, record, [(kind, path, version)])
+        for news_of_file in _news(record, "file", versions):
+            path = news_of_file[1]
+            folder = wanted.files[path] or None
+            send = functools.partial(self.client.log_artifact, run_id, path, folder)
+            self._log(outbox, record, run_id, [news_of_file], lambda _, send=send: send())
+
+    def _log(
+        self, outbox: Outbox, record: Record, run_id: str, part: Sequence[News], log: Callable[[Sequence[News]], Any]
+    ) -> None:
+        """Send what goes in one request; where that is refused, its halves, down to what the server does not take.
+
+        Args:
+            outbox: Notes what was taken and what was refused.
+            record: Whose.
+            run_id: Of its run.
+            part: What to send.
+            log: Sends it.
+        """
+        part = [news for news in part if _called(news) not in record.sent.refused]
+        if not part:
+            return
+        _expect(outbox, record)
+        try:
+            log(part)
+        except MlflowException as error:
+            if not _is_final(error):
+                raise
+            self._require_run(run_id)
+            with outbox.progress(record) as sent:
+                sent.uncertain = False
+            if len(part) == 1:
+                outbox.refuse(record, _called(part[0]), error.message)
+                return
+            middle = len(part) // 2
+            for half in (part[:middle], part[middle:]):
+                self._log(outbox, record, run_id, half, log)
+            return
+        _confirm(outbox, record, part)
 
     def _catch_up(self, outbox: Outbox, record: Record, run_id: str, names: list[str]) -> None:
         """Learn from the server which points of an earlier attempt it has."""
@@ -152,12 +259,10 @@ class Sender:
         before = record.sent.offsets.get(path.name, 0)
         points, offset = _new_points(path, before, record.sent.last_step)
         for start in range(0, len(points), BATCH):
-            part = points[start : start + BATCH]
-            _expect(outbox, record)
-            self.client.log_batch(run_id, metrics=part)
-            with outbox.progress(record) as sent:
-                sent.last_step |= {point.key: point.step for point in part}
-                sent.uncertain = False
+            part = [("metric", point.key, point) for point in points[start : start + BATCH]]
+            self._log(
+                outbox, record, run_id, part, lambda part: self.client.log_batch(run_id, metrics=[p for *_, p in part])
+            )
         if offset != before:
             with outbox.progress(record) as sent:
                 sent.offsets[path.name] = offset
@@ -167,14 +272,14 @@ class Sender:
         news = _news(record, "model", {facts.name: facts for facts in wanted.models})
         if wanted.status == "RUNNING" or not news:
             return
-        try:
-            with FileLock(self._store / "locks" / "registry.lock"):
-                register(self.client, wanted.experiment, [facts for _, _, facts in news], run_id)
-        except MlflowException as error:
-            if error.get_http_status_code() not in FINAL_ANSWERS:
-                raise
-            LOGGER.warning("MLflow registers no model of %s: %s", wanted.name, error.message)
-        _confirm(outbox, record, news)
+        with FileLock(self._store / "locks" / "registry.lock"):
+            self._log(
+                outbox,
+                record,
+                run_id,
+                news,
+                lambda part: register(self.client, wanted.experiment, [facts for *_, facts in part], run_id),
+            )
 
     def _set_status(self, outbox: Outbox, record: Record, wanted: Wanted, run_id: str) -> None:
         if wanted.status == record.sent.status:
@@ -191,13 +296,31 @@ def connect(store: Path) -> MlflowClient:
     """A client of the tracking server in use, or of the database in the store, which is made if need be."""
     for name, level in (("mlflow", logging.WARNING), ("alembic", logging.WARNING), ("urllib3", logging.ERROR)):
         logging.getLogger(name).setLevel(level)
-    server, database = os.environ.get("MLFLOW_TRACKING_URI"), store / "mlflow.db"
-    with FileLock(store / "locks" / "mlflow.lock"):
-        if not server and not database.exists():
-            _make_database(database)
-        client = MlflowClient(server or f"sqlite:///{database}")
+    server = os.environ.get("MLFLOW_TRACKING_URI")
+    if not server:
+        return connect_database(store)
+    with _making(store):
+        client = MlflowClient(server)
         client.search_experiments(max_results=1)
     return client
+
+
+def connect_database(store: Path) -> MlflowClient:
+    """A client of the database in the store, which is made, or told where it is now, if need be."""
+    database = store / DATABASE
+    with _making(store):
+        if not database.exists():
+            _make_database(database)
+        elif relocate(store):
+            LOGGER.info("%s was copied or moved here: MLflow's addresses of its files now name this folder", store)
+        client = MlflowClient(database_uri(database))
+        client.search_experiments(max_results=1)
+    return client
+
+
+def _making(store: Path) -> FileLock:
+    """The right to make a database: the first client of a new one does, and two at once would spoil it."""
+    return FileLock(store / "locks" / "mlflow.lock")
 
 
 def _make_database(path: Path) -> None:
@@ -205,7 +328,7 @@ def _make_database(path: Path) -> None:
     unfinished = path.with_name("mlflow.new")
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir()
-    MlflowClient(f"sqlite:///{unfinished / path.name}").search_experiments(max_results=1)
+    MlflowClient(database_uri(unfinished / path.name)).search_experiments(max_results=1)
     (unfinished / path.name).rename(path)
     unfinished.rmdir()
 
@@ -234,7 +357,7 @@ def answering() -> Iterator[None]:
     try:
         yield
     except MlflowException as error:
-        server = shown(os.environ.get("MLFLOW_TRACKING_URI", "the store's database"))
+        server = os.environ.get("MLFLOW_TRACKING_URI", "the store's database")
         reason = str(error).splitlines()[0][:300]
         raise StageError(
             f"MLflow ({server}) cannot be read: {reason}; start it, or mend MLFLOW_TRACKING_URI"
@@ -254,26 +377,22 @@ def comparison_page(experiments: Sequence[str], run_ids: Sequence[str]) -> str:
 
 def _server() -> str:
     uri = os.environ.get("MLFLOW_TRACKING_URI", "")
-    return uri.rstrip("/") if uri.startswith("http") else mlflow_pages()
+    return redacted(uri).rstrip("/") if uri.startswith("http") else mlflow_pages()
 
 
 def _new_points(path: Path, offset: int, last_step: dict[str, int]) -> tuple[list[Metric], int]:
     """Points behind a byte offset that are later than the last step known, and the offset of what is still unread."""
     if path.stat().st_size < offset:  # begun anew
         offset = 0
-    with path.open("rb") as stream:
-        stream.seek(offset)
-        text = stream.read()
-    complete = text[: text.rfind(b"\n") + 1]
+    lines, end = read_lines(path, offset)
     latest = dict(last_step)
     points = []
-    for line in complete.splitlines():
-        record = json.loads(line)
-        for name, value in record["metrics"].items():
-            if record["step"] > latest.get(name, -1):
-                latest[name] = record["step"]
-                points.append(Metric(name, value, _milliseconds(record["time"]), record["step"]))
-    return points, offset + len(complete)
+    for line in lines:
+        for name, value in line.metrics.items():
+            if line.step > latest.get(name, -1):
+                latest[name] = line.step
+                points.append(Metric(name, value, _milliseconds(line.time), line.step))
+    return points, end
 
 
 def _dataset_input(facts: DatasetFacts) -> DatasetInput:
@@ -281,7 +400,7 @@ def _dataset_input(facts: DatasetFacts) -> DatasetInput:
     return DatasetInput(dataset, [InputTag("mlflow.data.context", facts.context)])
 
 
-def _news(record: Record, kind: str, values: Mapping[str, Any]) -> list[tuple[str, str, Any]]:
+def _news(record: Record, kind: str, values: Mapping[str, Any]) -> list[News]:
     """What is not confirmed yet."""
     done = set(record.sent.done)
     return [(kind, name, value) for name, value in values.items() if _mark(kind, name, value) not in done]
@@ -293,10 +412,20 @@ def _expect(outbox: Outbox, record: Record) -> None:
         sent.uncertain = True
 
 
-def _confirm(outbox: Outbox, record: Record, part: Sequence[tuple[str, str, Any]]) -> None:
+def _confirm(outbox: Outbox, record: Record, part: Sequence[News]) -> None:
     with outbox.progress(record) as sent:
-        sent.done += [_mark(*news) for news in part]
+        sent.done += [_mark(*news) for news in part if news[0] != "metric"]
+        sent.last_step |= {name: point.step for kind, name, point in part if kind == "metric"}
         sent.uncertain = False
+
+
+def _called(news: News) -> str:
+    return f"{news[0]} {news[1]}"
+
+
+def _is_final(error: Exception) -> bool:
+    """Whether sending again would change nothing."""
+    return isinstance(error, MlflowException) and error.get_http_status_code() in FINAL_ANSWERS
 
 
 def _mark(kind: str, name: str, value: object) -> str:

@@ -13,13 +13,18 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from filelock import FileLock, Timeout
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
 from minillm.artifacts import write_atomically
+from minillm.errors import StageError
+from minillm.redaction import redacted
+from tasks.records import RUN, STORE, Record, Sent, Wanted, server_in_use
 
 LOGGER = logging.getLogger("prefect.tracking")
 OWNERS = "owners"
 """Folder of the locks that living processes hold."""
+USES = "servers/uses.json"
+"""Results that runs on servers use: {server: {key: name of a run}}. The store's own database is asked instead."""
 EVERY_SECONDS = 2.0
 PAUSE_SECONDS = 15.0
 """Between attempts while the server does not answer."""
@@ -31,85 +36,12 @@ class RefusedError(Exception):
     """The server answered, and will not take this record however often it is sent."""
 
 
-class DatasetFacts(BaseModel):
-    """A dataset that a run reads."""
-
-    name: str
-    digest: str
-    source_type: str
-    source: str
-    context: str
+class DeletedError(Exception):
+    """A person has deleted the run on the server: nothing more of it is wanted."""
 
 
-class ModelFacts(BaseModel):
-    """A model that a run exported, to be a version of a registered model."""
-
-    name: str
-    """Of the registered model."""
-    key: str
-    """Of the artifact, which becomes one version and no more."""
-    source: str
-    """Its directory."""
-    tags: dict[str, str] = {}
-    description: str = ""
-
-
-class Wanted(BaseModel):
-    """What a tracked run should look like."""
-
-    name: str
-    experiment: str
-    parent: str | None = None
-    """Record of the enclosing run."""
-    started: float
-    """Unix time, seconds."""
-    ended: float | None = None
-    status: str = "RUNNING"
-    tags: dict[str, str] = {}
-    params: dict[str, str] = {}
-    datasets: list[DatasetFacts] = []
-    metrics: dict[str, float] = {}
-    """Results, each sent once."""
-    live: str | None = None
-    """metrics.jsonl of the stage, followed while it grows, and with it system_metrics.jsonl beside it."""
-    files: dict[str, str] = {}
-    """Files to show with the run: path → folder in the run's artifacts."""
-    models: list[ModelFacts] = []
-    """To be registered once the run has ended."""
-    cached_key: str | None = None
-    """Key of the stage, where this run only found its result; the run that computed it is looked up and linked."""
-
-
-class Sent(BaseModel):
-    """How far the server knows it."""
-
-    run_id: str | None = None
-    url: str | None = None
-    """Of its page."""
-    done: list[str] = []
-    """Digests of the tags, params, datasets, files and models already there."""
-    offsets: dict[str, int] = {}
-    """Bytes already sent of metrics.jsonl and system_metrics.jsonl."""
-    last_step: dict[str, int] = {}
-    """Of each metric; a resumed stage repeats steps, which are not sent again."""
-    uncertain: bool = False
-    """A sending began and its outcome was not seen: ask the server before sending again."""
-    status: str | None = None
-
-
-class Record(BaseModel):
-    """A tracked run, from the first wish to the last confirmation."""
-
-    id: str
-    owner: str | None
-    """Name of the lock that its process holds for as long as it lives, whatever the clock says. None: anybody's."""
-    wanted: Wanted
-    sent: Sent = Sent()
-
-    @property
-    def settled(self) -> bool:
-        """Nothing is left to send."""
-        return self.wanted.status != "RUNNING" and self.sent.status == self.wanted.status
+class UnsentError(Exception):
+    """This record could not be sent, though the server answers: the others can."""
 
 
 class Outbox:
@@ -120,8 +52,8 @@ class Outbox:
 
         Args:
             folder: Where records are kept, one JSON file each.
-            send: Brings the server up to date with what a record wants; raises RefusedError if the server will never
-                take it, anything else if it does not answer.
+            send: Brings the server up to date with what a record wants; raises RefusedError, DeletedError or
+                UnsentError for reasons of this record, anything else if the server does not answer.
         """
         self.folder = folder
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -131,6 +63,9 @@ class Outbox:
         self._closing = threading.Event()
         self._failed = False
         self._unsaved = False
+        self._server = server_in_use()
+        self._opened: dict[str, None] = {}
+        """Records that this process opened, in their order; the others it took over."""
         (folder / OWNERS).mkdir(exist_ok=True)
         self._name = uuid.uuid4().hex
         self._life = FileLock(folder / OWNERS / self._name)
@@ -145,8 +80,11 @@ class Outbox:
             earlier = self._records.get(identity)
             if earlier is not None:
                 wanted = wanted.model_copy(update={"started": earlier.wanted.started})
-            sent = earlier.sent if earlier is not None else Sent(uncertain=True)
-            self._records[identity] = Record(id=identity, owner=self._name, wanted=wanted, sent=sent)
+            sent = earlier.sent if earlier is not None else Sent(uncertain=True, server=self.sent(wanted.parent).server)
+            wanted.clean()
+            self._opened[identity] = None
+            store = str(self.folder.parent)
+            self._records[identity] = Record(id=identity, owner=self._name, wanted=wanted, sent=sent, store=store)
             self._save(self._records[identity])
 
     @contextlib.contextmanager
@@ -155,6 +93,7 @@ class Outbox:
         with self._lock:
             record = self._records[identity]
             yield record.wanted
+            record.wanted.clean()
             self._save(record)
 
     @contextlib.contextmanager
@@ -164,26 +103,60 @@ class Outbox:
             yield record.sent
             self._save(record)
 
-    def sent(self, identity: str) -> Sent:
+    def place(self, record: Record, run_id: str, url: str, created: bool) -> None:
+        """Note where the run of a record is: those inside it belong there, too, and its result is in use there."""
+        with self.progress(record) as sent:
+            sent.run_id, sent.url, sent.server = run_id, url, self._server
+            sent.uncertain, sent.status = not created, "RUNNING" if created else None
+        with self._lock:
+            inside = [r for r in self._records.values() if r.wanted.parent == record.id and r.sent.server is None]
+        for one in inside:
+            with self.progress(one) as sent:
+                sent.server = self._server
+        if record.wanted.key is not None and self._server != STORE:
+            _note_use(self.folder, self._server, record.wanted.key, record.wanted.name)
+
+    def refuse(self, record: Record, what: str, reason: str) -> None:
+        """Set aside what the server does not take: it stays on disk with its reason, for people and for the next flow.
+
+        Args:
+            record: Whose.
+            what: RUN, or the kind and name of what it is of the run.
+            reason: The server's.
+        """
+        if what not in record.sent.refused:
+            LOGGER.warning("MLflow refused %s of %s: %s", what, record.wanted.name, reason)
+            with self.progress(record) as sent:
+                sent.refused[what] = redacted(reason)
+
+    def troubles(self) -> dict[str, str]:
+        """Why MLflow has not got all of a run, by the name of each such run that was begun or continued here."""
+        with self._lock:
+            found = [(record.wanted.name, record.trouble) for record in map(self._records.__getitem__, self._opened)]
+        return {name: trouble for name, trouble in found if trouble is not None}
+
+    def sent(self, identity: str | None) -> Sent:
         """What the server knows of a record so far; nothing, if there is no such record."""
         with self._lock:
-            record = self._records.get(identity)
+            record = self._records.get(identity or "")
             return record.sent.model_copy(deep=True) if record is not None else Sent()
 
     def close(self) -> bool:
-        """Send what is left for as long as the server answers, then stop; tells whether all was sent."""
+        """Send what is left for as long as the server answers, then stop; tells whether MLflow has all of it."""
         self._closing.set()
         self._thread.join(DRAIN_SECONDS)
         if self._thread.is_alive():
             return False
         with self._lock:
             for record in self._records.values():
-                if not record.settled:
+                if record.sent.deleted:  # its results are free to go, too
+                    self._path(record.id).unlink(missing_ok=True)
+                elif not record.settled or record.sent.refused:
                     record.owner = None
                     self._save(record)
         self._life.release()
         Path(self._life.lock_file).unlink(missing_ok=True)
-        return not self._failed
+        return not self._failed and not self.troubles()
 
     def _work(self) -> None:
         last = False
@@ -195,22 +168,31 @@ class Outbox:
     def _send_all(self) -> bool:
         """Send everything in the order of starting; False as soon as the server does not answer."""
         with self._lock:
-            waiting = sorted((r for r in self._records.values() if not r.settled), key=lambda r: r.wanted.started)
-        for record in waiting:
+            active = [r for r in self._records.values() if not r.settled and RUN not in r.sent.refused]
+        for record in sorted(active, key=lambda r: r.wanted.started):
             with self._lock:
                 wanted = record.wanted.model_copy(deep=True)
+            failed = None
             try:
                 self._send(self, record, wanted)
             except RefusedError as error:
-                LOGGER.warning("MLflow refused %s: %s", wanted.name, error)
-                with self.progress(record) as sent:
-                    sent.status = record.wanted.status
+                self.refuse(record, RUN, str(error))
+            except DeletedError:
+                self.refuse(record, RUN, "it was deleted there")
+                record.sent.deleted = True
+            except UnsentError as error:
+                failed = redacted(_first_line(error))
+                if record.sent.failed is None:
+                    LOGGER.warning("MLflow: %s cannot be sent now: %s", wanted.name, failed)
             except Exception as error:  # whatever the network or the server does, the flow goes on
                 if not self._failed:
                     LOGGER.warning("MLflow: %s; what cannot be sent now is sent later", _first_line(error))
                 return False
+            if failed != record.sent.failed:
+                with self.progress(record) as sent:
+                    sent.failed = failed
             with self._lock:
-                if record.settled:
+                if record.settled and not record.sent.refused:
                     self._path(record.id).unlink(missing_ok=True)
         return True
 
@@ -218,31 +200,23 @@ class Outbox:
         with FileLock(self.folder / "adopt.lock"):
             for path in sorted(self.folder.glob("*.json")):
                 try:
-                    record = Record.model_validate_json(path.read_text())
+                    record = Record.model_validate_json(path.read_text(encoding="utf-8"))
                 except (OSError, ValidationError) as error:
                     LOGGER.warning("%s is unreadable (%s); leaving it", path, _first_line(error))
                     continue
-                if self._lives(record.owner):
+                if lives(self.folder, record.owner):
+                    continue
+                if record.sent.server not in (None, self._server):
+                    LOGGER.warning("%s: its run is on %s, which gets the rest", record.wanted.name, record.sent.server)
                     continue
                 record.owner = self._name
+                record.move(str(self.folder.parent))
+                if record.sent.refused:  # what kept it out may have been mended since
+                    record.sent.refused, record.sent.offsets, record.sent.status = {}, {}, None
                 if record.wanted.status == "RUNNING":  # its process was killed
                     record.wanted.status, record.wanted.ended = "KILLED", path.stat().st_mtime
                 self._records[record.id] = record
                 self._save(record)
-
-    def _lives(self, owner: str | None) -> bool:
-        """Whether a process holds the lock of that name; one that nobody holds is removed."""
-        path = self.folder / OWNERS / (owner or "")
-        if owner is None or not path.exists():
-            return False
-        lock = FileLock(path)
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            return True
-        path.unlink()
-        lock.release()
-        return False
 
     def _save(self, record: Record) -> None:
         """Write a record; where that fails (a full disk), it is sent all the same while this process lives."""
@@ -258,13 +232,55 @@ class Outbox:
         return self.folder / f"{identity}.json"
 
 
+def lives(folder: Path, owner: str | None) -> bool:
+    """Whether a process holds the lock of that name; one that nobody holds is removed."""
+    path = folder / OWNERS / (owner or "")
+    if owner is None or not path.exists():
+        return False
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        return True
+    path.unlink()
+    lock.release()
+    return False
+
+
 def records(folder: Path) -> list[Record]:
-    """What some process has still to send, or is about to; unreadable ones are left out."""
+    """What some process has still to send, or is about to, and what was refused.
+
+    Raises:
+        StageError: One cannot be read, so that nobody knows what its run uses.
+    """
     found = []
     for path in sorted(folder.glob("*.json")):
-        with contextlib.suppress(OSError, ValidationError):
-            found.append(Record.model_validate_json(path.read_text()))
+        with contextlib.suppress(FileNotFoundError):  # sent meanwhile
+            try:
+                found.append(Record.model_validate_json(path.read_text(encoding="utf-8")))
+            except ValidationError as error:
+                raise StageError(
+                    f"{path} cannot be read ({_first_line(error)}), so what its run uses is not known: restore the "
+                    "file or, if that run is not wanted, delete it"
+                ) from error
     return found
+
+
+def uses_elsewhere(folder: Path) -> dict[str, dict[str, str]]:
+    """Results that runs on servers other than the one in use need: {server: {key: name of a run}}."""
+    path = folder / USES
+    uses = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return {server: keys for server, keys in uses.items() if server != server_in_use()}
+
+
+def _note_use(folder: Path, server: str, key: str, name: str) -> None:
+    path = folder / USES
+    path.parent.mkdir(exist_ok=True)
+    with FileLock(path.with_suffix(".lock")):
+        uses = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        if key not in uses.setdefault(server, {}):
+            uses[server][key] = name
+            write_atomically(path, json.dumps(uses, indent=1))
 
 
 def _first_line(error: Exception) -> str:

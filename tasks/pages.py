@@ -1,7 +1,6 @@
 """What Prefect's pages show of a stage while it runs: how far it is, and where its tracked run is."""
 
 import contextvars
-import json
 import logging
 import re
 import threading
@@ -18,11 +17,15 @@ from prefect.artifacts import (
 )
 
 from minillm.artifacts import Artifact
+from minillm.progress import read_lines
+from minillm.redaction import redacted
 from tasks.outbox import Outbox
 
 EVERY_SECONDS = 5.0
 LAST_SECONDS = 5.0
 """Longest time that a stage, when it has ended, waits for its page."""
+NEAR_END = 65536
+"""Bytes of metrics.jsonl that are read for the share done."""
 LOGGER = logging.getLogger("prefect.pages")
 
 
@@ -73,7 +76,7 @@ class StagePage:
     def _show_link(self) -> None:
         url = self._outbox.sent(self._record).url
         if url is not None and not self._linked:
-            create_link_artifact(url, f"{self._label} in MLflow", page_key(f"mlflow {self._label}"))
+            create_link_artifact(redacted(url), f"{self._label} in MLflow", page_key(f"mlflow {self._label}"))
             self._linked = True
 
 
@@ -86,7 +89,7 @@ def show_page(markdown: str, words: str, description: str) -> None:
         description: Its heading.
     """
     try:
-        create_markdown_artifact(markdown, page_key(words), description)
+        create_markdown_artifact(redacted(markdown), page_key(words), redacted(description))
     except httpx.HTTPError as error:
         LOGGER.warning("Prefect does not show %r: %s", description, error)
 
@@ -103,13 +106,16 @@ def page_key(words: str) -> str:
 
 
 def _share_done(metrics: Path) -> float | None:
-    """Per cent done, from the last complete line of metrics.jsonl; None before there is one."""
+    """Per cent done, from the last whole line of metrics.jsonl; None before there is one."""
     if not metrics.exists():
         return None
-    with metrics.open("rb") as stream:
-        stream.seek(max(0, metrics.stat().st_size - 65536))
-        lines = stream.read().split(b"\n")[:-1]
-    if not lines:
-        return None
-    record = json.loads(lines[-1])
-    return min(100.0, 100.0 * record["step"] / max(record["total"], 1))
+    lines, _ = read_lines(metrics, _line_start(metrics))
+    return min(100.0, 100.0 * lines[-1].step / max(lines[-1].total, 1)) if lines else None
+
+
+def _line_start(path: Path) -> int:
+    """Offset of a line near the end."""
+    start = max(0, path.stat().st_size - NEAR_END)
+    with path.open("rb") as stream:
+        stream.seek(start)
+        return start + len(stream.readline()) if start else 0

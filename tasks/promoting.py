@@ -20,11 +20,11 @@ from minillm.config import Config, Promotion
 from minillm.errors import StageError
 from minillm.nearest import suggestion
 from minillm.stages import Card
-from tasks.outbox import ModelFacts
 from tasks.pages import show_page
+from tasks.records import KEY_TAG, ModelFacts
 from tasks.session import Session
 from tasks.settings import set_mlflow_defaults
-from tasks.tracking import KEY_TAG, PARENT_TAG, WEIGHTS_TAG, score_tags
+from tasks.tracking import PARENT_TAG, WEIGHTS_TAG, score_tags
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -63,8 +63,9 @@ def propose(session: Session, config: Config, ended: State) -> State:
         return ended
     sent = session.outbox.sent(session.flow_run_id)
     try:
-        if sent.run_id is None or sent.status != "FINISHED":
-            raise StageError("MLflow has not got this run whole, as it did not answer")
+        if sent.run_id is None or sent.status != "FINISHED" or sent.refused:
+            why = session.troubles.get(f"{config.name} {session.flow_run_name}", "it did not answer")
+            raise StageError(f"MLflow has not got this run whole: {why}")
         outcome = promote(sent.run_id, str(session.store.root))
     except StageError as error:
         outcome = Outcome(

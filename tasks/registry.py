@@ -13,8 +13,8 @@ from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from mlflow.utils import get_results_from_paginated_fn
 
-from tasks.outbox import ModelFacts
-from tasks.tracking import KEY_TAG, WEIGHTS_TAG
+from tasks.records import KEY_TAG, ModelFacts
+from tasks.tracking import WEIGHTS_TAG
 
 CHAMPION = "champion"
 BEFORE_TAG = "champion.before"

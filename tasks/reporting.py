@@ -105,9 +105,8 @@ def conclude(
         if plan and session.computed >= plan["stages"].keys():
             taken, planned = time.monotonic() - session.started, plan["total"]
             print(f"{'time':<16} {taken:.0f} s; the plan said {planned:.0f} s ({planned / taken - 1:+.0%})")
-        print(f"{'tracked runs':<16} MLflow, experiment {config.name}; `make ui` shows them beside Prefect's\n")
         load = f", or load {exported[facts['best']]} with AutoModelForCausalLM.from_pretrained" if exported else ""
-        print(f"Next: `make ui`, or open the report{load}.")
+        print(f"\nNext: `make ui`, or open the report{load}.\n")
     return Completed(message=f"report: {places['report']}", data=page)
 
 

@@ -18,9 +18,10 @@ from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, PREFECT_U
 from prefect.states import Crashed
 
 from minillm.errors import ConfigError, StageError
+from minillm.redaction import redacted
 from tasks.credentials import START_SECONDS, Server, listens, make_login, proves
 from tasks.serving.apps import server_command, server_environment
-from tasks.settings import PREFECT_UI, shown
+from tasks.settings import PREFECT_UI
 from tasks.supervision import Group, free_port
 
 GRACE_SECONDS = 10.0
@@ -48,7 +49,7 @@ def run_flow(flow: Flow[..., State], *parameters: Any) -> State:
     try:
         return flow(*parameters, return_state=True)
     except httpx.HTTPError as error:
-        lost = f"Prefect's server at {shown(str(server))} was lost ({error})"
+        lost = redacted(f"Prefect's server at {server} was lost ({error})")
         print(
             f"{lost}: its pages end here, but stages that have finished are in the store, and the same command goes on "
             "from there",

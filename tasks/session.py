@@ -2,6 +2,7 @@
 
 import contextlib
 import contextvars
+import itertools
 import signal
 import threading
 import time
@@ -14,11 +15,15 @@ from prefect.runtime import flow_run
 
 from minillm.artifacts import Store
 from minillm.config import Tracked
+from minillm.redaction import redact_error
 from tasks import tracking
-from tasks.outbox import Outbox, Sent
+from tasks.outbox import Outbox
 from tasks.planner import Planner
+from tasks.records import Sent, server_in_use
 from tasks.supervision import GRACE_SECONDS
 
+TOLD = 10
+"""Tracked runs that MLflow has not got whole and that are named at the end."""
 _SESSIONS: "dict[str, Session | Planner]" = {}
 _AROUND: contextvars.ContextVar["Session | None"] = contextvars.ContextVar("around", default=None)
 
@@ -45,6 +50,7 @@ class Session:
         self.flow_run_name = flow_run_name
         self.around = around
         """Session of the flow run that started this one."""
+        self._name = config.name
         self.store = Store(config.runtime.store)
         self.outbox = Outbox(self.store.root / "tracking", tracking.Tracker(self.store.root))
         self.outbox.open(flow_run_id, tracking.flow_run(config, flow_run_id, flow_run_name))
@@ -61,6 +67,8 @@ class Session:
         self.started = time.monotonic()
         self.runs: dict[str, Sent] = {}
         """Tracked runs of the flow runs started by this one, by their names."""
+        self.troubles: dict[str, str] = {}
+        """Why MLflow has not all of the tracked runs, those of flow runs started by this one among them."""
         self._idle = threading.Condition()
         self._running = 0
 
@@ -83,8 +91,25 @@ class Session:
         with self.outbox.change(self.flow_run_id) as wanted:
             wanted.status, wanted.ended = status, time.time()
         self.outbox.close()
+        self.troubles |= self.outbox.troubles()
         if self.around is not None:
             self.around.runs[self.flow_run_name] = self.outbox.sent(self.flow_run_id)
+            self.around.troubles |= self.troubles
+        else:
+            self._tell_where_runs_are()
+
+    def _tell_where_runs_are(self) -> None:
+        """The last lines on the console: what became of the tracked runs."""
+        if not self.troubles:
+            print(f"{'tracked runs':<16} MLflow, experiment {self._name}; `make ui` shows them beside Prefect's")
+            return
+        print(f"{'tracked runs':<16} not all in MLflow ({server_in_use()}):")
+        for name, why in itertools.islice(self.troubles.items(), TOLD):
+            print(f"{'':<16} {name}: {why}")
+        print(
+            f"{'':<16} {len(self.troubles)} in all; `python -m flows.store --store {self.store.root} ls` lists them, "
+            "the next run sends them again, and their results stay in the store"
+        )
 
 
 def current() -> Session | Planner:
@@ -96,12 +121,13 @@ def current() -> Session | Planner:
 
 
 def require_store(config: Tracked) -> None:
-    """Look, before anything starts, whether results can be kept.
+    """Look, before anything starts, whether results and tracked runs can be kept.
 
     Raises:
-        StageError: The store cannot be written to.
+        StageError: The store cannot be written to, or MLFLOW_TRACKING_URI is no place for tracked runs.
     """
     Store(config.runtime.store)
+    tracking.require_server()
 
 
 @contextlib.contextmanager
@@ -133,7 +159,8 @@ def tracked(config: Tracked, at_once: int | None = None) -> Iterator[Session]:
             yield session
         if not session.stop.is_set():
             status = "FAILED" if session.failures else "FINISHED"
-    except Exception:
+    except Exception as error:
+        redact_error(error)  # its words go into Prefect's states
         status = "FAILED"
         raise
     finally:

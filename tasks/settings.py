@@ -2,7 +2,6 @@
 
 import functools
 import os
-import urllib.parse
 import urllib.request
 from pathlib import Path
 
@@ -125,9 +124,3 @@ def _takes_files(folder: Path) -> bool:
     except OSError:
         return False
     return folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)
-
-
-def shown(url: str) -> str:
-    """An address as it may be printed: without the name and password in it."""
-    parts = urllib.parse.urlsplit(url)
-    return url if parts.hostname is None else parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()

@@ -19,6 +19,7 @@ from prefect.states import Completed
 from minillm.artifacts import Artifact, Store, text_digest
 from minillm.config import Tracked
 from minillm.errors import StageError
+from minillm.redaction import redact_error
 from minillm.stages import Stage
 from tasks import tracking
 from tasks.computation import Computation, Input
@@ -79,6 +80,7 @@ def compute(stage: Stage, inputs: Mapping[str, Input], config: Tracked, label: s
             session.failures[label] = str(error)
             raise
         except Exception as error:
+            redact_error(error)  # its words go into Prefect's states
             session.failures[label] = repr(error)
             raise
         session.failures.pop(label, None)  # of an earlier attempt

@@ -1,8 +1,10 @@
 """What the tracked runs need of a store, and the commands that list it, verify it and free what no run needs."""
 
 import contextlib
-from collections.abc import Iterable, Mapping
+import itertools
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from filelock import FileLock, Timeout
 from humanize import naturalsize
@@ -11,9 +13,14 @@ from tabulate import tabulate
 from minillm.artifacts import Store
 from minillm.errors import StageError
 from minillm.inventory import Entry, entries, remove, sweep, with_inputs
-from tasks.outbox import records
+from tasks.mlflow_database import DATABASE
+from tasks.outbox import lives, records, uses_elsewhere
+from tasks.records import KEY_TAG, STORE, Record, server_in_use
 from tasks.settings import set_mlflow_defaults
-from tasks.tracking import KEY_TAG, PARENT_TAG
+from tasks.tracking import PARENT_TAG
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
 
 AT_ONCE = 100
 """Entries locked at a time, far below the number of files that a process may open."""
@@ -22,39 +29,57 @@ AT_ONCE = 100
 def users(store: Store) -> dict[str, set[str]]:
     """Names of the flow runs that use each key: those that MLflow has and that were not deleted there.
 
-    What MLflow has not been told yet counts too: stages of running flows among them.
+    What MLflow has not been told yet counts too, stages of running flows among them, and so do what it refused and
+    what other servers were told.
 
     Raises:
-        StageError: MLflow does not answer.
+        StageError: MLflow does not answer, or a record of what it is to be told cannot be read.
     """
+    tracking = store.root / "tracking"
+    waiting = {record.id: record for record in records(tracking)}
+    uses = [(r.wanted.key, _flow_name(r, waiting)) for r in waiting.values() if r.wanted.key is not None]
+    for server, keys in uses_elsewhere(tracking).items():
+        uses += [(key, f"{name} on {server}") for key, name in keys.items()]
     found: dict[str, set[str]] = {}
-    for record in records(store.root / "tracking"):
-        if KEY_TAG in record.wanted.tags:
-            found.setdefault(record.wanted.tags[KEY_TAG], set()).add(record.wanted.parent or record.id)
-    for key, name in _tracked(store):
+    for key, name in itertools.chain(uses, _tracked(store)):
         found.setdefault(key, set()).add(name)
     return found
 
 
-def _tracked(store: Store) -> Iterable[tuple[str, str]]:
-    """Key of each stage that a flow run in MLflow has, and the flow run's name; champions, present and former, too."""
+def _flow_name(record: Record, waiting: Mapping[str, Record]) -> str:
+    parent = record.wanted.parent or record.id
+    return waiting[parent].wanted.name if parent in waiting else parent
+
+
+def _tracked(store: Store) -> Iterator[tuple[str, str]]:
+    """Key of each stage that a flow run in MLflow has, and the flow run's name; champions, present and former, too.
+
+    Where the runs go to a server, those in the store's own database count as well.
+    """
     set_mlflow_defaults()
-    from tasks.mlflow_client import answering, connect, search_runs
-    from tasks.registry import lineage, names_with_champion
+    from tasks.mlflow_client import answering, connect, connect_database
 
     with answering():
-        client = connect(store.root)
-        runs = search_runs(client, [experiment.experiment_id for experiment in client.search_experiments()])
-        champions = [
-            (version.tags[KEY_TAG], f"champion {version.version} of {name}")
-            for name in names_with_champion(client)
-            for version in lineage(client, name)
-        ]
+        yield from _in_use(connect(store.root))
+        if server_in_use() != STORE and (store.root / DATABASE).exists():
+            yield from _in_use(connect_database(store.root))
+
+
+def _in_use(client: "MlflowClient") -> Iterator[tuple[str, str]]:
+    from tasks.mlflow_client import search_runs
+    from tasks.registry import lineage, names_with_champion
+
+    runs = search_runs(client, [experiment.experiment_id for experiment in client.search_experiments()])
     names = {run.info.run_id: run.info.run_name or run.info.run_id for run in runs}
-    stages = [run.data.tags for run in runs if KEY_TAG in run.data.tags]
-    # deleting a flow run in MLflow leaves the runs of its stages, which then count no more
-    used = [(tags[KEY_TAG], names[tags[PARENT_TAG]]) for tags in stages if tags.get(PARENT_TAG) in names]
-    return used + champions
+    for run in runs:
+        # deleting a flow run in MLflow leaves the runs of its stages, which then count no more; those of a flow run
+        # that MLflow refused stand alone
+        around = run.data.tags.get(PARENT_TAG, run.info.run_id)
+        if KEY_TAG in run.data.tags and around in names:
+            yield run.data.tags[KEY_TAG], names[around]
+    for name in names_with_champion(client):
+        for version in lineage(client, name):
+            yield version.tags[KEY_TAG], f"champion {version.version} of {name}"
 
 
 def listing(root: str) -> str:
@@ -75,7 +100,23 @@ def listing(root: str) -> str:
     ]
     total = naturalsize(sum(entry.bytes for entry in found))
     table = tabulate(rows, ["artifact", "of", "size", "changed", "made for", "", "used by"], "simple")
-    return f"{table}\n\n{len(found)} entries, {total} in {store.root}"
+    return "\n".join([table, "", f"{len(found)} entries, {total} in {store.root}", *_untold(store)])
+
+
+def _untold(store: Store) -> Iterator[str]:
+    """A paragraph of what MLflow has not got of runs that have ended, and what to do."""
+    folder = store.root / "tracking"
+    ended = [record for record in records(folder) if not lives(folder, record.owner)]
+    if ended:
+        yield "\nNot in MLflow; the next run sends it again, and to forget one, delete its file:"
+    for record in ended:
+        yield f"- {record.wanted.name}: {_why(record)} ({folder / record.id}.json)"
+
+
+def _why(record: Record) -> str:
+    if record.sent.server not in (None, server_in_use()):
+        return f"its run is on {record.sent.server}: set MLFLOW_TRACKING_URI to that, and the next run sends the rest"
+    return record.trouble or "not sent yet"
 
 
 def _users_of(entry: Entry, used: Mapping[str, set[str]], found: list[Entry]) -> set[str]:

@@ -86,9 +86,8 @@ def compare_variants(study: Study, reports: Mapping[StudyRun, Artifact]) -> Arti
     inputs: dict[str, Input] = {}
     for run, page in reports.items():
         if run.variant in changes:
-            behind = page.manifest()["inputs"]
             for kind in ("score", "train"):
-                inputs[f"{kind}/{run.variant}/{run.seed}"] = Artifact(**behind[f"{kind}/{study.method}"])
+                inputs[f"{kind}/{run.variant}/{run.seed}"] = _behind(page, f"{kind}/{study.method}")
     return compute(stage, inputs, study, "compare variants")
 
 
@@ -115,7 +114,6 @@ def conclude_study(session: Session, study: Study, results: PrefectFuture[Any]) 
         shown = "\n".join([glance, "", f"- page: `{place}`", *links])
         show_page(shown, f"study {study.name}", f"Study {study.name}")
         print(f"\n{glance}\n\n{'study':<16} {place}")
-        print(f"{'tracked runs':<16} MLflow, experiment {study.name}; `make ui` shows them beside Prefect's")
     if session.failures:
         reasons = [f"{name}: {message}" for name, message in session.failures.items()]
         return Failed(
@@ -124,6 +122,12 @@ def conclude_study(session: Session, study: Study, results: PrefectFuture[Any]) 
     if page is None:
         return Failed(message=f"no comparison: {results.state.message}")
     return Completed(message=f"study: {page.path}", data=page)
+
+
+def _behind(page: Artifact, name: str) -> Artifact:
+    """An artifact that a page was made of; a store that was moved or copied still has them side by side."""
+    facts = page.manifest()["inputs"][name]
+    return Artifact(**facts | {"path": str(Path(page.path).with_name(Path(facts["path"]).name))})
 
 
 def _points(study: Study, names: Mapping[str, Any]) -> dict[str, float] | None:

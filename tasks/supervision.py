@@ -22,6 +22,7 @@ import minillm
 from minillm.artifacts import METRICS, SYSTEM_METRICS, write_atomically
 from minillm.config import Runtime
 from minillm.errors import StageError
+from minillm.redaction import redacted
 from minillm.stages import Job
 from minillm.worker import BAD_INPUT
 from tasks.system_metrics import SystemMetrics
@@ -203,7 +204,7 @@ class Group:
         assert self.process.stdout is not None
         for line in self.process.stdout:
             if line.strip():
-                self._lines.put(line.rstrip())
+                self._lines.put(redacted(line.rstrip()))
 
 
 def _command(spec: Path, runtime: Runtime) -> list[str]:

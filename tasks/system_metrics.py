@@ -6,7 +6,6 @@ to a file, and reach MLflow by the outbox, as the worker's own points do: none i
 
 import contextlib
 import itertools
-import json
 import logging
 import threading
 import time
@@ -15,6 +14,7 @@ from typing import Any, Self
 
 import psutil
 
+from minillm.progress import append_line, read_lines
 from tasks.settings import set_mlflow_defaults
 
 FIRST_SECONDS = 1.0
@@ -54,7 +54,8 @@ class SystemMetrics:
     def _follow(self) -> None:
         try:
             monitors, every = _monitors()
-            step = len(self._path.read_bytes().splitlines()) if self._path.exists() else 0
+            earlier = read_lines(self._path)[0] if self._path.exists() else []
+            step = max((line.step for line in earlier), default=0)
             self._sample(monitors)  # use of a CPU is known from the second time on
             for pause in itertools.chain([min(FIRST_SECONDS, every)], itertools.repeat(every)):
                 if self._ended.wait(pause):
@@ -87,8 +88,7 @@ class SystemMetrics:
     def _append(self, line: dict[str, Any]) -> None:
         with self._lock:
             if not self._ended.is_set():
-                with self._path.open("a") as stream:
-                    stream.write(json.dumps(line) + "\n")
+                append_line(self._path, line)
 
 
 def _monitors() -> tuple[list[Any], float]:

@@ -17,7 +17,9 @@ from minillm.nearest import suggestion
 from minillm.reporting.plots import CURVES
 from minillm.reporting.runs import Run
 from tasks.mlflow_client import CACHED_TAG, answering, connect, run_page, search_runs
-from tasks.tracking import COMPARED_TAG, KEY_TAG, PARENT_TAG, SCORES, SCORES_FOLDER, prefect_page, short_digest
+from tasks.mlflow_database import DATABASE
+from tasks.records import KEY_TAG
+from tasks.tracking import COMPARED_TAG, PARENT_TAG, SCORES, SCORES_FOLDER, prefect_page, short_digest
 
 FLOW_TAG = "prefect.flow_run_id"
 OF_FLOWS = f"tags.`{FLOW_TAG}` IS NOT NULL AND tags.`{PARENT_TAG}` IS NULL AND tags.{COMPARED_TAG} IS NULL"
@@ -34,7 +36,7 @@ class TrackedRuns:
     """
 
     def __init__(self, store: Path) -> None:
-        if "MLFLOW_TRACKING_URI" not in os.environ and not (store / "mlflow.db").exists():
+        if "MLFLOW_TRACKING_URI" not in os.environ and not (store / DATABASE).exists():
             raise StageError(
                 f"there are no tracked runs in {store}: it has no mlflow.db; give the runtime.store of the runs, or "
                 "set MLFLOW_TRACKING_URI to the server that has them"

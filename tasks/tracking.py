@@ -1,5 +1,6 @@
 """What MLflow shows of a flow run and of its stages: names, params, datasets, results, files and links."""
 
+import os
 import threading
 import time
 from collections.abc import Mapping
@@ -11,6 +12,8 @@ from prefect.settings import PREFECT_API_URL, PREFECT_UI_URL
 from minillm.artifacts import METRICS, Artifact, text_digest
 from minillm.config import Model, Source, Tracked
 from minillm.data.sources import Resolved
+from minillm.errors import StageError
+from minillm.redaction import redacted
 from minillm.stages import (
     Benchmarks,
     Card,
@@ -24,7 +27,8 @@ from minillm.stages import (
     StudyReport,
 )
 from minillm.startup import load
-from tasks.outbox import DatasetFacts, ModelFacts, Outbox, Record, Wanted
+from tasks.outbox import Outbox
+from tasks.records import KEY_TAG, DatasetFacts, ModelFacts, Record, Wanted
 from tasks.settings import PREFECT_UI, set_mlflow_defaults
 
 SHOWN_FILES = (".md", ".html", ".csv", ".png", ".json")
@@ -35,13 +39,13 @@ CURVES = ("train/", "valid/")
 """Beginnings of the names in metrics.jsonl: a result of such a name would be one more point of its curve."""
 FOR_EVALUATION = (Benchmarks, Questions, HeldOutTexts, DownstreamTasks, Preference)
 """Stages that read what models are measured on."""
+SERVERS = ("http", "https", "sqlite", "postgresql", "mysql", "mssql", "databricks", "uc")
+"""What the address of a tracking server can begin with."""
 LONGEST_PARAM = 6000
 LONGEST_DIGEST = 36
 SCORES = "scores.parquet"
 SCORES_FOLDER = "scores"
 """In the enclosing run's files: METHOD/scores.parquet, from which runs are compared prompt by prompt."""
-KEY_TAG = "minillm.key"
-"""On the run of a stage and on a registered model: key of the artifact."""
 PARENT_TAG = "mlflow.parentRunId"
 WEIGHTS_TAG = "weights"
 """On a registered model: digest of the trained weights, which one artifact after another may hold beside a new card."""
@@ -73,6 +77,26 @@ def preload() -> None:
     """Import MLflow in the background, while the caller waits for Prefect's server."""
     set_mlflow_defaults()
     threading.Thread(target=load, args=("tasks.mlflow_client",), daemon=True).start()
+
+
+def require_server() -> None:
+    """Look whether MLFLOW_TRACKING_URI is an address that tracked runs can go to; MLflow itself is not asked.
+
+    Raises:
+        StageError: It is none.
+    """
+    uri = os.environ.get("MLFLOW_TRACKING_URI")
+    scheme = (uri or "").partition(":")[0].partition("+")[0]
+    if not uri or scheme in SERVERS:
+        return
+    files = scheme in ("file", uri)
+    if files and os.environ.get("MLFLOW_ALLOW_FILE_STORE", "").lower() == "true":
+        return
+    raise StageError(
+        f"MLFLOW_TRACKING_URI {uri} is no place for tracked runs{', as MLflow keeps none in files' if files else ''}: "
+        "give the address of a server (http://…) or of a database (sqlite:///…, postgresql://…), or unset it for the "
+        "database in the store"
+    )
 
 
 def flow_run(config: Tracked, flow_run_id: str, flow_run_name: str) -> Wanted:
@@ -206,4 +230,4 @@ def short_digest(fingerprint: str) -> str:
 def prefect_page(kind: str, identity: str) -> str:
     """Address of a flow or task run in the Prefect server in use, or in the one that `make ui` starts."""
     server = PREFECT_UI_URL.value() if PREFECT_API_URL.value() else PREFECT_UI
-    return f"{server or PREFECT_UI}/runs/{kind}/{identity}"
+    return redacted(f"{server or PREFECT_UI}/runs/{kind}/{identity}")

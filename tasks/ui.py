@@ -16,9 +16,11 @@ from urllib.parse import urlsplit
 import psutil
 
 from minillm.errors import ConfigError, StageError
+from minillm.redaction import redacted
 from tasks.credentials import START_SECONDS, Server, make_login, proves, recorded, running
+from tasks.mlflow_database import DATABASE, FILES, database_uri
 from tasks.serving.apps import further_origins, server_command, server_environment
-from tasks.settings import MLFLOW_UI, PREFECT_UI, set_mlflow_defaults, set_prefect_defaults, shown
+from tasks.settings import MLFLOW_UI, PREFECT_UI, set_mlflow_defaults, set_prefect_defaults
 from tasks.supervision import GRACE_SECONDS
 
 FLOW_RUN = "prefect.engine"
@@ -93,13 +95,15 @@ def _servers(store: Path) -> list[Server]:
     ours = running("prefect", PREFECT_UI)
     login, servers = make_login() if ours is None else ours.login, []
     if "PREFECT_API_URL" in os.environ:
-        print(f"Prefect is served already, at {shown(os.environ['PREFECT_API_URL']).removesuffix('/api')}", flush=True)
+        print(
+            f"Prefect is served already, at {redacted(os.environ['PREFECT_API_URL']).removesuffix('/api')}", flush=True
+        )
     else:
         server = Server("prefect", PREFECT_UI, _free_address("prefect", PREFECT_UI), str(store), login)
         os.environ |= server.client_environment
         servers.append(server)
     if "MLFLOW_TRACKING_URI" in os.environ:
-        print(f"MLflow runs are kept at {shown(os.environ['MLFLOW_TRACKING_URI'])}", flush=True)
+        print(f"MLflow runs are kept at {redacted(os.environ['MLFLOW_TRACKING_URI'])}", flush=True)
         return servers
     other = running("mlflow", MLFLOW_UI)
     if other is not None and other.store == str(store):
@@ -108,10 +112,10 @@ def _servers(store: Path) -> list[Server]:
     server = Server("mlflow", MLFLOW_UI, _free_address("mlflow", MLFLOW_UI), str(store), login)
     if "MLFLOW_BACKEND_STORE_URI" in os.environ:  # runs reach that database through the server alone
         os.environ |= server.client_environment | {"MLFLOW_TRACKING_URI": server.address}
-    elif not (store / "mlflow.db").exists():
+    else:
         from tasks.mlflow_client import connect
 
-        connect(store)  # makes it whole, which a server that is killed meanwhile would not
+        connect(store)  # made whole, which a server that is killed meanwhile would not, and at home here
     os.environ["MINILLM_MLFLOW_UI"] = server.address
     return [*servers, server]
 
@@ -155,9 +159,9 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
 
 def _mlflow_places(store: Path) -> dict[str, str]:
     """Where MLflow keeps runs and files: in the store, unless its own environment variables name another place."""
-    files = (store / "mlartifacts").as_uri()
+    files = (store / FILES).as_uri()
     if "MLFLOW_BACKEND_STORE_URI" not in os.environ:  # runs write there without the server, too
-        place = {"MLFLOW_BACKEND_STORE_URI": f"sqlite:///{store / 'mlflow.db'}", "MLFLOW_DEFAULT_ARTIFACT_ROOT": files}
+        place = {"MLFLOW_BACKEND_STORE_URI": database_uri(store / DATABASE), "MLFLOW_DEFAULT_ARTIFACT_ROOT": files}
         return place | {"MLFLOW_ARTIFACTS_DESTINATION": files}
     defaults = {"MLFLOW_ARTIFACTS_DESTINATION": files, "MLFLOW_DEFAULT_ARTIFACT_ROOT": "mlflow-artifacts:/"}
     return {name: os.environ.get(name, value) for name, value in defaults.items()}

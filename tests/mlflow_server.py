@@ -11,6 +11,7 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
+from tasks.mlflow_database import database_uri
 from tasks.supervision import Group, free_port
 from tests.waiting import wait_for
 
@@ -21,7 +22,7 @@ HOP_HEADERS = ("host", "content-length", "connection", "accept-encoding")
 def mlflow_server(folder: Path) -> Iterator[str]:
     """Address of a server with its database and files in a folder."""
     address = f"http://127.0.0.1:{(port := free_port())}"
-    database = ["--backend-store-uri", f"sqlite:///{folder / 'server.db'}"]
+    database = ["--backend-store-uri", database_uri(folder / "server.db")]
     files = ["--artifacts-destination", (folder / "files").as_uri()]
     command = ["mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1", *database, *files]
     with Group([sys.executable, "-m", *command], os.environ) as group:

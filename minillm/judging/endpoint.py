@@ -17,6 +17,7 @@ from minillm.errors import StageError
 from minillm.judging.answers import Answer
 from minillm.judging.budget import estimated_tokens
 from minillm.judging.questions import schema
+from minillm.redaction import hide
 
 RETRIES = 8
 """Of a request, with pauses of 0.5, 1, 2, 4 and then 8 seconds, or as the server asks."""
@@ -51,6 +52,7 @@ class Endpoint:
         self._key = os.environ.get(judge.api_key_variable, "")
         if not self._key:
             raise StageError(f"the environment has no {judge.api_key_variable}; export it with the endpoint's key")
+        hide(self._key)
         self._client = openai.OpenAI(
             base_url=judge.base_url, api_key=self._key, timeout=judge.timeout_seconds, max_retries=RETRIES
         )

@@ -9,6 +9,7 @@ import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from matplotlib.figure import Figure
 
+from minillm.redaction import without_known_secrets
 from minillm.reporting import plots
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -17,7 +18,10 @@ SHOWN_CHARACTERS = 1200
 
 
 def render(name: str, page: Mapping[str, Any]) -> str:
-    """Fill the template of a file; everything that goes into HTML is escaped unless the template says otherwise."""
+    """Fill the template of a file; everything that goes into HTML is escaped unless the template says otherwise.
+
+    Values of secret environment variables are masked, whatever they came in with.
+    """
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES),
         autoescape=lambda name: name is not None and ".html" in name,
@@ -26,7 +30,7 @@ def render(name: str, page: Mapping[str, Any]) -> str:
         lstrip_blocks=True,
     )
     environment.filters |= {"shorten": shorten, "markdown": markdown}
-    return environment.get_template(f"{name}.jinja").render(page)
+    return without_known_secrets(environment.get_template(f"{name}.jinja").render(page))
 
 
 def markdown(frame: pd.DataFrame) -> str:

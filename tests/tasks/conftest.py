@@ -1,9 +1,12 @@
 """What the tests of tasks share."""
 
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
+from tests.mlflow_server import mlflow_server
 from tests.small import small_config
 from tests.tasks.stages import data_stages, run
 
@@ -14,3 +17,19 @@ def computed_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     config = small_config(tmp_path_factory.mktemp("data"))
     run(config, data_stages)
     return Path(config.runtime.store) / "artifacts"
+
+
+@dataclass
+class TrackingServer:
+    """A real MLflow server and the folder of its database and files."""
+
+    address: str
+    folder: Path
+
+
+@pytest.fixture(scope="session")
+def tracking_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TrackingServer]:
+    """One for all tests that need no more of it than that it is there."""
+    folder = tmp_path_factory.mktemp("a server?")
+    with mlflow_server(folder) as address:
+        yield TrackingServer(address, folder)

@@ -1,6 +1,7 @@
 """Against a real MLflow database: everything arrives, once, in spite of crashes, retries and servers that are away."""
 
 import json
+import shutil
 import socket
 import subprocess
 import sys
@@ -13,16 +14,37 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 
 from minillm.artifacts import Store
+from minillm.errors import StageError
+from minillm.progress import append_line
 from tasks.mlflow_client import Sender, connect
-from tasks.outbox import DatasetFacts, ModelFacts, Outbox, Record, Wanted
-from tasks.tracking import Tracker
+from tasks.mlflow_database import DATABASE
+from tasks.outbox import Outbox, records
+from tasks.records import DatasetFacts, ModelFacts, Record, Wanted
+from tasks.store import listing, users
+from tasks.supervision import free_port
+from tasks.tracking import Tracker, require_server
 from tests.conftest import ROOT
+from tests.tasks.conftest import TrackingServer
 from tests.waiting import wait_for
 
 
+@pytest.fixture(scope="module")
+def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """MLflow's database without a run: making one takes seconds, copying it none."""
+    store = Store(tmp_path_factory.mktemp("database")).root
+    connect(store)
+    return store / DATABASE
+
+
 @pytest.fixture
-def store(tmp_path: Path) -> Path:
+def new_store(tmp_path: Path) -> Path:
     return Store(tmp_path / "store").root
+
+
+@pytest.fixture
+def store(new_store: Path, database: Path) -> Path:
+    shutil.copy(database, new_store)
+    return new_store
 
 
 def outbox(store: Path) -> Outbox:
@@ -54,12 +76,6 @@ def runs(store: Path) -> list[Run]:
 def steps(store: Path, run: Run) -> list[int]:
     client = MlflowClient(f"sqlite:///{store / 'mlflow.db'}")
     return [point.step for point in client.get_metric_history(run.info.run_id, "train/loss")]
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
 
 
 def test_a_run_arrives_whole_with_its_parent(store: Path, tmp_path: Path):
@@ -95,7 +111,10 @@ def test_points_are_followed_and_repeated_steps_are_sent_once(store: Path, tmp_p
     finish(box, "stage", "FAILED")
     box.close()
     assert runs(store)[0].info.status == "FAILED"
-    write_points(metrics, range(5, 12))  # resumed from a checkpoint at step 5
+    with metrics.open("a") as stream:
+        stream.write('{"time": 1.0, "st')  # where the disk was full
+    for step in range(5, 12):  # resumed from a checkpoint at step 5
+        append_line(metrics, {"time": time.time(), "step": step, "metrics": {"train/loss": 1.0 / (step + 1)}})
     again = outbox(store)
     again.open("stage", wanted(live=str(metrics)))  # the record is gone: what was sent is learnt from the server
     finish(again, "stage")
@@ -130,7 +149,8 @@ def test_what_a_dead_server_missed_is_sent_by_the_next_flow(store: Path, tmp_pat
     script = f"""
 import time
 from pathlib import Path
-from tasks.outbox import Outbox, Wanted
+from tasks.outbox import Outbox
+from tasks.records import Wanted
 from tasks.tracking import Tracker
 box = Outbox(Path({str(store)!r}) / "tracking", Tracker(Path({str(store)!r})))
 box.open("stage", Wanted(name="train x", experiment="e", started=time.time(), live={str(metrics)!r}))
@@ -159,14 +179,184 @@ def test_a_server_that_never_replies_delays_no_stage(store: Path, monkeypatch):
     assert len(list((store / "tracking").glob("*.json"))) == 20
 
 
-def test_a_record_that_the_server_refuses_does_not_block_the_others(store: Path):
+def test_what_the_server_refuses_of_a_run_is_set_aside_and_all_else_arrives(store: Path, tmp_path: Path):
+    metrics = tmp_path / "metrics.jsonl"
+    with metrics.open("w") as stream:
+        for step in range(150):
+            values = {"train/loss": 1.0, "recall@5": 0.5}
+            stream.write(json.dumps({"time": time.time(), "step": step, "metrics": values}) + "\n")
     box = outbox(store)
-    box.open("bad", wanted(params={"name with * in it": "1"}))
+    many = {f"field{number}": "1" for number in range(120)}
+    box.open(
+        "bad", wanted(params=many | {"name with * in it": "1"}, metrics={"ok": 1.0, "no@": 2.0}, live=str(metrics))
+    )
     finish(box, "bad")
     box.open("good", wanted(metrics={"rouge_l/mean": 1.0}))
     finish(box, "good")
+    assert not box.close(), "MLflow has not all of it"
+    assert list(box.troubles()) == ["train x"]
+    bad, good = runs(store)
+    assert (bad.info.status, good.info.status) == ("FINISHED", "FINISHED")
+    assert bad.data.params == many
+    assert bad.data.metrics == {"ok": 1.0, "train/loss": 1.0}
+    assert steps(store, bad) == list(range(150))
+    assert good.data.metrics == {"rouge_l/mean": 1.0}
+    (left,) = records(store / "tracking")
+    assert sorted(left.sent.refused) == ["metric recall@5", "param name with * in it", "result no@"]
+    assert "alphanumerics" in left.sent.refused["result no@"]
+
+
+def test_the_next_flow_tries_again_what_was_refused(store: Path):
+    client = connect(store)
+    experiment = client.create_experiment("e")
+    client.delete_experiment(experiment)
+    box = outbox(store)
+    box.open("stage", wanted(tags={"minillm.key": "k" * 64}, metrics={"score": 1.0}))
+    box.open("elsewhere", wanted().model_copy(update={"experiment": "other"}))
+    finish(box, "stage")
+    finish(box, "elsewhere")
+    assert not box.close()
+    assert "mlflow experiments restore --experiment-id 1" in box.troubles()["train x"]
+    assert "k" * 64 in users(Store(store)), "gc leaves its result"
+    assert "train x: MLflow refused the run: the experiment 'e' was deleted" in listing(str(store))
+    other = client.get_experiment_by_name("other")
+    assert other is not None
+    assert [run.info.status for run in client.search_runs([other.experiment_id])] == ["FINISHED"], "not held up"
+    client.restore_experiment(experiment)
+    assert outbox(store).close()
+    (run,) = runs(store)
+    assert (run.info.status, run.data.metrics) == ("FINISHED", {"score": 1.0})
+    assert records(store / "tracking") == []
+    assert "Not in MLflow" not in listing(str(store))
+
+
+def test_an_experiment_deleted_in_the_middle_of_a_run_gets_the_rest_once_it_is_restored(store: Path):
+    box = outbox(store)
+    box.open("stage", wanted())
+    wait_for(lambda: box.sent("stage").status == "RUNNING")
+    client = connect(store)
+    client.delete_experiment("1")
+    with box.change("stage") as record:
+        record.metrics = {"score": 1.0}
+    finish(box, "stage")
+    assert not box.close()
+    assert "mlflow experiments restore --experiment-id 1" in box.troubles()["train x"]
+    client.restore_experiment("1")
+    assert outbox(store).close()
+    (run,) = runs(store)
+    assert (run.info.status, run.data.metrics) == ("FINISHED", {"score": 1.0})
+
+
+def test_a_run_that_the_server_does_not_know_holds_up_no_other(store: Path):
+    (store / "tracking").mkdir()
+    lost = Record(id="lost", owner=None, wanted=wanted(metrics={"score": 2.0}), store=str(store))
+    lost.wanted.status, lost.wanted.ended, lost.sent.run_id = "FINISHED", time.time(), "f" * 32
+    (store / "tracking" / "lost.json").write_text(lost.model_dump_json())
+    box = outbox(store)
+    box.open("stage", wanted(metrics={"score": 1.0}))
+    finish(box, "stage")
     assert box.close()
-    assert [run.data.metrics for run in runs(store) if run.data.metrics] == [{"rouge_l/mean": 1.0}]
+    assert [run.data.metrics for run in runs(store)] == [{"score": 1.0}]
+    assert f"train x: MLflow refused the run: it knows no run {'f' * 32}" in listing(str(store))
+
+
+def test_nothing_more_is_sent_of_a_run_that_was_deleted(store: Path):
+    box = outbox(store)
+    box.open("stage", wanted(tags={"minillm.key": "k" * 64}))
+    wait_for(lambda: box.sent("stage").status == "RUNNING")
+    connect(store).delete_run(str(box.sent("stage").run_id))
+    with box.change("stage") as record:
+        record.metrics = {"score": 1.0}
+    finish(box, "stage")
+    assert not box.close()
+    assert "it was deleted there" in box.troubles()["train x"]
+    assert records(store / "tracking") == [], "whoever deletes a run frees its results"
+
+
+def test_texts_that_no_database_holds_arrive_as_escapes(store: Path):
+    box = outbox(store)
+    box.open("stage", wanted(tags={"zero": "a\0b", "half": "a\ud800b"}, params={"p": "\udfff"}))
+    finish(box, "stage")
+    assert box.close()
+    (run,) = runs(store)
+    assert (run.data.tags["zero"], run.data.tags["half"], run.data.params["p"]) == ("a\\x00b", "a\\ud800b", "\\udfff")
+
+
+def test_what_cannot_be_sent_just_now_holds_up_nothing_and_is_told(store: Path, tmp_path: Path):
+    box = outbox(store)
+    box.open("stage", wanted())
+    wait_for(lambda: box.sent("stage").status == "RUNNING")
+    files = store / "mlartifacts"
+    files.write_text("no folder: nothing can be written into it")
+    page = tmp_path / "report.md"
+    page.write_text("# report")
+    with box.change("stage") as record:
+        record.files = {str(page): ""}
+    finish(box, "stage")
+    box.open("later", wanted(metrics={"score": 1.0}))
+    finish(box, "later")
+    assert not box.close()
+    assert [run.data.metrics for run in runs(store) if run.data.metrics] == [{"score": 1.0}]
+    assert "could not be sent: " in box.troubles()["train x"]
+    files.unlink()
+    assert outbox(store).close()
+    assert {run.info.status for run in runs(store)} == {"FINISHED"}
+
+
+def test_a_run_of_another_server_waits_for_it_and_its_results_stay(store: Path, tmp_path: Path, monkeypatch):
+    first, second = (f"sqlite:///{tmp_path / name}.db" for name in ("first", "second"))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", first)
+    box = outbox(store)
+    box.open("flow", wanted())
+    box.open("stage", wanted(parent="flow", tags={"minillm.key": "a" * 64}))
+    wait_for(lambda: box.sent("stage").status == "RUNNING")
+    finish(box, "stage")
+    box.close()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", second)
+    other = outbox(store)
+    other.close()
+    assert first in listing(str(store)), "where the flow's run waits for its end"
+    assert "a" * 64 in users(Store(store)), "though nobody has still to send it"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", first)
+    assert outbox(store).close()
+    client = MlflowClient(first)
+    experiment = client.get_experiment_by_name("e")
+    assert experiment is not None
+    statuses = {run.info.status for run in client.search_runs([experiment.experiment_id])}
+    assert statuses == {"FINISHED", "KILLED"}
+
+
+def test_a_record_that_cannot_be_read_stops_gc(store: Path):
+    (store / "tracking").mkdir()
+    (store / "tracking" / "flow-train.json").write_text("")
+    with pytest.raises(StageError, match=r"flow-train\.json cannot be read .* delete it"):
+        users(Store(store))
+
+
+@pytest.mark.parametrize("uri", ["nonsense://host", "mlruns", "file:///tmp/mlruns"])
+def test_an_address_that_is_no_place_for_runs_is_refused_before_the_flow(uri: str, store: Path, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    with pytest.raises(StageError, match=rf"MLFLOW_TRACKING_URI {uri} is no place .*unset it"):
+        require_server()
+    box = outbox(store)
+    box.open("stage", wanted())
+    finish(box, "stage")
+    assert not box.close()
+    assert "is no place for tracked runs" in box.troubles()["train x"]
+
+
+def test_a_refusal_is_told_by_a_server_too(store: Path, tracking_server: TrackingServer, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", tracking_server.address)
+    box = outbox(store)
+    box.open("bad", wanted(metrics={"ok": 1.0, "no@": 2.0}))
+    finish(box, "bad")
+    assert not box.close()
+    client = MlflowClient(tracking_server.address)
+    experiment = client.get_experiment_by_name("e")
+    assert experiment is not None
+    (run,) = client.search_runs([experiment.experiment_id])
+    assert (run.info.status, run.data.metrics) == ("FINISHED", {"ok": 1.0})
+    assert list(records(store / "tracking")[0].sent.refused) == ["result no@"]
 
 
 def test_a_found_result_is_linked_to_the_run_that_computed_it(store: Path):
@@ -217,23 +407,23 @@ def test_an_exported_model_is_registered_once_though_mlflow_was_away(store: Path
     assert registered.tags["mean"] == "1.5"
 
 
-def test_a_process_killed_while_it_makes_the_database_leaves_nothing_in_the_way(store: Path):
-    program = f"import pathlib, tasks.mlflow_client; tasks.mlflow_client.connect(pathlib.Path({str(store)!r}))"
+def test_a_process_killed_while_it_makes_the_database_leaves_nothing_in_the_way(new_store: Path):
+    program = f"import pathlib, tasks.mlflow_client; tasks.mlflow_client.connect(pathlib.Path({str(new_store)!r}))"
     maker = subprocess.Popen([sys.executable, "-c", program], cwd=ROOT)
-    wait_for(lambda: any(path.stat().st_size > 100_000 for path in store.rglob("mlflow.db")), 60)
+    wait_for(lambda: any(path.stat().st_size > 100_000 for path in new_store.rglob("mlflow.db")), 60)
     maker.kill()
     maker.wait()
-    assert not (store / "mlflow.db").exists(), "it was not finished"
-    assert [found.name for found in connect(store).search_experiments()] == ["Default"]
-    assert [path.name for path in store.glob("mlflow*")] == ["mlflow.db"]
+    assert not (new_store / "mlflow.db").exists(), "it was not finished"
+    assert [found.name for found in connect(new_store).search_experiments()] == ["Default"]
+    assert [path.name for path in new_store.glob("mlflow*")] == ["mlflow.db"]
 
 
-def test_first_use_by_several_threads_makes_one_database(store: Path):
+def test_first_use_by_several_threads_makes_one_database(new_store: Path):
     failures: list[BaseException] = []
 
     def begin() -> None:
         try:
-            Sender(store)
+            Sender(new_store)
         except BaseException as error:
             failures.append(error)
 

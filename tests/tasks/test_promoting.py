@@ -14,8 +14,9 @@ from minillm.artifacts import Store
 from minillm.config import Config
 from minillm.errors import StageError
 from tasks import tracking
-from tasks.outbox import DatasetFacts, Outbox, Wanted
+from tasks.outbox import Outbox
 from tasks.promoting import Outcome, promote, roll_back
+from tasks.records import DatasetFacts, Wanted
 from tasks.store import users
 from tests.small import small_config
 

@@ -13,7 +13,8 @@ from minillm.artifacts import Store
 from minillm.config import Config
 from minillm.errors import StageError
 from tasks import tracking
-from tasks.outbox import DatasetFacts, Outbox, Wanted
+from tasks.outbox import Outbox
+from tasks.records import DatasetFacts, Wanted
 from tasks.tracked_runs import TrackedRuns
 from tests.small import small_config
 

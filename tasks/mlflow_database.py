@@ -1,0 +1,72 @@
+"""MLflow's database in a store: its address, and what it says of places after the store was copied or moved."""
+
+import contextlib
+import re
+import sqlite3
+import urllib.parse
+from pathlib import Path
+
+DATABASE = "mlflow.db"
+FILES = "mlartifacts"
+"""Folder of the store that has the files of tracked runs."""
+PLACE = re.compile(rf"(file://.+)/{FILES}(?:/\d+)?")
+ADDRESSES = (
+    ("experiments", "artifact_location"),
+    ("runs", "artifact_uri"),
+    ("model_versions", "source"),
+    ("model_versions", "storage_location"),
+    ("tags", "value"),
+    ("model_version_tags", "value"),
+)
+"""Table and column of all that names a place in the store: addresses of files, and paths of artifacts."""
+
+
+def database_uri(database: Path) -> str:
+    """Address of an SQLite database as SQLAlchemy takes it, whatever characters its path has.
+
+    In its plain form, a question mark in the path begins the options.
+    """
+    return f"sqlite:///file:{urllib.parse.quote(str(database))}?uri=true"
+
+
+def relocate(store: Path) -> bool:
+    """Have the database of a store that was copied or moved name places in this store, where it named the former one.
+
+    Otherwise runs that go on here would write their files there. Nothing is changed where the former place is this
+    very folder by another name (a mount, a container).
+
+    Args:
+        store: With MLflow's database, which nobody else is opening.
+
+    Returns:
+        Whether anything was changed: all of it, in one transaction.
+    """
+    with contextlib.closing(sqlite3.connect(store / DATABASE, timeout=60)) as database:
+        database.isolation_level = None
+        former = {uri: path for uri, path in _roots(database).items() if not _same(path, store)}
+        if not former:
+            return False
+        database.execute("BEGIN IMMEDIATE")
+        for uri, path in former.items():
+            for there, here in ((uri, store.as_uri()), (str(path), str(store))):
+                for table, column in ADDRESSES:
+                    database.execute(
+                        f"UPDATE {table} SET {column} = ? || substr({column}, ?) WHERE substr({column}, 1, ?) = ?",
+                        (f"{here}/", len(there) + 2, len(there) + 1, f"{there}/"),
+                    )
+        database.execute("COMMIT")
+    return True
+
+
+def _roots(database: sqlite3.Connection) -> dict[str, Path]:
+    """Stores that the addresses of experiments are in, by the beginning of those addresses."""
+    addresses = [address or "" for (address,) in database.execute("SELECT artifact_location FROM experiments")]
+    found = {match[1] for address in addresses if (match := PLACE.fullmatch(address))}
+    return {uri: Path(urllib.parse.unquote(urllib.parse.urlsplit(uri).path)) for uri in sorted(found)}
+
+
+def _same(former: Path, store: Path) -> bool:
+    try:
+        return former.samefile(store)
+    except OSError:  # it is there no more
+        return former == store
