@@ -86,9 +86,9 @@ def compare_variants(study: Study, reports: Mapping[StudyRun, Artifact]) -> Arti
     inputs: dict[str, Input] = {}
     for run, page in reports.items():
         if run.variant in changes:
-            behind = page.manifest()["inputs"]
+            behind = page.manifest().inputs
             for kind in ("score", "train"):
-                inputs[f"{kind}/{run.variant}/{run.seed}"] = Artifact(**behind[f"{kind}/{study.method}"])
+                inputs[f"{kind}/{run.variant}/{run.seed}"] = behind[f"{kind}/{study.method}"]
     return compute(stage, inputs, study, "compare variants")
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import psutil
 
+from minillm.durable import make_folder
 from tasks.settings import MLFLOW_UI, PREFECT_UI, answers, set_mlflow_defaults, set_prefect_defaults, shown
 from tasks.supervision import GRACE_SECONDS
 
@@ -37,7 +38,7 @@ def main() -> int:
     )
     arguments = parser.parse_args()
     store = Path(arguments.store).resolve()
-    store.mkdir(parents=True, exist_ok=True)
+    make_folder(store)
     set_prefect_defaults()
     set_mlflow_defaults()
     commands = {
