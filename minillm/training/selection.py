@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from transformers import PreTrainedTokenizerBase
 
-from minillm.artifacts import write_atomically
+from minillm.durable import move, sync, sync_tree, write_atomically
 from minillm.evaluation.rouge import rouge_l
 from minillm.generation.sampling import Sampler
 from minillm.generation.slots import Request
@@ -107,6 +107,8 @@ class Selection:
             if rank() == 0:
                 shutil.rmtree(self._folder(step), ignore_errors=True)
                 save_model(model, tokenizer, self._folder(step))  # type: ignore[arg-type]
+                sync_tree(self._folder(step))  # before a checkpoint counts on them
+                sync(self.directory)
         dist.barrier()
 
     def forget_others(self) -> None:
@@ -118,7 +120,7 @@ class Selection:
     def finish(self, output: Path) -> None:
         """Move the selected weights to output/model and say how they were selected."""
         if not (output / "model").exists():
-            self._folder(int(self.best["step"])).replace(output / "model")
+            move(self._folder(int(self.best["step"])), output / "model")
         record = {"select_by": self.select_by, "step": self.best["step"], "value": self.best[self._name]}
         write_atomically(output / "selection.json", json.dumps({**record, "history": self.history}, indent=2))
 
