@@ -5,10 +5,10 @@ so the same key is never computed twice and changing one field recomputes only w
 """
 
 import errno
+import functools
 import hashlib
 import json
 import logging
-import os
 import shutil
 import tempfile
 import time
@@ -18,38 +18,18 @@ from typing import Any
 
 from filelock import FileLock
 
-from minillm.config import Strict
+from minillm.durable import make_folder, move, sync_tree, write_atomically
 from minillm.errors import StageError
+from minillm.file_versions import file_sha256
+from minillm.manifest import MANIFEST, ORIGIN, Artifact, FileFacts, Manifest, Origin, read_manifest, seal
 
-MANIFEST = "manifest.json"
 METRICS = "metrics.jsonl"
-FULL = 1 << 16
-"""Bytes left on a disk that counts as full."""
 SYSTEM_METRICS = "system_metrics.jsonl"
 CLOCKED = (METRICS, SYSTEM_METRICS)
 """Files of an artifact that tell how its computation went: they carry clock times and are no part of its content."""
+FULL = 1 << 16
+"""Bytes left on a disk that counts as full."""
 LOGGER = logging.getLogger(__name__)
-
-
-class Artifact(Strict):
-    """What travels between tasks: a completed directory in the store, by its content."""
-
-    kind: str
-    key: str
-    """Digest of what it was computed from."""
-    path: str
-    digest: str
-    """Digest of what it holds; what carries clock times is left out."""
-
-    def manifest(self) -> dict[str, Any]:
-        """The manifest: files, settings, inputs, versions, timings and a `summary` of results."""
-        return json.loads((Path(self.path) / MANIFEST).read_text())
-
-
-def file_sha256(path: Path) -> str:
-    """Hex sha256 of a file's bytes."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def text_digest(value: object) -> str:
@@ -58,7 +38,10 @@ def text_digest(value: object) -> str:
 
 
 class Store:
-    """A folder of artifacts and of unfinished work, on one file system."""
+    """A folder of artifacts and of unfinished work, on one file system.
+
+    Its folders are made for its user alone: whoever may write to it decides what that user's runs load.
+    """
 
     def __init__(self, root: str | Path) -> None:
         """Make the folders that are not there yet.
@@ -69,7 +52,7 @@ class Store:
         self.root = Path(root).resolve()
         try:
             for name in ("artifacts", "work", "locks", "plans"):
-                (self.root / name).mkdir(parents=True, exist_ok=True)
+                make_folder(self.root / name)
             with tempfile.TemporaryFile(dir=self.root / "work"):
                 pass
         except OSError as error:
@@ -77,12 +60,27 @@ class Store:
                 f"runtime.store {self.root} cannot be written to ({error.strerror}): name a folder that can be, or "
                 "give this user the right to"
             ) from error
+        _tell_who_else_may(self.root)
+
+    def work_path(self, kind: str, key: str) -> Path:
+        """Where the work folder of a key is, if it has been begun."""
+        return self.root / "work" / f"{kind}-{key[:16]}"
 
     def work_directory(self, kind: str, key: str) -> Path:
         """Folder that survives a failure, for checkpoints and the output under construction."""
-        path = self.root / "work" / f"{kind}-{key[:16]}"
-        (path / "output").mkdir(parents=True, exist_ok=True)
+        path = self.work_path(kind, key)
+        make_folder(path / "output")
         return path
+
+    def begin(self, origin: Origin) -> Path:
+        """Make the work folder of a key, or find it as an earlier attempt left it, and note what it is to become."""
+        work = self.work_directory(origin.kind, origin.key)
+        write_atomically(work / ORIGIN, seal(origin.model_dump(mode="json")))
+        return work
+
+    def abandon(self, kind: str, key: str) -> None:
+        """Remove unfinished work that must not be continued."""
+        shutil.rmtree(self.work_path(kind, key), ignore_errors=True)
 
     def lock(self, key: str) -> FileLock:
         """Exclusive right to compute `key`; the kernel releases it when its holder dies."""
@@ -94,41 +92,59 @@ class Store:
         if not path.exists():
             return None
         try:
-            files = json.loads((path / MANIFEST).read_text())["files"]
-            altered = [name for name, facts in files.items() if not _intact(path / name, facts)]
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            LOGGER.warning("%s has an unreadable manifest (%s); computing it again", path, error)
+            manifest = read_manifest(path)
+        except StageError as error:
+            LOGGER.warning("%s", error)
             return None
+        if (manifest.kind, manifest.key) != (kind, key):
+            LOGGER.warning("%s is of %s, key %s; computing it again", path, manifest.kind, manifest.key)
+            return None
+        altered = [name for name, facts in manifest.files.items() if not _intact(path / name, facts)]
         if altered:
             LOGGER.warning("%s: %s missing or altered; computing it again", path, ", ".join(altered))
             return None
-        return Artifact(kind=kind, key=key, path=str(path), digest=_content_digest(files))
+        return Artifact(kind=kind, key=key, path=str(path), digest=_content_digest(manifest.files))
 
     def complete(self, kind: str, key: str, facts: Mapping[str, Any]) -> Artifact:
         """Give the finished output its manifest and its place, and remove the work behind it.
 
+        Each step is on disk before the next one begins, so that a power cut leaves the work or the whole artifact.
+
         Args:
             kind: Name of the stage.
             key: Digest of what the artifact was computed from.
-            facts: Further entries of the manifest (settings, inputs, versions, timings, summary).
+            facts: Further entries of the manifest (see `Manifest`).
         """
         work = self.work_directory(kind, key)
         output = work / "output"
-        names = sorted(str(f.relative_to(output)) for f in output.rglob("*") if f.is_file() and f.name != MANIFEST)
+        names = sorted(str(f.relative_to(output)) for f in output.rglob("*") if f.is_file() and f != output / MANIFEST)
         files = {
-            name: {"bytes": (output / name).stat().st_size, "sha256": file_sha256(output / name)} for name in names
+            name: FileFacts(bytes=(output / name).stat().st_size, sha256=file_sha256(output / name)) for name in names
         }
-        manifest = {"kind": kind, "key": key, "created": time.time(), **facts, "files": files}
-        write_atomically(output / MANIFEST, json.dumps(manifest, indent=2))
+        manifest = Manifest.model_validate({"kind": kind, "key": key, "created": time.time(), **facts, "files": files})
+        sync_tree(output)
+        write_atomically(output / MANIFEST, seal(manifest.model_dump(mode="json")))
         target = self._path(kind, key)
         if target.exists():  # an altered result, which find() refused
             shutil.rmtree(target)
-        output.replace(target)
+        move(output, target)
         shutil.rmtree(work)
         return Artifact(kind=kind, key=key, path=str(target), digest=_content_digest(files))
 
     def _path(self, kind: str, key: str) -> Path:
         return self.root / "artifacts" / f"{kind}-{key[:16]}"
+
+
+@functools.cache
+def _tell_who_else_may(root: Path) -> None:
+    """Warn once of a store that was made open to other users; it may be meant, so it is left as it is."""
+    mode = root.stat().st_mode
+    if mode & 0o022:
+        LOGGER.warning(
+            "other users may write to %s, and so run code as you: `chmod go-w` it, or see docs/production.md", root
+        )
+    elif mode & 0o055:
+        LOGGER.warning("other users may read %s: `chmod 700` it unless that is meant", root)
 
 
 def disk_full(error: BaseException, folder: Path) -> StageError | None:
@@ -147,19 +163,9 @@ def disk_full(error: BaseException, folder: Path) -> StageError | None:
     )
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Write a text file so that a reader sees the old or the new content, never a part, even after a crash."""
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("w") as stream:
-        stream.write(text)
-        stream.flush()
-        os.fsync(stream.fileno())
-    temporary.replace(path)
+def _intact(path: Path, facts: FileFacts) -> bool:
+    return path.is_file() and path.stat().st_size == facts.bytes and file_sha256(path) == facts.sha256
 
 
-def _intact(path: Path, facts: Mapping[str, Any]) -> bool:
-    return path.is_file() and path.stat().st_size == facts["bytes"] and file_sha256(path) == facts["sha256"]
-
-
-def _content_digest(files: Mapping[str, Mapping[str, Any]]) -> str:
-    return text_digest({name: facts["sha256"] for name, facts in files.items() if name not in CLOCKED})
+def _content_digest(files: Mapping[str, FileFacts]) -> str:
+    return text_digest({name: facts.sha256 for name, facts in files.items() if name not in CLOCKED})

@@ -1,14 +1,18 @@
 """What is in a store: every artifact with its size, its age, what it was made from, and whether it is whole."""
 
 import datetime
-import json
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
-from minillm.artifacts import MANIFEST, Store
+from minillm.artifacts import Store
+from minillm.durable import move
+from minillm.errors import StageError
+from minillm.manifest import Manifest, Origin, read_manifest, read_origin
+from minillm.source_digest import source_digest
+from minillm.stages import STAGES
 
 DOOMED = ".removed"
 """Ends the name of a folder that is being deleted."""
@@ -21,7 +25,7 @@ class Entry:
     path: Path
     kind: str
     key: str
-    """Whole; of unfinished work the beginning, which its folder is named by."""
+    """Whole; the beginning, which its folder is named by, where nothing else is known."""
     bytes: int
     changed: datetime.datetime
     """When it was completed, or last worked on."""
@@ -31,7 +35,8 @@ class Entry:
     """Name of the configuration that made it."""
     inputs: tuple[str, ...]
     """Keys of the artifacts it was made from."""
-    finished: bool
+    state: Literal["finished", "damaged", "unfinished", "left over"]
+    """Damaged: an artifact whose manifest cannot be used. Left over: work that nothing will continue."""
 
     @property
     def name(self) -> str:
@@ -40,15 +45,22 @@ class Entry:
 
 
 def entries(store: Store) -> list[Entry]:
-    """All of a store, oldest first; an artifact whose manifest cannot be read counts as unfinished."""
-    artifacts = [_entry(path, _json(path / MANIFEST)) for path in _folders(store.root / "artifacts")]
-    work = [_entry(path, _json(path / "job.json"), finished=False) for path in _folders(store.root / "work")]
-    return sorted([*artifacts, *work], key=lambda entry: entry.changed)
+    """All of a store, oldest first."""
+    folders = [path for name in ("artifacts", "work") for path in (store.root / name).iterdir()]
+    found = [look(path, store) for path in folders if path.suffix != DOOMED]
+    return sorted((entry for entry in found if entry is not None), key=lambda entry: entry.changed)
+
+
+def look(path: Path, store: Store) -> Entry | None:
+    """An entry as it is now; None where it has gone."""
+    if not path.is_dir():
+        return None
+    return _artifact(path) if path.parent.name == "artifacts" else _work(path, store)
 
 
 def with_inputs(keys: Iterable[str], found: Iterable[Entry]) -> set[str]:
     """Keys and those of everything they were made from."""
-    inputs = {entry.key: entry.inputs for entry in found if entry.finished}
+    inputs = {entry.key: entry.inputs for entry in found}
     needed: set[str] = set()
     waiting = list(keys)
     while waiting:
@@ -62,7 +74,7 @@ def with_inputs(keys: Iterable[str], found: Iterable[Entry]) -> set[str]:
 def remove(entry: Entry) -> None:
     """Delete an entry; it is out of sight before its first file is gone."""
     doomed = entry.path.with_name(f"{entry.name}{DOOMED}")
-    entry.path.replace(doomed)
+    move(entry.path, doomed)
     shutil.rmtree(doomed)
 
 
@@ -72,30 +84,43 @@ def sweep(store: Store) -> None:
         shutil.rmtree(doomed)
 
 
-def _entry(path: Path, facts: Mapping[str, Any], finished: bool = True) -> Entry:
+def _artifact(path: Path) -> Entry:
+    try:
+        manifest = read_manifest(path)
+    except StageError:
+        return _entry(path, None, "damaged")
+    if path.name != f"{manifest.kind}-{manifest.key[:16]}":  # that of another
+        return _entry(path, None, "damaged")
+    return _entry(path, manifest, "finished")
+
+
+def _work(path: Path, store: Store) -> Entry:
+    try:
+        origin = read_origin(path)
+    except StageError:  # of another version, or cut off before it began
+        return _entry(path, None, "left over")
+    return _entry(path, origin, "unfinished" if _may_continue(origin, store) else "left over")
+
+
+def _may_continue(origin: Origin, store: Store) -> bool:
+    """Whether some run can still ask for the key: the code is that of today, and its result is not there yet."""
+    modules = {stage.kind: stage.module for stage in STAGES}
+    current = origin.kind in modules and origin.source_digest == source_digest(modules[origin.kind])
+    return current and store.find(origin.kind, origin.key) is None
+
+
+def _entry(path: Path, facts: Origin | None, state: Literal["finished", "damaged", "unfinished", "left over"]) -> Entry:
     files = [file.stat() for file in path.rglob("*") if file.is_file()]
-    settings = facts.get("settings", {})
-    changed = facts.get("created") or max((file.st_mtime for file in files), default=path.stat().st_mtime)
+    last_written = max((file.st_mtime for file in files), default=path.stat().st_mtime)
     kind, _, short = path.name.rpartition("-")
     return Entry(
         path=path,
         kind=kind,
-        key=facts.get("key", short),
+        key=short if facts is None else facts.key,
         bytes=sum(file.st_size for file in files),
-        changed=datetime.datetime.fromtimestamp(changed),
-        role=settings.get("role", ""),
-        config=facts.get("config", {}).get("name", ""),
-        inputs=tuple(artifact["key"] for artifact in facts.get("inputs", {}).values() if isinstance(artifact, Mapping)),
-        finished=finished and bool(facts),
+        changed=datetime.datetime.fromtimestamp(facts.created if isinstance(facts, Manifest) else last_written),
+        role="" if facts is None else facts.settings.get("role", ""),
+        config="" if facts is None else facts.config.get("name", ""),
+        inputs=() if facts is None else tuple(artifact.key for artifact in facts.inputs.values()),
+        state=state,
     )
-
-
-def _folders(parent: Path) -> list[Path]:
-    return [path for path in parent.iterdir() if path.is_dir() and path.suffix != DOOMED]
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError):
-        return {}

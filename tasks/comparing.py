@@ -17,6 +17,7 @@ from prefect.states import Completed
 from tabulate import tabulate
 
 from minillm.artifacts import Store
+from minillm.durable import make_folder, move, sync_tree
 from minillm.errors import StageError
 from tasks.outbox import Outbox
 from tasks.pages import page_key, show_page
@@ -95,12 +96,13 @@ def write_comparison(runs: "Sequence[Run]", every_method: bool, store: str) -> t
 
     folder = Store(store).root / FOLDER / page_key(" ".join(["compare", *(run.label for run in runs)]))
     unfinished = folder.with_name(f"{folder.name}.tmp")
-    for old in (unfinished, folder):
-        shutil.rmtree(old, ignore_errors=True)
-    unfinished.mkdir(parents=True)
+    shutil.rmtree(unfinished, ignore_errors=True)
+    make_folder(unfinished)
     page = comparison_page(sorted({run.experiment_id for run in runs}), [run.identity for run in runs])
     words = write(RunComparison(runs, every_method), page, unfinished)
-    unfinished.replace(folder)
+    sync_tree(unfinished)
+    shutil.rmtree(folder, ignore_errors=True)
+    move(unfinished, folder)
     return folder, words
 
 

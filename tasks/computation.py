@@ -12,7 +12,10 @@ from pathlib import Path
 
 from minillm.artifacts import METRICS, Artifact, Store, disk_full, text_digest
 from minillm.config import BaseConfig, Model, Source, Tracked
-from minillm.data.sources import Resolved, resolve
+from minillm.data.sources import Resolved, fingerprint, resolve
+from minillm.errors import StageError
+from minillm.file_versions import Snapshot
+from minillm.manifest import Origin, Timings
 from minillm.source_digest import source_digest
 from minillm.stages import Calibration, Exposure, Generate, HeldOut, Job, Respond, Stage, Train
 from tasks.supervision import run_worker
@@ -22,6 +25,9 @@ LIBRARIES = ("torch", "transformers", "tokenizers", "datasets", "deepspeed", "nu
 GROUPS = (Train, Respond, Generate, Exposure, Calibration, HeldOut)
 """Stages whose work is shared by `runtime.processes`, and whose use of the machine is sampled, if it is this one; the
 others are one process each."""
+
+SHOWN_FILES = 3
+"""Of those that changed, in a message."""
 
 Input = Artifact | Source | Model
 """What a stage reads: the result of another stage, or a file, data set or model from outside."""
@@ -47,6 +53,8 @@ class Computation:
         self.sources = {
             name: (value, _resolve(value, config)) for name, value in inputs.items() if not isinstance(value, Artifact)
         }
+        self._read = {name: Snapshot.take(Path(artifact.path)) for name, artifact in self.artifacts.items()}
+        self._read |= {name: resolved.snapshot for name, (_, resolved) in self.sources.items()}
         self.origin = {
             "kind": stage.kind,
             "settings": stage.model_dump(mode="json"),
@@ -91,7 +99,7 @@ class Computation:
             runtime = runtime.model_copy(update={"processes": 1, "hostfile": None})
         started = time.monotonic()
         with _full_disk_named(store):
-            work = self.work(store)
+            work = store.begin(self._becomes())
             job = Job(
                 kind=self.stage.kind,
                 settings=self.stage,
@@ -100,11 +108,16 @@ class Computation:
                 work=work,
                 runtime=runtime,
             )
-            run_worker(job, log, stop, sampled=heavy and runtime.hostfile is None)
+            try:
+                run_worker(job, log, stop, sampled=heavy and runtime.hostfile is None)
+            except BaseException:
+                if self._written():  # its checkpoints may hold what the key does not say
+                    store.abandon(self.stage.kind, self.key)
+                raise
         return started
 
     def complete(self, store: Store, started: float, attempt: int = 1) -> Artifact:
-        """Put what the worker made into the store.
+        """Put what the worker made into the store, if its inputs are still those that the key was taken of.
 
         Args:
             store: Where to.
@@ -112,24 +125,46 @@ class Computation:
             attempt: Kept with the result.
 
         Raises:
-            StageError: The disk is full.
+            StageError: The disk is full, or an input was written to since the key was taken: nothing is stored.
         """
         seconds = time.monotonic() - started
+        if written := self._written():
+            store.abandon(self.stage.kind, self.key)
+            names = ", ".join(map(str, written[:SHOWN_FILES])) + (" and others" if len(written) > SHOWN_FILES else "")
+            raise StageError(
+                f"{names} changed while {self.label!r} ran, so what it read is not known; nothing was stored. Run the "
+                "same command again, and leave its files alone meanwhile"
+            )
         with _full_disk_named(store):
             facts = {
-                **self.origin,
-                "label": self.label,
-                "inputs": {name: artifact.model_dump() for name, artifact in self.artifacts.items()},
-                "config": self.config.model_dump(mode="json"),
+                **dict(self._becomes()),
                 "versions": versions(),
-                "timings": {"started": time.time() - seconds, "seconds": seconds, "attempt": attempt},
-                "summary": json.loads((self.work(store) / "summary.json").read_text()),
+                "timings": Timings(started=time.time() - seconds, seconds=seconds, attempt=attempt),
+                "summary": json.loads((self.work(store) / "summary.json").read_text(encoding="utf-8")),
             }
             return store.complete(self.stage.kind, self.key, facts)
 
     def work(self, store: Store) -> Path:
-        """Folder that survives a failure: checkpoints, parts already done."""
-        return store.work_directory(self.stage.kind, self.key)
+        """Folder that survives a failure: checkpoints, parts already done; `run` makes it."""
+        return store.work_path(self.stage.kind, self.key)
+
+    def _becomes(self) -> Origin:
+        taken_of = {name: self.origin[name] for name in ("kind", "settings", "sources", "source_digest")}
+        config = self.config.model_dump(mode="json")
+        return Origin(**taken_of, key=self.key, label=self.label, inputs=self.artifacts, config=config)
+
+    def _written(self) -> list[Path]:
+        """Inputs that are no longer, or may for a while not have been, what the key was taken of.
+
+        The bytes at the end do not tell what was there in between, the times of a file do (see `FileVersion`); where
+        they cannot, because it was written just before or its attributes changed, the bytes are asked.
+        """
+        written = [file for snapshot in self._read.values() for file in snapshot.written()]
+        for source, resolved in self.sources.values():
+            local = source.hub is None  # the fingerprint of others is of their commit
+            if not written and local and not resolved.snapshot.certain:
+                written += [resolved.path] if fingerprint(resolved.path) != resolved.fingerprint else []
+        return written
 
 
 @contextlib.contextmanager

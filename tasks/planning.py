@@ -1,17 +1,18 @@
 """What a run will take, told before it starts: `python -m flows.distill CONFIG --plan`."""
 
 import json
-import tempfile
 import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from minillm.artifacts import Artifact, Store, write_atomically
+from minillm.artifacts import Artifact, Store, text_digest
 from minillm.config import Config, Model
 from minillm.data.sources import resolve
+from minillm.durable import write_atomically
 from minillm.errors import StageError
+from minillm.manifest import Origin
 from minillm.planning.estimate import mean_speed, stage_seconds
 from minillm.planning.outlook import (
     Outlook,
@@ -104,7 +105,7 @@ def _who(stage: Planned) -> str:
     if isinstance(model, Pending):
         return "teacher" if model.label == "train teacher" else "student"
     if isinstance(model, Artifact):
-        return "teacher" if model.manifest()["settings"].get("role") == "teacher" else "student"
+        return "teacher" if model.manifest().settings.get("role") == "teacher" else "student"
     return "teacher" if isinstance(model, Model) else "student"
 
 
@@ -130,6 +131,7 @@ def _measure(
         responses=responses,
     )
     lines: list[str] = []
+    job_inputs = inputs | directories
 
     def one(work: Path) -> dict[str, Any]:
         output = work / "output"
@@ -137,7 +139,7 @@ def _measure(
         job = Job(
             kind=settings.kind,
             settings=settings,
-            inputs=inputs | directories,
+            inputs=job_inputs,
             output=output,
             work=work,
             runtime=config.runtime,
@@ -146,8 +148,13 @@ def _measure(
         return json.loads((output / "speed.json").read_text())
 
     count = config.runtime.parallel_stages
-    with tempfile.TemporaryDirectory(dir=planner.store.root / "plans") as folder, ThreadPoolExecutor(count) as pool:
+    key = text_digest([settings.model_dump(mode="json"), *(str(path) for path in job_inputs.values())])
+    with planner.store.lock(key), ThreadPoolExecutor(count) as pool:
+        planner.store.abandon(settings.kind, key)  # what a measurement that was killed has left
+        folder = planner.store.begin(Origin(kind=settings.kind, key=key, config=config.model_dump(mode="json")))
         try:
-            return mean_speed(list(pool.map(one, [Path(folder) / str(number) for number in range(count)])))
+            return mean_speed(list(pool.map(one, [folder / str(number) for number in range(count)])))
         except WorkerError as error:
             raise StageError(f"the measurement ended early: {error}") from error
+        finally:
+            planner.store.abandon(settings.kind, key)

@@ -12,7 +12,7 @@ from tabulate import tabulate
 
 from minillm.artifacts import Store
 from minillm.errors import StageError
-from minillm.inventory import Entry, entries, remove, sweep, with_inputs
+from minillm.inventory import Entry, entries, look, remove, sweep, with_inputs
 from tasks.mlflow_database import DATABASE
 from tasks.outbox import lives, records, uses_elsewhere
 from tasks.records import KEY_TAG, STORE, Record, server_in_use
@@ -93,7 +93,7 @@ def listing(root: str) -> str:
             naturalsize(entry.bytes),
             f"{entry.changed:%Y-%m-%d %H:%M}",
             entry.config,
-            "" if entry.finished else "unfinished",
+            "" if entry.state == "finished" else entry.state,
             ", ".join(sorted(_users_of(entry, used, found))) or "no run",
         )
         for entry in found
@@ -128,11 +128,11 @@ def altered(root: str) -> list[str]:
     """Names of finished artifacts that have a file missing or other than their manifest says."""
     store = _existing(root)
     artifacts = [entry for entry in entries(store) if entry.path.parent.name == "artifacts"]
-    return [entry.name for entry in artifacts if not entry.finished or store.find(entry.kind, entry.key) is None]
+    return [entry.name for entry in artifacts if entry.state == "damaged" or store.find(entry.kind, entry.key) is None]
 
 
 def collect(root: str, dry_run: bool) -> list[Entry]:
-    """Remove what no tracked run needs; what a running flow holds is left alone.
+    """Remove what no tracked run needs, and work that none will continue; what a running flow holds is left alone.
 
     Args:
         root: Of the store.
@@ -147,8 +147,9 @@ def collect(root: str, dry_run: bool) -> list[Entry]:
     store = _existing(root)
     found, used = entries(store), users(store)
     needed = with_inputs(used, found)
-    unused = [entry for entry in found if not _among(entry, needed)]
-    if found and len(unused) == len(found):
+    unused = [entry for entry in found if entry.state == "left over" or not _among(entry, needed)]
+    wanted_once = [entry for entry in found if entry.state != "left over"]
+    if wanted_once and not any(_among(entry, needed) for entry in wanted_once):
         raise StageError(
             f"no run in MLflow uses anything of {store.root}, which would empty it; is MLFLOW_TRACKING_URI the server "
             "that its runs are on? To start over, delete the folder"
@@ -163,7 +164,8 @@ def collect(root: str, dry_run: bool) -> list[Entry]:
             # outbox know of every use there is.
             held = [entry for entry in unused[start : start + AT_ONCE] if _acquired(store.lock(entry.key), locks)]
             needed = with_inputs(users(store), found)
-            doomed = [entry for entry in held if not _among(entry, needed)]
+            now = [entry for entry in (look(entry.path, store) for entry in held) if entry is not None]
+            doomed = [entry for entry in now if entry.state == "left over" or not _among(entry, needed)]
             for entry in doomed:
                 remove(entry)
             removed += doomed

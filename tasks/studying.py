@@ -126,8 +126,8 @@ def conclude_study(session: Session, study: Study, results: PrefectFuture[Any]) 
 
 def _behind(page: Artifact, name: str) -> Artifact:
     """An artifact that a page was made of; a store that was moved or copied still has them side by side."""
-    facts = page.manifest()["inputs"][name]
-    return Artifact(**facts | {"path": str(Path(page.path).with_name(Path(facts["path"]).name))})
+    found = page.manifest().inputs[name]
+    return found.model_copy(update={"path": str(Path(page.path).with_name(Path(found.path).name))})
 
 
 def _points(study: Study, names: Mapping[str, Any]) -> dict[str, float] | None:

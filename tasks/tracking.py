@@ -155,12 +155,12 @@ def datasets(stage: Stage, sources: Mapping[str, tuple[Source | Model, Resolved]
 def finished(wanted: Wanted, artifact: Artifact, stage: Stage) -> None:
     """Complete a stage's run with its results: numbers as metrics, words and what made them as tags."""
     manifest = artifact.manifest()
-    summary = manifest.get("summary", {})
+    summary = manifest.summary
     numbers = {name: float(value) for name, value in summary.items() if not isinstance(value, str)}
     wanted.metrics |= {name: value for name, value in numbers.items() if not name.startswith(CURVES)}
     wanted.tags |= {f"summary.{name}": value for name, value in summary.items() if isinstance(value, str)}
-    wanted.tags |= {f"version.{library}": version for library, version in manifest["versions"].items()}
-    wanted.tags |= {"code": manifest["source_digest"], "artifact": artifact.path, "cached": "false"}
+    wanted.tags |= {f"version.{library}": version for library, version in manifest.versions.items()}
+    wanted.tags |= {"code": manifest.source_digest, "artifact": artifact.path, "cached": "false"}
     wanted.live = str(Path(artifact.path) / METRICS)
     if not isinstance(stage, PAGES):
         wanted.files |= shown_files(artifact)
@@ -176,7 +176,7 @@ def found(wanted: Wanted, artifact: Artifact, stage: Stage) -> None:
 
 def on_parent(wanted: Wanted, artifact: Artifact, stage: Stage) -> None:
     """What a finished stage adds to the enclosing run: the numbers that it says are to be shown, and the report."""
-    for name, value in artifact.manifest().get("summary", {}).items():
+    for name, value in artifact.manifest().summary.items():
         metric, *rest = name.split("/")
         if metric in stage.shown:
             wanted.metrics["/".join([metric, *stage.rows, *rest])] = float(value)
@@ -186,7 +186,7 @@ def on_parent(wanted: Wanted, artifact: Artifact, stage: Stage) -> None:
         wanted.files |= shown_files(artifact)
     if isinstance(stage, Card):
         name = f"{wanted.experiment}-{stage.role}"
-        weights = artifact.manifest()["inputs"]["model"]["digest"]
+        weights = artifact.manifest().inputs["model"].digest
         tags = {"role": stage.role, WEIGHTS_TAG: weights, **score_tags(wanted.metrics, stage.role)}
         facts = ModelFacts(name=name, key=artifact.key, source=artifact.path, tags=tags)
         wanted.models = [*(model for model in wanted.models if model.name != name), facts]
@@ -205,7 +205,7 @@ def score_tags(metrics: Mapping[str, float], role: str) -> dict[str, str]:
 def shown_files(artifact: Artifact) -> dict[str, str]:
     """Files of an artifact that a person reads, with their folders; never models or data."""
     root = Path(artifact.path)
-    names = [name for name in artifact.manifest()["files"] if not name.startswith("model/")]
+    names = [name for name in artifact.manifest().files if not name.startswith("model/")]
     readable = [n for n in names if Path(n).suffix in SHOWN_FILES and (root / n).stat().st_size <= SHOWN_BYTES]
     return {str(root / name): "" if Path(name).parent == Path() else str(Path(name).parent) for name in readable}
 

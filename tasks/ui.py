@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 
 import psutil
 
+from minillm.durable import make_folder
 from minillm.errors import ConfigError, StageError
 from minillm.redaction import redacted
 from tasks.credentials import START_SECONDS, Server, make_login, proves, recorded, running
@@ -62,7 +63,7 @@ def serve(store: Path, worker: bool) -> int:
     set_mlflow_defaults()
     for kind in NAMES:
         further_origins(kind)
-    store.mkdir(parents=True, exist_ok=True)
+    make_folder(store)
     servers = _servers(store)
     environments = {server: os.environ | server_environment(server) for server in servers}
     processes: list[subprocess.Popen[bytes]] = []

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from minillm.annotation.judgements import Compared
-from minillm.artifacts import CLOCKED, MANIFEST, text_digest
+from minillm.artifacts import CLOCKED, text_digest
 from minillm.data.benchmarks import load_benchmarks
 from minillm.data.tables import read_records
 from minillm.errors import StageError
+from minillm.manifest import MANIFEST, read_manifest
 from minillm.nearest import suggestion
 from minillm.streams import Purpose, generator, stream
 
@@ -68,10 +69,10 @@ def read_report(path: Path) -> FinishedRun:
     folder = (path.parent if path.is_file() else path).resolve()
     if not (folder / MANIFEST).is_file() or not (folder / "results.json").is_file():
         raise StageError(f"{path} is not the report of a run; give the path of the report.html that the run printed")
-    inputs = json.loads((folder / MANIFEST).read_text())["inputs"]
+    inputs = read_manifest(folder).inputs
     results = json.loads((folder / "results.json").read_text())
     # a store that was moved or copied still has them side by side
-    places = {name: folder.parent / Path(artifact["path"]).name for name, artifact in inputs.items()}
+    places = {name: folder.parent / Path(artifact.path).name for name, artifact in inputs.items()}
     roles = list(results["tables"])
     needed = {name: places[name] for name in ("benchmarks", *(f"responses/{role}" for role in roles))}
     if missing := [str(place) for place in needed.values() if not place.is_dir()]:

@@ -1,12 +1,13 @@
 """Where data and models come from: a source of the configuration becomes a local path and a content fingerprint."""
 
-import functools
 from dataclasses import dataclass
 from pathlib import Path
 
-from minillm.artifacts import file_sha256, text_digest
+from minillm.artifacts import CLOCKED, text_digest
 from minillm.config import Model, Source
 from minillm.errors import StageError
+from minillm.file_versions import Snapshot, known_sha256, visible_files
+from minillm.manifest import MANIFEST, read_manifest
 from minillm.models.model_files import WEIGHTS, require_weights
 from minillm.nearest import missing_path
 
@@ -20,6 +21,8 @@ class Resolved:
     path: Path
     fingerprint: str
     """Of the content: sha256 of local files, or name and commit of a hub repository."""
+    snapshot: Snapshot
+    """Taken before the fingerprint, so that whatever is written later differs from it."""
 
 
 def source_path(source: Source | Model, directory: Path) -> Path | None:
@@ -49,9 +52,10 @@ def resolve(source: Source | Model, directory: Path) -> Resolved:
     if path is not None:
         if not path.exists():
             raise StageError(missing_path(path))
+        snapshot = Snapshot.take(path.absolute())
         if isinstance(source, Source):
             _require_content(path, source.sha256)
-        resolved = Resolved(path.absolute(), _fingerprint(path))
+        resolved = Resolved(path.absolute(), fingerprint(path), snapshot)
     elif source.hub is not None:
         resolved = _from_hub(source, source.hub)
     else:
@@ -66,7 +70,7 @@ def _require_content(path: Path, sha256: str | None) -> None:
         return
     if not path.is_file():
         raise StageError(f"{path} is a directory, and `sha256` is of one file; name it in `file`")
-    found = _file_digest(path)
+    found = known_sha256(path)
     if found != sha256:
         raise StageError(
             f"{path} has SHA-256 {found}, but the configuration says {sha256}; "
@@ -74,38 +78,39 @@ def _require_content(path: Path, sha256: str | None) -> None:
         )
 
 
-def _fingerprint(path: Path) -> str:
+def fingerprint(path: Path) -> str:
+    """Digest of a local file, or of the names and contents of a directory's visible files.
+
+    Of an artifact of a store, what carries clock times is left out: its manifest and its metrics.
+    """
     if path.is_file():  # the suffix decides how the content is read
-        return f"sha256:{_file_digest(path)}{path.suffix}"
-    names = sorted(p.relative_to(path) for p in path.rglob("*") if p.is_file())
-    visible = [name for name in names if not any(part.startswith(".") for part in name.parts)]
-    return f"sha256:{text_digest({str(name): _file_digest(path / name) for name in visible})}"
+        return f"sha256:{known_sha256(path)}{path.suffix}"
+    files = {str(file.relative_to(path)): file for file in visible_files(path)}
+    if _is_artifact(path):
+        files = {name: file for name, file in files.items() if name not in (MANIFEST, *CLOCKED)}
+    return f"sha256:{text_digest({name: known_sha256(file) for name, file in files.items()})}"
 
 
-def _file_digest(path: Path) -> str:
-    facts = path.stat()
-    return _digest_of_version(path.resolve(), facts.st_size, facts.st_mtime_ns)
-
-
-@functools.cache
-def _digest_of_version(path: Path, size: int, mtime_ns: int) -> str:
-    """Digest of a file as it was at a size and time of change, so that large weights are read once."""
-    del size, mtime_ns
-    return file_sha256(path)
+def _is_artifact(path: Path) -> bool:
+    try:
+        read_manifest(path)
+    except StageError:
+        return False
+    return True
 
 
 def _from_hub(source: Source | Model, name: str) -> Resolved:
     if isinstance(source, Source):
         snapshot = _snapshot(name, "dataset", source.revision, [source.file] if source.file else None)
-        fingerprint = f"hub:datasets/{name}@{snapshot.name}" + (f"/{source.file}" if source.file else "")
+        identity = f"hub:datasets/{name}@{snapshot.name}" + (f"/{source.file}" if source.file else "")
         path = snapshot / source.file if source.file else snapshot
         if not path.exists():
             raise StageError(f"dataset {name} on the hub, revision {source.revision}, has no file {source.file}")
-        return Resolved(path, fingerprint)
+        return Resolved(path, identity, Snapshot.take(path, grows=True))
     snapshot = _snapshot(name, "model", source.revision, MODEL_FILES)
     if not any(snapshot.glob(WEIGHTS[0])):
         snapshot = _snapshot(name, "model", source.revision, [*MODEL_FILES, WEIGHTS[1]])
-    return Resolved(snapshot, f"hub:{name}@{snapshot.name}")
+    return Resolved(snapshot, f"hub:{name}@{snapshot.name}", Snapshot.take(snapshot, grows=True))
 
 
 def _snapshot(name: str, kind: str, revision: str, patterns: list[str] | None) -> Path:

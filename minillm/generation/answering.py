@@ -8,9 +8,9 @@ from typing import Any
 import pandas as pd
 from transformers import PreTrainedTokenizerBase
 
-from minillm.artifacts import write_atomically
 from minillm.config import Runtime
 from minillm.data.benchmark_prompts import load_prompts
+from minillm.durable import sync, write_atomically
 from minillm.generation.drawing import Decoding
 from minillm.generation.sampling import Sampler
 from minillm.generation.slots import Request
@@ -84,6 +84,7 @@ def _write(target: Path, requests: Sequence[Request], texts: Sequence[str], resp
         "response_ids": [tokens for tokens, _ in responses],
     }
     pd.DataFrame(ids).to_parquet(target.with_suffix(".parquet"))
+    sync(target.with_suffix(".parquet"))
     lines = [
         {"index": r.stream[2], "seed": r.stream[0], "response": text, "tokens": len(tokens), "finished": finished}
         for r, text, (tokens, finished) in zip(requests, texts, responses, strict=True)

@@ -13,6 +13,8 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from minillm.durable import make_folder
+
 COLUMNS = "text, prompt_tokens, completion_tokens, model, max_tokens"
 
 
@@ -33,10 +35,11 @@ class Answers:
     """The answers of a store, by the keys of their questions; threads may share it."""
 
     def __init__(self, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         self._asking = FileLock(folder / "asking.lock")
         self._one_at_a_time = threading.Lock()
         self._database = sqlite3.connect(folder / "answers.sqlite", timeout=60, check_same_thread=False)
+        self._database.execute("PRAGMA synchronous = EXTRA")  # what was paid for outlives a power cut too
         with self._database:
             self._database.execute(
                 "CREATE TABLE IF NOT EXISTS answers (question TEXT NOT NULL, text TEXT NOT NULL, "

@@ -173,7 +173,7 @@ def summary_value(artifact: Artifact | None) -> float:
     """Sum of an artifact's numbers: of blocks, say; 0 without one."""
     if artifact is None:
         return 0.0
-    return float(sum(value for value in artifact.manifest()["summary"].values() if not isinstance(value, str)))
+    return float(sum(value for value in artifact.manifest().summary.values() if not isinstance(value, str)))
 
 
 def read_models(prepared: Path) -> dict[str, ModelFacts]:

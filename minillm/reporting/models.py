@@ -10,7 +10,7 @@ import pandas as pd
 
 from minillm.config import Model
 from minillm.reporting.comparison import WORDS, Comparison, human, percent
-from minillm.reporting.provenance import read_manifest
+from minillm.reporting.provenance import manifest_of
 
 SELECTED_BY = {**WORDS, "validation_loss": "validation loss"}
 Cost = Mapping[str, Any]
@@ -75,7 +75,8 @@ def _cost_cells(cost: Mapping[str, float]) -> dict[str, str]:
 
 def _origin(model: Model, responses: Path) -> dict[str, str]:
     """Where a model is from, and the beginning of its commit or digest as its generation tells."""
-    fingerprint = read_manifest(responses).get("sources", {}).get("model", "–")
+    manifest = manifest_of(responses)
+    fingerprint = "–" if manifest is None else manifest.sources.get("model", "–")
     place = str(model.path) if model.hub is None else f"{model.hub}, revision {model.revision}"
     return {"from": place, "content": fingerprint.replace(":", "@").split("@")[-1][:SHOWN_DIGITS]}
 
@@ -95,9 +96,9 @@ def sizes(inputs: Mapping[str, Path], roles: Sequence[str], trained: Mapping[str
     """Number of weights by role: of models trained here from their files, of others as their generation tells."""
     known = {role: count_parameters(path) for role, path in trained.items()}
     for role in roles:
-        told = read_manifest(inputs[f"responses/{role}"]).get("summary", {})
-        if role not in known and "parameters" in told:
-            known[role] = int(told["parameters"])
+        told = manifest_of(inputs[f"responses/{role}"])
+        if role not in known and told is not None and "parameters" in told.summary:
+            known[role] = int(told.summary["parameters"])
     return known
 
 

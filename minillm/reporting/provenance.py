@@ -1,24 +1,23 @@
 """Where results come from: the artifacts behind a page, by their manifests."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
-from minillm.artifacts import MANIFEST
+from minillm.errors import StageError
+from minillm.manifest import Manifest, read_manifest
 
 
 def provenance(inputs: Mapping[str, Path]) -> pd.DataFrame:
     """Kind and key of each artifact behind the report, and the seed of those trained."""
     rows = {}
     for name, path in inputs.items():
-        manifest = read_manifest(path)
-        seed = manifest.get("settings", {}).get("seed")
+        manifest = manifest_of(path)
+        seed = None if manifest is None else manifest.settings.get("seed")
         rows[name] = {
-            "kind": manifest.get("kind", "–"),
-            "key": manifest.get("key", "–")[:16],
+            "kind": "–" if manifest is None else manifest.kind,
+            "key": "–" if manifest is None else manifest.key[:16],
             "seed": "" if seed is None else str(seed),
         }
     return pd.DataFrame.from_dict(rows, orient="index")
@@ -28,11 +27,15 @@ def versions(inputs: Mapping[str, Path]) -> dict[str, str]:
     """Versions of the libraries that made the inputs; several where they differ."""
     found: dict[str, set[str]] = {}
     for path in inputs.values():
-        for library, version in read_manifest(path).get("versions", {}).items():
-            found.setdefault(library, set()).add(str(version))
+        manifest = manifest_of(path)
+        for library, version in manifest.versions.items() if manifest is not None else ():
+            found.setdefault(library, set()).add(version)
     return {library: ", ".join(sorted(several)) for library, several in sorted(found.items())}
 
 
-def read_manifest(path: Path) -> dict[str, Any]:
-    """The manifest of an artifact; empty for a source file or directory, which has none."""
-    return json.loads((path / MANIFEST).read_text()) if (path / MANIFEST).is_file() else {}
+def manifest_of(path: Path) -> Manifest | None:
+    """The manifest of an artifact; None for a source file or directory, which has none of ours."""
+    try:
+        return read_manifest(path)
+    except StageError:
+        return None

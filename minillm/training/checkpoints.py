@@ -1,6 +1,7 @@
 """Checkpoints of a training run: everything that the next step depends on, whole or not used at all."""
 
-import json
+import contextlib
+import pickle
 import shutil
 import subprocess
 import sys
@@ -9,15 +10,33 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from pydantic import BaseModel, ConfigDict
 
-from minillm.artifacts import file_sha256, write_atomically
+from minillm.durable import make_folder, sync, sync_tree, write_atomically
 from minillm.errors import StageError
+from minillm.file_versions import file_sha256
+from minillm.manifest import seal, unseal
 from minillm.processes import rank, world_size
+from minillm.training.unpickling import only_data
 
 KEPT = 2
 UNIVERSAL = "universal-"
 RECORD = "checkpoint.json"
-"""Written last, so a folder without it is one whose writing was cut off; it has the checksum of every file."""
+"""Written last, so a folder without it is one whose writing was cut off."""
+
+
+class CheckpointRecord(BaseModel):
+    """What a checkpoint says of itself."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    step: int
+    processes: int
+    zero_stage: int
+    selection: dict[str, Any]
+    """History of the validations."""
+    files: dict[str, str]
+    """sha256 of every file, by its path below the checkpoint's folder."""
 
 
 class Checkpoints:
@@ -30,8 +49,8 @@ class Checkpoints:
     def __init__(self, directory: Path) -> None:
         """Choose the newest checkpoint that is whole, on every process alike."""
         self.directory = directory
-        self.directory.mkdir(parents=True, exist_ok=True)
-        chosen = [self._newest_whole() if rank() == 0 else None]
+        make_folder(self.directory)
+        chosen = [newest_whole(directory) if rank() == 0 else None]
         dist.broadcast_object_list(chosen)
         self._newest: str | None = chosen[0]
 
@@ -43,11 +62,11 @@ class Checkpoints:
         """
         if self._newest is None:
             return False
-        written = self._record(self._newest)
-        return written["processes"] != world_size() and written["zero_stage"] > 0
+        written = read_record(self.directory / self._newest)
+        return written.processes != world_size() and written.zero_stage > 0
 
     def save(self, engine: Any, step: int, feed_state: dict[str, Any], selection: dict[str, Any]) -> None:
-        """Write the checkpoint of a step, on every process; older ones but the last go afterwards."""
+        """Write the checkpoint of a step, on every process; when it is on disk, older ones but the last go."""
         folder = self.directory / f"step-{step:08d}"
         engine.save_checkpoint(str(self.directory), tag=folder.name, save_latest=False)
         torch.save(_random_state(), folder / f"random-{rank()}.pt")
@@ -55,11 +74,17 @@ class Checkpoints:
             torch.save(feed_state, folder / "feed.pt")
         dist.barrier()
         if rank() == 0:
-            names = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != RECORD]
-            files = {str(path.relative_to(folder)): file_sha256(path) for path in names}
-            shape = {"processes": world_size(), "zero_stage": engine.zero_optimization_stage()}
-            record = {"step": step, **shape, "selection": selection, "files": files}
-            write_atomically(folder / RECORD, json.dumps(record))
+            paths = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != RECORD]
+            record = CheckpointRecord(
+                step=step,
+                processes=world_size(),
+                zero_stage=engine.zero_optimization_stage(),
+                selection=selection,
+                files={str(path.relative_to(folder)): file_sha256(path) for path in paths},
+            )
+            sync_tree(folder)
+            write_atomically(folder / RECORD, seal(record.model_dump(mode="json")))
+            sync(self.directory)
             for old in (*sorted(self.directory.glob("step-*"))[:-KEPT], *self.directory.glob(f"{UNIVERSAL}*")):
                 shutil.rmtree(old)
 
@@ -73,35 +98,45 @@ class Checkpoints:
             (step, feed state, selection), or None if there is none.
 
         Raises:
-            StageError: It was written under another ZeRO stage.
+            StageError: It was written under another ZeRO stage, or holds more than data.
+            RuntimeError: DeepSpeed did not find what was checked a moment ago.
         """
         if self._newest is None:
             return None
         folder = self.directory / self._newest
-        record = self._record(folder.name)
+        record = read_record(folder)
         stage = engine.zero_optimization_stage()
-        if record["zero_stage"] != stage:
+        if record.zero_stage != stage:
             raise StageError(
-                f"runtime.zero_stage is {stage}, but {folder} was written with {record['zero_stage']}; set it back "
+                f"runtime.zero_stage is {stage}, but {folder} was written with {record.zero_stage}; set it back "
                 "until this stage has ended, or remove that folder to begin it again"
             )
         if self.universal and rank() == 0:
-            print(f"a checkpoint of {record['processes']} processes is put together for {world_size()}", flush=True)
+            print(f"a checkpoint of {record.processes} processes is put together for {world_size()}", flush=True)
         tag = self._put_together(folder).name if self.universal else folder.name
-        engine.load_checkpoint(str(self.directory), tag=tag)
+        try:
+            with contextlib.chdir(self.directory), only_data():  # DeepSpeed would take the whole path for a pattern
+                found, _ = engine.load_checkpoint(".", tag=tag)
+        except pickle.UnpicklingError as error:
+            raise StageError(
+                f"{folder} holds more than data, which is never run ({str(error).splitlines()[0]}): it is not ours. "
+                f"Find out who may write to the store, then remove {self.directory} to begin the stage again"
+            ) from error
+        if found is None:
+            raise RuntimeError(f"DeepSpeed found nothing to load in {self.directory / tag}")
         # Of other processes than there were: these only draw what is dropped out.
-        random_state = folder / f"random-{rank() % record['processes']}.pt"
+        random_state = folder / f"random-{rank() % record.processes}.pt"
         _restore_random_state(torch.load(random_state, weights_only=True))
         feed_state = torch.load(folder / "feed.pt", weights_only=True)
-        return record["step"], feed_state, record["selection"]
+        return record.step, feed_state, record.selection
 
     def _put_together(self, folder: Path) -> Path:
         """The checkpoint in DeepSpeed's universal form, which any number of processes can load."""
         target = self.directory / f"{UNIVERSAL}{folder.name}"
         if rank() == 0:
             shutil.rmtree(target, ignore_errors=True)
-            command = [sys.executable, "-m", "deepspeed.checkpoint.ds_to_universal"]
-            command += ["--input_folder", str(folder), "--output_folder", str(target), "--inject_missing_state"]
+            command = [sys.executable, "-m", "minillm.training.unpickling", str(self.directory)]
+            command += ["--input_folder", folder.name, "--output_folder", target.name, "--inject_missing_state"]
             workers = ["--num_extract_workers", "1", "--num_merge_workers", "1"]
             done = subprocess.run([*command, *workers], capture_output=True, text=True, check=False)
             if done.returncode != 0:
@@ -109,33 +144,42 @@ class Checkpoints:
         dist.barrier()
         return target
 
-    def _record(self, name: str) -> dict[str, Any]:
-        return json.loads((self.directory / name / RECORD).read_text())
 
-    def _newest_whole(self) -> str | None:
-        for folder in sorted(self.directory.glob("step-*"), reverse=True):
-            if not (folder / RECORD).exists():
-                shutil.rmtree(folder)
-            elif altered := _altered(folder):
-                print(
-                    f"checkpoint {folder}: {', '.join(altered)} missing or altered; taking the one before", flush=True
-                )
-            else:
-                return folder.name
-        return None
+def newest_whole(directory: Path) -> str | None:
+    """Name of the newest checkpoint that is as it was written, None without one; what was cut off is removed."""
+    for folder in sorted(directory.glob("step-*"), reverse=True):
+        if not (folder / RECORD).exists():
+            shutil.rmtree(folder)
+        elif altered := _altered(folder):
+            print(f"checkpoint {folder}: {', '.join(altered)} missing or altered; taking the one before", flush=True)
+        else:
+            return folder.name
+    return None
 
 
 def newest_step(directory: Path) -> int:
     """Step of the newest checkpoint under a folder, 0 without one."""
-    records = sorted(directory.glob(f"step-*/{RECORD}"))
-    return json.loads(records[-1].read_text())["step"] if records else 0
+    for record in sorted(directory.glob(f"step-*/{RECORD}"), reverse=True):
+        with contextlib.suppress(OSError, ValueError):
+            return read_record(record.parent).step
+    return 0
+
+
+def read_record(folder: Path) -> CheckpointRecord:
+    """The record of a checkpoint.
+
+    Raises:
+        OSError: There is none.
+        ValueError: It is damaged.
+    """
+    return CheckpointRecord.model_validate(unseal((folder / RECORD).read_bytes()))
 
 
 def _altered(folder: Path) -> list[str]:
     """Names of files that are not as they were written."""
     try:
-        files = json.loads((folder / RECORD).read_text())["files"]
-    except (ValueError, KeyError, TypeError):
+        files = read_record(folder).files
+    except (OSError, ValueError):
         return [RECORD]
     return [name for name, sha256 in files.items() if not _is(folder / name, sha256)]
 

@@ -13,8 +13,8 @@ import torch
 import torch.distributed as dist
 from transformers import PreTrainedTokenizerBase
 
-from minillm.artifacts import write_atomically
 from minillm.config import Metric
+from minillm.durable import move, sync, sync_tree, write_atomically
 from minillm.errors import StageError
 from minillm.evaluation.metrics import METRICS
 from minillm.generation.sampling import Sampler
@@ -136,6 +136,8 @@ class Selection:
             if rank() == 0:
                 shutil.rmtree(self._folder(step), ignore_errors=True)
                 save_model(model, tokenizer, self._folder(step))  # type: ignore[arg-type]
+                sync_tree(self._folder(step))  # before a checkpoint counts on them
+                sync(self.directory)
         dist.barrier()
 
     def forget_others(self) -> None:
@@ -151,7 +153,7 @@ class Selection:
             StageError: No validation has a number.
         """
         if not (output / "model").exists():
-            self._folder(int(self.best["step"])).replace(output / "model")
+            move(self._folder(int(self.best["step"])), output / "model")
         record = {"select_by": self.select_by, "step": self.best["step"], "value": self.best[self._name]}
         record["equal"] = [of["step"] for of in self.equal]
         write_atomically(output / "selection.json", json.dumps({**record, "history": self.history}, indent=2))

@@ -163,8 +163,9 @@ class Trainer:
             last = done == self.total_steps
             metrics = meter.due(self.engine, last)
             if last or done % training.evaluate_every == 0:
-                metrics |= self.validation.measure(training.select_by)
-                self.selection.consider(done, metrics, self.engine, self.tokenizer)
+                measured = self.validation.measure(training.select_by)
+                self.selection.consider(done, measured, self.engine, self.tokenizer)
+                metrics |= measured
             if metrics:
                 self.progress.log(done, metrics)
             stopping = self._agree_to_stop()

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -49,6 +50,30 @@ def parents(store: Path) -> tuple[MlflowClient, list]:
     assert experiment is not None
     runs = client.search_runs([experiment.experiment_id], order_by=["start_time ASC"])
     return client, [run for run in runs if "mlflow.parentRunId" not in run.data.tags]
+
+
+def contents(store: Path) -> dict[str, str]:
+    """Digest of each artifact; without what tells how fast this machine was, and what is made of that."""
+    measured = ("cost", "report", "model")
+    finished = [entry for entry in entries(Store(store)) if entry.state == "finished" and entry.kind not in measured]
+    found = {entry.name: Store(store).find(entry.kind, entry.key) for entry in finished}
+    return {name: artifact.digest for name, artifact in found.items() if artifact is not None}
+
+
+def test_another_store_gets_the_same_contents_and_a_teacher_that_is_trained_again_moves_nothing(two_runs, tmp_path):
+    from flows.distill import distill
+
+    config = write_short_experiment(tmp_path, ("sft", "minillm"))
+    overrides, store = (f"{RATE}=1e-3",), tmp_path / "store"
+    assert distill(str(config), overrides, return_state=True).is_completed()
+    assert contents(store).items() <= contents(two_runs).items()
+    before = {entry.name: entry for entry in entries(Store(store))}
+    (teacher,) = [entry for entry in before.values() if entry.kind == "train" and entry.role == "teacher"]
+    shutil.rmtree(teacher.path)
+    assert distill(str(config), overrides, return_state=True).is_completed()
+    after = {entry.name: entry for entry in entries(Store(store))}
+    assert after.keys() == before.keys()
+    assert {name for name, entry in after.items() if entry.changed != before[name].changed} == {teacher.name}
 
 
 def test_listing_names_who_uses_what(two_runs):

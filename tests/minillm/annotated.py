@@ -10,7 +10,9 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from minillm.manifest import Artifact
 from tests.conftest import ROOT
+from tests.manifests import write_manifest
 
 ROLES = ("teacher", "sft", "kd", "minillm")
 SEEDS = (10, 20)
@@ -58,8 +60,13 @@ def write_run(
             write_responses(artifacts / f"generate-{role}", role, benchmark, texts, prompts)
     report = artifacts / "report-r"
     report.mkdir()
-    facts = {name: {"path": f"/where/it/was/computed/{folder}"} for name, folder in inputs.items()}
-    (report / "manifest.json").write_text(json.dumps({"kind": "report", "inputs": facts}))
+    facts = {
+        name: Artifact(
+            kind=folder.split("-")[0], key="0" * 64, path=f"/where/it/was/computed/{folder}", digest="0" * 64
+        )
+        for name, folder in inputs.items()
+    }
+    write_manifest(report, "report", inputs=facts)
     tables = {role: {"seeds": SEEDS} for role in roles}
     results = {"tables": tables, "compared": roles[-1], "benchmarks": benchmarks}
     (report / "results.json").write_text(json.dumps(results))

@@ -1,14 +1,22 @@
 """The store: complete or invisible, trusted only when intact, locked against a second computation."""
 
 import json
+import logging
+import random
+import stat
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from filelock import Timeout
 
 from minillm.artifacts import CLOCKED, Artifact, Store, text_digest
+from minillm.errors import StageError
+from minillm.manifest import MANIFEST, seal, unseal
+from tasks.store import altered
 
 
 def complete(store: Store, key: str = "k" * 64, text: str = "result", metrics: str = "{}") -> Artifact:
@@ -32,8 +40,8 @@ def test_a_completed_result_is_found_by_its_key_alone(tmp_path):
     assert Store(tmp_path).find("score", "k" * 64) == artifact
     assert Store(tmp_path).find("score", "j" * 64) is None
     manifest = artifact.manifest()
-    assert manifest["settings"] == {"a": 1}
-    assert manifest["files"]["sub/table.txt"]["bytes"] == len("result")
+    assert manifest.settings == {"a": 1}
+    assert manifest.files["sub/table.txt"].bytes == len("result")
     assert not (tmp_path / "work" / f"score-{'k' * 16}").exists()
 
 
@@ -54,6 +62,92 @@ def test_a_damaged_result_is_not_trusted_and_can_be_computed_again(tmp_path, dam
     again = complete(store)
     assert again.digest == artifact.digest
     assert store.find("score", "k" * 64) == again
+
+
+def damaged_manifests(text: bytes, draw: random.Random) -> dict[str, bytes]:
+    """A manifest cut off, with a bit flipped, with an entry of every depth of another type or gone."""
+    found = {f"cut off at {length}": text[:length] for length in draw.sample(range(len(text)), 40)}
+    for position in draw.sample(range(len(text)), 300):
+        bit = draw.randrange(8)
+        found[f"bit {bit} of byte {position}"] = bytes(
+            [*text[:position], text[position] ^ 1 << bit, *text[position + 1 :]]
+        )
+    facts = json.loads(text)
+    for names in paths_in(facts):
+        for value in (None, 7, "x", [], {}, [1], {"a": 1}):
+            found[f"{names} is {value}"] = json.dumps(
+                changed(facts, names, lambda parent, name, v=value: {**parent, name: v})
+            ).encode()
+        found[f"no {names}"] = json.dumps(
+            changed(facts, names, lambda parent, name: {k: v for k, v in parent.items() if k != name})
+        ).encode()
+    whole = [b"", b"null", b"[]", b"{}", b"7", b"[" * 100_000, b"\xff\xfe", text + b" ", text.replace(b"\n", b"\r\n")]
+    return found | {f"all of it is {data[:9]!r}": data for data in whole}
+
+
+def paths_in(facts: dict[str, Any], above: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
+    below = [
+        path for name, value in facts.items() if isinstance(value, dict) for path in paths_in(value, (*above, name))
+    ]
+    return [*((*above, name) for name in facts), *below]
+
+
+def changed(
+    facts: dict[str, Any], names: tuple[str, ...], change: Callable[[dict[str, Any], str], Any]
+) -> dict[str, Any]:
+    name, *rest = names
+    return {**facts, name: changed(facts[name], tuple(rest), change)} if rest else change(facts, name)
+
+
+def test_every_damage_to_a_manifest_is_noticed_and_crashes_nothing(tmp_path):
+    artifact = complete(Store(tmp_path))
+    path = Path(artifact.path) / MANIFEST
+    whole = path.read_bytes()
+    damages = damaged_manifests(whole, random.Random(1))
+    assert len(damages) > 400
+    for name, data in damages.items():
+        if data == whole:  # a value that was there before
+            continue
+        path.write_bytes(data)
+        assert Store(tmp_path).find("score", "k" * 64) is None, name
+        assert altered(str(tmp_path)) == [path.parent.name], name
+        with pytest.raises(StageError, match=r"manifest\.json cannot be used .* computes it again"):
+            artifact.manifest()
+    path.write_bytes(whole)
+    assert altered(str(tmp_path)) == []
+    assert Store(tmp_path).find("score", "k" * 64) == artifact
+
+
+def test_a_whole_manifest_in_the_place_of_another_is_noticed(tmp_path):
+    store = Store(tmp_path)
+    first, second = complete(store, "1" * 64), complete(store, "2" * 64)
+    (Path(second.path) / MANIFEST).write_bytes((Path(first.path) / MANIFEST).read_bytes())
+    assert store.find("score", "2" * 64) is None
+    assert altered(str(tmp_path)) == [Path(second.path).name]
+
+
+def test_what_is_sealed_comes_back_as_it_was():
+    facts = {"b": [1, 2.5, float("inf"), None, True], "a": {"é\ud800": "\u2028", "": {}}, "t": 1e-300}
+    assert unseal(seal(facts).encode()) == facts
+
+
+def test_a_store_is_open_to_its_user_alone_and_one_that_is_not_is_told(tmp_path, caplog):
+    store = Store(tmp_path / "deep" / "store")
+    complete(store)
+    folders = [tmp_path / "deep", *(path for path in (tmp_path / "deep").rglob("*") if path.is_dir())]
+    made_by_us = [path for path in folders if path.name != "sub"]
+    assert {stat.S_IMODE(path.stat().st_mode) for path in made_by_us} == {0o700}
+    for name, mode, told in (("shared", 0o2770, "may write to"), ("readable", 0o755, "may read"), ("own", 0o700, "")):
+        folder = tmp_path / name
+        folder.mkdir()
+        folder.chmod(mode)
+        with caplog.at_level(logging.WARNING):
+            caplog.clear()
+            Store(folder)
+            Store(folder)
+        assert len(caplog.messages) == bool(told), "once"
+        assert told in "".join(caplog.messages)
+        assert stat.S_IMODE(folder.stat().st_mode) == mode, "it may be meant"
 
 
 def test_the_digest_is_of_the_content_without_clock_times(tmp_path):

@@ -17,6 +17,7 @@ from minillm.objectives.divergences import functional
 from minillm.reporting import model_card
 from minillm.reporting.plots import CURVES
 from minillm.stages import Card, Job
+from tests.manifests import write_manifest
 
 TRAINING = {"learning_rate": 1e-3, "batch_size": 8, "steps": 10, "evaluate_every": 5}
 CONFIG = {
@@ -63,8 +64,7 @@ def exported(tmp_path_factory) -> Path:
     student = build_model({"model_type": "gpt2", "n_embd": 16, "n_layer": 1, "n_head": 2}, tokenizer, seed=1)
     student.save_pretrained(folder / "train" / "model")
     tokenizer.save_pretrained(folder / "train" / "model")
-    manifest = {"kind": "train", "key": "ab" * 32, "settings": {"seed": 4}, "versions": {"torch": "2.13.0"}}
-    (folder / "train" / "manifest.json").write_text(json.dumps(manifest))
+    write_manifest(folder / "train", "train", "ab" * 32, settings={"seed": 4}, versions={"torch": "2.13.0"})
     for part, rows in (("train", 11435), ("validation", 1000), ("test", 500)):
         pd.DataFrame({"row": range(rows)}).to_parquet(folder / "examples" / f"{part}.parquet")
     results = {

@@ -21,6 +21,7 @@ from minillm.reporting.exposure_section import exposure_section
 from minillm.reporting.models import cost_words, model_table
 from minillm.reporting.plots import looks
 from minillm.stages import Diversity, Job, Report, Score
+from tests.manifests import write_manifest
 
 ROLES = ("teacher", "sft", "kd", "minillm")
 KEPT_WORDS = {"teacher": 0.75, "sft": 0.5, "kd": 0.52, "minillm": 0.65}
@@ -110,8 +111,7 @@ def make_role(folder: Path, role: str, prompts: dict, draw: random.Random, input
     encoded.mkdir()
     (encoded / "cut_prompts.json").write_text(json.dumps({name: 3 if name == "sni" else 0 for name in prompts}))
     summary = {"parameters": 5000} if role == "teacher" else {}
-    manifest = {"kind": "generate", "key": f"{role:0<64}", "summary": summary, "versions": {"torch": "2.13.0"}}
-    (responses / "manifest.json").write_text(json.dumps(manifest))
+    write_manifest(responses, "generate", f"{role:0<64}", summary=summary, versions={"torch": "2.13.0"})
     score = folder / f"score-{role}"
     score.mkdir()
     subsets = {name: Benchmark(source=Source(path="x"), length_subsets=name == "sni") for name in prompts}
@@ -157,8 +157,7 @@ def make_train(path: Path, role: str) -> Path:
     write_jsonl(path / "metrics.jsonl", lines)
     selection = {"select_by": "rouge_l", "step": 500, "value": 40.0, "equal": [], "history": history}
     (path / "selection.json").write_text(json.dumps(selection))
-    manifest = {"kind": "train", "key": "f" * 64, "settings": {"seed": 4}, "versions": {"torch": "2.13.0"}}
-    (path / "manifest.json").write_text(json.dumps(manifest))
+    write_manifest(path, "train", "f" * 64, settings={"seed": 4}, versions={"torch": "2.13.0"})
     return path
 
 
@@ -481,8 +480,7 @@ def test_exposure_bias_is_silent_where_it_was_not_measured(finished):
 
 
 def test_models_that_were_there_already_stand_in_the_table_with_their_origin(tmp_path):
-    manifest = {"sources": {"model": "hub:gpt2-xl@15ea56dee5df4983c59b2538573817e1"}}
-    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    write_manifest(tmp_path, "generate", sources={"model": "hub:gpt2-xl@15ea56dee5df4983c59b2538573817e1"})
     table = model_table(
         {"responses/teacher": tmp_path},
         {"teacher": Model(hub="gpt2-xl")},

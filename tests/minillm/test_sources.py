@@ -8,6 +8,7 @@ from pathlib import Path
 import datasets
 import pytest
 
+from minillm.artifacts import Store
 from minillm.config import Model, Source
 from minillm.data.sources import resolve
 from minillm.data.tables import read_records
@@ -71,6 +72,21 @@ def test_a_directory_counts_names_and_contents_but_nothing_hidden(tmp_path):
     assert resolve(Source(path="d"), tmp_path).fingerprint == before
     (tmp_path / "d" / "sub" / "x.jsonl").rename(tmp_path / "d" / "x.jsonl")
     assert resolve(Source(path="d"), tmp_path).fingerprint != before
+
+
+def test_a_model_that_is_exported_again_is_the_same_source(tmp_path):
+    prints = set()
+    for number in (1, 2):
+        store = Store(tmp_path / f"{number}")
+        output = store.work_directory("model", "k" * 64) / "output"
+        write_lines(output / "model.safetensors", ["weights"])
+        write_lines(output / "config.json", [{}])
+        write_lines(output / "metrics.jsonl", [{"time": number}])
+        artifact = store.complete("model", "k" * 64, {})
+        prints.add(resolve(Model(path=artifact.path), Path()).fingerprint)
+    assert len(prints) == 1
+    write_lines(Path(artifact.path) / "model.safetensors", ["others"])
+    assert resolve(Model(path=artifact.path), Path()).fingerprint not in prints
 
 
 def test_a_missing_path_suggests_the_nearest(tmp_path):

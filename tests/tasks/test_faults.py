@@ -121,7 +121,9 @@ def test_a_clock_that_jumps_moves_nothing(tmp_path: Path, computed_data: Path, m
     assert outcome.names() == {"train": "Completed"}
     assert outcome.task_runs["fine-tune initial"].run_count == 1
     artifact = outcome.artifact("train")
-    assert 0 < artifact.manifest()["timings"]["seconds"] < 300
+    timings = artifact.manifest().timings
+    assert timings is not None
+    assert 0 < timings.seconds < 300
     assert points(MlflowClient(f"sqlite:///{store_of(config) / 'mlflow.db'}"), "valid/loss") == steps_with(
         artifact, "valid/loss"
     )
@@ -134,7 +136,9 @@ def test_mlflow_that_is_slow_holds_up_no_stage(tmp_path: Path, computed_data: Pa
         monkeypatch.setenv("MLFLOW_TRACKING_URI", slow)
         outcome = run(config, training)
         artifact, task = outcome.artifact("train"), outcome.task_runs["fine-tune initial"]
-        assert task.total_run_time.total_seconds() < artifact.manifest()["timings"]["seconds"] + 6
+        timings = artifact.manifest().timings
+        assert timings is not None
+        assert task.total_run_time.total_seconds() < timings.seconds + 6
         monkeypatch.setenv("MLFLOW_TRACKING_URI", server)
         assert run(config, training).names() == {"train": "Cached"}  # and sends what there was no time for
         client = MlflowClient(server)

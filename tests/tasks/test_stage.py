@@ -39,10 +39,10 @@ def test_a_second_flow_run_finds_everything(tmp_path: Path):
         assert second.artifact(label) == first.artifact(label)
 
     manifest = first.artifact("examples").manifest()
-    assert manifest["settings"]["max_tokens"] == 140
-    assert manifest["inputs"]["benchmarks"]["digest"] == first.artifact("benchmarks").digest
-    assert manifest["config"]["name"] == "small"
-    assert manifest["versions"]["torch"].startswith("2.")
+    assert manifest.settings["max_tokens"] == 140
+    assert manifest.inputs["benchmarks"].digest == first.artifact("benchmarks").digest
+    assert manifest.config["name"] == "small"
+    assert manifest.versions["torch"].startswith("2.")
 
     parent, *nested = tracked_runs(config)
     computed, cached = nested[:4], nested[5:]

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from minillm.config import Fields, Source
 from minillm.data.sources import Resolved
+from minillm.file_versions import Snapshot
 from minillm.stages import Benchmarks
 from tasks.tracking import datasets
 
@@ -12,7 +13,7 @@ COMMIT = "0123456789abcdef" * 2 + "01234567"
 
 def hub(file: str, commit: str = COMMIT) -> tuple[Source, Resolved]:
     source = Source(hub="MiniLLM/sinst", file=file)
-    return source, Resolved(Path(file), f"hub:datasets/MiniLLM/sinst@{commit}/{file}")
+    return source, Resolved(Path(file), f"hub:datasets/MiniLLM/sinst@{commit}/{file}", Snapshot.take(Path(file)))
 
 
 def test_two_files_of_one_hub_repository_are_two_data_sets():
@@ -33,6 +34,12 @@ def test_the_digest_of_a_hub_data_set_knows_its_commit():
 def test_the_digest_of_a_local_file_is_the_beginning_of_its_sha256():
     stage = Benchmarks(fields={"mine": Fields()}, topics={})
     (facts,) = datasets(
-        stage, {"mine": (Source(path="x.jsonl"), Resolved(Path("x.jsonl"), f"sha256:{'ab' * 32}.jsonl"))}
+        stage,
+        {
+            "mine": (
+                Source(path="x.jsonl"),
+                Resolved(Path("x.jsonl"), f"sha256:{'ab' * 32}.jsonl", Snapshot.take(Path("x.jsonl"))),
+            )
+        },
     )
     assert facts.digest == "ab" * 18

@@ -1,0 +1,55 @@
+"""Writing that outlives a power cut: what is new is on disk before what it replaces goes.
+
+A rename or a removal may reach the disk before the bytes of a file written earlier, so each step here waits for the
+one before it (fsync of the file, then of the folder that names it).
+"""
+
+import os
+from pathlib import Path
+
+
+def sync(path: Path) -> None:
+    """Wait until a file's bytes, or a folder's entries, are on disk.
+
+    Raises:
+        OSError: They cannot be written: the disk is full or failing.
+    """
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sync_tree(folder: Path) -> None:
+    """Wait until every file and folder under a folder, and the folder itself, is on disk."""
+    for directory, _, names in os.walk(folder, topdown=False):
+        for path in (Path(directory, name) for name in names):
+            if path.is_file() and not path.is_symlink():
+                sync(path)
+        sync(Path(directory))
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder and its missing parents, open to this user alone, and wait until they are on disk."""
+    missing = [folder for folder in (path, *path.parents) if not folder.exists()]
+    for folder in reversed(missing):
+        folder.mkdir(mode=0o700, exist_ok=True)  # another process may be as far
+        sync(folder.parent)
+
+
+def move(source: Path, target: Path) -> None:
+    """Rename a file or folder, and wait until the new name is on disk; what it holds must be there already."""
+    source.replace(target)
+    for folder in {target.parent, source.parent}:
+        sync(folder)
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a text file so that a reader sees the old or the new content, never a part, even after a power cut."""
+    temporary = path.with_name(path.name + ".tmp")
+    with temporary.open("w", encoding="utf-8") as stream:
+        stream.write(text)
+        stream.flush()
+        os.fsync(stream.fileno())
+    move(temporary, path)
