@@ -20,6 +20,7 @@ from tests.minillm.direct import PLAIN, real_data, run_stage, write_lines
 
 GPT2 = {"model_type": "gpt2", "n_layer": 1, "n_head": 2, "n_embd": 8, "n_positions": 64}
 T5 = {"model_type": "t5", "d_model": 8, "d_kv": 4, "d_ff": 8, "num_layers": 1, "num_heads": 2}
+BARE = Template(with_context="{instruction} {context}", without_context="{instruction}")
 TEXTS = ["the red cat runs", "the blue dog sleeps and the red bird sings", "Naïve café №3 答え 🙂\n\n  tabs\t"]
 
 
@@ -107,10 +108,10 @@ def test_special_tokens_written_in_a_text_stay_text():
 
 def test_prompts_open_with_bos_only_where_the_tokenizer_adds_it():
     plain = train_bpe(TEXTS, 300)
-    assert encode_prompts(plain, ["the"]) == encode_texts(plain, ["the"])
+    assert encode_prompts(plain, BARE, [("the", "")]) == encode_texts(plain, ["the"])
     opening = train_bpe(TEXTS, 300)
     opening.backend_tokenizer.post_processor = TemplateProcessing("<|endoftext|> $A", None, [("<|endoftext|>", 0)])
-    assert encode_prompts(opening, ["the"]) == [[0, *encode_texts(plain, ["the"])[0]]]
+    assert encode_prompts(opening, BARE, [("the", "")]) == [[0, *encode_texts(plain, ["the"])[0]]]
     assert encode_texts(opening, ["the"]) == encode_texts(plain, ["the"])
 
 
