@@ -28,7 +28,7 @@ class Rollout:
     """A sampled response of T tokens and what both models think of it; tensors on the CPU."""
 
     tokens: list[int]
-    """Token ids, with the EOS where it ended by itself."""
+    """Token ids, with the end token where it ended by itself."""
     student_log_prob: Tensor
     """log q(y_t) under the student that sampled (T,)."""
     teacher_log_prob: Tensor
@@ -45,7 +45,8 @@ class RolloutSampler:
 
     student: PreTrainedModel
     teacher: PreTrainedModel
-    eos: int
+    ends: tuple[int, ...]
+    """Tokens that end a response, whichever model draws them."""
     vocabulary: int
     """Entries of the tokenizer."""
     teacher_mix: float
@@ -80,7 +81,7 @@ class RolloutSampler:
     def _from_student(self, requests: Sequence[Request]) -> list[Rollout]:
         """Without mixing: continuous batching of the student, then the teacher reads the whole responses."""
         decoding = Decoding(temperature=self.temperature)
-        sampler = Sampler(self.student, self.eos, self.vocabulary, decoding, self.batch_size)
+        sampler = Sampler(self.student, self.ends, self.vocabulary, decoding, self.batch_size)
         responses = sampler.sample(requests)
         order = sorted(range(len(requests)), key=lambda i: len(requests[i].prompt) + len(responses[i].tokens))
         teacher, device = output_head(self.teacher, self.vocabulary), next(self.teacher.parameters()).device
@@ -149,7 +150,7 @@ class _Mixed:
     def __init__(self, sampler: RolloutSampler, requests: Sequence[Request], from_teacher: np.ndarray) -> None:
         self.sampler, self.from_teacher = sampler, from_teacher
         device = next(sampler.student.parameters()).device
-        self.slots = Slots(requests, len(requests), sampler.eos, device)
+        self.slots = Slots(requests, len(requests), sampler.ends, device)
         self.slots.admit(range(len(requests)))
         self.done = np.zeros(len(requests), dtype=bool)
         self.models = [

@@ -9,7 +9,6 @@ from typing import Any
 import pandas as pd
 import torch
 import torch.distributed as dist
-from transformers import PreTrainedTokenizerBase
 
 from minillm.artifacts import write_atomically
 from minillm.evaluation.rouge import rouge_l
@@ -17,6 +16,7 @@ from minillm.generation.sampling import Sampler
 from minillm.generation.slots import Request
 from minillm.models.batches import make_batch
 from minillm.models.causal_lm import save_model
+from minillm.models.shared_tokenizer import SharedTokenizer
 from minillm.objectives.vocabulary import token_log_probs
 from minillm.processes import gather_lists, rank, world_size
 from minillm.training.engine import whole_weights
@@ -31,7 +31,7 @@ class Validation:
     """Validation loss and Rouge-L on held-out rows of D."""
 
     models: Models
-    tokenizer: PreTrainedTokenizerBase
+    tokenizer: SharedTokenizer
     examples: pd.DataFrame
     max_tokens: int
     micro_batch_size: int
@@ -72,9 +72,9 @@ class Validation:
             for prompt, row in zip(self.examples["prompt_ids"], self.examples["row"], strict=True)
         ]
         with whole_weights(self.models.student) as student:
-            sampler = Sampler(student, self.models.eos, self.models.vocabulary, batch_size=self.generation_batch_size)
+            sampler = Sampler(student, self.models.ends, self.models.vocabulary, batch_size=self.generation_batch_size)
             responses = gather_lists([r.tokens for r in sampler.sample(requests[rank() :: world_size()])])
-        texts = self.tokenizer.batch_decode(responses, skip_special_tokens=True)
+        texts = self.tokenizer.texts(responses)
         scores = [rouge_l(text, [gold]) for text, gold in zip(texts, self.examples["response"], strict=True)]
         return 100 * sum(scores) / len(scores)
 
@@ -98,7 +98,7 @@ class Selection:
         sign = -1 if self.select_by == "rouge_l" else 1
         return min(self.history, key=lambda record: sign * record[self._name])
 
-    def consider(self, step: int, metrics: dict[str, float], engine: Any, tokenizer: PreTrainedTokenizerBase) -> None:
+    def consider(self, step: int, metrics: dict[str, float], engine: Any, tokenizer: SharedTokenizer) -> None:
         """Record a validation and save the weights if it is the best so far."""
         self.history.append({"step": step, **metrics})
         if self.best["step"] != step:
