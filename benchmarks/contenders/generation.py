@@ -43,7 +43,7 @@ def make_step(settings: dict[str, Any]) -> Callable[[], dict[str, float]]:
         requests = [
             Request(t, response, (i,)) for i, (t, (_, response)) in enumerate(zip(tokens, lengths, strict=True))
         ]
-        responses = Sampler(model, -1, vocabulary, batch_size=rows).sample(requests)
+        responses = Sampler(model, (), vocabulary, batch_size=rows).sample(requests)
         return {"tokens": sum(len(r.tokens) for r in responses)}
 
     @torch.no_grad()

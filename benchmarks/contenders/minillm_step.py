@@ -37,7 +37,7 @@ def make_step(settings: dict[str, Any]) -> Callable[[], dict[str, float]]:
     runtime = Runtime(micro_batch_size=micro, generation_batch_size=rows)
     engine = make_engine(HeadedModel(student, settings["vocabulary"]), training, 10**6, runtime)
     examples = pd.DataFrame({"prompt_ids": prompts(settings)})
-    models = Models(engine, teacher, settings["vocabulary"], -1)
+    models = Models(engine, teacher, settings["vocabulary"], ())
     longest = settings["prompt_tokens"] + settings["new_tokens"]
     feed = Rollouts(models, policy, method, examples, None, longest, rows, 1)
     steps = itertools.count()

@@ -8,7 +8,10 @@ from minillm.config.base import Source, Strict
 
 
 class Template(Strict):
-    """How an instruction becomes a prompt; the response follows directly (method.md §6)."""
+    """How an instruction becomes a prompt; the response follows directly (method.md §6).
+
+    The name of a special token in a template, say `<s>`, is that token; in an instruction or context it is plain text.
+    """
 
     with_context: str = (
         "Below is an instruction that describes a task, paired with an input that provides further context. "

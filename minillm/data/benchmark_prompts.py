@@ -8,7 +8,7 @@ from transformers import AutoTokenizer
 
 from minillm.artifacts import write_atomically
 from minillm.data.benchmarks import load_benchmarks
-from minillm.data.prompts import encode_prompts, fit_prompts, opening_tokens, render
+from minillm.data.prompts import encode_prompts, fit_prompts, opening_tokens
 from minillm.stages import EncodedPrompts, Job
 
 
@@ -23,8 +23,7 @@ def run(job: Job) -> dict[str, float | str]:
     tokenizer = AutoTokenizer.from_pretrained(job.inputs["tokenizer"])
     cut = {}
     for name, rows in load_benchmarks(job.inputs["benchmarks"]).items():
-        texts = [render(settings.template, row["instruction"], row["context"]) for row in rows]
-        encoded = encode_prompts(tokenizer, texts)
+        encoded = encode_prompts(tokenizer, settings.template, [(row["instruction"], row["context"]) for row in rows])
         prompts, cut[name] = fit_prompts(f"benchmark {name}", encoded, settings, opening_tokens(tokenizer))
         pd.DataFrame({"prompt_ids": prompts}).to_parquet(job.output / f"{name}.parquet")
     write_atomically(job.output / "cut_prompts.json", json.dumps(cut))

@@ -39,12 +39,12 @@ class Candidate:
 def encode(rows: Sequence[Row], template: Template, tokenizer_path: Path) -> list[Candidate]:
     """Render and tokenise rows."""
     tokenizer = AutoTokenizer.from_pretrained(tokenizer_path)
-    prompts = [render(template, row.instruction, row.context) for row in rows]
+    asked = [(row.instruction, row.context) for row in rows]
     responses = encode_texts(tokenizer, [row.response for row in rows])
     return [
-        Candidate(row, prompt, prompt_ids, [*response_ids, tokenizer.eos_token_id])
-        for row, prompt, prompt_ids, response_ids in zip(
-            rows, prompts, encode_prompts(tokenizer, prompts), responses, strict=True
+        Candidate(row, render(template, *question), prompt_ids, [*response_ids, tokenizer.eos_token_id])
+        for row, question, prompt_ids, response_ids in zip(
+            rows, asked, encode_prompts(tokenizer, template, asked), responses, strict=True
         )
     ]
 

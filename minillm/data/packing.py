@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from transformers import AutoTokenizer
 
 from minillm.data.documents import read_documents
 from minillm.data.prompts import encode_texts
+from minillm.data.token_bytes import spelled_bytes
 from minillm.errors import StageError
 from minillm.progress import Progress
 from minillm.stages import Job, Pack
@@ -44,8 +46,10 @@ def pack(
     Raises:
         StageError: If the corpus cannot be read or is shorter than one block.
     """
-    dtype = np.dtype(np.uint16 if len(tokenizer) <= 1 << 16 else np.uint32)
-    documents, tokens = _tokenise(corpus, tokenizer, stream, dtype, progress)
+    spelled = spelled_bytes(tokenizer)
+    dtype = np.dtype(np.uint16 if len(spelled) <= 1 << 16 else np.uint32)
+    counts = _tokenise(corpus, tokenizer, stream, dtype, spelled, progress)
+    tokens = counts["tokens"]
     blocks = tokens // block_tokens
     if not blocks:
         raise StageError(
@@ -53,9 +57,9 @@ def pack(
             "give a longer text or leave it out"
         )
     _save(stream, output / "tokens.npy", dtype, blocks * block_tokens)
-    meta = {"block_tokens": block_tokens, "blocks": blocks, "documents": documents, "dtype": dtype.name}
+    meta = {"block_tokens": block_tokens, "blocks": blocks, "dtype": dtype.name, **counts}
     (output / "meta.json").write_text(json.dumps(meta, indent=2))
-    return {"documents": float(documents), "tokens": float(tokens), "blocks": float(blocks)}
+    return {"documents": float(counts["documents"]), "tokens": float(tokens), "blocks": float(blocks)}
 
 
 def megabytes(path: Path) -> int:
@@ -64,19 +68,23 @@ def megabytes(path: Path) -> int:
     return max(1, sum(p.stat().st_size for p in files) >> 20)
 
 
-def _tokenise(corpus: Path, tokenizer: Any, stream: Path, dtype: np.dtype, progress: Progress) -> tuple[int, int]:
-    """Append every document's tokens and EOS to a file; how many documents and tokens there were."""
-    documents = tokens = seen = 0
+def _tokenise(
+    corpus: Path, tokenizer: Any, stream: Path, dtype: np.dtype, spelled: NDArray[np.int64], progress: Progress
+) -> dict[str, int]:
+    """Append every document's tokens and EOS to a file; how much there was (see `written_bytes` for the last two)."""
+    documents = tokens = seen = text_spelled = 0
     with stream.open("wb") as file:
         for batch in _batches(read_documents(corpus)):
             for ids in encode_texts(tokenizer, batch):
-                np.asarray([*ids, tokenizer.eos_token_id], dtype).tofile(file)
-                tokens += len(ids) + 1
+                document = np.asarray([*ids, tokenizer.eos_token_id], dtype)
+                document.tofile(file)
+                tokens += len(document)
+                text_spelled += int(spelled[document].sum())
             documents += len(batch)
             seen += sum(len(text.encode()) for text in batch)
             progress.log(min(seen >> 20, progress.total - 1))
     progress.log(progress.total)
-    return documents, tokens
+    return {"documents": documents, "tokens": tokens, "text_bytes": seen, "text_spelled": text_spelled}
 
 
 def _batches(documents: Iterator[str]) -> Iterator[list[str]]:

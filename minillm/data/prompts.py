@@ -21,21 +21,48 @@ def render(template: Template, instruction: str, context: str) -> str:
         instruction: What is asked.
         context: What it is asked about; empty or blank means none.
     """
-    values = {"instruction": instruction, "context": context}
-    text = template.with_context if context.strip() else template.without_context
-    return PLACEHOLDER.sub(lambda match: values[match[1]], text)
+    return _fill(_variant(template, context), instruction, context)
 
 
-def encode_prompts(tokenizer: Any, prompts: Sequence[str]) -> list[list[int]]:
-    """Token ids of prompts, after the BOS that the tokenizer puts before a text of its own accord (LLaMA, OPT).
+def encode_prompts(tokenizer: Any, template: Template, asked: Sequence[tuple[str, str]]) -> list[list[int]]:
+    """Token ids of the prompts of instructions, each with its context.
 
-    The reference code leaves BOS out everywhere; models pretrained with it are worse for that, so here it stays.
+    They open with the BOS that the tokenizer puts before a text of its own accord (LLaMA, OPT), once, also where the
+    template writes it. The reference code leaves BOS out everywhere; models pretrained with it are worse for that.
+
+    The name of a special token is that token where the template writes it. In an instruction or context it is the
+    characters it is written with, as in `encode_texts`: nobody ends a prompt by asking about `</s>`.
     """
-    if not prompts:
+    if not asked:
         return []
+    special = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
+    marks = [name for name in special if name in template.with_context or name in template.without_context]
+    texts = [render(template, *question) for question in asked]
+    encoded = tokenizer(texts, add_special_tokens=False, split_special_tokens=not marks)["input_ids"]
+    for number, question in enumerate(asked):
+        if marks and any(name in text for text in question for name in special):
+            encoded[number] = _encode_between(marks, tokenizer, template, *question)
     start = opening_tokens(tokenizer)
-    encoded = tokenizer(list(prompts), add_special_tokens=False)["input_ids"]
-    return [[*start, *ids] for ids in encoded]
+    return [ids if ids[: len(start)] == start else [*start, *ids] for ids in encoded]
+
+
+def _encode_between(marks: Sequence[str], tokenizer: Any, template: Template, *question: str) -> list[int]:
+    """Token ids of a prompt whose question names special tokens: the template's are tokens, the rest is characters."""
+    longest_first = "|".join(re.escape(mark) for mark in sorted(marks, key=len, reverse=True))
+    ids: list[int] = []
+    for piece in re.split(f"({longest_first})", _variant(template, question[1])):
+        own = [tokenizer.convert_tokens_to_ids(piece)] if piece in marks else None
+        ids += own or encode_texts(tokenizer, [_fill(piece, *question)])[0]
+    return ids
+
+
+def _variant(template: Template, context: str) -> str:
+    return template.with_context if context.strip() else template.without_context
+
+
+def _fill(text: str, instruction: str, context: str) -> str:
+    values = {"instruction": instruction, "context": context}
+    return PLACEHOLDER.sub(lambda match: values[match[1]], text)
 
 
 def encode_texts(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
@@ -72,7 +99,9 @@ def fit_prompts(
             f"{longer[0]} with {len(prompts[longer[0]])}; raise evaluation.max_prompt_tokens, or set "
             "evaluation.long_prompts: cut to drop their beginning"
         )
-    return [prompt if len(prompt) <= limit else [*opening, *prompt[-rest:]] for prompt in prompts], len(longer)
+    return [prompt if len(prompt) <= limit else [*opening, *prompt[len(prompt) - rest :]] for prompt in prompts], len(
+        longer
+    )
 
 
 def opening_tokens(tokenizer: Any) -> list[int]:

@@ -66,13 +66,16 @@ def encode_questions(
     Raises:
         StageError: If a prompt is too long and not to be cut, or a choice leaves the models' window.
     """
-    texts = [render(settings.template, row["instruction"], row["context"]) for row in rows]
+    asked = [(row["instruction"], row["context"]) for row in rows]
     prompts, cut = fit_prompts(
-        f"calibration {name}", encode_prompts(tokenizer, texts), settings, opening_tokens(tokenizer)
+        f"calibration {name}",
+        encode_prompts(tokenizer, settings.template, asked),
+        settings,
+        opening_tokens(tokenizer),
     )
     room = settings.max_tokens - settings.max_prompt_tokens
     encoded = []
-    for row, text, prompt in zip(rows, texts, prompts, strict=True):
+    for row, question, prompt in zip(rows, asked, prompts, strict=True):
         choices = encode_texts(tokenizer, row["choices"])
         if (longest := max(map(len, choices))) > room:
             raise StageError(
@@ -80,7 +83,9 @@ def encode_questions(
                 "a prompt; raise data.max_tokens or leave the set out"
             )
         kept = {field: row[field] for field in ("index", "choices", "answer")}
-        encoded.append({**kept, "prompt": text, "prompt_ids": prompt, "choice_ids": choices})
+        encoded.append(
+            {**kept, "prompt": render(settings.template, *question), "prompt_ids": prompt, "choice_ids": choices}
+        )
     return encoded, cut
 
 

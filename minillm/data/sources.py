@@ -11,7 +11,8 @@ from minillm.manifest import MANIFEST, read_manifest
 from minillm.models.model_files import WEIGHTS, require_weights
 from minillm.nearest import missing_path
 
-MODEL_FILES = ["*.json", "*.txt", "*.model", "tokenizer*", WEIGHTS[0]]
+MODEL_FILES = ["*.json", "*.jinja", "*.txt", "*.model", "*.spm", "*.codes", "*.tiktoken", "tokenizer*", WEIGHTS[0]]
+"""All that transformers reads of a causal language model and its tokenizer; chat templates are .jinja files."""
 
 
 @dataclass(frozen=True)

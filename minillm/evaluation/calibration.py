@@ -18,7 +18,8 @@ from minillm.data.questions import load_questions
 from minillm.evaluation.likelihood import likelihoods
 from minillm.evaluation.reliability import binned, reliability
 from minillm.evaluation.uncertainty import estimate
-from minillm.models.causal_lm import DTYPES, load_model, load_tokenizer
+from minillm.models.causal_lm import DTYPES, load_model
+from minillm.models.shared_tokenizer import load_shared_tokenizer
 from minillm.processes import device, process_group, rank
 from minillm.progress import Progress
 from minillm.stages import Calibration, Job
@@ -38,7 +39,7 @@ def run(job: Job) -> dict[str, float | str]:
 
 def _ask(job: Job, settings: Calibration) -> None:
     questions = {name: load_questions(job.inputs["questions"], name) for name in settings.sets}
-    vocabulary = len(load_tokenizer(job.inputs["tokenizer"]))
+    vocabulary = load_shared_tokenizer(job.inputs["tokenizer"]).entries
     model = load_model(job.inputs["model"], DTYPES[settings.precision]).to(device()).eval()  # type: ignore[arg-type]
     total = sum(len(row["choices"]) for rows in questions.values() for row in rows)
     progress, done = Progress(job.output, total, "choices"), 0

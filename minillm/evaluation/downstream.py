@@ -15,7 +15,9 @@ from transformers import set_seed
 from minillm.artifacts import write_atomically
 from minillm.errors import StageError
 from minillm.evaluation.harness import PLAN, SEED, Plan, generated_tokens, load, task_manager
-from minillm.models.causal_lm import DTYPES, load_model, load_tokenizer
+from minillm.models.causal_lm import DTYPES, load_model
+from minillm.models.output_head import output_head
+from minillm.models.shared_tokenizer import load_shared_tokenizer
 from minillm.processes import device
 from minillm.progress import Progress
 from minillm.stages import DownstreamScore, Job
@@ -57,12 +59,20 @@ def run(job: Job) -> dict[str, float | str]:
 
 
 def language_model(job: Job, settings: DownstreamScore) -> LanguageModel:
-    """The model as the harness asks it: log-probabilities in float32, over all logits, of prompts as they are."""
+    """The model as the harness asks it: log-probabilities in float32, over the tokenizer's entries.
+
+    Rows of a padded embedding are cut off, as in training. A generated answer ends where responses do; nothing else in
+    the checkpoint's generation settings counts.
+    """
     make: Any = HFLM
+    shared = load_shared_tokenizer(job.inputs["tokenizer"])
     model = load_model(job.inputs["model"], DTYPES[settings.precision]).to(device()).eval()  # type: ignore[arg-type]
+    if len(output_head(model, shared.entries).weight) > shared.entries:
+        model.resize_token_embeddings(shared.entries)
+    model.generation_config = shared.generation_config(do_sample=False)
     return make(
         pretrained=model,
-        tokenizer=load_tokenizer(job.inputs["tokenizer"]),
+        tokenizer=shared.tokenizer,
         backend="causal",
         batch_size=job.runtime.micro_batch_size,
         softmax_dtype="float32",

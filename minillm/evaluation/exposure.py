@@ -20,8 +20,9 @@ from minillm.artifacts import write_atomically
 from minillm.errors import StageError
 from minillm.evaluation.uncertainty import interval
 from minillm.models.batches import make_batch
-from minillm.models.causal_lm import DTYPES, load_model, load_tokenizer
+from minillm.models.causal_lm import DTYPES, load_model
 from minillm.models.output_head import output_head, response_hidden
+from minillm.models.shared_tokenizer import load_shared_tokenizer
 from minillm.objectives.divergences import forward_kl
 from minillm.objectives.vocabulary import Teacher, head_loss
 from minillm.processes import device, gather_lists, process_group, rank, world_size
@@ -44,7 +45,7 @@ def run(job: Job) -> dict[str, float | str]:
 
 def _run(job: Job, settings: Exposure) -> dict[str, float | str]:
     texts = read_texts(job.inputs, settings)
-    vocabulary = len(load_tokenizer(job.inputs["tokenizer"]))
+    vocabulary = load_shared_tokenizer(job.inputs["tokenizer"]).entries
     student, teacher = (
         load_model(job.inputs[name], DTYPES[settings.precision]).to(device()).eval()  # type: ignore[arg-type]
         for name in ("student", "teacher")
@@ -129,7 +130,7 @@ def token_divergences(
         teacher: p, likewise.
         vocabulary: Entries of the tokenizer; what the models have beyond is padding.
         prompts: Token ids.
-        responses: Token ids, with the EOS of those that ended.
+        responses: Token ids, with the end token of those that ended.
         batch_size: Responses in one forward pass.
         report: Called with the number of finished responses.
 

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from transformers import PreTrainedTokenizerBase
 
 from minillm.config import Runtime
 from minillm.data.benchmark_prompts import load_prompts
@@ -14,7 +13,8 @@ from minillm.durable import sync, write_atomically
 from minillm.generation.drawing import Decoding
 from minillm.generation.sampling import Sampler
 from minillm.generation.slots import Request
-from minillm.models.causal_lm import DTYPES, eos_id, load_model, load_tokenizer, parameter_count
+from minillm.models.causal_lm import DTYPES, load_model, parameter_count
+from minillm.models.shared_tokenizer import SharedTokenizer, load_shared_tokenizer
 from minillm.processes import device, gather_lists, process_group, rank, world_size
 from minillm.progress import Progress
 from minillm.stages import Generate, Job
@@ -29,13 +29,13 @@ def run(job: Job) -> dict[str, float | str]:
         return _run(job, settings)
 
 
-def make_sampler(model: Path, tokenizer: PreTrainedTokenizerBase, settings: Generate, runtime: Runtime) -> Sampler:
+def make_sampler(model: Path, tokenizer: SharedTokenizer, settings: Generate, runtime: Runtime) -> Sampler:
     """A model on this process's device, and how it answers benchmarks."""
     decoding = Decoding(
         settings.strategy, settings.temperature, settings.top_k, settings.top_p, settings.no_repeat_ngram
     )
     loaded = load_model(model, DTYPES[settings.precision]).to(device()).eval()  # type: ignore[arg-type]
-    return Sampler(loaded, eos_id(tokenizer), len(tokenizer), decoding, runtime.generation_batch_size)
+    return Sampler(loaded, tokenizer.ends, tokenizer.entries, decoding, runtime.generation_batch_size)
 
 
 def make_requests(
@@ -50,7 +50,7 @@ def make_requests(
 
 
 def _run(job: Job, settings: Generate) -> dict[str, float | str]:
-    tokenizer = load_tokenizer(job.inputs["tokenizer"])
+    tokenizer = load_shared_tokenizer(job.inputs["tokenizer"])
     prompts = load_prompts(job.inputs["prompts"])
     sampler = make_sampler(job.inputs["model"], tokenizer, settings, job.runtime)
     total = sum(map(len, prompts.values())) * len(settings.seeds)
@@ -64,7 +64,7 @@ def _run(job: Job, settings: Generate) -> dict[str, float | str]:
                 lambda ready, before=done: progress.log(before + ready * world_size()),
             )
             responses = gather_lists([(r.tokens, r.finished) for r in mine])
-            texts = tokenizer.batch_decode([tokens for tokens, _ in responses], skip_special_tokens=True)
+            texts = tokenizer.texts([tokens for tokens, _ in responses])
             if rank() == 0:
                 _write(target, requests, texts, responses)
         done += len(requests)

@@ -14,7 +14,7 @@ from typing import Any
 from minillm.artifacts import write_atomically
 from minillm.data.benchmark_prompts import load_prompts
 from minillm.generation.answering import make_requests, make_sampler
-from minillm.models.causal_lm import load_tokenizer
+from minillm.models.shared_tokenizer import load_shared_tokenizer
 from minillm.processes import peak_bytes
 from minillm.progress import Progress
 from minillm.stages import Cost, Job
@@ -56,7 +56,7 @@ def measure(job: Job, settings: Cost, role: str) -> dict[str, Any]:
 
     Memory is the accelerator's or, without one, all that the process holds, its libraries too.
     """
-    tokenizer = load_tokenizer(job.inputs[f"tokenizer/{role}"])
+    tokenizer = load_shared_tokenizer(job.inputs[f"tokenizer/{role}"])
     prompts = load_prompts(job.inputs[f"prompts/{role}"])[settings.benchmark][:PROMPTS]
     one_seed = settings.generate.model_copy(update={"seeds": settings.generate.seeds[:1]})
     requests = make_requests(prompts, one_seed, 0, Purpose.COST)

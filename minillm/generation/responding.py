@@ -4,7 +4,8 @@ import pandas as pd
 
 from minillm.generation.sampling import Sampler
 from minillm.generation.slots import Request
-from minillm.models.causal_lm import DTYPES, eos_id, load_model, load_tokenizer
+from minillm.models.causal_lm import DTYPES, load_model
+from minillm.models.shared_tokenizer import load_shared_tokenizer
 from minillm.processes import device, gather_lists, process_group, rank, world_size
 from minillm.progress import Progress
 from minillm.stages import Job, Respond
@@ -20,18 +21,18 @@ def run(job: Job) -> dict[str, float | str]:
 
 
 def _run(job: Job, settings: Respond) -> dict[str, float | str]:
-    tokenizer = load_tokenizer(job.inputs["tokenizer"])
+    tokenizer = load_shared_tokenizer(job.inputs["tokenizer"])
     examples = pd.read_parquet(job.inputs["examples"] / "train.parquet")
     requests = [
         Request(prompt, settings.max_tokens - len(prompt), stream(Purpose.TEACHER_RESPONSES, settings.seed, int(row)))
         for prompt, row in zip(examples["prompt_ids"], examples["row"], strict=True)
     ]
     model = load_model(job.inputs["model"], DTYPES[settings.precision]).to(device()).eval()  # type: ignore[arg-type]
-    sampler = Sampler(model, eos_id(tokenizer), len(tokenizer), batch_size=job.runtime.generation_batch_size)
+    sampler = Sampler(model, tokenizer.ends, tokenizer.entries, batch_size=job.runtime.generation_batch_size)
     progress = Progress(job.output, len(requests), "responses")
     mine = sampler.sample(requests[rank() :: world_size()], lambda done: progress.log(done * world_size()))
     responses = gather_lists([r.tokens for r in mine])
     if rank() == 0:
-        texts = tokenizer.batch_decode(responses, skip_special_tokens=True)
+        texts = tokenizer.texts(responses)
         examples.assign(response=texts, response_ids=responses).to_parquet(job.output / "responses.parquet")
     return {"responses": len(requests), "mean_tokens": sum(map(len, responses)) / len(responses)}

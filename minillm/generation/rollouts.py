@@ -27,7 +27,8 @@ class RolloutSampler:
 
     student: PreTrainedModel
     teacher: PreTrainedModel
-    eos: int
+    ends: tuple[int, ...]
+    """Tokens that end a response, whichever model draws them."""
     vocabulary: int
     """Entries of the tokenizer."""
     teacher_mix: float
@@ -50,7 +51,7 @@ class RolloutSampler:
         """
         if self.teacher_mix == 0.0:
             decoding = Decoding(temperature=self.temperature)
-            return Sampler(self.student, self.eos, self.vocabulary, decoding, self.batch_size).sample(requests)
+            return Sampler(self.student, self.ends, self.vocabulary, decoding, self.batch_size).sample(requests)
         order = sorted(range(len(requests)), key=lambda i: (len(requests[i].prompt), requests[i].max_tokens))
         longest = max(r.max_tokens for r in requests)
         from_teacher = generator(coins).random(longest) < self.teacher_mix
@@ -68,7 +69,7 @@ class _Mixed:
     def __init__(self, sampler: RolloutSampler, requests: Sequence[Request], from_teacher: np.ndarray) -> None:
         self.sampler, self.from_teacher = sampler, from_teacher
         device = next(sampler.student.parameters()).device
-        self.slots = Slots(requests, len(requests), sampler.eos, device)
+        self.slots = Slots(requests, len(requests), sampler.ends, device)
         self.slots.admit(range(len(requests)))
         self.models = [
             CachedModel(model, sampler.vocabulary, len(requests), self.slots.columns)

@@ -36,7 +36,8 @@ class Sampler:
     """A model and how to decode it."""
 
     model: PreTrainedModel
-    eos: int
+    ends: tuple[int, ...]
+    """Tokens that end a response."""
     vocabulary: int
     """Entries of the tokenizer; logits beyond are padding and never sampled."""
     decoding: Decoding = PLAIN
@@ -55,7 +56,7 @@ class Sampler:
             return []
         queue = deque(sorted(range(len(requests)), key=lambda i: (-len(requests[i].prompt), -requests[i].max_tokens)))
         device = next(self.model.parameters()).device
-        slots = Slots(requests, min(self.batch_size, len(requests)), self.eos, device)
+        slots = Slots(requests, min(self.batch_size, len(requests)), self.ends, device)
         cached = CachedModel(self.model, self.vocabulary, slots.capacity, slots.columns)
         responses: dict[int, Response] = {}
         look_every = steps_between_looks(device)

@@ -18,7 +18,7 @@ class Request:
     prompt: Sequence[int]
     """Token ids."""
     max_tokens: int
-    """Length limit of the response, its EOS included; at least 1."""
+    """Length limit of the response, its end token included; at least 1."""
     stream: Name
     """Of the random numbers that decide its tokens."""
 
@@ -28,9 +28,9 @@ class Response:
     """A sampled response of T tokens."""
 
     tokens: list[int]
-    """Token ids, with the EOS where it ended by itself."""
+    """Token ids, with the end token where it ended by itself."""
     finished: bool
-    """Ended with EOS; otherwise cut at the length limit."""
+    """Ended with an end token; otherwise cut at the length limit."""
     log_prob: Tensor
     """log-probability of each token as it was drawn (T,), on the CPU."""
 
@@ -41,16 +41,17 @@ class Slots:
     What the host must know at every step (lengths) it counts itself, so no step waits for the device.
     """
 
-    def __init__(self, requests: Sequence[Request], slots: int, eos: int, device: torch.device) -> None:
+    def __init__(self, requests: Sequence[Request], slots: int, ends: Sequence[int], device: torch.device) -> None:
         """Make room.
 
         Args:
             requests: All that will ever be admitted.
             slots: Rows at once.
-            eos: Ends a response.
+            ends: Tokens that end a response, each by itself.
             device: Of the tokens.
         """
-        self.requests, self.eos, self.device = requests, eos, device
+        self.requests, self.ends, self.device = requests, frozenset(ends), device
+        self._end_tokens = torch.tensor(list(ends), dtype=torch.long, device=device)
         self.columns = max(len(r.prompt) + r.max_tokens for r in requests)
         self.capacity = slots
         self.active = 0
@@ -101,7 +102,7 @@ class Slots:
         token = drawn.token[row]
         self.tokens[row, column] = token
         self.log_probs[row, column] = drawn.log_prob[row].to(self.log_probs.dtype)
-        self.ended[row] |= token == self.eos
+        self.ended[row] |= torch.isin(token, self._end_tokens)
         self.lengths[rows] += 1
 
     def finished(self) -> np.ndarray:
@@ -109,14 +110,14 @@ class Slots:
         return self.ended[: self.active].cpu().numpy() | (self.lengths >= self.limits)[: self.active]
 
     def response(self, slot: int) -> Response:
-        """The response in a slot, no further than its EOS."""
+        """The response in a slot, no further than its end token."""
         columns = slice(self.prompts[slot], self.lengths[slot])
         tokens = self.tokens[slot, columns].tolist()
-        finished = self.eos in tokens
-        if finished:
-            tokens = tokens[: tokens.index(self.eos) + 1]
+        end = next((place for place, token in enumerate(tokens) if token in self.ends), None)
+        if end is not None:
+            tokens = tokens[: end + 1]
         kept = self.log_probs[slot, columns][: len(tokens)].to("cpu", copy=True)  # the slot will be another row's
-        return Response(tokens, finished, kept)
+        return Response(tokens, end is not None, kept)
 
     def release(self, slots: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Free slots; the last rows take their places.

@@ -1,5 +1,6 @@
 """Loading, running and saving causal language models of any Hugging Face architecture."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,32 +10,19 @@ from torch import nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
-    AutoTokenizer,
     PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 
-from minillm.errors import StageError
 from minillm.models.lora import ADAPTER, merged_weights
 from minillm.models.output_head import require_plain_head
+from minillm.models.shared_tokenizer import SharedTokenizer, share
 from minillm.streams import Purpose, stream, torch_seed
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 transformers.logging.disable_progress_bar()  # a worker's log is read line by line
-
-
-def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
-    """The tokenizer of a directory; never runs code from it."""
-    return AutoTokenizer.from_pretrained(directory)
-
-
-def eos_id(tokenizer: PreTrainedTokenizerBase) -> int:
-    """The token that ends a response."""
-    if not isinstance(tokenizer.eos_token_id, int):
-        raise StageError("the tokenizer has no EOS token, so no response could end; set its eos_token")
-    return tokenizer.eos_token_id
 
 
 def model_directory(path: Path) -> Path:
@@ -56,7 +44,7 @@ def load_model(path: Path, dtype: torch.dtype = torch.float32, dropout: bool = T
         _disable_dropout(config)
     model = AutoModelForCausalLM.from_pretrained(directory, config=config, dtype=dtype)
     require_plain_head(model)
-    return model
+    return _all_rows_learn(model)
 
 
 def build_model(
@@ -75,15 +63,35 @@ def build_model(
         dtype: Of the weights.
         dropout: Keep the dropout of the architecture; otherwise none.
     """
-    special = {name: tokenizer.eos_token_id for name in ("bos_token_id", "eos_token_id")}  # a pad row would not learn
-    fields = {"vocab_size": len(tokenizer), **special, **architecture}
-    config = AutoConfig.for_model(**fields)
+    shared = share(tokenizer)
+    config = AutoConfig.for_model(**initial_fields(architecture, shared.entries, shared.eos))
     if not dropout:
         _disable_dropout(config)
     with torch.random.fork_rng():
         torch.manual_seed(torch_seed(stream(Purpose.INITIAL_WEIGHTS, seed)))
         model = AutoModelForCausalLM.from_config(config, dtype=dtype)
     require_plain_head(model)
+    return _all_rows_learn(model)
+
+
+def initial_fields(architecture: Mapping[str, Any], entries: int, eos: int) -> dict[str, Any]:
+    """Fields of the configuration of a model to initialise: those given, and the tokenizer's.
+
+    There is no padding token: padding is masked, and the defaults of some classes (1 of OPT, 0 of Gemma) are the ids of
+    real tokens here, whose embedding would start at zero and never learn.
+    """
+    special = {"bos_token_id": eos, "eos_token_id": eos, "pad_token_id": None}
+    return {"vocab_size": entries, **special, **architecture}
+
+
+def _all_rows_learn(model: PreTrainedModel) -> PreTrainedModel:
+    """Give every row of the embedding its gradient, which PyTorch withholds from the row `padding_idx`.
+
+    Checkpoints name EOS there, or whatever token their tokenizer had to spare. Padding is masked here.
+    """
+    embedding = model.get_input_embeddings()
+    if isinstance(embedding, nn.Embedding):
+        embedding.padding_idx = None
     return model
 
 
@@ -98,7 +106,12 @@ def parameter_count(model: nn.Module) -> int:
     return sum(getattr(p, "ds_numel", p.numel()) for name, p in model.named_parameters() if ADAPTER not in name)
 
 
-def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, directory: Path) -> None:
-    """Write weights (safetensors; adapters merged) and tokenizer as an ordinary Hugging Face directory."""
+def save_model(model: PreTrainedModel, shared: SharedTokenizer, directory: Path) -> None:
+    """Write weights (safetensors; adapters merged) and tokenizer as an ordinary Hugging Face directory.
+
+    Its generation settings are this run's. Those of the checkpoint that the model comes from (penalties, forced
+    tokens, lengths) say nothing of the trained model.
+    """
+    model.generation_config = shared.generation_config()
     model.save_pretrained(directory, state_dict=merged_weights(model))
-    tokenizer.save_pretrained(directory)
+    shared.tokenizer.save_pretrained(directory)

@@ -12,6 +12,7 @@ from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, PreTr
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from minillm.errors import StageError
+from minillm.models.causal_lm import initial_fields
 from minillm.models.facts import ModelFacts
 from minillm.models.model_files import WEIGHTS, require_weights
 from minillm.nearest import suggestion
@@ -135,8 +136,7 @@ def _require_causal(config: PreTrainedConfig) -> None:
 
 def _architecture(architecture: Mapping[str, Any], entries: int) -> PreTrainedConfig:
     """The configuration of a model to initialise; fields that its class does not know are refused."""
-    special = dict.fromkeys(("bos_token_id", "eos_token_id"), 0)  # only their being entries counts here
-    fields: dict[str, Any] = {"vocab_size": entries, **special, **architecture}
+    fields = initial_fields(architecture, entries, eos=0)  # only its being an entry counts here
     name = str(fields.pop("model_type"))
     try:
         default = AutoConfig.for_model(name)

@@ -12,7 +12,8 @@ from minillm.data.rows import read_rows, read_split
 from minillm.errors import StageError
 from minillm.models.facts import ModelFacts
 from minillm.models.model_checks import inspect_model, require_loadable, require_positions
-from minillm.models.tokenizer_checks import has_tokenizer, load_tokenizer, require_same_tokenizer
+from minillm.models.shared_tokenizer import SharedTokenizer, entries_of, named_end_tokens, share
+from minillm.models.tokenizer_checks import has_tokenizer, load_tokenizer, require_end, require_same_tokenizer
 from minillm.models.tokenizers_bpe import SMALLEST, train_bpe
 from minillm.stages import Job, Prepare
 
@@ -21,7 +22,7 @@ PLAIN_TEXT_CHARACTERS = 10_000_000
 
 
 def run(job: Job) -> dict[str, float | str]:
-    """Write the tokenizer's files and models.json.
+    """Write the tokenizer's files, generation_config.json with the tokens that end a response, and models.json.
 
     Raises:
         StageError: If the tokenizer or a model cannot serve the run.
@@ -31,23 +32,55 @@ def run(job: Job) -> dict[str, float | str]:
     for name in _ready_made(settings):
         require_loadable(name, job.inputs[name])
     tokenizer, owner = _tokenizer(job, settings)
+    entries = entries_of(tokenizer)
     facts: dict[str, ModelFacts] = {}
     for name, architecture in settings.models.items():
         origin = job.inputs[name] if architecture is None else architecture
         if isinstance(origin, Path) and owner != name and has_tokenizer(origin):
             require_same_tokenizer(tokenizer, owner, load_tokenizer(origin, name), name)
-        facts[name] = inspect_model(name, origin, len(tokenizer))
+        facts[name] = inspect_model(name, origin, entries)
         require_positions(name, facts[name], settings.max_tokens, settings.generation_tokens)
     if tokenizer.pad_token is None:  # padding is always masked; libraries still ask for a token
         tokenizer.pad_token = tokenizer.eos_token
+    shared = share(tokenizer, _named_ends(job, settings, entries))
+    shared.generation_config().save_pretrained(job.output)
     tokenizer.save_pretrained(job.output)
     described = {name: fact.model_dump() for name, fact in facts.items()}
     (job.output / "models.json").write_text(json.dumps(described, indent=2))
     return {
         "tokenizer": owner,
-        "vocabulary": float(len(tokenizer)),
+        "vocabulary": float(entries),
+        "end_tokens": " ".join(_ends_in_words(shared)),
         **{f"parameters/{name}": float(fact.parameters) for name, fact in facts.items()},
     }
+
+
+def _named_ends(job: Job, settings: Prepare, entries: int) -> list[int]:
+    """End tokens that the checkpoints name, of all together.
+
+    One set serves teacher and student: a response of the mixture p̃ may be ended by either, the student learns the end
+    that its teacher draws, and rewards compare the two over the same responses.
+    """
+    ends: list[int] = []
+    for name in _ready_made(settings):
+        named = named_end_tokens(job.inputs[name])
+        outside = [token for token in named if not 0 <= token < entries]
+        if outside:
+            print(f"{name} names end tokens that the tokenizer does not have: {outside}; never drawn", flush=True)
+        ends += named
+    return ends
+
+
+def _ends_in_words(shared: SharedTokenizer) -> list[str]:
+    """The end tokens as text; the log says which, and which of them are ordinary tokens."""
+    words = [str(shared.tokenizer.convert_ids_to_tokens(token)) for token in shared.ends]
+    marked = shared.tokenizer.added_tokens_decoder
+    told = [
+        f"{word!r} ({token}{'' if token in marked else ', an ordinary token'})"
+        for token, word in zip(shared.ends, words, strict=True)
+    ]
+    print(f"a response ends with {' or '.join(told)}", flush=True)
+    return words
 
 
 def _ready_made(settings: Prepare) -> list[str]:
@@ -60,9 +93,13 @@ def _tokenizer(job: Job, settings: Prepare) -> tuple[PreTrainedTokenizerBase, st
     wanted = settings.tokenizer.train_vocabulary
     if wanted is None:
         if "tokenizer" in job.inputs:
-            return load_tokenizer(job.inputs["tokenizer"], "tokenizer.path"), "tokenizer.path"
-        first = next(iter(settings.models))
-        return load_tokenizer(job.inputs[first], first), first
+            directory, owner = job.inputs["tokenizer"], "tokenizer.path"
+        else:
+            owner = next(iter(settings.models))
+            directory = job.inputs[owner]
+        tokenizer = load_tokenizer(directory, owner)
+        require_end(tokenizer, directory, owner)
+        return tokenizer, owner
     if given := _ready_made(settings):
         raise StageError(
             f"tokenizer.train_vocabulary is {wanted}, but {given[0]} has weights made for a tokenizer of its own; "

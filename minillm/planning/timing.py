@@ -14,7 +14,8 @@ from minillm.evaluation.likelihood import likelihoods
 from minillm.evaluation.rouge import rouge_l
 from minillm.generation.answering import make_sampler
 from minillm.generation.slots import Request
-from minillm.models.causal_lm import build_model, load_tokenizer, save_model
+from minillm.models.causal_lm import build_model, save_model
+from minillm.models.shared_tokenizer import load_shared_tokenizer
 from minillm.processes import peak_bytes, process_group, rank
 from minillm.stages import Job, Speed, Train
 from minillm.streams import Purpose, stream
@@ -46,9 +47,9 @@ def time_everything(job: Job, settings: Speed) -> dict[str, Any]:
 def _initialise(job: Job, settings: Speed, name: str) -> Path:
     """A model of random weights, as a directory."""
     folder = job.work / name
-    tokenizer = load_tokenizer(job.inputs["tokenizer"])
+    shared = load_shared_tokenizer(job.inputs["tokenizer"])
     if rank() == 0 and not folder.exists():
-        save_model(build_model(settings.architectures[name], tokenizer, seed=1), tokenizer, folder)
+        save_model(build_model(settings.architectures[name], shared.tokenizer, seed=1), shared, folder)
     torch.distributed.barrier()
     return folder
 
@@ -100,7 +101,7 @@ def _mean_length(column: Any) -> int:
 
 def _time_model(job: Job, settings: Speed, examples: pd.DataFrame, name: str) -> dict[str, float]:
     """Tokens per second that a model generates, and tokens per second that it scores, in one process."""
-    tokenizer = load_tokenizer(job.inputs["tokenizer"])
+    tokenizer = load_shared_tokenizer(job.inputs["tokenizer"])
     prompt, response = _mean_length(examples["prompt_ids"]), _mean_length(examples["response_ids"])
     rows = examples.head(min(settings.responses, job.runtime.generation_batch_size))
     prompts = [_stretched(ids, prompt) for ids in rows["prompt_ids"]]
@@ -113,7 +114,7 @@ def _time_model(job: Job, settings: Speed, examples: pd.DataFrame, name: str) ->
         for before, after in zip(rows["prompt_ids"], rows["response_ids"], strict=True)
     ]
     scoring = _seconds(
-        lambda _: likelihoods(sampler.model, len(tokenizer), pairs, job.runtime.micro_batch_size), fewest=1
+        lambda _: likelihoods(sampler.model, tokenizer.entries, pairs, job.runtime.micro_batch_size), fewest=1
     )
     return {
         "generated_per_second": len(requests) * response / generating,

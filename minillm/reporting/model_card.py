@@ -11,9 +11,11 @@ from typing import Any
 
 import pandas as pd
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from transformers import PreTrainedTokenizerBase
 
 from minillm.config import DIVERGENCES, Method, Template
-from minillm.data.prompts import render
+from minillm.data.prompts import encode_prompts, render
+from minillm.models.shared_tokenizer import SharedTokenizer, load_shared_tokenizer
 from minillm.reporting.comparison import WORDS, formatted, human
 from minillm.reporting.data import kept_rows
 from minillm.reporting.models import count_parameters
@@ -33,10 +35,12 @@ HUB_METRICS = {"rouge_l": "rouge", "rouge_l_characters": "rouge", "exact_match":
 
 
 def run(job: Job) -> dict[str, float | str]:
-    """Copy the model's files and write README.md beside them."""
+    """Copy the model's files, and write README.md and how to generate (as in the evaluation) beside them."""
     settings = job.settings
     assert isinstance(settings, Card)
     shutil.copytree(job.inputs["model"] / "model", job.output, dirs_exist_ok=True)
+    shared = load_shared_tokenizer(job.output)
+    shared.generation_config(**decoding(settings.config)).save_pretrained(job.output)
     results = json.loads((job.inputs["report"] / "results.json").read_text())
     parameters = count_parameters(job.inputs["model"])
     card = ModelCard.from_template(
@@ -46,7 +50,7 @@ def run(job: Job) -> dict[str, float | str]:
         parameters=human(parameters),
         **training_words(settings),
         **_result_words(settings, results),
-        **_usage_words(settings.config),
+        **_usage_words(settings.config, shared),
         kept_words=kept_rows(job.inputs["examples"]),
         provenance=markdown(provenance(job.inputs)),
         versions=", ".join(f"{library} {version}" for library, version in versions(job.inputs).items()),
@@ -101,18 +105,39 @@ def hyper_parameters(method: Mapping[str, Any]) -> pd.DataFrame:
     return pd.DataFrame({"value": rows}).rename_axis("setting")
 
 
-def usage(config: Mapping[str, Any]) -> str:
-    """Python code that loads the model and answers one instruction, sampled as in the evaluation."""
-    prompt = render(Template(**config["data"]["template"]), "Name three colours.", "")
-    length = config["data"]["max_tokens"] - config["data"]["max_prompt_tokens"]
-    sampling = f"do_sample=True, temperature={config['evaluation']['temperature']}, top_k=0, max_new_tokens={length}"
+def decoding(config: Mapping[str, Any]) -> dict[str, Any]:
+    """How the evaluation decodes, in the words of transformers' generation settings.
+
+    Without a length limit: servers would cut every answer to it, whatever is asked of them.
+    """
+    evaluation = config["evaluation"]
+    found: dict[str, Any] = {"do_sample": evaluation["strategy"] == "sample"}
+    if found["do_sample"]:
+        sampling = {"top_k": evaluation["top_k"] or 0, "top_p": evaluation["top_p"] or 1.0}
+        found |= {"temperature": evaluation["temperature"], **sampling}
+    if evaluation["no_repeat_ngram"] is not None:
+        found["no_repeat_ngram_size"] = evaluation["no_repeat_ngram"]
+    return found
+
+
+def usage(config: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> str:
+    """Python code that loads the model and answers one instruction, decoded as in the evaluation.
+
+    How to decode and what ends an answer stands in generation_config.json, which `generate` reads.
+    """
+    template = Template(**config["data"]["template"])
+    prompt = render(template, "Name three colours.", "")
+    (wanted,) = encode_prompts(tokenizer, template, [("Name three colours.", "")])
+    # A template that writes BOS itself would get a second one from the tokenizer.
+    added = "" if tokenizer(prompt)["input_ids"] == wanted else "add_special_tokens=False, "
+    limit = config["data"]["max_tokens"] - config["data"]["max_prompt_tokens"]
     return "\n".join(
         [
             "from transformers import AutoModelForCausalLM, AutoTokenizer",
             "",
             f"prompt = {prompt!r}",
             'tokenizer, model = AutoTokenizer.from_pretrained("."), AutoModelForCausalLM.from_pretrained(".")',
-            f'answer = model.generate(**tokenizer(prompt, return_tensors="pt"), {sampling})',
+            f'answer = model.generate(**tokenizer(prompt, {added}return_tensors="pt"), max_new_tokens={limit})',
             "print(tokenizer.decode(answer[0], skip_special_tokens=True))",
         ]
     )
@@ -163,15 +188,16 @@ def _result_words(settings: Card, results: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "results": markdown(pd.DataFrame(columns, index=pd.Index(rows))),
         "seeds": ", ".join(str(seed) for seed in tables["this model"]["seeds"]),
-        "temperature": settings.config["evaluation"]["temperature"],
+        "decoding": ", ".join(f"{name} {value}" for name, value in decoding(settings.config).items()),
         "verdict": " ".join(results["verdict"]),
     }
 
 
-def _usage_words(config: Mapping[str, Any]) -> dict[str, Any]:
+def _usage_words(config: Mapping[str, Any], shared: SharedTokenizer) -> dict[str, Any]:
     data = config["data"]
     return {
-        "snippet": usage(config),
+        "snippet": usage(config, shared.tokenizer),
+        "end_tokens": " or ".join(f"`{shared.tokenizer.convert_ids_to_tokens(end)}`" for end in shared.ends),
         "template_without_context": data["template"]["without_context"],
         "template_with_context": data["template"]["with_context"],
         "max_prompt_tokens": data["max_prompt_tokens"],

@@ -30,7 +30,8 @@ class Models:
     """DeepSpeed engine around a `HeadedModel`."""
     teacher: PreTrainedModel | None
     vocabulary: int
-    eos: int
+    ends: tuple[int, ...]
+    """Tokens that end a response."""
 
 
 class Feed(Protocol):

@@ -72,7 +72,7 @@ class Rollouts:
             return {}
         prompts = self._prompts(index)
         self.round = self._score(index, prompts, self._sample(index, prompts), micro_batch_size)
-        return _round_metrics(self.round, self.models.eos)
+        return _round_metrics(self.round, self.models.ends)
 
     def losses(self, step: int, micro_batch_size: int) -> Iterator[Losses]:
         """Single-step and long-term terms as means per response token, L_PT as mean per plain-text token."""
@@ -149,7 +149,7 @@ class Rollouts:
             sampler = RolloutSampler(
                 student,
                 models.teacher,
-                models.eos,
+                models.ends,
                 models.vocabulary,
                 policy.teacher_mix,
                 policy.temperature,
@@ -252,7 +252,7 @@ def _pad(rows: list[Tensor]) -> Tensor:
     return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
 
 
-def _round_metrics(sampled: Round, eos: int) -> dict[str, float]:
+def _round_metrics(sampled: Round, ends: tuple[int, ...]) -> dict[str, float]:
     """Means per token of the round: reward, weight; and per response: length, share that ended by itself."""
     experience, count = sampled.experience, len(sampled.responses)
     tokens = experience.mask.sum()
@@ -261,5 +261,5 @@ def _round_metrics(sampled: Round, eos: int) -> dict[str, float]:
         "reward": float(reward.sum() / tokens),
         "importance_weight": float(experience.importance_weight.sum() / tokens),
         "response_tokens": float(tokens / count),
-        "finished": sum(response[-1] == eos for response in sampled.responses) / count,
+        "finished": sum(response[-1] in ends for response in sampled.responses) / count,
     }

@@ -11,7 +11,6 @@ from typing import Any, Literal
 import pandas as pd
 import torch
 import torch.distributed as dist
-from transformers import PreTrainedTokenizerBase
 
 from minillm.config import Metric
 from minillm.durable import move, sync, sync_tree, write_atomically
@@ -21,6 +20,7 @@ from minillm.generation.sampling import Sampler
 from minillm.generation.slots import Request
 from minillm.models.batches import make_batch
 from minillm.models.causal_lm import save_model
+from minillm.models.shared_tokenizer import SharedTokenizer
 from minillm.objectives.vocabulary import token_log_probs
 from minillm.processes import gather_lists, rank, world_size
 from minillm.streams import Purpose, stream
@@ -33,7 +33,7 @@ class Validation:
     """Validation loss and score on held-out rows of D."""
 
     models: Models
-    tokenizer: PreTrainedTokenizerBase
+    tokenizer: SharedTokenizer
     examples: pd.DataFrame
     max_tokens: int
     micro_batch_size: int
@@ -75,9 +75,9 @@ class Validation:
             for prompt, row in zip(self.examples["prompt_ids"], self.examples["row"], strict=True)
         ]
         with whole_weights(self.models.student) as student:
-            sampler = Sampler(student, self.models.eos, self.models.vocabulary, batch_size=self.generation_batch_size)
+            sampler = Sampler(student, self.models.ends, self.models.vocabulary, batch_size=self.generation_batch_size)
             responses = gather_lists([r.tokens for r in sampler.sample(requests[rank() :: world_size()])])
-        texts = self.tokenizer.batch_decode(responses, skip_special_tokens=True)
+        texts = self.tokenizer.texts(responses)
         scores = [metric(text, [gold]) for text, gold in zip(texts, self.examples["response"], strict=True)]
         return 100 * sum(scores) / len(scores)
 
@@ -125,7 +125,7 @@ class Selection:
             f"weights of step {self.best['step']} are kept, for the lower loss or else for being the earliest"
         )
 
-    def consider(self, step: int, metrics: dict[str, float], engine: Any, tokenizer: PreTrainedTokenizerBase) -> None:
+    def consider(self, step: int, metrics: dict[str, float], engine: Any, tokenizer: SharedTokenizer) -> None:
         """Record a validation and save the weights if it is the best so far."""
         self.history.append({"step": step, **metrics})
         if rank() == 0 and (words := self.remark()):

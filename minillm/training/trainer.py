@@ -9,14 +9,15 @@ from typing import Any
 import pandas as pd
 import torch
 import torch.distributed as dist
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
 from minillm.config import Runtime
 from minillm.data.plain_text import PlainText
 from minillm.errors import StageError
-from minillm.models.causal_lm import DTYPES, build_model, eos_id, load_model, load_tokenizer, parameter_count
+from minillm.models.causal_lm import DTYPES, build_model, load_model, parameter_count
 from minillm.models.lora import add_adapters
 from minillm.models.output_head import HeadedModel
+from minillm.models.shared_tokenizer import SharedTokenizer, load_shared_tokenizer
 from minillm.processes import process_group, rank
 from minillm.progress import Progress
 from minillm.stages import Job, Train
@@ -55,15 +56,15 @@ def _run(job: Job, settings: Train) -> dict[str, float | str]:
 def make_trainer(job: Job, settings: Train) -> "Trainer":
     """Models, engine, data and all else of a training, ready for its first step; inside a process group."""
     training = settings.method.training
-    tokenizer = load_tokenizer(job.inputs["tokenizer"])
+    shared = load_shared_tokenizer(job.inputs["tokenizer"])
     examples = pd.read_parquet(job.inputs.get("responses", job.inputs["examples"]) / _examples_file(job))
     total = training.optimizer_steps(len(examples))
     torch.manual_seed(torch_seed(stream(Purpose.ADAPTERS, settings.seed)))
-    student = HeadedModel(_student(job, settings, tokenizer), len(tokenizer))
+    student = HeadedModel(_student(job, settings, shared), shared.entries)
     checkpoints = Checkpoints(job.work / "checkpoints")
     engine = make_engine(student, training, total, job.runtime, checkpoints.universal)
     torch.manual_seed(torch_seed(stream(Purpose.DROPOUT, settings.seed, rank())))
-    models = Models(engine, _teacher(job, settings, engine.device), len(tokenizer), eos_id(tokenizer))
+    models = Models(engine, _teacher(job, settings, engine.device), shared.entries, shared.ends)
     held_out = pd.read_parquet(job.inputs["examples"] / "validation.parquet")
     if len(held_out) > settings.validation_prompts:
         chosen = generator(stream(Purpose.VALIDATION_PROMPTS, 0))
@@ -72,7 +73,7 @@ def make_trainer(job: Job, settings: Train) -> "Trainer":
     held_out = held_out.iloc[lengths.argsort(kind="stable")]  # batches with little padding
     validation = Validation(
         models,
-        tokenizer,
+        shared,
         held_out,
         settings.max_tokens,
         job.runtime.micro_batch_size,
@@ -85,7 +86,7 @@ def make_trainer(job: Job, settings: Train) -> "Trainer":
         selection=Selection(job.work, training.select_by),
         checkpoints=checkpoints,
         progress=Progress(job.output, total, "steps"),
-        tokenizer=tokenizer,
+        tokenizer=shared,
         settings=settings,
         total_steps=total,
         runtime=job.runtime,
@@ -96,12 +97,12 @@ def _examples_file(job: Job) -> str:
     return "responses.parquet" if "responses" in job.inputs else "train.parquet"
 
 
-def _student(job: Job, settings: Train, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
+def _student(job: Job, settings: Train, shared: SharedTokenizer) -> PreTrainedModel:
     dtype = DTYPES[settings.method.training.precision]
     # On rollouts the policy ratio is one before the first update, so nothing is dropped out.
     dropout = settings.method.policy is None
     if settings.architecture is not None:
-        model = build_model(settings.architecture, tokenizer, settings.seed, dtype, dropout)
+        model = build_model(settings.architecture, shared.tokenizer, settings.seed, dtype, dropout)
     else:
         model = load_model(job.inputs["weights"], dtype, dropout)
     if settings.method.training.lora is not None:
@@ -145,7 +146,7 @@ class Trainer:
     selection: Selection
     checkpoints: Checkpoints
     progress: Progress
-    tokenizer: PreTrainedTokenizerBase
+    tokenizer: SharedTokenizer
     settings: Train
     total_steps: int
     runtime: Runtime

@@ -44,7 +44,7 @@ def rollout_feed(
     with alone(), process_group(), deepspeed_forgets():
         engine = make_engine(HeadedModel(student, vocabulary), method.training, 1, limits)
         yield Rollouts(
-            models=Models(engine, teacher.eval().requires_grad_(False), vocabulary, 0),
+            models=Models(engine, teacher.eval().requires_grad_(False), vocabulary, (0,)),
             policy=method.policy,
             method=method,
             examples=pd.DataFrame({"prompt_ids": list(prompts)}),

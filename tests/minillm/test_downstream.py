@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 import torch
 from lm_eval.tasks import TaskManager
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from minillm.artifacts import write_atomically
 from minillm.data.tables import read_records
 from minillm.errors import StageError
-from minillm.evaluation.downstream import scores, table
+from minillm.evaluation.downstream import language_model, scores, table
 from minillm.evaluation.downstream_tasks import obtain, require_known
 from minillm.evaluation.harness import PLAN, LocalRows, Plan, beneath, load, rows_file, task_manager
 from minillm.evaluation.harness_checks import check
@@ -25,7 +25,7 @@ from minillm.models.causal_lm import build_model
 from minillm.models.output_head import output_head, response_hidden
 from minillm.models.tokenizers_bpe import train_bpe
 from minillm.objectives.vocabulary import token_log_probs
-from minillm.stages import DownstreamScore, DownstreamTasks
+from minillm.stages import DownstreamScore, DownstreamTasks, Job
 from tests.minillm.direct import read_lines, real_data, run_stage, write_lines
 from tests.minillm.hub import Hub, serve
 from tests.minillm.jobs import run_worker, write_job
@@ -140,12 +140,13 @@ def test_accuracy_is_what_one_counts(tmp_path, tokenizer):
     assert set(row["scores"]) == {"acc", "acc_norm"}
 
 
-@pytest.mark.parametrize("shots", [0, 1])
-def test_log_likelihoods_are_our_own(tmp_path, tokenizer, shots):
+@pytest.mark.parametrize(("shots", "padding", "name"), [(0, 0, "gpt2"), (1, 37, "gpt2"), (0, 37, "gptj")])
+def test_log_likelihoods_are_our_own(tmp_path, tokenizer, shots, padding, name):
+    """Over the tokenizer's entries, however many rows the embedding has; GPT-J's head has a bias of its own."""
     example = {**ARC[0], "question": "What sings?", "choices": {"text": ["bird", "cat"], "label": ["A", "B"]}}
     example["answerKey"] = "A"
     tasks = planned(tmp_path / "tasks", ARC, examples=[example], few_shot=shots)
-    model = small_model("gpt2", len(tokenizer), spread=0.3)
+    model = small_model(name, len(tokenizer) + padding, spread=0.3)
     output, rows = answered(tmp_path, tasks, model, tokenizer)
     assert rows["arc_easy"]["shots"] == shots
     before = "Question: What sings?\nAnswer: bird\n\n" * shots
@@ -239,6 +240,35 @@ def test_generated_answers_are_scored_by_every_filter(tmp_path, tokenizer):
     kept = {metric: value for metric, (value, _) in found["gsm8k"]["scores"].items()}
     assert kept == {"exact_match,strict-match": 0.0, "exact_match,flexible-extract": 0.5}
     assert found["gsm8k"]["higher_is_better"] is True
+
+
+def test_a_generated_answer_is_subject_to_this_runs_settings_alone(tmp_path, tokenizer):
+    """Not to a checkpoint's penalties, nor to rows of its embedding that no token has; any end token ends it."""
+    rows = [{"question": "1 + 1?", "answer": "It is 2.\n#### 2"}]
+    tasks = planned(tmp_path / "tasks", rows, task="gsm8k", file="gsm8k/gsm8k.yaml", few_shot=0)
+    (two,) = tokenizer.encode(" 2")
+    model = constant_model(two, 9.0, tokenizer)
+    model.resize_token_embeddings(len(tokenizer) + 8)
+    table: Any = model.get_input_embeddings()
+    with torch.no_grad():
+        table.weight[len(tokenizer) :, 0] = 20.0
+    model.generation_config = GenerationConfig(repetition_penalty=1e3, forced_eos_token_id=0, eos_token_id=0)
+    output, found = answered(tmp_path, tasks, model, tokenizer)
+    assert found["gsm8k"]["value"] == 0.0
+    (row,) = [row for row in read_lines(output / "samples" / "gsm8k.jsonl") if row["filter"] == "flexible-extract"]
+    assert row["filtered_resps"] == ["2"], "it says 2 and nothing else"
+    settings = DownstreamScore(role="x", limit=None, precision="float32")
+    folder = prepared(tmp_path / "with_ends", tokenizer)
+    GenerationConfig(eos_token_id=[0, two]).save_pretrained(folder)
+    job = Job(
+        kind="downstream",
+        settings=settings,
+        inputs={"model": tmp_path / "model", "tokenizer": folder},
+        output=tmp_path,
+        work=tmp_path,
+    )
+    asked = torch.tensor([[two, two]])
+    assert language_model(job, settings).model.generate(asked, max_new_tokens=9).tolist() == [[two, two, two]]
 
 
 def test_perplexity_of_running_text(tmp_path, tokenizer):

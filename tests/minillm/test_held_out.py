@@ -56,16 +56,24 @@ def run(folder: Path, inputs: dict[str, Path], **changes) -> tuple[dict, dict]:
     return json.loads((output / "held_out.json").read_text()), summary
 
 
-def sequences(inputs: dict[str, Path]) -> dict[str, list[tuple[list[int], int]]]:
-    """Token ids of each sequence and how many of them are given, made without the stage."""
+def letters(text: str) -> int:
+    return len(text.replace(" ", ""))
+
+
+def sequences(inputs: dict[str, Path]) -> dict[str, list[tuple[list[int], int, float]]]:
+    """Token ids of each sequence, how many are given, and bytes of its text per letter, made without the stage."""
     tokenizer = AutoTokenizer.from_pretrained(inputs["tokenizer"])
     rows = [json.loads(line) for line in (inputs["benchmarks"] / "dolly.jsonl").read_text().splitlines()]
     asked = []
     for row in rows:
         prompt = tokenizer(row["instruction"] + ">")["input_ids"]
-        asked.append(([*prompt, *tokenizer(row["references"][0])["input_ids"], 0][:ROOM], len(prompt)))
+        reference = row["references"][0]
+        tokens = [*prompt, *tokenizer(reference)["input_ids"], 0][:ROOM]
+        asked.append((tokens, len(prompt), len(reference) / letters(reference)))
+    lines = (inputs["texts"].parents[1] / "story.txt").read_text().splitlines()
+    spread = sum(map(len, lines)) / sum(map(letters, lines))
     text = PlainText(inputs["texts"] / "story", BLOCK)
-    return {"dolly": asked, "story": [(text.block(i).tolist(), 1) for i in range(len(text))]}
+    return {"dolly": asked, "story": [(text.block(i).tolist(), 1, spread) for i in range(len(text))]}
 
 
 def test_loss_is_that_of_transformers_and_calibration_that_of_whole_logits(tmp_path):
@@ -76,7 +84,7 @@ def test_loss_is_that_of_transformers_and_calibration_that_of_whole_logits(tmp_p
     for name, of_set in sequences(inputs).items():
         measured = {**found["benchmarks"], **found["texts"]}[name]
         losses, counts, sure, right, written = [], [], [], [], 0
-        for tokens, given in of_set:
+        for tokens, given, spread in of_set:
             ids = torch.tensor([tokens])
             labels = torch.where(torch.arange(len(tokens)) < given, -100, ids)
             with torch.no_grad():
@@ -84,7 +92,7 @@ def test_loss_is_that_of_transformers_and_calibration_that_of_whole_logits(tmp_p
             law = output.logits[0, given - 1 : -1].softmax(dim=-1)
             losses.append(float(output.loss))
             counts.append(len(tokens) - given)
-            written += len(tokenizer.decode([token for token in tokens[given:] if token]).encode())
+            written += spread * letters(tokenizer.decode([token for token in tokens[given:] if token]))
             sure += law.amax(dim=-1).tolist()
             right += (law.argmax(dim=-1) == ids[0, given:]).tolist()
         assert measured["tokens"] == sum(counts)

@@ -3,12 +3,14 @@ import re
 import subprocess
 import sys
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import pandas as pd
 import pytest
+import torch
 from huggingface_hub import ModelCard
-from transformers import AutoTokenizer, GPT2LMHeadModel
+from tokenizers.processors import TemplateProcessing
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, GPT2LMHeadModel
 
 from minillm.config import DIVERGENCES, Config, Divergence, Method
 from minillm.models.causal_lm import build_model
@@ -41,7 +43,13 @@ CONFIG = {
             "training": TRAINING,
         },
     },
-    "evaluation": {"benchmarks": {"dolly": {"source": {"path": "dolly.jsonl"}}}, "seeds": [10, 20]},
+    "evaluation": {
+        "benchmarks": {"dolly": {"source": {"path": "dolly.jsonl"}}},
+        "seeds": [10, 20],
+        "temperature": 0.7,
+        "top_k": 5,
+        "no_repeat_ngram": 6,
+    },
 }
 
 
@@ -62,6 +70,8 @@ def exported(tmp_path_factory) -> Path:
         (folder / name).mkdir(parents=True)
     tokenizer = train_bpe(["Name three colours. red green blue ### Instruction: ### Response:\n"] * 5, 300)
     student = build_model({"model_type": "gpt2", "n_embd": 16, "n_layer": 1, "n_head": 2}, tokenizer, seed=1)
+    own = {"do_sample": True, "max_length": 4, "repetition_penalty": 1.3, "top_p": 0.5}
+    student.generation_config = GenerationConfig(eos_token_id=[0, 5], **own)
     student.save_pretrained(folder / "train" / "model")
     tokenizer.save_pretrained(folder / "train" / "model")
     write_manifest(folder / "train", "train", "ab" * 32, settings={"seed": 4}, versions={"torch": "2.13.0"})
@@ -106,6 +116,46 @@ def test_the_snippet_of_the_card_runs_where_nothing_of_this_project_is_known(exp
     assert printed.startswith("Below is an instruction that describes a task.")
     assert "### Instruction:\nName three colours.\n\n### Response:\n" in printed
     assert 1 <= int(printed.split("\n")[-2]) <= 112 - 96
+
+
+def test_generate_decodes_as_the_evaluation_did(exported):
+    """Not as the trained model's directory says: these are the base's settings, had they been left there."""
+    found = GenerationConfig.from_pretrained(exported).to_diff_dict()
+    expected = {"do_sample": True, "temperature": 0.7, "top_k": 5, "top_p": 1.0, "no_repeat_ngram_size": 6}
+    ids = {"eos_token_id": [0, 5], "bos_token_id": 0, "pad_token_id": 0}
+    assert {key: value for key, value in found.items() if key != "transformers_version"} == {**expected, **ids}
+    model: Any = AutoModelForCausalLM.from_pretrained(exported)
+    torch.manual_seed(0)
+    answers = model.generate(
+        torch.full((50, 1), 9), attention_mask=torch.ones(50, 1, dtype=torch.long), max_new_tokens=60
+    )
+    for row in answers[:, 1:].tolist():
+        end = next((place for place, token in enumerate(row) if token in (0, 5)), len(row))
+        assert set(row[end + 1 :]) <= {0}, "padding and nothing else"
+    assert "ends with `<|endoftext|>` or `%`" in (exported / "README.md").read_text()
+
+
+def test_greedy_decoding_is_said_without_what_sampling_needs():
+    evaluation = {**CONFIG["evaluation"], "strategy": "greedy", "temperature": 1.0, "top_k": None}
+    config = Config.model_validate({**CONFIG, "evaluation": evaluation}).model_dump(mode="json")
+    assert model_card.decoding(config) == {"no_repeat_ngram_size": 6, "do_sample": False}
+
+
+def test_the_snippet_gives_a_template_with_bos_no_second_one():
+    tokenizer = train_bpe(["Ask: "], 300)
+    data = {
+        **CONFIG["data"],
+        "template": {"with_context": "{instruction}{context}", "without_context": "{instruction}"},
+    }
+    written = {name: f"<|endoftext|>{text}" for name, text in data["template"].items()}
+    plain, opening = (
+        Config.model_validate({**CONFIG, "data": {**data, "template": template}}).model_dump(mode="json")
+        for template in (data["template"], written)
+    )
+    assert "add_special_tokens" not in model_card.usage(opening, tokenizer)
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing("<|endoftext|> $A", None, [("<|endoftext|>", 0)])
+    assert "tokenizer(prompt, add_special_tokens=False, return_tensors=" in model_card.usage(opening, tokenizer)
+    assert "add_special_tokens" not in model_card.usage(plain, tokenizer)
 
 
 def test_the_exported_weights_are_those_selected(exported):

@@ -36,6 +36,9 @@ def test_documents_are_parted_by_eos_and_cut_to_whole_blocks(tmp_path):
         "block_tokens": 4,
         "blocks": 3,
         "documents": 3,
+        "tokens": 13,
+        "text_bytes": 10,
+        "text_spelled": 10,
         "dtype": "uint16",
     }
     assert not list((tmp_path / "run" / "work").iterdir())

@@ -1,25 +1,35 @@
 import json
 import pickle
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from tokenizers.processors import TemplateProcessing
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from minillm.config import Template
 from minillm.config import Tokenizer as TokenizerChoice
 from minillm.data.prompts import encode_prompts, encode_texts
 from minillm.errors import StageError
-from minillm.models.causal_lm import build_model, load_tokenizer, parameter_count, save_model
+from minillm.generation.sampling import Sampler
+from minillm.generation.slots import Request
+from minillm.models.batches import make_batch
+from minillm.models.causal_lm import build_model, load_model, parameter_count, save_model
+from minillm.models.output_head import output_head, response_hidden
+from minillm.models.shared_tokenizer import load_shared_tokenizer, share
+from minillm.models.tokenizer_checks import has_tokenizer
 from minillm.models.tokenizers_bpe import train_bpe
+from minillm.objectives.vocabulary import token_log_probs
 from minillm.stages import Prepare
 from tests.minillm.direct import PLAIN, real_data, run_stage, write_lines
+from tests.minillm.models_in_small import ARCHITECTURES, LLAMA_LIKE
 
 GPT2 = {"model_type": "gpt2", "n_layer": 1, "n_head": 2, "n_embd": 8, "n_positions": 64}
 T5 = {"model_type": "t5", "d_model": 8, "d_kv": 4, "d_ff": 8, "num_layers": 1, "num_heads": 2}
+BARE = Template(with_context="{instruction} {context}", without_context="{instruction}")
 TEXTS = ["the red cat runs", "the blue dog sleeps and the red bird sings", "Naïve café №3 答え 🙂\n\n  tabs\t"]
 
 
@@ -46,7 +56,7 @@ def instructions(folder: Path) -> dict[str, Path]:
 
 def model_directory(folder: Path, tokenizer: PreTrainedTokenizerFast, **fields: object) -> Path:
     """A randomly initialised model on disk, with its tokenizer."""
-    save_model(build_model({**GPT2, **fields}, tokenizer, seed=1), tokenizer, folder)
+    save_model(build_model({**GPT2, **fields}, tokenizer, seed=1), share(tokenizer), folder)
     return folder
 
 
@@ -107,10 +117,10 @@ def test_special_tokens_written_in_a_text_stay_text():
 
 def test_prompts_open_with_bos_only_where_the_tokenizer_adds_it():
     plain = train_bpe(TEXTS, 300)
-    assert encode_prompts(plain, ["the"]) == encode_texts(plain, ["the"])
+    assert encode_prompts(plain, BARE, [("the", "")]) == encode_texts(plain, ["the"])
     opening = train_bpe(TEXTS, 300)
     opening.backend_tokenizer.post_processor = TemplateProcessing("<|endoftext|> $A", None, [("<|endoftext|>", 0)])
-    assert encode_prompts(opening, ["the"]) == [[0, *encode_texts(plain, ["the"])[0]]]
+    assert encode_prompts(opening, BARE, [("the", "")]) == [[0, *encode_texts(plain, ["the"])[0]]]
     assert encode_texts(opening, ["the"]) == encode_texts(plain, ["the"])
 
 
@@ -121,7 +131,7 @@ def test_the_teachers_tokenizer_is_taken_and_more_embedding_rows_are_fine(tmp_pa
     inputs = {"teacher.model": teacher, "student.model": student}
     output, summary = run_stage(settings(None, None), inputs, tmp_path / "run")
     assert summary["tokenizer"] == "teacher.model"
-    assert load_tokenizer(output).get_vocab() == tokenizer.get_vocab()
+    assert load_shared_tokenizer(output).tokenizer.get_vocab() == tokenizer.get_vocab()
     facts = json.loads((output / "models.json").read_text())
     rows = {name: fact["embedding_rows"] for name, fact in facts.items()}
     assert rows == {"teacher.model": len(tokenizer) + 64, "student.model": len(tokenizer)}
@@ -196,7 +206,7 @@ def test_one_model_alone_brings_its_own_tokenizer(tmp_path):
     tokenizer = train_bpe(TEXTS, 300)
     model = model_directory(tmp_path / "mine", tokenizer)
     output, summary = run_stage(ALONE, {"model": model}, tmp_path / "run")
-    assert load_tokenizer(output).get_vocab() == tokenizer.get_vocab()
+    assert load_shared_tokenizer(output).tokenizer.get_vocab() == tokenizer.get_vocab()
     assert list(json.loads((output / "models.json").read_text())) == ["model"]
     assert summary["parameters/model"] == build_model(GPT2, tokenizer, seed=1).num_parameters()
 
@@ -261,3 +271,127 @@ def test_a_tokenizer_directory_of_the_users_choice_serves(tmp_path):
     output, summary = run_stage(stage, {"tokenizer": chosen}, tmp_path / "run")
     assert summary["vocabulary"] == 50257.0
     assert AutoTokenizer.from_pretrained(output)("Hello world").input_ids == [15496, 995]
+
+
+def family(folder: Path, end: str, added: tuple[str, ...] = ()) -> Path:
+    """A model of a family whose tokenizers have the same tokens; `end` is the name of its EOS, `added` are its own."""
+    names = ["<|endoftext|>", "<|im_end|>", "red", "cat", "runs"]
+    raw = Tokenizer(models.WordLevel({name: i for i, name in enumerate(names)}, unk_token="<|endoftext|>"))
+    raw.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=raw, eos_token=end, additional_special_tokens=["<|endoftext|>", "<|im_end|>", *added]
+    )
+    return model_directory(folder, tokenizer, vocab_size=12)
+
+
+def test_a_base_and_a_chat_model_of_one_family_go_together(tmp_path):
+    chat, base = family(tmp_path / "chat", "<|im_end|>"), family(tmp_path / "base", "<|endoftext|>")
+    for number, (teacher, student) in enumerate([(chat, base), (base, chat)]):
+        inputs = {"teacher.model": teacher, "student.model": student}
+        output, summary = run_stage(settings(None, None), inputs, tmp_path / f"run{number}")
+        ends = ["<|im_end|>", "<|endoftext|>"] if teacher == chat else ["<|endoftext|>", "<|im_end|>"]
+        assert summary["end_tokens"] == " ".join(ends), "training text ends with the first, responses with either"
+        assert load_shared_tokenizer(output).tokenizer.eos_token == ends[0]
+
+
+def test_a_tokenizer_with_bos_goes_with_one_without(tmp_path):
+    teacher, student = (family(tmp_path / name, "<|im_end|>") for name in ("teacher", "student"))
+    opening = AutoTokenizer.from_pretrained(student)
+    opening.backend_tokenizer.post_processor = TemplateProcessing("<|endoftext|> $A", None, [("<|endoftext|>", 0)])
+    opening.save_pretrained(student)
+    inputs = {"teacher.model": teacher, "student.model": student}
+    output, _ = run_stage(settings(None, None), inputs, tmp_path / "run")
+    assert encode_prompts(load_shared_tokenizer(output).tokenizer, BARE, [("red cat", "")]) == [[2, 3]]
+
+
+def test_added_tokens_may_be_in_one_tokenizer_alone_but_not_under_another_id(tmp_path):
+    with_tools = family(tmp_path / "tools", "<|im_end|>", ("<|tool|>", "<|image|>"))
+    plain = family(tmp_path / "plain", "<|im_end|>")
+    inputs = {"teacher.model": with_tools, "student.model": plain}
+    assert run_stage(settings(None, None), inputs, tmp_path / "first")[1]["vocabulary"] == 7
+    inputs = {"teacher.model": plain, "student.model": with_tools}
+    assert run_stage(settings(None, None), inputs, tmp_path / "second")[1]["vocabulary"] == 5
+    other = family(tmp_path / "other", "<|im_end|>", ("<|image|>",))
+    inputs = {"teacher.model": with_tools, "student.model": other}
+    with pytest.raises(StageError, match=r"token 5 is '<\|tool\|>' in teacher\.model and '<\|image\|>' in student"):
+        run_stage(settings(None, None), inputs, tmp_path / "third")
+
+
+def test_a_tokenizer_that_lacks_ordinary_tokens_is_another(tmp_path):
+    more, fewer = train_bpe(TEXTS, 300), train_bpe(TEXTS, 280)
+    inputs = {
+        "teacher.model": model_directory(tmp_path / "teacher", fewer),
+        "student.model": model_directory(tmp_path / "student", more),
+    }
+    with pytest.raises(StageError, match=r"token 280 is absent in teacher\.model and .* take another teacher or"):
+        run_stage(settings(None, None), inputs, tmp_path / "run")
+
+
+HOLES = {"<unk>": 0, "red": 1, "cat": 2, "runs": 3, "sings": 4, "<eos>": 30}
+
+
+def with_holes() -> PreTrainedTokenizerFast:
+    """Six tokens, the last of them number 30."""
+    raw = Tokenizer(models.WordLevel(HOLES, unk_token="<unk>"))
+    raw.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(tokenizer_object=raw, eos_token="<eos>", unk_token="<unk>")
+
+
+def test_ids_with_holes_count_up_to_the_largest(tmp_path):
+    """EOS is beyond the number of tokens: it must be drawn, trained on and stored all the same."""
+    tokenizer = with_holes()
+    model = build_model(GPT2, tokenizer, seed=1)
+    assert (len(tokenizer), model.config.vocab_size) == (6, 31)
+    directory = model_directory(tmp_path / "model", tokenizer, vocab_size=40)
+    output, summary = run_stage(ALONE, {"model": directory}, tmp_path / "run")
+    assert summary["vocabulary"] == 31
+    assert json.loads((output / "models.json").read_text())["model"]["tokenizer_entries"] == 31
+    shared = load_shared_tokenizer(output)
+    assert (shared.entries, shared.ends) == (31, (30,))
+    loaded = load_model(directory).eval()
+    responses = Sampler(loaded, shared.ends, shared.entries).sample([Request([1, 2], 12, (1, i)) for i in range(300)])
+    drawn = [token for response in responses for token in response.tokens]
+    assert max(drawn) == 30
+    assert 0.5 / 31 < drawn.count(30) / len(drawn) < 2 / 31, "of a random model, about as often as any other"
+    batch = make_batch([[1, 2]], [[3, 30]])
+    got, _ = token_log_probs(response_hidden(loaded, batch), output_head(loaded, shared.entries), torch.tensor([3, 30]))
+    with torch.no_grad():
+        logits = loaded(torch.tensor([[1, 2, 3, 30]])).logits[0, 1:3, :31]
+    want = logits.log_softmax(dim=-1)[[0, 1], [3, 30]]
+    torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-5)
+    # an id that no token has is an entry as well, and writes nothing
+    assert shared.texts([[1, 17, 2, 30]]) == ["red cat"]
+
+
+@pytest.mark.parametrize("architecture", [*ARCHITECTURES.values(), {**LLAMA_LIKE, "model_type": "gemma"}])
+def test_every_token_has_an_embedding_that_learns_when_training_from_scratch(architecture):
+    """Token 0 is the padding token of Gemma's configuration by default, 1 of OPT's; here they are EOS and `!`."""
+    model: Any = build_model(architecture, train_bpe(TEXTS, 257), seed=1)
+    rows = model.get_input_embeddings().weight
+    assert (rows.norm(dim=1) > 0).all()
+    hidden = model.base_model(input_ids=torch.arange(257)[None, :200]).last_hidden_state
+    hidden.square().sum().backward()
+    assert (rows.grad.norm(dim=1) > 0).tolist() == [True] * 200 + [False] * 57
+
+
+def test_a_checkpoint_that_pads_with_a_real_token_learns_it_too(tmp_path):
+    model: Any = AutoModelForCausalLM.from_config(
+        AutoConfig.for_model(**LLAMA_LIKE, model_type="llama", vocab_size=20, pad_token_id=5, eos_token_id=5)
+    )
+    with torch.no_grad():
+        model.get_input_embeddings().weight[5] = 0.5
+    model.save_pretrained(tmp_path / "model")
+    loaded: Any = load_model(tmp_path / "model")
+    loaded.base_model(input_ids=torch.tensor([[3, 5, 4]])).last_hidden_state.square().sum().backward()
+    gradient = loaded.get_input_embeddings().weight.grad
+    assert gradient.norm(dim=1).nonzero().flatten().tolist() == [3, 4, 5]
+
+
+@pytest.mark.parametrize(
+    ("file", "found"),
+    [("spiece.model", True), ("vocab.txt", True), ("tekken.json", True), ("model.safetensors", False)],
+)
+def test_a_tokenizer_is_seen_whatever_its_files_are_called(tmp_path, file, found):
+    """Those of a model that are not seen would not be compared with the shared one."""
+    (tmp_path / file).touch()
+    assert has_tokenizer(tmp_path) == found

@@ -9,25 +9,26 @@ from minillm.generation.slots import Request
 from minillm.models.batches import make_batch
 from minillm.streams import Purpose, generator, stream
 from tests.minillm.models_in_small import ARCHITECTURES, response_logits, small_model
-from tests.minillm.test_sampling import EOS, VOCABULARY, assert_follows, every_response, law_after
+from tests.minillm.test_sampling import ENDS, EOS, VOCABULARY, assert_follows, every_response, law_after
 
 COINS = stream(Purpose.COINS, 3, 1)
 ROUND = [Request([1 + i % 5] * (1 + i % 6), 3 + i % 7, stream(Purpose.ROLLOUTS, 10, 0, i)) for i in range(14)]
 
 
-def sampler(student, teacher, alpha, batch_size=64, temperature=1.0):
-    return RolloutSampler(student, teacher, EOS, VOCABULARY, alpha, temperature, batch_size)
+def sampler(student, teacher, alpha, batch_size=64, temperature=1.0, ends=ENDS):
+    return RolloutSampler(student, teacher, ends, VOCABULARY, alpha, temperature, batch_size)
 
 
-def test_each_response_follows_the_mixture_of_probabilities():
+@pytest.mark.parametrize("ends", [ENDS, (EOS, 5, 2)])
+def test_each_response_follows_the_mixture_of_probabilities(ends):
     """One response per round, so that the coins of different responses are independent and a χ² test holds."""
     student, teacher = small_model("gpt2", VOCABULARY, seed=1), small_model("gpt2", VOCABULARY, seed=2)
-    mixed = sampler(student, teacher, 0.6)
+    mixed = sampler(student, teacher, 0.6, ends=ends)
     got = [
         tuple(mixed.sample([Request([3, 4], 2, stream(Purpose.ROLLOUTS, 1, i))], stream(Purpose.COINS, 1, i))[0].tokens)
         for i in range(1500)
     ]
-    assert_follows(got, every_response(lambda x: 0.6 * law_after(teacher, x) + 0.4 * law_after(student, x)))
+    assert_follows(got, every_response(lambda x: 0.6 * law_after(teacher, x) + 0.4 * law_after(student, x), ends))
 
 
 @pytest.mark.parametrize("row", [0, 1, 2])
@@ -110,7 +111,7 @@ def test_the_teacher_runs_only_where_the_coin_falls():
     student.base_model.register_forward_hook(counting("student"))
     teacher.base_model.register_forward_hook(counting("teacher"))
     requests = [Request([3, 4], 100, stream(Purpose.ROLLOUTS, 5, 0, i)) for i in range(8)]
-    rollouts = RolloutSampler(student, teacher, -1, VOCABULARY, 0.2, 1.0, 8).sample(requests, COINS)
+    rollouts = RolloutSampler(student, teacher, (), VOCABULARY, 0.2, 1.0, 8).sample(requests, COINS)
     assert {len(r.tokens) for r in rollouts} == {100}
     assert calls["student"] + calls["teacher"] == 100  # one model per token
     assert 8 <= calls["teacher"] <= 36

@@ -11,8 +11,9 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from minillm.models.batches import make_batch
-from minillm.models.causal_lm import load_model, load_tokenizer
+from minillm.models.causal_lm import load_model
 from minillm.models.output_head import output_head
+from minillm.models.shared_tokenizer import load_shared_tokenizer
 from minillm.training.on_policy import Rollouts, Round
 from tests.conftest import ROOT
 from tests.minillm.models_in_small import ARCHITECTURES, response_logits, small_model
@@ -143,7 +144,7 @@ def real_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_ratio_of_a_real_model_in_bfloat16_is_one_before_the_first_update(real_model):
     texts = ["What is the capital of France?", "Give me a recipe for bread.", "Tell me a joke about cats.", "Why?"]
     student, teacher = (load_model(real_model, torch.bfloat16, dropout=False) for _ in range(2))
-    tokenizer = load_tokenizer(real_model)
+    tokenizer = load_shared_tokenizer(real_model).tokenizer
     prompts = [tokenizer(f"<|im_start|>user\n{text}<|im_end|>\n<|im_start|>assistant\n")["input_ids"] for text in texts]
     policy = {"rollouts": 8, "clip_range": TIGHT}
     with rollout_feed(student, teacher, prompts, 48, policy, batch_size=4, precision="bfloat16") as feed:

@@ -15,6 +15,7 @@ from minillm.streams import Purpose, stream
 from tests.minillm.models_in_small import ARCHITECTURES, response_logits, small_model
 
 EOS = 0
+ENDS = (EOS,)
 VOCABULARY = 7
 
 
@@ -41,12 +42,12 @@ def assert_follows(got, expected):
     assert stats.chisquare(observed[wanted > 0], wanted[wanted > 0]).pvalue > 1e-3
 
 
-def every_response(law):
+def every_response(law, ends=ENDS):
     """Probability of each response of at most two tokens, from the law after a prefix."""
     first_law = law([3, 4])
     expected = {}
     for first in range(VOCABULARY):
-        if first == EOS:
+        if first in ends:
             expected[first,] = float(first_law[first])
             continue
         second_law = law([3, 4, first])
@@ -54,10 +55,12 @@ def every_response(law):
     return expected
 
 
-def test_responses_follow_the_model():
+@pytest.mark.parametrize("ends", [ENDS, (EOS, 5, 2)])
+def test_responses_follow_the_model(ends):
     model = small_model("gpt2", VOCABULARY, seed=1)
-    got = [tuple(r.tokens) for r in Sampler(model, EOS, VOCABULARY, batch_size=500).sample(requests(4000))]
-    assert_follows(got, every_response(lambda prefix: law_after(model, prefix)))
+    responses = Sampler(model, ends, VOCABULARY, batch_size=500).sample(requests(4000))
+    assert_follows([tuple(r.tokens) for r in responses], every_response(lambda prefix: law_after(model, prefix), ends))
+    assert all(r.finished == (r.tokens[-1] in ends) for r in responses)
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
@@ -65,11 +68,11 @@ def test_schedule_and_neighbours_change_nothing(name, monkeypatch):
     """Batch size, order and refills: the same responses in float64, token for token, and the same probabilities."""
     model = small_model(name, VOCABULARY, seed=1).double()
     wanted = [Request([1 + i % 5] * (1 + i % 6), 3 + i % 7, stream(Purpose.ANSWERS, 10, 0, i)) for i in range(14)]
-    alone = [Sampler(model, EOS, VOCABULARY).sample([r])[0] for r in wanted]
-    schedules = [Sampler(model, EOS, VOCABULARY, batch_size=n).sample(wanted) for n in (14, 3, 5)]
-    schedules.append(Sampler(model, EOS, VOCABULARY, batch_size=4).sample(wanted[::-1])[::-1])
+    alone = [Sampler(model, ENDS, VOCABULARY).sample([r])[0] for r in wanted]
+    schedules = [Sampler(model, ENDS, VOCABULARY, batch_size=n).sample(wanted) for n in (14, 3, 5)]
+    schedules.append(Sampler(model, ENDS, VOCABULARY, batch_size=4).sample(wanted[::-1])[::-1])
     monkeypatch.setattr(sampling, "REFILL_SHARE", 0.7)
-    schedules.append(Sampler(model, EOS, VOCABULARY, batch_size=5).sample(wanted))
+    schedules.append(Sampler(model, ENDS, VOCABULARY, batch_size=5).sample(wanted))
     for schedule in schedules:
         for got, want in zip(schedule, alone, strict=True):
             assert (got.tokens, got.finished) == (want.tokens, want.finished)
@@ -81,7 +84,7 @@ def test_schedule_and_neighbours_change_nothing(name, monkeypatch):
 def test_kept_log_probs_are_those_of_a_full_forward_pass(name):
     model = small_model(name, VOCABULARY, seed=1)
     wanted = [Request([1 + i % 5] * (1 + i % 6), 6, (2, i)) for i in range(9)]
-    for request, response in zip(wanted, Sampler(model, EOS, VOCABULARY, batch_size=4).sample(wanted), strict=True):
+    for request, response in zip(wanted, Sampler(model, ENDS, VOCABULARY, batch_size=4).sample(wanted), strict=True):
         logits = response_logits(model, make_batch([request.prompt], [response.tokens]), VOCABULARY)[0]
         log_probs = torch.log_softmax(logits, dim=-1).gather(1, torch.tensor(response.tokens)[:, None]).squeeze(1)
         torch.testing.assert_close(response.log_prob.float(), log_probs.detach(), rtol=1e-4, atol=1e-4)
@@ -89,7 +92,7 @@ def test_kept_log_probs_are_those_of_a_full_forward_pass(name):
 
 def test_a_response_ends_with_eos_or_at_its_limit():
     model = small_model("gpt2", VOCABULARY, seed=1)
-    responses = Sampler(model, EOS, VOCABULARY).sample(requests(300, max_tokens=5))
+    responses = Sampler(model, ENDS, VOCABULARY).sample(requests(300, max_tokens=5))
     assert {r.finished for r in responses} == {True, False}
     for r in responses:
         assert EOS not in r.tokens[:-1]
@@ -102,19 +105,19 @@ def test_looking_for_ends_less_often_changes_nothing(monkeypatch):
     """On an accelerator the host looks every few steps which rows have ended; here it is made to do the same."""
     model = small_model("gpt2", VOCABULARY, seed=1).double()
     wanted = [Request([1 + i % 5] * (1 + i % 4), 2 + i % 9, (4, i)) for i in range(20)]
-    want = Sampler(model, EOS, VOCABULARY, batch_size=6).sample(wanted)
+    want = Sampler(model, ENDS, VOCABULARY, batch_size=6).sample(wanted)
     monkeypatch.setattr(sampling, "HOST_STEPS", sampling.DEVICE_STEPS)
-    got = Sampler(model, EOS, VOCABULARY, batch_size=6).sample(wanted)
+    got = Sampler(model, ENDS, VOCABULARY, batch_size=6).sample(wanted)
     assert [(r.tokens, r.finished) for r in got] == [(r.tokens, r.finished) for r in want]
 
 
 def test_no_requests_no_responses():
-    assert Sampler(small_model("gpt2", VOCABULARY), EOS, VOCABULARY).sample([]) == []
+    assert Sampler(small_model("gpt2", VOCABULARY), ENDS, VOCABULARY).sample([]) == []
 
 
 def test_padded_embedding_rows_are_never_sampled():
     model = small_model("gpt2", 50, seed=1)
-    responses = Sampler(model, EOS, VOCABULARY).sample(requests(200, max_tokens=4))
+    responses = Sampler(model, ENDS, VOCABULARY).sample(requests(200, max_tokens=4))
     assert max(max(r.tokens) for r in responses) < VOCABULARY
 
 
@@ -122,12 +125,12 @@ def test_a_window_shorter_than_a_row_is_refused():
     model = small_model("mistral", VOCABULARY)
     model.config.sliding_window = 5
     with pytest.raises(StageError, match="attends to its last 5 tokens only, and rows have up to 6"):
-        Sampler(model, EOS, VOCABULARY).sample([Request([1, 2], 4, (0,))])
+        Sampler(model, ENDS, VOCABULARY).sample([Request([1, 2], 4, (0,))])
 
 
 def test_no_repeat_ngram():
     model = small_model("gpt2", VOCABULARY, seed=3)
-    responses = Sampler(model, -1, VOCABULARY, Decoding(no_repeat_ngram=2)).sample(requests(20, max_tokens=12))
+    responses = Sampler(model, (), VOCABULARY, Decoding(no_repeat_ngram=2)).sample(requests(20, max_tokens=12))
     for r in responses:
         pairs = list(zip(r.tokens, r.tokens[1:], strict=False))
         assert len(pairs) == len(set(pairs))
@@ -135,7 +138,7 @@ def test_no_repeat_ngram():
 
 def test_greedy_takes_the_likeliest():
     model = small_model("gpt2", VOCABULARY, seed=1)
-    (response,) = Sampler(model, -1, VOCABULARY, Decoding("greedy")).sample(requests(1, max_tokens=5))
+    (response,) = Sampler(model, (), VOCABULARY, Decoding("greedy")).sample(requests(1, max_tokens=5))
     prefix = [3, 4]
     for token in response.tokens:
         assert token == int(logits_after(model, prefix).argmax())
@@ -157,7 +160,7 @@ def test_truncated_and_tempered_laws(decoding, kept):
             ordered.values[:count].sum()
         )
 
-    got = [tuple(r.tokens) for r in Sampler(model, EOS, VOCABULARY, decoding, 1000).sample(requests(3000, seed=5))]
+    got = [tuple(r.tokens) for r in Sampler(model, ENDS, VOCABULARY, decoding, 1000).sample(requests(3000, seed=5))]
     expected = {key: p for key, p in every_response(law).items() if p > 0}
     assert set(got) <= set(expected)
     assert_follows(got, expected)

@@ -16,6 +16,27 @@ from minillm.errors import StageError
 from tests.minillm.direct import ROOT, write_lines
 from tests.minillm.hub import COMMIT, Hub, serve
 
+CHAT_FILES = (
+    "config.json",
+    "generation_config.json",
+    "model-00001-of-00001.safetensors",
+    "model.safetensors.index.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "tokenizer.model",
+    "tokenizer.model.v3",
+    "sentencepiece.bpe.model",
+    "source.spm",
+    "bpe.codes",
+    "qwen.tiktoken",
+    "chat_template.jinja",
+    "additional_chat_templates/tool_use.jinja",
+)
+"""What transformers reads of a causal language model and its tokenizer."""
 RESOLVE = """
 import json, sys
 from pathlib import Path
@@ -87,6 +108,16 @@ def test_a_model_that_is_exported_again_is_the_same_source(tmp_path):
     assert len(prints) == 1
     write_lines(Path(artifact.path) / "model.safetensors", ["others"])
     assert resolve(Model(path=artifact.path), Path()).fingerprint not in prints
+
+
+@pytest.mark.parametrize("name", CHAT_FILES)
+def test_a_models_fingerprint_covers_all_that_is_read_of_it(tmp_path, name):
+    for each in CHAT_FILES:
+        (tmp_path / each).parent.mkdir(exist_ok=True)
+        (tmp_path / each).write_text(each)
+    before = resolve(Model(path=str(tmp_path)), Path()).fingerprint
+    (tmp_path / name).write_text("another content")
+    assert resolve(Model(path=str(tmp_path)), Path()).fingerprint != before
 
 
 def test_a_missing_path_suggests_the_nearest(tmp_path):
@@ -165,6 +196,10 @@ def test_hub_repositories_are_pinned_to_a_commit_and_bring_no_code(tmp_path):
             "modeling_custom.py": b"raise SystemExit('code of the repository ran')",
             "tokenizer.json": b"{}",
         },
+        ("models", "some/chat-model"): {
+            **{name: name.encode() for name in CHAT_FILES},
+            **{name: b"unread" for name in ("model.onnx", "flax_model.msgpack", "README.md", "code.py")},
+        },
         ("models", "some/old-model"): {"config.json": b"{}", "pytorch_model.bin": b"old weights"},
         ("models", "some/empty-model"): {"config.json": b"{}"},
         ("models", "meta/gated"): {"config.json": b"{}"},
@@ -184,6 +219,11 @@ def test_hub_repositories_are_pinned_to_a_commit_and_bring_no_code(tmp_path):
             "tokenizer.json",
         ]
         assert found["fingerprint"] == f"hub:some/model@{COMMIT}"
+        chat = resolve_apart(hub.endpoint, tmp_path, "Model", hub="some/chat-model")
+        fetched = {
+            str(p.relative_to(chat["path"])): p.read_text() for p in Path(chat["path"]).rglob("*") if p.is_file()
+        }
+        assert fetched == {name: name for name in CHAT_FILES}
         old = resolve_apart(hub.endpoint, tmp_path, "Model", hub="some/old-model")
         assert sorted(p.name for p in Path(old["path"]).iterdir()) == ["config.json", "pytorch_model.bin"]
 

@@ -53,7 +53,9 @@ def test_all_random_numbers_come_from_named_streams(floor):
 def test_what_a_round_draws_shares_no_stream():
     """Coins, responses, the order of its rows and of the examples, for the same seed and number."""
     coins = generator(stream(Purpose.COINS, 1, 7)).random(20).tolist()
-    slots = Slots([Request([1], 20, stream(Purpose.ROLLOUTS, 1, 7, i)) for i in range(3)], 3, EOS, torch.device("cpu"))
+    slots = Slots(
+        [Request([1], 20, stream(Purpose.ROLLOUTS, 1, 7, i)) for i in range(3)], 3, (EOS,), torch.device("cpu")
+    )
     slots.admit(range(3))
     responses = slots._uniforms.tolist()
     order = generator(stream(Purpose.MINI_BATCHES, 1, 7)).random(20).tolist()

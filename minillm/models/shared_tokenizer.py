@@ -1,0 +1,105 @@
+"""The tokenizer that the models of a run share, its number of entries, and the tokens that end a response."""
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
+
+from minillm.errors import StageError
+
+
+@dataclass(frozen=True)
+class SharedTokenizer:
+    """A tokenizer, and what generation and losses need to know of it."""
+
+    tokenizer: PreTrainedTokenizerBase
+    entries: int
+    """V, the largest token id + 1."""
+    holes: frozenset[int]
+    """Ids below V that no token has. Models give them a probability too, so they stay in the softmax of student,
+    teacher and mixture alike; one that is drawn writes nothing."""
+    ends: tuple[int, ...]
+    """Tokens that end a response. The first is the tokenizer's EOS, which training text ends with."""
+
+    @property
+    def eos(self) -> int:
+        """The token that ends training text."""
+        return self.ends[0]
+
+    def texts(self, responses: Sequence[Sequence[int]]) -> list[str]:
+        """Responses as text, without the token that ended them and without special tokens."""
+        ended = [len(ids) > 0 and ids[-1] in self.ends for ids in responses]
+        bodies = [ids[:-1] if end else ids for ids, end in zip(responses, ended, strict=True)]
+        bodies = [[token for token in body if token not in self.holes] for body in bodies]
+        return self.tokenizer.batch_decode(bodies, skip_special_tokens=True)
+
+    def generation_config(self, **decoding: Any) -> GenerationConfig:
+        """What `generate` of transformers is to do with a model: end where this run ends responses, and no more.
+
+        Args:
+            decoding: Further fields; without them, sampling from the model's own distribution.
+        """
+        tokens = {
+            "eos_token_id": list(self.ends),
+            "bos_token_id": self.tokenizer.bos_token_id,
+            "pad_token_id": self.eos if self.tokenizer.pad_token_id is None else self.tokenizer.pad_token_id,
+        }
+        plain = {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0}
+        return GenerationConfig(**tokens, **(decoding or plain))
+
+
+def share(tokenizer: PreTrainedTokenizerBase, named: Iterable[int] = ()) -> SharedTokenizer:
+    """A tokenizer with the tokens that end a response: its EOS, and those `named` that are entries.
+
+    Raises:
+        StageError: If the tokenizer has no EOS token.
+    """
+    eos = tokenizer.eos_token_id
+    if not isinstance(eos, int):
+        raise StageError("the tokenizer has no EOS token, so no response could end; set its eos_token")
+    entries = entries_of(tokenizer)
+    holes = frozenset(range(entries)) - set(tokenizer.get_vocab().values())
+    others = {token for token in named if 0 <= token < entries} - {eos}
+    return SharedTokenizer(tokenizer, entries, holes, (eos, *sorted(others)))
+
+
+def load_shared_tokenizer(directory: Path) -> SharedTokenizer:
+    """The tokenizer of a `prepare` artifact or a model directory, with the end tokens named there; runs no code."""
+    return share(AutoTokenizer.from_pretrained(directory), named_end_tokens(directory))
+
+
+def entries_of(tokenizer: PreTrainedTokenizerBase) -> int:
+    """The largest token id + 1; `len(tokenizer)` is less where ids have holes."""
+    return max(tokenizer.get_vocab().values()) + 1
+
+
+def named_end_tokens(directory: Path) -> list[int]:
+    """End tokens that a checkpoint names: in generation_config.json or, if none there, in config.json.
+
+    These are the tokens at which `generate` of transformers would end.
+
+    Raises:
+        StageError: If a file names something that is no token id.
+    """
+    for name in ("generation_config.json", "config.json"):
+        path = directory / name
+        if path.is_file():
+            named = _end_tokens(path)
+            if named:
+                return named
+    return []
+
+
+def _end_tokens(path: Path) -> list[int]:
+    try:
+        fields = json.loads(path.read_text(encoding="utf-8"))
+        value = fields.get("eos_token_id", (fields.get("text_config") or {}).get("eos_token_id"))
+    except (ValueError, AttributeError) as error:
+        raise StageError(f"{path} cannot be read as a JSON object ({error}); get the file again") from error
+    named = [] if value is None else value if isinstance(value, list) else [value]
+    if not all(isinstance(token, int) and not isinstance(token, bool) for token in named):
+        raise StageError(f"{path}: eos_token_id is {value!r}; give a token id, or a list of them")
+    return named
