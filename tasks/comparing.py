@@ -18,6 +18,7 @@ from tabulate import tabulate
 
 from minillm.artifacts import Store
 from minillm.errors import StageError
+from minillm.files import local_path
 from tasks.outbox import Outbox, Wanted
 from tasks.pages import page_key, show_page
 from tasks.settings import set_mlflow_defaults
@@ -147,7 +148,7 @@ def _tracked(store: str) -> "TrackedRuns":
     set_mlflow_defaults()
     from tasks.tracked_runs import TrackedRuns
 
-    return TrackedRuns(Path(store).resolve())
+    return TrackedRuns(local_path(store).resolve())
 
 
 def _means(metrics: Mapping[str, float]) -> list[tuple[str, float]]:

@@ -2,7 +2,6 @@
 
 import contextlib
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 
 from filelock import FileLock, Timeout
 from humanize import naturalsize
@@ -10,6 +9,7 @@ from tabulate import tabulate
 
 from minillm.artifacts import Store
 from minillm.errors import StageError
+from minillm.files import local_path
 from minillm.inventory import Entry, entries, remove, sweep, with_inputs
 from tasks.outbox import records
 from tasks.settings import set_mlflow_defaults
@@ -142,6 +142,7 @@ def _acquired(lock: FileLock, locks: contextlib.ExitStack) -> bool:
 
 
 def _existing(root: str) -> Store:
-    if not (Path(root) / "artifacts").is_dir():
-        raise StageError(f"{Path(root).resolve()} is no store: it has no folder `artifacts`; name another by --store")
-    return Store(root)
+    path = local_path(root).resolve()
+    if not (path / "artifacts").is_dir():
+        raise StageError(f"{path} is no store: it has no folder `artifacts`; name another by --store")
+    return Store(path)

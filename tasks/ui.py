@@ -13,6 +13,7 @@ from pathlib import Path
 
 import psutil
 
+from minillm.files import local_path
 from tasks.settings import MLFLOW_UI, PREFECT_UI, answers, set_mlflow_defaults, set_prefect_defaults, shown
 from tasks.supervision import GRACE_SECONDS
 
@@ -36,7 +37,7 @@ def main() -> int:
         help="also deploy prefect.yaml, and run what is scheduled or started in the page",
     )
     arguments = parser.parse_args()
-    store = Path(arguments.store).resolve()
+    store = local_path(arguments.store).resolve()
     store.mkdir(parents=True, exist_ok=True)
     set_prefect_defaults()
     set_mlflow_defaults()

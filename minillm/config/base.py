@@ -1,8 +1,13 @@
 """What every section of the configuration is made of."""
 
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+
+from minillm.files import local_path
+
+LocalPath = Annotated[str, AfterValidator(lambda text: str(local_path(text)))]
+"""A path of this machine (see `local_path`)."""
 
 
 class Strict(BaseModel):
@@ -18,14 +23,14 @@ class Strict(BaseModel):
 class Source(Strict):
     """Where rows of data come from: a local file or directory, or a dataset by its hub name."""
 
-    path: str | None = None
+    path: LocalPath | None = None
     """Local file (JSONL, JSON, plain text) or directory, relative to `data.directory`."""
     hub: str | None = None
     """Dataset name on the Hugging Face hub, e.g. databricks/databricks-dolly-15k."""
     revision: str = "main"
     """Branch, tag or commit on the hub."""
     file: str | None = None
-    """File inside a directory or hub dataset that holds several."""
+    """File or folder inside a directory or hub dataset that holds several."""
     sha256: str | None = Field(default=None, pattern="^[0-9a-f]{64}$")
     """SHA-256 of the local file, where no other content will do."""
 
@@ -41,7 +46,7 @@ class Source(Strict):
 class Model(Strict):
     """Where a model's weights come from: the hub, a local directory, or random initialisation."""
 
-    path: str | None = None
+    path: LocalPath | None = None
     """Local Hugging Face model directory."""
     hub: str | None = None
     """Model name on the Hugging Face hub, e.g. gpt2-xl."""

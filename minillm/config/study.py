@@ -7,7 +7,7 @@ from typing import Self
 
 from pydantic import Field, PositiveInt, model_validator
 
-from minillm.config.base import Strict
+from minillm.config.base import LocalPath, Strict
 from minillm.config.experiment import Tracked
 from minillm.nearest import suggestion
 
@@ -35,7 +35,7 @@ class StudyRun(Strict):
 class Study(Tracked):
     """Variants of one configuration, each distilled with every training seed; `runtime` changes that of all runs."""
 
-    base: str
+    base: LocalPath
     """Configuration of a distillation, relative to the working directory."""
     overrides: tuple[str, ...] = ()
     """`key.sub=value` each, applied over the base in every run; a null leaves out an entry, such as a benchmark."""

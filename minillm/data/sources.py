@@ -1,14 +1,15 @@
 """Where data and models come from: a source of the configuration becomes a local path and a content fingerprint."""
 
 import functools
+import glob
 from dataclasses import dataclass
 from pathlib import Path
 
 from minillm.artifacts import file_sha256, text_digest
 from minillm.config import Model, Source
 from minillm.errors import StageError
+from minillm.files import files_of, require_readable
 from minillm.models.model_files import WEIGHTS, require_weights
-from minillm.nearest import missing_path
 
 MODEL_FILES = ["*.json", "*.txt", "*.model", "tokenizer*", WEIGHTS[0]]
 
@@ -31,7 +32,7 @@ def source_path(source: Source | Model, directory: Path) -> Path | None:
     """
     if source.path is None:
         return None
-    path = directory / Path(source.path).expanduser()
+    path = directory / source.path
     return path / source.file if isinstance(source, Source) and source.file else path
 
 
@@ -43,12 +44,12 @@ def resolve(source: Source | Model, directory: Path) -> Resolved:
         directory: Folder that a relative path starts from.
 
     Raises:
-        StageError: If it is missing, unreachable, gated, of other content than `sha256`, or a model without weights.
+        StageError: If it is missing, unreadable, unreachable, gated, of other content than `sha256`, or a model without
+            weights.
     """
     path = source_path(source, directory)
     if path is not None:
-        if not path.exists():
-            raise StageError(missing_path(path))
+        require_readable(path)
         if isinstance(source, Source):
             _require_content(path, source.sha256)
         resolved = Resolved(path.absolute(), _fingerprint(path))
@@ -77,9 +78,7 @@ def _require_content(path: Path, sha256: str | None) -> None:
 def _fingerprint(path: Path) -> str:
     if path.is_file():  # the suffix decides how the content is read
         return f"sha256:{_file_digest(path)}{path.suffix}"
-    names = sorted(p.relative_to(path) for p in path.rglob("*") if p.is_file())
-    visible = [name for name in names if not any(part.startswith(".") for part in name.parts)]
-    return f"sha256:{text_digest({str(name): _file_digest(path / name) for name in visible})}"
+    return f"sha256:{text_digest({str(file.relative_to(path)): _file_digest(file) for file in files_of(path)})}"
 
 
 def _file_digest(path: Path) -> str:
@@ -96,7 +95,8 @@ def _digest_of_version(path: Path, size: int, mtime_ns: int) -> str:
 
 def _from_hub(source: Source | Model, name: str) -> Resolved:
     if isinstance(source, Source):
-        snapshot = _snapshot(name, "dataset", source.revision, [source.file] if source.file else None)
+        wanted = glob.escape(source.file) if source.file else None
+        snapshot = _snapshot(name, "dataset", source.revision, [wanted, f"{wanted}/*"] if wanted else None)
         fingerprint = f"hub:datasets/{name}@{snapshot.name}" + (f"/{source.file}" if source.file else "")
         path = snapshot / source.file if source.file else snapshot
         if not path.exists():

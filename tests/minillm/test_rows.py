@@ -17,6 +17,12 @@ MALFORMED = {
     b'{"instruction": "a", "response": null}': "`response` is NoneType, not text",
     b'{"instruction": "a", "context": ["x"], "response": "b"}': "`context` is list, not text",
     b'{"instruction": "caf\xe9", "response": "b"}': "not UTF-8 (byte 0xe9 at column 21)",
+    b'{"instruction": "a", "response": "\\ud83d."}': "half a character: \\ud83d is one of a surrogate pair",
+    b'{"instruction": "a", "response": "b", "x": {"\\uDE00": 1}}': "half a character: \\ude00",
+    b'{"instruction": "a", "response": "b", "response": "c"}': "`response` is given twice",
+    b"[" * 100_000: "nested too deeply",
+    b'{"instruction": "a", "response": ' + b"1" * 5000 + b"}": "not JSON (Exceeds the limit",
+    b'{"instruction": "a", "response": "b"} {}': "not JSON (Extra data",
 }
 
 
@@ -63,7 +69,8 @@ def test_too_many_malformed_rows_stop_the_run_and_the_first_ten_are_shown(tmp_pa
     [
         ([{"row": 0, "split": "trian"}], r":1: unknown part 'trian'; did you mean `train`\?"),
         ([{"row": 2, "split": "train"}], ":1: row 2 is not one of the 2 rows"),
-        ([{"row": "0", "split": "train"}], ":1: row '0' is not one of"),
+        ([{"row": "first", "split": "train"}], ":1: row 'first' is not one of"),
+        ([{"row": True, "split": "train"}], ":1: row True is not one of"),
         ([{"row": 0, "split": "train"}] * 2, ":2: row 0 has a part already"),
         ([{"row": 1, "split": "train"}], r"names no part for 1 of 2 rows, first \[0\]"),
         ([{"row": 0}], ":1: needs the fields `row` and `split`"),
@@ -96,3 +103,23 @@ def test_the_real_dolly_is_whole():
     assert (len(rows), len(malformed)) == (15011, 0)
     parts = read_split(folder / "minillm_split.jsonl", 15011)
     assert {part: parts.count(part) for part in set(parts)} == {"train": 11417, "dev": 997, "test": 497, "unused": 2100}
+
+
+def test_the_first_name_with_a_value_counts(tmp_path):
+    """Rows of two sources put together have the names of both, one of them empty."""
+    values = [
+        {"instruction": "a", "context": None, "input": "c", "response": "b", "output": None},
+        {"instruction": "a", "context": " ", "input": "c", "response": "", "output": "b"},
+        {"instruction": "a", "context": "c", "input": None, "response": "b", "output": "other"},
+        {"instruction": "a", "context": None, "input": None, "response": "b"},
+        {"instruction": "a", "context": "c", "input": "", "response": None, "output": None},
+    ]
+    rows, malformed = read_rows(write_lines(tmp_path / "rows.jsonl", values))
+    assert [(r.context, r.response) for r in rows] == [("c", "b")] * 3 + [("", "b")]
+    assert [m.reason for m in malformed] == ["`response` is NoneType, not text"]
+
+
+def test_a_split_may_be_a_csv_file(tmp_path):
+    path = tmp_path / "split.csv"
+    path.write_text("row,split\n1,dev\n0,train\n")
+    assert read_split(path, 2) == ["train", "dev"]
