@@ -1,6 +1,6 @@
 """Instruction rows (the schema of Dolly) and their split, read and checked one by one."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ PARTS = ("train", "dev", "test", "unused")
 NO_CATEGORY = "none"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Row:
     """One example: what is asked, about what, and the answer."""
 
@@ -36,22 +36,19 @@ class Malformed:
     reason: str
 
 
-def read_rows(path: Path) -> tuple[list[Row], list[Malformed]]:
+def read_rows(path: Path) -> Iterator[Row | Malformed]:
     """Rows with instruction, response and, where present, context and category; `input` and `output` do as well.
 
-    Where both names of one thing stand in a row, the first that has a value counts.
+    Where both names of one thing stand in a row, the first that has a value counts. Streams.
 
     Raises:
         StageError: If the file as a whole cannot be read.
     """
-    rows: list[Row] = []
-    malformed: list[Malformed] = []
     for number, record in enumerate(read_records(path)):
         try:
-            rows.append(parse_row(number, record))
+            yield parse_row(number, record)
         except ValueError as error:
-            malformed.append(Malformed(number, record.file, record.line, str(error)))
-    return rows, malformed
+            yield Malformed(number, record.file, record.line, str(error))
 
 
 def parse_row(number: int, record: Record) -> Row:

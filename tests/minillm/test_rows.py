@@ -1,8 +1,10 @@
+from pathlib import Path
+
 import pytest
 
 from minillm.config import Template
 from minillm.data.prompts import render
-from minillm.data.rows import Row, read_rows, read_split, refuse_malformed
+from minillm.data.rows import Malformed, Row, read_rows, read_split, refuse_malformed
 from minillm.errors import StageError
 from tests.minillm.direct import PLAIN, read_lines, real_data, write_lines
 
@@ -26,10 +28,15 @@ MALFORMED = {
 }
 
 
+def sorted_out(path: Path) -> tuple[list[Row], list[Malformed]]:
+    found = list(read_rows(path))
+    return [row for row in found if isinstance(row, Row)], [row for row in found if isinstance(row, Malformed)]
+
+
 def test_each_malformed_row_is_listed_with_line_and_reason_and_keeps_its_number(tmp_path):
     path = tmp_path / "rows.jsonl"
     path.write_bytes(b"\n".join([*MALFORMED, b"", b'{"instruction": "a", "response": "b"}']))
-    rows, malformed = read_rows(path)
+    rows, malformed = sorted_out(path)
     assert rows == [Row(len(MALFORMED), "a", "", "b", "none")]
     assert [(m.row, m.line) for m in malformed] == [(i, i + 1) for i in range(len(MALFORMED))]
     for found, reason in zip(malformed, MALFORMED.values(), strict=True):
@@ -43,7 +50,7 @@ def test_context_may_be_absent_null_or_blank_and_alpaca_names_do_as_well(tmp_pat
         {"instruction": "a", "context": None, "response": "b"},
         {"instruction": "a", "input": "c", "output": "b", "category": ""},
     ]
-    rows, malformed = read_rows(write_lines(tmp_path / "rows.jsonl", values))
+    rows, malformed = sorted_out(write_lines(tmp_path / "rows.jsonl", values))
     assert not malformed
     assert [(r.context, r.response, r.category) for r in rows] == [
         ("", "b", "open_qa"),
@@ -54,7 +61,7 @@ def test_context_may_be_absent_null_or_blank_and_alpaca_names_do_as_well(tmp_pat
 
 def test_too_many_malformed_rows_stop_the_run_and_the_first_ten_are_shown(tmp_path):
     path = write_lines(tmp_path / "rows.jsonl", [{}] * 11 + [{"instruction": "a", "response": "b"}] * 89)
-    _, malformed = read_rows(path)
+    _, malformed = sorted_out(path)
     refuse_malformed(malformed, 100, 0.11)
     with pytest.raises(
         StageError, match=r"11 of 100 rows are malformed \(11\.0%\), above data\.max_malformed"
@@ -99,7 +106,7 @@ def test_the_template_is_the_one_of_the_published_prompts():
 
 def test_the_real_dolly_is_whole():
     folder = real_data() / "dolly"
-    rows, malformed = read_rows(folder / "databricks-dolly-15k.jsonl")
+    rows, malformed = sorted_out(folder / "databricks-dolly-15k.jsonl")
     assert (len(rows), len(malformed)) == (15011, 0)
     parts = read_split(folder / "minillm_split.jsonl", 15011)
     assert {part: parts.count(part) for part in set(parts)} == {"train": 11417, "dev": 997, "test": 497, "unused": 2100}
@@ -114,7 +121,7 @@ def test_the_first_name_with_a_value_counts(tmp_path):
         {"instruction": "a", "context": None, "input": None, "response": "b"},
         {"instruction": "a", "context": "c", "input": "", "response": None, "output": None},
     ]
-    rows, malformed = read_rows(write_lines(tmp_path / "rows.jsonl", values))
+    rows, malformed = sorted_out(write_lines(tmp_path / "rows.jsonl", values))
     assert [(r.context, r.response) for r in rows] == [("c", "b")] * 3 + [("", "b")]
     assert [m.reason for m in malformed] == ["`response` is NoneType, not text"]
 
