@@ -11,7 +11,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from benchmarks import growth, rouge
+from benchmarks import data, growth, rouge
 from benchmarks.comparisons import STEP, TINY, comparisons, measure, write_lengths
 from benchmarks.page import LIBRARIES, line, table, update_line
 from benchmarks.protocol import ROOT, Contender, alternate
@@ -51,6 +51,7 @@ def main() -> None:
         "update": [update_rate(dtype, options) for dtype in options.dtypes] if options.only in "update" else [],
         "profile": {dtype: profile(dtype, options) for dtype in options.dtypes} if options.only in "profile" else {},
         "growth": growth.measure(options.tiny) if options.only in "growth" else {},
+        "data": data.measure(options.tiny) if options.only in "data" else [],
         "memory": growth.memory(options.tiny) if options.only in "memory" else {},
     }
     if record["growth"]:

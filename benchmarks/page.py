@@ -71,6 +71,13 @@ def table(record: dict[str, Any], left_out: list[str]) -> str:
         )
     if record["growth"]:
         grown = "\n## Growth\n\nOne step, float32, two threads; all but one size as above.\n\n![Growth](growth.svg)\n"
+    if record["data"]:
+        units = {"filter": "rows filtered", "pack": "MB packed", "line": "MB on one line packed"}
+        lines = "\n".join(
+            f"| {of['size']:,} {units[of['kind']]} | {of['peak_gib']:.2f} | {of['seconds']:.0f} |"
+            for of in record["data"]
+        )
+        grown += f"\n## Stages that read data\n\n| what | GiB, with the libraries | s |\n|---|---|---|\n{lines}\n"
     if record["memory"]:
         beside = record["memory"]["beside_gib"]
         grown += (

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
+from minillm.files import files_of
+
 SETTLED_NANOSECONDS = 2 * 10**9
 """A file that changed so recently may be written again within the same tick of its file system's clock."""
 
@@ -73,11 +75,10 @@ class Snapshot:
 
 
 def visible_files(path: Path) -> list[Path]:
-    """A file itself, or all files below a folder whose names and folders do not begin with a dot, in order."""
-    if not path.is_dir():
-        return [path] if path.exists() else []
-    names = sorted(file.relative_to(path) for file in path.rglob("*") if file.is_file())
-    return [path / name for name in names if not any(part.startswith(".") for part in name.parts)]
+    """A file itself, or the files of a folder (see `files_of`); nothing where there is none."""
+    if path.is_dir():
+        return files_of(path)
+    return [path] if path.exists() else []
 
 
 def file_sha256(path: Path) -> str:

@@ -16,8 +16,9 @@ from yaml import YAMLError
 
 from minillm.config import BaseConfig, Config, EvaluationConfig, Judge, Runtime, Study, Tracked
 from minillm.errors import ConfigError
+from minillm.files import local_path, problem
 from minillm.hosts import read_hosts
-from minillm.nearest import missing_path, suggestion
+from minillm.nearest import suggestion
 
 DOWNSTREAM_PACKAGES = ("lm_eval", "accelerate")
 """Of the extra `downstream`."""
@@ -48,7 +49,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         ConfigError: With every problem found (unreadable file, unknown key, wrong value, contradiction, missing
             data, no key for the judge), each by its dotted field.
     """
-    return _validated(Config, path, _read(Path(path), overrides))
+    return _validated(Config, path, _read(local_path(path), overrides))
 
 
 def load_evaluation(path: str | Path, models: Sequence[str] = (), overrides: Sequence[str] = ()) -> EvaluationConfig:
@@ -62,7 +63,7 @@ def load_evaluation(path: str | Path, models: Sequence[str] = (), overrides: Seq
     Raises:
         ConfigError: As `load_config`, and if two models would have the same name.
     """
-    return _validated(EvaluationConfig, path, _read(Path(path), overrides, named_models(models)))
+    return _validated(EvaluationConfig, path, _read(local_path(path), overrides, named_models(models)))
 
 
 def load_study(path: str | Path, overrides: Sequence[str] = ()) -> Study:
@@ -78,7 +79,7 @@ def load_study(path: str | Path, overrides: Sequence[str] = ()) -> Study:
     Raises:
         ConfigError: As `load_config`, naming the variant that cannot run, and if variants cannot be compared.
     """
-    study = _validated(Study, path, _read(Path(path), overrides))
+    study = _validated(Study, path, _read(local_path(path), overrides))
     changed = study.runtime.model_dump(mode="json", include=study.runtime.model_fields_set)
     common = (*study.overrides, *(f"runtime.{field}={json.dumps(value)}" for field, value in changed.items()))
     try:
@@ -116,7 +117,7 @@ def named_models(words: Sequence[str]) -> dict[str, dict[str, str]]:
     for word in words:
         match = NAMED.fullmatch(word)
         name, model = match.groups() if match else ("", word)
-        is_path = Path(model).expanduser().exists() or not HUB_NAME.fullmatch(model)
+        is_path = problem(local_path(model)) is None or not HUB_NAME.fullmatch(model)
         name = name or Path(model).name
         if name in models:
             raise ConfigError(f"two models are named {name}; write NAME=MODEL, e.g. {name}-2={model}")
@@ -143,16 +144,17 @@ def _validated(kind: type[Kind], path: str | Path, raw: dict[str, Any]) -> Kind:
 
 
 def _read(path: Path, overrides: Sequence[str], models: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    if not path.is_file():
-        known = sorted({str(p) for folder in (path.parent, Path("configs")) for p in folder.glob("*.yaml")})
-        raise ConfigError(f"there is no configuration file {path}; there are: {', '.join(known) or 'none'}")
+    if reason := problem(path) or ("It is a folder" if path.is_dir() else None):
+        folders = [folder for folder in (path.parent, Path("configs")) if problem(folder) is None]
+        known = sorted({str(p) for folder in folders for p in folder.glob("*.yaml")})
+        raise ConfigError(f"no configuration file {path}; there are: {', '.join(known) or 'none'}. {reason}")
     try:
         file = OmegaConf.load(path)
         if models and isinstance(file, DictConfig):
             file["models"] = models
         merged = OmegaConf.merge(file, *map(_override, overrides))
         raw = OmegaConf.to_container(merged, resolve=True)
-    except (YAMLError, OmegaConfBaseException, UnicodeDecodeError, TypeError) as error:
+    except (YAMLError, OmegaConfBaseException, OSError, ValueError, TypeError, RecursionError) as error:
         raise ConfigError(f"{path} cannot be read as a configuration: {error}") from error
     if not isinstance(raw, dict):
         raise ConfigError(f"{path} holds a list; a configuration is a mapping of sections (data, evaluation, …)")
@@ -249,11 +251,10 @@ def _missing_sources(raw: dict[str, Any]) -> Iterator[str]:
         source = _at(raw, *keys)
         if not isinstance(source, dict) or not isinstance(source.get("path"), str) or not isinstance(root, str):
             continue
-        path = Path(
-            root, Path(source["path"]).expanduser(), *([source["file"]] if isinstance(source.get("file"), str) else [])
-        )
-        if not path.exists():
-            yield f"{'.'.join(keys)}: {missing_path(path)}"
+        file = source.get("file")
+        path = Path(local_path(root), local_path(source["path"]), file if isinstance(file, str) else "")
+        if reason := problem(path):
+            yield f"{'.'.join(keys)}: {reason}"
 
 
 def _names(raw: dict[str, Any], *keys: str) -> list[str]:

@@ -17,7 +17,10 @@ def missing_path(path: Path) -> str:
     path = path.absolute()
     folder = next(parent for parent in path.parents if parent.is_dir())
     part = path.relative_to(folder).parts[0]
-    siblings = sorted(p.name for p in folder.iterdir() if not p.name.startswith("."))
+    try:
+        siblings = sorted(p.name for p in folder.iterdir() if not p.name.startswith("."))
+    except PermissionError:  # it may be entered, but not listed
+        siblings = []
     near = difflib.get_close_matches(part, siblings, n=1)
     if near:
         return f"{path} does not exist; did you mean {folder / near[0]}?"

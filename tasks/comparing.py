@@ -19,6 +19,7 @@ from tabulate import tabulate
 from minillm.artifacts import Store
 from minillm.durable import make_folder, move, sync_tree
 from minillm.errors import StageError
+from minillm.files import local_path
 from tasks.outbox import Outbox
 from tasks.pages import page_key, show_page
 from tasks.records import Wanted
@@ -152,7 +153,7 @@ def _tracked(store: str) -> "TrackedRuns":
     set_mlflow_defaults()
     from tasks.tracked_runs import TrackedRuns
 
-    return TrackedRuns(Path(store).resolve())
+    return TrackedRuns(local_path(store).resolve())
 
 
 def _means(metrics: Mapping[str, float]) -> list[tuple[str, float]]:

@@ -18,6 +18,7 @@ from prefect.states import Completed
 
 from minillm.config import Config, Promotion
 from minillm.errors import StageError
+from minillm.files import local_path
 from minillm.nearest import suggestion
 from minillm.stages import Card
 from tasks.pages import show_page
@@ -99,7 +100,7 @@ def promote(run_id: str, store: str, method: str | None = None, by_hand: bool = 
         StageError: MLflow does not answer, or the run has no such student.
     """
     set_mlflow_defaults()
-    root = Path(store).resolve()
+    root = local_path(store).resolve()
     from mlflow.entities import RunTag
 
     from tasks.mlflow_client import answering, connect
@@ -134,7 +135,7 @@ def roll_back(name: str, store: str) -> str:
     from tasks.mlflow_client import answering
     from tasks.registry import CHAMPION, ROLLED_BACK_TAG, lineage, names_with_champion
 
-    with answering(), _held(Path(store).resolve(), name):
+    with answering(), _held(local_path(store).resolve(), name):
         versions = list(itertools.islice(lineage(client, name), 2))
         if not versions:
             raise StageError(f"{name!r} has no champion; {suggestion(name, names_with_champion(client))}")
@@ -272,4 +273,4 @@ def _tracked(store: str) -> "TrackedRuns":
     set_mlflow_defaults()
     from tasks.tracked_runs import TrackedRuns
 
-    return TrackedRuns(Path(store).resolve())
+    return TrackedRuns(local_path(store).resolve())

@@ -3,7 +3,6 @@
 import contextlib
 import itertools
 from collections.abc import Iterable, Iterator, Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from filelock import FileLock, Timeout
@@ -12,6 +11,7 @@ from tabulate import tabulate
 
 from minillm.artifacts import Store
 from minillm.errors import StageError
+from minillm.files import local_path
 from minillm.inventory import Entry, entries, look, remove, sweep, with_inputs
 from tasks.mlflow_database import DATABASE
 from tasks.outbox import lives, records, uses_elsewhere
@@ -185,6 +185,7 @@ def _acquired(lock: FileLock, locks: contextlib.ExitStack) -> bool:
 
 
 def _existing(root: str) -> Store:
-    if not (Path(root) / "artifacts").is_dir():
-        raise StageError(f"{Path(root).resolve()} is no store: it has no folder `artifacts`; name another by --store")
-    return Store(root)
+    path = local_path(root).resolve()
+    if not (path / "artifacts").is_dir():
+        raise StageError(f"{path} is no store: it has no folder `artifacts`; name another by --store")
+    return Store(path)

@@ -17,6 +17,7 @@ import psutil
 
 from minillm.durable import make_folder
 from minillm.errors import ConfigError, StageError
+from minillm.files import local_path
 from minillm.redaction import redacted
 from tasks.credentials import START_SECONDS, Server, make_login, proves, recorded, running
 from tasks.mlflow_database import DATABASE, FILES, database_uri
@@ -46,7 +47,7 @@ def main() -> int:
     arguments = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     try:
-        return serve(Path(arguments.store).resolve(), arguments.worker)
+        return serve(local_path(arguments.store).resolve(), arguments.worker)
     except (ConfigError, StageError) as error:
         print(error, file=sys.stderr)
         return 2

@@ -16,6 +16,7 @@ from minillm.annotation.page import make_app
 from minillm.annotation.pairs import FinishedRun, draw_pairs, mismatch, newest_report, read_report
 from minillm.annotation.study import Study
 from minillm.errors import StageError
+from minillm.files import local_path
 
 HOST = "127.0.0.1"
 STORE = Path(".minillm")
@@ -44,7 +45,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m minillm.annotation", description="Let people compare the answers of a finished run's methods."
     )
     parser.add_argument(
-        "report", nargs="?", type=Path, help="report.html of the run (default: the last made in .minillm)"
+        "report", nargs="?", type=local_path, help="report.html of the run (default: the last made in .minillm)"
     )
     parser.add_argument("--method", help="whose answers win or lose (default: the method that the report compares)")
     parser.add_argument(
@@ -56,7 +57,9 @@ def _parser() -> argparse.ArgumentParser:
         "--seed", type=int, default=1, help="of the prompts drawn and their order (default: %(default)s)"
     )
     parser.add_argument("--port", type=int, default=4400, help="0 for any that is free (default: %(default)s)")
-    parser.add_argument("--export", type=Path, metavar="FILE", help="write the judgements of this run as CSV and end")
+    parser.add_argument(
+        "--export", type=local_path, metavar="FILE", help="write the judgements of this run as CSV and end"
+    )
     return parser
 
 

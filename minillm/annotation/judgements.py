@@ -4,7 +4,7 @@ import contextlib
 import csv
 import io
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -52,6 +52,9 @@ CREATE TABLE IF NOT EXISTS judgement (
     choice TEXT, time TEXT, PRIMARY KEY (benchmark, "index", seed, method, other, answers, annotator)
 )
 """
+_OF_PAIR = "SELECT annotator, choice FROM judgement WHERE " + " AND ".join(
+    f'"{name}" = ?' for name in Compared.model_fields
+)
 _KEEP = f"INSERT OR REPLACE INTO judgement VALUES ({', '.join(f':{column}' for column in COLUMNS)})"
 
 
@@ -78,6 +81,20 @@ class Judgements:
         """Have a choice on disk when this returns; it replaces the annotator's earlier one on the same pair."""
         with self._connection() as connection:
             connection.execute(_KEEP, judgement.model_dump(mode="json"))
+
+    def of(self, pairs: Iterable[Compared], annotator: str | None = None) -> Iterator[tuple[Compared, str, Choice]]:
+        """Pair, annotator and choice of every judgement of some pairs, each pair looked up by the table's key.
+
+        Args:
+            pairs: In any number; what else the table holds costs nothing.
+            annotator: Whose judgements; without it, everybody's.
+        """
+        with self._connection() as connection:
+            for pair in pairs:
+                asked = (*pair.identity, annotator) if annotator is not None else pair.identity
+                query = _OF_PAIR + (" AND annotator = ?" if annotator is not None else "")
+                for name, choice in connection.execute(query, asked).fetchall():
+                    yield pair, name, choice
 
     def all(self) -> list[Judgement]:
         """In the order of time."""

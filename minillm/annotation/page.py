@@ -112,7 +112,7 @@ def resume(study: Shown, annotator: Annotator) -> RedirectResponse:
 @ROUTER.get("/annotators/{annotator}/pairs/{number}")
 def show(request: Request, study: Shown, annotator: Annotator, number: Number) -> HTMLResponse:
     """One pair, with the choice made earlier if there is one."""
-    judged = study.judged().get(annotator, {})
+    judged = study.judged_by(annotator)
     facts = {
         "annotator": annotator,
         "pair": study.pairs[number - 1],

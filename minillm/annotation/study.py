@@ -1,6 +1,6 @@
 """What one annotator sees and does: the pairs one by one, their answers in an order of the annotator's own."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Literal
@@ -38,19 +38,24 @@ class Study:
 
     def judged(self) -> dict[str, dict[int, Preferred]]:
         """What each annotator said of the pairs judged so far, by their numbers."""
-        numbers = {pair.compared.identity: number for number, pair in enumerate(self.pairs, start=1)}
         judged: dict[str, dict[int, Preferred]] = {}
-        for judgement in self.judgements.all():
-            number = numbers.get(judgement.identity)
-            if number is not None:
-                preferred = SAID[judgement.choice]
-                turned = swapped(judgement.annotator, self.pairs[number - 1])
-                judged.setdefault(judgement.annotator, {})[number] = OPPOSITE[preferred] if turned else preferred
+        for number, annotator, preferred in self._said(None):
+            judged.setdefault(annotator, {})[number] = preferred
         return judged
+
+    def judged_by(self, annotator: str) -> dict[int, Preferred]:
+        """What one annotator said of the pairs judged so far, by their numbers."""
+        return {number: preferred for number, _, preferred in self._said(annotator)}
+
+    def _said(self, annotator: str | None) -> Iterator[tuple[int, str, Preferred]]:
+        numbers = {pair.compared.identity: number for number, pair in enumerate(self.pairs, start=1)}
+        for compared, name, choice in self.judgements.of((pair.compared for pair in self.pairs), annotator):
+            number, preferred = numbers[compared.identity], SAID[choice]
+            yield number, name, OPPOSITE[preferred] if swapped(name, self.pairs[number - 1]) else preferred
 
     def next_open(self, annotator: str, after: int = 0) -> int | None:
         """The next pair without a choice, from the beginning again after the last; None where all have one."""
-        done = self.judged().get(annotator, {})
+        done = self.judged_by(annotator)
         numbers = range(1, len(self.pairs) + 1)
         return next((number for number in (*numbers[after:], *numbers[:after]) if number not in done), None)
 

@@ -6,6 +6,8 @@ from typing import Annotated, Any, Self, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
+from minillm.files import local_path
+
 NAME = re.compile(r"[^\W_][\w.-]*( [\w.-]+)*")
 NAME_BYTES = 100
 RESERVED = {
@@ -68,6 +70,8 @@ Seeds = Annotated[tuple[Seed, ...], Field(min_length=1), AfterValidator(_no_doub
 """Different seeds, at least one."""
 Temperature = Annotated[float, Field(ge=0.01, le=100.0)]
 """What logits are divided by. Below, logits leave the range of float32: take the likeliest token instead."""
+LocalPath = Annotated[str, AfterValidator(lambda text: str(local_path(text)))]
+"""A path of this machine (see `local_path`)."""
 
 
 class Strict(BaseModel):
@@ -83,14 +87,14 @@ class Strict(BaseModel):
 class Source(Strict):
     """Where rows of data come from: a local file or directory, or a dataset by its hub name."""
 
-    path: str | None = None
+    path: LocalPath | None = None
     """Local file (JSONL, JSON, plain text) or directory, relative to `data.directory`."""
     hub: str | None = None
     """Dataset name on the Hugging Face hub, e.g. databricks/databricks-dolly-15k."""
     revision: str = "main"
     """Branch, tag or commit on the hub."""
     file: str | None = None
-    """File inside a directory or hub dataset that holds several."""
+    """File or folder inside a directory or hub dataset that holds several."""
     sha256: str | None = Field(default=None, pattern="^[0-9a-f]{64}$")
     """SHA-256 of the local file, where no other content will do."""
 
@@ -106,7 +110,7 @@ class Source(Strict):
 class Model(Strict):
     """Where a model's weights come from: the hub, a local directory, or random initialisation."""
 
-    path: str | None = None
+    path: LocalPath | None = None
     """Local Hugging Face model directory."""
     hub: str | None = None
     """Model name on the Hugging Face hub, e.g. gpt2-xl."""

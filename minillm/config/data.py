@@ -4,7 +4,7 @@ from typing import Self
 
 from pydantic import Field, PositiveInt, model_validator
 
-from minillm.config.base import Source, Strict
+from minillm.config.base import LocalPath, Source, Strict
 
 
 class Template(Strict):
@@ -38,7 +38,7 @@ class Template(Strict):
 class Prompts(Strict):
     """How an instruction becomes a prompt, and how long that may be (method.md §6)."""
 
-    directory: str = "."
+    directory: LocalPath = "."
     """Folder that relative `path`s of sources start from, itself relative to the working directory."""
     template: Template = Template()
     max_prompt_tokens: PositiveInt = 256
@@ -83,7 +83,7 @@ class Tokenizer(Strict):
 
     train_vocabulary: PositiveInt | None = None
     """Entries of a byte-level BPE trained on the training rows and D_PT; without it, the teacher's tokenizer."""
-    path: str | None = None
+    path: LocalPath | None = None
     """Local directory of a tokenizer to use instead."""
 
     @model_validator(mode="after")

@@ -5,7 +5,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
-from minillm.config.base import Entries, Model, Name, Seed, Strict
+from minillm.config.base import Entries, LocalPath, Model, Name, Seed, Strict
 from minillm.config.data import Data, Prompts, Tokenizer
 from minillm.config.evaluation import Evaluation
 from minillm.config.promotion import Promotion
@@ -16,11 +16,11 @@ from minillm.nearest import suggestion
 class Runtime(Strict):
     """Where and on what it runs; nothing here changes a result beyond floating-point rounding."""
 
-    store: str = ".minillm"
+    store: LocalPath = ".minillm"
     """Folder of artifacts, checkpoints and, unless MLFLOW_TRACKING_URI is set, tracked runs."""
     processes: PositiveInt = 1
     """Processes of a worker group, one per GPU; on this machine, or in all on those of `hostfile`."""
-    hostfile: str | None = None
+    hostfile: LocalPath | None = None
     """DeepSpeed's hostfile, lines of `HOST slots=PROCESSES`, for a worker group on several machines: each is reached by
     ssh without a password and has this checkout, its environment and the store under the same paths."""
     threads: PositiveInt | None = None

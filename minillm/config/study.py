@@ -7,7 +7,7 @@ from typing import Self
 
 from pydantic import Field, PositiveInt, model_validator
 
-from minillm.config.base import Entries, Seed, Seeds, Strict, check_name
+from minillm.config.base import Entries, LocalPath, Seed, Seeds, Strict, check_name
 from minillm.config.experiment import Tracked
 from minillm.nearest import suggestion
 
@@ -33,7 +33,7 @@ class StudyRun(Strict):
 class Study(Tracked):
     """Variants of one configuration, each distilled with every training seed; `runtime` changes that of all runs."""
 
-    base: str
+    base: LocalPath
     """Configuration of a distillation, relative to the working directory."""
     overrides: tuple[str, ...] = ()
     """`key.sub=value` each, applied over the base in every run; a null leaves out an entry, such as a benchmark."""

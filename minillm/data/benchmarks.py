@@ -7,8 +7,9 @@ from typing import Any
 
 from minillm.artifacts import CLOCKED
 from minillm.config import Fields
-from minillm.data.rows import text_field
-from minillm.data.tables import Record, read_records
+from minillm.data.records import Record
+from minillm.data.rows import field_with_value, text_field
+from minillm.data.tables import read_records
 from minillm.errors import StageError
 from minillm.evaluation.metrics import require_seen
 from minillm.nearest import suggestion
@@ -16,6 +17,8 @@ from minillm.stages import Benchmarks, Job
 
 CONTEXT = ("context", "input")
 """Where the context stands, if it has one and no other name is given."""
+
+REFERENCES = ("output", "response")
 
 TOPIC = ("topic", "category")
 
@@ -95,7 +98,7 @@ def _parse(record: Record, fields: Fields) -> dict[str, Any]:
 
 
 def _references(value: dict[str, Any], fields: Fields) -> list[str]:
-    name = fields.references or ("output" if "output" in value or "response" not in value else "response")
+    name = fields.references or field_with_value(value, *REFERENCES)
     if not isinstance(value.get(name), list):
         return [text_field(value, name)]
     if not value[name]:

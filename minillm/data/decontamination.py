@@ -1,5 +1,6 @@
 """Which training rows also stand in an evaluation set."""
 
+import hashlib
 import re
 import unicodedata
 from collections.abc import Iterable, Mapping
@@ -32,24 +33,29 @@ def question(instruction: str, context: str) -> tuple[str, str]:
     return instruction, context
 
 
-def index_benchmarks(benchmarks: Mapping[str, Iterable[Mapping[str, Any]]]) -> dict[tuple[str, str], tuple[str, int]]:
-    """The benchmark and row of every question asked there, the first where it is asked twice."""
-    index: dict[tuple[str, str], tuple[str, int]] = {}
+def digest(*texts: str) -> bytes:
+    """Digest of normalised texts, in which there are no line ends: what tells them apart, in 16 bytes."""
+    return hashlib.blake2b("\n".join(texts).encode(), digest_size=16).digest()
+
+
+def index_benchmarks(benchmarks: Mapping[str, Iterable[Mapping[str, Any]]]) -> dict[bytes, tuple[str, int]]:
+    """The benchmark and row of every question asked there, by its digest; the first where it is asked twice."""
+    index: dict[bytes, tuple[str, int]] = {}
     for name, rows in benchmarks.items():
         for row in rows:
-            index.setdefault(question(row["instruction"], row["context"]), (name, row["index"]))
+            index.setdefault(digest(*question(row["instruction"], row["context"])), (name, row["index"]))
     return index
 
 
 def find_overlaps(
-    questions: Mapping[int, tuple[str, str]],
+    questions: Mapping[int, bytes],
     parts: Mapping[int, str],
-    benchmarks: Mapping[tuple[str, str], tuple[str, int]],
+    benchmarks: Mapping[bytes, tuple[str, int]],
 ) -> list[Overlap]:
     """Rows of train and validation that a benchmark, or the data held out from them, also asks.
 
     Args:
-        questions: By row.
+        questions: Digests by row.
         parts: train, validation or test, by row.
         benchmarks: From `index_benchmarks`.
 
@@ -57,7 +63,7 @@ def find_overlaps(
         In the order of rows. A test row is never one: it naturally stands in the benchmark made of it.
     """
     overlaps: list[Overlap] = []
-    held_out: dict[tuple[str, str], tuple[str, int]] = dict(benchmarks)
+    held_out: dict[bytes, tuple[str, int]] = dict(benchmarks)
     for part in ("test", "validation", "train"):
         rows = [row for row in questions if parts[row] == part]
         found = {} if part == "test" else {row: held_out[questions[row]] for row in rows if questions[row] in held_out}

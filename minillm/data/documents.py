@@ -3,9 +3,11 @@
 from collections.abc import Iterator
 from pathlib import Path
 
+from minillm.data.records import LONGEST, Record, decode_lines, too_long
 from minillm.data.rows import text_field
-from minillm.data.tables import LINES, TABLES, Record, decode_lines, read_records
+from minillm.data.tables import LINES, TABLES, read_records
 from minillm.errors import StageError
+from minillm.files import files_of, require_readable
 
 
 def read_documents(path: Path) -> Iterator[str]:
@@ -25,7 +27,8 @@ def read_documents(path: Path) -> Iterator[str]:
 
 def _text_files(path: Path) -> list[Path]:
     """The .txt files to read; none where the corpus is rows (beside which a .txt is a note)."""
-    files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+    require_readable(path)
+    files = files_of(path) if path.is_dir() else [path]
     rows = any(p.suffix in (*LINES, *TABLES) for p in files)
     return [] if rows else [p for p in files if p.suffix == ".txt"]
 
@@ -64,12 +67,16 @@ def _has_blank_lines(path: Path) -> bool:
 
 def _paragraphs(path: Path) -> Iterator[str]:
     lines: list[str] = []
+    length = 0
     for line in decode_lines(path):
         text = _text(line)
         if text.strip():
             lines.append(text)
+            length += len(text)
+            if length > LONGEST:
+                raise too_long(path, f"the document that ends behind line {line.line}")
         elif lines:
             yield "\n".join(lines)
-            lines = []
+            lines, length = [], 0
     if lines:
         yield "\n".join(lines)

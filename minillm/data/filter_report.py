@@ -23,7 +23,7 @@ def dropped_table(candidates: Sequence[Candidate], malformed: int) -> pd.DataFra
         candidates: All readable rows.
         malformed: Number of rows that could not be read.
     """
-    gone = [(c.reason, c.row.category) for c in candidates if c.reason]
+    gone = [(c.reason, c.category) for c in candidates if c.reason]
     table = _count([*gone, *[("malformed", NO_CATEGORY)] * malformed])
     table["total"] = table.sum(axis=1)
     table.loc["total"] = table.sum(axis=0)
@@ -46,10 +46,12 @@ def _count(pairs: Iterable[tuple[str, str]]) -> pd.DataFrame:
 
 def length_table(examples: Sequence[Candidate]) -> pd.DataFrame:
     """Tokens of prompt and response by category and over all: count, mean, 50, 90, 99 % and maximum."""
+    groups: dict[str, list[Candidate]] = {}
+    for example in examples:
+        groups.setdefault(example.category, []).append(example)
     lines = []
-    for category in [*sorted({e.row.category for e in examples}), "all"]:
-        group = [e for e in examples if category in ("all", e.row.category)]
-        texts = {"prompt": [len(e.prompt_ids) for e in group], "response": [len(e.response_ids) for e in group]}
+    for category, group in [*sorted(groups.items()), ("all", examples)]:
+        texts = {"prompt": [e.prompt_tokens for e in group], "response": [e.response_tokens for e in group]}
         for text, tokens in texts.items():
             middle, high, highest = np.percentile(tokens, [50, 90, 99])
             facts = {"count": len(tokens), "mean": round(float(np.mean(tokens)), 1)}
@@ -81,7 +83,7 @@ def write_report(
         f"## Also in an evaluation set: {len(overlaps)}",
         _listing([f"row {o.row}: {o.found_in}, row {o.found_row}" for o in overlaps], "decontaminated.jsonl"),
     ]
-    path.write_text("\n\n".join(sections) + "\n")
+    path.write_text("\n\n".join(sections) + "\n", encoding="utf-8")
 
 
 def _listing(lines: Sequence[str], file: str) -> str:

@@ -1,7 +1,8 @@
 """Stage `pack`: a plain-text corpus, tokenised once into one array that training maps into memory."""
 
 import json
-from collections.abc import Iterator
+import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,11 @@ from transformers import AutoTokenizer
 from minillm.data.documents import read_documents
 from minillm.data.prompts import encode_texts
 from minillm.data.token_bytes import spelled_bytes
+from minillm.data.tokenising import batches, pieces
 from minillm.errors import StageError
+from minillm.files import files_of
 from minillm.progress import Progress
 from minillm.stages import Job, Pack
-
-BATCH_CHARACTERS = 1 << 20
-"""Text tokenised at once: enough to keep every core busy, little enough to stay out of memory's way."""
 
 
 def run(job: Job) -> dict[str, float | str]:
@@ -58,13 +58,13 @@ def pack(
         )
     _save(stream, output / "tokens.npy", dtype, blocks * block_tokens)
     meta = {"block_tokens": block_tokens, "blocks": blocks, "dtype": dtype.name, **counts}
-    (output / "meta.json").write_text(json.dumps(meta, indent=2))
+    (output / "meta.json").write_text(json.dumps(meta, indent=2), encoding="utf-8")
     return {"documents": float(counts["documents"]), "tokens": float(tokens), "blocks": float(blocks)}
 
 
 def megabytes(path: Path) -> int:
     """Size of a corpus, at least one."""
-    files = [p for p in path.rglob("*") if p.is_file()] if path.is_dir() else [path]
+    files = files_of(path) if path.is_dir() else [path]
     return max(1, sum(p.stat().st_size for p in files) >> 20)
 
 
@@ -74,38 +74,25 @@ def _tokenise(
     """Append every document's tokens and EOS to a file; how much there was (see `written_bytes` for the last two)."""
     documents = tokens = seen = text_spelled = 0
     with stream.open("wb") as file:
-        for batch in _batches(read_documents(corpus)):
-            for ids in encode_texts(tokenizer, batch):
-                document = np.asarray([*ids, tokenizer.eos_token_id], dtype)
-                document.tofile(file)
-                tokens += len(document)
-                text_spelled += int(spelled[document].sum())
-            documents += len(batch)
-            seen += sum(len(text.encode()) for text in batch)
+        parts = (piece for document in read_documents(corpus) for piece in pieces(tokenizer, document))
+        for batch in batches(parts, lambda piece: len(piece.text)):
+            for ids, piece in zip(encode_texts(tokenizer, [piece.text for piece in batch]), batch, strict=True):
+                part = np.asarray([*ids, tokenizer.eos_token_id] if piece.last else ids, dtype)
+                part.tofile(file)
+                tokens += len(part)
+                documents += piece.last
+                text_spelled += int(spelled[part].sum())
+                seen += piece.bytes
             progress.log(min(seen >> 20, progress.total - 1))
     progress.log(progress.total)
     return {"documents": documents, "tokens": tokens, "text_bytes": seen, "text_spelled": text_spelled}
 
 
-def _batches(documents: Iterator[str]) -> Iterator[list[str]]:
-    batch: list[str] = []
-    characters = 0
-    for document in documents:
-        batch.append(document)
-        characters += len(document)
-        if characters >= BATCH_CHARACTERS:
-            yield batch
-            batch, characters = [], 0
-    if batch:
-        yield batch
-
-
 def _save(stream: Path, target: Path, dtype: np.dtype, length: int) -> None:
-    """Copy the first `length` tokens into a .npy file, a part at a time."""
-    source = np.memmap(stream, dtype, mode="r")
-    result = np.lib.format.open_memmap(target, mode="w+", dtype=dtype, shape=(length,))
-    for start in range(0, length, 1 << 24):
-        end = min(start + (1 << 24), length)
-        result[start:end] = source[start:end]
-    result.flush()
+    """Make a .npy file of the first `length` tokens, without mapping either into memory."""
+    os.truncate(stream, length * dtype.itemsize)
+    with stream.open("rb") as source, target.open("wb") as result:
+        header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": (length,)}
+        np.lib.format.write_array_header_1_0(result, header)
+        shutil.copyfileobj(source, result, 1 << 20)
     stream.unlink()

@@ -9,8 +9,9 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from minillm.config import MultipleChoice
 from minillm.data.prompts import encode_prompts, encode_texts, fit_prompts, opening_tokens, render
+from minillm.data.records import Record
 from minillm.data.rows import text_field
-from minillm.data.tables import Record, read_records
+from minillm.data.tables import read_records
 from minillm.errors import StageError
 from minillm.stages import Job, Questions
 

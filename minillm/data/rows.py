@@ -1,10 +1,12 @@
 """Instruction rows (the schema of Dolly) and their split, read and checked one by one."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from minillm.data.tables import Record, read_records
+from minillm.data.records import Record
+from minillm.data.tables import read_records
 from minillm.errors import StageError
 from minillm.nearest import suggestion
 
@@ -12,7 +14,7 @@ PARTS = ("train", "dev", "test", "unused")
 NO_CATEGORY = "none"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Row:
     """One example: what is asked, about what, and the answer."""
 
@@ -34,20 +36,19 @@ class Malformed:
     reason: str
 
 
-def read_rows(path: Path) -> tuple[list[Row], list[Malformed]]:
+def read_rows(path: Path) -> Iterator[Row | Malformed]:
     """Rows with instruction, response and, where present, context and category; `input` and `output` do as well.
+
+    Where both names of one thing stand in a row, the first that has a value counts. Streams.
 
     Raises:
         StageError: If the file as a whole cannot be read.
     """
-    rows: list[Row] = []
-    malformed: list[Malformed] = []
     for number, record in enumerate(read_records(path)):
         try:
-            rows.append(parse_row(number, record))
+            yield parse_row(number, record)
         except ValueError as error:
-            malformed.append(Malformed(number, record.file, record.line, str(error)))
-    return rows, malformed
+            yield Malformed(number, record.file, record.line, str(error))
 
 
 def parse_row(number: int, record: Record) -> Row:
@@ -67,13 +68,27 @@ def parse_row(number: int, record: Record) -> Row:
     return Row(number, instruction, context, response, category.strip() or NO_CATEGORY)
 
 
-def text_field(value: dict, *names: str, optional: bool = False) -> str:
-    """Text under the first of the names that is there.
+def field_with_value(value: Mapping[str, Any], *names: str) -> str:
+    """The first of some names for one thing under which a row has a value: neither null, nor blank, nor an empty list.
+
+    Rows of several sources put together have every name, and a value under one of them. Where none has a value, the
+    first that is there at all, or else the first.
+    """
+    there = [name for name in names if name in value]
+    return next((name for name in there if _has_value(value[name])), there[0] if there else names[0])
+
+
+def _has_value(found: Any) -> bool:
+    return bool(found.strip()) if isinstance(found, str) else found is not None and found != []
+
+
+def text_field(value: Mapping[str, Any], *names: str, optional: bool = False) -> str:
+    """Text under the first of the names that has a value (see `field_with_value`).
 
     Raises:
         ValueError: If it is not text, or absent or blank where it must not be.
     """
-    name = next((name for name in names if name in value), names[0])
+    name = field_with_value(value, *names)
     text = value.get(name)
     if text is None and optional:
         return ""
@@ -117,11 +132,13 @@ def read_split(path: Path, total: int) -> list[str]:
         value = record.value
         if record.problem or not isinstance(value, dict) or not {"row", "split"} <= value.keys():
             raise StageError(f"{where}: {record.problem or 'needs the fields `row` and `split`'}")
-        row, part = value["row"], value["split"]
+        row, part = _number(value["row"]), value["split"]
         if part not in PARTS:
             raise StageError(f"{where}: unknown part {part!r}; {suggestion(str(part), PARTS)}")
-        if not isinstance(row, int) or not 0 <= row < total:
-            raise StageError(f"{where}: row {row!r} is not one of the {total} rows of the data (counted from 0)")
+        if row is None or not 0 <= row < total:
+            raise StageError(
+                f"{where}: row {value['row']!r} is not one of the {total} rows of the data (counted from 0)"
+            )
         if row in parts:
             raise StageError(f"{where}: row {row} has a part already")
         parts[row] = part
@@ -132,3 +149,10 @@ def read_split(path: Path, total: int) -> list[str]:
             "give every row one of " + ", ".join(PARTS)
         )
     return [parts[row] for row in range(total)]
+
+
+def _number(value: Any) -> int | None:
+    """A whole number, or the text of one: a csv file has nothing but text."""
+    if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) < 19:
+        return int(value)
+    return value if isinstance(value, int) and not isinstance(value, bool) else None

@@ -1,15 +1,16 @@
 """Where data and models come from: a source of the configuration becomes a local path and a content fingerprint."""
 
+import glob
 from dataclasses import dataclass
 from pathlib import Path
 
 from minillm.artifacts import CLOCKED, text_digest
 from minillm.config import Model, Source
 from minillm.errors import StageError
-from minillm.file_versions import Snapshot, known_sha256, visible_files
+from minillm.file_versions import Snapshot, known_sha256
+from minillm.files import files_of, require_readable
 from minillm.manifest import MANIFEST, read_manifest
 from minillm.models.model_files import WEIGHTS, require_weights
-from minillm.nearest import missing_path
 
 MODEL_FILES = ["*.json", "*.jinja", "*.txt", "*.model", "*.spm", "*.codes", "*.tiktoken", "tokenizer*", WEIGHTS[0]]
 """All that transformers reads of a causal language model and its tokenizer; chat templates are .jinja files."""
@@ -35,7 +36,7 @@ def source_path(source: Source | Model, directory: Path) -> Path | None:
     """
     if source.path is None:
         return None
-    path = directory / Path(source.path).expanduser()
+    path = directory / source.path
     return path / source.file if isinstance(source, Source) and source.file else path
 
 
@@ -47,12 +48,12 @@ def resolve(source: Source | Model, directory: Path) -> Resolved:
         directory: Folder that a relative path starts from.
 
     Raises:
-        StageError: If it is missing, unreachable, gated, of other content than `sha256`, or a model without weights.
+        StageError: If it is missing, unreadable, unreachable, gated, of other content than `sha256`, or a model without
+            weights.
     """
     path = source_path(source, directory)
     if path is not None:
-        if not path.exists():
-            raise StageError(missing_path(path))
+        require_readable(path)
         snapshot = Snapshot.take(path.absolute())
         if isinstance(source, Source):
             _require_content(path, source.sha256)
@@ -86,7 +87,7 @@ def fingerprint(path: Path) -> str:
     """
     if path.is_file():  # the suffix decides how the content is read
         return f"sha256:{known_sha256(path)}{path.suffix}"
-    files = {str(file.relative_to(path)): file for file in visible_files(path)}
+    files = {str(file.relative_to(path)): file for file in files_of(path)}
     if _is_artifact(path):
         files = {name: file for name, file in files.items() if name not in (MANIFEST, *CLOCKED)}
     return f"sha256:{text_digest({name: known_sha256(file) for name, file in files.items()})}"
@@ -102,7 +103,8 @@ def _is_artifact(path: Path) -> bool:
 
 def _from_hub(source: Source | Model, name: str) -> Resolved:
     if isinstance(source, Source):
-        snapshot = _snapshot(name, "dataset", source.revision, [source.file] if source.file else None)
+        wanted = glob.escape(source.file) if source.file else None
+        snapshot = _snapshot(name, "dataset", source.revision, [wanted, f"{wanted}/*"] if wanted else None)
         identity = f"hub:datasets/{name}@{snapshot.name}" + (f"/{source.file}" if source.file else "")
         path = snapshot / source.file if source.file else snapshot
         if not path.exists():

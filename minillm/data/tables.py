@@ -1,106 +1,114 @@
 """Raw rows out of any data file or directory, each with the place it came from."""
 
-import json
+import csv
+import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from minillm.data.json_rows import json_lines, json_list, opens_list
+from minillm.data.records import LONGEST, Record, bounded_lines, require_utf8
 from minillm.errors import StageError
+from minillm.files import files_of, open_file, require_readable
 
 LINES = (".jsonl", ".ndjson", ".json")
-TABLES = {".parquet": "parquet", ".csv": "csv", ".arrow": "arrow"}
-
-
-@dataclass(frozen=True)
-class Record:
-    """One row as it was found."""
-
-    file: str
-    line: int
-    """Counted from 1: the line of a JSONL file, the element of a JSON list, the row of a table."""
-    value: Any
-    problem: str | None = None
-    """Why it could not be read; None where it could."""
+TABLES = (".parquet", ".csv", ".arrow")
+SPLITS = {
+    "train": ("train", "training"),
+    "validation": ("validation", "valid", "dev", "val"),
+    "test": ("test", "testing", "eval", "evaluation"),
+}
+"""Words in the name of a file that say of which split it is, as on the hub."""
+BATCH = 64
+"""Rows of a table that become Python values at once."""
 
 
 def read_records(path: Path) -> Iterator[Record]:
     """Rows of a JSONL or JSON file, a parquet, csv or arrow file, or a directory of one of these. Streams.
 
-    Blank lines are skipped. A line that is not UTF-8 or not JSON comes as a record with a `problem`.
+    Blank lines are skipped. A row that is not UTF-8, not JSON, or not whole comes as a record with a `problem`. The
+    fields of a csv file are text as written: NA, null, 007 and True are words.
 
     Raises:
         StageError: If the format is unknown or the file as a whole cannot be read.
     """
+    require_readable(path)
     if path.is_dir():
         return _directory(path)
     if path.suffix in LINES:
-        return _json_list(path) if path.suffix == ".json" and _opens_list(path) else _json_lines(path)
+        return json_list(path) if path.suffix == ".json" and opens_list(path) else json_lines(path)
+    if path.suffix == ".csv":
+        return _csv(path)
     if path.suffix in TABLES:
-        return _table(path, TABLES[path.suffix], data_files=str(path))
+        return _table(path)
     raise StageError(f"{path}: unknown format {path.suffix!r}; use one of {', '.join((*LINES, *TABLES))}")
 
 
-def decode_lines(path: Path) -> Iterator[Record]:
-    """Lines of a text file, without their ends; a line that is not UTF-8 comes with a `problem`."""
-    with path.open("rb") as stream:
-        for number, line in enumerate(stream, start=1):
-            try:
-                text = line.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
-                yield Record(str(path), number, text)
-            except UnicodeDecodeError as error:
-                byte = f"0x{line[error.start]:02x}"
-                yield Record(str(path), number, None, f"not UTF-8 (byte {byte} at column {error.start + 1})")
-
-
-def _json_lines(path: Path) -> Iterator[Record]:
-    for record in decode_lines(path):
-        if record.problem is not None:
-            yield record
-        elif record.value.strip():
-            try:
-                yield Record(record.file, record.line, json.loads(record.value))
-            except ValueError as error:
-                yield Record(record.file, record.line, None, f"not JSON ({error})")
-
-
-def _opens_list(path: Path) -> bool:
-    with path.open("rb") as stream:
-        return stream.read(4096).removeprefix(b"\xef\xbb\xbf").lstrip()[:1] == b"["
-
-
-def _json_list(path: Path) -> Iterator[Record]:
-    try:
-        rows = json.loads(path.read_text(encoding="utf-8-sig"))
-    except ValueError as error:
-        raise StageError(f"{path} opens with [ but is not a JSON list in UTF-8: {error}") from error
-    for number, value in enumerate(rows, start=1):
-        yield Record(str(path), number, value)
-
-
 def _directory(path: Path) -> Iterator[Record]:
-    files = sorted(p for p in path.rglob("*") if p.is_file() and not p.name.startswith("."))
+    """Rows of the only file of lines, or of one folder's tables of one split, in the order of their names."""
+    files = files_of(path)
     lines = [p for p in files if p.suffix in (".jsonl", ".ndjson")]
     tables = [p for p in files if p.suffix in TABLES]
     if len(lines) == 1 and not tables:
         return read_records(lines[0])
-    if lines or not tables:
+    if lines or len({(p.parent, p.suffix) for p in tables}) != 1:
         names = ", ".join(str(p.relative_to(path)) for p in files[:20]) or "nothing"
-        raise StageError(f"{path} is a directory that holds {names}; name the file to read with `file`")
-    return _table(path, str(path))
+        raise StageError(f"{path} is a directory that holds {names}; name the file or folder to read with `file`")
+    found = {_split(p) for p in tables}
+    if len(found) > 1:
+        raise StageError(
+            f"{path} has the splits {', '.join(s for s in SPLITS if s in found)}; name the file to read with `file`"
+        )
+    return (record for table in tables for record in read_records(table))
 
 
-def _table(path: Path, loader: str, data_files: str | None = None) -> Iterator[Record]:
-    """Rows through `datasets`, streamed, so that nothing is copied into a cache."""
-    from datasets import IterableDatasetDict, load_dataset
-    from datasets.exceptions import DatasetGenerationError
+def _split(path: Path) -> str:
+    words = re.split(r"[-._ 0-9]+", path.stem.lower())
+    return next((split for split, names in SPLITS.items() if not {*names}.isdisjoint(words)), "train")
 
+
+def _csv(path: Path) -> Iterator[Record]:
+    require_utf8(path)
+    csv.field_size_limit(LONGEST)
+    with open_file(path) as stream:
+        lines = (line.decode("utf-8-sig" if n == 0 else "utf-8") for n, line in enumerate(bounded_lines(path, stream)))
+        reader = csv.reader(lines, strict=True)
+        try:
+            names = next(reader, [])
+            if twice := [name for name in names if names.count(name) > 1]:
+                raise StageError(f"{path} has two columns `{twice[0]}`; rename one")
+            for number, fields in enumerate(filter(None, reader), start=1):
+                if len(fields) == len(names):
+                    yield Record(str(path), number, dict(zip(names, fields, strict=True)))
+                else:
+                    yield Record(str(path), number, None, f"{len(fields)} fields under {len(names)} names of columns")
+        except csv.Error as error:
+            raise StageError(f"{path}:{reader.line_num} is not CSV ({error}); mend the line") from error
+
+
+def _table(path: Path) -> Iterator[Record]:
+    number = 0
     try:
-        loaded = load_dataset(loader, data_files=data_files, streaming=True)
-        assert isinstance(loaded, IterableDatasetDict)
-        if len(loaded) > 1:
-            raise StageError(f"{path} has the splits {', '.join(map(str, loaded))}; name the file to read with `file`")
-        for number, value in enumerate(next(iter(loaded.values())), start=1):
-            yield Record(str(path), number, value)
-    except (ValueError, OSError, DatasetGenerationError) as error:
-        raise StageError(f"{path} cannot be read as a table: {error}") from error
+        with open_file(path) as stream:
+            for batch in _batches(path, stream):
+                for start in range(0, batch.num_rows, BATCH):
+                    for value in batch.slice(start, BATCH).to_pylist():
+                        number += 1
+                        yield Record(str(path), number, value)
+    except (pa.ArrowException, ValueError, OSError) as error:
+        raise StageError(f"{path} cannot be read as a table behind row {number}: {error}") from error
+
+
+def _batches(path: Path, stream: Any) -> Iterator[pa.RecordBatch]:
+    if path.suffix == ".parquet":
+        yield from pq.ParquetFile(stream, pre_buffer=False).iter_batches(BATCH)
+        return
+    try:
+        yield from pa.ipc.open_stream(stream)  # as `datasets` writes it
+    except pa.ArrowInvalid:
+        stream.seek(0)
+        file = pa.ipc.open_file(stream)
+        yield from map(file.get_batch, range(file.num_record_batches))

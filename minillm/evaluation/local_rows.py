@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from minillm.data.tables import Record, read_records
+from minillm.data.records import Record
+from minillm.data.tables import read_records
 from minillm.errors import StageError
 from minillm.nearest import suggestion
 

@@ -8,7 +8,7 @@ from transformers import PreTrainedTokenizerBase
 
 from minillm.data.documents import read_documents
 from minillm.data.prompts import render
-from minillm.data.rows import read_rows, read_split
+from minillm.data.rows import Row, read_rows, read_split
 from minillm.errors import StageError
 from minillm.models.facts import ModelFacts
 from minillm.models.model_checks import inspect_model, require_loadable, require_positions
@@ -118,18 +118,26 @@ def _texts(job: Job, settings: Prepare) -> Iterator[str]:
     Without a split file every row counts, as which will be trained on is not known yet.
     """
     path = job.inputs["instructions"]
-    rows, malformed = read_rows(path)
-    if not rows:
-        reasons = "".join(f"; {m.file}:{m.line}: {m.reason}" for m in malformed[:3])
-        raise StageError(f"data.instructions {path} has no usable row{reasons}")
+    _require_row(path)
+    parts = None
     if "split" in job.inputs:
-        parts = read_split(job.inputs["split"], len(rows) + len(malformed))
-        rows = [row for row in rows if parts[row.row] == "train"]
-    for row in rows:
-        yield render(settings.template, row.instruction, row.context)
-        yield row.response
+        parts = read_split(job.inputs["split"], sum(1 for _ in read_rows(path)))
+    for row in read_rows(path):
+        if isinstance(row, Row) and (parts is None or parts[row.row] == "train"):
+            yield render(settings.template, row.instruction, row.context)
+            yield row.response
     if "plain_text" in job.inputs:
         yield from _beginning(job.inputs["plain_text"])
+
+
+def _require_row(path: Path) -> None:
+    reasons = ""
+    for number, row in enumerate(read_rows(path)):
+        if isinstance(row, Row):
+            return
+        if number < 3:
+            reasons += f"; {row.file}:{row.line}: {row.reason}"
+    raise StageError(f"data.instructions {path} has no usable row{reasons}")
 
 
 def _beginning(corpus: Path) -> Iterator[str]:

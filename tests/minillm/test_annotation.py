@@ -1,11 +1,14 @@
 """Pairs, sides and judgements; the page over HTTP; the command."""
 
+import contextlib
 import re
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import threading
+import time
 from collections import Counter
 from datetime import UTC, datetime
 from pathlib import Path
@@ -163,6 +166,20 @@ def test_the_next_open_pair_is_after_this_one_then_from_the_beginning(tmp_path: 
     study.judge("ada", 3, "tie")
     assert study.next_open("ada", after=3) is None
     assert study.next_open("ben") == 1
+
+
+def test_a_page_costs_the_same_however_many_judgements_there_are(tmp_path: Path):
+    study = Study([make_pair(index) for index in range(60)], Judgements(tmp_path / "preference.db"))
+    others = ((str(index), index, 1, "x", "y", "d", f"annotator {index % 50}", "win", "2026-01-01T00:00:00Z")
+              for index in range(100_000))  # fmt: skip
+    with contextlib.closing(sqlite3.connect(study.judgements.path)) as connection, connection:
+        connection.executemany("INSERT INTO judgement VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", others)
+    before = time.process_time()
+    study.judge("ada", 1, "b")
+    assert study.judged_by("ada") == {1: "b"}
+    assert study.judged() == {"ada": {1: "b"}}
+    assert study.next_open("ada", after=0) == 2
+    assert time.process_time() - before < 0.3, "reading all of them takes a second"
 
 
 # Judgements on disk

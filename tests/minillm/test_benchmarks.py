@@ -24,6 +24,23 @@ def test_every_benchmark_comes_out_in_one_format(tmp_path):
     ]
 
 
+def test_the_first_name_with_a_value_counts(tmp_path):
+    rows = [
+        {
+            "instruction": "i",
+            "context": "",
+            "input": "c",
+            "output": [],
+            "response": "r",
+            "topic": None,
+            "category": "k",
+        },
+        {"instruction": "i", "context": None, "input": "c", "output": None, "response": ["r"], "category": "k"},
+    ]
+    found = read_benchmark("a", write_lines(tmp_path / "a.jsonl", rows), Fields())
+    assert [(row["context"], row["references"], row["topic"]) for row in found] == [("c", ["r"], "k")] * 2
+
+
 def test_other_fields_are_named_in_the_record(tmp_path):
     rows = [{"question": "q", "passage": "p", "answers": ["a", "b"], "instruction": "not this"}]
     path = write_lines(tmp_path / "a.jsonl", rows)

@@ -1,8 +1,10 @@
+from pathlib import Path
+
 import pytest
 
 from minillm.config import Template
 from minillm.data.prompts import render
-from minillm.data.rows import Row, read_rows, read_split, refuse_malformed
+from minillm.data.rows import Malformed, Row, read_rows, read_split, refuse_malformed
 from minillm.errors import StageError
 from tests.minillm.direct import PLAIN, read_lines, real_data, write_lines
 
@@ -17,13 +19,24 @@ MALFORMED = {
     b'{"instruction": "a", "response": null}': "`response` is NoneType, not text",
     b'{"instruction": "a", "context": ["x"], "response": "b"}': "`context` is list, not text",
     b'{"instruction": "caf\xe9", "response": "b"}': "not UTF-8 (byte 0xe9 at column 21)",
+    b'{"instruction": "a", "response": "\\ud83d."}': "half a character: \\ud83d is one of a surrogate pair",
+    b'{"instruction": "a", "response": "b", "x": {"\\uDE00": 1}}': "half a character: \\ude00",
+    b'{"instruction": "a", "response": "b", "response": "c"}': "`response` is given twice",
+    b"[" * 100_000: "nested too deeply",
+    b'{"instruction": "a", "response": ' + b"1" * 5000 + b"}": "not JSON (Exceeds the limit",
+    b'{"instruction": "a", "response": "b"} {}': "not JSON (Extra data",
 }
+
+
+def sorted_out(path: Path) -> tuple[list[Row], list[Malformed]]:
+    found = list(read_rows(path))
+    return [row for row in found if isinstance(row, Row)], [row for row in found if isinstance(row, Malformed)]
 
 
 def test_each_malformed_row_is_listed_with_line_and_reason_and_keeps_its_number(tmp_path):
     path = tmp_path / "rows.jsonl"
     path.write_bytes(b"\n".join([*MALFORMED, b"", b'{"instruction": "a", "response": "b"}']))
-    rows, malformed = read_rows(path)
+    rows, malformed = sorted_out(path)
     assert rows == [Row(len(MALFORMED), "a", "", "b", "none")]
     assert [(m.row, m.line) for m in malformed] == [(i, i + 1) for i in range(len(MALFORMED))]
     for found, reason in zip(malformed, MALFORMED.values(), strict=True):
@@ -37,7 +50,7 @@ def test_context_may_be_absent_null_or_blank_and_alpaca_names_do_as_well(tmp_pat
         {"instruction": "a", "context": None, "response": "b"},
         {"instruction": "a", "input": "c", "output": "b", "category": ""},
     ]
-    rows, malformed = read_rows(write_lines(tmp_path / "rows.jsonl", values))
+    rows, malformed = sorted_out(write_lines(tmp_path / "rows.jsonl", values))
     assert not malformed
     assert [(r.context, r.response, r.category) for r in rows] == [
         ("", "b", "open_qa"),
@@ -48,7 +61,7 @@ def test_context_may_be_absent_null_or_blank_and_alpaca_names_do_as_well(tmp_pat
 
 def test_too_many_malformed_rows_stop_the_run_and_the_first_ten_are_shown(tmp_path):
     path = write_lines(tmp_path / "rows.jsonl", [{}] * 11 + [{"instruction": "a", "response": "b"}] * 89)
-    _, malformed = read_rows(path)
+    _, malformed = sorted_out(path)
     refuse_malformed(malformed, 100, 0.11)
     with pytest.raises(
         StageError, match=r"11 of 100 rows are malformed \(11\.0%\), above data\.max_malformed"
@@ -63,7 +76,8 @@ def test_too_many_malformed_rows_stop_the_run_and_the_first_ten_are_shown(tmp_pa
     [
         ([{"row": 0, "split": "trian"}], r":1: unknown part 'trian'; did you mean `train`\?"),
         ([{"row": 2, "split": "train"}], ":1: row 2 is not one of the 2 rows"),
-        ([{"row": "0", "split": "train"}], ":1: row '0' is not one of"),
+        ([{"row": "first", "split": "train"}], ":1: row 'first' is not one of"),
+        ([{"row": True, "split": "train"}], ":1: row True is not one of"),
         ([{"row": 0, "split": "train"}] * 2, ":2: row 0 has a part already"),
         ([{"row": 1, "split": "train"}], r"names no part for 1 of 2 rows, first \[0\]"),
         ([{"row": 0}], ":1: needs the fields `row` and `split`"),
@@ -92,7 +106,27 @@ def test_the_template_is_the_one_of_the_published_prompts():
 
 def test_the_real_dolly_is_whole():
     folder = real_data() / "dolly"
-    rows, malformed = read_rows(folder / "databricks-dolly-15k.jsonl")
+    rows, malformed = sorted_out(folder / "databricks-dolly-15k.jsonl")
     assert (len(rows), len(malformed)) == (15011, 0)
     parts = read_split(folder / "minillm_split.jsonl", 15011)
     assert {part: parts.count(part) for part in set(parts)} == {"train": 11417, "dev": 997, "test": 497, "unused": 2100}
+
+
+def test_the_first_name_with_a_value_counts(tmp_path):
+    """Rows of two sources put together have the names of both, one of them empty."""
+    values = [
+        {"instruction": "a", "context": None, "input": "c", "response": "b", "output": None},
+        {"instruction": "a", "context": " ", "input": "c", "response": "", "output": "b"},
+        {"instruction": "a", "context": "c", "input": None, "response": "b", "output": "other"},
+        {"instruction": "a", "context": None, "input": None, "response": "b"},
+        {"instruction": "a", "context": "c", "input": "", "response": None, "output": None},
+    ]
+    rows, malformed = sorted_out(write_lines(tmp_path / "rows.jsonl", values))
+    assert [(r.context, r.response) for r in rows] == [("c", "b")] * 3 + [("", "b")]
+    assert [m.reason for m in malformed] == ["`response` is NoneType, not text"]
+
+
+def test_a_split_may_be_a_csv_file(tmp_path):
+    path = tmp_path / "split.csv"
+    path.write_text("row,split\n1,dev\n0,train\n")
+    assert read_split(path, 2) == ["train", "dev"]

@@ -167,12 +167,14 @@ def test_every_format_gives_the_same_rows(tmp_path, name, by_directory):
 def test_a_directory_of_several_files_asks_which(tmp_path):
     write_lines(tmp_path / "train.jsonl", [{"a": 1}])
     write_lines(tmp_path / "test.jsonl", [{"a": 1}])
-    with pytest.raises(StageError, match=r"holds test\.jsonl, train\.jsonl; name the file to read with `file`"):
+    with pytest.raises(
+        StageError, match=r"holds test\.jsonl, train\.jsonl; name the file or folder to read with `file`"
+    ):
         list(read_records(tmp_path))
     for name in ("train", "test"):
         (tmp_path / f"{name}.jsonl").unlink()
         datasets.Dataset.from_list([{"a": 1}]).to_parquet(str(tmp_path / f"{name}-00000-of-00001.parquet"))
-    with pytest.raises(StageError, match="has the splits train, test"):
+    with pytest.raises(StageError, match="has the splits train, test; name the file"):
         list(read_records(tmp_path))
 
 

@@ -1,0 +1,177 @@
+"""Examples of the filter: tokenised a batch at a time into a file, and sorted from there into their parts.
+
+Texts and tokens pass through the memory only in batches, whatever the number of rows.
+"""
+
+import contextlib
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Self
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from minillm.config import Template
+from minillm.data.candidates import Candidate
+from minillm.data.decontamination import digest, normalise, question
+from minillm.data.prompts import encode_prompts, encode_texts, render
+from minillm.data.rows import Row
+from minillm.data.tokenising import PIECE, batches
+
+SCHEMA = pa.schema(
+    {
+        "row": pa.int64(),
+        "category": pa.string(),
+        "prompt": pa.string(),
+        "response": pa.string(),
+        "prompt_ids": pa.list_(pa.int32()),
+        "response_ids": pa.list_(pa.int32()),
+    }
+)
+WAITING = SCHEMA.append(pa.field("instruction", pa.string()))
+GROUP = 1 << 15
+"""Rows of a row group of a part's file: so many are in memory at once."""
+MARGIN = 16
+"""Tokens by which the beginning of a text may have more than the text has there."""
+
+
+def tokenise(rows: Iterable[Row], template: Template, tokenizer: Any, max_tokens: int, target: Path) -> list[Candidate]:
+    """Render and tokenise rows into a file.
+
+    Args:
+        rows: To write, in order.
+        template: Of the prompt.
+        tokenizer: With an EOS token.
+        max_tokens: Where a prompt or response is longer, the row is dropped for it later, and its tokens are not kept.
+        target: An Arrow stream of WAITING.
+    """
+    candidates: list[Candidate] = []
+    with pa.OSFile(str(target), "wb") as sink, pa.ipc.new_stream(sink, WAITING) as writer:
+        for batch in batches(rows, _characters):
+            encoded = _encode(batch, template, tokenizer, max_tokens)
+            candidates += [
+                Candidate(
+                    row.row,
+                    row.category,
+                    texts=digest(*map(normalise, (row.instruction, row.context, row.response))),
+                    question=digest(*question(row.instruction, row.context)),
+                    prompt_tokens=len(prompt_ids),
+                    response_tokens=len(response_ids),
+                )
+                for row, (_, prompt_ids, response_ids) in zip(batch, encoded, strict=True)
+            ]
+            writer.write_batch(_waiting(batch, encoded, max_tokens))
+    return candidates
+
+
+Encoded = tuple[str, list[int], list[int]]
+"""Prompt, its tokens, and the response's with EOS."""
+
+
+def _characters(row: Row) -> int:
+    return sum(min(len(text), PIECE) for text in (row.instruction, row.context, row.response))
+
+
+def _encode(rows: Sequence[Row], template: Template, tokenizer: Any, max_tokens: int) -> list[Encoded]:
+    """Tokens of rows; of one that is far too long, the beginning suffices to tell."""
+    short = [
+        replace(row, **{name: getattr(row, name)[:PIECE] for name in ("instruction", "context", "response")})
+        for row in rows
+    ]
+    encoded = _encode_whole(short, template, tokenizer)
+    for number, row in enumerate(rows):
+        if short[number] != row and max(map(len, encoded[number][1:])) <= max_tokens + MARGIN:
+            encoded[number] = _encode_whole([row], template, tokenizer)[0]
+    return encoded
+
+
+def _encode_whole(rows: Sequence[Row], template: Template, tokenizer: Any) -> list[Encoded]:
+    asked = [(row.instruction, row.context) for row in rows]
+    prompts = [render(template, *of) for of in asked]
+    prompt_ids = encode_prompts(tokenizer, template, asked)
+    response_ids = encode_texts(tokenizer, [row.response for row in rows])
+    return [
+        (prompt, ids, [*answered, tokenizer.eos_token_id])
+        for prompt, ids, answered in zip(prompts, prompt_ids, response_ids, strict=True)
+    ]
+
+
+def _waiting(rows: Sequence[Row], encoded: Sequence[Encoded], max_tokens: int) -> pa.RecordBatch:
+    kept = [
+        (row, *texts)
+        if max(map(len, texts[1:])) <= max_tokens
+        else (replace(row, instruction="", response=""), "", [], [])
+        for row, texts in zip(rows, encoded, strict=True)
+    ]
+    columns = {
+        "row": [row.row for row, *_ in kept],
+        "category": [row.category for row, *_ in kept],
+        "prompt": [prompt for _, prompt, *_ in kept],
+        "response": [row.response for row, *_ in kept],
+        "prompt_ids": [ids for *_, ids, _ in kept],
+        "response_ids": [ids for *_, ids in kept],
+        "instruction": [row.instruction for row, *_ in kept],
+    }
+    return pa.RecordBatch.from_pydict(columns, WAITING)
+
+
+def instructions(source: Path, rows: Collection[int]) -> dict[int, str]:
+    """Instructions of some of the rows that `tokenise` wrote."""
+    return {
+        row: text
+        for batch in _waiting_batches(source)
+        for row, text in zip(batch["row"].to_pylist(), batch["instruction"].to_pylist(), strict=True)
+        if row in rows
+    }
+
+
+def write_parts(source: Path, candidates: Sequence[Candidate], targets: Mapping[str, Path]) -> None:
+    """Write the rows of each part that are kept, in their order.
+
+    Args:
+        source: What `tokenise` wrote.
+        candidates: What it returned, decided upon.
+        targets: A parquet file of SCHEMA for each part.
+    """
+    with contextlib.ExitStack() as stack:
+        files = {part: stack.enter_context(_PartFile(path)) for part, path in targets.items()}
+        start = 0
+        for batch in _waiting_batches(source):
+            members = candidates[start : start + batch.num_rows]
+            start += batch.num_rows
+            for part, file in files.items():
+                chosen = pa.array([not c.reason and c.part == part for c in members], pa.bool_())
+                file.add(batch.filter(chosen).select(SCHEMA.names))
+
+
+def _waiting_batches(source: Path) -> Iterator[pa.RecordBatch]:
+    with pa.OSFile(str(source)) as stream, pa.ipc.open_stream(stream) as reader:
+        yield from reader
+
+
+class _PartFile:
+    """A parquet file written a row group at a time; one below GROUP rows is the same as written at once."""
+
+    def __init__(self, path: Path) -> None:
+        self._writer = pq.ParquetWriter(path, SCHEMA)
+        self._table = SCHEMA.empty_table()
+        self._empty = True
+
+    def add(self, batch: pa.RecordBatch) -> None:
+        self._table = pa.concat_tables([self._table, pa.Table.from_batches([batch], SCHEMA)])
+        while self._table.num_rows >= GROUP:
+            self._write(self._table.slice(0, GROUP))
+            self._table = self._table.slice(GROUP)
+
+    def _write(self, table: pa.Table) -> None:
+        self._writer.write_table(table.combine_chunks())
+        self._empty = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._table.num_rows or self._empty:
+            self._write(self._table)
+        self._writer.close()

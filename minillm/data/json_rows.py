@@ -1,0 +1,154 @@
+"""Rows of JSON files: one in each line, or the elements of one list."""
+
+import io
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from minillm.data.records import BLOCK, LONGEST, Record, decode_lines, require_utf8, too_long
+from minillm.errors import StageError
+from minillm.files import open_file
+
+SPACE = re.compile(r"[ \t\r\n]*")
+SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
+LONGEST_WORD = 16
+"""Characters that one part of JSON other than a string or a number has at most, with room to spare (`-Infinity`)."""
+TOO_DEEP = "nested too deeply"
+
+
+class Reader:
+    """A JSON decoder that takes no row of which a part would be lost: a name given twice, or half a character."""
+
+    def __init__(self) -> None:
+        self._twice: list[str] = []
+        self._decoder = json.JSONDecoder(object_pairs_hook=self._object)
+
+    def read(self, text: str, start: int = 0) -> tuple[Any, int, str | None]:
+        """The value at a place of a text, where it ends, and what is wrong with it.
+
+        Raises:
+            ValueError: There is no JSON value.
+            RecursionError: It is nested too deeply.
+        """
+        self._twice.clear()
+        value, end = self._decoder.raw_decode(text, start)
+        if self._twice:
+            return None, end, f"`{self._twice[0]}` is given twice"
+        return value, end, _half_character(value) if SURROGATE.search(text, start, end) else None
+
+    def _object(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        value = dict(pairs)
+        if len(value) < len(pairs):
+            names = [name for name, _ in pairs]
+            self._twice.append(next(name for name in names if names.count(name) > 1))
+        return value
+
+
+def _half_character(value: Any) -> str | None:
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        code = ord(error.object[error.start])
+        return f"half a character: \\u{code:04x} is one of a surrogate pair, and the other is not beside it"
+    return None
+
+
+def json_lines(path: Path) -> Iterator[Record]:
+    """A row a line; blank lines are skipped, and what is no JSON comes with a `problem`. Streams.
+
+    Raises:
+        StageError: The file cannot be read.
+    """
+    reader = Reader()
+    for record in decode_lines(path):
+        if record.problem is not None:
+            yield record
+        elif text := record.value.strip():
+            yield _parsed(reader, record, text)
+
+
+def _parsed(reader: Reader, record: Record, text: str) -> Record:
+    try:
+        value, end, problem = reader.read(text)
+        if end < len(text):
+            raise json.JSONDecodeError("Extra data", text, end)
+    except RecursionError:
+        return Record(record.file, record.line, None, TOO_DEEP)
+    except ValueError as error:
+        return Record(record.file, record.line, None, f"not JSON ({error})")
+    return Record(record.file, record.line, None if problem else value, problem)
+
+
+def opens_list(path: Path) -> bool:
+    """Whether a JSON file is one list."""
+    with open_file(path) as stream:
+        return stream.read(4096).removeprefix(b"\xef\xbb\xbf").lstrip()[:1] == b"["
+
+
+def json_list(path: Path) -> Iterator[Record]:
+    """Elements of a JSON list. Streams.
+
+    Raises:
+        StageError: The file cannot be read, or is no such list.
+    """
+    require_utf8(path)
+    reader = Reader()
+    with open_file(path) as raw, io.TextIOWrapper(raw, encoding="utf-8-sig", newline="") as stream:
+        text, number = stream.read(BLOCK), 0
+        place = text.index("[") + 1
+        while True:
+            block = stream.read(BLOCK)
+            text, place = text[place:] + block, 0
+            while (found := _element(path, reader, text, place, number + 1, last=not block)) is not None:
+                record, place = found
+                if record is None:
+                    return
+                number += 1
+                yield record
+            if len(text) - place > LONGEST:
+                raise too_long(path, f"element {number + 1}")
+
+
+def _element(
+    path: Path, reader: Reader, text: str, place: int, number: int, last: bool
+) -> tuple[Record | None, int] | None:
+    """The next element and the place behind it; no element at the end of the list, None where more must be read.
+
+    Args:
+        path: Of the file.
+        reader: Of values.
+        text: Part of the file.
+        place: Behind the opening bracket, or at the comma or bracket behind an element.
+        number: Of the element.
+        last: Whether the text reaches to the end of the file.
+
+    Raises:
+        StageError: There is no element where one must be.
+    """
+    wrong = f"{path} opens with [ but is not a JSON list in UTF-8: element {number}: "
+    start = SPACE.match(text, place).end()  # type: ignore[union-attr]
+    if text[start : start + 1] == "]":
+        if text[start + 1 :].strip():
+            raise StageError(f"{path} has something behind the ] of its list; remove it, or write a row a line")
+        return (None, start) if last else None
+    if number > 1 and text[start : start + 1] == ",":
+        start = SPACE.match(text, start + 1).end()  # type: ignore[union-attr]
+    elif number > 1 and start < len(text):
+        raise StageError(f"{wrong}a comma is missing before it")
+    try:
+        value, end, problem = reader.read(text, start)
+    except RecursionError as error:
+        raise StageError(wrong + TOO_DEEP) from error
+    except json.JSONDecodeError as error:
+        cut_off = error.msg.startswith("Unterminated string") or error.pos > len(text) - LONGEST_WORD
+        if last or not cut_off:
+            raise StageError(wrong + error.msg) from error
+        return None
+    except ValueError as error:  # a number of thousands of digits
+        raise StageError(wrong + str(error)) from error
+    behind = SPACE.match(text, end).end()  # type: ignore[union-attr]
+    if not last and (behind == len(text) or (isinstance(value, int | float) and text[behind] not in ",]")):
+        return None  # a number may go on
+    return Record(str(path), number, None if problem else value, problem), end

@@ -1,0 +1,94 @@
+"""Files and folders that people name: checked before they are opened, and named with what is wrong and what to do."""
+
+import os
+import stat
+from pathlib import Path
+from typing import BinaryIO
+
+from minillm.errors import StageError
+from minillm.nearest import missing_path
+
+OTHER_KINDS = {
+    stat.S_IFIFO: "a named pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
+
+
+def local_path(text: str | Path) -> Path:
+    """A path as a person writes it: taken literally, but for a `~` at its beginning, which is the home."""
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:  # nobody of this name has a home
+        return Path(text)
+
+
+def problem(path: Path) -> str | None:
+    """Why a file or folder cannot be read and what to do about it; None where nothing stands in the way.
+
+    Pipes, sockets and devices are never opened: reading one may wait for ever, and what it holds has no checksum.
+    """
+    try:
+        mode = path.stat().st_mode
+        if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+            kind = OTHER_KINDS.get(stat.S_IFMT(mode), "no file")
+            return f"{path} is {kind}; write what it holds into a file, and name that"
+        os.close(os.open(path, os.O_RDONLY))
+    except (FileNotFoundError, NotADirectoryError):
+        if path.is_symlink():
+            return f"{path} is a link to {path.readlink()}, which does not exist; mend the link or name another file"
+        return missing_path(path)
+    except PermissionError:
+        return f"{path} may not be read by this user; change its permissions or those of its folders"
+    except (OSError, ValueError) as error:  # a loop of links, a name that is too long or holds a NUL, a broken disk
+        reason = (isinstance(error, OSError) and error.strerror) or str(error)
+        shown = repr(str(path))[1:-1]
+        shown = shown if len(shown) <= 200 else f"{shown[:100]}…{shown[-60:]}"
+        return f"{shown} cannot be read: {reason}; name another path"
+    return None
+
+
+def require_readable(path: Path) -> None:
+    """Check that a file or folder can be read.
+
+    Raises:
+        StageError: It cannot; see `problem`.
+    """
+    if reason := problem(path):
+        raise StageError(reason)
+
+
+def open_file(path: Path) -> BinaryIO:
+    """Open a file to read its bytes.
+
+    Raises:
+        StageError: It cannot be read, or is a folder.
+    """
+    require_readable(path)
+    if path.is_dir():
+        raise StageError(f"{path} is a folder; name the file in it")
+    return path.open("rb")
+
+
+def files_of(folder: Path) -> list[Path]:
+    """Files of a folder and its subfolders in the order of their names; hidden ones are left out, links followed.
+
+    Raises:
+        StageError: One of them cannot be read, or a link leads back to a folder that holds it.
+    """
+    return sorted(_walk(folder, ()))
+
+
+def _walk(folder: Path, above: tuple[Path, ...]) -> list[Path]:
+    require_readable(folder)
+    here = folder.resolve()
+    if here in above:
+        raise StageError(f"{folder} is a link to a folder that holds it; remove the link")
+    found: list[Path] = []
+    for path in folder.iterdir():
+        if path.name.startswith("."):
+            continue
+        require_readable(path)
+        found += _walk(path, (*above, here)) if path.is_dir() else [path]
+    return found
