@@ -7,3 +7,9 @@ class StageError(Exception):
 
 class ConfigError(ValueError):
     """A configuration that cannot run, found before anything starts."""
+
+
+def error_words(error: Exception) -> str:
+    """Type and first line of what a library raised, for the message of an error of ours."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__

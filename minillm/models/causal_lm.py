@@ -17,7 +17,6 @@ from transformers import (
 
 from minillm.errors import StageError
 from minillm.models.lora import ADAPTER, merged_weights
-from minillm.models.output_head import require_plain_head
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -53,9 +52,7 @@ def load_model(path: Path, dtype: torch.dtype = torch.float32, dropout: bool = T
     config = AutoConfig.from_pretrained(directory)
     if not dropout:
         _disable_dropout(config)
-    model = AutoModelForCausalLM.from_pretrained(directory, config=config, dtype=dtype)
-    require_plain_head(model)
-    return model
+    return AutoModelForCausalLM.from_pretrained(directory, config=config, dtype=dtype)
 
 
 def build_model(
@@ -81,9 +78,7 @@ def build_model(
         _disable_dropout(config)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        model = AutoModelForCausalLM.from_config(config, dtype=dtype)
-    require_plain_head(model)
-    return model
+        return AutoModelForCausalLM.from_config(config, dtype=dtype)
 
 
 def _disable_dropout(config: PretrainedConfig) -> None:

@@ -10,8 +10,9 @@ from minillm.data.documents import read_documents
 from minillm.data.prompts import render
 from minillm.data.rows import read_rows, read_split
 from minillm.errors import StageError
+from minillm.models.architecture_check import require_faithful
 from minillm.models.facts import ModelFacts
-from minillm.models.model_checks import inspect_model, require_loadable, require_positions
+from minillm.models.model_checks import build_skeleton, inspect_model, require_loadable, require_positions
 from minillm.models.tokenizer_checks import has_tokenizer, load_tokenizer, require_same_tokenizer
 from minillm.models.tokenizers_bpe import SMALLEST, train_bpe
 from minillm.stages import Job, Prepare
@@ -36,8 +37,10 @@ def run(job: Job) -> dict[str, float | str]:
         origin = job.inputs[name] if architecture is None else architecture
         if isinstance(origin, Path) and owner != name and has_tokenizer(origin):
             require_same_tokenizer(tokenizer, owner, load_tokenizer(origin, name), name)
-        facts[name] = inspect_model(name, origin, len(tokenizer))
+        config, skeleton = build_skeleton(name, origin, len(tokenizer))
+        facts[name] = inspect_model(name, config, skeleton, len(tokenizer))
         require_positions(name, facts[name], settings.max_tokens, settings.generation_tokens)
+        require_faithful(name, config, skeleton, max(settings.max_tokens, settings.generation_tokens))
     if tokenizer.pad_token is None:  # padding is always masked; libraries still ask for a token
         tokenizer.pad_token = tokenizer.eos_token
     tokenizer.save_pretrained(job.output)
