@@ -17,6 +17,8 @@ from transformers import (
 
 from minillm.errors import StageError
 from minillm.models.lora import ADAPTER, merged_weights
+from minillm.models.model_files import require_weights
+from minillm.models.weight_files import require_all_loaded
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -41,18 +43,26 @@ def model_directory(path: Path) -> Path:
 
 
 def load_model(path: Path, dtype: torch.dtype = torch.float32, dropout: bool = True) -> PreTrainedModel:
-    """Load a train artifact's or directory's weights; never runs code from it.
+    """Load a train artifact's or directory's weights, all of them; never runs code from it.
 
     Args:
         path: Train artifact or model directory.
         dtype: Of the weights.
         dropout: Keep the dropout of the model's configuration; otherwise none.
+
+    Raises:
+        StageError: If a weight is missing, left over or of another shape.
     """
     directory = model_directory(path)
+    require_weights(directory)
     config = AutoConfig.from_pretrained(directory)
     if not dropout:
         _disable_dropout(config)
-    return AutoModelForCausalLM.from_pretrained(directory, config=config, dtype=dtype)
+    model, found = AutoModelForCausalLM.from_pretrained(
+        directory, config=config, dtype=dtype, ignore_mismatched_sizes=True, output_loading_info=True
+    )
+    require_all_loaded(str(directory), model, found)
+    return model
 
 
 def build_model(

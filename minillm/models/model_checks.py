@@ -1,7 +1,6 @@
 """What a model is and whether it fits the run, found without loading its weights."""
 
 import dataclasses
-import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,19 +13,22 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from minillm.errors import StageError, error_words
 from minillm.models.facts import ModelFacts
-from minillm.models.model_files import WEIGHTS, require_weights
+from minillm.models.model_files import require_weights
 from minillm.nearest import suggestion
 
 
-def require_loadable(name: str, directory: Path) -> None:
-    """Check that a model's files can be loaded without running code that comes with them.
+def require_loadable(name: str, directory: Path) -> dict[str, Any]:
+    """Check that a model's files are those of an architecture that transformers has.
 
     Args:
         name: Of the model, for errors.
         directory: Of its files.
 
+    Returns:
+        The fields of its config.json.
+
     Raises:
-        StageError: If it has no weights, needs code of its own, or its weights are pickles that hold more than tensors.
+        StageError: If it has no weights, or needs code of its own.
     """
     require_weights(directory)
     try:
@@ -38,19 +40,7 @@ def require_loadable(name: str, directory: Path) -> None:
             f"{name}: {directory} is of an architecture of its own ({fields.get('model_type')}) and needs code that "
             "comes with it, which is never run; take a model whose architecture transformers has"
         )
-    if not any(directory.glob(WEIGHTS[0])):
-        for path in sorted(directory.glob(WEIGHTS[1])):
-            _require_plain_pickle(name, path)
-
-
-def _require_plain_pickle(name: str, path: Path) -> None:
-    try:
-        torch.load(path, map_location="meta", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except Exception as error:  # a broken file fails in many ways
-        raise StageError(
-            f"{name}: {path} cannot be read as weights alone ({str(error).strip().splitlines()[0]}); code in a pickle "
-            "is never run: get the model as safetensors"
-        ) from error
+    return fields
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from minillm.models.facts import ModelFacts
 from minillm.models.model_checks import build_skeleton, inspect_model, require_loadable, require_positions
 from minillm.models.tokenizer_checks import has_tokenizer, load_tokenizer, require_same_tokenizer
 from minillm.models.tokenizers_bpe import SMALLEST, train_bpe
+from minillm.models.weight_files import require_fitting_weights
 from minillm.stages import Job, Prepare
 
 PLAIN_TEXT_CHARACTERS = 10_000_000
@@ -29,8 +30,7 @@ def run(job: Job) -> dict[str, float | str]:
     """
     settings = job.settings
     assert isinstance(settings, Prepare)
-    for name in _ready_made(settings):
-        require_loadable(name, job.inputs[name])
+    ready_made = {name: require_loadable(name, job.inputs[name]) for name in _ready_made(settings)}
     tokenizer, owner = _tokenizer(job, settings)
     facts: dict[str, ModelFacts] = {}
     for name, architecture in settings.models.items():
@@ -38,6 +38,8 @@ def run(job: Job) -> dict[str, float | str]:
         if isinstance(origin, Path) and owner != name and has_tokenizer(origin):
             require_same_tokenizer(tokenizer, owner, load_tokenizer(origin, name), name)
         config, skeleton = build_skeleton(name, origin, len(tokenizer))
+        if isinstance(origin, Path):
+            require_fitting_weights(name, origin, ready_made[name], skeleton)
         facts[name] = inspect_model(name, config, skeleton, len(tokenizer))
         require_positions(name, facts[name], settings.max_tokens, settings.generation_tokens)
         require_faithful(name, config, skeleton, max(settings.max_tokens, settings.generation_tokens))
