@@ -132,7 +132,7 @@ class _Trial:
         random = np.random.default_rng([length, 1])
         steps = max(1, min(6, length // 3))
         sizes = [
-            (length - steps, steps),
+            (max(1, length - steps), steps),
             (max(1, length // 2 - steps), steps),
             (1, max(1, steps - 1)),
             (max(1, length // 3), max(1, steps // 2)),

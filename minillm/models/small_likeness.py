@@ -75,16 +75,17 @@ def layers_of_every_kind(skeleton: PreTrainedModel) -> int:
         return count
     kinds = [_settings(layer) for layer in stacks[0]]
     names = set().union(*kinds)
-    numbers = {name for name in names if _counts([kind[name] for kind in kinds if name in kind])}
+    numbers = {name for name in names if _counts({i: kind[name] for i, kind in enumerate(kinds) if name in kind})}
     seen: dict[Any, int] = {}
     for number, kind in enumerate(kinds):
         seen.setdefault(tuple(sorted((n, str(v)) for n, v in kind.items() if n not in numbers)), number)
     return min(count, max(2, 1 + max(seen.values())))
 
 
-def _counts(values: list[Any]) -> bool:
-    """Whether a setting of some layers numbers them, and so says nothing of their kind."""
-    return len(values) > 1 and all(type(v) is int for v in values) and len(set(values)) == len(values)
+def _counts(values: dict[int, Any]) -> bool:
+    """Whether a setting, by layer, is the number of the layer, and so says nothing of its kind."""
+    whole = all(type(value) is int for value in values.values())
+    return whole and len(values) > 1 and len({value - layer for layer, value in values.items()}) == 1
 
 
 def _settings(layer: nn.Module) -> dict[str, Any]:
