@@ -58,7 +58,7 @@ def load_model(path: Path, dtype: torch.dtype = torch.float32, dropout: bool = T
     config = AutoConfig.from_pretrained(directory)
     if not dropout:
         _disable_dropout(config)
-    model, found = AutoModelForCausalLM.from_pretrained(
+    model, found = AutoModelForCausalLM.from_pretrained(  # type: ignore[misc]  # a pair with output_loading_info
         directory, config=config, dtype=dtype, ignore_mismatched_sizes=True, output_loading_info=True
     )
     require_all_loaded(str(directory), model, found)

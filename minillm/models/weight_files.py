@@ -49,7 +49,7 @@ def require_fitting_weights(name: str, directory: Path, fields: Mapping[str, Any
     before = transformers.logging.get_verbosity()
     transformers.logging.set_verbosity_error()  # its report of the same differences is a table
     try:
-        _, found = type(skeleton).from_pretrained(
+        _, found = type(skeleton).from_pretrained(  # type: ignore[misc]  # a pair with output_loading_info
             None,
             config=skeleton.config,
             state_dict=tensors,
