@@ -15,3 +15,9 @@ class ConfigError(ValueError):
 
     def __init__(self, message: object = "") -> None:
         super().__init__(redacted(str(message)))
+
+
+def error_words(error: Exception) -> str:
+    """Type and first line of what a library raised, for the message of an error of ours."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__

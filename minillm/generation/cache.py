@@ -1,7 +1,8 @@
 """A key–value cache of slots: every row writes at its own length, and a slot can be given to another row.
 
 Rows need no common length, so prompts are not padded on the left and a response that has ended makes room at once.
-The mask and positions that go with it are passed to the model ready-made (`CachedModel.run`).
+The mask and positions that go with it are passed to the model ready-made (`CachedModel.run`). An architecture that
+would have other masks, or keeps more than keys and values, is found by `minillm.models.architecture_check`.
 """
 
 from dataclasses import dataclass, field
@@ -12,7 +13,6 @@ from torch import Tensor
 from transformers import Cache, PreTrainedModel
 from transformers.cache_utils import CacheLayerMixin
 
-from minillm.errors import StageError
 from minillm.models.output_head import OutputHead, output_head
 
 
@@ -111,16 +111,7 @@ class CachedModel:
             vocabulary: Entries of the tokenizer.
             slots: Rows at once.
             columns: Tokens of the longest row.
-
-        Raises:
-            StageError: If the model's attention window is shorter than a row.
         """
-        window = getattr(model.config.get_text_config(), "sliding_window", None)
-        if window is not None and window < columns and getattr(model.config, "use_sliding_window", True):
-            raise StageError(
-                f"{model.config.model_type} attends to its last {window} tokens only, and rows have up to {columns}; "
-                "shorten data.max_tokens, or set sliding_window to null in the model's configuration"
-            )
         self.model = model
         self.head: OutputHead = output_head(model, vocabulary)
         self.seen = np.zeros(slots, dtype=np.int64)

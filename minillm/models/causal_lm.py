@@ -16,8 +16,9 @@ from transformers import (
 )
 
 from minillm.models.lora import ADAPTER, merged_weights
-from minillm.models.output_head import require_plain_head
+from minillm.models.model_files import require_weights
 from minillm.models.shared_tokenizer import SharedTokenizer, share
+from minillm.models.weight_files import require_all_loaded
 from minillm.streams import Purpose, stream, torch_seed
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -31,19 +32,25 @@ def model_directory(path: Path) -> Path:
 
 
 def load_model(path: Path, dtype: torch.dtype = torch.float32, dropout: bool = True) -> PreTrainedModel:
-    """Load a train artifact's or directory's weights; never runs code from it.
+    """Load a train artifact's or directory's weights, all of them; never runs code from it.
 
     Args:
         path: Train artifact or model directory.
         dtype: Of the weights.
         dropout: Keep the dropout of the model's configuration; otherwise none.
+
+    Raises:
+        StageError: If a weight is missing, left over or of another shape.
     """
     directory = model_directory(path)
+    require_weights(directory)
     config = AutoConfig.from_pretrained(directory)
     if not dropout:
         _disable_dropout(config)
-    model = AutoModelForCausalLM.from_pretrained(directory, config=config, dtype=dtype)
-    require_plain_head(model)
+    model, found = AutoModelForCausalLM.from_pretrained(  # type: ignore[misc]  # a pair with output_loading_info
+        directory, config=config, dtype=dtype, ignore_mismatched_sizes=True, output_loading_info=True
+    )
+    require_all_loaded(str(directory), model, found)
     return _all_rows_learn(model)
 
 
@@ -70,7 +77,6 @@ def build_model(
     with torch.random.fork_rng():
         torch.manual_seed(torch_seed(stream(Purpose.INITIAL_WEIGHTS, seed)))
         model = AutoModelForCausalLM.from_config(config, dtype=dtype)
-    require_plain_head(model)
     return _all_rows_learn(model)
 
 

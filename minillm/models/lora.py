@@ -22,7 +22,7 @@ def add_adapters(model: PreTrainedModel, lora: Lora) -> None:
     """Put adapters beside a model's matrices and freeze all else; A is drawn from torch's random stream.
 
     Raises:
-        StageError: The model has no such modules.
+        StageError: The model has no such modules, or one of them is its embedding or its output head.
     """
     from peft import LoraConfig, inject_adapter_in_model  # takes a second, which trainings without do not wait
 
@@ -42,6 +42,18 @@ def add_adapters(model: PreTrainedModel, lora: Lora) -> None:
             f"training.lora.modules {list(lora.modules or ())}: {model.config.model_type} has none of these; it has "
             f"{', '.join(names)}"
         ) from error
+    _require_no_adapter_at_the_ends(model)
+
+
+def _require_no_adapter_at_the_ends(model: PreTrainedModel) -> None:
+    """Losses take the head's matrix as it is, and a tied embedding is the head's: adapters there would go unused."""
+    ends = (model.get_input_embeddings(), model.get_output_embeddings())
+    names = [name for name, module in model.named_modules() if module in ends and hasattr(module, "get_delta_weight")]
+    if names:
+        raise StageError(
+            f"training.lora.modules: {', '.join(names)} is an embedding or the output head of "
+            f"{model.config.model_type}, where no adapter is used; leave it out, or train without training.lora"
+        )
 
 
 @torch.no_grad()

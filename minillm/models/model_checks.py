@@ -1,8 +1,8 @@
 """What a model is and whether it fits the run, found without loading its weights."""
 
 import dataclasses
-import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,22 +11,25 @@ from torch import nn
 from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from minillm.errors import StageError
+from minillm.errors import StageError, error_words
 from minillm.models.causal_lm import initial_fields
 from minillm.models.facts import ModelFacts
-from minillm.models.model_files import WEIGHTS, require_weights
+from minillm.models.model_files import require_weights
 from minillm.nearest import suggestion
 
 
-def require_loadable(name: str, directory: Path) -> None:
-    """Check that a model's files can be loaded without running code that comes with them.
+def require_loadable(name: str, directory: Path) -> dict[str, Any]:
+    """Check that a model's files are those of an architecture that transformers has.
 
     Args:
         name: Of the model, for errors.
         directory: Of its files.
 
+    Returns:
+        The fields of its config.json.
+
     Raises:
-        StageError: If it has no weights, needs code of its own, or its weights are pickles that hold more than tensors.
+        StageError: If it has no weights, or needs code of its own.
     """
     require_weights(directory)
     try:
@@ -38,23 +41,28 @@ def require_loadable(name: str, directory: Path) -> None:
             f"{name}: {directory} is of an architecture of its own ({fields.get('model_type')}) and needs code that "
             "comes with it, which is never run; take a model whose architecture transformers has"
         )
-    if not any(directory.glob(WEIGHTS[0])):
-        for path in sorted(directory.glob(WEIGHTS[1])):
-            _require_plain_pickle(name, path)
+    return fields
 
 
-def _require_plain_pickle(name: str, path: Path) -> None:
+@contextmanager
+def explained(name: str, attempt: str) -> Iterator[None]:
+    """Turn what a library raises into an error that names the model and what was tried with it.
+
+    Raises:
+        StageError: Whatever else is raised within.
+    """
     try:
-        torch.load(path, map_location="meta", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except Exception as error:  # a broken file fails in many ways
-        raise StageError(
-            f"{name}: {path} cannot be read as weights alone ({str(error).strip().splitlines()[0]}); code in a pickle "
-            "is never run: get the model as safetensors"
-        ) from error
+        yield
+    except StageError:
+        raise
+    except Exception as error:  # an architecture's own code refuses values in many ways
+        raise StageError(f"{name}: transformers cannot {attempt}: {error_words(error)}") from error
 
 
-def inspect_model(name: str, origin: Mapping[str, Any] | Path, entries: int) -> ModelFacts:
-    """Look at a model's configuration, built without memory for its weights.
+def build_skeleton(
+    name: str, origin: Mapping[str, Any] | Path, entries: int
+) -> tuple[PreTrainedConfig, PreTrainedModel]:
+    """A model's configuration, and the model built from it on the meta device, without memory for its weights.
 
     Args:
         name: Of the model, for errors.
@@ -62,33 +70,47 @@ def inspect_model(name: str, origin: Mapping[str, Any] | Path, entries: int) -> 
         entries: Of the tokenizer.
 
     Raises:
-        StageError: If it is not a causal language model, or its embedding is too small.
+        StageError: If it is not a causal language model, or transformers cannot build it.
     """
-    try:
-        config = AutoConfig.from_pretrained(origin) if isinstance(origin, Path) else _architecture(origin, entries)
-        _require_causal(config)
-        with torch.device("meta"):
-            skeleton = AutoModelForCausalLM.from_config(config)
-    except StageError as error:
-        raise StageError(f"{name}: {error}") from error
-    except Exception as error:  # the architecture's own code refuses values in many ways
-        raise StageError(f"{name}: transformers cannot build it: {error}") from error
-    text = config.get_text_config()
-    heads = getattr(text, "num_attention_heads", 1)  # of a model without attention, as if its state were one head
-    head_width = getattr(text, "head_dim", None) or text.hidden_size // heads
-    body = _body(skeleton)
-    facts = ModelFacts(
-        model_type=config.model_type,
-        parameters=skeleton.num_parameters(),
-        body_parameters=sum(parameter.numel() for parameter in body),
-        matrix_edges=sum(sum(parameter.shape) for parameter in body if parameter.dim() == 2),
-        layers=text.num_hidden_layers,
-        width=text.hidden_size,
-        cache_width=2 * head_width * (getattr(text, "num_key_value_heads", None) or heads),
-        embedding_rows=int(skeleton.get_input_embeddings().weight.shape[0]),
-        tokenizer_entries=entries,
-        positions=getattr(text, "max_position_embeddings", None),
-    )
+    with explained(name, f"read the configuration in {origin}" if isinstance(origin, Path) else "build it"):
+        try:
+            config = AutoConfig.from_pretrained(origin) if isinstance(origin, Path) else _architecture(origin, entries)
+            _require_causal(config)
+        except StageError as error:
+            raise StageError(f"{name}: {error}") from error
+    with explained(name, f"build it ({config.model_type})"), torch.device("meta"):
+        return config, AutoModelForCausalLM.from_config(config)
+
+
+def inspect_model(name: str, config: PreTrainedConfig, skeleton: PreTrainedModel, entries: int) -> ModelFacts:
+    """Count what a model consists of.
+
+    Args:
+        name: Of the model, for errors.
+        config: Of the model.
+        skeleton: The model on the meta device.
+        entries: Of the tokenizer.
+
+    Raises:
+        StageError: If its embedding is too small, or its configuration does not say what is asked.
+    """
+    with explained(name, f"tell the sizes of {config.model_type}"):
+        text = config.get_text_config()
+        heads = getattr(text, "num_attention_heads", 1)  # of a model without attention, as if its state were one head
+        head_width = getattr(text, "head_dim", None) or text.hidden_size // heads
+        body = _body(skeleton)
+        facts = ModelFacts(
+            model_type=config.model_type,
+            parameters=skeleton.num_parameters(),
+            body_parameters=sum(parameter.numel() for parameter in body),
+            matrix_edges=sum(sum(parameter.shape) for parameter in body if parameter.dim() == 2),
+            layers=text.num_hidden_layers,
+            width=text.hidden_size,
+            cache_width=2 * head_width * (getattr(text, "num_key_value_heads", None) or heads),
+            embedding_rows=int(skeleton.get_input_embeddings().weight.shape[0]),  # type: ignore[index]
+            tokenizer_entries=entries,
+            positions=getattr(text, "max_position_embeddings", None),
+        )
     if facts.embedding_rows < entries:
         raise StageError(
             f"{name} has {facts.embedding_rows} embedding rows, fewer than the tokenizer's {entries} entries; "

@@ -7,7 +7,6 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from minillm.errors import StageError
 from minillm.models.batches import Batch
 
 CPU_BLOCK = 1 << 19
@@ -80,7 +79,8 @@ def output_head(model: PreTrainedModel, vocabulary: int) -> OutputHead:
     """The head of a causal language model, as a view of its weights.
 
     Args:
-        model: Any whose logits are a linear map of its last hidden states, soft-capped or not (`require_plain_head`).
+        model: Any whose logits are a linear map of its last hidden states, soft-capped or not
+            (`minillm.models.architecture_check`).
         vocabulary: Entries of the tokenizer.
     """
     layer = model.get_output_embeddings()
@@ -99,28 +99,6 @@ def response_hidden(model: PreTrainedModel, batch: Batch) -> Tensor:
         input_ids=batch.tokens, attention_mask=batch.mask.long(), position_ids=positions, use_cache=False
     )
     return output.last_hidden_state[:, batch.prompt_width - 1 : -1][batch.response_mask]
-
-
-@torch.no_grad()
-def require_plain_head(model: PreTrainedModel) -> None:
-    """Check on a few tokens that the model's logits are what its head makes of its hidden states.
-
-    Raises:
-        StageError: If the model does more to its logits than is known here.
-    """
-    rows = model.config.get_text_config().vocab_size
-    tokens = torch.arange(min(4, rows), device=next(model.parameters()).device)[None]
-    training = model.training
-    model.eval()
-    want = model(input_ids=tokens, use_cache=False).logits[0].float()
-    hidden = model.base_model(input_ids=tokens, use_cache=False).last_hidden_state[0]
-    got = output_head(model, want.shape[-1]).logits(hidden).float()
-    model.train(training)
-    if got.shape != want.shape or not torch.allclose(got, want, rtol=1e-2, atol=1e-2 * float(want.abs().max())):
-        raise StageError(
-            f"{model.config.model_type} ({rows} embedding rows) does something to its logits that "
-            "minillm/models/output_head.py does not know; add it to OutputHead, or take another architecture"
-        )
 
 
 class HeadedModel(nn.Module):

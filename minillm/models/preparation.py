@@ -10,11 +10,13 @@ from minillm.data.documents import read_documents
 from minillm.data.prompts import render
 from minillm.data.rows import Row, read_rows, read_split
 from minillm.errors import StageError
+from minillm.models.architecture_check import require_faithful
 from minillm.models.facts import ModelFacts
-from minillm.models.model_checks import inspect_model, require_loadable, require_positions
+from minillm.models.model_checks import build_skeleton, inspect_model, require_loadable, require_positions
 from minillm.models.shared_tokenizer import SharedTokenizer, entries_of, named_end_tokens, share
 from minillm.models.tokenizer_checks import has_tokenizer, load_tokenizer, require_end, require_same_tokenizer
 from minillm.models.tokenizers_bpe import SMALLEST, train_bpe
+from minillm.models.weight_files import require_fitting_weights
 from minillm.stages import Job, Prepare
 
 PLAIN_TEXT_CHARACTERS = 10_000_000
@@ -29,8 +31,7 @@ def run(job: Job) -> dict[str, float | str]:
     """
     settings = job.settings
     assert isinstance(settings, Prepare)
-    for name in _ready_made(settings):
-        require_loadable(name, job.inputs[name])
+    ready_made = {name: require_loadable(name, job.inputs[name]) for name in _ready_made(settings)}
     tokenizer, owner = _tokenizer(job, settings)
     entries = entries_of(tokenizer)
     facts: dict[str, ModelFacts] = {}
@@ -38,8 +39,12 @@ def run(job: Job) -> dict[str, float | str]:
         origin = job.inputs[name] if architecture is None else architecture
         if isinstance(origin, Path) and owner != name and has_tokenizer(origin):
             require_same_tokenizer(tokenizer, owner, load_tokenizer(origin, name), name)
-        facts[name] = inspect_model(name, origin, entries)
+        config, skeleton = build_skeleton(name, origin, entries)
+        if isinstance(origin, Path):
+            require_fitting_weights(name, origin, ready_made[name], skeleton)
+        facts[name] = inspect_model(name, config, skeleton, entries)
         require_positions(name, facts[name], settings.max_tokens, settings.generation_tokens)
+        require_faithful(name, config, skeleton, max(settings.max_tokens, settings.generation_tokens))
     if tokenizer.pad_token is None:  # padding is always masked; libraries still ask for a token
         tokenizer.pad_token = tokenizer.eos_token
     shared = share(tokenizer, _named_ends(job, settings, entries))

@@ -54,6 +54,31 @@ def test_modules_that_are_not_there_are_named_with_those_that_are():
         add_adapters(build("gpt2"), Lora(modules=("q_proj",)))
 
 
+@pytest.mark.parametrize(
+    ("name", "module", "told"),
+    [
+        ("llama", "lm_head", "lm_head"),
+        ("opt", "lm_head", "lm_head"),
+        ("gpt2", "wte", r"transformer\.wte"),
+        ("llama", "embed_tokens", r"model\.embed_tokens"),
+    ],
+)
+def test_adapters_that_no_loss_would_use_are_refused(name: str, module: str, told: str):
+    with pytest.raises(
+        StageError, match=rf"training\.lora\.modules: {told} is an embedding or the output head of {name}"
+    ):
+        add_adapters(build(name), Lora(modules=(module,)))
+
+
+@pytest.mark.parametrize("name", list(ARCHITECTURES))
+def test_adapters_beside_all_matrices_leave_out_the_ends(name: str):
+    model = build(name)
+    add_adapters(model, Lora())
+    trained = [n for n, parameter in model.named_parameters() if parameter.requires_grad]
+    assert trained
+    assert not any("lm_head" in n or "embed" in n or "wte" in n for n in trained)
+
+
 def test_a_frozen_head_gets_no_gradient_and_changes_none():
     torch.manual_seed(0)
     hidden, weight = torch.randn(5, 4, requires_grad=True), torch.randn(9, 4, requires_grad=True)

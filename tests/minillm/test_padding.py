@@ -2,18 +2,16 @@
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
 
 from minillm.config import Policy
-from minillm.errors import StageError
 from minillm.models.batches import Batch, make_batch, shuffled_stream
-from minillm.models.output_head import output_head, require_plain_head, response_hidden
+from minillm.models.output_head import output_head, response_hidden
 from minillm.objectives.divergences import reverse_kl
 from minillm.objectives.experience import make_experience
 from minillm.objectives.losses import fixed_text_loss, rollout_loss
 from minillm.objectives.vocabulary import Teacher, head_loss, token_log_probs
 from minillm.streams import Purpose
-from tests.minillm.models_in_small import ARCHITECTURES, LLAMA_LIKE, response_logits, small_model
+from tests.minillm.models_in_small import ARCHITECTURES, response_logits, small_model
 
 PROMPTS = [[5, 6, 7, 8, 9], [11, 12], [13]]
 RESPONSES = [[21, 0], [22, 23, 24, 25], [26, 27, 0]]
@@ -117,21 +115,6 @@ def test_embedding_rows_beyond_the_tokenizer_change_nothing():
     before = logits()
     model.resize_token_embeddings(VOCABULARY + 27, mean_resizing=False)
     torch.testing.assert_close(logits(), before)
-
-
-def test_a_model_that_does_more_to_its_logits_is_refused():
-    config = AutoConfig.for_model("cohere", **LLAMA_LIKE, vocab_size=VOCABULARY, logit_scale=0.0625)
-    with pytest.raises(StageError, match=r"cohere .* does something to its logits"):
-        require_plain_head(AutoModelForCausalLM.from_config(config))
-
-
-def test_soft_capped_logits_are_known():
-    config = AutoConfig.for_model(
-        "gemma2", **LLAMA_LIKE, head_dim=16, vocab_size=VOCABULARY, final_logit_softcapping=0.5, initializer_range=0.5
-    )
-    model = AutoModelForCausalLM.from_config(config)
-    assert output_head(model, VOCABULARY).soft_cap == 0.5
-    require_plain_head(model)
 
 
 def test_an_empty_prompt_is_refused():

@@ -7,7 +7,7 @@ import pytest
 from minillm.config import Lora, Method, Policy, Runtime, Training
 from minillm.errors import StageError
 from minillm.models.facts import ModelFacts
-from minillm.models.model_checks import inspect_model
+from minillm.models.model_checks import build_skeleton, inspect_model
 from minillm.planning.estimate import mean_speed, stage_seconds
 from minillm.planning.memory import ADAM, LIBRARIES, training_memory
 from minillm.planning.outlook import Outlook, require_fit
@@ -47,10 +47,12 @@ def on_rollouts() -> Method:
     return Method(text="rollouts", divergence="reverse_kl", policy=policy, training=TRAINING)
 
 
+def inspected(architecture: dict) -> ModelFacts:
+    return inspect_model("student", *build_skeleton("student", architecture, 30), 30)
+
+
 def test_the_weights_every_token_meets_are_those_of_the_blocks():
-    facts = inspect_model(
-        "student", {"model_type": "gpt2", "n_embd": 8, "n_layer": 2, "n_head": 2, "n_positions": 64}, 30
-    )
+    facts = inspected({"model_type": "gpt2", "n_embd": 8, "n_layer": 2, "n_head": 2, "n_positions": 64})
     norms, attention, mlp = 2 * 2 * 8, 8 * 24 + 24 + 8 * 8 + 8, 8 * 32 + 32 + 32 * 8 + 8
     assert facts.body_parameters == 2 * (norms + attention + mlp) + 2 * 8  # and the last norm
     assert facts.parameters == facts.body_parameters + (30 + 64) * 8
@@ -67,7 +69,7 @@ def test_grouped_queries_keep_fewer_keys_and_values():
         "num_attention_heads": 4,
         "num_key_value_heads": 2,
     }
-    assert inspect_model("student", architecture, 30).cache_width == 2 * 2 * 2
+    assert inspected(architecture).cache_width == 2 * 2 * 2
 
 
 def test_a_forward_pass_is_two_operations_per_weight_and_token():

@@ -5,7 +5,6 @@ import pytest
 import torch
 from scipy import stats
 
-from minillm.errors import StageError
 from minillm.generation import sampling
 from minillm.generation.drawing import BLOCK, Decoding, draw
 from minillm.generation.sampling import Sampler
@@ -119,13 +118,6 @@ def test_padded_embedding_rows_are_never_sampled():
     model = small_model("gpt2", 50, seed=1)
     responses = Sampler(model, ENDS, VOCABULARY).sample(requests(200, max_tokens=4))
     assert max(max(r.tokens) for r in responses) < VOCABULARY
-
-
-def test_a_window_shorter_than_a_row_is_refused():
-    model = small_model("mistral", VOCABULARY)
-    model.config.sliding_window = 5
-    with pytest.raises(StageError, match="attends to its last 5 tokens only, and rows have up to 6"):
-        Sampler(model, ENDS, VOCABULARY).sample([Request([1, 2], 4, (0,))])
 
 
 def test_no_repeat_ngram():

@@ -1,0 +1,167 @@
+"""A small random model of another's architecture: every kind of layer, few and narrow ones, all else as it is."""
+
+import copy
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+
+from minillm.errors import StageError
+
+ROWS = 300
+"""Embedding rows of the likeness."""
+LARGEST = 100_000_000
+"""Weights of a likeness at most."""
+HEADS = 2
+"""Attention heads of a likeness."""
+NARROW = 32
+"""Width of a feed-forward layer."""
+SPREAD = 1.5
+"""Standard deviation of what a matrix makes of a state of standard deviation 1: attention then looks at few tokens."""
+LOGITS = 4.0
+"""Standard deviation of the logits: a soft cap at 30 moves them by tenths, and no token is certain."""
+
+
+def likeness(config: PretrainedConfig, layers: int, seed: int) -> PreTrainedModel:
+    """Make a small model of the same computation, in float32 on the CPU, in evaluation mode.
+
+    Widths of heads, patterns of layers, windows, rotary parameters, caps and multipliers stay as they are; the
+    numbers of layers and heads, the widths between them and the vocabulary shrink.
+
+    Args:
+        config: Of the model.
+        layers: To keep, counted from the first (`layers_of_every_kind`).
+        seed: Of the weights.
+
+    Raises:
+        StageError: If it cannot be made small.
+    """
+    small = shrunken(config, layers)
+    with torch.device("meta"):
+        weights = AutoModelForCausalLM.from_config(small).num_parameters()
+    if weights > LARGEST:
+        raise StageError(f"it would have {weights:,} weights, of at most {LARGEST:,}")
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = AutoModelForCausalLM.from_config(small, dtype=torch.float32).eval()
+        _randomise(model)
+    return model
+
+
+def shrunken(config: PretrainedConfig, layers: int) -> PretrainedConfig:
+    """The configuration of a likeness."""
+    small = copy.deepcopy(config)
+    text = small.get_text_config()
+    for part in _parts(small):
+        _narrow(part)
+        if part is not text and getattr(part, "num_hidden_layers", None):
+            part.num_hidden_layers = 1
+    _cut_layers(text, layers)
+    return small
+
+
+def layers_of_every_kind(skeleton: PreTrainedModel) -> int:
+    """How many layers, from the first, hold one of each kind: modules, shapes of weights and settings alike.
+
+    Args:
+        skeleton: The model on the meta device.
+    """
+    count = skeleton.config.get_text_config().num_hidden_layers
+    stacks = [m for m in skeleton.modules() if isinstance(m, nn.ModuleList) and len(m) == count]
+    if not stacks:
+        return count
+    kinds = [_settings(layer) for layer in stacks[0]]
+    names = set().union(*kinds)
+    numbers = {name for name in names if _counts({i: kind[name] for i, kind in enumerate(kinds) if name in kind})}
+    seen: dict[Any, int] = {}
+    for number, kind in enumerate(kinds):
+        seen.setdefault(tuple(sorted((n, str(v)) for n, v in kind.items() if n not in numbers)), number)
+    return min(count, max(2, 1 + max(seen.values())))
+
+
+def _counts(values: dict[int, Any]) -> bool:
+    """Whether a setting, by layer, is the number of the layer, and so says nothing of its kind."""
+    whole = all(type(value) is int for value in values.values())
+    return whole and len(values) > 1 and len({value - layer for layer, value in values.items()}) == 1
+
+
+def _settings(layer: nn.Module) -> dict[str, Any]:
+    """Classes, shapes and plain attributes of a layer's modules."""
+    found: dict[str, Any] = {}
+    for name, module in layer.named_modules():
+        found[f"{name}:class"] = type(module).__name__
+        found |= {f"{name}.{n}": tuple(p.shape) for n, p in module.named_parameters(recurse=False)}
+        plain = (bool, int, float, str, type(None))
+        found |= {f"{name}.{n}": v for n, v in vars(module).items() if isinstance(v, plain)}
+    return found
+
+
+def _parts(config: PretrainedConfig) -> Iterator[PretrainedConfig]:
+    """A configuration and those within it."""
+    yield config
+    for value in vars(config).values():
+        if isinstance(value, PretrainedConfig):
+            yield from _parts(value)
+
+
+def _narrow(config: PretrainedConfig) -> None:
+    """Two heads of the same width, narrow feed-forward layers, few embedding rows."""
+    hidden, heads = getattr(config, "hidden_size", None), getattr(config, "num_attention_heads", None)
+    if isinstance(hidden, int) and isinstance(heads, int) and heads > HEADS:
+        wide = getattr(config, "head_dim", None)
+        bound = wide is None or wide * heads == hidden  # the heads' widths sum to the model's
+        width = hidden // heads * HEADS if bound else 2 * NARROW
+        shared = getattr(config, "num_key_value_heads", None)
+        # One head for keys and values stays one, one for each head stays one for each; a few become one.
+        counts = {shared: 1, heads: HEADS}
+        for name, value in _whole_numbers(config):
+            if value in counts and re.fullmatch(r"\w*heads?(_kv)?", name):
+                setattr(config, name, counts[value])
+            elif value == hidden and re.search(r"hidden|emb|width|model|dim", name):
+                setattr(config, name, width)
+    for name, value in list(vars(config).items()):
+        if re.search(r"intermediate|ffn_dim|ffn_hidden|n_inner|d_ff$", name):
+            setattr(config, name, _at_most(value, NARROW))
+        elif "vocab_size" in name:
+            setattr(config, name, _at_most(value, ROWS))
+        elif name.endswith("_token_id"):
+            setattr(config, name, _at_most(value, ROWS - 1))
+
+
+def _whole_numbers(config: PretrainedConfig) -> list[tuple[str, int]]:
+    return [(name, value) for name, value in vars(config).items() if type(value) is int]
+
+
+def _at_most(value: Any, limit: int) -> Any:
+    if isinstance(value, list | tuple):
+        return type(value)(_at_most(v, limit) for v in value)
+    return min(value, limit) if type(value) is int else value
+
+
+def _cut_layers(text: PretrainedConfig, layers: int) -> None:
+    """Keep the first layers, in lists with an entry for each too."""
+    count = text.num_hidden_layers
+    for name, value in list(vars(text).items()):
+        if isinstance(value, list | tuple) and len(value) == count:
+            setattr(text, name, value[:layers])
+    text.num_hidden_layers = layers
+
+
+@torch.no_grad()
+def _randomise(model: PreTrainedModel) -> None:
+    """Weights with which every part of the computation shows in the logits."""
+    for parameter in model.parameters():
+        if parameter.dim() < 2:
+            parameter.add_(torch.randn_like(parameter), alpha=0.1)
+        else:
+            parameter.normal_(std=SPREAD / max(parameter.shape[-2:]) ** 0.5)
+    for module in model.modules():
+        if isinstance(module, nn.Embedding):
+            module.weight.normal_(std=module.weight.shape[1] ** -0.5)  # small beside what layers add to it
+    head = model.get_output_embeddings()
+    if head is not None:
+        # Apart from a tied embedding: with it, most of a logit would be what token stands there, not what was before.
+        head.weight = nn.Parameter(torch.randn_like(head.weight) * LOGITS / head.weight.shape[1] ** 0.5)

@@ -1,0 +1,174 @@
+"""The weights of a model directory, looked at without reading them: whole files, the model's names and shapes."""
+
+import json
+import re
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor
+from transformers import PreTrainedModel
+from transformers.modeling_utils import load_state_dict
+
+from minillm.errors import StageError, error_words
+from minillm.models.model_files import few, weight_files
+
+LFS = b"version https://git-lfs"
+"""What a file of git-lfs begins with that was not fetched."""
+COMPUTED = re.compile(r"\.masked_bias$")
+"""Constants that older versions saved and newer ones compute."""
+
+
+def require_fitting_weights(name: str, directory: Path, fields: Mapping[str, Any], skeleton: PreTrainedModel) -> None:
+    """Check that a model's files hold each of its weights, in its shape and as plain numbers, and nothing else.
+
+    Only headers are read. Names are compared as transformers will compare them when it loads, its renamings included.
+
+    Args:
+        name: Of the model, for errors.
+        directory: Of its files.
+        fields: Of its config.json.
+        skeleton: The model on the meta device.
+
+    Raises:
+        StageError: Naming the file or the tensors, and the remedy.
+    """
+    quantised = fields.get("quantization_config")
+    if quantised:
+        method = quantised.get("quant_method", "quantization_config") if isinstance(quantised, dict) else quantised
+        _refuse_quantised(name, directory, str(method))
+    tensors = read_headers(name, directory)
+    weights = {n for n, _ in skeleton.named_parameters()}
+    packed = [n for n, t in tensors.items() if not t.is_floating_point() and (n in weights or n.endswith(".weight"))]
+    packed += [n for n, t in tensors.items() if t.is_floating_point() and t.element_size() < 2]
+    if packed:
+        _refuse_quantised(name, directory, f"{packed[0]} is {str(tensors[packed[0]].dtype).removeprefix('torch.')}")
+    before = transformers.logging.get_verbosity()
+    transformers.logging.set_verbosity_error()  # its report of the same differences is a table
+    try:
+        _, found = type(skeleton).from_pretrained(  # type: ignore[misc]  # a pair with output_loading_info
+            None,
+            config=skeleton.config,
+            state_dict=tensors,
+            device_map={"": "meta"},
+            dtype=torch.float32,
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+        )
+    except Exception as error:  # conversions of names and shapes fail in many ways
+        raise StageError(
+            f"{name}: the tensors in {directory} cannot become a {skeleton.config.model_type} ({error_words(error)}); "
+            "save the model again with save_pretrained"
+        ) from error
+    finally:
+        transformers.logging.set_verbosity(before)
+    require_all_loaded(f"{name}: {directory}", skeleton, found)
+
+
+def require_all_loaded(place: str, model: PreTrainedModel, found: Mapping[str, Any]) -> None:
+    """Check what transformers says of a loading: it fills what is missing with random numbers and goes on.
+
+    Args:
+        place: Where the weights are, for errors.
+        model: Loaded.
+        found: Its `output_loading_info`.
+
+    Raises:
+        StageError: Naming the first tensors that are missing, left over or of another shape.
+    """
+    buffers = [n for n, _ in model.named_buffers()]
+    left = [n for n in found["unexpected_keys"] if not COMPUTED.search(n) and not _names_one(n, buffers)]
+    shapes = [f"{n} {tuple(theirs)}, not {tuple(ours)}" for n, theirs, ours in sorted(found["mismatched_keys"])]
+    groups = {"missing": sorted(found["missing_keys"]), "left over": sorted(left), "of another shape": shapes}
+    told = [f"{len(names)} {what} ({few(names)})" for what, names in groups.items() if names]
+    if told or found.get("error_msgs") or found.get("conversion_errors"):
+        raise StageError(
+            f"{place} does not hold the weights of the {model.config.model_type} in its config.json: "
+            f"{'; '.join(told) or found.get('error_msgs') or found.get('conversion_errors')}. Missing weights would be "
+            "random. Save the model again with save_pretrained: unwrapped, as it was trained, with its own config.json"
+        )
+
+
+def _names_one(name: str, buffers: list[str]) -> bool:
+    """Whether a name is that of a buffer, which the model computes, under another prefix or none."""
+    return any(f".{name}".endswith(f".{buffer}") or f".{buffer}".endswith(f".{name}") for buffer in buffers)
+
+
+def read_headers(name: str, directory: Path) -> dict[str, Tensor]:
+    """Names, shapes and types of all tensors in a directory's weight files, as tensors on the meta device.
+
+    Args:
+        name: Of the model, for errors.
+        directory: Of its files.
+
+    Raises:
+        StageError: If a file is not whole, holds more than tensors, or not what the index says.
+    """
+    tensors: dict[str, Tensor] = {}
+    for path, indexed in weight_files(directory).items():
+        found = _header(name, path)
+        differing = sorted(found.keys() ^ indexed) if indexed is not None else []
+        twice = sorted(found.keys() & tensors.keys())
+        if differing or twice:
+            raise StageError(
+                f"{name}: {path} and the index beside it disagree on {few(differing or twice)}; download both again, "
+                "from one version of the model"
+            )
+        tensors |= found
+    return tensors
+
+
+def _header(name: str, path: Path) -> dict[str, Tensor]:
+    with path.open("rb") as file:
+        start = file.read(max(8, len(LFS)))
+    if not start:
+        raise StageError(f"{name}: {path} is empty; download it again")
+    if start.startswith(LFS):
+        raise StageError(
+            f"{name}: {path} is a pointer of git-lfs, not the weights; run `git lfs pull` in {path.parent}"
+        )
+    if path.suffix == ".safetensors":
+        _require_whole(name, path)
+    try:
+        if path.suffix == ".safetensors":
+            return load_state_dict(path, map_location="meta")
+        loaded = torch.load(path, map_location="meta", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except Exception as error:  # a broken file fails in many ways
+        what, remedy = (
+            ("weights", "download it again")
+            if path.suffix == ".safetensors"
+            else ("weights alone", "code in a pickle is never run: get the model as safetensors")
+        )
+        raise StageError(f"{name}: {path} cannot be read as {what} ({error_words(error)}); {remedy}") from error
+    if not isinstance(loaded, dict) or not all(isinstance(value, Tensor) for value in loaded.values()):
+        raise StageError(f"{name}: {path} holds more than tensors by name; save the model with save_pretrained")
+    return loaded
+
+
+def _require_whole(name: str, path: Path) -> None:
+    """Compare a safetensors file's size with what its header speaks of."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = file.read(length) if 8 + length <= size else b""
+    try:
+        entries = json.loads(header) if header else None
+        ends = [entry["data_offsets"][1] for n, entry in (entries or {}).items() if n != "__metadata__"]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise StageError(f"{name}: {path} has no header of safetensors; download it again") from error
+    whole = 8 + length + max(ends, default=0)
+    if entries is None or size != whole:
+        raise StageError(
+            f"{name}: {path} has {size:,} bytes, and its header speaks of {whole:,}: it is damaged or was not "
+            "downloaded to the end; download it again"
+        )
+
+
+def _refuse_quantised(name: str, directory: Path, how: str) -> None:
+    raise StageError(
+        f"{name}: the weights in {directory} are quantised ({how}), and are neither trained nor scored here; take the "
+        "model as it was before, in bfloat16 or float32"
+    )

@@ -1,0 +1,144 @@
+"""Architectures that compute the same in every way that a model is run here pass; the others are refused by name."""
+
+import re
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from minillm.errors import StageError
+from minillm.models.architecture_check import TOLERANCE, require_faithful
+from minillm.models.model_checks import build_skeleton
+from minillm.models.output_head import OutputHead, output_head
+from minillm.models.small_likeness import layers_of_every_kind, likeness
+from minillm.stages import Prepare
+from tests.minillm.direct import run_stage
+from tests.minillm.models_in_small import ARCHITECTURES, LLAMA_LIKE
+from tests.minillm.test_preparation import GPT2, instructions, settings
+
+NEO = {
+    "model_type": "gpt_neo",
+    "hidden_size": 32,
+    "num_layers": 2,
+    "num_heads": 2,
+    "attention_types": [[["global", "local"], 1]],
+    "window_size": 256,
+}
+LONGROPE = {
+    "model_type": "phi3",
+    **LLAMA_LIKE,
+    "pad_token_id": 0,
+    "original_max_position_embeddings": 40,
+    "rope_parameters": {
+        "rope_type": "longrope",
+        "rope_theta": 10000.0,
+        "short_factor": [1.0] * 8,
+        "long_factor": [4.0] * 8,
+    },
+}
+PLAIN = {name: value for name, value in LLAMA_LIKE.items() if name != "num_key_value_heads"}
+WINDOW = {"model_type": "mistral", **LLAMA_LIKE, "sliding_window": 40}
+SERVE = {
+    **ARCHITECTURES,
+    "qwen3": {"model_type": "qwen3", **LLAMA_LIKE},
+    "gemma2": {"model_type": "gemma2", **LLAMA_LIKE, "head_dim": 16},
+    "gemma3": {"model_type": "gemma3_text", **LLAMA_LIKE, "head_dim": 16, "num_hidden_layers": 12},
+    "falcon": {"model_type": "falcon", "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2},
+    "gpt_neox": {"model_type": "gpt_neox", **PLAIN},
+    "mixtral": {"model_type": "mixtral", **LLAMA_LIKE},
+    "a window that no row reaches": {**WINDOW, "sliding_window": 64},
+    "longrope within its original length": {**LONGROPE, "original_max_position_embeddings": 64},
+    "llama 7b": {"model_type": "llama"},
+    "qwen2.5 1.5b": {
+        "model_type": "qwen2",
+        "hidden_size": 1536,
+        "intermediate_size": 8960,
+        "num_hidden_layers": 28,
+        "num_attention_heads": 12,
+        "num_key_value_heads": 2,
+    },
+}
+REFUSED = {
+    "gpt_neo": (NEO, "a cache of rows .* unequal steps differs from a plain forward pass by up to .* nats, from token"),
+    "mamba": ({"model_type": "mamba", "hidden_size": 32, "num_hidden_layers": 2}, "unequal steps fails"),
+    "bloom": (
+        {"model_type": "bloom", "hidden_size": 32, "n_layer": 2, "n_head": 2},
+        r"unequal steps fails \(ValueError",
+    ),
+    "lfm2": (
+        {"model_type": "lfm2", **LLAMA_LIKE, "layer_types": ["conv", "full_attention"]},
+        "unequal steps fails",
+    ),
+    "qwen3_next": ({"model_type": "qwen3_next", **LLAMA_LIKE, "num_experts": 4, "num_experts_per_tok": 2}, "fails"),
+    "cohere": ({"model_type": "cohere", **LLAMA_LIKE, "logit_scale": 0.0625}, "output head, .* differs"),
+    "llama4": ({"model_type": "llama4_text", **LLAMA_LIKE}, "fails"),
+    "bert": ({"model_type": "bert", **PLAIN}, "differs"),
+    "a window": (WINDOW, "it serves with rows of at most 40 tokens: lower data.max_tokens"),
+    "longrope": (LONGROPE, "a row without its last tokens differs .* it serves with rows of at most 40 tokens"),
+}
+
+
+@pytest.mark.parametrize("name", SERVE)
+def test_architectures_that_serve(name):
+    config, skeleton = build_skeleton("student.model", SERVE[name], entries=97)
+    require_faithful("student.model", config, skeleton, length=64)
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_architectures_that_do_not_serve_are_refused_by_what_differs(name):
+    architecture, reason = REFUSED[name]
+    config, skeleton = build_skeleton("student.model", architecture, entries=97)
+    message = rf"^student\.model \({architecture['model_type']}\) cannot serve with rows of 64 tokens\. .*{reason}"
+    with pytest.raises(StageError, match=message):
+        require_faithful("student.model", config, skeleton, length=64)
+
+
+def test_prepare_tries_the_longest_rows_of_the_run(tmp_path):
+    stage = settings(GPT2, WINDOW, max_tokens=64, train_vocabulary=300)
+    with pytest.raises(StageError, match=r"student\.model \(mistral\) cannot serve with rows of 64 tokens"):
+        run_stage(stage, instructions(tmp_path), tmp_path / "run")
+    shorter = Prepare(**{**dict(stage), "max_tokens": 32, "generation_tokens": 40})
+    run_stage(shorter, instructions(tmp_path), tmp_path / "again")
+
+
+@pytest.mark.parametrize(
+    ("architecture", "layers"),
+    [
+        ({"model_type": "llama", "num_hidden_layers": 7}, 2),
+        ({"model_type": "gemma3_text", "num_hidden_layers": 26}, 6),
+        ({"model_type": "gpt_neo", "num_layers": 6, "attention_types": [[["global", "global", "local"], 2]]}, 3),
+        ({"model_type": "deepseek_v3", "num_hidden_layers": 8, "first_k_dense_replace": 3}, 4),
+        ({"model_type": "qwen2", "num_hidden_layers": 8, "use_sliding_window": True, "max_window_layers": 5}, 6),
+        ({"model_type": "mixtral", "num_hidden_layers": 1}, 1),
+    ],
+)
+def test_one_layer_of_every_kind_is_tried(architecture, layers):
+    with torch.device("meta"):
+        skeleton = AutoModelForCausalLM.from_config(AutoConfig.for_model(**architecture))
+    assert layers_of_every_kind(skeleton) == layers
+
+
+def test_a_small_likeness_keeps_what_is_computed():
+    config = AutoConfig.for_model("gemma2")
+    small = likeness(config, layers=2, seed=1)
+    kept = ("head_dim", "query_pre_attn_scalar", "attn_logit_softcapping", "final_logit_softcapping", "sliding_window")
+    assert all(getattr(small.config, name) == getattr(config, name) for name in kept)
+    assert small.config.layer_types == config.layer_types[:2]
+    assert small.num_parameters() < 3_000_000
+
+
+def test_logits_of_a_likeness_are_large_enough_to_show_a_soft_cap():
+    model = likeness(AutoConfig.for_model("gemma2", final_logit_softcapping=30.0), layers=2, seed=1)
+    head = output_head(model, 290)
+    plain = OutputHead(head.weight, head.bias, 290)
+    with torch.no_grad():
+        hidden = model.base_model(input_ids=torch.arange(1, 40)[None]).last_hidden_state[0]
+        capped, uncapped = (torch.log_softmax(h.logits(hidden), dim=-1) for h in (head, plain))
+    assert float((capped - uncapped).abs().max()) > 100 * TOLERANCE
+
+
+def test_what_a_library_raises_names_the_model_and_what_was_tried():
+    with pytest.raises(StageError, match=r"^student\.model: transformers cannot build it \(gpt2\): ValueError: .*3"):
+        build_skeleton("student.model", {**GPT2, "n_head": 3}, entries=97)
+    with pytest.raises(StageError, match=re.escape("student.model: transformers cannot build it (dots1): TypeError")):
+        build_skeleton("student.model", {"model_type": "dots1"}, entries=97)
