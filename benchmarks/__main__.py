@@ -56,8 +56,8 @@ def main() -> None:
     }
     if record["growth"]:
         growth.plot(record["growth"], options.output / "growth.svg")
-    (options.output / "results.json").write_text(json.dumps(record, indent=1) + "\n")
-    (options.output / "results.md").write_text(table(record, left_out))
+    (options.output / "results.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    (options.output / "results.md").write_text(table(record, left_out), encoding="utf-8")
     print(f"written to {options.output}/results.md")
 
 
@@ -81,7 +81,7 @@ def profile(dtype: str, options: argparse.Namespace) -> dict[str, float]:
 
 def machine() -> dict[str, Any]:
     """What it ran on."""
-    described = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    described = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines() if Path("/proc/cpuinfo").exists() else []
     processor = next((x.split(":")[1].strip() for x in described if x.startswith("model name")), platform.processor())
     versions = {name: importlib.metadata.version(name) for name in LIBRARIES}
     return {"processor": processor, "cores": os.cpu_count(), "python": platform.python_version(), **versions}

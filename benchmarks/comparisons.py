@@ -139,11 +139,11 @@ def write_lengths(target: Path, count: int) -> Path:
     if (real / "dolly/minillm_test_500.jsonl").exists():
         folder = real / "tokenizers/gpt2"
         tokenizer = ByteLevelBPETokenizer.from_file(str(folder / "vocab.json"), str(folder / "merges.txt"))
-        for line in (real / "dolly/minillm_test_500.jsonl").read_text().splitlines()[:count]:
+        for line in (real / "dolly/minillm_test_500.jsonl").read_text(encoding="utf-8").splitlines()[:count]:
             row = json.loads(line)
             prompt, response = (len(tokenizer.encode(row[field]).ids) for field in ("prompt", "output"))
             rows.append([min(prompt, 256), min(response + 1, 256)])
     else:
         rows = [[8 + i % 24, 4 + (7 * i) % 60] for i in range(count)]
-    target.write_text(json.dumps(rows))
+    target.write_text(json.dumps(rows), encoding="utf-8")
     return target

@@ -48,7 +48,7 @@ class _Source:
 
 @functools.cache
 def _read(module: str) -> _Source:
-    tree = ast.parse(_file(module).read_text())
+    tree = ast.parse(_file(module).read_text(encoding="utf-8"))
     nodes = list(ast.walk(tree))
     words = {node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str)}
     imports = [name for node in nodes for name in _imported(node)]
@@ -85,7 +85,7 @@ def _templates(folder: Path, words: set[str]) -> list[Path]:
     while waiting:
         path = waiting.pop()
         found.add(path)
-        named = re.findall(r"{% *(?:extends|from|import|include) *\"([^\"]+)\"", path.read_text())
+        named = re.findall(r"{% *(?:extends|from|import|include) *\"([^\"]+)\"", path.read_text(encoding="utf-8"))
         waiting += [files[name] for name in named if files[name] not in found]
     return sorted(found)
 

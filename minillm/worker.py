@@ -29,7 +29,7 @@ STOPPED = 143
 
 def load_job(spec: Path) -> Job:
     """The job that a spec file describes."""
-    raw = json.loads(spec.read_text())
+    raw = json.loads(spec.read_text(encoding="utf-8"))
     stage = next(stage for stage in STAGES if stage.kind == raw["kind"])
     return Job.model_validate({**raw, "settings": stage.model_validate(raw["settings"])})
 

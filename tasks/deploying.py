@@ -53,7 +53,7 @@ def deploy() -> list[str]:
         if not client.read_automations_by_name(watch.name):
             watch.create()
     command = [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, capture_output=True, encoding="utf-8", check=False)
     if done.returncode != 0:
         raise DeployError(f"prefect deploy --all failed:\n{done.stdout}{done.stderr}")
     return re.findall(r"Deployment '(\S+)' successfully", done.stdout)

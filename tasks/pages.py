@@ -97,7 +97,7 @@ def show_page(markdown: str, words: str, description: str) -> None:
 def show_texts(artifact: Artifact, label: str) -> None:
     """What an artifact tells in Markdown (the table of dropped rows, the report, a model's card), as a page."""
     for path in sorted(Path(artifact.path).glob("*.md")):
-        show_page(path.read_text(), label, f"{label}: {path.name}")
+        show_page(path.read_text(encoding="utf-8"), label, f"{label}: {path.name}")
 
 
 def page_key(words: str) -> str:

@@ -16,4 +16,4 @@ def plan_path(store: Path, config: BaseConfig) -> Path:
 def read_plan(store: Path, config: BaseConfig) -> dict[str, Any]:
     """{"stages": {label: seconds}, "total": seconds}; empty where none was made."""
     path = plan_path(store, config)
-    return json.loads(path.read_text()) if path.exists() else {}
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}

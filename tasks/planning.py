@@ -145,7 +145,7 @@ def _measure(
             runtime=config.runtime,
         )
         run_worker(job, lines.append, threading.Event())
-        return json.loads((output / "speed.json").read_text())
+        return json.loads((output / "speed.json").read_text(encoding="utf-8"))
 
     count = config.runtime.parallel_stages
     key = text_digest([settings.model_dump(mode="json"), *(str(path) for path in job_inputs.values())])

@@ -86,7 +86,7 @@ def conclude(
         return Failed(message="\n".join(["not all stages were computed", *reasons]))
     page: Artifact = results.result()
     exported = {role: future.result().path for role, future in models.items()}
-    facts = json.loads((Path(page.path) / "results.json").read_text())
+    facts = json.loads((Path(page.path) / "results.json").read_text(encoding="utf-8"))
     table = _table(facts)
     places = {
         "report": str(Path(page.path) / "report.html"),

@@ -110,7 +110,7 @@ def conclude_study(session: Session, study: Study, results: PrefectFuture[Any]) 
         wanted.tags["mlflow.note.content"] += "\n\n" + "\n".join(links)
     if page is not None:
         place = Path(page.path) / "study.html"
-        glance = json.loads((Path(page.path) / "results.json").read_text())["glance"]
+        glance = json.loads((Path(page.path) / "results.json").read_text(encoding="utf-8"))["glance"]
         shown = "\n".join([glance, "", f"- page: `{place}`", *links])
         show_page(shown, f"study {study.name}", f"Study {study.name}")
         print(f"\n{glance}\n\n{'study':<16} {place}")

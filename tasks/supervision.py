@@ -55,7 +55,7 @@ def piped(command: Sequence[str], environment: Mapping[str, str] | None = None) 
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
-        text=True,
+        encoding="utf-8",
         errors="replace",
         env=environment,
         start_new_session=True,
@@ -136,7 +136,7 @@ def run_worker(job: Job, log: Callable[[str], None], stop: threading.Event, samp
             "was killed; another attempt continues from its last checkpoint"
         )
     if refusal.exists():
-        raise StageError(refusal.read_text())
+        raise StageError(refusal.read_text(encoding="utf-8"))
     if group.status == BAD_INPUT and last:  # and no room on the disk for its message
         raise StageError(last[-1].removeprefix("ERROR "))
     if group.status != 0:
@@ -224,6 +224,7 @@ def worker_environment(runtime: Runtime) -> dict[str, str]:
     environment = {
         "PYTHONPATH": os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")])),
         "PYTHONUNBUFFERED": "1",
+        "PYTHONUTF8": "1",  # whatever the locale, for other libraries too
         "DS_BUILD_OPS": "0",
         "TOKENIZERS_PARALLELISM": "false",
         "HF_HUB_DISABLE_TELEMETRY": "1",

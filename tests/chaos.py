@@ -85,9 +85,9 @@ class Outcome:
 def write_disturbable(folder: Path, methods: tuple[str, ...], steps: int) -> Path:
     """The short experiment with checkpoints and retries."""
     path = write_short_experiment(folder, methods, steps)
-    settings = yaml.safe_load(path.read_text())
+    settings = yaml.safe_load(path.read_text(encoding="utf-8"))
     settings["runtime"] |= {"checkpoint_every": 5, "retries": 3}
-    path.write_text(yaml.safe_dump(settings, sort_keys=False))
+    path.write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
     return path
 
 
@@ -136,7 +136,7 @@ def kill(victim: str, home: Path, flow: subprocess.Popen[bytes], draw: random.Ra
 def run_undisturbed(config: Path) -> float:
     started, home = time.monotonic(), config.parent / "prefect"
     if start(config, home).wait() != 0:
-        raise SystemExit((home / LOG).read_text()[-5000:])
+        raise SystemExit((home / LOG).read_text(encoding="utf-8")[-5000:])
     return time.monotonic() - started
 
 
@@ -164,7 +164,7 @@ def run_disturbed(config: Path, kills: int, draw: random.Random, outcome: Outcom
     while flow.wait() != 0:
         flow, outcome.starts = start(config, home), outcome.starts + 1
         if outcome.starts > 4 * kills + 4:
-            raise SystemExit((home / LOG).read_text()[-5000:])
+            raise SystemExit((home / LOG).read_text(encoding="utf-8")[-5000:])
     outcome.seconds = time.monotonic() - started
 
 
@@ -173,10 +173,10 @@ def results(store: Path) -> dict[str, str]:
     found = {}
     for path in store.glob("artifacts/*"):
         if path.name.startswith("train-"):
-            role = json.loads((path / "manifest.json").read_text())["settings"]["role"]
+            role = json.loads((path / "manifest.json").read_text(encoding="utf-8"))["settings"]["role"]
             found[f"weights of {role}"] = file_sha256(path / "model" / "model.safetensors")
         if path.name.startswith("score-"):
-            table = json.loads((path / "table.json").read_text())
+            table = json.loads((path / "table.json").read_text(encoding="utf-8"))
             found[f"scores of {table['role']}"] = json.dumps(table, sort_keys=True)
     return found
 
@@ -193,9 +193,9 @@ def inspect_tracking(store: Path, outcome: Outcome) -> None:
         if r.data.tags.get(CACHED_TAG) == "false" and r.info.status == "FINISHED"
     }
     for path in store.glob("artifacts/train-*"):
-        record = computed[json.loads((path / "manifest.json").read_text())["key"]]
+        record = computed[json.loads((path / "manifest.json").read_text(encoding="utf-8"))["key"]]
         written: dict[str, set[int]] = {}
-        for line in (path / "metrics.jsonl").read_text().splitlines():
+        for line in (path / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
             point = json.loads(line)
             for name in point["metrics"]:
                 written.setdefault(name, set()).add(point["step"])

@@ -76,11 +76,11 @@ def _write_keys(folder: Path) -> Path:
     for name in ("host", "user"):
         _command("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", folder / name)
     files = f"HostKey {folder / 'host'}\nAuthorizedKeysFile {folder / 'user.pub'}\nStrictModes no\n"
-    (folder / "sshd").write_text(f"{files}UsePAM no\nPidFile none\nPermitRootLogin yes\n")
-    (folder / "ssh").write_text(f"IdentityFile {folder / 'user'}\n{KEEP_NO_HOST_KEYS}")
+    (folder / "sshd").write_text(f"{files}UsePAM no\nPidFile none\nPermitRootLogin yes\n", encoding="utf-8")
+    (folder / "ssh").write_text(f"IdentityFile {folder / 'user'}\n{KEEP_NO_HOST_KEYS}", encoding="utf-8")
     programs = folder / "programs"
     programs.mkdir()
-    (programs / "ssh").write_text(f'#!/bin/sh\nexec {shutil.which("ssh")} -F {folder / "ssh"} "$@"\n')
+    (programs / "ssh").write_text(f'#!/bin/sh\nexec {shutil.which("ssh")} -F {folder / "ssh"} "$@"\n', encoding="utf-8")
     (programs / "ssh").chmod(0o755)
     Path("/run/sshd").mkdir(exist_ok=True)
     return programs

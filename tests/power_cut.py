@@ -50,7 +50,7 @@ class Disk:
 
     def commit(self) -> None:
         """Have all names and sizes written, as the file system does every few seconds, but no data of other files."""
-        with (self.path / "of another program").open("w") as stream:
+        with (self.path / "of another program").open("w", encoding="utf-8") as stream:
             stream.write("x")
             stream.flush()
             os.fsync(stream.fileno())

@@ -43,10 +43,12 @@ def write_experiment(folder: Path) -> Path:
     ]
     write_rows(folder / "quiz.jsonl", quiz)
     lines = [f"A {draw.choice(COLOURS)} {draw.choice(ANIMALS)} sleeps near the {word} tree." for word in COLOURS * 12]
-    (folder / "text.txt").write_text("\n".join(lines) + "\n")
-    (folder / "held_out.txt").write_text("\n".join(line.replace("sleeps", "runs") for line in lines) + "\n")
+    (folder / "text.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    (folder / "held_out.txt").write_text(
+        "\n".join(line.replace("sleeps", "runs") for line in lines) + "\n", encoding="utf-8"
+    )
     path = folder / "small.yaml"
-    path.write_text(yaml.safe_dump(_settings(folder), sort_keys=False))
+    path.write_text(yaml.safe_dump(_settings(folder), sort_keys=False), encoding="utf-8")
     return path
 
 
@@ -61,13 +63,13 @@ def write_short_experiment(folder: Path, methods: tuple[str, ...] = ("sft",), st
     if "minillm" not in methods:
         del settings["data"]["plain_text"]
     settings["evaluation"] |= {"calibration": {}, "held_out": {}, "exposure_bias": None}
-    path.write_text(yaml.safe_dump(settings, sort_keys=False))
+    path.write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
     return path
 
 
 def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
     """One JSON object a line."""
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 
 def small_config(folder: Path, *overrides: str) -> Config:

@@ -131,7 +131,7 @@ class Soak:
             "response": f"It is {number}.",
             "category": "open_qa",
         }
-        with (self.folder / "rows.jsonl").open("a") as stream:
+        with (self.folder / "rows.jsonl").open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(row) + "\n")
 
     def _look(self, number: int) -> None:

@@ -13,20 +13,20 @@ def test_a_tiny_run_writes_its_table(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "benchmarks", "--tiny", "--steps", "2", "--dtypes", "float32"]
     done = subprocess.run([*command, "--output", str(tmp_path)], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
-    record = json.loads((tmp_path / "results.json").read_text())
+    record = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))
     names = [result["name"] for result in record["results"]]
     assert {"reference procedure, float32", "transformers generate, float32", "rouge-score, 50 pairs"} <= set(names)
     for result in record["results"]:
         assert result["faster"] == result["medians"][1] / result["medians"][0]
         assert all(seconds > 0 for side in result["seconds"] for seconds in side)
-    page = (tmp_path / "results.md").read_text()
+    page = (tmp_path / "results.md").read_text(encoding="utf-8")
     assert all(f"| {name} |" in page for name in names)
     assert record["machine"]["torch"] in page
 
 
 def test_both_sides_of_the_generation_make_the_same_number_of_tokens(tmp_path: Path) -> None:
     lengths = tmp_path / "lengths.json"
-    lengths.write_text(json.dumps([[3, 5], [7, 2], [4, 9]]))
+    lengths.write_text(json.dumps([[3, 5], [7, 2], [4, 9]]), encoding="utf-8")
     settings = {"student": [32, 1], "vocabulary": 300, "batch_size": 2, "dtype": "float32", "threads": 1}
     for by in ("engine", "generate"):
         with Contender("generation", {**settings, "lengths": str(lengths), "by": by}) as contender:

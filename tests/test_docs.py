@@ -17,7 +17,7 @@ SOURCES = [path for floor in ("flows", "tasks", "minillm") for path in sorted((R
 
 
 def text(document: str) -> str:
-    return (ROOT / document).read_text()
+    return (ROOT / document).read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("document", DOCUMENTS)
@@ -37,7 +37,7 @@ def test_the_tree_lists_every_module():
 def test_functions_on_the_tour_stand_where_it_says():
     defined = {}
     for path in SOURCES:
-        for node in ast.walk(ast.parse(path.read_text())):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.FunctionDef | ast.ClassDef):
                 defined.setdefault(node.name, set()).add(path.relative_to(ROOT).as_posix())
     pairs = re.findall(

@@ -24,7 +24,7 @@ def imports(floor: str) -> list[tuple[str, str]]:
     """(file, imported module) of every import in a floor, wherever it stands in the file."""
     found = []
     for path in sorted((ROOT / floor).rglob("*.py")):
-        for node in ast.walk(ast.parse(path.read_text())):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Import):
                 found += [(path.name, alias.name) for alias in node.names]
             elif isinstance(node, ast.ImportFrom):
@@ -59,12 +59,40 @@ def test_comparing_runs_loads_no_model_library():
 
 
 def test_every_dependency_is_pinned_within_its_range():
-    lines = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if not line.startswith("#")]
+    lines = [
+        line for line in (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines() if not line.startswith("#")
+    ]
     assert all(re.fullmatch(r"[\w.-]+==[\w.]+", line) for line in lines), "exact versions, no paths, no local builds"
     pins = {name.lower().replace("_", "-"): version for name, version in (line.split("==") for line in lines)}
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     wanted = [*project["dependencies"], *itertools.chain(*project["optional-dependencies"].values())]
     for requirement in map(Requirement, wanted):
         version = pins.get(requirement.name.lower().replace("_", "-"))
         assert version is not None, requirement.name
         assert requirement.specifier.contains(version), (requirement, version)
+
+
+def test_every_text_file_is_read_and_written_as_utf_8():
+    """Without `encoding`, Python takes that of the locale."""
+    found = []
+    for path in (path for floor in OWN for path in (ROOT / floor).rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and _opens_text(node):
+                found.append(f"{path.relative_to(ROOT)}:{node.lineno}")
+    assert found == []
+
+
+def _opens_text(call: ast.Call) -> bool:
+    """Whether a call opens a file, or starts a process, as text of an encoding that it does not name."""
+    name = call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
+    named = {keyword.arg for keyword in call.keywords}
+    if "encoding" in named:
+        return False
+    if name == "open":
+        modes = [
+            a.value for a in call.args if isinstance(a, ast.Constant) and re.fullmatch(r"[rwxabt+]+", str(a.value))
+        ]
+        own = isinstance(call.func, ast.Name) or not call.args or bool(modes)  # os.open and others take other arguments
+        return own and not any("b" in str(mode) for mode in modes)
+    piped = any(k.arg == "text" and isinstance(k.value, ast.Constant) and k.value.value is True for k in call.keywords)
+    return (name == "read_text" and not call.args) or (name == "write_text" and len(call.args) < 2) or piped

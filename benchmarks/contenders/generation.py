@@ -29,7 +29,7 @@ class AtLength(StoppingCriteria):
 
 def make_step(settings: dict[str, Any]) -> Callable[[], dict[str, float]]:
     """The step: all responses."""
-    lengths: list[list[int]] = json.loads(Path(settings["lengths"]).read_text())
+    lengths: list[list[int]] = json.loads(Path(settings["lengths"]).read_text(encoding="utf-8"))
     generator = torch.Generator().manual_seed(0)
     vocabulary, rows = settings["vocabulary"], settings["batch_size"]
     tokens = [torch.randint(1, vocabulary, (prompt,), generator=generator).tolist() for prompt, _ in lengths]

@@ -70,7 +70,7 @@ def read_report(path: Path) -> FinishedRun:
     if not (folder / MANIFEST).is_file() or not (folder / "results.json").is_file():
         raise StageError(f"{path} is not the report of a run; give the path of the report.html that the run printed")
     inputs = read_manifest(folder).inputs
-    results = json.loads((folder / "results.json").read_text())
+    results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
     # a store that was moved or copied still has them side by side
     places = {name: folder.parent / Path(artifact.path).name for name, artifact in inputs.items()}
     roles = list(results["tables"])

@@ -45,7 +45,7 @@ def run(job: Job) -> dict[str, float | str]:
                 f"set evaluation.benchmarks.{name}.metric to one that sees them",
             )
         lines = [json.dumps(row) + "\n" for row in rows]
-        (job.output / f"{name}.jsonl").write_text("".join(lines))
+        (job.output / f"{name}.jsonl").write_text("".join(lines), encoding="utf-8")
         summary[name] = float(len(rows))
     return summary
 
@@ -109,7 +109,7 @@ def _references(value: dict[str, Any], fields: Fields) -> list[str]:
 def load_benchmarks(directory: Path) -> dict[str, list[dict[str, Any]]]:
     """Rows of every benchmark of an artifact, by name."""
     return {
-        path.stem: [json.loads(line) for line in path.read_text().splitlines()]
+        path.stem: [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
         for path in sorted(directory.glob("*.jsonl"))
         if path.name not in CLOCKED
     }

@@ -31,14 +31,14 @@ def run(job: Job) -> dict[str, float | str]:
     for name, record in settings.sets.items():
         rows = read_questions(name, job.inputs[f"calibration/{name}"], record)
         encoded, cut = encode_questions(name, rows, tokenizer, settings)
-        (job.output / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in encoded))
+        (job.output / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in encoded), encoding="utf-8")
         summary |= {name: float(len(encoded)), f"cut_prompts/{name}": float(cut)}
     return summary
 
 
 def load_questions(directory: Path, name: str) -> list[dict[str, Any]]:
     """Rows of one set of an artifact."""
-    return [json.loads(line) for line in (directory / f"{name}.jsonl").read_text().splitlines()]
+    return [json.loads(line) for line in (directory / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
 def read_questions(name: str, path: Path, record: MultipleChoice) -> list[dict[str, Any]]:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -107,8 +108,7 @@ def _batches(path: Path, stream: Any) -> Iterator[pa.RecordBatch]:
         yield from pq.ParquetFile(stream, pre_buffer=False).iter_batches(BATCH)
         return
     try:
-        yield from pa.ipc.open_stream(stream)  # as `datasets` writes it
-    except pa.ArrowInvalid:
-        stream.seek(0)
+        yield from datasets.Dataset.from_file(str(path)).data.to_batches()  # mapped into memory
+    except pa.ArrowInvalid:  # written by pyarrow's file writer, not by `datasets`
         file = pa.ipc.open_file(stream)
         yield from map(file.get_batch, range(file.num_record_batches))

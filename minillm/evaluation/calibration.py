@@ -98,4 +98,4 @@ def _measure(job: Job, settings: Calibration) -> dict[str, float | str]:
 
 
 def _read(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]

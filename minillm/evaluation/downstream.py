@@ -37,7 +37,7 @@ def run(job: Job) -> dict[str, float | str]:
     """
     settings = job.settings
     assert isinstance(settings, DownstreamScore)
-    plan = Plan.model_validate_json((job.inputs["tasks"] / PLAN).read_text())
+    plan = Plan.model_validate_json((job.inputs["tasks"] / PLAN).read_text(encoding="utf-8"))
     manager = task_manager(plan, job.inputs["tasks"], job.work)
     lm = language_model(job, settings)
     progress = Progress(job.output, len(plan.tasks), "tasks")
@@ -47,7 +47,7 @@ def run(job: Job) -> dict[str, float | str]:
         if not finished.exists():
             part = answer(lm, load(manager, name, plan.few_shot), settings.limit, job.output / "samples")
             write_atomically(finished, json.dumps(part, default=float))
-        parts.append(json.loads(finished.read_text()))
+        parts.append(json.loads(finished.read_text(encoding="utf-8")))
         for task, row in table(name, parts[-1]).items():
             print(f"{settings.role} {task}: {row['metric']} {row['value']:.4f}", flush=True)
         progress.log(number)

@@ -112,7 +112,7 @@ def _write_local(
             for task, of_task in deal(field, rows, settings.parts.get(name), data_sets).items():
                 path = rows_file(job.output, task, split)
                 path.parent.mkdir(exist_ok=True)
-                path.write_text("".join(json.dumps(row) + "\n" for row in of_task))
+                path.write_text("".join(json.dumps(row) + "\n" for row in of_task), encoding="utf-8")
         for definition in tasks:
             file = _relative(definition.yaml_path)
             local[definition.name] = LocalRows(file=file, examples="examples" in given, changes=changes)
@@ -125,7 +125,7 @@ def _relative(path: Path) -> str:
 
 def _positions(prepared: Iterable[Path]) -> dict[str, int]:
     """Most tokens that each model sees, where there is a limit."""
-    facts = [json.loads((path / "models.json").read_text()) for path in prepared]
+    facts = [json.loads((path / "models.json").read_text(encoding="utf-8")) for path in prepared]
     return {
         model: fact["positions"] for models in facts for model, fact in models.items() if fact["positions"] is not None
     }

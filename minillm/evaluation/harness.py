@@ -93,7 +93,7 @@ def task_manager(plan: Plan, rows: Path, work: Path) -> TaskManager:
             "fewshot_split": "examples" if local.examples else None,
             **local.changes,
         }
-        (folder / f"{name}.yaml").write_text(yaml.safe_dump(definition))
+        (folder / f"{name}.yaml").write_text(yaml.safe_dump(definition), encoding="utf-8")
     return TaskManager(include_path=[*(TASKS / name for name in plan.folders), folder], include_defaults=False)
 
 

@@ -51,7 +51,7 @@ def run(job: Job) -> dict[str, float | str]:
     shared.generation_config().save_pretrained(job.output)
     tokenizer.save_pretrained(job.output)
     described = {name: fact.model_dump() for name, fact in facts.items()}
-    (job.output / "models.json").write_text(json.dumps(described, indent=2))
+    (job.output / "models.json").write_text(json.dumps(described, indent=2), encoding="utf-8")
     return {
         "tokenizer": owner,
         "vocabulary": float(entries),

@@ -178,7 +178,7 @@ def summary_value(artifact: Artifact | None) -> float:
 
 def read_models(prepared: Path) -> dict[str, ModelFacts]:
     """Teacher and student, from what `prepare` found."""
-    found = json.loads((prepared / "models.json").read_text())
+    found = json.loads((prepared / "models.json").read_text(encoding="utf-8"))
     return {name: ModelFacts.model_validate(found[f"{name}.model"]) for name in ("teacher", "student")}
 
 

@@ -30,7 +30,10 @@ def calibration_section(inputs: Mapping[str, Path], roles: Sequence[str], look: 
     """Accuracy and ECE of each method on each set; None where they were not measured."""
     if f"calibration/{roles[0]}" not in inputs:
         return None
-    measured = {role: json.loads((inputs[f"calibration/{role}"] / "calibration.json").read_text()) for role in roles}
+    measured = {
+        role: json.loads((inputs[f"calibration/{role}"] / "calibration.json").read_text(encoding="utf-8"))
+        for role in roles
+    }
     tables = {
         "Accuracy, %": _table(measured, "accuracy", 1),
         "Expected calibration error": _table(measured, "ece", 3),

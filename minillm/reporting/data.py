@@ -38,7 +38,8 @@ def prompt_words(comparison: Comparison) -> str:
 def cut_words(inputs: Mapping[str, Path], comparison: Comparison) -> str:
     """Prompts whose beginning was cut to fit, in words; by model where tokenizers of their own make them differ."""
     counts = {
-        role: json.loads((inputs[f"prompts/{role}"] / "cut_prompts.json").read_text()) for role in comparison.roles
+        role: json.loads((inputs[f"prompts/{role}"] / "cut_prompts.json").read_text(encoding="utf-8"))
+        for role in comparison.roles
     }
     words = {
         role: ", ".join(f"{name} {count}" for name, count in of.items() if count) or "none"

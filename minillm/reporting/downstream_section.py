@@ -30,7 +30,9 @@ def downstream_section(inputs: Mapping[str, Path], roles: Sequence[str], look: p
     """
     if f"downstream/{roles[0]}" not in inputs:
         return None
-    found = {role: json.loads((inputs[f"downstream/{role}"] / "table.json").read_text()) for role in roles}
+    found = {
+        role: json.loads((inputs[f"downstream/{role}"] / "table.json").read_text(encoding="utf-8")) for role in roles
+    }
     rows = {role: facts["tasks"] for role, facts in found.items()}
     figure = accuracy_figure(rows, look)
     return Section(

@@ -35,7 +35,7 @@ def exposure_section(inputs: Mapping[str, Path], roles: Sequence[str], look: Loo
         look: Colour of each.
     """
     paths = {role: inputs[f"exposure/{role}"] for role in roles if f"exposure/{role}" in inputs}
-    measured = {role: json.loads((path / "exposure.json").read_text()) for role, path in paths.items()}
+    measured = {role: json.loads((path / "exposure.json").read_text(encoding="utf-8")) for role, path in paths.items()}
     if not measured:
         return None
     ends = (None for of in measured.values() if "low" not in of["exaccerr"])

@@ -29,7 +29,9 @@ def held_out_section(inputs: Mapping[str, Path], roles: Sequence[str], look: Loo
     """Loss, perplexity and ECE of each method on each benchmark and text; None where they were not measured."""
     if f"held_out/{roles[0]}" not in inputs:
         return None
-    measured = {role: json.loads((inputs[f"held_out/{role}"] / "held_out.json").read_text()) for role in roles}
+    measured = {
+        role: json.loads((inputs[f"held_out/{role}"] / "held_out.json").read_text(encoding="utf-8")) for role in roles
+    }
     tables = {
         "Loss, nats per token": _table(measured, lambda found: with_interval(found["loss"], 3)),
         "Bits per byte": _table(measured, lambda found: with_interval(found["bits_per_byte"], 3)),

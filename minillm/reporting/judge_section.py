@@ -29,7 +29,7 @@ def judge_section(inputs: Mapping[str, Path], roles: Sequence[str], look: Look) 
     folders = {role: inputs[f"judge/{role}"] for role in roles if f"judge/{role}" in inputs}
     if not folders:
         return None
-    results = {role: json.loads((path / "judge.json").read_text()) for role, path in folders.items()}
+    results = {role: json.loads((path / "judge.json").read_text(encoding="utf-8")) for role, path in folders.items()}
     prompts = {role: prompt_ratings(pd.read_parquet(path / "ratings.parquet")) for role, path in folders.items()}
     cells = {role: _cells(result) for role, result in results.items()}
     judges = {name for result in results.values() for name in result["answered_by"]}

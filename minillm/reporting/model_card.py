@@ -41,7 +41,7 @@ def run(job: Job) -> dict[str, float | str]:
     shutil.copytree(job.inputs["model"] / "model", job.output, dirs_exist_ok=True)
     shared = load_shared_tokenizer(job.output)
     shared.generation_config(**decoding(settings.config)).save_pretrained(job.output)
-    results = json.loads((job.inputs["report"] / "results.json").read_text())
+    results = json.loads((job.inputs["report"] / "results.json").read_text(encoding="utf-8"))
     parameters = count_parameters(job.inputs["model"])
     card = ModelCard.from_template(
         card_metadata(settings, results),

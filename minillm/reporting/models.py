@@ -83,7 +83,7 @@ def _origin(model: Model, responses: Path) -> dict[str, str]:
 
 def _selection(train_artifact: Path) -> dict[str, str]:
     """By what, and at which step, weights were selected."""
-    selection = json.loads((train_artifact / "selection.json").read_text())
+    selection = json.loads((train_artifact / "selection.json").read_text(encoding="utf-8"))
     return {
         "selected by": SELECTED_BY[selection["select_by"]] + (", then loss" if selection["equal"] else ""),
         "value": f"{selection['value']:.2f}",

@@ -29,7 +29,7 @@ def preference_section(inputs: Mapping[str, Path], roles: Sequence[str], look: L
     del roles
     if "preference" not in inputs:
         return None
-    found = json.loads((inputs["preference"] / "preference.json").read_text())
+    found = json.loads((inputs["preference"] / "preference.json").read_text(encoding="utf-8"))
     tables = {"Wins, ties and losses": share_table(found["comparisons"])}
     if found["agreement"]:
         tables["Agreement of annotators"] = agreement_table(found["agreement"])

@@ -244,4 +244,4 @@ def _tiles(comparison: Comparison, parameters: Mapping[str, int]) -> list[tuple[
 
 
 def _read_json(path: Path) -> Any:
-    return json.loads(path.read_text())
+    return json.loads(path.read_text(encoding="utf-8"))

@@ -66,7 +66,7 @@ def read_scores(job: Job, settings: StudyReport) -> dict[str, dict[str, NDArray[
 def read_measure(job: Job) -> str:
     """What the scores are, in words."""
     path = next(path for name, path in job.inputs.items() if name.startswith("score/"))
-    benchmarks = json.loads((path / "table.json").read_text())["benchmarks"].values()
+    benchmarks = json.loads((path / "table.json").read_text(encoding="utf-8"))["benchmarks"].values()
     metrics = {row["metric"] for row in benchmarks}
     return WORDS[metrics.pop()] if len(metrics) == 1 else "Score"
 

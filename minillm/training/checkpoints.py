@@ -138,7 +138,7 @@ class Checkpoints:
             command = [sys.executable, "-m", "minillm.training.unpickling", str(self.directory)]
             command += ["--input_folder", folder.name, "--output_folder", target.name, "--inject_missing_state"]
             workers = ["--num_extract_workers", "1", "--num_merge_workers", "1"]
-            done = subprocess.run([*command, *workers], capture_output=True, text=True, check=False)
+            done = subprocess.run([*command, *workers], capture_output=True, encoding="utf-8", check=False)
             if done.returncode != 0:
                 raise RuntimeError(f"{folder} could not be put together:\n{done.stderr[-3000:]}")
         dist.barrier()

@@ -58,9 +58,9 @@ def server(prefect_server: None) -> str:
 def pair(server: str, tmp_path_factory: pytest.TempPathFactory) -> Pair:
     folder = tmp_path_factory.mktemp("compare")
     path = write_short_experiment(folder, ("sft", "minillm"))
-    settings = yaml.safe_load(path.read_text())
+    settings = yaml.safe_load(path.read_text(encoding="utf-8"))
     settings["evaluation"]["benchmarks"]["colours"] = {"source": {"path": "colours.jsonl"}}
-    path.write_text(yaml.safe_dump(settings))
+    path.write_text(yaml.safe_dump(settings), encoding="utf-8")
     rows = [{"instruction": f"Name colour {n}.", "output": f"It is the {n}th colour."} for n in range(5)]
     for arguments, known in (([], rows[:4]), (["--set", OVERRIDE], rows)):
         write_rows(folder / "colours.jsonl", known)
@@ -124,7 +124,7 @@ def test_the_console_has_scores_differences_and_what_was_changed(pair: Pair, com
     assert re.search(r"^\| methods\.minillm\.training\.learning_rate +\| +0\.001 \| +0\.1 \|$", compared, re.MULTILINE)
     assert "![" not in compared
     (path,) = re.findall(r"^comparison +(\S+)$", compared, re.MULTILINE)
-    page = Path(path).read_text()
+    page = Path(path).read_text(encoding="utf-8")
     assert page.count("<svg") >= 4, "scores and curves"
     assert f">{first}:minillm</text>" in page
     assert not list(Path(path).parents[1].glob("*.tmp"))

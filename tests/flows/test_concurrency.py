@@ -37,7 +37,7 @@ def weights(store: Path) -> dict[tuple[str, int], str]:
     """Digests of all that was trained, by role and seed."""
     found = {}
     for path in store.glob("artifacts/train-*"):
-        settings = json.loads((path / "manifest.json").read_text())["settings"]
+        settings = json.loads((path / "manifest.json").read_text(encoding="utf-8"))["settings"]
         found[settings["role"], settings["seed"]] = file_sha256(path / "model" / "model.safetensors")
     return found
 
@@ -52,7 +52,7 @@ def test_of_three_at_once_equal_stages_are_computed_once_and_others_stay_apart(c
     homes = {name: tmp_path / name for name in ("one", "same", "other")}
     flows = [start(config, home, *(["--set", "seed=2"] if name == "other" else [])) for name, home in homes.items()]
     assert [flow.wait(600) for flow in flows] == [0, 0, 0]
-    logs = {name: (home / LOG).read_text() for name, home in homes.items()}
+    logs = {name: (home / LOG).read_text(encoding="utf-8") for name, home in homes.items()}
     made = {name: {stage: n for stage, n in computed(log).items() if stage != "distill"} for name, log in logs.items()}
     store = tmp_path / "store"
     artifacts = [path.name for path in store.glob("artifacts/*")]
@@ -74,7 +74,7 @@ def test_of_two_at_once_one_that_is_killed_blocks_nothing(config, alone, tmp_pat
     (killed,) = [i for i, home in enumerate(homes) if any(work in " ".join(p.cmdline()) for p in family(home))]
     assert kill("everything at once", homes[killed], flows[killed], random.Random(0)), "as where a container is lost"
     assert flows[1 - killed].wait(600) == 0
-    log = (homes[1 - killed] / LOG).read_text()
+    log = (homes[1 - killed] / LOG).read_text(encoding="utf-8")
     assert "the same stage is being computed elsewhere; waiting for it" in log
     assert re.search("continuing from the checkpoint of step", log)
     assert weights(store) == alone

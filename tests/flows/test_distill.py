@@ -213,7 +213,7 @@ def test_another_distillation_rate_recomputes_distillation_and_what_follows_as_p
     computed = {stage for stage, state in changed.states().items() if state == "Completed"} - {"distill"}
     assert computed <= planned
     (page,) = re.findall(r"^report +(\S+)$", changed.output, re.MULTILINE)
-    assert "Time, planned and taken" in Path(page).read_text()
+    assert "Time, planned and taken" in Path(page).read_text(encoding="utf-8")
     assert {"train minillm", "generate minillm", "generation cost", "report", "export minillm"} <= computed
     # Scores are keyed by the responses: two steps may leave them as they were, and the score is then found.
     measured = {
@@ -276,7 +276,7 @@ def test_what_people_said_of_the_answers_stands_in_the_report_and_in_mlflow(firs
     computed = {stage for stage, state in judged.states().items() if state == "Completed"} - {"distill"}
     assert computed == {"count preferences", "report", "export sft", "export minillm"}
     (page,) = re.findall(r"^report +(\S+)$", judged.output, re.MULTILINE)
-    assert "ada and ben" in Path(page).read_text()
+    assert "ada and ben" in Path(page).read_text(encoding="utf-8")
     client = MlflowClient(f"sqlite:///{first.config.parent / 'store' / 'mlflow.db'}")
     runs = client.search_runs(["1"], "metrics.`preference/minillm/sft/tie` >= 50")
     assert len([run for run in runs if "mlflow.parentRunId" not in run.data.tags]) == 1
@@ -301,7 +301,7 @@ def test_downstream_tasks_stand_on_the_parent_and_in_the_report(first: Finished,
     downstream = {"check downstream tasks", *(f"downstream {role}" for role in ("teacher", "sft", "minillm"))}
     assert computed == {*downstream, "report", "export sft", "export minillm"}
     (report,) = re.findall(r"^report +(\S+)$", done.output, re.MULTILINE)
-    page = Path(report).with_suffix(".md").read_text()
+    page = Path(report).with_suffix(".md").read_text(encoding="utf-8")
     (cells,) = re.findall(r"^\| arc_easy +\| *acc +\| *1.0 +\| *0 +\| *6 +\| *0 +\|(.*)\|$", page, re.MULTILINE)
     assert len(re.findall(r"[01]\.\d{3} ± 0\.\d{3}", cells)) == 3
     client = MlflowClient(f"sqlite:///{first.config.parent / 'store' / 'mlflow.db'}")
@@ -367,7 +367,7 @@ def test_help_names_the_options():
 
 
 def test_every_deployment_finds_its_flow():
-    deployments = yaml.safe_load((ROOT / "prefect.yaml").read_text())["deployments"]
+    deployments = yaml.safe_load((ROOT / "prefect.yaml").read_text(encoding="utf-8"))["deployments"]
     flows = {d["name"]: load_flow_from_entrypoint(str(ROOT / d["entrypoint"])) for d in deployments}
     assert {name: flow.name for name, flow in flows.items()} == {
         "quickstart": "distill",

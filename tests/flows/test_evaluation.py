@@ -48,7 +48,7 @@ class Place:
     def score(self, name: str) -> Path:
         """What the score stage made of a model."""
         folders = (self.folder / "store" / "artifacts").glob("score-*")
-        return next(f for f in folders if json.loads((f / "table.json").read_text())["role"] == name)
+        return next(f for f in folders if json.loads((f / "table.json").read_text(encoding="utf-8"))["role"] == name)
 
 
 def gpt2(folder: Path) -> dict[str, bytes]:
@@ -81,7 +81,7 @@ def configuration(folder: Path) -> dict:
 def place(prefect_server: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
     folder = tmp_path_factory.mktemp("evaluation")
     write_rows(folder / "benchmark.jsonl", [{"instruction": f"say {text}", "output": text} for text in REFERENCES])
-    (folder / "evaluation.yaml").write_text(yaml.safe_dump(configuration(folder)))
+    (folder / "evaluation.yaml").write_text(yaml.safe_dump(configuration(folder)), encoding="utf-8")
     shutil.copytree(llama(folder / "llama"), folder / "copy")
     with serve(Hub({("models", "tiny/gpt2"): gpt2(folder / "gpt2")})) as hub:
         yield Place(folder, hub.endpoint)
@@ -106,9 +106,9 @@ def test_models_of_different_tokenizers_and_architectures_stand_side_by_side(fir
     }
     rows = re.findall(r"^\| *(\w+) *\|(.*)\|$", first.output, re.MULTILINE)
     assert [name for name, _ in rows] == ["model", "gpt2", "words", "copy"]
-    results = json.loads((report(first) / "results.json").read_text())
+    results = json.loads((report(first) / "results.json").read_text(encoding="utf-8"))
     for name, cells in rows[1:]:
-        table = json.loads((place.score(name) / "table.json").read_text())
+        table = json.loads((place.score(name) / "table.json").read_text(encoding="utf-8"))
         assert results["tables"][name] == table
         score = table["mean"]["score"]
         assert f"{score['mean']:.1f} ± {score['spread']:.1f}" in cells
@@ -128,7 +128,7 @@ def test_the_same_weights_under_two_names_are_prepared_and_generated_from_once(f
     states = first.states()
     for stage in ("prepare", "generate"):
         assert sorted(states[f"{stage} {name}"] for name in ("words", "copy")) == ["Cached", "Completed"]
-    tables = json.loads((report(first) / "results.json").read_text())["tables"]
+    tables = json.loads((report(first) / "results.json").read_text(encoding="utf-8"))["tables"]
     assert tables["words"]["benchmarks"] == tables["copy"]["benchmarks"]
     client = MlflowClient(f"sqlite:///{place.folder / 'store' / 'mlflow.db'}")
     experiment = client.get_experiment_by_name("small-evaluation")
@@ -140,7 +140,7 @@ def test_the_same_weights_under_two_names_are_prepared_and_generated_from_once(f
 
 
 def test_the_page_speaks_of_models_and_of_nothing_that_was_not_done(first: Finished):
-    page = (report(first) / "report.html").read_text()
+    page = (report(first) / "report.html").read_text(encoding="utf-8")
     for words in ("The best model is", "tiny/gpt2, revision main", COMMIT[:12], "in tokens of\ngpt2"):
         assert words in page, words
     assert (
@@ -165,7 +165,7 @@ def test_one_model_alone_is_compared_with_nothing(first: Finished, place: Place)
     assert alone.status == 0, alone.log
     computed = {stage for stage, state in alone.states().items() if state == "Completed"}
     assert computed == {"generation cost", "report", "evaluate"}
-    text = (report(alone) / "report.md").read_text()
+    text = (report(alone) / "report.md").read_text(encoding="utf-8")
     assert re.search(r"^\*\*gpt2: Rouge-L \d+\.\d ± \d+\.\d \(on dolly\)\.\*\*$", text, re.MULTILINE)
     for words in ("rank", "best", "each other", "student", "of gpt2's"):
         assert words not in text, words
@@ -188,7 +188,7 @@ def test_models_that_cannot_serve_are_refused_before_any_generation(first: Finis
 
 
 def change(path: Path, **fields: object) -> None:
-    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+    path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")) | fields), encoding="utf-8")
 
 
 def test_what_cannot_run_is_refused_before_anything_starts(place: Place):

@@ -53,7 +53,7 @@ def test_runs_are_kept_in_postgresql_and_files_in_s3_and_a_restart_of_the_databa
             assert {found.info.status for found in runs} == {"FINISHED"}
             (parent,) = [found for found in runs if "mlflow.parentRunId" not in found.data.tags]
             page = Path(tracked.download_artifacts(parent.info.run_id, "report.html", str(tmp_path)))
-            assert "rouge" in page.read_text().lower()
+            assert "rouge" in page.read_text(encoding="utf-8").lower()
             assert rows(postgres, "prefect", "flow_run") >= 1
             assert rows(postgres, "mlflow", "runs") == len(runs)
             keys = [found["Key"] for found in files.list_objects_v2(Bucket="minillm")["Contents"]]

@@ -91,12 +91,12 @@ def test_listing_names_who_uses_what(two_runs):
 def test_an_altered_file_is_found_and_named(two_runs):
     assert store_command(two_runs, "verify").returncode == 0
     table = next(two_runs.glob("artifacts/score-*/table.json"))
-    whole = table.read_text()
-    table.write_text(whole + " ")
+    whole = table.read_text(encoding="utf-8")
+    table.write_text(whole + " ", encoding="utf-8")
     done = store_command(two_runs, "verify")
     assert done.returncode == 1
     assert table.parent.name in done.stdout
-    table.write_text(whole)
+    table.write_text(whole, encoding="utf-8")
 
 
 def test_nothing_goes_while_runs_need_it_and_only_what_a_deleted_run_needed_afterwards(two_runs):
@@ -134,7 +134,7 @@ def test_what_a_flow_has_begun_to_use_is_left(two_runs):
     }
     client.delete_run(second.info.run_id)
     path = two_runs / "tracking" / "flow-report.json"
-    path.write_text(json.dumps(record))
+    path.write_text(json.dumps(record), encoding="utf-8")
     store_command(two_runs, "gc")
     assert entry.path.exists(), "and all that it was made from"
     assert store_command(two_runs, "verify").returncode == 0

@@ -49,7 +49,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "runtime": {"parallel_stages": 1, "checkpoint_every": 5},
     }
     path = folder / "study.yaml"
-    path.write_text(yaml.safe_dump(study, sort_keys=False))
+    path.write_text(yaml.safe_dump(study, sort_keys=False), encoding="utf-8")
     return path
 
 
@@ -99,7 +99,9 @@ def workers_in_training(store: Path, process: subprocess.Popen[str]) -> list[int
     """Process ids of a study's workers, once one has trained for a while."""
     deadline = time.monotonic() + 400
     while time.monotonic() < deadline and process.poll() is None:
-        logs = [path.read_text().splitlines() for path in store.glob("work/train-*/output/metrics.jsonl")]
+        logs = [
+            path.read_text(encoding="utf-8").splitlines() for path in store.glob("work/train-*/output/metrics.jsonl")
+        ]
         if any(len(lines) >= 8 for lines in logs):
             children = psutil.Process(process.pid).children(recursive=True)
             return [child.pid for child in children if "minillm.worker" in child.cmdline()]
@@ -151,7 +153,7 @@ def test_a_run_that_fails_leaves_the_others_and_is_named(continued: Finished):
     rows = re.findall(r"^\| (whole|fast|broken) ", continued.output, re.MULTILINE)
     assert rows == ["whole", "fast", "fast"], "scores, and the difference"
     (place,) = re.findall(r"^study +(\S+)$", continued.output, re.MULTILINE)
-    assert Path(place).read_text().count("<svg") >= 3, "differences and curves"
+    assert Path(place).read_text(encoding="utf-8").count("<svg") >= 3, "differences and curves"
 
 
 @pytest.mark.long

@@ -25,7 +25,7 @@ def response(role: str, benchmark: str, index: int, seed: int) -> str:
 
 def write_rows(path: Path, rows: Sequence[object]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 
 def write_responses(folder: Path, role: str, benchmark: str, texts: Callable[..., str], prompts: int) -> None:
@@ -69,8 +69,8 @@ def write_run(
     write_manifest(report, "report", inputs=facts)
     tables = {role: {"seeds": SEEDS} for role in roles}
     results = {"tables": tables, "compared": roles[-1], "benchmarks": benchmarks}
-    (report / "results.json").write_text(json.dumps(results))
-    (report / "report.html").write_text("")
+    (report / "results.json").write_text(json.dumps(results), encoding="utf-8")
+    (report / "report.html").write_text("", encoding="utf-8")
     return report / "report.html"
 
 

@@ -54,13 +54,13 @@ def alone() -> Iterator[None]:
 def write_lines(path: Path, values: Iterable[object]) -> Path:
     """A JSONL file."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps(value) + "\n" for value in values))
+    path.write_text("".join(json.dumps(value) + "\n" for value in values), encoding="utf-8")
     return path
 
 
 def read_lines(path: Path) -> list[dict]:
     """The rows of a JSONL file."""
-    return [json.loads(line) for line in path.read_text().splitlines()]
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def real_data() -> Path:

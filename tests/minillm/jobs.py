@@ -50,7 +50,9 @@ def make_plain_text(directory: Path, block_tokens: int, blocks: int = 12) -> Pat
     directory.mkdir()
     tokens = np.random.default_rng(1).integers(2, 2 + len(WORDS), size=block_tokens * blocks).astype(np.uint16)
     np.save(directory / "tokens.npy", tokens)
-    (directory / "meta.json").write_text(json.dumps({"tokens": len(tokens), "block_tokens": block_tokens}))
+    (directory / "meta.json").write_text(
+        json.dumps({"tokens": len(tokens), "block_tokens": block_tokens}), encoding="utf-8"
+    )
     return directory
 
 
@@ -65,7 +67,7 @@ def write_job(folder: Path, stage: Stage, inputs: dict[str, Path], **runtime: ob
         "work": str(folder),
         "runtime": {"threads": 1, **runtime},
     }
-    (folder / "job.json").write_text(json.dumps(job))
+    (folder / "job.json").write_text(json.dumps(job), encoding="utf-8")
     return folder / "job.json"
 
 

@@ -203,17 +203,17 @@ def test_several_servers_may_write_at_once(tmp_path: Path):
 
 def test_a_file_that_is_no_database_is_refused_and_left_alone(tmp_path: Path):
     path = tmp_path / "preference.db"
-    path.write_text("notes of mine, long enough to be read as something else" * 50)
+    path.write_text("notes of mine, long enough to be read as something else" * 50, encoding="utf-8")
     with pytest.raises(StageError, match=r"preference\.db.*move the file away"):
         Judgements(path)
-    assert path.read_text().startswith("notes of mine")
+    assert path.read_text(encoding="utf-8").startswith("notes of mine")
 
 
 def test_judgements_come_back_from_their_csv_file(tmp_path: Path):
     written = [make_judgement(annotator="Zoë O'Neil"), make_judgement(index=4, choice="tie", benchmark='"a", b')]
     write_csv(tmp_path / "x.csv", written)
     assert read_csv(tmp_path / "x.csv") == written
-    text = (tmp_path / "x.csv").read_text()
+    text = (tmp_path / "x.csv").read_text(encoding="utf-8")
     assert text.splitlines()[0] == "benchmark,index,seed,method,other,answers,annotator,choice,time"
     (tmp_path / "x.csv").write_bytes(b"\xef\xbb\xbf" + text.replace("\n", "\r\n").encode())  # through a spreadsheet
     assert read_csv(tmp_path / "x.csv") == written
@@ -238,7 +238,7 @@ def test_judgements_come_back_from_their_csv_file(tmp_path: Path):
 def test_a_csv_file_that_is_not_right_is_refused_by_line(tmp_path: Path, change, message):
     path = tmp_path / "x.csv"
     write_csv(path, [make_judgement()])
-    changed = change(path.read_text())
+    changed = change(path.read_text(encoding="utf-8"))
     path.write_bytes(changed if isinstance(changed, bytes) else changed.encode())
     with pytest.raises(StageError, match=message):
         read_csv(path)

@@ -92,6 +92,8 @@ def test_every_stage(architecture, tmp_path):
     exposure = Exposure(role="minillm", benchmark="words", max_length=8, prompts=None, precision="bfloat16")
     given = {"student": student, "teacher": teacher, "tokenizer": tokenizer}
     same = {"responses": generated, "teacher_responses": generated}
-    measured = json.loads((worker(tmp_path / "exposure", exposure, given | same) / "exposure.json").read_text())
+    measured = json.loads(
+        (worker(tmp_path / "exposure", exposure, given | same) / "exposure.json").read_text(encoding="utf-8")
+    )
     assert measured["student_text"]["value"][-1] > 0.01
     assert measured["exaccerr"]["value"] == pytest.approx([0.0] * 8, abs=1e-3), "one text on both sides"

@@ -22,17 +22,19 @@ from tasks.store import altered
 def complete(store: Store, key: str = "k" * 64, text: str = "result", metrics: str = "{}") -> Artifact:
     output = store.work_directory("score", key) / "output"
     (output / "sub").mkdir(exist_ok=True)
-    (output / "sub" / "table.txt").write_text(text)
+    (output / "sub" / "table.txt").write_text(text, encoding="utf-8")
     for name in CLOCKED:
-        (output / name).write_text(metrics)
+        (output / name).write_text(metrics, encoding="utf-8")
     return store.complete("score", key, {"settings": {"a": 1}})
 
 
 def test_an_unfinished_result_is_invisible_and_its_work_survives(tmp_path):
     store = Store(tmp_path)
-    (store.work_directory("score", "k" * 64) / "output" / "half.txt").write_text("hal")
+    (store.work_directory("score", "k" * 64) / "output" / "half.txt").write_text("hal", encoding="utf-8")
     assert store.find("score", "k" * 64) is None
-    assert (Store(tmp_path).work_directory("score", "k" * 64) / "output" / "half.txt").read_text() == "hal"
+    assert (Store(tmp_path).work_directory("score", "k" * 64) / "output" / "half.txt").read_text(
+        encoding="utf-8"
+    ) == "hal"
 
 
 def test_a_completed_result_is_found_by_its_key_alone(tmp_path):
@@ -49,8 +51,8 @@ def test_a_completed_result_is_found_by_its_key_alone(tmp_path):
     "damage",
     [
         lambda path: (path / "sub" / "table.txt").unlink(),
-        lambda path: (path / "sub" / "table.txt").write_text("resulT"),  # the same size
-        lambda path: (path / "manifest.json").write_text("{"),
+        lambda path: (path / "sub" / "table.txt").write_text("resulT", encoding="utf-8"),  # the same size
+        lambda path: (path / "manifest.json").write_text("{", encoding="utf-8"),
         lambda path: (path / "manifest.json").unlink(),
     ],
 )

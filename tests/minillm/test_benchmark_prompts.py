@@ -50,5 +50,5 @@ def test_the_stage_keeps_the_order_of_rows_and_counts_cuts_by_benchmark(tmp_path
             [known["runs"], known["now"], known["and"], unknown],
         ],
     }
-    assert json.loads((output / "cut_prompts.json").read_text()) == {"a": 0, "b": 1}
+    assert json.loads((output / "cut_prompts.json").read_text(encoding="utf-8")) == {"a": 0, "b": 1}
     assert summary == {"cut_prompts/a": 0.0, "cut_prompts/b": 1.0}

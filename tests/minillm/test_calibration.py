@@ -54,7 +54,7 @@ def test_a_model_with_known_probabilities(tmp_path):
     # three bins of one: |1 − 2/3|, |0 − 0.952|, |0 − 0.435|
     error = (1 / 3 + 0.4 / 0.42 + 0.2 / 0.46) / 3
     assert summary["ece/words"] == pytest.approx(error, rel=1e-5)
-    measured = json.loads((output / "calibration.json").read_text())["words"]
+    measured = json.loads((output / "calibration.json").read_text(encoding="utf-8"))["words"]
     assert (measured["prompts"], measured["ece"]["value"]) == (3, pytest.approx(error, rel=1e-5))
     assert np.sum(measured["bins"], axis=1) == pytest.approx([3, 2 / 3 + 0.4 / 0.42 + 0.2 / 0.46, 1], rel=1e-5)
 

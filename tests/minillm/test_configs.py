@@ -88,7 +88,9 @@ def test_an_evaluation_asks_the_same_questions_as_the_distillation_it_goes_with(
 
 
 def test_the_real_files_have_the_checksums_that_the_data_page_gives():
-    table = re.findall(r"^\| `([\w./-]+)` \|.*`([0-9a-f]{64})` \|$", (ROOT / "data" / "README.md").read_text(), re.M)
+    table = re.findall(
+        r"^\| `([\w./-]+)` \|.*`([0-9a-f]{64})` \|$", (ROOT / "data" / "README.md").read_text(encoding="utf-8"), re.M
+    )
     assert len(table) == 13
     folder = real_data()
     for name, digest in table:

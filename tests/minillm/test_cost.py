@@ -29,8 +29,8 @@ def test_each_model_is_measured_by_itself_on_its_own_answers(tmp_path):
     )}  # fmt: skip
     done = run_worker(write_job(tmp_path / "cost", stage, inputs, generation_batch_size=8))
     assert done.returncode == 0, done.stderr
-    facts = json.loads((tmp_path / "cost" / "output" / "cost.json").read_text())
-    summary = json.loads((tmp_path / "cost" / "summary.json").read_text())
+    facts = json.loads((tmp_path / "cost" / "output" / "cost.json").read_text(encoding="utf-8"))
+    summary = json.loads((tmp_path / "cost" / "summary.json").read_text(encoding="utf-8"))
     assert (facts["benchmark"], facts["at_once"]) == ("words", 8)
     assert list(facts["models"]) == ["large", "small"]
 

@@ -42,7 +42,7 @@ def test_fields_of_a_csv_file_are_text_as_written(tmp_path):
 
 def test_a_csv_row_with_another_number_of_fields_is_malformed_and_the_others_count(tmp_path):
     path = tmp_path / "rows.csv"
-    path.write_text("a,b\n1,2\n3\n\n4,5,6\n7,8\n")
+    path.write_text("a,b\n1,2\n3\n\n4,5,6\n7,8\n", encoding="utf-8")
     found = [(r.line, r.value, r.problem) for r in read_records(path)]
     assert found == [
         (1, {"a": "1", "b": "2"}, None),
@@ -73,14 +73,14 @@ def test_a_path_is_a_path_and_never_a_pattern(tmp_path, monkeypatch, name, form)
     suffix = form.split(".")[1]
     writers: dict[str, Callable[[Path], object]] = {
         "jsonl": lambda path: write_lines(path, ROWS),
-        "json": lambda path: path.write_text(json.dumps(ROWS)),
+        "json": lambda path: path.write_text(json.dumps(ROWS), encoding="utf-8"),
         "parquet": lambda path: pq.write_table(pa.Table.from_pylist(ROWS), path),
-        "csv": lambda path: path.write_text("instruction,response\na,b\n"),
+        "csv": lambda path: path.write_text("instruction,response\na,b\n", encoding="utf-8"),
         "arrow": lambda path: write_arrow(path, ROWS),
     }
     folder = tmp_path / name
     folder.mkdir()
-    (tmp_path / "glob1.jsonl").write_text("{}")
+    (tmp_path / "glob1.jsonl").write_text("{}", encoding="utf-8")
     for path in (folder / form, tmp_path / f"{name}.{suffix}"):
         writers[suffix](path)
         assert values(path) == ROWS
@@ -114,7 +114,7 @@ def test_shards_of_one_split_are_read_in_order_and_nothing_hidden(tmp_path):
         pq.write_table(pa.Table.from_pylist(rows), tmp_path / f"train-0000{number}-of-00002.parquet")
     write_lines(tmp_path / ".cache" / "x.jsonl", [{"i": 9}])
     assert values(tmp_path) == [{"i": 0}, {"i": 1}]
-    (tmp_path / "train.csv").write_text("i\n0\n")  # the same rows once more, for all that is known
+    (tmp_path / "train.csv").write_text("i\n0\n", encoding="utf-8")  # the same rows once more, for all that is known
     with pytest.raises(StageError, match="name the file"):
         values(tmp_path)
 
@@ -215,9 +215,9 @@ def test_a_line_or_row_without_end_is_refused_before_it_fills_the_memory(tmp_pat
     for module in (records, json_rows):
         monkeypatch.setattr(module, "LONGEST", 1000)
     long = json.dumps({"text": "x" * 1000})
-    (tmp_path / "a.jsonl").write_text(f"{{}}\n{long}\n")
-    (tmp_path / "a.json").write_text(f"[{{}}, {long}]")
-    (tmp_path / "a.txt").write_text(f"x\n{long}\n")
+    (tmp_path / "a.jsonl").write_text(f"{{}}\n{long}\n", encoding="utf-8")
+    (tmp_path / "a.json").write_text(f"[{{}}, {long}]", encoding="utf-8")
+    (tmp_path / "a.txt").write_text(f"x\n{long}\n", encoding="utf-8")
     with pytest.raises(StageError, match=r"a\.jsonl: line 2 is longer than 0 MiB; part it"):
         values(tmp_path / "a.jsonl")
     with pytest.raises(StageError, match=r"a\.txt: line 2 is longer"):
@@ -233,18 +233,18 @@ def test_a_json_list_gives_the_same_elements_whatever_is_read_at_once(tmp_path, 
     path = tmp_path / "list.json"
     path.write_text(text, encoding="utf-8-sig")
     assert values(path) == elements
-    path.write_text("[]")
+    path.write_text("[]", encoding="utf-8")
     assert values(path) == []
     bad = {"[1, 2": "element 3: ", "[1 2]": "element 2: a comma", "[1,]": "element 2: Exp", "[1] 2": "behind the ]"}
     for text, message in {**bad, '[1, {"a": tru}]': "element 2: Exp", "[" * 100_000: "nested too deeply"}.items():
-        path.write_text(text)
+        path.write_text(text, encoding="utf-8")
         with pytest.raises(StageError, match=message):
             values(path)
 
 
 def test_rows_of_a_json_list_that_lose_a_part_are_malformed(tmp_path):
     path = tmp_path / "list.json"
-    path.write_text('[{"a": "\\ud83d"}, {"a": "\\ud83d\\ude00"}, {"a": 1, "a": 2}]')
+    path.write_text('[{"a": "\\ud83d"}, {"a": "\\ud83d\\ude00"}, {"a": 1, "a": 2}]', encoding="utf-8")
     first, second, third = read_records(path)
     assert first.problem is not None
     assert first.problem.startswith("half a character")

@@ -68,7 +68,7 @@ def constant_model(favourite: int, lead: float, tokenizer: PreTrainedTokenizerBa
 def prepared(folder: Path, tokenizer: PreTrainedTokenizerBase, positions: int | None = POSITIONS) -> Path:
     tokenizer.save_pretrained(folder)
     facts = {role: {"positions": positions} for role in ("teacher", "student")}
-    (folder / "models.json").write_text(json.dumps(facts))
+    (folder / "models.json").write_text(json.dumps(facts), encoding="utf-8")
     return folder
 
 
@@ -104,7 +104,7 @@ def answered(
     model.save_pretrained(folder / "model")
     inputs = {"model": folder / "model", "tokenizer": prepared(folder / "prepared", tokenizer), "tasks": tasks}
     output, summary = run_stage(DownstreamScore(role="x", limit=limit, precision="float32"), inputs, folder / name)
-    rows = json.loads((output / "table.json").read_text())["tasks"]
+    rows = json.loads((output / "table.json").read_text(encoding="utf-8"))["tasks"]
     assert all(summary[f"downstream/{task}"] == row["value"] for task, row in rows.items())
     return output, rows
 
@@ -117,7 +117,7 @@ def samples(output: Path, task: str) -> list[list[float]]:
 def loaded(folder: Path, tasks: Path) -> tuple[Any, LocalRows]:
     """The one task of a plan, and its local rows."""
     folder.mkdir()
-    plan = Plan.model_validate_json((tasks / PLAN).read_text())
+    plan = Plan.model_validate_json((tasks / PLAN).read_text(encoding="utf-8"))
     (name,) = plan.tasks
     return load(task_manager(plan, tasks, folder), name, plan.few_shot)["tasks"][name], plan.local[name]
 
@@ -191,8 +191,10 @@ def test_results_tell_nothing_of_the_machine(tmp_path, tokenizer):
     written = [path for path in output.rglob("*") if path.is_file()]
     assert {path.name for path in written} >= {"results.json", "table.json", "arc_easy.jsonl"}
     for path in written:
-        assert not {str(tmp_path), str(Path.home()), socket.gethostname()} & set(path.read_text().split('"')), path
-        assert str(tmp_path) not in path.read_text()
+        assert not {str(tmp_path), str(Path.home()), socket.gethostname()} & set(
+            path.read_text(encoding="utf-8").split('"')
+        ), path
+        assert str(tmp_path) not in path.read_text(encoding="utf-8")
 
 
 def test_finished_tasks_are_not_answered_again(tmp_path, tokenizer):
@@ -203,12 +205,12 @@ def test_finished_tasks_are_not_answered_again(tmp_path, tokenizer):
     spec = write_job(tmp_path / "job", DownstreamScore(role="x", limit=1, precision="float32"), inputs)
     assert run_worker(spec).returncode == 0
     finished = spec.parent / "arc_easy.json"
-    part = json.loads(finished.read_text())
+    part = json.loads(finished.read_text(encoding="utf-8"))
     part["results"]["arc_easy"]["acc,none"] = 0.125
-    finished.write_text(json.dumps(part))
+    finished.write_text(json.dumps(part), encoding="utf-8")
     (spec.parent / "output" / "table.json").unlink()
     assert run_worker(spec).returncode == 0
-    assert json.loads((spec.parent / "summary.json").read_text())["downstream/arc_easy"] == 0.125
+    assert json.loads((spec.parent / "summary.json").read_text(encoding="utf-8"))["downstream/arc_easy"] == 0.125
 
 
 def test_a_task_that_wants_no_examples_gets_none(tmp_path, tokenizer):
@@ -312,7 +314,7 @@ def test_real_files_through_both_stages_with_no_word_to_the_hub(tmp_path, tokeni
         assert done.returncode == 0, done.stderr
         with pytest.raises(BlockingIOError):
             hub.accept()
-    rows = json.loads((tmp_path / "score" / "output" / "table.json").read_text())["tasks"]
+    rows = json.loads((tmp_path / "score" / "output" / "table.json").read_text(encoding="utf-8"))["tasks"]
     assert {name: row["questions"] for name, row in rows.items() if name != "mmlu"} == {
         "arc_easy": 5, "arc_challenge": 5, "hellaswag": 5
     }  # fmt: skip
@@ -323,7 +325,7 @@ def test_real_files_through_both_stages_with_no_word_to_the_hub(tmp_path, tokeni
     assert rows["mmlu"]["questions"] == len(first_five)
     assert rows["mmlu"]["value"] == pytest.approx(Counter(first_five)[2] / len(first_five))
     assert rows["hellaswag"]["version"] == "1.0"
-    assert json.loads((tmp_path / "tasks" / "summary.json").read_text())["questions/mmlu"] == 1000
+    assert json.loads((tmp_path / "tasks" / "summary.json").read_text(encoding="utf-8"))["questions/mmlu"] == 1000
 
 
 def test_a_task_without_local_rows_comes_from_the_hub(tmp_path, tokenizer, monkeypatch):
@@ -347,7 +349,7 @@ def test_a_task_without_local_rows_comes_from_the_hub(tmp_path, tokenizer, monke
         score = DownstreamScore(role="x", limit=None, precision="float32")
         done = run_worker(write_job(tmp_path / "score", score, inputs))
     assert done.returncode == 0, done.stderr
-    row = json.loads((tmp_path / "score" / "output" / "table.json").read_text())["tasks"]["arc_easy"]
+    row = json.loads((tmp_path / "score" / "output" / "table.json").read_text(encoding="utf-8"))["tasks"]["arc_easy"]
     assert (row["value"], row["questions"], row["shots"]) == (3 / 4, 4, 1)
 
 
@@ -358,7 +360,7 @@ def test_a_hub_out_of_reach_is_named_with_what_to_do(tmp_path, tokenizer, monkey
     stage = DownstreamTasks(harness="0", tasks=("arc_easy",), few_shot=None, parts={}, changes={})
     spec = write_job(tmp_path / "tasks", stage, {"prepared/0": prepared(tmp_path / "prepared", tokenizer)})
     assert run_worker(spec).returncode == 3
-    message = (spec.parent / "error.txt").read_text()
+    message = (spec.parent / "error.txt").read_text(encoding="utf-8")
     assert message.startswith("evaluation.downstream.tasks: arc_easy cannot be had (")
     assert "give its rows as evaluation.downstream.local.arc_easy.source" in message
     assert not (spec.parent / "output" / PLAN).exists()
@@ -386,7 +388,7 @@ def test_groups_and_tags_are_made_of_their_tasks(index):
 
 
 def test_a_tag_keeps_its_members_where_one_of_them_has_local_rows(tmp_path):
-    plan = Plan.model_validate_json((planned(tmp_path, ARC) / PLAN).read_text())
+    plan = Plan.model_validate_json((planned(tmp_path, ARC) / PLAN).read_text(encoding="utf-8"))
     definitions: Any = task_manager(plan, tmp_path, tmp_path).task_index
     assert definitions["ai2_arc"].tags == {"arc_easy", "arc_challenge"}
     assert definitions["arc_easy"].cfg["dataset_path"] == "json"
@@ -410,7 +412,9 @@ def test_rows_of_another_shape_are_refused(tmp_path):
     rows = [{"ask": row["question"], "right": 1} for row in ARC]
     tasks = planned(tmp_path / "tasks", rows)
     (tmp_path / "work").mkdir()
-    manager = task_manager(Plan.model_validate_json((tasks / PLAN).read_text()), tasks, tmp_path / "work")
+    manager = task_manager(
+        Plan.model_validate_json((tasks / PLAN).read_text(encoding="utf-8")), tasks, tmp_path / "work"
+    )
     settings = DownstreamTasks(harness="0", tasks=("arc_easy",), few_shot=None, parts={}, changes={"arc_easy": {}})
     with pytest.raises(StageError, match=r"do not fit the task arc_easy: .*'question' is undefined.*`changes`"):
         obtain(manager, "arc_easy", settings)

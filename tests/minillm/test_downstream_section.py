@@ -28,7 +28,7 @@ def inputs(folder: Path, teacher: dict[str, Any], student: dict[str, Any]) -> di
     for role, tasks in zip(ROLES, (teacher, student), strict=True):
         paths[f"downstream/{role}"] = folder / role
         (folder / role).mkdir()
-        (folder / role / "table.json").write_text(json.dumps({"harness": "0.4.13", "tasks": tasks}))
+        (folder / role / "table.json").write_text(json.dumps({"harness": "0.4.13", "tasks": tasks}), encoding="utf-8")
     return paths
 
 

@@ -34,11 +34,11 @@ def checkpoint(folder: Path, settings: dict[str, Any] | None, **config: Any) -> 
     """A model that says "sing" half of the time, with its tokenizer and its own generation settings."""
     make_constant_model(folder, {"sing": 0.5})
     make_tokenizer(folder)
-    fields = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({**fields, **config}))
+    fields = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    (folder / "config.json").write_text(json.dumps({**fields, **config}), encoding="utf-8")
     (folder / "generation_config.json").unlink()
     if settings is not None:
-        (folder / "generation_config.json").write_text(json.dumps(settings))
+        (folder / "generation_config.json").write_text(json.dumps(settings), encoding="utf-8")
     return folder
 
 
@@ -84,7 +84,7 @@ def test_the_end_tokens_of_all_models_are_one_set(tmp_path, capsys):
 )
 def test_a_checkpoint_names_what_transformers_would_end_with(tmp_path, files, expected):
     for name, fields in files.items():
-        (tmp_path / name).write_text(json.dumps(fields))
+        (tmp_path / name).write_text(json.dumps(fields), encoding="utf-8")
     assert named_end_tokens(tmp_path) == expected
 
 
@@ -98,7 +98,7 @@ def test_a_checkpoint_names_what_transformers_would_end_with(tmp_path, files, ex
     ],
 )
 def test_what_is_no_token_id_is_refused(tmp_path, text, message):
-    (tmp_path / "generation_config.json").write_text(text)
+    (tmp_path / "generation_config.json").write_text(text, encoding="utf-8")
     with pytest.raises(StageError, match=message):
         named_end_tokens(tmp_path)
 

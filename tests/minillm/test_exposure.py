@@ -230,7 +230,7 @@ def naive_sums(stored: dict[str, Path], name: str, benchmark: str, length: int) 
 @pytest.mark.parametrize("processes", [1, 2])
 def test_the_stage_is_what_its_definition_gives(stored, tmp_path, processes):
     output = work(tmp_path, exposure(), stored, processes)
-    found = json.loads((output / "exposure.json").read_text())
+    found = json.loads((output / "exposure.json").read_text(encoding="utf-8"))
     assert (found["benchmark"], found["prompts"], found["responses"]) == ("words", len(WORDS), 2 * len(WORDS))
     of_student, of_teacher = (naive_sums(stored, name, "words", 6) for name in ("responses", "teacher_responses"))
     assert found["student_text"]["value"] == pytest.approx(of_student.tolist(), rel=1e-4)
@@ -239,7 +239,7 @@ def test_the_stage_is_what_its_definition_gives(stored, tmp_path, processes):
     assert found["exaccerr"]["value"] == pytest.approx(excess.tolist(), rel=1e-3, abs=1e-3)
     assert abs(excess[-1]) > 1
     assert found["exaccerr"]["low"][-1] < excess[-1] < found["exaccerr"]["high"][-1]
-    summary = json.loads((tmp_path / "summary.json").read_text())
+    summary = json.loads((tmp_path / "summary.json").read_text(encoding="utf-8"))
     assert summary["exaccerr"] == found["exaccerr"]["value"][-1]
     assert summary["exaccerr_low"] == found["exaccerr"]["low"][-1]
     progress = read_lines(output / "metrics.jsonl")[-1]

@@ -102,7 +102,7 @@ def test_each_reason_takes_its_rows_and_the_table_adds_up(tmp_path):
         "validation": 1,
         "test": 1,
     }
-    page = (output / "filtering.md").read_text()
+    page = (output / "filtering.md").read_text(encoding="utf-8")
     assert "# Filtering: 4 of 10 rows kept" in page
     assert "- rows.jsonl:7: no field `response`" in page
     assert "- row 7: eval, row 0" in page
@@ -287,7 +287,7 @@ def test_the_real_dolly_loses_what_it_should(tmp_path):
     found = Counter(r["benchmark"] for r in read_lines(output / "decontaminated.jsonl"))
     assert found["dolly"] >= 490
     evaluated = {question(r["instruction"], r["context"]) for r in read_lines(benchmarks / "dolly.jsonl")}
-    raw = [json.loads(line) for line in inputs["instructions"].read_text().splitlines()]
+    raw = [json.loads(line) for line in inputs["instructions"].read_text(encoding="utf-8").splitlines()]
     for part in ("train", "validation"):
         asked = {question(raw[i]["instruction"], raw[i]["context"]) for i in kept(output, part)}
         assert not asked & evaluated

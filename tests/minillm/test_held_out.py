@@ -38,7 +38,7 @@ def make_inputs(folder: Path, model: Path | None = None) -> dict[str, Path]:
         for i in range(7)
     ]
     write_lines(folder / "benchmarks" / "dolly.jsonl", rows)
-    (folder / "story.txt").write_text("\n".join(words(20) for _ in range(9)))
+    (folder / "story.txt").write_text("\n".join(words(20) for _ in range(9)), encoding="utf-8")
     sources = {"tokenizer": tokenizer, "held_out/story": folder / "story.txt"}
     texts, summary = run_stage(HeldOutTexts(texts=("story",), block_tokens=BLOCK), sources, folder / "texts")
     assert summary == {"story": 9 * 21 // BLOCK}
@@ -53,7 +53,7 @@ def make_inputs(folder: Path, model: Path | None = None) -> dict[str, Path]:
 def run(folder: Path, inputs: dict[str, Path], **changes) -> tuple[dict, dict]:
     with alone():
         output, summary = run_stage(stage(**changes), inputs, folder, micro_batch_size=3)
-    return json.loads((output / "held_out.json").read_text()), summary
+    return json.loads((output / "held_out.json").read_text(encoding="utf-8")), summary
 
 
 def letters(text: str) -> int:
@@ -63,14 +63,16 @@ def letters(text: str) -> int:
 def sequences(inputs: dict[str, Path]) -> dict[str, list[tuple[list[int], int, float]]]:
     """Token ids of each sequence, how many are given, and bytes of its text per letter, made without the stage."""
     tokenizer = AutoTokenizer.from_pretrained(inputs["tokenizer"])
-    rows = [json.loads(line) for line in (inputs["benchmarks"] / "dolly.jsonl").read_text().splitlines()]
+    rows = [
+        json.loads(line) for line in (inputs["benchmarks"] / "dolly.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
     asked = []
     for row in rows:
         prompt = tokenizer(row["instruction"] + ">")["input_ids"]
         reference = row["references"][0]
         tokens = [*prompt, *tokenizer(reference)["input_ids"], 0][:ROOM]
         asked.append((tokens, len(prompt), len(reference) / letters(reference)))
-    lines = (inputs["texts"].parents[1] / "story.txt").read_text().splitlines()
+    lines = (inputs["texts"].parents[1] / "story.txt").read_text(encoding="utf-8").splitlines()
     spread = sum(map(len, lines)) / sum(map(letters, lines))
     text = PlainText(inputs["texts"] / "story", BLOCK)
     return {"dolly": asked, "story": [(text.block(i).tolist(), 1, spread) for i in range(len(text))]}
@@ -111,7 +113,10 @@ def test_two_processes_find_the_same(tmp_path):
     inputs = make_inputs(tmp_path)
     done = run_worker(write_job(tmp_path / "two", stage(), inputs, micro_batch_size=4), processes=2)
     assert done.returncode == 0, done.stderr[-3000:]
-    one, two = run(tmp_path / "one", inputs)[1], json.loads((tmp_path / "two" / "summary.json").read_text())
+    one, two = (
+        run(tmp_path / "one", inputs)[1],
+        json.loads((tmp_path / "two" / "summary.json").read_text(encoding="utf-8")),
+    )
     assert one == pytest.approx(two, rel=1e-5)
 
 
@@ -127,7 +132,7 @@ def test_a_model_with_known_probabilities(tmp_path):
 
 def test_a_text_shorter_than_a_block_is_refused(tmp_path):
     inputs = make_inputs(tmp_path)
-    (tmp_path / "empty.txt").write_text("\n\n")
+    (tmp_path / "empty.txt").write_text("\n\n", encoding="utf-8")
     sources = {"tokenizer": inputs["tokenizer"], "held_out/empty": tmp_path / "empty.txt"}
     with pytest.raises(StageError, match=r"empty.txt has 0 tokens, less than one block of 16.*leave it out"):
         run_stage(HeldOutTexts(texts=("empty",), block_tokens=BLOCK), sources, tmp_path / "texts-again")
@@ -137,6 +142,6 @@ def test_the_real_wikitext_is_held_out_text(tmp_path):
     text = real_data() / "corpus" / "wikitext-2" / "valid.txt"
     sources = {"held_out/wikitext": text, "tokenizer": make_tokenizer(tmp_path / "tokenizer")}
     _, summary = run_stage(HeldOutTexts(texts=("wikitext",), block_tokens=320), sources, tmp_path / "run")
-    words = len(text.read_text().split())
+    words = len(text.read_text(encoding="utf-8").split())
     blocks = float(summary["wikitext"])
     assert words // 320 <= blocks <= (words + 3760) // 320, "every word, and an end per document"

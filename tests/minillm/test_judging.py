@@ -67,7 +67,7 @@ def settings(server: judge_server.Endpoint, methods: int = 1, **changes: Any) ->
 def judged(stage: Judging, inputs: dict[str, Path], folder: Path) -> tuple[dict, dict]:
     """judge.json and the summary."""
     output, summary = run_stage(stage, inputs, folder)
-    return json.loads((output / "judge.json").read_text()), summary
+    return json.loads((output / "judge.json").read_text(encoding="utf-8")), summary
 
 
 def test_the_figures_by_hand(tmp_path, server):
@@ -278,7 +278,7 @@ def test_a_worker_killed_in_the_middle_pays_for_nothing_twice(tmp_path, server):
     assert "40 questions, 15 of them settled already" in again.stdout
     assert server.answered.total() == 40
     assert set(server.answered.values()) == {1}
-    assert json.loads((tmp_path / "work" / "summary.json").read_text())["questions"] == 40
+    assert json.loads((tmp_path / "work" / "summary.json").read_text(encoding="utf-8"))["questions"] == 40
     assert KEY not in again.stdout + again.stderr
     assert_key_nowhere(tmp_path, {"answers.sqlite", "judge.json", "job.json", "summary.json", "log"})
 

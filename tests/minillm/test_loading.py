@@ -22,7 +22,7 @@ def raw(tmp_path: Path) -> dict[str, Any]:
     """A valid configuration whose data stand in tmp_path/data."""
     for name in ("dolly", "split", "eval"):
         write_lines(tmp_path / "data" / f"{name}.jsonl", [])
-    (tmp_path / "data" / "plain.txt").write_text("")
+    (tmp_path / "data" / "plain.txt").write_text("", encoding="utf-8")
     training = {"learning_rate": 1e-3, "batch_size": 8, "epochs": 1, "evaluate_every": 10}
     architecture = {"architecture": {"model_type": "gpt2", "n_layer": 2}}
     config = {
@@ -52,7 +52,7 @@ def raw(tmp_path: Path) -> dict[str, Any]:
 
 def load(folder: Path, raw: dict[str, Any], *overrides: str):
     path = folder / "run.yaml"
-    path.write_text(yaml.safe_dump(raw))
+    path.write_text(yaml.safe_dump(raw), encoding="utf-8")
     return load_config(path, overrides)
 
 
@@ -211,7 +211,13 @@ def test_a_judge_is_loaded_where_its_key_is(tmp_path, raw, monkeypatch):
 
 def test_the_judge_of_the_documentation_is_valid(tmp_path, raw, monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", "sk-abc")
-    snippet = (ROOT / "docs" / "evaluation.md").read_text().split("## A judge")[1].split("```")[1].removeprefix("yaml")
+    snippet = (
+        (ROOT / "docs" / "evaluation.md")
+        .read_text(encoding="utf-8")
+        .split("## A judge")[1]
+        .split("```")[1]
+        .removeprefix("yaml")
+    )
     raw["evaluation"]["judge"] = yaml.safe_load(snippet)["evaluation"]["judge"]
     raw["evaluation"]["benchmarks"] = dict.fromkeys(
         raw["evaluation"]["judge"]["benchmarks"], raw["evaluation"]["benchmarks"]["dolly"]
@@ -264,16 +270,16 @@ def test_a_file_that_is_no_configuration_says_so(tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
     with pytest.raises(ConfigError, match=r"no configuration file configs/gpt2\.yaml; there are: .*configs/gpt2-base"):
         load_config("configs/gpt2.yaml")
-    (tmp_path / "bad.yaml").write_text("a: [1\nb: 2")
+    (tmp_path / "bad.yaml").write_text("a: [1\nb: 2", encoding="utf-8")
     with pytest.raises(ConfigError, match=r"(?s)bad\.yaml cannot be read as a configuration: .*line 2"):
         load_config(tmp_path / "bad.yaml")
-    (tmp_path / "twice.yaml").write_text("a: 1\na: 2")
+    (tmp_path / "twice.yaml").write_text("a: 1\na: 2", encoding="utf-8")
     with pytest.raises(ConfigError, match="duplicate key a"):
         load_config(tmp_path / "twice.yaml")
-    (tmp_path / "list.yaml").write_text("- 1")
+    (tmp_path / "list.yaml").write_text("- 1", encoding="utf-8")
     with pytest.raises(ConfigError, match="list"):
         load_config(tmp_path / "list.yaml")
-    (tmp_path / "empty.yaml").write_text("")
+    (tmp_path / "empty.yaml").write_text("", encoding="utf-8")
     with pytest.raises(ConfigError, match="methods: required"):
         load_config(tmp_path / "empty.yaml")
     with pytest.raises(ConfigError, match=r"'seed' is not an override; write key\.sub=value"):
@@ -291,7 +297,7 @@ def evaluation(folder: Path, *models: str, overrides: Sequence[str] = (), **sect
         "evaluation": {"benchmarks": {"v1.5": {"source": {"path": "eval.jsonl"}}}},
     }
     path = folder / "evaluation.yaml"
-    path.write_text(yaml.safe_dump(raw | sections))
+    path.write_text(yaml.safe_dump(raw | sections), encoding="utf-8")
     return load_evaluation(path, models, overrides)
 
 
@@ -346,7 +352,7 @@ def test_a_benchmark_with_a_dot_in_its_name_is_looked_for_too(tmp_path):
 def test_what_only_an_extra_installs_is_missed_before_anything_starts(tmp_path, raw):
     """In an interpreter that sees every installed package but lm_eval."""
     path = tmp_path / "run.yaml"
-    path.write_text(yaml.safe_dump(raw))
+    path.write_text(yaml.safe_dump(raw), encoding="utf-8")
     installed = tmp_path / "site-packages"
     installed.mkdir()
     for package in Path(pydantic.__file__).parents[1].iterdir():
@@ -385,13 +391,15 @@ except ConfigError as error:
 def test_a_hostfile_that_does_not_fit_is_refused(tmp_path, raw, lines, message):
     hostfile = tmp_path / "hosts"
     if lines is not None:
-        hostfile.write_text(lines)
+        hostfile.write_text(lines, encoding="utf-8")
     assert re.search(message, refusal(tmp_path, raw, f"runtime.hostfile={hostfile}", "runtime.processes=4"))
 
 
 def test_hosts_are_names_or_addresses(tmp_path, raw):
     hostfile = tmp_path / "hosts"
-    hostfile.write_text("  # all\nworker_1.example.org slots=1\n10.0.0.2 slots=1\nfe80::1 slots=1  # here\n")
+    hostfile.write_text(
+        "  # all\nworker_1.example.org slots=1\n10.0.0.2 slots=1\nfe80::1 slots=1  # here\n", encoding="utf-8"
+    )
     hosts = read_hosts(Runtime(processes=3, zero_stage=1, hostfile=str(hostfile)))
     assert hosts == {"worker_1.example.org": 1, "10.0.0.2": 1, "fe80::1": 1}
 
@@ -471,7 +479,7 @@ def test_no_entry_can_take_the_name_of_another(tmp_path, raw, second, message):
 def test_the_rule_for_names_is_that_of_rows_and_experiments_too(tmp_path, raw):
     assert "name: 'a/b' cannot be a name" in refusal(tmp_path, raw, "name=a/b")
     path = tmp_path / "evaluation.yaml"
-    path.write_text(yaml.safe_dump({"name": "e", "data": {}, "evaluation": raw["evaluation"]}))
+    path.write_text(yaml.safe_dump({"name": "e", "data": {}, "evaluation": raw["evaluation"]}), encoding="utf-8")
     with pytest.raises(ConfigError, match=r"models: 'my model \(2\)' cannot be a name"):
         load_evaluation(path, [str(tmp_path / "my model (2)")], [f"data.directory={tmp_path}/data"])
 

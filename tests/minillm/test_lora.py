@@ -114,9 +114,9 @@ def test_training_changes_matrices_by_a_low_rank_and_leaves_the_rest(inputs, sta
     for difference in changed.values():
         values = torch.linalg.svdvals(difference)
         assert values[2] < 1e-5 * values[0]
-    history = json.loads((tmp_path / "output" / "selection.json").read_text())["history"]
+    history = json.loads((tmp_path / "output" / "selection.json").read_text(encoding="utf-8"))["history"]
     assert history[-1]["valid/loss"] < history[0]["valid/loss"]
-    summary = json.loads((tmp_path / "summary.json").read_text())
+    summary = json.loads((tmp_path / "summary.json").read_text(encoding="utf-8"))
     assert summary["parameters"] == AutoModelForCausalLM.from_pretrained(tmp_path / "output" / "model").num_parameters()
 
 
@@ -133,7 +133,7 @@ def test_student_and_teacher_with_adapters_distil_alike_on_two_processes_that_sh
         job = write_job(folder, with_adapters("minillm", steps=4), given, processes=count, zero_stage=zero_stage)
         done = run_worker(job, count)
         assert done.returncode == 0, done.stderr[-3000:]
-        values.append(json.loads((folder / "output" / "selection.json").read_text())["value"])
+        values.append(json.loads((folder / "output" / "selection.json").read_text(encoding="utf-8"))["value"])
     assert values[1] == pytest.approx(values[0], rel=1e-4)
 
 

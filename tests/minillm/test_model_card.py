@@ -82,7 +82,7 @@ def exported(tmp_path_factory) -> Path:
         "benchmarks": ["dolly"],
         "tables": {"teacher": table("teacher", 27.6), "minillm": table("minillm", 24.64)},
     }
-    (folder / "report" / "results.json").write_text(json.dumps(results))
+    (folder / "report" / "results.json").write_text(json.dumps(results), encoding="utf-8")
     config = Config.model_validate(CONFIG).model_dump(mode="json", exclude={"runtime"})
     inputs = {"model": folder / "train", "examples": folder / "examples", "report": folder / "report"}
     settings = Card(role="minillm", config=config)
@@ -103,7 +103,7 @@ def run_apart(code: str, folder: Path) -> str:
 
 
 def snippet(folder: Path) -> str:
-    match = re.search(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.S)
+    match = re.search(r"```python\n(.*?)```", (folder / "README.md").read_text(encoding="utf-8"), re.S)
     assert match
     return match[1]
 
@@ -132,7 +132,7 @@ def test_generate_decodes_as_the_evaluation_did(exported):
     for row in answers[:, 1:].tolist():
         end = next((place for place, token in enumerate(row) if token in (0, 5)), len(row))
         assert set(row[end + 1 :]) <= {0}, "padding and nothing else"
-    assert "ends with `<|endoftext|>` or `%`" in (exported / "README.md").read_text()
+    assert "ends with `<|endoftext|>` or `%`" in (exported / "README.md").read_text(encoding="utf-8")
 
 
 def test_greedy_decoding_is_said_without_what_sampling_needs():
@@ -176,7 +176,7 @@ def test_metadata_is_what_the_hub_reads(exported):
 
 
 def test_the_card_says_what_from_what_how_and_how_well(exported):
-    text = (exported / "README.md").read_text()
+    text = (exported / "README.md").read_text(encoding="utf-8")
     for words in (
         "Student: `gpt2` (revision abc)",
         "Teacher: `gpt2-xl` (revision main)",

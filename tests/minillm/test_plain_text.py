@@ -34,7 +34,7 @@ def test_documents_are_parted_by_eos_and_cut_to_whole_blocks(tmp_path):
     expected = [a, a + 1, a + 2, 0, *range(a + 3, a + 8), 0, a + 8, a + 9, 0]  # 13 tokens, 3 blocks of 4
     assert np.load(output / "tokens.npy").tolist() == expected[:12]
     assert summary == {"documents": 3.0, "tokens": 13.0, "blocks": 3.0}
-    assert json.loads((output / "meta.json").read_text()) == {
+    assert json.loads((output / "meta.json").read_text(encoding="utf-8")) == {
         "block_tokens": 4,
         "blocks": 3,
         "documents": 3,
@@ -73,12 +73,12 @@ def test_blank_lines_part_documents_and_without_any_every_line_is_one(tmp_path, 
 
 def test_rows_and_directories_serve_as_well(tmp_path):
     rows = write_lines(tmp_path / "rows" / "c.jsonl", [{"text": "one"}, {"text": " "}, {"text": "two"}])
-    (tmp_path / "rows" / "LICENSE.txt").write_text("no corpus")
+    (tmp_path / "rows" / "LICENSE.txt").write_text("no corpus", encoding="utf-8")
     assert list(read_documents(rows)) == list(read_documents(rows.parent)) == ["one", "two"]
     folder = tmp_path / "texts"
     folder.mkdir()
     for name in ("b", "a"):
-        (folder / f"{name}.txt").write_text(name)
+        (folder / f"{name}.txt").write_text(name, encoding="utf-8")
     assert list(read_documents(folder)) == ["a", "b"]
 
 
@@ -105,7 +105,7 @@ def test_a_corpus_shorter_than_one_block_is_refused_with_its_length(tmp_path):
 def test_a_corpus_is_streamed_and_shows_progress(tmp_path, capsys):
     output, summary = pack(tmp_path, text_file(tmp_path, ("x" * 1023 + "\n") * 3000), block_tokens=512)
     assert summary["tokens"] == 3000 * 1024
-    lines = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+    lines = [json.loads(line) for line in (output / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     assert [line["step"] for line in lines] == sorted(line["step"] for line in lines)
     assert (lines[-1]["step"], lines[-1]["total"]) == (2, 2)
     assert lines[0]["step"] < 2, "progress must show before the end"

@@ -111,7 +111,7 @@ def test_the_stage_counts_what_people_said_of_this_run(tmp_path: Path):
         "preference/minillm/kd/loss": 0.0,
         "preference/minillm/kd/net": 100.0,
     }
-    found = json.loads((output / "preference.json").read_text())
+    found = json.loads((output / "preference.json").read_text(encoding="utf-8"))
     assert found["agreement"][0]["pairs"] == 4
 
 

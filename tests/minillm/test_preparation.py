@@ -69,7 +69,7 @@ def test_a_trained_tokenizer_loads_as_any_other_and_loses_nothing(tmp_path):
         assert tokenizer.decode(encode_texts(tokenizer, [text])[0]) == text
     assert len(encode_texts(tokenizer, ["the red"])[0]) < len("the red")
     built = build_model(GPT2, tokenizer, seed=1)
-    assert json.loads((output / "models.json").read_text())["student.model"] == {
+    assert json.loads((output / "models.json").read_text(encoding="utf-8"))["student.model"] == {
         "model_type": "gpt2",
         "parameters": parameter_count(built),
         "body_parameters": parameter_count(built) - 8 * (len(tokenizer) + 64),
@@ -98,7 +98,7 @@ def test_only_training_rows_and_the_plain_text_teach_the_tokenizer(tmp_path):
         "split": write_lines(tmp_path / "split.jsonl", [{"row": 0, "split": "train"}, {"row": 1, "split": "test"}]),
         "plain_text": tmp_path / "plain.txt",
     }
-    inputs["plain_text"].write_text("jjjj jjjj\n" * 3)
+    inputs["plain_text"].write_text("jjjj jjjj\n" * 3, encoding="utf-8")
     tokenizer = AutoTokenizer.from_pretrained(
         run_stage(settings(GPT2, GPT2, train_vocabulary=280), inputs, tmp_path / "run")[0]
     )
@@ -132,7 +132,7 @@ def test_the_teachers_tokenizer_is_taken_and_more_embedding_rows_are_fine(tmp_pa
     output, summary = run_stage(settings(None, None), inputs, tmp_path / "run")
     assert summary["tokenizer"] == "teacher.model"
     assert load_shared_tokenizer(output).tokenizer.get_vocab() == tokenizer.get_vocab()
-    facts = json.loads((output / "models.json").read_text())
+    facts = json.loads((output / "models.json").read_text(encoding="utf-8"))
     rows = {name: fact["embedding_rows"] for name, fact in facts.items()}
     assert rows == {"teacher.model": len(tokenizer) + 64, "student.model": len(tokenizer)}
 
@@ -207,16 +207,16 @@ def test_one_model_alone_brings_its_own_tokenizer(tmp_path):
     model = model_directory(tmp_path / "mine", tokenizer)
     output, summary = run_stage(ALONE, {"model": model}, tmp_path / "run")
     assert load_shared_tokenizer(output).tokenizer.get_vocab() == tokenizer.get_vocab()
-    assert list(json.loads((output / "models.json").read_text())) == ["model"]
+    assert list(json.loads((output / "models.json").read_text(encoding="utf-8"))) == ["model"]
     assert summary["parameters/model"] == build_model(GPT2, tokenizer, seed=1).num_parameters()
 
 
 def test_a_model_that_needs_code_of_its_own_is_refused_and_none_is_run(tmp_path):
     model = model_directory(tmp_path / "mine", train_bpe(TEXTS, 300))
-    fields = json.loads((model / "config.json").read_text())
+    fields = json.loads((model / "config.json").read_text(encoding="utf-8"))
     own = {"model_type": "strange", "auto_map": {"AutoConfig": "strange.Config", "AutoModelForCausalLM": "strange.Lm"}}
-    (model / "config.json").write_text(json.dumps(fields | own))
-    (model / "strange.py").write_text("raise SystemExit('code of the model ran')")
+    (model / "config.json").write_text(json.dumps(fields | own), encoding="utf-8")
+    (model / "strange.py").write_text("raise SystemExit('code of the model ran')", encoding="utf-8")
     with pytest.raises(StageError, match=r"^model: .*mine is of an architecture of its own \(strange\) and needs code"):
         run_stage(ALONE, {"model": model}, tmp_path / "run")
 
@@ -266,7 +266,7 @@ def test_a_tokenizer_directory_of_the_users_choice_serves(tmp_path):
     chosen.mkdir()
     for name in ("vocab.json", "merges.txt"):
         (chosen / name).write_bytes((files / name).read_bytes())
-    (chosen / "tokenizer_config.json").write_text('{"tokenizer_class": "GPT2Tokenizer"}')
+    (chosen / "tokenizer_config.json").write_text('{"tokenizer_class": "GPT2Tokenizer"}', encoding="utf-8")
     stage = settings(GPT2, GPT2, path=str(chosen))
     output, summary = run_stage(stage, {"tokenizer": chosen}, tmp_path / "run")
     assert summary["vocabulary"] == 50257.0
@@ -345,7 +345,7 @@ def test_ids_with_holes_count_up_to_the_largest(tmp_path):
     directory = model_directory(tmp_path / "model", tokenizer, vocab_size=40)
     output, summary = run_stage(ALONE, {"model": directory}, tmp_path / "run")
     assert summary["vocabulary"] == 31
-    assert json.loads((output / "models.json").read_text())["model"]["tokenizer_entries"] == 31
+    assert json.loads((output / "models.json").read_text(encoding="utf-8"))["model"]["tokenizer_entries"] == 31
     shared = load_shared_tokenizer(output)
     assert (shared.entries, shared.ends) == (31, (30,))
     loaded = load_model(directory).eval()

@@ -37,7 +37,7 @@ def test_a_line_behind_damage_is_whole_and_the_damage_is_told_once(damage: str, 
 
 def test_a_whole_line_that_only_lacks_its_end_is_kept(tmp_path: Path):
     path = tmp_path / "metrics.jsonl"
-    path.write_text(json.dumps(WHOLE))
+    path.write_text(json.dumps(WHOLE), encoding="utf-8")
     assert read_lines(path) == ([], 0), "it may be being written"
     append_line(path, LATER)
     assert [line.step for line in read_lines(path)[0]] == [1, 2]

@@ -124,7 +124,7 @@ def test_a_field_that_is_not_there_is_named(tmp_path, missing):
 def test_a_set_without_rows_and_one_that_is_no_json_are_refused(tmp_path):
     with pytest.raises(StageError, match=r"calibration x: .* has no rows; mend the file or leave the set out"):
         read(tmp_path, [])
-    (tmp_path / "x.jsonl").write_text("{\n")
+    (tmp_path / "x.jsonl").write_text("{\n", encoding="utf-8")
     with pytest.raises(StageError, match=r"calibration x, .*x\.jsonl:1: not JSON"):
         read_questions("x", tmp_path / "x.jsonl", record())
 
@@ -165,7 +165,7 @@ def test_the_real_sets_read_whole(name):
     assert len(rows) == count
     assert {len(row["choices"]) for row in rows} == sizes
     assert {row["answer"] for row in rows} >= {0, 1, 2, 3}
-    for row, line in zip(rows, path.open(), strict=True):
+    for row, line in zip(rows, path.open(encoding="utf-8"), strict=True):
         raw = json.loads(line)
         choices, answer = raw["choices"], raw[fields.answer]
         right = choices["text"][choices["label"].index(answer)] if isinstance(choices, dict) else choices[answer]

@@ -92,7 +92,7 @@ raise RuntimeError("uncaught http://ann:pw1@h")
 
 def test_nothing_that_a_process_logs_prints_or_dies_with_has_one(tmp_path):
     script = tmp_path / "program.py"
-    script.write_text(PROGRAM)
+    script.write_text(PROGRAM, encoding="utf-8")
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run([sys.executable, script], env=environment, capture_output=True, text=True, check=False)
     said = done.stdout + done.stderr

@@ -33,7 +33,7 @@ WORDS = ["the", "quick", "brown", "fox", "jumps", "over", "a", "lazy", "dog", "w
 
 def write_jsonl(path: Path, rows: list[dict]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
 
 
 def make_inputs(folder: Path, benchmarks: tuple[str, ...] = ("dolly", "sni")) -> dict[str, Path]:
@@ -90,7 +90,7 @@ def write_cost(folder: Path, speeds: dict[str, float]) -> dict:
     }
     facts = {"benchmark": "dolly", "rounds": 5, "at_once": 30, "models": measured}
     folder.mkdir()
-    (folder / "cost.json").write_text(json.dumps(facts))
+    (folder / "cost.json").write_text(json.dumps(facts), encoding="utf-8")
     return facts
 
 
@@ -109,7 +109,9 @@ def make_role(folder: Path, role: str, prompts: dict, draw: random.Random, input
         write_jsonl(responses / f"{name}.jsonl", answered)
     encoded = folder / f"prompts-{role}"
     encoded.mkdir()
-    (encoded / "cut_prompts.json").write_text(json.dumps({name: 3 if name == "sni" else 0 for name in prompts}))
+    (encoded / "cut_prompts.json").write_text(
+        json.dumps({name: 3 if name == "sni" else 0 for name in prompts}), encoding="utf-8"
+    )
     summary = {"parameters": 5000} if role == "teacher" else {}
     write_manifest(responses, "generate", f"{role:0<64}", summary=summary, versions={"torch": "2.13.0"})
     score = folder / f"score-{role}"
@@ -137,7 +139,9 @@ def make_exposure(path: Path, role: str) -> Path:
     of_teacher = np.cumsum(draw.uniform(0.05, 0.15, size=(10, 30)), axis=0)
     of_student = of_teacher * (1 + 0.05 * (1 - KEPT_WORDS[role]) * np.arange(10))[:, None]
     facts = {"benchmark": "dolly", "prompts": 30, "responses": 90}
-    (path / "exposure.json").write_text(json.dumps({**facts, **exposure.measure(of_student, of_teacher)}))
+    (path / "exposure.json").write_text(
+        json.dumps({**facts, **exposure.measure(of_student, of_teacher)}), encoding="utf-8"
+    )
     return path
 
 
@@ -156,7 +160,7 @@ def make_train(path: Path, role: str) -> Path:
     lines += [{"time": 0.0, "step": h["step"], "total": 500, "metrics": dict(list(h.items())[1:])} for h in history]
     write_jsonl(path / "metrics.jsonl", lines)
     selection = {"select_by": "rouge_l", "step": 500, "value": 40.0, "equal": [], "history": history}
-    (path / "selection.json").write_text(json.dumps(selection))
+    (path / "selection.json").write_text(json.dumps(selection), encoding="utf-8")
     write_manifest(path, "train", "f" * 64, settings={"seed": 4}, versions={"torch": "2.13.0"})
     return path
 
@@ -216,7 +220,7 @@ class Page(HTMLParser):
 
 def read_page(output: Path) -> Page:
     page = Page()
-    page.feed((output / "report.html").read_text())
+    page.feed((output / "report.html").read_text(encoding="utf-8"))
     return page
 
 
@@ -412,12 +416,12 @@ def test_every_number_of_the_table_comes_from_the_scores(finished):
     assert summary["best"] == "minillm"
     cell = f"{row['mean']:.1f} ± {row['spread']:.1f}"
     assert cell in read_page(output).cells
-    assert cell in (output / "report.md").read_text()
+    assert cell in (output / "report.md").read_text(encoding="utf-8")
 
 
 def test_parameters_come_from_weights_or_from_the_generation_of_a_ready_made_teacher(finished):
     _, output = finished
-    results = json.loads((output / "results.json").read_text())
+    results = json.loads((output / "results.json").read_text(encoding="utf-8"))
     assert results["parameters"] == {"sft": 500, "kd": 500, "minillm": 500, "teacher": 5000}
     assert "10\u00a0% of its parameters (500 of 5\u00a0K)" in results["verdict"][0]
 
@@ -428,7 +432,7 @@ def test_the_page_needs_nothing_else_and_escapes_what_models_wrote(finished):
     assert page.open == []
     assert page.loaded == []
     assert len(page.ids) == len(set(page.ids))
-    html = (output / "report.html").read_text()
+    html = (output / "report.html").read_text(encoding="utf-8")
     assert "@import" not in html
     assert not re.search(r"url\((?!#)", html)
     assert "<b>scene</b>" not in html
@@ -444,11 +448,11 @@ def test_the_page_shows_data_cut_prompts_answers_and_provenance(finished):
         assert cell in page.cells
     assert "cut to fit: sni 3." in page.text
     assert "torch 2.13.0" in page.text
-    answer = json.loads((output.parent / "generate-minillm" / "dolly.jsonl").read_text().split("\n")[MIDDLE])[
-        "response"
-    ]
+    answer = json.loads(
+        (output.parent / "generate-minillm" / "dolly.jsonl").read_text(encoding="utf-8").split("\n")[MIDDLE]
+    )["response"]
     assert answer.replace("\x00", "\ufffd") in page.text
-    markdown = (output / "report.md").read_text()
+    markdown = (output / "report.md").read_text(encoding="utf-8")
     assert f"    Describe <b>scene</b> {MIDDLE} & say | what happens." in markdown
 
 
@@ -459,12 +463,12 @@ def test_exposure_bias_has_a_part_of_its_own(finished):
     for tokens, words in ((3, "5.0"), (5, "10.0"), (8, "17.5"), (10, "22.5")):  # 0.05 · 0.5 · (l − 1) for sft
         assert str(tokens) in page.cells
         assert f"{words} [{words}, {words}]" in page.cells
-    sums = json.loads((output.parent / "exposure-kd" / "exposure.json").read_text())["student_text"]
+    sums = json.loads((output.parent / "exposure-kd" / "exposure.json").read_text(encoding="utf-8"))["student_text"]
     ends = [f"{sums[end][-1]:.2f}" for end in ("value", "low", "high")]
     assert f"{ends[0]} [{ends[1]}, {ends[2]}]" in page.cells
     assert ends[1] < ends[0] < ends[2]
-    assert "## Exposure bias" in (output / "report.md").read_text()
-    drawn = re.findall(r"<svg.*?</svg>", (output / "report.html").read_text(), re.S)
+    assert "## Exposure bias" in (output / "report.md").read_text(encoding="utf-8")
+    drawn = re.findall(r"<svg.*?</svg>", (output / "report.html").read_text(encoding="utf-8"), re.S)
     (svg,) = [text for text in drawn if "excess accumulated error" in text]
     assert ">minillm</text>" in svg
     assert ">teacher</text>" not in svg
@@ -517,12 +521,12 @@ def test_answers_are_shown_where_a_method_gains_and_loses_most(finished):
         role: pd.read_parquet(inputs / f"score-{role}" / "scores.parquet").query("benchmark == 'sni'")
         for role in ("minillm", "kd", "sft")
     }
-    results = json.loads((output / "results.json").read_text())["tables"]
+    results = json.loads((output / "results.json").read_text(encoding="utf-8"))["tables"]
     other = max(("kd", "sft"), key=lambda role: results[role]["mean"]["score"]["mean"])
     mean = {role: of.pivot_table(values="score", index="index")["score"].to_dict() for role, of in scores.items()}
     gains = {index: 100 * (score - mean[other][index]) for index, score in mean["minillm"].items()}
     best, worst = max(gains, key=gains.__getitem__), min(gains, key=gains.__getitem__)
-    page = (output / "report.md").read_text().split("### sni")[1].split("\n## ")[0]
+    page = (output / "report.md").read_text(encoding="utf-8").split("### sni")[1].split("\n## ")[0]
     assert f"Prompt {best}, minillm gains most against {other}: +{gains[best]:.1f}:" in page
     assert f"Prompt {worst}, minillm loses most against {other}: −{-gains[worst]:.1f}:" in page
     assert f"Prompt {MIDDLE}, " in page
@@ -536,9 +540,9 @@ def test_plots_are_written_for_what_was_measured(finished):
         "benchmarks", "length-sni", "train-loss", "valid-loss", "valid-rouge_l", "train-reverse_kl", "exposure-bias"
     }  # fmt: skip
     for name in names:
-        assert f"plots/{name}.png" in (output / "report.md").read_text()
+        assert f"plots/{name}.png" in (output / "report.md").read_text(encoding="utf-8")
         assert (output / "plots" / f"{name}.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
-    svg = re.findall(r"<svg.*?</svg>", (output / "report.html").read_text(), re.S)
+    svg = re.findall(r"<svg.*?</svg>", (output / "report.html").read_text(encoding="utf-8"), re.S)
     assert len(svg) == len(names)
     overview = next(text for text in svg if "interval over prompts" in text)
     for label in (*ROLES, "dolly", "sni", "mean"):
@@ -547,7 +551,7 @@ def test_plots_are_written_for_what_was_measured(finished):
 
 def test_a_method_keeps_its_colour_in_every_figure(finished):
     _, output = finished
-    svg = re.findall(r"<svg.*?</svg>", (output / "report.html").read_text(), re.S)
+    svg = re.findall(r"<svg.*?</svg>", (output / "report.html").read_text(encoding="utf-8"), re.S)
     for text in svg:
         # kd is the third role: the second colour after the teacher's grey
         assert ("#0072b2" in text.lower()) == (">kd</text>" in text)

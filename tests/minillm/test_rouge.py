@@ -22,7 +22,7 @@ def outputs(name: str) -> list[list[str]]:
     path = DATA / name
     if not path.exists():
         pytest.skip(f"no real data at {path}; set MINILLM_DATA to its folder")
-    rows = [json.loads(line)["output"] for line in path.read_text().splitlines()]
+    rows = [json.loads(line)["output"] for line in path.read_text(encoding="utf-8").splitlines()]
     return [[row] if isinstance(row, str) else row for row in rows]
 
 

@@ -128,5 +128,5 @@ def test_the_first_name_with_a_value_counts(tmp_path):
 
 def test_a_split_may_be_a_csv_file(tmp_path):
     path = tmp_path / "split.csv"
-    path.write_text("row,split\n1,dev\n0,train\n")
+    path.write_text("row,split\n1,dev\n0,train\n", encoding="utf-8")
     assert read_split(path, 2) == ["train", "dev"]

@@ -157,7 +157,7 @@ def test_a_run_without_scores_is_named_and_the_rest_of_it_compared(tmp_path: Pat
     words = write(RunComparison([FIRST, LATER, failed]), "http://mlflow/compare", tmp_path)
     assert "broken (failed) has no scores: only its configuration" in words
     assert re.search(r"^\| seed +\| +– \| +– \| +2 \|$", words, re.MULTILINE)
-    assert "broken:sft" in (tmp_path / "compare.html").read_text(), "its curve"
+    assert "broken:sft" in (tmp_path / "compare.html").read_text(encoding="utf-8"), "its curve"
     alone = write(RunComparison([failed, a_run("too", {}, status="KILLED")]), "http://x", tmp_path)
     assert "None of the runs has scores" in alone
 
@@ -188,7 +188,7 @@ class LinkedPage(Page):
 
 def test_the_page_is_whole_and_needs_nothing_else(tmp_path: Path):
     write(RunComparison([FIRST, LATER], every_method=True), 'http://mlflow/compare?runs=["a"]', tmp_path)
-    html = (tmp_path / "compare.html").read_text()
+    html = (tmp_path / "compare.html").read_text(encoding="utf-8")
     page = LinkedPage()
     page.feed(html)
     assert page.open == []
@@ -203,7 +203,7 @@ def test_the_page_is_whole_and_needs_nothing_else(tmp_path: Path):
     svg = re.findall(r"<svg.*?</svg>", html, re.S)
     assert len(svg) == 3
     assert all(f">{run}:{method}</text>" in of for of in svg for run in ("first", "later") for method in FIRST.scores)
-    markdown = (tmp_path / "compare.md").read_text()
+    markdown = (tmp_path / "compare.md").read_text(encoding="utf-8")
     drawn = {path.stem for path in (tmp_path / "plots").glob("*.png")}
     assert drawn == {"benchmarks", "train-loss", "valid-rouge_l"}
     assert {f"](plots/{name}.png)" for name in drawn} <= set(re.findall(r"\]\(plots/[\w-]+\.png\)", markdown))

@@ -45,8 +45,10 @@ def job(folder: Path, responses: dict[str, list[dict]], settings: Evaluation) ->
         for index, references in enumerate(REFERENCES)
     ]
     for name, rows in responses.items():
-        (folder / "benchmarks" / f"{name}.jsonl").write_text("\n".join(map(json.dumps, prompts)) + "\n")
-        (folder / "responses" / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n")
+        (folder / "benchmarks" / f"{name}.jsonl").write_text(
+            "\n".join(map(json.dumps, prompts)) + "\n", encoding="utf-8"
+        )
+        (folder / "responses" / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n", encoding="utf-8")
     return Job(
         kind="score",
         settings=Score(role="sft", seeds=settings.seeds, benchmarks=settings.benchmarks),
@@ -76,7 +78,7 @@ def test_mean_over_prompts_then_mean_and_spread_over_seeds(tmp_path):
     scores = pd.read_parquet(work.output / "scores.parquet")
     assert sorted(scores["reference_tokens"].unique()) == [1, 2, 6, 12]
     assert scores.loc[(scores["seed"] == 20) & (scores["index"] == 2), "rouge_l"].item() == pytest.approx(6 / 9)
-    table = json.loads((work.output / "table.json").read_text())
+    table = json.loads((work.output / "table.json").read_text(encoding="utf-8"))
     assert table["benchmarks"]["toy"]["rouge_l"]["per_seed"] == pytest.approx({"10": 100.0, "20": low})
     assert table["benchmarks"]["toy"]["prompts"] == 4
 
@@ -91,7 +93,7 @@ def test_headline_counts_only_prompts_with_long_references(tmp_path):
     assert summary["rouge_l/toy"] == 100.0
     assert summary["rouge_l/toy_spread"] == 0.0
     assert not [name for name in summary if name.startswith("rouge_l/toy/")]
-    table = json.loads((work.output / "table.json").read_text())
+    table = json.loads((work.output / "table.json").read_text(encoding="utf-8"))
     assert (table["benchmarks"]["toy"]["prompts"], table["benchmarks"]["toy"]["all_prompts"]) == (2, 4)
     assert table["benchmarks"]["toy"]["score"]["interval"] == [None, None], "two prompts count"
 
@@ -111,7 +113,7 @@ def test_mean_over_benchmarks_weighs_them_equally_per_seed(tmp_path):
     assert summary["rouge_l/hard"] == pytest.approx(50.0)
     assert summary["rouge_l/mean"] == pytest.approx(75.0)
     assert summary["rouge_l/mean_spread"] == pytest.approx(50 / 2**0.5)  # 100 and 50
-    table = json.loads((work.output / "table.json").read_text())
+    table = json.loads((work.output / "table.json").read_text(encoding="utf-8"))
     assert table["benchmarks"]["easy"]["score"]["interval"] == [None, None], "all are right"
     assert table["mean"]["score"]["interval"] == [None, None], "`hard` has a single headline prompt"
 
@@ -149,7 +151,7 @@ def test_the_score_of_a_benchmark_is_its_own_metric(tmp_path):
     half = [answer(0, 10, "yes no"), *all_right(10)[1:]]  # REFERENCES[0] is partly right: Rouge-L, no exact match
     settings = evaluation(seeds=(10,), metric="exact_match")
     summary = run(job(tmp_path, {"toy": half}, settings))
-    table = json.loads((tmp_path / "output" / "table.json").read_text())
+    table = json.loads((tmp_path / "output" / "table.json").read_text(encoding="utf-8"))
     row = table["benchmarks"]["toy"]
     assert row["score"]["mean"] == row["exact_match"]["mean"] == summary["exact_match/toy"] == 75.0
     assert table["mean"]["score"]["mean"] == 75.0
@@ -160,13 +162,17 @@ def test_the_score_of_a_benchmark_is_its_own_metric(tmp_path):
 def test_characters_are_scored_where_a_benchmark_asks_for_them(tmp_path):
     rows = [answer(0, 10, "yes"), answer(1, 10, "東京 2020"), *all_right(10)[2:]]
     work = job(tmp_path, {"toy": rows}, evaluation(seeds=(10,), metric="rouge_l_characters"))
-    prompts = [json.loads(line) for line in (tmp_path / "benchmarks" / "toy.jsonl").read_text().splitlines()]
+    prompts = [
+        json.loads(line) for line in (tmp_path / "benchmarks" / "toy.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
     prompts[1]["references"] = ["大阪 2020"]
-    (tmp_path / "benchmarks" / "toy.jsonl").write_text("".join(json.dumps(prompt) + "\n" for prompt in prompts))
+    (tmp_path / "benchmarks" / "toy.jsonl").write_text(
+        "".join(json.dumps(prompt) + "\n" for prompt in prompts), encoding="utf-8"
+    )
 
     summary = run(work)
 
     assert summary["rouge_l_characters/toy"] == pytest.approx(100 * (3 + 4 / 6) / 4), "2020 is four of six"
     assert summary["rouge_l/toy"] == 100.0, "of words, the number is all there is"
-    table = json.loads((work.output / "table.json").read_text())
+    table = json.loads((work.output / "table.json").read_text(encoding="utf-8"))
     assert table["benchmarks"]["toy"]["score"]["mean"] == summary["rouge_l_characters/mean"]

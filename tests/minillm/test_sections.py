@@ -32,13 +32,13 @@ def make_measured(folder: Path) -> dict[str, Path]:
         ]
         asked = folder / f"calibration-{role}"
         asked.mkdir(parents=True)
-        (asked / "calibration.json").write_text(json.dumps({"arc": measure(lines)}))
+        (asked / "calibration.json").write_text(json.dumps({"arc": measure(lines)}), encoding="utf-8")
         log_prob = np.full(10, -LOSS[role])
         found = held_out.measure([Likelihood(log_prob, np.array([-LOSS[role]] * 5 + [-0.5] * 5))] * 4, [19, 20, 20, 21])
         scored = folder / f"held-out-{role}"
         scored.mkdir()
         sets = {"benchmarks": {"dolly": found}, "texts": {"story": found}}
-        (scored / "held_out.json").write_text(json.dumps(sets))
+        (scored / "held_out.json").write_text(json.dumps(sets), encoding="utf-8")
         inputs |= {f"calibration/{role}": asked, f"held_out/{role}": scored}
     return inputs
 
@@ -83,7 +83,7 @@ def test_the_page_shows_both(tmp_path):
     output.mkdir()
     settings = Report(name="toy-run", roles=ROLES, benchmarks=("dolly", "sni"), models={}, planned={})
     report.run(Job(kind="report", settings=settings, inputs=inputs, output=output, work=tmp_path))
-    page, markdown = read_page(output), (output / "report.md").read_text()
+    page, markdown = read_page(output), (output / "report.md").read_text(encoding="utf-8")
     assert "2.000" in page.cells
     assert "Where no interval stands, none can be had" in page.text
     assert "## Calibration" in markdown
@@ -91,7 +91,7 @@ def test_the_page_shows_both(tmp_path):
     for name in ("calibration-arc", "held-out-story"):
         assert f"plots/{name}.png" in markdown
         assert (output / "plots" / f"{name}.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
-    assert ">minillm 0.100</text>" in (output / "report.html").read_text()
+    assert ">minillm 0.100</text>" in (output / "report.html").read_text(encoding="utf-8")
 
 
 def test_missing_and_short_intervals_are_told():

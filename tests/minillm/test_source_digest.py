@@ -25,9 +25,9 @@ def digest(package: Path, module: str) -> str:
 
 
 def replace(path: Path, old: str, new: str) -> None:
-    text = path.read_text()
+    text = path.read_text(encoding="utf-8")
     assert old in text
-    path.write_text(text.replace(old, new))
+    path.write_text(text.replace(old, new), encoding="utf-8")
 
 
 def test_a_change_deep_below_a_stage_changes_its_digest(package):
@@ -48,14 +48,16 @@ def test_comments_and_layout_do_not_count(package):
     before = digest(package, "minillm.training.trainer")
     path = package / "objectives" / "policy.py"
     path.write_text(
-        "# a comment\n" + path.read_text().replace("reward = reward * real", "reward = (reward\n        * real)")
+        "# a comment\n"
+        + path.read_text(encoding="utf-8").replace("reward = reward * real", "reward = (reward\n        * real)"),
+        encoding="utf-8",
     )
     assert digest(package, "minillm.training.trainer") == before
 
 
 def test_the_wording_of_a_template_counts_where_it_is_used(package):
     before = digest(package, "minillm.reporting.report"), digest(package, "minillm.evaluation.scoring")
-    (package / "reporting" / "templates" / "report.md.jinja").write_text("other words")
+    (package / "reporting" / "templates" / "report.md.jinja").write_text("other words", encoding="utf-8")
     assert digest(package, "minillm.reporting.report") != before[0]
     assert digest(package, "minillm.evaluation.scoring") == before[1]
 

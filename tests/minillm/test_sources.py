@@ -114,9 +114,9 @@ def test_a_model_that_is_exported_again_is_the_same_source(tmp_path):
 def test_a_models_fingerprint_covers_all_that_is_read_of_it(tmp_path, name):
     for each in CHAT_FILES:
         (tmp_path / each).parent.mkdir(exist_ok=True)
-        (tmp_path / each).write_text(each)
+        (tmp_path / each).write_text(each, encoding="utf-8")
     before = resolve(Model(path=str(tmp_path)), Path()).fingerprint
-    (tmp_path / name).write_text("another content")
+    (tmp_path / name).write_text("another content", encoding="utf-8")
     assert resolve(Model(path=str(tmp_path)), Path()).fingerprint != before
 
 
@@ -129,7 +129,7 @@ def test_a_missing_path_suggests_the_nearest(tmp_path):
 
 
 def test_a_model_directory_needs_weights(tmp_path):
-    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "config.json").write_text("{}", encoding="utf-8")
     with pytest.raises(StageError, match=r"has no weights .* only config\.json.*`architecture`"):
         resolve(Model(path=str(tmp_path)), Path())
     (tmp_path / "model-00001-of-00002.safetensors").write_bytes(b"w")
@@ -160,7 +160,7 @@ def test_every_format_gives_the_same_rows(tmp_path, name, by_directory):
     if path.suffix in writers:
         writers[path.suffix](str(path))
     else:
-        path.write_text(json.dumps(rows) if name == "list.json" else "\n".join(map(json.dumps, rows)))
+        path.write_text(json.dumps(rows) if name == "list.json" else "\n".join(map(json.dumps, rows)), encoding="utf-8")
     assert [r.value for r in read_records(path.parent if by_directory else path)] == rows
 
 
@@ -223,7 +223,9 @@ def test_hub_repositories_are_pinned_to_a_commit_and_bring_no_code(tmp_path):
         assert found["fingerprint"] == f"hub:some/model@{COMMIT}"
         chat = resolve_apart(hub.endpoint, tmp_path, "Model", hub="some/chat-model")
         fetched = {
-            str(p.relative_to(chat["path"])): p.read_text() for p in Path(chat["path"]).rglob("*") if p.is_file()
+            str(p.relative_to(chat["path"])): p.read_text(encoding="utf-8")
+            for p in Path(chat["path"]).rglob("*")
+            if p.is_file()
         }
         assert fetched == {name: name for name in CHAT_FILES}
         old = resolve_apart(hub.endpoint, tmp_path, "Model", hub="some/old-model")

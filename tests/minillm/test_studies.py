@@ -23,7 +23,9 @@ def write_study(folder: Path, **changes: Any) -> Path:
         write_short_experiment(folder, ("sft", "minillm"))
     study = {"name": "mixing", "base": str(base), "variants": {"whole": [], "off": [f"{MIX}=0"]}, "baseline": "whole"}
     path = folder / "study.yaml"
-    path.write_text(yaml.safe_dump({k: v for k, v in (study | changes).items() if v is not None}, sort_keys=False))
+    path.write_text(
+        yaml.safe_dump({k: v for k, v in (study | changes).items() if v is not None}, sort_keys=False), encoding="utf-8"
+    )
     return path
 
 

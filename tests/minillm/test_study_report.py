@@ -39,9 +39,9 @@ def write_run(folder: Path, dolly: list[float], vicuna: list[float], level: floa
     short = {"benchmark": "dolly", "index": 99, "seed": 10, "score": 1.0, "headline": False}
     pd.DataFrame([*rows, short]).to_parquet(score / "scores.parquet")
     table = {"benchmarks": {name: {"metric": "rouge_l"} for name in ("dolly", "vicuna")}}
-    (score / "table.json").write_text(json.dumps(table))
+    (score / "table.json").write_text(json.dumps(table), encoding="utf-8")
     lines = [{"step": step, "metrics": {"train/reverse_kl": level / step}} for step in range(1, 30)]
-    (train / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (train / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
     return score, train
 
 
@@ -87,7 +87,7 @@ def test_the_table_has_the_means_over_prompts_seeds_and_benchmarks(finished):
 
 def test_differences_are_paired_by_prompt_and_seed_and_adjusted_for_all(finished):
     output, _ = finished
-    found = json.loads((output / "results.json").read_text())["differences"]
+    found = json.loads((output / "results.json").read_text(encoding="utf-8"))["differences"]
     below = [[-1.0, -2.0, -1.0, -2.0]] * 2, [[-1.0, -2.0, -1.0]] * 2
     noise = [[10.0, -10.0, 10.0, -10.0], [-10.0, 10.0, -10.0, 10.0]], [[10.0, -10.0, 10.0], [-10.0, 10.0, -10.0]]
     dolly, vicuna, no_dolly, no_vicuna = (np.array(of) for of in (*below, *noise))
@@ -106,7 +106,7 @@ def test_differences_are_paired_by_prompt_and_seed_and_adjusted_for_all(finished
 
 def test_the_verdict_tells_apart_only_what_can_be(finished):
     output, _ = finished
-    first, *groups = json.loads((output / "results.json").read_text())["verdict"]
+    first, *groups = json.loads((output / "results.json").read_text(encoding="utf-8"))["verdict"]
     assert re.match(r"whole: Rouge-L 28\.5 \[", first)
     assert [text.split(":")[0] for text in groups] == ["Below whole", "Not distinguishable from it"]
     assert "off (−1.4 [" in groups[0]
@@ -123,7 +123,7 @@ def test_the_csv_has_every_seed(finished):
 
 def test_the_page_is_whole_and_loads_nothing(finished):
     output, _ = finished
-    text = (output / "study.html").read_text()
+    text = (output / "study.html").read_text(encoding="utf-8")
     page = Page()
     page.feed(text)
     assert page.open == []
@@ -132,11 +132,11 @@ def test_the_page_is_whole_and_loads_nothing(finished):
     assert "off=<0>" in page.cells
     assert text.count("<svg") == 2, "differences and reverse KL"
     assert "\\mathdefault" not in text
-    shown = (output / "study.md").read_text()
+    shown = (output / "study.md").read_text(encoding="utf-8")
     for name in re.findall(r"!\[.*\]\((.*)\)", shown):
         assert (output / name).stat().st_size > 1000
     assert re.search(r"^\| off +\| +26\.1 \| +28\.1 \|$", shown, re.MULTILINE)
-    glance = json.loads((output / "results.json").read_text())["glance"]
+    glance = json.loads((output / "results.json").read_text(encoding="utf-8"))["glance"]
     assert "![" not in glance
     assert "| off" in glance
 
@@ -152,7 +152,7 @@ def test_seeds_that_logged_at_other_steps_are_joined_by_straight_lines(tmp_path:
     job = make_job(tmp_path, ("whole",))
     for seed, points in ((1, {2: 10.0, 6: 30.0, 9: 0.0}), (2, {4: 1.0, 6: 3.0, 8: 5.0})):
         lines = [json.dumps({"step": step, "metrics": {"x": value}}) for step, value in points.items()]
-        (job.inputs[f"train/whole/{seed}"] / "metrics.jsonl").write_text("\n".join(lines))
+        (job.inputs[f"train/whole/{seed}"] / "metrics.jsonl").write_text("\n".join(lines), encoding="utf-8")
     assert isinstance(job.settings, StudyReport)
     curve = study.training_curves(job, job.settings)["x"]["whole"]
     assert curve == [(4, (20 + 1) / 2), (6, (30 + 3) / 2), (8, (10 + 5) / 2)]
@@ -163,7 +163,7 @@ def test_a_number_has_a_curve_and_missing_runs_are_named(tmp_path: Path):
     job = make_job(tmp_path, ("whole", "off"), parameter="methods.x.mix", points=points, missing=("noise, seed 2",))
     study.run(job)
     assert (job.output / "plots" / "parameter.png").exists()
-    assert "failed: noise, seed 2" in (job.output / "study.md").read_text()
+    assert "failed: noise, seed 2" in (job.output / "study.md").read_text(encoding="utf-8")
 
 
 def test_only_prompts_that_count_in_every_run_are_compared(tmp_path: Path):

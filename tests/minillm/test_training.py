@@ -25,11 +25,11 @@ from tests.waiting import wait_for
 def test_fine_tuning_learns_and_keeps_the_best_by_loss(inputs, tmp_path):
     long = settings("sft", steps=40, learning_rate=1e-2, select_by="validation_loss")
     assert run_worker(write_job(tmp_path, long, text_inputs(inputs))).returncode == 0
-    record = json.loads((tmp_path / "output" / "selection.json").read_text())
+    record = json.loads((tmp_path / "output" / "selection.json").read_text(encoding="utf-8"))
     history = [entry["valid/loss"] for entry in record["history"]]
     assert record["value"] == min(history) < history[0]
     assert "valid/rouge_l" not in record["history"][0]
-    summary = json.loads((tmp_path / "summary.json").read_text())
+    summary = json.loads((tmp_path / "summary.json").read_text(encoding="utf-8"))
     assert summary["best/loss"] == record["value"]
 
 
@@ -133,10 +133,10 @@ def test_code_in_a_checkpoint_is_refused_and_not_run(two_steps, inputs, tmp_path
     torch.save({"module": Malice()}, state)
     record = read_record(newest)
     whole = record.model_copy(update={"files": record.files | {state.name: file_sha256(state)}})
-    (newest / RECORD).write_text(seal(whole.model_dump(mode="json")))
+    (newest / RECORD).write_text(seal(whole.model_dump(mode="json")), encoding="utf-8")
     spec = write_job(tmp_path / "train", settings("sft", steps=6), text_inputs(inputs))
     assert run_worker(spec).returncode == BAD_INPUT
-    assert "holds more than data, which is never run" in (tmp_path / "train" / "error.txt").read_text()
+    assert "holds more than data, which is never run" in (tmp_path / "train" / "error.txt").read_text(encoding="utf-8")
     assert not (tmp_path / "ran").exists()
 
 
@@ -144,12 +144,12 @@ def test_every_damage_to_the_record_of_a_checkpoint_is_noticed(tmp_path):
     for step in (1, 2):
         folder = tmp_path / f"step-{step:08d}"
         folder.mkdir()
-        (folder / "state").write_text("state")
+        (folder / "state").write_text("state", encoding="utf-8")
         digest = file_sha256(folder / "state")
         record = CheckpointRecord(
             step=step, processes=1, zero_stage=0, selection={"history": []}, files={"state": digest}
         )
-        (folder / RECORD).write_text(seal(record.model_dump(mode="json")))
+        (folder / RECORD).write_text(seal(record.model_dump(mode="json")), encoding="utf-8")
     assert newest_whole(tmp_path) == "step-00000002"
     path = tmp_path / "step-00000002" / RECORD
     whole, draw = path.read_bytes(), random.Random(1)
@@ -192,7 +192,7 @@ def test_a_non_finite_loss_stops_and_names_step_and_rows(inputs, tmp_path):
     absurd = settings("sft", steps=50, learning_rate=1e18, weight_decay=0.0)
     done = run_worker(write_job(tmp_path, absurd, text_inputs(inputs), checkpoint_every=1))
     assert done.returncode == BAD_INPUT
-    message = (tmp_path / "error.txt").read_text()
+    message = (tmp_path / "error.txt").read_text(encoding="utf-8")
     assert "not finite at step" in message
     assert "training rows [" in message
     assert "Lower training.learning_rate" in message
@@ -210,7 +210,7 @@ def test_micro_batches_and_checkpointed_activations_change_nothing(inputs, tmp_p
             run_worker(write_job(folder, without_dropout(sized), text_inputs(inputs), micro_batch_size=size)).returncode
             == 0
         )
-        results.append(json.loads((folder / "output" / "selection.json").read_text())["value"])
+        results.append(json.loads((folder / "output" / "selection.json").read_text(encoding="utf-8"))["value"])
     assert results[1:] == pytest.approx(results[:1] * 2, rel=1e-5)
 
 
@@ -218,7 +218,7 @@ def test_bfloat16_trains(inputs, tmp_path):
     low = settings("sft", steps=20, precision="bfloat16", learning_rate=1e-2, select_by="validation_loss")
     assert run_worker(write_job(tmp_path, low, text_inputs(inputs))).returncode == 0
     assert {value.dtype for value in weights(tmp_path).values()} == {torch.bfloat16}
-    history = json.loads((tmp_path / "output" / "selection.json").read_text())["history"]
+    history = json.loads((tmp_path / "output" / "selection.json").read_text(encoding="utf-8"))["history"]
     assert history[-1]["valid/loss"] < history[0]["valid/loss"]
 
 

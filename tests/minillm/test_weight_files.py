@@ -106,7 +106,9 @@ DAMAGED: dict[str, tuple[Callable[[Path], object], str]] = {
         rf"1 of another shape \({MATRIX} \(8, 16\), not \(8, 32\)\)",
     ),
     "git-lfs": (
-        lambda model: (model / FILE).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"),
+        lambda model: (model / FILE).write_text(
+            "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n", encoding="utf-8"
+        ),
         r"model\.safetensors is a pointer of git-lfs, .*git lfs pull",
     ),
     "half a file": (cut, r"model\.safetensors has [\d,]+ bytes, and its header speaks of [\d,]+: .* download it again"),

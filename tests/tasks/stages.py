@@ -111,7 +111,7 @@ def when_training(config: Config, step: int, act: Callable[[psutil.Process], Non
     def watch() -> None:
         while not over.is_set():
             for metrics in Path(config.runtime.store).glob("work/train-*/output/metrics.jsonl"):
-                lines = metrics.read_text().splitlines()
+                lines = metrics.read_text(encoding="utf-8").splitlines()
                 for process in psutil.Process().children(recursive=True) if len(lines) >= step else []:
                     with contextlib.suppress(psutil.Error):
                         command = process.cmdline()
@@ -132,5 +132,5 @@ def when_training(config: Config, step: int, act: Callable[[psutil.Process], Non
 
 def steps_logged(artifact: Artifact) -> list[int]:
     """Steps with metrics, in the order of the lines."""
-    lines = (Path(artifact.path) / "metrics.jsonl").read_text().splitlines()
+    lines = (Path(artifact.path) / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     return [record["step"] for record in map(json.loads, lines) if record["metrics"]]

@@ -26,21 +26,23 @@ def prepared(config: Config, source: Input, stage: Stage = STAGE) -> tuple[Compu
     """A stage that has been computed but for its completion."""
     computation, store = Computation(stage, {"dolly": source}, config, "read"), Store(config.runtime.store)
     work = store.begin(computation._becomes())
-    (work / "output" / "dolly.jsonl").write_text("{}\n")
-    (work / "summary.json").write_text("{}")
+    (work / "output" / "dolly.jsonl").write_text("{}\n", encoding="utf-8")
+    (work / "summary.json").write_text("{}", encoding="utf-8")
     time.sleep(0.02)  # a tick of the slowest file systems' clocks
     return computation, store
 
 
 def rewrite(path: Path, between: str) -> None:
     """Another content, and the former one with its former time again."""
-    facts, text = path.stat(), path.read_text()
-    path.write_text(between)
-    path.write_text(text)
+    facts, text = path.stat(), path.read_text(encoding="utf-8")
+    path.write_text(between, encoding="utf-8")
+    path.write_text(text, encoding="utf-8")
     os.utime(path, ns=(facts.st_atime_ns, facts.st_mtime_ns))
 
 
-@pytest.mark.parametrize("change", [lambda path: path.write_text("{}\n"), lambda path: rewrite(path, "{}\n")])
+@pytest.mark.parametrize(
+    "change", [lambda path: path.write_text("{}\n", encoding="utf-8"), lambda path: rewrite(path, "{}\n")]
+)
 @pytest.mark.parametrize("pinned", [False, True])
 def test_nothing_is_stored_of_a_file_that_was_written_to(tmp_path: Path, change: Callable[[Path], None], pinned: bool):
     config, path = small_config(tmp_path), tmp_path / "benchmark.jsonl"
@@ -62,7 +64,7 @@ def test_so_it_is_of_folders_models_and_results_of_other_stages(tmp_path: Path):
     artifact = made.complete(store, 0.0)
     (tmp_path / "model" / "part").mkdir(parents=True)
     for name in ("config.json", "model.safetensors", "part/x"):
-        (tmp_path / "model" / name).write_text("{}")
+        (tmp_path / "model" / name).write_text("{}", encoding="utf-8")
     inputs: list[tuple[Input, Path]] = [
         (Source(path="model"), tmp_path / "model" / "part" / "x"),
         (Model(path=str(tmp_path / "model")), tmp_path / "model" / "model.safetensors"),
@@ -80,7 +82,7 @@ def test_so_it_is_of_folders_models_and_results_of_other_stages(tmp_path: Path):
 def test_a_file_that_was_only_looked_at_or_backed_up_is_no_reason(tmp_path: Path):
     path = tmp_path / "benchmark.jsonl"
     computation, store = prepared(small_config(tmp_path), Source(path=path.name))
-    path.read_text()
+    path.read_text(encoding="utf-8")
     (tmp_path / "backup").hardlink_to(path)
     path.chmod(0o600)
     assert computation.complete(store, 0.0) == computation.find(store)
@@ -88,14 +90,14 @@ def test_a_file_that_was_only_looked_at_or_backed_up_is_no_reason(tmp_path: Path
 
 def test_a_source_edited_while_its_worker_starts_and_restored_leaves_no_trace(tmp_path: Path):
     config, path = small_config(tmp_path), tmp_path / "benchmark.jsonl"
-    right, facts = path.read_text(), path.stat()
+    right, facts = path.read_text(encoding="utf-8"), path.stat()
     store = Store(config.runtime.store)
     wrong = json.dumps({"instruction": "Who?", "input": "", "output": "Nobody."}) + "\n"
 
     def attempt(edited: str) -> None:
-        path.write_text(edited)
+        path.write_text(edited, encoding="utf-8")
         started = computation.run(store, lambda line: None, threading.Event())
-        path.write_text(right)
+        path.write_text(right, encoding="utf-8")
         os.utime(path, ns=(facts.st_atime_ns, facts.st_mtime_ns))
         computation.complete(store, started)
 
@@ -103,11 +105,11 @@ def test_a_source_edited_while_its_worker_starts_and_restored_leaves_no_trace(tm
         computation = Computation(STAGE, {"dolly": Source(path=path.name)}, config, "read")
         with pytest.raises(StageError, match=refusal):
             attempt(edited)
-        path.write_text(right)
+        path.write_text(right, encoding="utf-8")
         assert not computation.work(store).exists()
     again = Computation(STAGE, {"dolly": Source(path=path.name)}, config, "read")
     artifact = again.complete(store, again.run(store, lambda line: None, threading.Event()))
-    assert "Nobody" not in (Path(artifact.path) / "dolly.jsonl").read_text()
+    assert "Nobody" not in (Path(artifact.path) / "dolly.jsonl").read_text(encoding="utf-8")
 
 
 def test_work_that_no_run_can_continue_is_told_and_collected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -179,8 +179,8 @@ def test_records_in_a_folder_of_another_user_are_refused(ours: Server):
 
 def test_a_damaged_record_hides_no_other(ours: Server):
     with recorded(ours) as path:
-        path.with_name("prefect-1.json").write_text('{"kind": "pre')
-        path.with_name("prefect-2.json").write_text(json.dumps({"kind": "prefect"}))
+        path.with_name("prefect-1.json").write_text('{"kind": "pre', encoding="utf-8")
+        path.with_name("prefect-2.json").write_text(json.dumps({"kind": "prefect"}), encoding="utf-8")
         assert running("prefect", ours.wanted) == ours
 
 
@@ -233,7 +233,7 @@ def test_where_the_store_takes_none_either_the_remedy_is_named(tmp_path: Path, m
     monkeypatch.delenv("PREFECT_HOME")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", "/dev/null")
-    (tmp_path / ".minillm").write_text("a file")
+    (tmp_path / ".minillm").write_text("a file", encoding="utf-8")
     with pytest.raises(StageError, match=r"neither /dev/null/\.prefect nor .*\.minillm can be written to; set PREFECT"):
         use_writable_folders()
 

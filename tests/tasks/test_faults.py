@@ -159,7 +159,7 @@ def points(client: MlflowClient, name: str) -> list[int]:
 
 
 def steps_with(artifact: Artifact, name: str) -> list[int]:
-    lines = (Path(artifact.path) / "metrics.jsonl").read_text().splitlines()
+    lines = (Path(artifact.path) / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     return [record["step"] for record in map(json.loads, lines) if name in record["metrics"]]
 
 

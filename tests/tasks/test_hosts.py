@@ -39,7 +39,9 @@ class Cluster:
         runtime = Runtime(threads=1, checkpoint_every=10)
         if hosts:
             hostfile = work / "hosts"
-            hostfile.write_text("# one process each\n" + "".join(f"{host} slots=1\n" for host in hosts))
+            hostfile.write_text(
+                "# one process each\n" + "".join(f"{host} slots=1\n" for host in hosts), encoding="utf-8"
+            )
             shares = {"processes": len(hosts), "zero_stage": 2, "hostfile": str(hostfile)}
             runtime = runtime.model_copy(update=shares)
         inputs, output = self.inputs, work / "output"
@@ -139,7 +141,7 @@ def test_on_one_machine_a_rank_that_dies_ends_all_at_once_too(tmp_path: Path):
 
 def test_when_the_flow_is_killed_no_machine_goes_on(cluster: Cluster):
     job = cluster.job("orphaned", cluster.addresses[:2], steps=2000)
-    (job.work / "given.json").write_text(job.model_dump_json())
+    (job.work / "given.json").write_text(job.model_dump_json(), encoding="utf-8")
     script = f"""
 import threading
 from pathlib import Path

@@ -24,7 +24,7 @@ def track(store: Path, identity: str) -> None:
     box = Outbox(store / "tracking", Tracker(store))
     page = store / "artifacts" / "report-1" / "report.md"
     page.parent.mkdir(exist_ok=True)
-    page.write_text("# report")
+    page.write_text("# report", encoding="utf-8")
     facts = ModelFacts(name="e-minillm", key=identity, source=str(store / "artifacts" / f"model-{identity}"))
     tags = {"artifact": str(page.parent), "prefect.url": "http://h/runs"}
     wanted = Wanted(name=identity, experiment="e", started=time.time(), tags=tags, files={str(page): ""})
@@ -85,13 +85,16 @@ def test_a_moved_store_finds_its_files(original: Path, tmp_path: Path):
     client = connect(moved)
     (run,) = search_runs(client, ["1"])
     assert str(run.info.artifact_uri).startswith(f"{moved.as_uri()}/mlartifacts/")
-    assert Path(client.download_artifacts(run.info.run_id, "report.md", str(tmp_path))).read_text() == "# report"
+    assert (
+        Path(client.download_artifacts(run.info.run_id, "report.md", str(tmp_path))).read_text(encoding="utf-8")
+        == "# report"
+    )
 
 
 def test_what_a_copied_store_has_still_to_send_it_sends_from_its_own_files(tmp_path: Path, monkeypatch):
     store, copy = Store(tmp_path / "store").root, tmp_path / "copy"
     page = store / "artifacts" / "report.md"
-    page.write_text("# original")
+    page.write_text("# original", encoding="utf-8")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{free_port()}")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     box = Outbox(store / "tracking", Tracker(store))
@@ -102,13 +105,16 @@ def test_what_a_copied_store_has_still_to_send_it_sends_from_its_own_files(tmp_p
     assert not box.close()
     shutil.copytree(store, copy)
     shutil.rmtree(store)
-    (copy / "artifacts" / "report.md").write_text("# copy")
+    (copy / "artifacts" / "report.md").write_text("# copy", encoding="utf-8")
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
     assert Outbox(copy / "tracking", Tracker(copy)).close()
     client = connect(copy)
     (run,) = search_runs(client, ["1"])
     assert run.data.tags["artifact"] == str(copy / "artifacts")
-    assert Path(client.download_artifacts(run.info.run_id, "report.md", str(tmp_path))).read_text() == "# copy"
+    assert (
+        Path(client.download_artifacts(run.info.run_id, "report.md", str(tmp_path))).read_text(encoding="utf-8")
+        == "# copy"
+    )
     assert not store.exists()
 
 

@@ -61,7 +61,7 @@ def finish(box: Outbox, identity: str, status: str = "FINISHED") -> None:
 
 
 def write_points(path: Path, steps: range) -> None:
-    with path.open("a") as stream:
+    with path.open("a", encoding="utf-8") as stream:
         for step in steps:
             point = {"time": time.time(), "step": step, "total": 100, "metrics": {"train/loss": 1.0 / (step + 1)}}
             stream.write(json.dumps(point) + "\n")
@@ -80,7 +80,7 @@ def steps(store: Path, run: Run) -> list[int]:
 
 def test_a_run_arrives_whole_with_its_parent(store: Path, tmp_path: Path):
     page = tmp_path / "report.md"
-    page.write_text("# report")
+    page.write_text("# report", encoding="utf-8")
     box = outbox(store)
     many = {f"section.field{number}": "1" for number in range(250)}
     facts = DatasetFacts(name="dolly", digest="abc", source_type="local", source="{}", context="training")
@@ -111,7 +111,7 @@ def test_points_are_followed_and_repeated_steps_are_sent_once(store: Path, tmp_p
     finish(box, "stage", "FAILED")
     box.close()
     assert runs(store)[0].info.status == "FAILED"
-    with metrics.open("a") as stream:
+    with metrics.open("a", encoding="utf-8") as stream:
         stream.write('{"time": 1.0, "st')  # where the disk was full
     for step in range(5, 12):  # resumed from a checkpoint at step 5
         append_line(metrics, {"time": time.time(), "step": step, "metrics": {"train/loss": 1.0 / (step + 1)}})
@@ -129,13 +129,13 @@ def test_a_crash_between_sending_and_noting_it_sends_nothing_twice(store: Path, 
     write_points(metrics, range(10))
     box = outbox(store)
     box.open("stage", wanted(live=str(metrics)))
-    before = json.loads((store / "tracking" / "stage.json").read_text())
+    before = json.loads((store / "tracking" / "stage.json").read_text(encoding="utf-8"))
     finish(box, "stage")
     box.close()
     assert steps(store, runs(store)[0]) == list(range(10))
     left = Record.model_validate({**before, "owner": "of-a-dead-process"})
     left.sent.uncertain = True
-    (store / "tracking" / "stage.json").write_text(left.model_dump_json())
+    (store / "tracking" / "stage.json").write_text(left.model_dump_json(), encoding="utf-8")
     assert outbox(store).close()
     (run,) = runs(store)
     assert steps(store, run) == list(range(10))
@@ -181,7 +181,7 @@ def test_a_server_that_never_replies_delays_no_stage(store: Path, monkeypatch):
 
 def test_what_the_server_refuses_of_a_run_is_set_aside_and_all_else_arrives(store: Path, tmp_path: Path):
     metrics = tmp_path / "metrics.jsonl"
-    with metrics.open("w") as stream:
+    with metrics.open("w", encoding="utf-8") as stream:
         for step in range(150):
             values = {"train/loss": 1.0, "recall@5": 0.5}
             stream.write(json.dumps({"time": time.time(), "step": step, "metrics": values}) + "\n")
@@ -251,7 +251,7 @@ def test_a_run_that_the_server_does_not_know_holds_up_no_other(store: Path):
     (store / "tracking").mkdir()
     lost = Record(id="lost", owner=None, wanted=wanted(metrics={"score": 2.0}), store=str(store))
     lost.wanted.status, lost.wanted.ended, lost.sent.run_id = "FINISHED", time.time(), "f" * 32
-    (store / "tracking" / "lost.json").write_text(lost.model_dump_json())
+    (store / "tracking" / "lost.json").write_text(lost.model_dump_json(), encoding="utf-8")
     box = outbox(store)
     box.open("stage", wanted(metrics={"score": 1.0}))
     finish(box, "stage")
@@ -287,9 +287,9 @@ def test_what_cannot_be_sent_just_now_holds_up_nothing_and_is_told(store: Path, 
     box.open("stage", wanted())
     wait_for(lambda: box.sent("stage").status == "RUNNING")
     files = store / "mlartifacts"
-    files.write_text("no folder: nothing can be written into it")
+    files.write_text("no folder: nothing can be written into it", encoding="utf-8")
     page = tmp_path / "report.md"
-    page.write_text("# report")
+    page.write_text("# report", encoding="utf-8")
     with box.change("stage") as record:
         record.files = {str(page): ""}
     finish(box, "stage")
@@ -328,7 +328,7 @@ def test_a_run_of_another_server_waits_for_it_and_its_results_stay(store: Path, 
 
 def test_a_record_that_cannot_be_read_stops_gc(store: Path):
     (store / "tracking").mkdir()
-    (store / "tracking" / "flow-train.json").write_text("")
+    (store / "tracking" / "flow-train.json").write_text("", encoding="utf-8")
     with pytest.raises(StageError, match=r"flow-train\.json cannot be read .* delete it"):
         users(Store(store))
 
@@ -391,8 +391,8 @@ def test_an_exported_model_is_registered_once_though_mlflow_was_away(store: Path
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{free_port()}")
     away = flow_run("first", "a")
     assert not away.close()
-    left = json.loads((store / "tracking" / "first.json").read_text())
-    (store / "tracking" / "first.json").write_text(json.dumps({**left, "owner": "of-a-dead-process"}))
+    left = json.loads((store / "tracking" / "first.json").read_text(encoding="utf-8"))
+    (store / "tracking" / "first.json").write_text(json.dumps({**left, "owner": "of-a-dead-process"}), encoding="utf-8")
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
     assert flow_run("second", "a").close(), "sends what the first could not, too"
     assert flow_run("third", "a", "b").close()

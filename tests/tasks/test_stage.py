@@ -77,7 +77,7 @@ def test_an_altered_result_is_computed_again(tmp_path: Path):
     config = small_config(tmp_path)
     before = run(config, benchmark_only).artifact("benchmarks")
     file = Path(before.path) / "dolly.jsonl"
-    file.write_text(file.read_text().replace("hill", "bill"))
+    file.write_text(file.read_text(encoding="utf-8").replace("hill", "bill"), encoding="utf-8")
     again = run(config, benchmark_only)
     assert again.names() == {"benchmarks": "Completed"}
     assert again.artifact("benchmarks") == before
@@ -133,7 +133,9 @@ def test_a_killed_worker_is_started_again_and_continues_while_mlflow_is_away(
     assert outcome.task_runs["fine-tune initial"].run_count == 2
 
     artifact = outcome.artifact("train")
-    records = [json.loads(line) for line in (Path(artifact.path) / "metrics.jsonl").read_text().splitlines()]
+    records = [
+        json.loads(line) for line in (Path(artifact.path) / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
     steps = [record["step"] for record in records if record["metrics"]]
     assert steps[-1] == 400
     assert min(steps[i + 1] for i in range(len(steps) - 1)) > 1, "it continued, it did not begin again"
@@ -150,7 +152,7 @@ def test_a_killed_worker_is_started_again_and_continues_while_mlflow_is_away(
         logged = {record["step"] for record in records if name in record["metrics"]}
         assert sent == sorted(logged), "every step is there, and no step twice"
 
-    samples = (Path(artifact.path) / "system_metrics.jsonl").read_text().splitlines()
+    samples = (Path(artifact.path) / "system_metrics.jsonl").read_text(encoding="utf-8").splitlines()
     for name in ("cpu_utilization_percentage", "system_memory_usage_megabytes", "worker_memory_usage_megabytes"):
         points = client.get_metric_history(computed.info.run_id, f"system/{name}")
         assert [point.step for point in points] == list(range(1, len(samples) + 1)), "of both attempts, each once"
@@ -177,7 +179,7 @@ def test_ctrl_c_stops_the_worker_at_a_checkpoint_and_nothing_is_retried(tmp_path
     statuses = {r.info.run_name: r.info.status for r in tracked_runs(config)}
     assert statuses["train initial"] == "KILLED"
     *_, newest = sorted(Path(config.runtime.store).glob("work/train-*/checkpoints/step-*/checkpoint.json"))
-    assert json.loads(newest.read_text())["step"] >= 10
+    assert json.loads(newest.read_text(encoding="utf-8"))["step"] >= 10
 
 
 def test_a_stage_that_takes_too_long_is_stopped(tmp_path: Path, computed_data: Path):

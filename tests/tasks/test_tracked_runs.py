@@ -49,7 +49,7 @@ def store(config: Config, tmp_path_factory: pytest.TempPathFactory) -> Path:
     lines = [
         {"time": 1.0, "step": s, "total": 3, "metrics": {"train/loss": 1 / s, "train/other": 0.0}} for s in (1, 2, 3)
     ]
-    live.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    live.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
     trained = {"minillm.key": KEY, "code": "c" * 64, "version.torch": "2.13.0"}
     for parent, experiment, cached in (("aaaa1111-0000", "small", "false"), ("bbbb3333-0000", "elsewhere", "true")):
         prepare = stage(
