@@ -15,7 +15,8 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from minillm.artifacts import disk_full, write_atomically
+from minillm.artifacts import disk_full
+from minillm.durable import write_atomically
 from minillm.errors import StageError
 from minillm.redaction import install
 from minillm.stages import STAGES, Job

@@ -6,8 +6,8 @@ from typing import Any
 from prefect import State
 from prefect.states import Completed
 
-from minillm.artifacts import Artifact
 from minillm.config import BaseConfig, Config, EvaluationConfig, Source, Tokenizer
+from minillm.manifest import Artifact
 from minillm.stages import Filter, Pack, Prepare
 from tasks.computation import Input
 from tasks.evaluation_sets import generation_tokens

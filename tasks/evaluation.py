@@ -6,8 +6,8 @@ from typing import Any
 from prefect import State
 from prefect.futures import PrefectFuture
 
-from minillm.artifacts import Artifact
 from minillm.config import BaseConfig, Source
+from minillm.manifest import Artifact
 from minillm.stages import (
     Calibration,
     Cost,

@@ -9,8 +9,8 @@ from prefect import State
 from prefect.futures import PrefectFuture
 from prefect.states import Completed
 
-from minillm.artifacts import Artifact
 from minillm.config import BaseConfig, Metric
+from minillm.manifest import Artifact
 from minillm.stages import Benchmarks, DownstreamTasks, EncodedPrompts, HeldOutTexts, Questions
 from tasks.computation import Input
 from tasks.stage import StageTask, compute, stage_task

@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 from types import FrameType
 
-from minillm.artifacts import write_atomically
+from minillm.durable import write_atomically
 from minillm.hosts import read_hosts
 from minillm.worker import BAD_INPUT, load_job
 from tasks.supervision import TICK_SECONDS, free_port, piped, watched, worker_environment

@@ -31,6 +31,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.utils import get_results_from_paginated_fn
 
 from minillm.artifacts import CLOCKED
+from minillm.durable import move, sync_tree
 from minillm.errors import StageError
 from minillm.progress import read_lines
 from minillm.redaction import redacted
@@ -329,7 +330,8 @@ def _make_database(path: Path) -> None:
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir()
     MlflowClient(database_uri(unfinished / path.name)).search_experiments(max_results=1)
-    (unfinished / path.name).rename(path)
+    sync_tree(unfinished)
+    move(unfinished / path.name, path)
     unfinished.rmdir()
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 from pydantic import ValidationError
 
-from minillm.artifacts import write_atomically
+from minillm.durable import write_atomically
 from minillm.errors import StageError
 from minillm.redaction import redacted
 from tasks.records import RUN, STORE, Record, Sent, Wanted, server_in_use

@@ -16,7 +16,7 @@ from prefect.artifacts import (
     update_progress_artifact,
 )
 
-from minillm.artifacts import Artifact
+from minillm.manifest import Artifact
 from minillm.progress import read_lines
 from minillm.redaction import redacted
 from tasks.outbox import Outbox

@@ -10,8 +10,9 @@ from typing import Any
 
 from prefect import State
 
-from minillm.artifacts import Artifact, Store
+from minillm.artifacts import Store
 from minillm.config import BaseConfig
+from minillm.manifest import Artifact
 from minillm.stages import (
     Benchmarks,
     DownstreamTasks,

@@ -11,8 +11,8 @@ from prefect.futures import PrefectFuture
 from prefect.states import Cancelled, Completed, Failed
 from tabulate import tabulate
 
-from minillm.artifacts import Artifact
 from minillm.config import BaseConfig, Config, Model
+from minillm.manifest import Artifact
 from minillm.stages import Card, Report
 from tasks.computation import Input
 from tasks.pages import show_page

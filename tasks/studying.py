@@ -10,8 +10,8 @@ from prefect.cache_policies import NO_CACHE
 from prefect.futures import PrefectFuture
 from prefect.states import Completed, Failed
 
-from minillm.artifacts import Artifact
 from minillm.config import Study, StudyRun
+from minillm.manifest import Artifact
 from minillm.stages import StudyReport
 from tasks.computation import Input
 from tasks.pages import show_page

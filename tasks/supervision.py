@@ -19,8 +19,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import minillm
-from minillm.artifacts import METRICS, SYSTEM_METRICS, write_atomically
+from minillm.artifacts import METRICS, SYSTEM_METRICS
 from minillm.config import Runtime
+from minillm.durable import write_atomically
 from minillm.errors import StageError
 from minillm.redaction import redacted
 from minillm.stages import Job

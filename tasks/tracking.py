@@ -9,10 +9,11 @@ from typing import Any
 
 from prefect.settings import PREFECT_API_URL, PREFECT_UI_URL
 
-from minillm.artifacts import METRICS, Artifact, text_digest
+from minillm.artifacts import METRICS, text_digest
 from minillm.config import Model, Source, Tracked
 from minillm.data.sources import Resolved
 from minillm.errors import StageError
+from minillm.manifest import Artifact
 from minillm.redaction import redacted
 from minillm.stages import (
     Benchmarks,

@@ -6,8 +6,8 @@ from typing import Any
 from prefect import State
 from prefect.states import Completed
 
-from minillm.artifacts import Artifact
 from minillm.config import Config, Method, Model
+from minillm.manifest import Artifact
 from minillm.stages import Respond, Train, training_only
 from tasks.computation import Input
 from tasks.stage import compute, stage_task

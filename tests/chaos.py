@@ -24,7 +24,8 @@ from mlflow import MlflowClient
 from mlflow.entities import ViewType
 from tabulate import tabulate
 
-from minillm.artifacts import Store, file_sha256
+from minillm.artifacts import Store
+from minillm.file_versions import file_sha256
 from tasks.mlflow_client import CACHED_TAG
 from tasks.tracking import KEY_TAG
 from tests.small import write_short_experiment

@@ -10,8 +10,8 @@ from typing import Any, Literal
 
 from pydantic import AwareDatetime, Field, ValidationError
 
-from minillm.artifacts import write_atomically
 from minillm.config import Strict
+from minillm.durable import write_atomically
 from minillm.errors import StageError
 
 Choice = Literal["win", "tie", "loss"]

@@ -6,9 +6,9 @@ from pathlib import Path
 import pandas as pd
 from transformers import AutoTokenizer
 
-from minillm.artifacts import write_atomically
 from minillm.data.benchmarks import load_benchmarks
 from minillm.data.prompts import encode_prompts, fit_prompts, opening_tokens
+from minillm.durable import write_atomically
 from minillm.stages import EncodedPrompts, Job
 
 

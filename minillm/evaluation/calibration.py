@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from scipy.special import softmax
 
-from minillm.artifacts import write_atomically
 from minillm.data.questions import load_questions
+from minillm.durable import write_atomically
 from minillm.evaluation.likelihood import likelihoods
 from minillm.evaluation.reliability import binned, reliability
 from minillm.evaluation.uncertainty import estimate

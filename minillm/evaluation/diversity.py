@@ -8,8 +8,8 @@ from collections.abc import Iterable, Sequence
 import pandas as pd
 from rouge_score.tokenize import tokenize
 
-from minillm.artifacts import write_atomically
 from minillm.data.tables import read_records
+from minillm.durable import write_atomically
 from minillm.evaluation.rouge import rouge_l
 from minillm.stages import Diversity, Job
 

@@ -12,7 +12,7 @@ from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks.manager import TaskDict
 from transformers import set_seed
 
-from minillm.artifacts import write_atomically
+from minillm.durable import write_atomically
 from minillm.errors import StageError
 from minillm.evaluation.harness import PLAN, SEED, Plan, generated_tokens, load, task_manager
 from minillm.models.causal_lm import DTYPES, load_model

@@ -8,7 +8,7 @@ from pathlib import Path
 from lm_eval.tasks import TaskManager
 from lm_eval.tasks.manager import TaskDict
 
-from minillm.artifacts import write_atomically
+from minillm.durable import write_atomically
 from minillm.errors import StageError
 from minillm.evaluation.harness import (
     PLAN,

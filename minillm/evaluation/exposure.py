@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
-from minillm.artifacts import write_atomically
+from minillm.durable import write_atomically
 from minillm.errors import StageError
 from minillm.evaluation.uncertainty import interval
 from minillm.models.batches import make_batch

@@ -15,12 +15,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from minillm.artifacts import write_atomically
 from minillm.data.benchmark_prompts import load_prompts
 from minillm.data.benchmarks import load_benchmarks
 from minillm.data.plain_text import PlainText
 from minillm.data.prompts import encode_texts
 from minillm.data.token_bytes import spelled_bytes, written_bytes
+from minillm.durable import write_atomically
 from minillm.evaluation.likelihood import Likelihood, Pair, likelihoods
 from minillm.evaluation.reliability import binned, reliability
 from minillm.evaluation.uncertainty import ratio_of_sums

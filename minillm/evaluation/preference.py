@@ -20,7 +20,7 @@ from sklearn.metrics import cohen_kappa_score
 
 from minillm.annotation.judgements import Choice, Judgement, read_csv
 from minillm.annotation.pairs import mismatch
-from minillm.artifacts import write_atomically
+from minillm.durable import write_atomically
 from minillm.errors import StageError
 from minillm.evaluation.uncertainty import Values, adjusted, estimate, paired_estimate
 from minillm.reporting.comparison import family

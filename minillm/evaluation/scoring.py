@@ -14,10 +14,10 @@ from typing import Any
 import pandas as pd
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from minillm.artifacts import write_atomically
 from minillm.config import Benchmark, Metric
 from minillm.data.prompts import encode_texts
 from minillm.data.tables import read_records
+from minillm.durable import write_atomically
 from minillm.errors import StageError
 from minillm.evaluation.metrics import METRICS
 from minillm.evaluation.uncertainty import Values, estimate, prompt_values

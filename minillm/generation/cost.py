@@ -11,8 +11,8 @@ import time
 from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
-from minillm.artifacts import write_atomically
 from minillm.data.benchmark_prompts import load_prompts
+from minillm.durable import write_atomically
 from minillm.generation.answering import make_requests, make_sampler
 from minillm.models.shared_tokenizer import load_shared_tokenizer
 from minillm.processes import peak_bytes

@@ -10,9 +10,9 @@ from typing import Any
 
 import pandas as pd
 
-from minillm.artifacts import write_atomically
 from minillm.config import Judge
 from minillm.data.tables import read_records
+from minillm.durable import write_atomically
 from minillm.errors import StageError
 from minillm.judging.answers import Answer, Answers
 from minillm.judging.asking import ask_what_is_open, bill, ratings_in

@@ -12,11 +12,11 @@ import torch
 from humanize import intword, metric, naturalsize, precisedelta
 from tabulate import tabulate
 
-from minillm.artifacts import Artifact
 from minillm.config import Runtime
 from minillm.data.benchmark_prompts import load_prompts
 from minillm.errors import StageError
 from minillm.hosts import read_hosts
+from minillm.manifest import Artifact
 from minillm.models.facts import ModelFacts
 from minillm.planning.memory import Memory, generation_memory, scoring_memory, training_disk, training_memory
 from minillm.planning.work import Amounts, Work

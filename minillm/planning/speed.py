@@ -10,7 +10,7 @@ import time
 
 import psutil
 
-from minillm.artifacts import write_atomically
+from minillm.durable import write_atomically
 from minillm.stages import Job, Speed
 
 

@@ -12,7 +12,8 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
-from minillm.artifacts import METRICS, write_atomically
+from minillm.artifacts import METRICS
+from minillm.durable import write_atomically
 from minillm.evaluation.uncertainty import prompt_values
 from minillm.progress import read_metrics
 from minillm.reporting import plots

@@ -7,7 +7,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from minillm.artifacts import METRICS, write_atomically
+from minillm.artifacts import METRICS
+from minillm.durable import write_atomically
 from minillm.errors import StageError
 from minillm.evaluation.uncertainty import prompt_scores
 from minillm.progress import read_metrics

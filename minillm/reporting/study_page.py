@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
-from minillm.artifacts import write_atomically
+from minillm.durable import write_atomically
 from minillm.reporting import plots
 from minillm.reporting.comparison import MEAN, Difference
 from minillm.reporting.rendering import render, save_figures

@@ -12,8 +12,8 @@ import torch
 from lm_eval.tasks import TaskManager
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from minillm.artifacts import write_atomically
 from minillm.data.tables import read_records
+from minillm.durable import write_atomically
 from minillm.errors import StageError
 from minillm.evaluation.downstream import language_model, scores, table
 from minillm.evaluation.downstream_tasks import obtain, require_known

@@ -19,8 +19,8 @@ from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
 from prefect.client.schemas.objects import TaskRun
 from prefect.futures import PrefectFuture
 
-from minillm.artifacts import Artifact
 from minillm.config import Config
+from minillm.manifest import Artifact
 from tasks.data import filter_examples, pack_plain_text, prepare
 from tasks.evaluation_sets import read_benchmarks
 from tasks.session import tracked

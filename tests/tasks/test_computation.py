@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from minillm.artifacts import Artifact, Store
+from minillm.artifacts import Store
 from minillm.config import Config, Fields, Model, Source
 from minillm.errors import StageError
 from minillm.inventory import look
+from minillm.manifest import Artifact
 from minillm.stages import Benchmarks, Card, Stage
 from tasks.computation import Computation, Input
 from tasks.store import collect, listing

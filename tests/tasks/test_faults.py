@@ -14,9 +14,10 @@ import psutil
 import pytest
 from mlflow import MlflowClient
 
-from minillm.artifacts import Artifact, Store
+from minillm.artifacts import Store
 from minillm.config import Config, Runtime
 from minillm.errors import StageError
+from minillm.manifest import Artifact
 from minillm.stages import Job, Pack
 from tasks.supervision import WorkerError, run_worker
 from tests.minillm.jobs import make_tokenizer

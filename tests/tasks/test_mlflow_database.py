@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from minillm.artifacts import Store, file_sha256
+from minillm.artifacts import Store
+from minillm.file_versions import file_sha256
 from tasks.mlflow_client import connect, search_runs
 from tasks.mlflow_database import database_uri
 from tasks.outbox import Outbox
