@@ -35,7 +35,7 @@ def verdict(model_type: str) -> str | None:
     """Why an architecture is refused in its default configuration; None if it serves."""
     try:
         config, skeleton = build_skeleton(NAME, {"model_type": model_type}, ENTRIES)
-        inspect_model(NAME, config, skeleton, ENTRIES)
+        inspect_model(NAME, config, skeleton, entries=1)
         require_faithful(NAME, config, skeleton, LENGTH)
     except StageError as error:
         return str(error)

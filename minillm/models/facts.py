@@ -17,7 +17,7 @@ class ModelFacts(Strict):
     width: int
     """H, entries of a hidden state."""
     cache_width: int
-    """Entries of keys and values that a layer keeps of each token."""
+    """Entries of keys and values that a layer keeps of each token, the largest where layers differ."""
     embedding_rows: int
     tokenizer_entries: int
     positions: int | None

@@ -96,8 +96,6 @@ def inspect_model(name: str, config: PreTrainedConfig, skeleton: PreTrainedModel
     """
     with explained(name, f"tell the sizes of {config.model_type}"):
         text = config.get_text_config()
-        heads = getattr(text, "num_attention_heads", 1)  # of a model without attention, as if its state were one head
-        head_width = getattr(text, "head_dim", None) or text.hidden_size // heads
         body = _body(skeleton)
         facts = ModelFacts(
             model_type=config.model_type,
@@ -106,7 +104,7 @@ def inspect_model(name: str, config: PreTrainedConfig, skeleton: PreTrainedModel
             matrix_edges=sum(sum(parameter.shape) for parameter in body if parameter.dim() == 2),
             layers=text.num_hidden_layers,
             width=text.hidden_size,
-            cache_width=2 * head_width * (getattr(text, "num_key_value_heads", None) or heads),
+            cache_width=max(map(_cache_width, getattr(text, "per_layer_config", [text]))),
             embedding_rows=int(skeleton.get_input_embeddings().weight.shape[0]),  # type: ignore[index]
             tokenizer_entries=entries,
             positions=getattr(text, "max_position_embeddings", None),
@@ -131,6 +129,13 @@ def require_positions(name: str, facts: ModelFacts, max_tokens: int, generation_
             f"{max_tokens} and the longest benchmark prompt with its response {generation_tokens}; lower "
             "data.max_tokens or evaluation.max_prompt_tokens, or take a model with more positions"
         )
+
+
+def _cache_width(layer: PreTrainedConfig) -> int:
+    """Entries of keys and values of one layer; a model without attention counts as if its state were one head."""
+    heads = getattr(layer, "num_attention_heads", 1)
+    head_width = getattr(layer, "head_dim", None) or layer.hidden_size // heads
+    return 2 * head_width * (getattr(layer, "num_key_value_heads", None) or heads)
 
 
 def _body(model: PreTrainedModel) -> list[nn.Parameter]:
