@@ -17,13 +17,15 @@ from filelock import FileLock, Timeout
 
 from minillm.artifacts import disk_full
 from minillm.durable import write_atomically
-from minillm.errors import StageError
+from minillm.errors import StageError, error_words
 from minillm.redaction import install
 from minillm.stages import STAGES, Job
 from minillm.startup import load
 
 BAD_INPUT = 3
 """Exit status of a StageError: retrying does not help. Its message stands in the work folder's error.txt."""
+FAILED = "FAILED "
+"""Begins the line that says what ended a worker other than a StageError."""
 STOPPED = 143
 """Exit status after SIGTERM: a checkpoint was written, and the next attempt continues from it."""
 
@@ -48,10 +50,11 @@ def main(spec: str) -> int:
             summary = stage.run(job)
     except Exception as error:
         refusal = error if isinstance(error, StageError) else _beyond_the_machine(error, job.work)
-        if refusal is None:
-            raise
         if error is not refusal:
             traceback.print_exception(error)
+        if refusal is None:
+            print(f"{FAILED}{error_words(error)}", file=sys.stderr, flush=True)
+            return 1
         print(f"ERROR {refusal}", file=sys.stderr, flush=True)
         with contextlib.suppress(OSError):  # of a full disk; the last line of the log says it, too
             write_atomically(job.work / "error.txt", str(refusal))

@@ -25,15 +25,13 @@ from minillm.durable import write_atomically
 from minillm.errors import StageError
 from minillm.redaction import redacted
 from minillm.stages import Job
-from minillm.worker import BAD_INPUT
+from minillm.worker import BAD_INPUT, FAILED
 from tasks.system_metrics import SystemMetrics
 
 GRACE_SECONDS = 30.0
 """From SIGTERM to SIGKILL."""
 TICK_SECONDS = 0.25
 LAST_LINES = 30
-EXCEPTION = re.compile(r"([\w.]+\.)?(?!ChildFailedError)\w+(Error|Exception)(: .*)?")
-"""A traceback's last line; the launcher's own, which only says that a process failed, is none."""
 
 # The shell becomes the worker; the subshell beside it, in the same group, waits for the end of standard input, which
 # comes when the supervising process closes it or dies in whatever way, and then ends the group.
@@ -117,7 +115,7 @@ def run_worker(job: Job, log: Callable[[str], None], stop: threading.Event, samp
         while (line := group.next_line(TICK_SECONDS)) is not None:
             if line:
                 last.append(line)
-                words = line if EXCEPTION.fullmatch(line) else words
+                words = line.removeprefix(FAILED) if line.startswith(FAILED) else words
                 log(line)
             if reason is None and (stop.is_set() or time.monotonic() > deadline):
                 reason = "the flow was cancelled" if stop.is_set() else f"runtime.timeout_hours {runtime.timeout_hours}"
@@ -256,7 +254,7 @@ def _cause(status: int, last: deque[str], words: str) -> str:
     Args:
         status: Of the worker or its launcher.
         last: Lines of the log.
-        words: The last line of its last traceback, if there was one.
+        words: Its own of what ended it, if it had any.
     """
     reported = re.search(r"exitcode\s*:\s*-(\d+)", "\n".join(last))
     number = -status if status < 0 else int(reported[1]) if reported else None
