@@ -256,8 +256,10 @@ def _cause(status: int, last: deque[str], words: str) -> str:
         last: Lines of the log.
         words: Its own of what ended it, if it had any.
     """
-    reported = re.search(r"exitcode\s*:\s*-(\d+)", "\n".join(last))
-    number = -status if status < 0 else int(reported[1]) if reported else None
+    reported = [int(found) for found in re.findall(r"exitcode\s*:\s*-(\d+)", "\n".join(last))]
+    # Where one process has failed, the launcher ends the others by SIGTERM.
+    first = next((number for number in reported if number != signal.SIGTERM), None if words else signal.SIGTERM)
+    number = -status if status < 0 else first if reported else None
     if number is None:
         return f"failed with exit status {status}" + f": {words}" * bool(words)
     name = signal.Signals(number).name

@@ -92,6 +92,10 @@ def test_a_signal_is_named_with_its_likely_reason_and_remedy():
     assert "SIGSEGV" in _cause(1, deque(["  exitcode  : -11 (pid: 7)"]), ""), (
         "as the launcher of several processes says it"
     )
+    others = deque(["  exitcode  : -15 (pid: 6)", "  exitcode  : 1 (pid: 7)"])
+    assert _cause(1, others, "ValueError: x") == "failed with exit status 1: ValueError: x", (
+        "the launcher ended the other"
+    )
     assert _cause(2, deque(), "") == "failed with exit status 2"
 
 
