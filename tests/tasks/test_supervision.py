@@ -116,4 +116,4 @@ def test_a_failed_worker_is_told_in_one_line_with_its_last_words(tmp_path: Path,
     words = repr(failure.value)
     assert words == "WorkerError: the worker failed with exit status 1: KeyError: 'responses'"
     assert "\n" not in words
-    assert "Traceback (most recent call last)" in str(failure.value)
+    assert len(str(failure.value).splitlines()) > 10, "the last lines of the log"
