@@ -42,16 +42,14 @@ class Purpose(IntEnum):
     VALIDATION_RESPONSES = 13
     """Tokens of a response in validation. (0, row)"""
     ANSWERS = 14
-    """Tokens of an answer to a benchmark. (seed, benchmark, prompt)"""
-    COST = 15
-    """Tokens of an answer whose generation is timed. (seed, prompt)"""
-    SPEED = 16
+    """Tokens of an answer to a benchmark, the same when what it costs is measured. (seed, benchmark, prompt)"""
+    SPEED = 15
     """Tokens of a response that a plan is timed on. (0, number)"""
-    BOOTSTRAP = 17
+    BOOTSTRAP = 16
     """Prompts drawn again. (0)"""
-    JUDGED = 18
+    JUDGED = 17
     """Which prompts a judge is asked about. (0)"""
-    ANNOTATED = 19
+    ANNOTATED = 18
     """Which prompts people compare answers to, and in which order. (seed)"""
 
 
