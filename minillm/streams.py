@@ -42,18 +42,16 @@ class Purpose(IntEnum):
     VALIDATION_RESPONSES = 13
     """Tokens of a response in validation. (0, row)"""
     ANSWERS = 14
-    """Tokens of an answer to a benchmark. (seed, benchmark, prompt)"""
-    COST = 15
-    """Tokens of an answer whose generation is timed. (seed, prompt)"""
-    SPEED = 16
+    """Tokens of an answer to a benchmark, the same when what it costs is measured. (seed, benchmark, prompt)"""
+    SPEED = 15
     """Tokens of a response that a plan is timed on. (0, number)"""
-    SIGN_FLIPS = 17
+    SIGN_FLIPS = 16
     """Which prompts' differences change their sign in a test. (0)"""
-    JUDGED = 18
+    JUDGED = 17
     """Which prompts a judge is asked about. (0)"""
-    ANNOTATED = 19
+    ANNOTATED = 18
     """Which prompts people compare answers to, and in which order. (seed)"""
-    CALIBRATION_NOISE = 20
+    CALIBRATION_NOISE = 19
     """How far the gaps of a reliability diagram may be off by chance. (0)"""
 
 

@@ -38,12 +38,10 @@ def make_sampler(model: Path, tokenizer: SharedTokenizer, settings: Generate, ru
     return Sampler(loaded, tokenizer.ends, tokenizer.entries, decoding, runtime.generation_batch_size)
 
 
-def make_requests(
-    prompts: Sequence[list[int]], settings: Generate, benchmark: int, purpose: Purpose = Purpose.ANSWERS
-) -> list[Request]:
+def make_requests(prompts: Sequence[list[int]], settings: Generate, benchmark: int) -> list[Request]:
     """Every prompt of a benchmark, given by its number, once per seed."""
     return [
-        Request(prompt, settings.max_tokens - len(prompt), stream(purpose, seed, benchmark, i))
+        Request(prompt, settings.max_tokens - len(prompt), stream(Purpose.ANSWERS, seed, benchmark, i))
         for seed in settings.seeds
         for i, prompt in enumerate(prompts)
     ]

@@ -18,7 +18,6 @@ from minillm.models.shared_tokenizer import load_shared_tokenizer
 from minillm.processes import peak_bytes
 from minillm.progress import Progress
 from minillm.stages import Cost, Job
-from minillm.streams import Purpose
 
 PROMPTS = 64
 ROUNDS = 5
@@ -59,7 +58,7 @@ def measure(job: Job, settings: Cost, role: str) -> dict[str, Any]:
     tokenizer = load_shared_tokenizer(job.inputs[f"tokenizer/{role}"])
     prompts = load_prompts(job.inputs[f"prompts/{role}"])[settings.benchmark][:PROMPTS]
     one_seed = settings.generate.model_copy(update={"seeds": settings.generate.seeds[:1]})
-    requests = make_requests(prompts, one_seed, 0, Purpose.COST)
+    requests = make_requests(prompts, one_seed, 0)
     sampler = make_sampler(job.inputs[f"model/{role}"], tokenizer, one_seed, job.runtime)
     tokens = sum(len(response.tokens) for response in sampler.sample(requests))
     speeds = []

@@ -66,7 +66,7 @@ def test_responses_follow_the_model(ends):
 def test_schedule_and_neighbours_change_nothing(name, monkeypatch):
     """Batch size, order and refills: the same responses in float64, token for token, and the same probabilities."""
     model = small_model(name, VOCABULARY, seed=1).double()
-    wanted = [Request([1 + i % 5] * (1 + i % 6), 3 + i % 7, stream(Purpose.ANSWERS, 10, 0, i)) for i in range(14)]
+    wanted = [Request([1 + i % 5] * (1 + i % 6), 3 + i % 7, stream(Purpose.ANSWERS, 11, 0, i)) for i in range(14)]
     alone = [Sampler(model, ENDS, VOCABULARY).sample([r])[0] for r in wanted]
     schedules = [Sampler(model, ENDS, VOCABULARY, batch_size=n).sample(wanted) for n in (14, 3, 5)]
     schedules.append(Sampler(model, ENDS, VOCABULARY, batch_size=4).sample(wanted[::-1])[::-1])
