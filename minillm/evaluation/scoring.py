@@ -35,8 +35,8 @@ def run(job: Job) -> dict[str, float | str]:
     settings = job.settings
     assert isinstance(settings, Score)
     tokenizer = AutoTokenizer.from_pretrained(job.inputs["tokenizer"])
-    metrics: list[Metric] = [*ALWAYS]
-    metrics += {benchmark.metric for benchmark in settings.benchmarks.values()}.difference(ALWAYS)
+    asked: set[Metric] = {benchmark.metric for benchmark in settings.benchmarks.values()}
+    metrics: list[Metric] = [*ALWAYS, *sorted(asked.difference(ALWAYS))]
     parts: list[pd.DataFrame] = []
     rows: dict[str, dict[str, Any]] = {}
     for name, benchmark in settings.benchmarks.items():
