@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -107,6 +106,8 @@ def _batches(path: Path, stream: Any) -> Iterator[pa.RecordBatch]:
     if path.suffix == ".parquet":
         yield from pq.ParquetFile(stream, pre_buffer=False).iter_batches(BATCH)
         return
+    import datasets  # takes a second, and most files are others
+
     try:
         yield from datasets.Dataset.from_file(str(path)).data.to_batches()  # mapped into memory
     except pa.ArrowInvalid:  # written by pyarrow's file writer, not by `datasets`

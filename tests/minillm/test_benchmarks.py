@@ -115,7 +115,7 @@ def test_the_real_benchmarks_read(tmp_path):
 
 def test_references_that_the_metric_cannot_see_are_refused_by_name(tmp_path):
     rows = [{"instruction": "i", "output": text} for text in ("Paris", "東京 2020", "Москва")]
-    source = {"cities": write_lines(tmp_path / "cities.jsonl", rows)}
+    source = {"benchmark/cities": write_lines(tmp_path / "cities.jsonl", rows)}
 
     def read(metric: Metric, folder: str) -> dict[str, float | str]:
         stage = Benchmarks(fields={"cities": Fields()}, topics={}, metrics={"cities": metric})

@@ -30,7 +30,7 @@ def test_a_clear_gain_over_both_benchmarks_is_promoted_and_the_other_way_round_i
 
 def test_every_way_in_which_the_two_were_measured_differently_is_named():
     champion = row("champion", 0.0)
-    less = row("less", 9.0, data={"dolly": "x" * 36, "vicuna": DIGESTS["vicuna"]})
+    less = row("less", 9.0, data=DIGESTS | {"benchmark/dolly": "x" * 36})
     assert other_versions(less, champion) == [
         "dolly: its data are other ones (digest xxxxxxxxxxxx instead of dddddddddddd)"
     ]

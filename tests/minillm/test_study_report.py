@@ -40,7 +40,9 @@ def write_run(folder: Path, dolly: list[float], vicuna: list[float], level: floa
     pd.DataFrame([*rows, short]).to_parquet(score / "scores.parquet")
     table = {"benchmarks": {name: {"metric": "rouge_l"} for name in ("dolly", "vicuna")}}
     (score / "table.json").write_text(json.dumps(table), encoding="utf-8")
-    lines = [{"step": step, "metrics": {"train/reverse_kl": level / step}} for step in range(1, 30)]
+    lines = [
+        {"time": 0.0, "step": step, "total": 29, "metrics": {"train/reverse_kl": level / step}} for step in range(1, 30)
+    ]
     (train / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
     return score, train
 
@@ -151,8 +153,11 @@ def test_curves_are_means_over_the_seeds(tmp_path: Path):
 def test_seeds_that_logged_at_other_steps_are_joined_by_straight_lines(tmp_path: Path):
     job = make_job(tmp_path, ("whole",))
     for seed, points in ((1, {2: 10.0, 6: 30.0, 9: 0.0}), (2, {4: 1.0, 6: 3.0, 8: 5.0})):
-        lines = [json.dumps({"step": step, "metrics": {"x": value}}) for step, value in points.items()]
-        (job.inputs[f"train/whole/{seed}"] / "metrics.jsonl").write_text("\n".join(lines), encoding="utf-8")
+        lines = [
+            json.dumps({"time": 0.0, "step": step, "total": 9, "metrics": {"x": value}})
+            for step, value in points.items()
+        ]
+        (job.inputs[f"train/whole/{seed}"] / "metrics.jsonl").write_text("\n".join([*lines, ""]), encoding="utf-8")
     assert isinstance(job.settings, StudyReport)
     curve = study.training_curves(job, job.settings)["x"]["whole"]
     assert curve == [(4, (20 + 1) / 2), (6, (30 + 3) / 2), (8, (10 + 5) / 2)]

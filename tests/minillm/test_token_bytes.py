@@ -73,7 +73,7 @@ def test_a_block_that_cuts_a_character_loses_none_of_its_bytes(tmp_path):
     tokenizer = train_bpe(["a"], 257)  # every byte is a token
     tokenizer.save_pretrained(tmp_path / "tokenizer")
     (tmp_path / "text.txt").write_text("🙂" * 6, encoding="utf-8")
-    sources = {"tokenizer": tmp_path / "tokenizer", "smiles": tmp_path / "text.txt"}
+    sources = {"tokenizer": tmp_path / "tokenizer", "held_out/smiles": tmp_path / "text.txt"}
     texts, _ = run_stage(HeldOutTexts(texts=("smiles",), block_tokens=5), sources, tmp_path / "run")
     of_blocks = blocks(texts / "smiles", spelled_bytes(tokenizer), 5)
     # 24 bytes and EOS are five blocks of five tokens; of each, all but the first is predicted

@@ -25,7 +25,7 @@ STAGE = Benchmarks(fields={"dolly": Fields()}, topics={})
 
 def prepared(config: Config, source: Input, stage: Stage = STAGE) -> tuple[Computation, Store]:
     """A stage that has been computed but for its completion."""
-    computation, store = Computation(stage, {"dolly": source}, config, "read"), Store(config.runtime.store)
+    computation, store = Computation(stage, {"benchmark/dolly": source}, config, "read"), Store(config.runtime.store)
     work = store.begin(computation._becomes())
     (work / "output" / "dolly.jsonl").write_text("{}\n", encoding="utf-8")
     (work / "summary.json").write_text("{}", encoding="utf-8")
@@ -49,7 +49,7 @@ def test_nothing_is_stored_of_a_file_that_was_written_to(tmp_path: Path, change:
     config, path = small_config(tmp_path), tmp_path / "benchmark.jsonl"
     source = Source(path=path.name)
     if pinned:
-        digest = Computation(STAGE, {"dolly": source}, config, "read").origin["sources"]["dolly"]
+        digest = Computation(STAGE, {"benchmark/dolly": source}, config, "read").origin["sources"]["benchmark/dolly"]
         source = Source(path=path.name, sha256=digest.removeprefix("sha256:").removesuffix(".jsonl"))
     computation, store = prepared(config, source)
     change(path)
@@ -103,12 +103,12 @@ def test_a_source_edited_while_its_worker_starts_and_restored_leaves_no_trace(tm
         computation.complete(store, started)
 
     for edited, refusal in ((wrong, "changed while"), ("[]\n", r"benchmark\.jsonl:1")):
-        computation = Computation(STAGE, {"dolly": Source(path=path.name)}, config, "read")
+        computation = Computation(STAGE, {"benchmark/dolly": Source(path=path.name)}, config, "read")
         with pytest.raises(StageError, match=refusal):
             attempt(edited)
         path.write_text(right, encoding="utf-8")
         assert not computation.work(store).exists()
-    again = Computation(STAGE, {"dolly": Source(path=path.name)}, config, "read")
+    again = Computation(STAGE, {"benchmark/dolly": Source(path=path.name)}, config, "read")
     artifact = again.complete(store, again.run(store, lambda line: None, threading.Event()))
     assert "Nobody" not in (Path(artifact.path) / "dolly.jsonl").read_text(encoding="utf-8")
 

@@ -2,9 +2,9 @@
 
 import contextlib
 import json
-import os
 import signal
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -23,6 +23,7 @@ from tasks.supervision import WorkerError, run_worker
 from tests.minillm.jobs import make_tokenizer
 from tests.mlflow_server import mlflow_server, slowed
 from tests.tasks.stages import LONG, run, steps_logged, training, when_training, with_data
+from tests.waiting import wait_for
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
 
@@ -87,7 +88,7 @@ def test_a_store_that_cannot_be_written_to_is_refused_at_once(disk: Path):
 
 
 def test_a_worker_without_memory_says_what_to_lower(tmp_path: Path, computed_data: Path):
-    config = with_data(tmp_path, computed_data, "student.model.architecture.n_embd=400000")
+    config = with_data(tmp_path, computed_data, "student.model.architecture.n_inner=20000000000")
     outcome = run(config, training)
     with pytest.raises(StageError, match=r"out of memory \(.*lower runtime.micro_batch_size"):
         outcome.states["train"].result()
@@ -96,7 +97,7 @@ def test_a_worker_without_memory_says_what_to_lower(tmp_path: Path, computed_dat
 
 def test_a_worker_that_hangs_is_killed_and_may_be_started_again(tmp_path: Path):
     text = tmp_path / "plain.txt"
-    os.mkfifo(text)  # nobody ever writes into it: the worker waits for its text
+    text.write_text("the cat sleeps\n" * 100, encoding="utf-8")
     output = tmp_path / "output"
     output.mkdir()
     job = Job(
@@ -107,9 +108,21 @@ def test_a_worker_that_hangs_is_killed_and_may_be_started_again(tmp_path: Path):
         work=tmp_path,
         runtime=Runtime(silent_minutes=0.05),
     )
+
+    def workers() -> list[psutil.Process]:
+        command = [sys.executable, "-m", "minillm.worker", str(tmp_path / "job.json")]
+        return [process for process in psutil.process_iter(["cmdline"]) if process.info["cmdline"] == command]
+
+    def hang() -> None:
+        wait_for(workers)
+        workers()[0].suspend()
+
+    stopping = threading.Thread(target=hang)
+    stopping.start()
     with pytest.raises(WorkerError, match=r"said and wrote nothing for 0.05 minutes \(runtime.silent_minutes\)"):
         run_worker(job, lambda line: None, threading.Event())
-    assert not [p for p in psutil.process_iter(["cmdline"]) if str(tmp_path / "job.json") in (p.info["cmdline"] or [])]
+    stopping.join()
+    assert not workers()
 
 
 def test_a_clock_that_jumps_moves_nothing(tmp_path: Path, computed_data: Path, monkeypatch: pytest.MonkeyPatch):

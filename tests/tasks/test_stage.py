@@ -59,7 +59,7 @@ def test_a_second_flow_run_finds_everything(tmp_path: Path):
     assert parent.data.params["student.initial.learning_rate"] == "0.001"
     assert by_name["filter examples"].data.params["max_tokens"] == "140"
     assert parent.inputs is not None
-    assert {d.dataset.name for d in parent.inputs.dataset_inputs} == {"instructions", "plain_text", "dolly"}
+    assert {d.dataset.name for d in parent.inputs.dataset_inputs} == {"instructions", "plain_text", "benchmark/dolly"}
     assert {r.info.status for r in [parent, *nested]} == {"FINISHED"}
 
 
