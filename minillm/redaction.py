@@ -5,6 +5,7 @@ read pass through it as well (see errors), and so does what the tracking server 
 """
 
 import functools
+import io
 import logging
 import os
 import re
@@ -82,6 +83,8 @@ def install() -> None:
     if getattr(logging.getLogRecordFactory(), "redacts", False):
         return
     logging.setLogRecordFactory(_record_factory(logging.getLogRecordFactory()))
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # as of stderr: no character ends a run whose locale lacks it
     sys.stdout = cast(TextIO, _Redacting(sys.stdout))
     sys.stderr = cast(TextIO, _Redacting(sys.stderr))
 
