@@ -53,7 +53,7 @@ def main(spec: str) -> int:
         if error is not refusal:
             traceback.print_exception(error)
         if refusal is None:
-            print(f"{FAILED}{error_words(error)}", file=sys.stderr, flush=True)
+            sys.stderr.write(f"{FAILED}{error_words(error)}\n")  # at once: other processes write there, too
             return 1
         print(f"ERROR {refusal}", file=sys.stderr, flush=True)
         with contextlib.suppress(OSError):  # of a full disk; the last line of the log says it, too

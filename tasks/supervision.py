@@ -32,6 +32,8 @@ GRACE_SECONDS = 30.0
 """From SIGTERM to SIGKILL."""
 TICK_SECONDS = 0.25
 LAST_LINES = 30
+LOST_PEER = re.compile(r"gloo|nccl|connection (closed|reset|refused)|broken pipe", re.IGNORECASE)
+"""How a process sees that another one of its group has failed."""
 
 # The shell becomes the worker; the subshell beside it, in the same group, waits for the end of standard input, which
 # comes when the supervising process closes it or dies in whatever way, and then ends the group.
@@ -115,7 +117,7 @@ def run_worker(job: Job, log: Callable[[str], None], stop: threading.Event, samp
         while (line := group.next_line(TICK_SECONDS)) is not None:
             if line:
                 last.append(line)
-                words = line.removeprefix(FAILED) if line.startswith(FAILED) else words
+                words = _last_words(line, words)
                 log(line)
             if reason is None and (stop.is_set() or time.monotonic() > deadline):
                 reason = "the flow was cancelled" if stop.is_set() else f"runtime.timeout_hours {runtime.timeout_hours}"
@@ -246,6 +248,12 @@ def free_port() -> int:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return listener.getsockname()[1]
+
+
+def _last_words(line: str, known: str) -> str:
+    """What ended the worker, as its own lines have told so far."""
+    tells = line.startswith(FAILED) and (not known or LOST_PEER.search(known) is not None)
+    return line.removeprefix(FAILED) if tells else known
 
 
 def _cause(status: int, last: deque[str], words: str) -> str:
