@@ -7,7 +7,7 @@ from typing import Self
 
 from pydantic import Field, PositiveInt, model_validator
 
-from minillm.config.base import Entries, LocalPath, Seed, Seeds, Strict, check_name
+from minillm.config.base import Entries, LocalPath, Seed, Seeds, Strict, check_name, tell_apart
 from minillm.config.experiment import Tracked
 from minillm.nearest import suggestion
 
@@ -92,6 +92,7 @@ class Study(Tracked):
             check_name(name)
         if twice := [name for place, name in enumerate(names) if name in names[:place]]:
             raise ValueError(f"two variants are named {twice[0]!r}; leave one out")
+        tell_apart(self.changes)
         if self.baseline not in names:
             raise ValueError(f"baseline: there is no variant {self.baseline!r}; {suggestion(self.baseline, names)}")
         return self

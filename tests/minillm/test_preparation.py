@@ -1,6 +1,7 @@
 import json
 import pickle
 from pathlib import Path
+from tempfile import mkdtemp
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
-from minillm.config import Template
+from minillm.config import Lora, Template
 from minillm.config import Tokenizer as TokenizerChoice
 from minillm.data.prompts import encode_prompts, encode_texts
 from minillm.errors import StageError
@@ -81,6 +82,21 @@ def test_a_trained_tokenizer_loads_as_any_other_and_loses_nothing(tmp_path):
         "tokenizer_entries": len(tokenizer),
         "positions": 64,
     }
+
+
+def test_adapters_that_cannot_work_are_found_before_any_training(tmp_path):
+    def prepare(**adapters: tuple[Lora, ...]) -> str:
+        stage = settings(GPT2, GPT2, train_vocabulary=300)
+        stage = stage.model_copy(update={"adapters": {f"{name}.model": of for name, of in adapters.items()}})
+        output, _ = run_stage(stage, instructions(tmp_path), Path(mkdtemp(dir=tmp_path)))
+        return (output / "models.json").read_text(encoding="utf-8")
+
+    fitting = (Lora(), Lora(modules=("c_attn",)))
+    assert prepare(teacher=fitting, student=fitting) == prepare()
+    with pytest.raises(StageError, match=r"^student\.model: training\.lora\.modules \['q_proj'\]: gpt2 has none of"):
+        prepare(teacher=fitting, student=(*fitting, Lora(modules=("q_proj",))))
+    with pytest.raises(StageError, match=r"^teacher\.model: training\.lora\.modules: lm_head is an embedding or"):
+        prepare(teacher=(Lora(modules=("c_attn", "lm_head")),))
 
 
 def test_training_a_tokenizer_twice_gives_the_same_bytes(tmp_path):
