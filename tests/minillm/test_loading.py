@@ -516,8 +516,8 @@ def test_the_rule_for_names_is_that_of_rows_and_experiments_too(tmp_path, raw):
         (
             "runtime.processes=3",
             "teacher.training.batch_size (8) and student.initial.batch_size (8) and "
-            "methods.minillm.training.batch_size (8) and methods.sft.training.batch_size (8) cannot be divided among the "
-            "3 processes of runtime.processes; choose a multiple",
+            "methods.minillm.training.batch_size (8) and methods.sft.training.batch_size (8) cannot be divided "
+            "among the 3 processes of runtime.processes; choose a multiple",
         ),
         ("methods.minillm.policy.plain_text_batch_size=3", None),
     ],

@@ -276,6 +276,30 @@ def test_training_a_tokenizer_for_weights_that_have_one_is_refused(tmp_path):
         run_stage(settings(GPT2, None, train_vocabulary=300), inputs, tmp_path / "run")
 
 
+@pytest.mark.parametrize("content", ["[]", "3", '{"added_tokens_decoder": []}', "{"])
+def test_a_broken_tokenizer_configuration_is_refused_by_its_folder(tmp_path, content):
+    model = model_directory(tmp_path / "mine", train_bpe(TEXTS, 300))
+    (model / "tokenizer_config.json").write_text(content, encoding="utf-8")
+    with pytest.raises(StageError, match=r"^model: .*mine has no tokenizer that transformers can load \(\w+Error: "):
+        run_stage(ALONE, {"model": model}, tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("[]", r"^model: .*config\.json holds no JSON object; get the file again"),
+        ("3", "^model: transformers cannot read the configuration in .*mine: TypeError"),
+        ("{", "^model: transformers cannot read the configuration in .*mine: OSError"),
+        ('{"auto_map": {}, "model_type": []}', "is of an architecture of its own"),
+    ],
+)
+def test_a_broken_configuration_is_refused_by_its_folder(tmp_path, content, message):
+    model = model_directory(tmp_path / "mine", train_bpe(TEXTS, 300))
+    (model / "config.json").write_text(content, encoding="utf-8")
+    with pytest.raises(StageError, match=message):
+        run_stage(ALONE, {"model": model}, tmp_path / "run")
+
+
 def test_a_tokenizer_directory_of_the_users_choice_serves(tmp_path):
     files = real_data() / "tokenizers" / "gpt2"
     chosen = tmp_path / "gpt2"
