@@ -102,7 +102,7 @@ class Study(Tracked):
         given = {"overrides": self.overrides} | {f"variant {name!r}": of for name, of in self._expanded()}
         for where, overrides in given.items():
             for key in (text.partition("=")[0] for text in overrides):
-                if key in ("seed", "name") or key.split(".")[0] == "runtime":
+                if key in ("seed", "name") or re.split(r"[.[]", key)[0] == "runtime":
                     own = {"seed": "seeds", "name": "name"}.get(key, key)
                     raise ValueError(f"{where} sets {key}, which is the same for all runs; set the study's own `{own}`")
         return self

@@ -105,6 +105,7 @@ def test_an_override_that_does_not_fit_names_its_variant_and_the_remedy(tmp_path
         ({"variants": {"whole": [], "a=b": [f"{MIX}=0"]}}, "'a=b' cannot be a name"),
         ({"variants": {"whole": [], "same": [f"{MIX}=0.2"]}}, "'whole' and 'same' are the same configuration"),
         ({"variants": {"whole": [], "other": ["seed=3"]}}, "variant 'other' sets seed.*own `seeds`"),
+        ({"overrides": ["runtime[threads]=2"]}, "overrides sets runtime[threads], which is the same for all runs"),
         ({"overrides": ["runtime.threads=2"]}, "overrides sets runtime.threads.*own `runtime.threads`"),
         ({"variants": {"whole": [], "x": ["evaluation.benchmarks.dolly.min_reference_tokens=2"]}}, "cannot be paired"),
         ({"paralel_runs": 2}, "did you mean `parallel_runs`?"),
