@@ -4,6 +4,7 @@ A rename or a removal may reach the disk before the bytes of a file written earl
 one before it (fsync of the file, then of the folder that names it).
 """
 
+import errno
 import os
 from pathlib import Path
 
@@ -11,12 +12,18 @@ from pathlib import Path
 def sync(path: Path) -> None:
     """Wait until a file's bytes, or a folder's entries, are on disk.
 
+    Some file systems (network shares, FUSE) do not know how to wait for a folder. There is nothing better to do on
+    them, and the folder's entries are as safe as that file system makes them.
+
     Raises:
         OSError: They cannot be written: the disk is full or failing.
     """
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP) or not path.is_dir():
+            raise
     finally:
         os.close(descriptor)
 

@@ -50,7 +50,7 @@ class Snapshot:
     path: Path
     files: dict[Path, FileVersion]
     settled: bool
-    """Whether the versions tell every later write apart from them."""
+    """Whether any later write is sure to change a version."""
     grows: bool = False
     """Whether new files are no change: a cache that other programs add to."""
 

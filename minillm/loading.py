@@ -90,7 +90,7 @@ def load_study(path: str | Path, overrides: Sequence[str] = ()) -> Study:
         raise ConfigError(
             f"{path}: method: {study.base} has no method {study.method!r}; {suggestion(study.method, base.methods)}"
         )
-    others = tuple(f"methods.{name}=null" for name in base.methods if name != study.method)
+    others = tuple(f"methods[{name}]=null" for name in base.methods if name != study.method)
     study = study.model_copy(update={"overrides": (*common, *others), "runtime": base.runtime})
     loaded: dict[str, Config] = {}
     problems: list[str] = []

@@ -39,9 +39,10 @@ class Artifact(Strict):
 
 
 class Origin(BaseModel):
-    """What a stage computes from: all that its key is the digest of, and what the key was asked for by."""
+    """Everything that a stage's key is computed from, and the configuration that asked for it."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    # Pydantic would write null for a number that is none, which cannot be read back.
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="constants")
 
     kind: str
     key: str

@@ -86,7 +86,7 @@ def append_line(path: Path, value: Mapping[str, Any]) -> None:
 
 
 def read_lines(path: Path, offset: int = 0) -> tuple[list[Line], int]:
-    """The whole lines behind an offset; what is no record is skipped, and told once for a file.
+    """Read the whole lines after an offset. Skip damaged lines and warn once per file.
 
     Args:
         path: A metrics.jsonl or system_metrics.jsonl, which may be growing.

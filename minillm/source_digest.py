@@ -10,7 +10,8 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).parent
 DECLARATIONS = ("minillm.config", "minillm.stages", "minillm.redaction")
-"""They compute nothing: the values that a stage has of them are part of its key, so a new field changes no other."""
+"""No reason to compute anything again: of the first two, the values that a stage has are part of its key, so that a new
+field changes no other; the last takes secrets out of messages and pages and computes nothing."""
 PARSING = threading.Lock()
 """The parser of Python 3.11 fails when several threads use it at once."""
 

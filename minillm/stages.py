@@ -13,6 +13,7 @@ from minillm.config import (
     Benchmark,
     Fields,
     Judge,
+    Lora,
     Method,
     Metric,
     Model,
@@ -57,6 +58,8 @@ class Prepare(Stage):
     max_tokens: int
     generation_tokens: int
     """Longest benchmark prompt with response, tokens."""
+    adapters: dict[str, tuple[Lora, ...]] = Field(default_factory=dict)
+    """That each model is to be trained with, by its name in `models`."""
 
 
 class Benchmarks(Stage):

@@ -53,6 +53,14 @@ class Purpose(IntEnum):
     """Which prompts people compare answers to, and in which order. (seed)"""
     CALIBRATION_NOISE = 19
     """How far the gaps of a reliability diagram may be off by chance. (0)"""
+    TRIED_WEIGHTS = 21
+    """Weights of the small model that an architecture is tried on. (seed)"""
+    TRIED_ROWS = 22
+    """Tokens of the rows that it is tried with. (0, length)"""
+    TRIED_RESPONSES = 23
+    """Tokens that it draws in that trial. (0, row)"""
+    TRIED_COINS = 24
+    """Which model draws each token of the trial's mixed rollouts. (0)"""
 
 
 def stream(purpose: Purpose, seed: int, *numbers: int) -> Name:

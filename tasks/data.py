@@ -6,7 +6,7 @@ from typing import Any
 from prefect import State
 from prefect.states import Completed
 
-from minillm.config import BaseConfig, Config, EvaluationConfig, Source, Tokenizer
+from minillm.config import BaseConfig, Config, EvaluationConfig, Lora, Source, Tokenizer
 from minillm.manifest import Artifact
 from minillm.stages import Filter, Pack, Prepare
 from tasks.computation import Input
@@ -18,7 +18,8 @@ from tasks.stage import compute, stage_task
 def prepare(config: Config) -> Artifact | State:
     """Train or load the tokenizer that teacher and student share, and check that both fit it."""
     models = {"teacher.model": config.teacher.model, "student.model": config.student.model}
-    stage = _prepare(config, config.tokenizer, {name: model.architecture for name, model in models.items()})
+    architectures = {name: model.architecture for name, model in models.items()}
+    stage = _prepare(config, config.tokenizer, architectures, config.adapters)
     inputs: dict[str, Input] = {name: model for name, model in models.items() if model.architecture is None}
     if config.tokenizer.path is not None:
         inputs["tokenizer"] = Source(path=str(Path(config.tokenizer.path).absolute()))
@@ -31,17 +32,23 @@ def prepare(config: Config) -> Artifact | State:
 @stage_task("prepare {name}")
 def prepare_model(config: EvaluationConfig, name: str) -> Artifact | State:
     """Load a model's own tokenizer, and check that it fits the model and the lengths asked for."""
-    stage = _prepare(config, Tokenizer(), {"model": None})
+    stage = _prepare(config, Tokenizer(), {"model": None}, adapters={})
     return compute(stage, {"model": config.models[name]}, config, f"prepare {name}")
 
 
-def _prepare(config: BaseConfig, tokenizer: Tokenizer, models: dict[str, dict[str, Any] | None]) -> Prepare:
+def _prepare(
+    config: BaseConfig,
+    tokenizer: Tokenizer,
+    models: dict[str, dict[str, Any] | None],
+    adapters: dict[str, tuple[Lora, ...]],
+) -> Prepare:
     return Prepare(
         tokenizer=tokenizer,
         template=config.data.template,
         models=models,
         max_tokens=config.data.max_tokens,
         generation_tokens=generation_tokens(config),
+        adapters=adapters,
     )
 
 

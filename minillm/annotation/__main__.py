@@ -54,7 +54,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--benchmark", help="whose prompts (default: self_inst, as in the paper, or the first)")
     parser.add_argument("--prompts", type=_count, default=60, help="how many, drawn at random (default: %(default)s)")
     parser.add_argument(
-        "--seed", type=int, default=1, help="of the prompts drawn and their order (default: %(default)s)"
+        "--seed", type=_seed, default=1, help="of the prompts drawn and their order (default: %(default)s)"
     )
     parser.add_argument("--port", type=int, default=4400, help="0 for any that is free (default: %(default)s)")
     parser.add_argument(
@@ -66,6 +66,12 @@ def _parser() -> argparse.ArgumentParser:
 def _count(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number of prompts, 1 or more")
+    return int(text)
+
+
+def _seed(text: str) -> int:
+    if not text.isdecimal() or int(text) >= 1 << 32:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a seed, a whole number from 0 to {(1 << 32) - 1}")
     return int(text)
 
 

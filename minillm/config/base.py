@@ -41,15 +41,17 @@ def check_name(name: str) -> str:
     return name
 
 
-def _tell_apart(entries: "dict[str, Entry]") -> "dict[str, Entry]":
+def tell_apart(entries: "dict[str, Entry]") -> "dict[str, Entry]":
+    """Return entries whose names a file system that ignores case, or a reader, can tell apart.
+
+    Raises:
+        ValueError: Two differ only in the form of their letters.
+    """
     known: dict[str, str] = {}
     for name in entries:
         other = known.setdefault(unicodedata.normalize("NFKC", name).casefold(), name)
         if other != name:
             raise ValueError(f"{other!r} and {name!r} differ only in the form of their letters; rename one")
-    for name in entries:
-        if within := [other for other in entries if name.startswith(f"{other}.")]:
-            raise ValueError(f"{name!r} reads like a setting of {within[0]!r}, since settings follow a dot; rename one")
     return entries
 
 
@@ -62,7 +64,7 @@ def _no_doubles(seeds: tuple[int, ...]) -> tuple[int, ...]:
 Entry = TypeVar("Entry")
 Name = Annotated[str, AfterValidator(check_name)]
 """The name of an experiment, or of an entry that the user adds."""
-Entries = Annotated[dict[Name, Entry], AfterValidator(_tell_apart)]
+Entries = Annotated[dict[Name, Entry], AfterValidator(tell_apart)]
 """Entries by their names."""
 Seed = Annotated[int, Field(ge=0, lt=1 << 32)]
 """A seed of random numbers."""

@@ -2,7 +2,7 @@
 
 from typing import Any, Literal, Self
 
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Field, PositiveInt, field_validator, model_validator
 
 from minillm.config.base import Entries, Seeds, Source, Strict, Temperature
 from minillm.config.judge import Judge
@@ -178,6 +178,17 @@ class Evaluation(Strict):
     """What the students' own mistakes cost them (paper §3.3); without it, not measured."""
     downstream: Downstream | None = None
     """General abilities beside the benchmarks (ARC, HellaSwag, MMLU …); without it, none."""
+
+    @field_validator("benchmarks")
+    @classmethod
+    def _settings_have_one_owner(cls, benchmarks: dict[str, Benchmark]) -> dict[str, Benchmark]:
+        """MLflow keeps `evaluation.benchmarks.NAME.FIELD`, which comparisons of runs read by the name."""
+        for name in benchmarks:
+            if within := [other for other in benchmarks if name.startswith(f"{other}.")]:
+                raise ValueError(
+                    f"{name!r} reads like a setting of {within[0]!r}, since settings follow a dot; rename one"
+                )
+        return benchmarks
 
     @model_validator(mode="after")
     def _greedy_draws_nothing(self) -> Self:

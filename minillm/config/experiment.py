@@ -9,7 +9,7 @@ from minillm.config.base import Entries, LocalPath, Model, Name, Seed, Strict
 from minillm.config.data import Data, Prompts, Tokenizer
 from minillm.config.evaluation import Evaluation
 from minillm.config.promotion import Promotion
-from minillm.config.training import Method, Student, Teacher, Training
+from minillm.config.training import Lora, Method, Student, Teacher, Training
 from minillm.nearest import suggestion
 
 
@@ -127,10 +127,19 @@ class Config(BaseConfig):
 
     @property
     def trainings(self) -> dict[str, Training]:
-        """By their fields."""
-        found = {f"methods.{name}.training": method.training for name, method in self.methods.items()}
+        """Every training of the run, by its field in the configuration."""
+        found = {"teacher.training": self.teacher.training} if self.teacher.training else {}
         found["student.initial"] = self.student.initial
-        return found | ({"teacher.training": self.teacher.training} if self.teacher.training else {})
+        return found | {f"methods.{name}.training": method.training for name, method in self.methods.items()}
+
+    @property
+    def adapters(self) -> dict[str, tuple[Lora, ...]]:
+        """The different adapters that each model is trained with, by the field of the model."""
+        found: dict[str, dict[Lora, None]] = {"teacher.model": {}, "student.model": {}}
+        for field, training in self.trainings.items():
+            if training.lora is not None:
+                found["teacher.model" if field == "teacher.training" else "student.model"][training.lora] = None
+        return {model: tuple(of) for model, of in found.items()}
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -151,8 +160,8 @@ class Config(BaseConfig):
         measured = {"rouge_l", "exact_match", *(benchmark.metric for benchmark in self.evaluation.benchmarks.values())}
         if self.promotion and self.promotion.metric not in measured:
             raise ValueError(
-                f"promotion.metric is {self.promotion.metric}, which is not measured, for it is no "
-                "benchmark's metric; set evaluation.benchmarks.NAME.metric to it, or promotion.metric to another"
+                f"promotion.metric is {self.promotion.metric}, which no benchmark measures; "
+                "set evaluation.benchmarks.NAME.metric to it, or promotion.metric to another"
             )
         if self.teacher.model.architecture is not None and self.teacher.training is None:
             raise ValueError("teacher.training is null, but its weights are random; give it a training section")
@@ -177,21 +186,15 @@ class Config(BaseConfig):
         processes = self.runtime.processes
         if uneven := [f"{field} ({size})" for field, size in self._batch_sizes() if size % processes]:
             raise ValueError(
-                f"runtime.processes is {processes}, among which {' and '.join(uneven)} cannot be divided; choose a "
-                "multiple, or another number of processes"
+                f"{' and '.join(uneven)} cannot be divided among the {processes} processes of runtime.processes; "
+                "choose a multiple, or another number of processes"
             )
         return self
 
     def _batch_sizes(self) -> Iterator[tuple[str, int]]:
         """Sequences per optimizer step, by the field that says so."""
-        trainings: dict[str, Training | None] = {
-            "teacher.training": self.teacher.training,
-            "student.initial": self.student.initial,
-            **{f"methods.{name}.training": method.training for name, method in self.methods.items()},
-        }
-        for field, training in trainings.items():
-            if training is not None:
-                yield f"{field}.batch_size", training.batch_size
+        for field, training in self.trainings.items():
+            yield f"{field}.batch_size", training.batch_size
         for name, method in self.methods.items():
             if method.policy is not None and method.policy.plain_text_batch_size is not None:
                 yield f"methods.{name}.policy.plain_text_batch_size", method.policy.plain_text_batch_size

@@ -7,7 +7,7 @@ from typing import Self
 
 from pydantic import Field, PositiveInt, model_validator
 
-from minillm.config.base import Entries, LocalPath, Seed, Seeds, Strict, check_name
+from minillm.config.base import Entries, LocalPath, Seed, Seeds, Strict, check_name, tell_apart
 from minillm.config.experiment import Tracked
 from minillm.nearest import suggestion
 
@@ -92,6 +92,7 @@ class Study(Tracked):
             check_name(name)
         if twice := [name for place, name in enumerate(names) if name in names[:place]]:
             raise ValueError(f"two variants are named {twice[0]!r}; leave one out")
+        tell_apart(self.changes)
         if self.baseline not in names:
             raise ValueError(f"baseline: there is no variant {self.baseline!r}; {suggestion(self.baseline, names)}")
         return self
@@ -101,7 +102,7 @@ class Study(Tracked):
         given = {"overrides": self.overrides} | {f"variant {name!r}": of for name, of in self._expanded()}
         for where, overrides in given.items():
             for key in (text.partition("=")[0] for text in overrides):
-                if key in ("seed", "name") or key.split(".")[0] == "runtime":
+                if key in ("seed", "name") or re.split(r"[.[]", key)[0] == "runtime":
                     own = {"seed": "seeds", "name": "name"}.get(key, key)
                     raise ValueError(f"{where} sets {key}, which is the same for all runs; set the study's own `{own}`")
         return self

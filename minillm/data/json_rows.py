@@ -19,11 +19,14 @@ TOO_DEEP = "nested too deeply"
 
 
 class Reader:
-    """A JSON decoder that takes no row of which a part would be lost: a name given twice, or half a character."""
+    """A JSON decoder that takes no row of which a part would be lost.
+
+    That is a name given twice, half a character, or a number of thousands of digits, which Python does not read.
+    """
 
     def __init__(self) -> None:
-        self._twice: list[str] = []
-        self._decoder = json.JSONDecoder(object_pairs_hook=self._object)
+        self._problems: list[str] = []
+        self._decoder = json.JSONDecoder(object_pairs_hook=self._object, parse_int=self._whole_number)
 
     def read(self, text: str, start: int = 0) -> tuple[Any, int, str | None]:
         """The value at a place of a text, where it ends, and what is wrong with it.
@@ -32,18 +35,26 @@ class Reader:
             ValueError: There is no JSON value.
             RecursionError: It is nested too deeply.
         """
-        self._twice.clear()
+        self._problems.clear()
         value, end = self._decoder.raw_decode(text, start)
-        if self._twice:
-            return None, end, f"`{self._twice[0]}` is given twice"
+        if self._problems:
+            return None, end, self._problems[0]
         return value, end, _half_character(value) if SURROGATE.search(text, start, end) else None
 
     def _object(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         value = dict(pairs)
         if len(value) < len(pairs):
             names = [name for name, _ in pairs]
-            self._twice.append(next(name for name in names if names.count(name) > 1))
+            twice = next(name for name in names if names.count(name) > 1)
+            self._problems.append(f"`{twice}` is given twice")
         return value
+
+    def _whole_number(self, text: str) -> int:
+        try:
+            return int(text)
+        except ValueError:
+            self._problems.append(f"a number of {len(text):,} digits, too many to read")
+            return 0
 
 
 def _half_character(value: Any) -> str | None:
@@ -88,10 +99,10 @@ def opens_list(path: Path) -> bool:
 
 
 def json_list(path: Path) -> Iterator[Record]:
-    """Elements of a JSON list. Streams.
+    """Elements of a JSON list; one of which a part would be lost comes with a `problem`. Streams.
 
     Raises:
-        StageError: The file cannot be read, or is no such list.
+        StageError: The file cannot be read, is no such list, or nests an element so deeply that its end is not found.
     """
     require_utf8(path)
     reader = Reader()
@@ -146,9 +157,7 @@ def _element(
         if last or not cut_off:
             raise StageError(wrong + error.msg) from error
         return None
-    except ValueError as error:  # a number of thousands of digits
-        raise StageError(wrong + str(error)) from error
     behind = SPACE.match(text, end).end()  # type: ignore[union-attr]
-    if not last and (behind == len(text) or (isinstance(value, int | float) and text[behind] not in ",]")):
+    if not last and (behind == len(text) or ((problem or isinstance(value, int | float)) and text[behind] not in ",]")):
         return None  # a number may go on
     return Record(str(path), number, None if problem else value, problem), end

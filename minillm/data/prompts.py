@@ -99,9 +99,8 @@ def fit_prompts(
             f"{longer[0]} with {len(prompts[longer[0]])}; raise evaluation.max_prompt_tokens, or set "
             "evaluation.long_prompts: cut to drop their beginning"
         )
-    return [prompt if len(prompt) <= limit else [*opening, *prompt[len(prompt) - rest :]] for prompt in prompts], len(
-        longer
-    )
+    fitting = [prompt if len(prompt) <= limit else [*opening, *prompt[len(prompt) - rest :]] for prompt in prompts]
+    return fitting, len(longer)
 
 
 def opening_tokens(tokenizer: Any) -> list[int]:

@@ -104,16 +104,16 @@ def _is_artifact(path: Path) -> bool:
 def _from_hub(source: Source | Model, name: str) -> Resolved:
     if isinstance(source, Source):
         wanted = glob.escape(source.file) if source.file else None
-        snapshot = _snapshot(name, "dataset", source.revision, [wanted, f"{wanted}/*"] if wanted else None)
-        identity = f"hub:datasets/{name}@{snapshot.name}" + (f"/{source.file}" if source.file else "")
-        path = snapshot / source.file if source.file else snapshot
+        folder = _snapshot(name, "dataset", source.revision, [wanted, f"{wanted}/*"] if wanted else None)
+        identity = f"hub:datasets/{name}@{folder.name}" + (f"/{source.file}" if source.file else "")
+        path = folder / source.file if source.file else folder
         if not path.exists():
             raise StageError(f"dataset {name} on the hub, revision {source.revision}, has no file {source.file}")
         return Resolved(path, identity, Snapshot.take(path, grows=True))
-    snapshot = _snapshot(name, "model", source.revision, MODEL_FILES)
-    if not any(snapshot.glob(WEIGHTS[0])):
-        snapshot = _snapshot(name, "model", source.revision, [*MODEL_FILES, WEIGHTS[1]])
-    return Resolved(snapshot, f"hub:{name}@{snapshot.name}", Snapshot.take(snapshot, grows=True))
+    folder = _snapshot(name, "model", source.revision, MODEL_FILES)
+    if not any(folder.glob(WEIGHTS[0])):
+        folder = _snapshot(name, "model", source.revision, [*MODEL_FILES, WEIGHTS[1]])
+    return Resolved(folder, f"hub:{name}@{folder.name}", Snapshot.take(folder, grows=True))
 
 
 def _snapshot(name: str, kind: str, revision: str, patterns: list[str] | None) -> Path:

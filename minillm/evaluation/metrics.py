@@ -8,7 +8,7 @@ from minillm.config import Metric
 from minillm.errors import StageError
 from minillm.evaluation.rouge import characters, exact_match, normalised, rouge_l, rouge_l_characters, words
 
-METRICS: Mapping[Metric, Callable[[str, Sequence[str]], float]] = {
+METRICS_BY_NAME: Mapping[Metric, Callable[[str, Sequence[str]], float]] = {
     "rouge_l": rouge_l,
     "rouge_l_characters": rouge_l_characters,
     "exact_match": exact_match,
@@ -49,16 +49,20 @@ def require_seen(what: str, references: Sequence[Sequence[str]], metric: Metric,
         return
     first = references[unseen[0]][0]
     quoted = first[:QUOTED] + ("…" if len(first) > QUOTED else "")
-    words = (
+    told = (
         f"{what}: {metric} sees nothing of {len(unseen)} of {len(references)} references, the first is number "
         f"{unseen[0]}, counted from 0: {quoted!r}"
     )
     if len(unseen) <= UNSEEN_SHARE * len(references):
-        print(f"{words}; they score 0 whatever is answered", flush=True)
+        print(f"{told}; they score 0 whatever is answered", flush=True)
         return
-    others = [name for name in METRICS if all(sees(name, text) for place in unseen for text in references[place])]
+    others = [
+        name for name in METRICS_BY_NAME if all(sees(name, text) for place in unseen for text in references[place])
+    ]
     fit = f" ({' or '.join(others)})" if others else ""
-    raise StageError(f"{words}. Answers equal to them would score 0, or those that share a number 1; {remedy}{fit}")
+    raise StageError(
+        f"{told}. A perfect answer would score 0, and one that only shares a number would score 1; {remedy}{fit}"
+    )
 
 
 @functools.cache

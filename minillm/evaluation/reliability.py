@@ -48,6 +48,9 @@ def calibration_interval(parts: Sums) -> tuple[float | None, float | None]:
     below, with all of it in the bins that are clearly off, where chance adds most; from above, with it spread over all
     bins as chance is, where chance adds least. Chance is normal, with the covariance of the bins over prompts.
 
+    A sample that is luckier than chance allows even without any error would rule out all of them. What it then says is
+    how closely it could have looked: the interval ends where chance alone would have reached.
+
     Args:
         parts: Sums of each prompt (n, 3, BINS).
     """
@@ -69,7 +72,8 @@ def calibration_interval(parts: Sums) -> tuple[float | None, float | None]:
     where_clear = np.where(off, gaps, 0.0) if off.any() else (np.arange(BINS) == errors.argmax()).astype(float)
     spread = np.where(gaps < 0, -errors, errors)
     low = _error_with_quantile(found, (1 + CONFIDENCE) / 2, where_clear, noise)
-    high = _error_with_quantile(found, (1 - CONFIDENCE) / 2, spread, noise)
+    chance = np.quantile(np.abs(noise).sum(axis=-1), [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])  # without any error
+    high = _error_with_quantile(found, (1 - CONFIDENCE) / 2, spread, noise) if found > chance[0] else float(chance[1])
     return low, min(1.0, max(found, high))
 
 

@@ -19,7 +19,7 @@ from minillm.data.prompts import encode_texts
 from minillm.data.tables import read_records
 from minillm.durable import write_atomically
 from minillm.errors import StageError
-from minillm.evaluation.metrics import METRICS
+from minillm.evaluation.metrics import METRICS_BY_NAME
 from minillm.evaluation.uncertainty import Values, estimate, prompt_values
 from minillm.reporting.comparison import formatted
 from minillm.stages import Job, Score
@@ -113,7 +113,7 @@ def score_benchmark(
             "benchmark": name,
             "index": responses["index"],
             "seed": responses["seed"],
-            **{metric: [METRICS[metric](*pair) for pair in pairs] for metric in metrics},
+            **{metric: [METRICS_BY_NAME[metric](*pair) for pair in pairs] for metric in metrics},
             "reference_tokens": [reference_tokens[index] for index in responses["index"]],
             "response_tokens": responses["tokens"],
             "finished": responses["finished"],

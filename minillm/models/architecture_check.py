@@ -21,6 +21,7 @@ from minillm.generation.slots import Request
 from minillm.models.batches import make_batch
 from minillm.models.output_head import output_head, response_hidden
 from minillm.models.small_likeness import layers_of_every_kind, likeness
+from minillm.streams import Purpose, generator, stream
 
 TOLERANCE = 1e-3
 """Nats by which a log-probability may differ; float32 rounding stays below a tenth of it."""
@@ -129,7 +130,7 @@ class _Trial:
         self.model = model
         rows = int(model.get_input_embeddings().weight.shape[0])  # type: ignore[index]
         self.vocabulary = rows - PADDED if rows > 2 * PADDED else rows
-        random = np.random.default_rng([length, 1])
+        random = generator(stream(Purpose.TRIED_ROWS, 0, length))
         steps = max(1, min(6, length // 3))
         sizes = [
             (max(1, length - steps), steps),
@@ -139,7 +140,10 @@ class _Trial:
             (max(1, length // 4 - steps), steps),
         ]
         prompts = [[int(t) for t in random.integers(1, self.vocabulary, size=size)] for size, _ in sizes]
-        self.requests = [Request(p, new, (i + 1,)) for i, (p, (_, new)) in enumerate(zip(prompts, sizes, strict=True))]
+        self.requests = [
+            Request(prompt, new, stream(Purpose.TRIED_RESPONSES, 0, row))
+            for row, (prompt, (_, new)) in enumerate(zip(prompts, sizes, strict=True))
+        ]
         self.responses = [[int(t) for t in random.integers(1, self.vocabulary, size=new)] for _, new in sizes]
         self.rows = [[*p, *r] for p, r in zip(prompts, self.responses, strict=True)]
         self._laws: dict[tuple[int, ...], Tensor] = {}
@@ -222,6 +226,8 @@ class _Trial:
     def rollouts(self) -> Iterator[tuple[list[int], Tensor, Tensor]]:
         """The model as its own teacher: each catches up with what the other has drawn."""
         sampler = RolloutSampler(self.model, self.model, (0,), self.vocabulary, 0.5, 1.0, AT_ONCE)
-        for request, response in zip(self.requests, sampler.sample(self.requests, (1,)), strict=True):
+        for request, response in zip(
+            self.requests, sampler.sample(self.requests, stream(Purpose.TRIED_COINS, 0)), strict=True
+        ):
             row = [*request.prompt, *response.tokens]
             yield row, response.log_prob, self.right(row, len(response.tokens))

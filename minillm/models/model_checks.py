@@ -29,14 +29,14 @@ def require_loadable(name: str, directory: Path) -> dict[str, Any]:
         The fields of its config.json.
 
     Raises:
-        StageError: If it has no weights, or needs code of its own.
+        StageError: If it has no weights or no readable configuration, or needs code of its own.
     """
     require_weights(directory)
-    try:
+    with explained(name, f"read the configuration in {directory}"):
         fields, _ = PreTrainedConfig.get_config_dict(directory)
-    except OSError as error:
-        raise StageError(f"{name}: {error}") from error
-    if "auto_map" in fields and fields.get("model_type") not in CONFIG_MAPPING:
+    if not isinstance(fields, dict):
+        raise StageError(f"{name}: {directory / 'config.json'} holds no JSON object; get the file again")
+    if "auto_map" in fields and str(fields.get("model_type")) not in CONFIG_MAPPING:
         raise StageError(
             f"{name}: {directory} is of an architecture of its own ({fields.get('model_type')}) and needs code that "
             "comes with it, which is never run; take a model whose architecture transformers has"

@@ -9,7 +9,7 @@ WEIGHTS = ("model*.safetensors", "pytorch_model*.bin")
 """The first is preferred; transformers reads the second with torch's weights_only, which runs no code."""
 WHOLE = ("model.safetensors", "pytorch_model.bin")
 """Weights in one file, in the order of `WEIGHTS`; weights in shards have an index beside them, `NAME.index.json`."""
-ADAPTER = "adapter_config.json"
+ADAPTER_CONFIG = "adapter_config.json"
 
 
 def require_weights(directory: Path) -> None:
@@ -20,11 +20,11 @@ def require_weights(directory: Path) -> None:
     """
     if not directory.is_dir():
         raise StageError(f"{directory} is a file; a model is a directory with config.json and model.safetensors")
-    if (directory / ADAPTER).is_file():
+    if (directory / ADAPTER_CONFIG).is_file():
         raise StageError(
-            f"model directory {directory} holds an adapter ({ADAPTER}), which transformers would add to the weights it "
-            "loads, even to those that have it in them already; merge it into its base (peft's merge_and_unload) if "
-            f"that is not done, and remove {ADAPTER} and the adapter's weights"
+            f"model directory {directory} holds an adapter ({ADAPTER_CONFIG}), which transformers would add to the "
+            "weights it loads, even to those that have it in them already; merge it into its base (peft's "
+            f"merge_and_unload) if that is not done, and remove {ADAPTER_CONFIG} and the adapter's weights"
         )
     if not (directory / "config.json").is_file():
         raise StageError(f"model directory {directory} has no config.json; give a Hugging Face model directory")

@@ -1,17 +1,20 @@
 """Stage `prepare`: the tokenizer that models share, and whether they fit it and the lengths asked for."""
 
+import copy
 import json
 from collections.abc import Iterator
 from pathlib import Path
 
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from minillm.config import Lora
 from minillm.data.documents import read_documents
 from minillm.data.prompts import render
 from minillm.data.rows import Row, read_rows, read_split
 from minillm.errors import StageError
 from minillm.models.architecture_check import require_faithful
 from minillm.models.facts import ModelFacts
+from minillm.models.lora import add_adapters
 from minillm.models.model_checks import build_skeleton, inspect_model, require_loadable, require_positions
 from minillm.models.shared_tokenizer import SharedTokenizer, entries_of, named_end_tokens, share
 from minillm.models.tokenizer_checks import has_tokenizer, load_tokenizer, require_end, require_same_tokenizer
@@ -44,6 +47,8 @@ def run(job: Job) -> dict[str, float | str]:
             require_fitting_weights(name, origin, ready_made[name], skeleton)
         facts[name] = inspect_model(name, config, skeleton, entries)
         require_positions(name, facts[name], settings.max_tokens, settings.generation_tokens)
+        for lora in settings.adapters.get(name, ()):
+            _require_adaptable(name, skeleton, lora)
         require_faithful(name, config, skeleton, max(settings.max_tokens, settings.generation_tokens))
     if tokenizer.pad_token is None:  # padding is always masked; libraries still ask for a token
         tokenizer.pad_token = tokenizer.eos_token
@@ -58,6 +63,13 @@ def run(job: Job) -> dict[str, float | str]:
         "end_tokens": " ".join(_ends_in_words(shared)),
         **{f"parameters/{name}": float(fact.parameters) for name, fact in facts.items()},
     }
+
+
+def _require_adaptable(name: str, skeleton: PreTrainedModel, lora: Lora) -> None:
+    try:
+        add_adapters(copy.deepcopy(skeleton), lora)
+    except StageError as error:
+        raise StageError(f"{name}: {error}") from error
 
 
 def _named_ends(job: Job, settings: Prepare, entries: int) -> list[int]:

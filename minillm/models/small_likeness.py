@@ -10,6 +10,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from minillm.errors import StageError
+from minillm.streams import Purpose, stream, torch_seed
 
 ROWS = 300
 """Embedding rows of the likeness."""
@@ -45,7 +46,7 @@ def likeness(config: PretrainedConfig, layers: int, seed: int) -> PreTrainedMode
     if weights > LARGEST:
         raise StageError(f"it would have {weights:,} weights, of at most {LARGEST:,}")
     with torch.random.fork_rng():
-        torch.manual_seed(seed)
+        torch.manual_seed(torch_seed(stream(Purpose.TRIED_WEIGHTS, seed)))
         model = AutoModelForCausalLM.from_config(small, dtype=torch.float32).eval()
         _randomise(model)
     return model

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from minillm.errors import StageError
+from minillm.errors import StageError, error_words
 
 PROBE = "Naïve café №3:\n\n### Response:\n  1,234.5 × 10⁶ → 答え \t’tis “so”.\n"
 """Spaces, line ends, digits, accents, punctuation and another script: what pre-tokenisers treat differently."""
@@ -21,10 +21,11 @@ def load_tokenizer(directory: Path, owner: str) -> PreTrainedTokenizerBase:
     """
     try:
         return AutoTokenizer.from_pretrained(directory)
-    except (OSError, ValueError, TypeError, KeyError, ImportError) as error:
+    except Exception as error:  # a broken file fails in many ways
         raise StageError(
-            f"{owner}: {directory} has no tokenizer that transformers can load ({error}); put its tokenizer.json and "
-            "tokenizer_config.json there or, to distil, set tokenizer.path to a directory that has them"
+            f"{owner}: {directory} has no tokenizer that transformers can load ({error_words(error)}); put its "
+            "tokenizer.json and tokenizer_config.json there or, to distil, set tokenizer.path to a directory that has "
+            "them"
         ) from error
 
 

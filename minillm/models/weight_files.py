@@ -18,8 +18,8 @@ from minillm.models.model_files import few, weight_files
 
 LFS = b"version https://git-lfs"
 """What a file of git-lfs begins with that was not fetched."""
-COMPUTED = re.compile(r"\.masked_bias$")
-"""Constants that older versions saved and newer ones compute."""
+COMPUTED = re.compile(r"\.(masked_bias|causal_mask|inv_freq)$|(^|\.)h\.\d+\.attn\.bias$")
+"""Masks and rotary frequencies that older versions saved and newer ones compute (GPT-2, GPT-J, CodeGen, Falcon)."""
 
 
 def require_fitting_weights(name: str, directory: Path, fields: Mapping[str, Any], skeleton: PreTrainedModel) -> None:
@@ -149,7 +149,7 @@ def _header(name: str, path: Path) -> dict[str, Tensor]:
 
 
 def _require_whole(name: str, path: Path) -> None:
-    """Compare a safetensors file's size with what its header speaks of."""
+    """Compare a safetensors file's size with the size its header implies."""
     size = path.stat().st_size
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
@@ -162,8 +162,8 @@ def _require_whole(name: str, path: Path) -> None:
     whole = 8 + length + max(ends, default=0)
     if entries is None or size != whole:
         raise StageError(
-            f"{name}: {path} has {size:,} bytes, and its header speaks of {whole:,}: it is damaged or was not "
-            "downloaded to the end; download it again"
+            f"{name}: {path} has {size:,} bytes, and the size its header implies is {whole:,}: it is damaged or was "
+            "not downloaded to the end; download it again"
         )
 
 

@@ -257,7 +257,10 @@ def how_tested(comparison: Comparison) -> str:
     fewest = min(len(of) for of in comparison.prompts[comparison.roles[0]].values())
     if 2 * 0.5**fewest >= LEVEL:
         number = f"{fewest} prompt{'s'[: fewest > 1]}"
-        words += f" {number} alone cannot tell {comparison.row_word}s apart: no p-value is below 2/2ⁿ."
+        words += (
+            f" A benchmark of {number} cannot tell {comparison.row_word}s apart by itself: its p-value is never below "
+            f"{2 * 0.5**fewest:.2g}."
+        )
     return words
 
 

@@ -24,12 +24,17 @@ INK = "#010203"
 TEACHER = "#808080"
 COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 MARKERS = ("s", "o", "^", "D", "v", "P", "X")
+DIVERGENCE_CURVES = {
+    f"train/{name}": f"{words[0].upper()}{words[1:]} to the teacher, nats"
+    for name, words in DIVERGENCES.items()
+    if name != "cross_entropy"  # which asks no teacher
+}
 CURVES = {
     "train/loss": "Training loss",
     "valid/loss": "Validation loss, nats per token",
     "valid/rouge_l": "Validation Rouge-L (0–100)",
-    **{f"train/{name}": f"{words[0].upper()}{words[1:]} to the teacher, nats" for name, words in DIVERGENCES.items()},
     "valid/rouge_l_characters": "Validation Rouge-L of characters (0–100)",
+    **DIVERGENCE_CURVES,
     "train/response_tokens": "Length of rollouts, tokens",
 }
 """Metrics drawn by step, where a model has them."""

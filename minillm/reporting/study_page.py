@@ -18,7 +18,7 @@ from minillm.reporting.sections import doubt_words
 from minillm.reporting.variants import Curve, StudyComparison
 from minillm.stages import StudyReport
 
-SHOWN_CURVES = ("train/reverse_kl", "train/response_tokens", "valid/rouge_l", "valid/rouge_l_characters")
+SHOWN_CURVES = (*plots.DIVERGENCE_CURVES, "train/response_tokens", "valid/rouge_l", "valid/rouge_l_characters")
 MARKS = 8
 """Markers on a curve too long to mark each point."""
 

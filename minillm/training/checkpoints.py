@@ -28,7 +28,8 @@ RECORD = "checkpoint.json"
 class CheckpointRecord(BaseModel):
     """What a checkpoint says of itself."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    # Pydantic would write null for a loss that is not a number, and no later attempt could read the history.
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="constants")
 
     step: int
     processes: int
@@ -108,8 +109,8 @@ class Checkpoints:
         stage = engine.zero_optimization_stage()
         if record.zero_stage != stage:
             raise StageError(
-                f"runtime.zero_stage is {stage}, but {folder} was written with {record.zero_stage}; set it back "
-                "until this stage has ended, or remove that folder to begin it again"
+                f"this run would use ZeRO stage {stage}, but {folder} was written with {record.zero_stage}; set "
+                "runtime.zero_stage back until this stage has ended, or remove that folder to begin it again"
             )
         if self.universal and rank() == 0:
             print(f"a checkpoint of {record.processes} processes is put together for {world_size()}", flush=True)

@@ -10,7 +10,6 @@ import torch
 from transformers import PreTrainedModel
 
 from minillm.config import Runtime, Training
-from minillm.errors import StageError
 from minillm.models.output_head import HeadedModel
 from minillm.processes import world_size
 
@@ -21,15 +20,9 @@ deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 def micro_batch_size(batch_size: int, largest: int) -> int:
     """Rows of one forward pass: the largest divisor of a process's share that is no more than `largest`.
 
-    Raises:
-        StageError: If the global batch cannot be divided among the processes.
+    The configuration sees to it that a batch can be divided among the processes.
     """
-    share, rest = divmod(batch_size, world_size())
-    if rest or not share:
-        raise StageError(
-            f"batch_size {batch_size} cannot be divided among {world_size()} processes; "
-            "choose a multiple, or another number in runtime.processes"
-        )
+    share = batch_size // world_size()
     return max(size for size in range(1, min(share, largest) + 1) if share % size == 0)
 
 

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from minillm.config import Method, Policy
 from minillm.data.plain_text import PlainText
-from minillm.errors import StageError
 from minillm.generation.rollouts import RolloutSampler
 from minillm.generation.slots import Request
 from minillm.models.batches import make_batch, micro_batches
@@ -56,14 +55,6 @@ class Rollouts:
     generation_batch_size: int
     seed: int
     round: Round | None = field(default=None, init=False)
-
-    def __post_init__(self) -> None:
-        size = self.policy.plain_text_batch_size or 0
-        if size % world_size():
-            raise StageError(
-                f"policy.plain_text_batch_size {size} cannot be divided among {world_size()} processes; "
-                "choose a multiple, or another number in runtime.processes"
-            )
 
     def prepare(self, step: int, micro_batch_size: int) -> dict[str, float]:
         """Sample the round that the step belongs to, unless it is at hand."""

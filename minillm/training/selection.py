@@ -15,7 +15,7 @@ import torch.distributed as dist
 from minillm.config import Metric
 from minillm.durable import move, sync, sync_tree, write_atomically
 from minillm.errors import StageError
-from minillm.evaluation.metrics import METRICS
+from minillm.evaluation.metrics import METRICS_BY_NAME
 from minillm.generation.sampling import Sampler
 from minillm.generation.slots import Request
 from minillm.models.batches import make_batch
@@ -44,7 +44,7 @@ class Validation:
         self.models.student.eval()
         metrics = {"valid/loss": self._loss()}
         if select_by != "validation_loss":
-            metrics[f"valid/{select_by}"] = self._score(METRICS[select_by])
+            metrics[f"valid/{select_by}"] = self._score(METRICS_BY_NAME[select_by])
         return metrics
 
     @torch.no_grad()
@@ -164,7 +164,7 @@ class Selection:
 
     @property
     def _sound(self) -> list[dict[str, float]]:
-        """Validations whose figures are numbers; others say nothing of the weights, or that they are lost."""
+        """Validations whose loss and score are finite; the others cannot be ranked."""
         return [of for of in self.history if math.isfinite(of[self._name]) and math.isfinite(of["valid/loss"])]
 
     def _rank(self, record: dict[str, float]) -> float:

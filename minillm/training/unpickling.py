@@ -20,7 +20,7 @@ HOLDS = [LossScaler, ZeroStageEnum, fragment_address]
 
 @contextlib.contextmanager
 def only_data() -> Iterator[None]:
-    """Meanwhile, `torch.load` reads data alone, whatever its caller asks for, as DeepSpeed does.
+    """Make every `torch.load` inside the block read plain data only, including DeepSpeed's own calls that ask for more.
 
     Raises:
         pickle.UnpicklingError: A file holds something else.

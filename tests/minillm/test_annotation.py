@@ -108,6 +108,12 @@ def test_what_the_run_does_not_have_is_refused(tmp_path: Path, choice, message):
         draw_pairs(read_report(write_run(tmp_path)), **arguments)
 
 
+def test_a_seed_that_names_no_random_numbers_is_refused():
+    done = command("--seed", "-1")
+    assert done.returncode == 2
+    assert "argument --seed: '-1' is not a seed, a whole number from 0 to 4294967295" in done.stderr
+
+
 def test_a_report_is_found_from_its_page_its_folder_or_its_store(tmp_path: Path):
     page = write_run(tmp_path)
     assert read_report(page) == read_report(page.parent) == read_report(newest_report(tmp_path))

@@ -243,14 +243,20 @@ def test_a_json_list_gives_the_same_elements_whatever_is_read_at_once(tmp_path, 
             values(path)
 
 
-def test_rows_of_a_json_list_that_lose_a_part_are_malformed(tmp_path):
+@pytest.mark.parametrize("block", [4999, 1 << 20])
+def test_rows_of_a_json_list_that_lose_a_part_are_malformed(tmp_path, monkeypatch, block):
+    monkeypatch.setattr(json_rows, "BLOCK", block)
     path = tmp_path / "list.json"
-    path.write_text('[{"a": "\\ud83d"}, {"a": "\\ud83d\\ude00"}, {"a": 1, "a": 2}]', encoding="utf-8")
-    first, second, third = read_records(path)
+    digits = "1" * 5000
+    rows = f'{{"a": "\\ud83d"}}, {{"a": "\\ud83d\\ude00"}}, {{"a": 1, "a": 2}}, {{"a": {digits}}}, {digits}, {{"a": 3}}'
+    path.write_text(f"[{rows}]", encoding="utf-8")
+    first, second, third, fourth, fifth, last = read_records(path)
     assert first.problem is not None
     assert first.problem.startswith("half a character")
     assert second.value == {"a": "\N{GRINNING FACE}"}
     assert third.problem == "`a` is given twice"
+    assert fourth.problem == fifth.problem == "a number of 5,000 digits, too many to read"
+    assert last.value == {"a": 3}
     path.write_bytes(b'[{"a": "caf\xe9"}]')
     with pytest.raises(StageError, match="byte 0xe9 at position 11"):
         values(path)

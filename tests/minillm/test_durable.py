@@ -7,6 +7,7 @@ import pytest
 from safetensors.torch import load_file
 
 from minillm.artifacts import Store
+from minillm.durable import sync
 from minillm.training.checkpoints import newest_whole, read_record
 from tests.minillm.jobs import worker_environment, write_job
 from tests.minillm.trainings import settings, text_inputs
@@ -26,6 +27,13 @@ sync_tree(work / "checkpoints")
 (work / "output" / "table.txt").write_text("table")
 store.complete("train", {KEY!r}, {{}})
 """
+
+
+def test_a_file_system_that_cannot_wait_for_folders_is_taken_as_it_is():
+    """Linux's /proc is one that refuses to; of files it must be said."""
+    sync(Path("/proc/self"))
+    with pytest.raises(OSError, match="Invalid argument"):
+        sync(Path("/proc/self/status"))
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import pydantic
 import pytest
 import yaml
 
-from minillm.config import Runtime
+from minillm.config import Lora, Runtime
 from minillm.errors import ConfigError
 from minillm.hosts import read_hosts
 from minillm.loading import load_config, load_evaluation, named_models
@@ -476,6 +476,23 @@ def test_no_entry_can_take_the_name_of_another(tmp_path, raw, second, message):
     assert message in refusal(tmp_path, with_entry(raw, "evaluation.benchmarks", second))
 
 
+def test_versions_of_one_thing_stand_beside_each_other(tmp_path, raw):
+    for section, names in {"methods": ("mix-0", "mix-0.2"), "evaluation.held_out": ("v1", "v1.5")}.items():
+        for name in names:
+            raw = with_entry(raw, section, name)
+    config = load(tmp_path, raw)
+    assert {"mix-0", "mix-0.2"} <= config.methods.keys()
+    assert set(config.evaluation.held_out) >= {"v1", "v1.5"}
+
+
+def test_the_adapters_of_a_model_are_those_of_its_trainings(tmp_path, raw):
+    raw["teacher"]["training"]["lora"] = {"modules": ["c_attn"]}
+    raw["student"]["initial"]["lora"] = raw["methods"]["sft"]["training"]["lora"] = {"rank": 2}
+    config = load(tmp_path, raw)
+    expected = {"teacher.model": (Lora(modules=("c_attn",)),), "student.model": (Lora(rank=2),)}
+    assert config.adapters == expected
+
+
 def test_the_rule_for_names_is_that_of_rows_and_experiments_too(tmp_path, raw):
     assert "name: 'a/b' cannot be a name" in refusal(tmp_path, raw, "name=a/b")
     path = tmp_path / "evaluation.yaml"
@@ -498,15 +515,16 @@ def test_the_rule_for_names_is_that_of_rows_and_experiments_too(tmp_path, raw):
         ("methods.minillm.policy.temperature=1e-300", "policy.temperature: Input should be greater than"),
         (
             "runtime.processes=3",
-            "runtime.processes is 3, among which teacher.training.batch_size (8) and student.initial.batch_size (8) "
-            "and methods.minillm.training.batch_size (8) and methods.sft.training.batch_size (8) cannot be divided",
+            "teacher.training.batch_size (8) and student.initial.batch_size (8) and "
+            "methods.minillm.training.batch_size (8) and methods.sft.training.batch_size (8) cannot be divided "
+            "among the 3 processes of runtime.processes; choose a multiple",
         ),
         ("methods.minillm.policy.plain_text_batch_size=3", None),
     ],
 )
 def test_numbers_that_could_only_fail_later_are_refused(tmp_path, raw, override, message):
     if message is None:
-        message = "among which methods.minillm.policy.plain_text_batch_size (3) cannot be divided"
+        message = "methods.minillm.policy.plain_text_batch_size (3) cannot be divided among the 2 processes of"
         assert message in refusal(tmp_path, raw, override, "runtime.processes=2")
         return
     assert message in refusal(tmp_path, raw, override)

@@ -1,6 +1,7 @@
 import json
 import pickle
 from pathlib import Path
+from tempfile import mkdtemp
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
-from minillm.config import Template
+from minillm.config import Lora, Template
 from minillm.config import Tokenizer as TokenizerChoice
 from minillm.data.prompts import encode_prompts, encode_texts
 from minillm.errors import StageError
@@ -81,6 +82,21 @@ def test_a_trained_tokenizer_loads_as_any_other_and_loses_nothing(tmp_path):
         "tokenizer_entries": len(tokenizer),
         "positions": 64,
     }
+
+
+def test_adapters_that_cannot_work_are_found_before_any_training(tmp_path):
+    def prepare(**adapters: tuple[Lora, ...]) -> str:
+        stage = settings(GPT2, GPT2, train_vocabulary=300)
+        stage = stage.model_copy(update={"adapters": {f"{name}.model": of for name, of in adapters.items()}})
+        output, _ = run_stage(stage, instructions(tmp_path), Path(mkdtemp(dir=tmp_path)))
+        return (output / "models.json").read_text(encoding="utf-8")
+
+    fitting = (Lora(), Lora(modules=("c_attn",)))
+    assert prepare(teacher=fitting, student=fitting) == prepare()
+    with pytest.raises(StageError, match=r"^student\.model: training\.lora\.modules \['q_proj'\]: gpt2 has none of"):
+        prepare(teacher=fitting, student=(*fitting, Lora(modules=("q_proj",))))
+    with pytest.raises(StageError, match=r"^teacher\.model: training\.lora\.modules: lm_head is an embedding or"):
+        prepare(teacher=(Lora(modules=("c_attn", "lm_head")),))
 
 
 def test_training_a_tokenizer_twice_gives_the_same_bytes(tmp_path):
@@ -258,6 +274,30 @@ def test_training_a_tokenizer_for_weights_that_have_one_is_refused(tmp_path):
     inputs = {**instructions(tmp_path), "student.model": model_directory(tmp_path / "student", train_bpe(TEXTS, 300))}
     with pytest.raises(StageError, match=r"train_vocabulary is 300, but student\.model has weights made for"):
         run_stage(settings(GPT2, None, train_vocabulary=300), inputs, tmp_path / "run")
+
+
+@pytest.mark.parametrize("content", ["[]", "3", '{"added_tokens_decoder": []}', "{"])
+def test_a_broken_tokenizer_configuration_is_refused_by_its_folder(tmp_path, content):
+    model = model_directory(tmp_path / "mine", train_bpe(TEXTS, 300))
+    (model / "tokenizer_config.json").write_text(content, encoding="utf-8")
+    with pytest.raises(StageError, match=r"^model: .*mine has no tokenizer that transformers can load \(\w+Error: "):
+        run_stage(ALONE, {"model": model}, tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("[]", r"^model: .*config\.json holds no JSON object; get the file again"),
+        ("3", "^model: transformers cannot read the configuration in .*mine: TypeError"),
+        ("{", "^model: transformers cannot read the configuration in .*mine: OSError"),
+        ('{"auto_map": {}, "model_type": []}', "is of an architecture of its own"),
+    ],
+)
+def test_a_broken_configuration_is_refused_by_its_folder(tmp_path, content, message):
+    model = model_directory(tmp_path / "mine", train_bpe(TEXTS, 300))
+    (model / "config.json").write_text(content, encoding="utf-8")
+    with pytest.raises(StageError, match=message):
+        run_stage(ALONE, {"model": model}, tmp_path / "run")
 
 
 def test_a_tokenizer_directory_of_the_users_choice_serves(tmp_path):

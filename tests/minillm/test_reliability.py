@@ -95,6 +95,13 @@ def test_an_interval_of_a_calibrated_model_ends_at_zero():
     assert sum(reliability(parts)["ece"]["interval"][0] == 0.0 for parts in samples(20, 60, lambda sure: sure)) >= 17
 
 
+def test_a_lucky_sample_does_not_prove_that_there_is_no_error():
+    """Half of forty right at a confidence of 1/2, with a standard error of √(1/4 / 40) = 0.079."""
+    low, high = calibration_interval(one_by_one([0.5] * 40, [1, 0] * 20))
+    assert low == 0.0
+    assert high == pytest.approx(2.24 * 0.079, rel=0.05), "97.5 % of normal numbers are within 2.24 standard errors"
+
+
 def test_two_prompts_or_prompts_all_alike_have_no_interval():
     assert reliability(one_by_one([0.4], [1]))["ece"] == {"value": pytest.approx(0.6), "interval": [None, None]}
     assert calibration_interval(one_by_one([0.4, 0.7], [1, 0])) == (None, None)

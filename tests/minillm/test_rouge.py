@@ -7,7 +7,7 @@ import pytest
 from rouge_score.rouge_scorer import RougeScorer
 
 from minillm.errors import StageError
-from minillm.evaluation.metrics import METRICS, require_seen, sees
+from minillm.evaluation.metrics import METRICS_BY_NAME, require_seen, sees
 from minillm.evaluation.rouge import exact_match, rouge_l, rouge_l_characters
 
 DATA = Path(os.environ.get("MINILLM_DATA", Path(__file__).parents[2] / ".." / "shared" / "data"))
@@ -126,11 +126,11 @@ def test_what_a_metric_sees(text, by_words, by_characters):
     assert sees("rouge_l_characters", text) == by_characters
 
 
-@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("metric", METRICS_BY_NAME)
 def test_what_a_metric_sees_equals_itself(metric):
     for text in ODD:
         if sees(metric, text):
-            assert METRICS[metric](text, [text]) == 1.0
+            assert METRICS_BY_NAME[metric](text, [text]) == 1.0
 
 
 def test_references_that_are_not_seen_are_refused_with_number_first_and_remedy():
@@ -139,11 +139,11 @@ def test_references_that_are_not_seen_are_refused_with_number_first_and_remedy()
         require_seen("benchmark cities", mixed, "rouge_l", "set its metric to another")
     assert str(refusal.value) == (
         "benchmark cities: rouge_l sees nothing of 2 of 4 references, the first is number 1, counted from 0: "
-        "'北京是中国的首都'. Answers equal to them would score 0, or those that share a number 1; "
+        "'北京是中国的首都'. A perfect answer would score 0, and one that only shares a number would score 1; "
         "set its metric to another (rouge_l_characters or exact_match)"
     )
     require_seen("benchmark cities", mixed, "rouge_l_characters", "")
-    with pytest.raises(StageError, match=r"'\[\]'\. Answers .* another$"):
+    with pytest.raises(StageError, match=r"'\[\]'\. A perfect answer .* another$"):
         require_seen("brackets", [["[]"]], "rouge_l", "set its metric to another")
 
 

@@ -23,7 +23,7 @@ MALFORMED = {
     b'{"instruction": "a", "response": "b", "x": {"\\uDE00": 1}}': "half a character: \\ude00",
     b'{"instruction": "a", "response": "b", "response": "c"}': "`response` is given twice",
     b"[" * 100_000: "nested too deeply",
-    b'{"instruction": "a", "response": ' + b"1" * 5000 + b"}": "not JSON (Exceeds the limit",
+    b'{"instruction": "a", "response": ' + b"1" * 5000 + b"}": "a number of 5,000 digits, too many to read",
     b'{"instruction": "a", "response": "b"} {}': "not JSON (Extra data",
 }
 

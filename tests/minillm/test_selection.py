@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 
 from minillm.errors import StageError
+from minillm.manifest import MANIFEST, Manifest, read_manifest, seal
+from minillm.training.checkpoints import RECORD, CheckpointRecord, read_record
 from minillm.training.selection import Selection
 
 
@@ -69,3 +71,20 @@ def test_the_log_tells_ties_and_figures_that_are_none():
         "lower loss or else for being the earliest",
         "",
     ]
+
+
+def test_a_resumed_training_knows_a_validation_without_a_figure(tmp_path):
+    history = selection("rouge_l", (math.nan, 10.0), (2.0, 30.0), (math.inf, -math.inf)).history
+    record = CheckpointRecord(step=300, processes=1, zero_stage=0, selection={"history": history}, files={})
+    (tmp_path / RECORD).write_text(seal(record.model_dump(mode="json")), encoding="utf-8")
+    resumed = Selection(tmp_path, "rouge_l", read_record(tmp_path).selection["history"])
+    assert resumed.best == {"step": 200, "valid/loss": 2.0, "valid/rouge_l": 30.0}
+    assert [type(of["step"]) for of in resumed.history] == [int] * 3
+    assert math.isnan(resumed.history[0]["valid/loss"])
+    assert resumed.history[2]["valid/rouge_l"] == -math.inf
+
+
+def test_a_manifest_keeps_numbers_that_are_none(tmp_path):
+    manifest = Manifest(kind="train", key="k", created=0.0, config={"reached": math.nan}, files={})
+    (tmp_path / MANIFEST).write_text(seal(manifest.model_dump(mode="json")), encoding="utf-8")
+    assert math.isnan(read_manifest(tmp_path).config["reached"])

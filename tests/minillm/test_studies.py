@@ -14,6 +14,7 @@ from tests.minillm.test_configs import STUDIES
 from tests.small import write_short_experiment
 
 MIX = "methods.minillm.policy.teacher_mix"
+SCHEDULE = "methods.minillm.training.schedule"
 RATE = "methods.minillm.training.learning_rate"
 
 
@@ -38,7 +39,7 @@ def refusal(folder: Path, *overrides: str, **changes: Any) -> str:
 def test_every_variant_runs_with_every_seed_and_nothing_but_its_method(tmp_path: Path):
     study = load_study(write_study(tmp_path, seeds=[1, 2], runtime={"parallel_stages": 1}))
     assert [run.name for run in study.runs] == ["whole, seed 1", "off, seed 1", "whole, seed 2", "off, seed 2"]
-    common = ("runtime.parallel_stages=1", "methods.sft=null")
+    common = ("runtime.parallel_stages=1", "methods[sft]=null")
     assert study.runs[3].overrides == (*common, f"{MIX}=0", "name=mixing", "seed=2")
     config = load_config(study.base, study.runs[3].overrides)
     assert (config.name, config.seed, list(config.methods)) == ("mixing", 2, ["minillm"])
@@ -47,6 +48,15 @@ def test_every_variant_runs_with_every_seed_and_nothing_but_its_method(tmp_path:
     assert policy.teacher_mix == 0
     assert study.runtime == config.runtime, "its own stage runs where its runs do"
     assert config.runtime.store == str(tmp_path / "store"), "what the study does not change is the base's"
+
+
+def test_other_methods_are_left_out_whatever_their_names(tmp_path: Path):
+    path = write_study(tmp_path)
+    base = yaml.safe_load((tmp_path / "small.yaml").read_text(encoding="utf-8"))
+    base["methods"] |= {name: base["methods"]["sft"] for name in ("sft.5", "SFT 0.5")}
+    (tmp_path / "small.yaml").write_text(yaml.safe_dump(base), encoding="utf-8")
+    study = load_study(path)
+    assert list(load_config(study.base, study.runs[0].overrides).methods) == ["minillm"]
 
 
 def test_a_grid_is_every_combination(tmp_path: Path):
@@ -86,11 +96,16 @@ def test_an_override_that_does_not_fit_names_its_variant_and_the_remedy(tmp_path
         ({"method": "minilm"}, "has no method 'minilm'; did you mean `minillm`?"),
         ({"seeds": [1, 2, 1]}, "has 1 twice"),
         ({"variants": None, "grid": {MIX: [0, 0]}, "baseline": "teacher_mix 0"}, "two variants are named"),
+        (
+            {"variants": None, "grid": {SCHEDULE: ["cosine", "Cosine"]}, "baseline": "schedule cosine"},
+            "'schedule cosine' and 'schedule Cosine' differ only in the form of their letters",
+        ),
         ({"variants": None, "grid": {MIX: []}}, f"grid.{MIX} has no values"),
         ({"variants": None}, "exactly one of `variants`"),
         ({"variants": {"whole": [], "a=b": [f"{MIX}=0"]}}, "'a=b' cannot be a name"),
         ({"variants": {"whole": [], "same": [f"{MIX}=0.2"]}}, "'whole' and 'same' are the same configuration"),
         ({"variants": {"whole": [], "other": ["seed=3"]}}, "variant 'other' sets seed.*own `seeds`"),
+        ({"overrides": ["runtime[threads]=2"]}, "overrides sets runtime[threads], which is the same for all runs"),
         ({"overrides": ["runtime.threads=2"]}, "overrides sets runtime.threads.*own `runtime.threads`"),
         ({"variants": {"whole": [], "x": ["evaluation.benchmarks.dolly.min_reference_tokens=2"]}}, "cannot be paired"),
         ({"paralel_runs": 2}, "did you mean `parallel_runs`?"),

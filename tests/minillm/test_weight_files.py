@@ -9,11 +9,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from minillm.errors import StageError
 from minillm.models.causal_lm import load_model
+from minillm.models.model_checks import build_skeleton
 from minillm.models.model_files import require_weights
 from minillm.models.tokenizers_bpe import train_bpe
+from minillm.models.weight_files import require_fitting_weights
 from tests.minillm.direct import run_stage
 from tests.minillm.test_preparation import ALONE, TEXTS, model_directory
 
@@ -111,7 +114,10 @@ DAMAGED: dict[str, tuple[Callable[[Path], object], str]] = {
         ),
         r"model\.safetensors is a pointer of git-lfs, .*git lfs pull",
     ),
-    "half a file": (cut, r"model\.safetensors has [\d,]+ bytes, and its header speaks of [\d,]+: .* download it again"),
+    "half a file": (
+        cut,
+        r"model\.safetensors has [\d,]+ bytes, and the size its header implies is [\d,]+: .* download it again",
+    ),
     "an empty file": (lambda model: (model / FILE).write_bytes(b""), "is empty; download it again"),
     "another format": (lambda model: (model / FILE).write_bytes(b"\x10" + bytes(40)), "has no header of safetensors"),
     "eight bits": (
@@ -159,6 +165,32 @@ def test_weights_that_serve(name, model, tmp_path):
     SERVING[name](model)
     run_stage(ALONE, {"model": model}, tmp_path / "run")
     load_model(model)
+
+
+GPTJ = {"n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 32, "rotary_dim": 4}
+FALCON = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+MASK = torch.ones(1, 1, 32, 32).bool()
+OLDER: dict[str, tuple[dict, Weights]] = {
+    "gptj": (GPTJ, {"attn.bias": MASK, "attn.masked_bias": torch.tensor(-1e9)}),
+    "codegen": (GPTJ, {"attn.causal_mask": MASK}),
+    "falcon": (FALCON, {"self_attention.maybe_rotary.inv_freq": torch.ones(4)}),
+}
+"""Fields of small models, and what older versions saved beside the weights of their first block."""
+
+
+@pytest.mark.parametrize("name", OLDER)
+def test_what_older_versions_saved_and_newer_ones_compute_is_no_left_over(name, tmp_path):
+    fields, computed = OLDER[name]
+    AutoModelForCausalLM.from_config(AutoConfig.for_model(name, vocab_size=20, **fields)).save_pretrained(tmp_path)
+    weights = load_file(tmp_path / FILE) | {f"transformer.h.0.{part}": tensor for part, tensor in computed.items()}
+    store(tmp_path, weights)
+    _, skeleton = build_skeleton("model", tmp_path, 20)
+    require_fitting_weights("model", tmp_path, {}, skeleton)
+    load_model(tmp_path)
+    left = "transformer.h.0.attn.q_proj.bias"
+    store(tmp_path, weights | {left: torch.ones(16)})
+    with pytest.raises(StageError, match=rf"1 left over \({left}\)"):
+        require_fitting_weights("model", tmp_path, {}, skeleton)
 
 
 @pytest.mark.parametrize("name", DAMAGED)
