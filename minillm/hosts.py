@@ -42,6 +42,6 @@ def _require_names(hostfile: Path) -> None:
         name = next(iter(line.split()), "#")
         if not name.startswith("#") and NAME.fullmatch(name) is None:
             raise ConfigError(
-                f"runtime.hostfile {hostfile}, line {number}: {name!r} is no host; names begin with a letter or digit "
-                "and have letters, digits, dots, hyphens and underscores (users and ports belong in ~/.ssh/config)"
+                f"runtime.hostfile {hostfile}, line {number}: {name!r} is no host; names are letters, digits "
+                "and . _ - : and begin and end with a letter or digit (users and ports belong in ~/.ssh/config)"
             )

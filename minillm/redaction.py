@@ -23,9 +23,16 @@ VARIABLES = re.compile(
     re.IGNORECASE,
 )
 """Ends of the names of environment variables whose values are secrets."""
-WORDS = r"[\w.-]*(?:password|passwd|pwd|token|secret|signature|credential|auth|sig|key)"
-USER = r"""(?<=://)(?:[^\s/?#:@\["'<>]{,200}:(?!\d+[/?#])[^\s"'<>]{,500}@|[^\s/?#"'<>]{,500}@)"""
-"""User and password of an address, before its host; a password may have slashes and at signs in it."""
+WORDS = (
+    r"(?:[\w.-]*(?:password|passwd|token|secret|signature|credential)|(?:[\w.-]*[_.-])?(?:pwd|auth|sig)"
+    r"|(?:[\w.-]*(?:api|access|secret|account|private|shared|subscription|license|auth)[_.-]?)?key)"
+)
+"""Names of what is secret in a query. Short ones stand alone or behind a separator: not `monkey`, not `sort_key`."""
+USER = r"""(?<=://)(?!(?:localhost|\d+(?:\.\d+){3}):\d+[,;|][^\s:/"'<>]*@)(?:[^\s/?#:@\["'<>]{,200}:(?!\d+[/?#])[^\s"'<>]{,500}@|[^\s/?#"'<>]{,500}@)"""
+"""User and password of an address, before its host; a password may have slashes and at signs in it.
+
+A mail address behind a machine's address and port, with a comma between them, is none.
+"""
 QUERY = rf"""(?<=[?&;#])(?P<name>{WORDS}=)[^\s&#;"'<>)\]]+"""
 HEADER = r"""(?P<header>\bauthorization\W{1,4}(?:basic|bearer)\s+)[\w.~+/=-]+"""
 SETTING = r"""(?P<setting>\b(?:password|passwd|pwd)\s?=\s?)(?:'[^']*'|[^\s'"&,;)]+)"""

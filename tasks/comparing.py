@@ -19,16 +19,13 @@ from tabulate import tabulate
 from minillm.artifacts import Store
 from minillm.durable import make_folder, move, sync_tree
 from minillm.errors import StageError
-from minillm.files import local_path
 from tasks.outbox import Outbox
 from tasks.pages import page_key, show_page
 from tasks.records import Wanted
-from tasks.settings import set_mlflow_defaults
-from tasks.tracking import COMPARED_TAG, Tracker, prefect_page
+from tasks.tracking import COMPARED_TAG, Tracker, prefect_page, tracked_runs
 
 if TYPE_CHECKING:
     from minillm.reporting.runs import Run
-    from tasks.tracked_runs import TrackedRuns
 
 LISTED = 10
 FOLDER = "comparisons"
@@ -37,7 +34,7 @@ FOLDER = "comparisons"
 
 def latest_runs(experiment: str | None, store: str) -> str:
     """A table of the latest finished runs, and how to name them."""
-    tracked = _tracked(store)
+    tracked = tracked_runs(store)
     runs = [run for run in tracked.of_flows(experiment) if run.info.status == "FINISHED"]
     if not runs:
         return "no run has finished yet; one is started by python -m flows.distill"
@@ -62,7 +59,7 @@ def chosen_runs(words: Sequence[str], experiment: str | None, store: str) -> lis
     Raises:
         StageError: A name means none or several, or they are not at least two runs.
     """
-    tracked = _tracked(store)
+    tracked = tracked_runs(store)
     candidates = tracked.of_flows(experiment)
     found = [tracked.find(name, candidates).info.run_id for name in words]
     for place, identity in enumerate(found):
@@ -82,7 +79,7 @@ def find_runs(words: Sequence[str], experiment: str | None, store: str) -> list[
 @task(task_run_name="read runs", persist_result=False, cache_policy=NO_CACHE)
 def read_runs(identities: Sequence[str], store: str) -> "list[Run]":
     """What MLflow has of the runs."""
-    tracked = _tracked(store)
+    tracked = tracked_runs(store)
     candidates = tracked.of_flows()
     runs = [tracked.find(identity, candidates) for identity in identities]
     return [tracked.read(run, label) for run, label in zip(runs, tracked.labels(runs), strict=True)]
@@ -95,11 +92,12 @@ def write_comparison(runs: "Sequence[Run]", every_method: bool, store: str) -> t
     from minillm.reporting.runs_page import write
     from tasks.mlflow_client import comparison_page
 
-    folder = Store(store).root / FOLDER / page_key(" ".join(["compare", *(run.label for run in runs)]))
+    root = Store(store).root
+    folder = root / FOLDER / page_key(" ".join(["compare", *(run.label for run in runs)]))
     unfinished = folder.with_name(f"{folder.name}.tmp")
     shutil.rmtree(unfinished, ignore_errors=True)
     make_folder(unfinished)
-    page = comparison_page(sorted({run.experiment_id for run in runs}), [run.identity for run in runs])
+    page = comparison_page(root, sorted({run.experiment_id for run in runs}), [run.identity for run in runs])
     words = write(RunComparison(runs, every_method), page, unfinished)
     sync_tree(unfinished)
     shutil.rmtree(folder, ignore_errors=True)
@@ -147,13 +145,6 @@ def _track(runs: "Sequence[Run]", folder: Path, name: str, store: str) -> str | 
     for run, why in outbox.troubles().items():
         print(f"{'not in MLflow':<16} {run}: {why}")
     return outbox.sent(identity).url
-
-
-def _tracked(store: str) -> "TrackedRuns":
-    set_mlflow_defaults()
-    from tasks.tracked_runs import TrackedRuns
-
-    return TrackedRuns(local_path(store).resolve())
 
 
 def _means(metrics: Mapping[str, float]) -> list[tuple[str, float]]:

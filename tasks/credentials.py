@@ -6,6 +6,7 @@ user's commands find it; servers and workers get it in their environment. No com
 
 import contextlib
 import hmac
+import http.client
 import json
 import os
 import secrets
@@ -19,6 +20,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from minillm.durable import make_folder
 from minillm.errors import StageError
 from minillm.redaction import hide
 
@@ -61,15 +63,15 @@ class Server:
         return {"MLFLOW_TRACKING_USERNAME": name, "MLFLOW_TRACKING_PASSWORD": password}
 
 
-def make_login() -> str:
-    """A new login, or the lasting one that the user has set for Prefect's server.
+def make_login(before: "Server | None" = None) -> str:
+    """The lasting login that the user has set for Prefect's server, that of a server that died, or a new one.
 
     Raises:
-        StageError: That is none.
+        StageError: The login in PREFECT_SERVER_API_AUTH_STRING is malformed.
     """
     lasting = os.environ.get("PREFECT_SERVER_API_AUTH_STRING", "")
     if not lasting:
-        return f"{NAME}:{secrets.token_urlsafe(24)}"
+        return f"{NAME}:{secrets.token_urlsafe(24)}" if before is None else before.login
     name, _, password = lasting.partition(":")
     if not name or not password or not lasting.isascii():
         raise StageError("PREFECT_SERVER_API_AUTH_STRING: a login has the form NAME:PASSWORD, in ASCII; set it to one")
@@ -78,7 +80,7 @@ def make_login() -> str:
 
 def records_folder() -> Path:
     """Where records are kept: below Prefect's home, whose database the servers serve."""
-    return Path(os.environ.get("PREFECT_HOME", "~/.prefect")).expanduser() / "minillm"
+    return Path(os.environ.get("PREFECT_HOME") or "~/.prefect").expanduser() / "minillm"
 
 
 @contextlib.contextmanager
@@ -89,18 +91,16 @@ def recorded(server: Server) -> Iterator[Path]:
         StageError: The record would not be private.
     """
     folder = records_folder()
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    make_folder(folder)
     if folder.stat().st_uid == os.geteuid():
         folder.chmod(0o700)
     _require_private(folder)
     for path, other in _records():
-        if time.time() - path.stat().st_mtime > START_SECONDS and not listens(other.address):
-            path.unlink(missing_ok=True)  # killed before it could remove its record
-    path = folder / f"{server.kind}-{urllib.parse.urlsplit(server.address).port}.json"
-    path.unlink(missing_ok=True)
-    path.touch(mode=0o600)
-    text = json.dumps(asdict(server), indent=2) + "\n"
-    path.write_text(text, encoding="utf-8")
+        with contextlib.suppress(FileNotFoundError):  # removed meanwhile, by the process that wrote it
+            if time.time() - path.stat().st_mtime > START_SECONDS and not listens(other.address):
+                path.unlink()  # killed before it could remove its record
+    path = record(server)
+    text = path.read_text(encoding="utf-8")
     try:
         yield path
     finally:
@@ -109,10 +109,33 @@ def recorded(server: Server) -> Iterator[Path]:
                 path.unlink()
 
 
-def running(kind: str, wanted: str) -> Server | None:
-    """The server of a kind that this user has running for an address, if there is one."""
+def record(server: Server) -> Path:
+    """Write the record of a server into the folder of records; its path."""
+    path = records_folder() / f"{server.kind}-{urllib.parse.urlsplit(server.address).port}.json"
+    path.unlink(missing_ok=True)
+    path.touch(mode=0o600)
+    path.write_text(json.dumps(asdict(server), indent=2) + "\n", encoding="utf-8")
+    return path
+
+
+def running(kind: str, wanted: str, store: str | None = None) -> Server | None:
+    """The server of a kind that this user has running for an address, if there is one; of one store, where given."""
+    return next((server for server in _recorded_for(kind, wanted, store) if proves(server)), None)
+
+
+def died(kind: str, wanted: str, store: str | None = None) -> Server | None:
+    """The last server of a kind that this user had for an address and that ended without being asked to.
+
+    Clients that outlived it hold its login and call at its address, so the next one takes both. One whose address
+    something else listens at is none: the login may have been told there.
+    """
+    return next((server for server in _recorded_for(kind, wanted, store) if not listens(server.address)), None)
+
+
+def _recorded_for(kind: str, wanted: str, store: str | None) -> list[Server]:
+    """Servers with a record, the newest first."""
     found = [server for _, server in _records() if (server.kind, server.wanted) == (kind, wanted)]
-    return next((server for server in found if proves(server)), None)
+    return [server for server in found if store in (None, server.store)]
 
 
 def running_at(kind: str, address: str) -> Server | None:
@@ -128,7 +151,7 @@ def proves(server: Server) -> bool:
     try:
         with _DIRECT.open(f"{server.address}{PROOF_PATH}?challenge={challenge}", timeout=ANSWER_SECONDS) as reply:
             given = reply.read(1000)
-    except (OSError, ValueError):
+    except (OSError, ValueError, http.client.HTTPException):  # the last where something other than HTTP is spoken
         return False
     return hmac.compare_digest(given, proof(server.key, server.address, challenge).encode())
 
@@ -144,7 +167,7 @@ def listens(address: str) -> bool:
     try:
         with socket.create_connection((place.hostname, place.port), timeout=ANSWER_SECONDS):
             return True
-    except OSError:
+    except (OSError, ValueError):  # the latter where a record is damaged
         return False
 
 

@@ -45,7 +45,7 @@ def deploy() -> list[str]:
         FLOW/DEPLOYMENT names of all there are.
 
     Raises:
-        DeployError: prefect.yaml could not be deployed.
+        DeployError: prefect.yaml could not be deployed, or the pool is none for processes.
     """
     with get_client(sync_client=True) as client:
         make_pool(client)
@@ -60,10 +60,19 @@ def deploy() -> list[str]:
 
 
 def make_pool(client: SyncPrefectClient) -> None:
-    """Make the pool and its queue where they are not there yet; runs cannot change what a process of it executes."""
+    """Make the pool and its queue where they are not there yet; runs cannot change what a process of it executes.
+
+    Raises:
+        DeployError: There is a pool of the name for something other than processes.
+    """
     template = json.loads(POOL_TEMPLATE.read_text(encoding="utf-8"))
     try:
-        client.read_work_pool(POOL)
+        kind = client.read_work_pool(POOL).type
+        if kind != "process":
+            raise DeployError(
+                f"Prefect has a work pool {POOL!r} of the type {kind!r} already, and runs here need one of the type "
+                "'process': rename or delete it, or give `make serve` another Prefect database"
+            )
         client.update_work_pool(POOL, WorkPoolUpdate(base_job_template=template))
     except ObjectNotFound:
         client.create_work_pool(WorkPoolCreate(name=POOL, type="process", base_job_template=template))

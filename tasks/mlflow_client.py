@@ -50,8 +50,32 @@ TRAINING_PAGES = "workflowType=machine_learning"
 """Without it, MLflow opens the pages that it has for applications of language models."""
 FINAL_ANSWERS = (400, 404, 409, 413, 422)
 """HTTP statuses that sending again would not change."""
+UNKNOWN_USER = (401, 403)
+"""HTTP statuses of a request without the login that is wanted."""
 News = tuple[str, str, Any]
 """Kind, name and value of something that the server does not know yet."""
+
+
+class LoginError(Exception):
+    """The server wants a login, or another one."""
+
+    def __init__(self) -> None:
+        super().__init__("it wants a login: set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD")
+
+
+@contextlib.contextmanager
+def _logged_in() -> Iterator[None]:
+    """Tells a server that wants a login from one that does not answer.
+
+    Raises:
+        LoginError: Instead of MLflow's own error.
+    """
+    try:
+        yield
+    except MlflowException as error:
+        if error.get_http_status_code() in UNKNOWN_USER:
+            raise LoginError from error
+        raise
 
 
 class Sender:
@@ -59,6 +83,7 @@ class Sender:
 
     Raises:
         RefusedError: MLflow can use no such server.
+        LoginError: It wants a login.
         MlflowException: It does not answer.
     """
 
@@ -66,13 +91,15 @@ class Sender:
         self._artifacts = None if os.environ.get("MLFLOW_TRACKING_URI") else (store / FILES).as_uri()
         self._store = store
         try:
-            self.client = connect(store)
+            with _logged_in():
+                self.client = connect(store)
         except MlflowException as error:
             if _is_final(error):
                 raise RefusedError(f"{server_in_use()} is no place for tracked runs: {error.message}") from error
             raise
         self._experiments: dict[str, str] = {}
 
+    @_logged_in()
     def send(self, outbox: Outbox, record: Record, wanted: Wanted) -> None:
         """Send what the server does not know yet.
 
@@ -80,6 +107,7 @@ class Sender:
             RefusedError: The server will never take it.
             DeletedError: A person has deleted its run.
             UnsentError: This record could not be sent, though the server answers.
+            LoginError: The server wants a login.
             MlflowException: The server does not answer.
         """
         try:
@@ -141,7 +169,7 @@ class Sender:
                 parent = outbox.sent(wanted.parent).run_id or self._find(experiment, RECORD_TAG, wanted.parent)
                 tags |= {PARENT_TAG: parent} if parent else {}
             run_id = self.client.create_run(experiment, _milliseconds(wanted.started), tags, wanted.name).info.run_id
-        outbox.place(record, run_id, run_page(experiment, run_id), created)
+        outbox.place(record, run_id, run_page(self._store, experiment, run_id), created)
         return run_id
 
     def _experiment(self, name: str) -> str:
@@ -357,29 +385,32 @@ def answering() -> Iterator[None]:
         StageError: Instead of MLflow's own error.
     """
     try:
-        yield
+        with _logged_in():
+            yield
+    except LoginError as error:
+        raise StageError(f"MLflow ({server_in_use()}) cannot be read: {error}") from error
     except MlflowException as error:
-        server = os.environ.get("MLFLOW_TRACKING_URI", "the store's database")
+        server = server_in_use()
         reason = str(error).splitlines()[0][:300]
         raise StageError(
             f"MLflow ({server}) cannot be read: {reason}; start it, or mend MLFLOW_TRACKING_URI"
         ) from error
 
 
-def run_page(experiment: str, run_id: str) -> str:
+def run_page(store: Path, experiment: str, run_id: str) -> str:
     """Address of a run in the pages of the tracking server, or in those that `make ui` serves."""
-    return f"{_server()}/#/experiments/{experiment}/runs/{run_id}?{TRAINING_PAGES}"
+    return f"{_server(store)}/#/experiments/{experiment}/runs/{run_id}?{TRAINING_PAGES}"
 
 
-def comparison_page(experiments: Sequence[str], run_ids: Sequence[str]) -> str:
+def comparison_page(store: Path, experiments: Sequence[str], run_ids: Sequence[str]) -> str:
     """Address of MLflow's own comparison of runs."""
     chosen = f"runs={quote(json.dumps(list(run_ids)))}&experiments={quote(json.dumps(list(experiments)))}"
-    return f"{_server()}/#/compare-runs?{chosen}&{TRAINING_PAGES}"
+    return f"{_server(store)}/#/compare-runs?{chosen}&{TRAINING_PAGES}"
 
 
-def _server() -> str:
+def _server(store: Path) -> str:
     uri = os.environ.get("MLFLOW_TRACKING_URI", "")
-    return redacted(uri).rstrip("/") if uri.startswith("http") else mlflow_pages()
+    return redacted(uri).rstrip("/") if uri.startswith("http") else mlflow_pages(store)
 
 
 def _new_points(path: Path, offset: int, last_step: dict[str, int]) -> tuple[list[Metric], int]:

@@ -13,9 +13,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from filelock import FileLock, Timeout
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
-from minillm.durable import write_atomically
+from minillm.durable import make_folder, write_atomically
 from minillm.errors import StageError
 from minillm.redaction import redacted
 from tasks.records import RUN, STORE, Record, Sent, Wanted, server_in_use
@@ -25,6 +25,7 @@ OWNERS = "owners"
 """Folder of the locks that living processes hold."""
 USES = "servers/uses.json"
 """Results that runs on servers use: {server: {key: name of a run}}. The store's own database is asked instead."""
+NOTED = TypeAdapter(dict[str, dict[str, str]])
 EVERY_SECONDS = 2.0
 PAUSE_SECONDS = 15.0
 """Between attempts while the server does not answer."""
@@ -56,7 +57,6 @@ class Outbox:
                 UnsentError for reasons of this record, anything else if the server does not answer.
         """
         self.folder = folder
-        self.folder.mkdir(parents=True, exist_ok=True)
         self._send = send
         self._records: dict[str, Record] = {}
         self._lock = threading.RLock()
@@ -66,7 +66,7 @@ class Outbox:
         self._server = server_in_use()
         self._opened: dict[str, None] = {}
         """Records that this process opened, in their order; the others it took over."""
-        (folder / OWNERS).mkdir(exist_ok=True)
+        make_folder(folder / OWNERS)
         self._name = uuid.uuid4().hex
         self._life = FileLock(folder / OWNERS / self._name)
         self._life.acquire()
@@ -105,6 +105,8 @@ class Outbox:
 
     def place(self, record: Record, run_id: str, url: str, created: bool) -> None:
         """Note where the run of a record is: those inside it belong there, too, and its result is in use there."""
+        if record.wanted.key is not None and self._server != STORE:
+            _note_use(self.folder, self._server, record.wanted.key, record.wanted.name)
         with self.progress(record) as sent:
             sent.run_id, sent.url, sent.server = run_id, url, self._server
             sent.uncertain, sent.status = not created, "RUNNING" if created else None
@@ -113,8 +115,6 @@ class Outbox:
         for one in inside:
             with self.progress(one) as sent:
                 sent.server = self._server
-        if record.wanted.key is not None and self._server != STORE:
-            _note_use(self.folder, self._server, record.wanted.key, record.wanted.name)
 
     def refuse(self, record: Record, what: str, reason: str) -> None:
         """Set aside what the server does not take: it stays on disk with its reason, for people and for the next flow.
@@ -185,12 +185,16 @@ class Outbox:
                 if record.sent.failed is None:
                     LOGGER.warning("MLflow: %s cannot be sent now: %s", wanted.name, failed)
             except Exception as error:  # whatever the network or the server does, the flow goes on
+                why = _first_line(error)
                 if not self._failed:
-                    LOGGER.warning("MLflow: %s; what cannot be sent now is sent later", _first_line(error))
+                    LOGGER.warning("MLflow: %s; what cannot be sent now is sent later", why)
+                with self._lock:
+                    for unsent in active:
+                        unsent.sent.unanswered = redacted(why)  # on disk with the record's next change, or in the end
                 return False
-            if failed != record.sent.failed:
+            if failed != record.sent.failed or record.sent.unanswered is not None:
                 with self.progress(record) as sent:
-                    sent.failed = failed
+                    sent.failed, sent.unanswered = failed, None
             with self._lock:
                 if record.settled and not record.sent.refused:
                     self._path(record.id).unlink(missing_ok=True)
@@ -200,7 +204,7 @@ class Outbox:
         with FileLock(self.folder / "adopt.lock"):
             for path in sorted(self.folder.glob("*.json")):
                 try:
-                    record = Record.model_validate_json(path.read_text(encoding="utf-8"))
+                    record = Record.model_validate_json(path.read_bytes())
                 except (OSError, ValidationError) as error:
                     LOGGER.warning("%s is unreadable (%s); leaving it", path, _first_line(error))
                     continue
@@ -257,7 +261,7 @@ def records(folder: Path) -> list[Record]:
     for path in sorted(folder.glob("*.json")):
         with contextlib.suppress(FileNotFoundError):  # sent meanwhile
             try:
-                found.append(Record.model_validate_json(path.read_text(encoding="utf-8")))
+                found.append(Record.model_validate_json(path.read_bytes()))
             except ValidationError as error:
                 raise StageError(
                     f"{path} cannot be read ({_first_line(error)}), so what its run uses is not known: restore the "
@@ -267,20 +271,32 @@ def records(folder: Path) -> list[Record]:
 
 
 def uses_elsewhere(folder: Path) -> dict[str, dict[str, str]]:
-    """Results that runs on servers other than the one in use need: {server: {key: name of a run}}."""
-    path = folder / USES
-    uses = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    return {server: keys for server, keys in uses.items() if server != server_in_use()}
+    """Results that runs on servers other than the one in use need: {server: {key: name of a run}}.
+
+    Raises:
+        StageError: The note of them cannot be read.
+    """
+    return {server: keys for server, keys in _noted_uses(folder / USES).items() if server != server_in_use()}
 
 
 def _note_use(folder: Path, server: str, key: str, name: str) -> None:
     path = folder / USES
-    path.parent.mkdir(exist_ok=True)
+    make_folder(path.parent)
     with FileLock(path.with_suffix(".lock")):
-        uses = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        uses = _noted_uses(path)
         if key not in uses.setdefault(server, {}):
             uses[server][key] = name
             write_atomically(path, json.dumps(uses, indent=1))
+
+
+def _noted_uses(path: Path) -> dict[str, dict[str, str]]:
+    try:
+        return NOTED.validate_json(path.read_bytes()) if path.exists() else {}
+    except ValidationError as error:
+        raise StageError(
+            f"{path} cannot be read ({_first_line(error)}), so what runs on other servers use is not known: restore "
+            "the file or, if nothing of theirs is wanted, delete it"
+        ) from error
 
 
 def _first_line(error: Exception) -> str:

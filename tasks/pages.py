@@ -18,7 +18,7 @@ from prefect.artifacts import (
 
 from minillm.manifest import Artifact
 from minillm.progress import read_lines
-from minillm.redaction import redacted
+from minillm.redaction import redacted, without_known_secrets
 from tasks.outbox import Outbox
 
 EVERY_SECONDS = 5.0
@@ -84,12 +84,12 @@ def show_page(markdown: str, words: str, description: str) -> None:
     """A page in Prefect; what it tells stands elsewhere, too, so a server that is gone fails nothing.
 
     Args:
-        markdown: The page.
+        markdown: The page. Texts of others in it are shown as they are, but for secrets of this process.
         words: What its key is made of.
         description: Its heading.
     """
     try:
-        create_markdown_artifact(redacted(markdown), page_key(words), redacted(description))
+        create_markdown_artifact(without_known_secrets(markdown), page_key(words), redacted(description))
     except httpx.HTTPError as error:
         LOGGER.warning("Prefect does not show %r: %s", description, error)
 

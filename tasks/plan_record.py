@@ -1,11 +1,21 @@
 """Where a plan is kept between `--plan` and the run that it was made for."""
 
-import json
+import logging
 from pathlib import Path
-from typing import Any
+
+from pydantic import BaseModel, ValidationError
 
 from minillm.artifacts import text_digest
 from minillm.config import BaseConfig
+
+LOGGER = logging.getLogger("prefect.plan")
+
+
+class PlanRecord(BaseModel):
+    """Seconds of each stage, by its label, and of the whole run."""
+
+    stages: dict[str, float]
+    total: float
 
 
 def plan_path(store: Path, config: BaseConfig) -> Path:
@@ -13,7 +23,14 @@ def plan_path(store: Path, config: BaseConfig) -> Path:
     return store / "plans" / f"{text_digest(config.model_dump(mode='json'))[:16]}.json"
 
 
-def read_plan(store: Path, config: BaseConfig) -> dict[str, Any]:
-    """{"stages": {label: seconds}, "total": seconds}; empty where none was made."""
+def read_plan(store: Path, config: BaseConfig) -> PlanRecord | None:
+    """None where none was made, or where it is damaged: a run goes on without, and says so."""
     path = plan_path(store, config)
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    if not path.exists():
+        return None
+    try:
+        return PlanRecord.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        reason = str(error).splitlines()[0]
+        LOGGER.warning("%s is unreadable (%s): nothing is compared with the plan; --plan makes it anew", path, reason)
+        return None

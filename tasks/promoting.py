@@ -25,7 +25,7 @@ from tasks.pages import show_page
 from tasks.records import KEY_TAG, ModelFacts
 from tasks.session import Session
 from tasks.settings import set_mlflow_defaults
-from tasks.tracking import PARENT_TAG, WEIGHTS_TAG, score_tags
+from tasks.tracking import PARENT_TAG, WEIGHTS_TAG, score_tags, tracked_runs
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
 
     from minillm.reporting.promotion import Verdict
-    from tasks.tracked_runs import TrackedRuns
 
 PROMOTED, NOT_PROMOTED = "Promoted", "Not promoted"
 """Names of the states in which `python -m flows.promote` ends."""
@@ -77,7 +76,7 @@ def propose(session: Session, config: Config, ended: State) -> State:
 
 def chosen_run(words: str, experiment: str | None, store: str) -> str:
     """Id of the run that a person means (see `TrackedRuns.find`)."""
-    tracked = _tracked(store)
+    tracked = tracked_runs(store)
     return tracked.find(words, tracked.of_flows(experiment)).info.run_id
 
 
@@ -129,7 +128,7 @@ def roll_back(name: str, store: str) -> str:
     Raises:
         StageError: There is no such champion, or none before it.
     """
-    client = _tracked(store).client
+    client = tracked_runs(store).client
     from mlflow.exceptions import MlflowException
 
     from tasks.mlflow_client import answering
@@ -229,7 +228,7 @@ class _Proposal:
         from minillm.reporting.promotion import judge
         from minillm.reporting.runs import Row
 
-        tracked = _tracked(str(self.root))
+        tracked = tracked_runs(str(self.root))
         runs = (self.run, self.client.get_run(str(present.run_id)))
         candidate, champion = (
             tracked.read(run, label, self.rule.metric, with_curves=False)
@@ -267,10 +266,3 @@ def _called(version: "ModelVersion") -> str:
 def _held(root: Path, name: str) -> Any:
     """The right to say who is champion: of two at once, the second meets the first as champion."""
     return FileLock(root / "locks" / f"promotion-{name}.lock")
-
-
-def _tracked(store: str) -> "TrackedRuns":
-    set_mlflow_defaults()
-    from tasks.tracked_runs import TrackedRuns
-
-    return TrackedRuns(local_path(store).resolve())

@@ -99,6 +99,8 @@ class Sent(BaseModel):
     """A person has deleted the run on the server."""
     failed: str | None = None
     """Why the last sending failed, though the server answers otherwise."""
+    unanswered: str | None = None
+    """Why the server took nothing at all when last asked."""
 
 
 class Record(BaseModel):
@@ -141,7 +143,7 @@ class Record(BaseModel):
             return "; ".join(f"MLflow refused {what}: {reason}" for what, reason in self.sent.refused.items())
         if self.sent.failed is not None:
             return f"could not be sent: {self.sent.failed}"
-        return None if self.settled else "not sent yet, as MLflow did not answer"
+        return None if self.settled else f"not sent yet: {self.sent.unanswered or 'MLflow has not answered yet'}"
 
 
 def server_in_use() -> str:

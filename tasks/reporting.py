@@ -44,12 +44,13 @@ def report(
     inputs |= {f"prompts/{role}": encoded for role, encoded in prompts.items()}
     inputs |= {} if examples is None else {"examples": examples}
     inputs |= {f"train/{role}": model for role, model in models.items() if isinstance(model, Artifact)}
+    plan = read_plan(Path(config.runtime.store), config)
     stage = Report(
         name=config.name,
         roles=tuple(name.removeprefix("score/") for name in measured if name.startswith("score/")),
         benchmarks=tuple(config.evaluation.benchmarks),
         models={role: model for role, model in models.items() if isinstance(model, Model)},
-        planned=read_plan(Path(config.runtime.store), config).get("stages", {}),
+        planned=plan.stages if plan is not None else {},
     )
     return compute(stage, inputs, config, "report")
 
@@ -102,11 +103,11 @@ def conclude(
         for name, path in places.items():
             print(f"{name:<16} {path}")
         plan = read_plan(session.store.root, config)
-        if plan and session.computed >= plan["stages"].keys():
-            taken, planned = time.monotonic() - session.started, plan["total"]
+        if plan is not None and session.computed >= plan.stages.keys():
+            taken, planned = time.monotonic() - session.started, plan.total
             print(f"{'time':<16} {taken:.0f} s; the plan said {planned:.0f} s ({planned / taken - 1:+.0%})")
         load = f", or load {exported[facts['best']]} with AutoModelForCausalLM.from_pretrained" if exported else ""
-        print(f"\nNext: `make ui`, or open the report{load}.\n")
+        session.next_step = f"Next: `make ui`, or open the report{load}."
     return Completed(message=f"report: {places['report']}", data=page)
 
 

@@ -17,11 +17,10 @@ from prefect import Flow, State
 from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, PREFECT_UI_URL, temporary_settings
 from prefect.states import Crashed
 
-from minillm.errors import ConfigError, StageError
 from minillm.redaction import redacted
 from tasks.credentials import START_SECONDS, Server, listens, make_login, proves
 from tasks.serving.apps import server_command, server_environment
-from tasks.settings import PREFECT_UI
+from tasks.settings import PREFECT_UI, refusing, require_address
 from tasks.supervision import Group, free_port
 
 GRACE_SECONDS = 10.0
@@ -41,10 +40,8 @@ def run_flow(flow: Flow[..., State], *parameters: Any) -> State:
     Returns:
         How it ended; crashed, where the server was lost for good, so that nobody could be told.
     """
-    try:
+    with refusing(ServerError):
         ensure_prefect_server()
-    except (ConfigError, StageError) as error:
-        raise SystemExit(str(error)) from error
     server = PREFECT_API_URL.value()
     try:
         return flow(*parameters, return_state=True)
@@ -63,11 +60,12 @@ def ensure_prefect_server() -> None:
 
     Raises:
         ServerError: If it does not answer in time.
-        ConfigError: An origin that it is told to answer is none.
-        StageError: The login that it is told to ask for is none.
+        ConfigError: MINILLM_PREFECT_UI or an origin is malformed.
+        StageError: The login in PREFECT_SERVER_API_AUTH_STRING is malformed.
     """
     if PREFECT_API_URL.value():
         return
+    require_address("prefect", PREFECT_UI)
     if listens(PREFECT_UI):
         print(
             f"{PREFECT_UI} is not served by a `make ui` of yours: this run has a Prefect server of its own "

@@ -69,6 +69,8 @@ class Session:
         """Tracked runs of the flow runs started by this one, by their names."""
         self.troubles: dict[str, str] = {}
         """Why MLflow has not all of the tracked runs, those of flow runs started by this one among them."""
+        self.next_step = ""
+        """What to type next: the last line on the console."""
         self._idle = threading.Condition()
         self._running = 0
 
@@ -97,6 +99,8 @@ class Session:
             self.around.troubles |= self.troubles
         else:
             self._tell_where_runs_are()
+            if self.next_step:
+                print(f"\n{self.next_step}\n")
 
     def _tell_where_runs_are(self) -> None:
         """The last lines on the console: what became of the tracked runs."""

@@ -1,17 +1,22 @@
 """Settings of Prefect, MLflow and their neighbours, as environment variables, set before any of them is imported."""
 
+import contextlib
 import functools
 import os
+import sys
 import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import urlsplit
 
-from minillm.errors import StageError
+from minillm.durable import make_folder
+from minillm.errors import ConfigError, StageError
 from minillm.startup import load
 from tasks.credentials import running, running_at
 
-PREFECT_UI = os.environ.get("MINILLM_PREFECT_UI", "http://127.0.0.1:4200")
+PREFECT_UI = os.environ.get("MINILLM_PREFECT_UI") or "http://127.0.0.1:4200"
 """Where `make ui` and `make serve` serve Prefect."""
-MLFLOW_UI = os.environ.get("MINILLM_MLFLOW_UI", "http://127.0.0.1:5000")
+MLFLOW_UI = os.environ.get("MINILLM_MLFLOW_UI") or "http://127.0.0.1:5000"
 """Where they serve MLflow."""
 
 PREFECT_DEFAULTS = {
@@ -40,12 +45,57 @@ HOME_FOLDERS = {
     "TRITON_HOME": "~/.triton",
 }
 """Where Prefect, and then Hugging Face, matplotlib and Triton keep files unless told otherwise."""
-LOOPBACK = ("localhost", "127.0.0.1", "::1")
-"""This machine's names, which no proxy is asked for."""
+LOOPBACK = ("localhost", "127.0.0.1")
+"""This machine's names, under which its servers answer; `::1` is none of theirs, as they listen on IPv4."""
+PLACES = (
+    "PREFECT_API_URL",
+    "PREFECT_API_AUTH_STRING",
+    "PREFECT_PROFILE",
+    "MLFLOW_TRACKING_URI",
+    "MLFLOW_TRACKING_USERNAME",
+    "MLFLOW_TRACKING_TOKEN",
+    "MLFLOW_BACKEND_STORE_URI",
+    *HOME_FOLDERS,
+)
+"""Variables that count as not set where they are empty: for us, for the libraries and for processes started here."""
+
+
+def require_address(kind: str, wanted: str) -> tuple[str, int]:
+    """Host and port at which Prefect or MLflow is to be served.
+
+    Args:
+        kind: `prefect` or `mlflow`.
+        wanted: The address, as its variable says it.
+
+    Raises:
+        ConfigError: It is malformed, or one of IPv6.
+    """
+    name, host, port = f"MINILLM_{kind.upper()}_UI", None, None
+    with contextlib.suppress(ValueError):  # of a port that is no number, and the like
+        place = urlsplit(wanted)
+        more = place.path.strip("/") or place.query or place.fragment or "@" in place.netloc
+        if place.scheme == "http" and not more:
+            host, port = place.hostname, place.port
+    if not host or not port:
+        raise ConfigError(f"{name}: {wanted!r} is no address to serve at; it has the form http://127.0.0.1:4200")
+    if ":" in host:
+        raise ConfigError(f"{name}: nothing is served at addresses of IPv6, as {wanted}; give one of IPv4")
+    return host, port
+
+
+@contextlib.contextmanager
+def refusing(*errors: type[Exception]) -> Iterator[None]:
+    """End the process with a message and status 2 where settings are wrong, or at further errors."""
+    try:
+        yield
+    except (ConfigError, StageError, *errors) as error:
+        print(error, file=sys.stderr)
+        raise SystemExit(2) from error
 
 
 def set_prefect_defaults() -> None:
     """Set what the user has not set; where `make ui` is running, runs go to its Prefect server and show up live."""
+    _forget_empty()
     for name, value in PREFECT_DEFAULTS.items():
         os.environ.setdefault(name, value)
     reach_this_machine_directly()
@@ -60,15 +110,14 @@ def set_prefect_defaults() -> None:
 
 def load_prefect() -> None:
     """Import Prefect with these settings; what is wrong with them ends the process with a message."""
-    try:
+    with refusing():
         set_prefect_defaults()
-    except StageError as error:
-        raise SystemExit(str(error)) from error
     load("prefect")
 
 
 def set_mlflow_defaults() -> None:
     """Set what the user has not set: a server that does not answer is given up soon, and one of ours gets its login."""
+    _forget_empty()
     for name, value in MLFLOW_DEFAULTS.items():
         os.environ.setdefault(name, value)
     reach_this_machine_directly()
@@ -78,9 +127,9 @@ def set_mlflow_defaults() -> None:
 
 
 @functools.cache
-def mlflow_pages() -> str:
-    """Where MLflow's pages of runs in a store are: at the server that this user has running, or will have."""
-    server = running("mlflow", MLFLOW_UI)
+def mlflow_pages(store: Path) -> str:
+    """Where MLflow's pages of runs in a store are: at the server that this user has running for it, or will have."""
+    server = running("mlflow", MLFLOW_UI, str(store))
     return MLFLOW_UI if server is None else server.address
 
 
@@ -91,8 +140,14 @@ def reach_this_machine_directly() -> None:
         return
     names = [name.strip() for name in proxies.get("no", "").split(",") if name.strip()]
     if names != ["*"]:
-        direct = ",".join(dict.fromkeys([*names, *LOOPBACK]))
+        direct = ",".join(dict.fromkeys([*names, *LOOPBACK, "::1"]))
         os.environ |= {"NO_PROXY": direct, "no_proxy": direct}  # libraries differ in which of them they read
+
+
+def _forget_empty() -> None:
+    for name in PLACES:
+        if os.environ.get(name) == "":
+            del os.environ[name]
 
 
 def use_writable_folders() -> None:
@@ -110,7 +165,7 @@ def use_writable_folders() -> None:
         if not _takes_files(store):
             raise StageError(f"neither {usual} nor {store} can be written to; set {variable} to a folder that can")
         instead = store / "home" / usual.name.removeprefix(".")
-        instead.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_folder(instead)
         os.environ[variable] = str(instead)
     if os.environ.get("PREFECT_HOME") == str(store / "home" / "prefect") and (home / "profiles.toml").is_file():
         os.environ.setdefault("PREFECT_PROFILES_PATH", str(home / "profiles.toml"))

@@ -36,11 +36,12 @@ class TrackedRuns:
     """
 
     def __init__(self, store: Path) -> None:
-        if "MLFLOW_TRACKING_URI" not in os.environ and not (store / DATABASE).exists():
+        if not os.environ.get("MLFLOW_TRACKING_URI") and not (store / DATABASE).exists():
             raise StageError(
                 f"there are no tracked runs in {store}: it has no mlflow.db; give the runtime.store of the runs, or "
                 "set MLFLOW_TRACKING_URI to the server that has them"
             )
+        self._store = store
         with answering():
             self.client = connect(store)
             self._names = {found.experiment_id: found.name for found in self.client.search_experiments()}
@@ -116,7 +117,7 @@ class TrackedRuns:
                 identity=identity,
                 experiment=self.experiment(run),
                 experiment_id=info.experiment_id,
-                page=run_page(info.experiment_id, identity),
+                page=run_page(self._store, info.experiment_id, identity),
                 flow_page=prefect_page("flow-run", run.data.tags[FLOW_TAG]),
                 status=info.status,
                 started=info.start_time / 1000,

@@ -5,7 +5,7 @@ import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from prefect.settings import PREFECT_API_URL, PREFECT_UI_URL
 
@@ -13,6 +13,7 @@ from minillm.artifacts import METRICS, text_digest
 from minillm.config import Model, Source, Tracked
 from minillm.data.sources import Resolved
 from minillm.errors import StageError
+from minillm.files import local_path
 from minillm.manifest import Artifact
 from minillm.redaction import redacted
 from minillm.stages import (
@@ -30,7 +31,10 @@ from minillm.stages import (
 from minillm.startup import load
 from tasks.outbox import Outbox
 from tasks.records import KEY_TAG, DatasetFacts, ModelFacts, Record, Wanted
-from tasks.settings import PREFECT_UI, set_mlflow_defaults
+from tasks.settings import PREFECT_UI, refusing, set_mlflow_defaults
+
+if TYPE_CHECKING:
+    from tasks.tracked_runs import TrackedRuns
 
 SHOWN_FILES = (".md", ".html", ".csv", ".png", ".json")
 SHOWN_BYTES = 5_000_000
@@ -76,18 +80,34 @@ class Tracker:
 
 def preload() -> None:
     """Import MLflow in the background, while the caller waits for Prefect's server."""
-    set_mlflow_defaults()
+    with refusing():
+        set_mlflow_defaults()
     threading.Thread(target=load, args=("tasks.mlflow_client",), daemon=True).start()
+
+
+def tracked_runs(store: str) -> "TrackedRuns":
+    """The runs of the tracking server in use, or of a store's database.
+
+    Args:
+        store: `runtime.store` of the runs.
+
+    Raises:
+        StageError: There is no database, or the server does not answer.
+    """
+    set_mlflow_defaults()
+    from tasks.tracked_runs import TrackedRuns
+
+    return TrackedRuns(local_path(store).resolve())
 
 
 def require_server() -> None:
     """Look whether MLFLOW_TRACKING_URI is an address that tracked runs can go to; MLflow itself is not asked.
 
     Raises:
-        StageError: It is none.
+        StageError: The address is malformed, or that of a folder.
     """
-    uri = os.environ.get("MLFLOW_TRACKING_URI")
-    scheme = (uri or "").partition(":")[0].partition("+")[0]
+    uri = os.environ.get("MLFLOW_TRACKING_URI", "")
+    scheme = uri.partition(":")[0].partition("+")[0]
     if not uri or scheme in SERVERS:
         return
     files = scheme in ("file", uri)

@@ -11,7 +11,6 @@ import sys
 import time
 from pathlib import Path
 from typing import Literal
-from urllib.parse import urlsplit
 
 import psutil
 
@@ -19,10 +18,10 @@ from minillm.durable import make_folder
 from minillm.errors import ConfigError, StageError
 from minillm.files import local_path
 from minillm.redaction import redacted
-from tasks.credentials import START_SECONDS, Server, make_login, proves, recorded, running
+from tasks.credentials import START_SECONDS, Server, died, make_login, proves, record, recorded, running
 from tasks.mlflow_database import DATABASE, FILES, database_uri
 from tasks.serving.apps import further_origins, server_command, server_environment
-from tasks.settings import MLFLOW_UI, PREFECT_UI, set_mlflow_defaults, set_prefect_defaults
+from tasks.settings import MLFLOW_UI, PREFECT_UI, require_address, set_mlflow_defaults, set_prefect_defaults
 from tasks.supervision import GRACE_SECONDS
 
 FLOW_RUN = "prefect.engine"
@@ -57,7 +56,7 @@ def serve(store: Path, worker: bool) -> int:
     """Serve what is not served yet, with a worker if asked for; the exit status.
 
     Raises:
-        ConfigError: An address or origin is none.
+        ConfigError: An address or an origin is malformed.
         StageError: A server's login could not be kept private.
     """
     set_prefect_defaults()
@@ -65,9 +64,10 @@ def serve(store: Path, worker: bool) -> int:
     for kind in NAMES:
         further_origins(kind)
     make_folder(store)
-    servers = _servers(store)
+    servers = servers_to_start(store)
     environments = {server: os.environ | server_environment(server) for server in servers}
     processes: list[subprocess.Popen[bytes]] = []
+    lost = False
     with contextlib.ExitStack() as records:
         paths = [records.enter_context(recorded(server)) for server in servers]
         try:
@@ -83,35 +83,41 @@ def serve(store: Path, worker: bool) -> int:
                     processes.append(_start_worker(servers, processes))
                 while processes and all(process.poll() is None for process in processes):
                     time.sleep(0.2)
+                lost = bool(processes)
         finally:
             for number in (signal.SIGTERM, signal.SIGINT):
                 signal.signal(number, signal.SIG_IGN)  # asked twice, it still stops them all
             for process in reversed(processes):
                 _stop(process)
+    if lost:  # the next start has their login, with which clients that outlive them go on
+        for server in servers:
+            record(server)
     codes = [process.returncode for process in processes]
     return max((abs(code) for code in codes if code not in (0, -signal.SIGTERM)), default=0)
 
 
-def _servers(store: Path) -> list[Server]:
+def servers_to_start(store: Path) -> list[Server]:
     """The servers to start; the environment is told where the others are, and where MLflow's keeps its runs."""
-    ours = running("prefect", PREFECT_UI)
-    login, servers = make_login() if ours is None else ours.login, []
+    login = _login(store)
+    servers: list[Server] = []
     if "PREFECT_API_URL" in os.environ:
         print(
             f"Prefect is served already, at {redacted(os.environ['PREFECT_API_URL']).removesuffix('/api')}", flush=True
         )
     else:
-        server = Server("prefect", PREFECT_UI, _free_address("prefect", PREFECT_UI), str(store), login)
+        before = died("prefect", PREFECT_UI)
+        server = Server("prefect", PREFECT_UI, _free_address("prefect", PREFECT_UI, before), str(store), login)
         os.environ |= server.client_environment
         servers.append(server)
     if "MLFLOW_TRACKING_URI" in os.environ:
         print(f"MLflow runs are kept at {redacted(os.environ['MLFLOW_TRACKING_URI'])}", flush=True)
         return servers
-    other = running("mlflow", MLFLOW_UI)
-    if other is not None and other.store == str(store):
+    other = running("mlflow", MLFLOW_UI, str(store))
+    if other is not None:
         print(f"MLflow is served already, at {other.address}", flush=True)
         return servers
-    server = Server("mlflow", MLFLOW_UI, _free_address("mlflow", MLFLOW_UI), str(store), login)
+    before = died("mlflow", MLFLOW_UI, str(store))
+    server = Server("mlflow", MLFLOW_UI, _free_address("mlflow", MLFLOW_UI, before), str(store), login)
     if "MLFLOW_BACKEND_STORE_URI" in os.environ:  # runs reach that database through the server alone
         os.environ |= server.client_environment | {"MLFLOW_TRACKING_URI": server.address}
     else:
@@ -120,6 +126,15 @@ def _servers(store: Path) -> list[Server]:
         connect(store)  # made whole, which a server that is killed meanwhile would not, and at home here
     os.environ["MINILLM_MLFLOW_UI"] = server.address
     return [*servers, server]
+
+
+def _login(store: Path) -> str:
+    """The login to ask for: that of the servers which are running, the lasting one, that of dead ones, or a new one."""
+    ours = running("prefect", PREFECT_UI)
+    if ours is not None:
+        return ours.login
+    before = died("prefect", PREFECT_UI) or died("mlflow", MLFLOW_UI, str(store))
+    return make_login(before)
 
 
 def _start_worker(servers: list[Server], processes: list[subprocess.Popen[bytes]]) -> subprocess.Popen[bytes]:
@@ -169,35 +184,34 @@ def _mlflow_places(store: Path) -> dict[str, str]:
     return {name: os.environ.get(name, value) for name, value in defaults.items()}
 
 
-def _free_address(kind: Literal["prefect", "mlflow"], wanted: str) -> str:
+def _free_address(kind: Literal["prefect", "mlflow"], wanted: str, before: Server | None) -> str:
     """The address wanted, or one with another port where that is taken, which is said.
+
+    Args:
+        kind: Of the server.
+        wanted: Its user's choice.
+        before: The server that died; its clients call at the address that it had.
 
     Raises:
         ConfigError: There is no such address on this machine.
     """
-    name = f"MINILLM_{kind.upper()}_UI"
-    try:
-        host, port = urlsplit(wanted).hostname, urlsplit(wanted).port
-    except ValueError:
-        host = port = None
-    if host is None or port is None or urlsplit(wanted).scheme != "http":
-        raise ConfigError(f"{name}: {wanted!r} is no address to serve at; it has the form http://127.0.0.1:4200")
+    name, place = f"MINILLM_{kind.upper()}_UI", wanted if before is None else before.address
+    require_address(kind, wanted)
+    host, port = require_address(kind, place)
     try:
         return _address(host, port)
     except OSError as error:
         if error.errno != errno.EADDRINUSE:
             raise ConfigError(f"{name}: cannot serve at {wanted}: {error.strerror or error}; name another") from error
     free = _address(host, 0)
-    print(f"{wanted} is taken by something else; {NAMES[kind].strip()} is served at {free} instead", flush=True)
+    print(f"{place} is taken by something else; {NAMES[kind].strip()} is served at {free} instead", flush=True)
     return free
 
 
 def _address(host: str, port: int) -> str:
     """An address that a server can take; port 0 is for any."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.create_server((host, port), family=family) as probe:  # reusable at once, as the servers' own
-        number = probe.getsockname()[1]
-    return f"http://[{host}]:{number}" if ":" in host else f"http://{host}:{number}"
+    with socket.create_server((host, port)) as probe:  # reusable at once, as the servers' own
+        return f"http://{host}:{probe.getsockname()[1]}"
 
 
 if __name__ == "__main__":

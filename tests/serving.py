@@ -15,6 +15,7 @@ from typing import Any
 from uuid import UUID
 
 import psutil
+import pytest
 from mlflow import MlflowClient
 from playwright.sync_api import Browser, Page
 from prefect.client.orchestration import SyncPrefectClient, get_client
@@ -78,10 +79,13 @@ class Served:
         with temporary_settings(access), get_client(sync_client=True) as client:
             yield client
 
-    def tracked(self) -> MlflowClient:
+    @contextlib.contextmanager
+    def tracked(self) -> Iterator[MlflowClient]:
         """MLflow's client, which finds the login only in the environment."""
-        os.environ["MLFLOW_TRACKING_USERNAME"], os.environ["MLFLOW_TRACKING_PASSWORD"] = self.name_and_password
-        return MlflowClient(self.mlflow)
+        with pytest.MonkeyPatch.context() as patch:
+            for name, value in zip(("USERNAME", "PASSWORD"), self.name_and_password, strict=True):
+                patch.setenv(f"MLFLOW_TRACKING_{name}", value)
+            yield MlflowClient(self.mlflow)
 
 
 def serve(folder: Path, environment: Mapping[str, str] | None = None, worker: bool = True) -> Served:

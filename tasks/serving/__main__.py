@@ -3,8 +3,9 @@
 import os
 import sys
 
-from tasks.settings import set_prefect_defaults
+from tasks.settings import refusing, set_prefect_defaults
 
 if __name__ == "__main__":
-    set_prefect_defaults()
+    with refusing():
+        set_prefect_defaults()
     os.execv(sys.executable, [sys.executable, "-m", "prefect", *sys.argv[1:]])

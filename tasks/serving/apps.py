@@ -1,5 +1,6 @@
 """The apps that we serve, behind their guard, and how a process that serves one is started."""
 
+import contextlib
 import os
 import sys
 import warnings
@@ -18,6 +19,9 @@ ADDRESS, KEY, LOGIN = "MINILLM_SERVER_ADDRESS", "MINILLM_SERVER_KEY", "MINILLM_S
 ORIGINS = {"prefect": "PREFECT_SERVER_CORS_ALLOWED_ORIGINS", "mlflow": "MLFLOW_SERVER_CORS_ALLOWED_ORIGINS"}
 """The servers' own variables for further origins of their pages, comma-separated: say, that of a proxy in front."""
 
+DEFAULT_PORTS = {"http": 80, "https": 443}
+"""Those that browsers leave out of origins."""
+
 
 def server_command(server: Server) -> list[str]:
     """Command that serves one app until it is ended; it needs `server_environment`."""
@@ -31,7 +35,7 @@ def server_environment(server: Server) -> dict[str, str]:
     """Environment variables of a process that serves an app.
 
     Raises:
-        ConfigError: Every origin is allowed.
+        ConfigError: An origin is malformed, or every one is allowed.
     """
     shared = {ADDRESS: server.address, KEY: server.key}
     origins = ",".join([server.address, *further_origins(server.kind)])
@@ -45,18 +49,27 @@ def server_environment(server: Server) -> dict[str, str]:
 
 
 def further_origins(kind: str, environment: Mapping[str, str] = os.environ) -> list[str]:
-    """Origins that the user has named for a server.
+    """Origins that the user has named for a server, as browsers write them.
 
     Raises:
-        ConfigError: Every origin is allowed.
+        ConfigError: An origin is malformed, or every one is allowed.
     """
     origins = [origin.strip() for origin in environment.get(ORIGINS[kind], "").split(",") if origin.strip()]
-    for origin in origins:
-        if urlsplit(origin).hostname is None or "*" in origin:
-            raise ConfigError(
-                f"{ORIGINS[kind]}: {origin!r} is no origin; name those of your own pages, say https://runs.example.org"
-            )
-    return origins
+    return [_origin(ORIGINS[kind], origin) for origin in origins]
+
+
+def _origin(variable: str, given: str) -> str:
+    with contextlib.suppress(ValueError):  # of a port that is no number, and the like
+        place = urlsplit(given.lower())
+        port, own = place.port, DEFAULT_PORTS.get(place.scheme)
+        more = place.path.strip("/") or place.query or place.fragment or "@" in place.netloc or "*" in place.netloc
+        if own is not None and place.hostname and not more:
+            name = place.netloc.removesuffix(":").removesuffix(f":{port}")
+            return f"{place.scheme}://{name}" + (f":{port}" if port not in (None, own) else "")
+    raise ConfigError(
+        f"{variable}: {given!r} is no origin; name those of your own pages by scheme, host and, unless it is the "
+        "scheme's own, port, say https://runs.example.org"
+    )
 
 
 def prefect_app() -> ASGIApp:

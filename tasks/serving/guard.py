@@ -17,8 +17,7 @@ from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from tasks.credentials import PROOF_PATH, proof
-
-LOOPBACK = ("localhost", "127.0.0.1", "::1")
+from tasks.settings import LOOPBACK
 
 
 def guarded(app: ASGIApp, address: str, key: str, origins: Sequence[str] = (), login: str | None = None) -> ASGIApp:
@@ -72,10 +71,18 @@ class OwnPages:
         headers = Headers(scope=scope)
         origin = headers.get("origin")
         if origin is not None:
-            return urlsplit(origin).netloc != headers.get("host") and origin not in self._origins
+            return _netloc(origin) != headers.get("host") and origin not in self._origins
         # Requests that read carry no origin; a link that the user follows, in a window of its own, is no page's doing.
         followed = headers.get("sec-fetch-mode") == "navigate" and headers.get("sec-fetch-dest") == "document"
         return headers.get("sec-fetch-site") in ("cross-site", "same-site") and not followed
+
+
+def _netloc(origin: str) -> str | None:
+    """Host and port of an origin; None where it is malformed."""
+    try:
+        return urlsplit(origin).netloc
+    except ValueError:
+        return None
 
 
 class Proof:

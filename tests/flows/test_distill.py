@@ -124,6 +124,15 @@ def test_the_cost_of_generation_is_measured_when_everything_else_has_been(first:
     assert [stage for stage in before if first.log.index(f"{stage}: Finished") > started] == []
 
 
+def test_what_to_type_next_comes_last(first: Finished):
+    places = [
+        first.output.index(words)
+        for words in ("| method", "\nreport  ", "\nmodel minillm ", "\ntracked runs ", "\nNext: ")
+    ]
+    assert places == sorted(places)
+    assert len(first.output.strip().split("Next: ")[1].splitlines()) == 1
+
+
 def test_progress_is_on_the_console(first: Finished):
     assert re.search(r"train minillm: \[█+·*\] \d+/2 steps", first.log)
 

@@ -15,12 +15,13 @@ import psutil
 import pytest
 from playwright.sync_api import Browser, expect, sync_playwright
 from prefect.client.orchestration import SyncPrefectClient
+from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.exceptions import PrefectHTTPStatusError
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 from websockets.typing import Origin, Subprotocol
 
-from tasks.deploying import POOL, make_pool
+from tasks.deploying import POOL, DeployError, make_pool
 from tests.conftest import ROOT
 from tests.serving import Served, logged_in, serving
 from tests.stranger import Stranger, stranger
@@ -88,6 +89,11 @@ def answers(address: str) -> bool:
 
 def runs(client: SyncPrefectClient) -> int:
     return len(client.read_flow_runs())
+
+
+def number_of_experiments(place: Place) -> int:
+    with place.served.tracked() as client:
+        return len(client.search_experiments())
 
 
 def test_a_taken_port_is_left_to_whoever_has_it_and_that_is_said(place: Place):
@@ -161,7 +167,7 @@ def test_a_page_of_another_origin_starts_nothing_though_its_reader_is_logged_in(
     page = logged_in(browser, place.served)
     page.goto(place.served.mlflow)
     expect(page.get_by_text("Experiments").first).to_be_visible()
-    experiments = len(place.served.tracked().search_experiments())
+    experiments = number_of_experiments(place)
     attack = page.context.new_page()
     attack.goto(place.at_prefects_port.address)
     run, experiment = {"state": {"type": "SCHEDULED"}}, {"name": "attacked"}
@@ -169,7 +175,7 @@ def test_a_page_of_another_origin_starts_nothing_though_its_reader_is_logged_in(
     attack.evaluate(ATTACK, [f"{place.served.mlflow}/api/2.0/mlflow/experiments/create", json.dumps(experiment)])
     with place.served.client() as client:
         assert runs(client) == 0
-    assert len(place.served.tracked().search_experiments()) == experiments
+    assert number_of_experiments(place) == experiments
 
 
 @needs_browser
@@ -216,6 +222,15 @@ def test_a_pool_of_an_earlier_version_is_mended(place: Place):
         assert "command" not in json.dumps(client.read_work_pool(POOL).base_job_template)
 
 
+def test_a_pool_of_another_type_is_left_as_it_is(place: Place, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("tasks.deploying.POOL", "clusters")
+    with place.served.client() as client:
+        made = client.create_work_pool(WorkPoolCreate(name="clusters", type="kubernetes"))
+        with pytest.raises(DeployError, match="'clusters' of the type 'kubernetes' already"):
+            make_pool(client)
+        assert client.read_work_pool("clusters").base_job_template == made.base_job_template
+
+
 def test_the_login_is_in_a_file_of_this_user_alone_and_nowhere_else(place: Place):
     _, password = place.served.name_and_password
     holding, records = place.served.holding(password), place.served.folder / "prefect" / "minillm"
@@ -249,12 +264,10 @@ def test_commands_of_this_user_find_the_servers_and_the_login_by_themselves(plac
     # And whatever is for this machine, no proxy hears of.
     heard = len(place.at_prefects_port.heard)
     proxies = dict.fromkeys(("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"), place.at_prefects_port.address)
-    known = ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD")
-    environment = {name: value for name, value in os.environ.items() if name not in known}
     done = subprocess.run(
         [sys.executable, "-c", CLIENT],
         cwd=ROOT,
-        env=environment | home | wanted | proxies,
+        env=os.environ | home | wanted | proxies,
         capture_output=True,
         text=True,
         check=False,

@@ -47,12 +47,12 @@ def test_runs_are_kept_in_postgresql_and_files_in_s3_and_a_restart_of_the_databa
             wait_for(lambda: served.running("minillm.worker"))
             postgres.control("restart")
             assert ended(client, run.id) == "Completed", "".join(served.log[-60:])
-            tracked = served.tracked()
-            (experiment,) = [found for found in tracked.search_experiments() if found.name == "small"]
-            runs = tracked.search_runs([experiment.experiment_id])
-            assert {found.info.status for found in runs} == {"FINISHED"}
-            (parent,) = [found for found in runs if "mlflow.parentRunId" not in found.data.tags]
-            page = Path(tracked.download_artifacts(parent.info.run_id, "report.html", str(tmp_path)))
+            with served.tracked() as tracked:
+                (experiment,) = [found for found in tracked.search_experiments() if found.name == "small"]
+                runs = tracked.search_runs([experiment.experiment_id])
+                assert {found.info.status for found in runs} == {"FINISHED"}
+                (parent,) = [found for found in runs if "mlflow.parentRunId" not in found.data.tags]
+                page = Path(tracked.download_artifacts(parent.info.run_id, "report.html", str(tmp_path)))
             assert "rouge" in page.read_text(encoding="utf-8").lower()
             assert rows(postgres, "prefect", "flow_run") >= 1
             assert rows(postgres, "mlflow", "runs") == len(runs)

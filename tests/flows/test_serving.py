@@ -1,11 +1,14 @@
 """`make serve` with its real servers, worker and schedules, and the pages in a real browser."""
 
+import contextlib
 import re
 import shutil
 import signal
 from collections.abc import Iterator
+from pathlib import Path
 from uuid import UUID
 
+import httpx
 import psutil
 import pytest
 from playwright.sync_api import expect, sync_playwright
@@ -14,7 +17,7 @@ from prefect.client.schemas.objects import FlowRun
 from prefect.client.schemas.schedules import CronSchedule
 from prefect.states import Cancelling
 
-from tests.serving import Served, ended, logged_in, retry, serving, start, state
+from tests.serving import Served, ended, logged_in, retry, serve, serving, start, state
 from tests.waiting import wait_for
 
 pytestmark = pytest.mark.long
@@ -58,9 +61,9 @@ def test_a_schedule_fires_and_the_run_is_in_both_pages(served: Served, client: S
     assert ended(client, run.id) == "Completed", "".join(served.log[-60:])
     assert (run.auto_scheduled, run.work_queue_name) == (True, "accelerator")
     assert set(client.read_flow_run(run.id).tags) >= {"distillation", "scheduled"}
-    tracked = served.tracked()
-    (experiment,) = [found for found in tracked.search_experiments() if found.name == "small"]
-    runs = tracked.search_runs([experiment.experiment_id])
+    with served.tracked() as tracked:
+        (experiment,) = [found for found in tracked.search_experiments() if found.name == "small"]
+        runs = tracked.search_runs([experiment.experiment_id])
     (parent,) = [found for found in runs if "mlflow.parentRunId" not in found.data.tags]
     assert (parent.info.run_name, parent.info.status) == (f"small {run.name}", "FINISHED")
     _, password = served.name_and_password
@@ -109,3 +112,33 @@ def test_what_is_stopped_leaves_nothing_behind_and_goes_on_when_served_again(ser
         retry(again, run.id)
         wait_for(lambda: state(there, run.id) in ("Completed", "Failed"))
         assert state(there, run.id) == "Completed", "".join(again.log[-60:])
+
+
+def test_clients_go_on_where_servers_that_were_killed_are_served_again(tmp_path: Path):
+    def answers(client: SyncPrefectClient) -> bool:
+        with contextlib.suppress(httpx.HTTPError):
+            return client.api_healthcheck() is None and client.hello().status_code == 200
+        return False
+
+    first = serve(tmp_path, worker=False)
+    places = {"MINILLM_PREFECT_UI": first.prefect, "MINILLM_MLFLOW_UI": first.mlflow}
+    login = first.login
+    with first.client() as client:
+        wait_for(lambda: answers(client))
+        flow = client.create_flow_from_name("begun before")
+        for process in first.processes():
+            process.kill()  # the machine's power
+        first.process.wait()
+        with serving(tmp_path, places, worker=False) as second:
+            assert second.login == login
+            wait_for(lambda: answers(client))
+            assert client.read_flow(flow).name == "begun before"
+            (server,) = [process for process in second.processes() if "prefect_app" in " ".join(process.cmdline())]
+            server.kill()  # for want of memory, say
+            second.process.wait(60)
+        with serving(tmp_path, places, worker=False) as third:
+            assert third.login == login
+            wait_for(lambda: answers(client))
+        assert third.process.returncode == 0, "".join(third.log)
+    with serving(tmp_path, places, worker=False) as fourth:
+        assert fourth.login != login, "the third was asked to end"

@@ -384,7 +384,11 @@ except ConfigError as error:
         ("worker-1 slots=2\nworker-1 slots=1\n", "multiple entries for worker-1.*; its lines are HOST slots=PROCESSES"),
         ("worker-1: 3\n", "bad entry: worker-1: 3.*; its lines are HOST slots=PROCESSES"),
         ("a slots=2\n\n-oProxyCommand=id slots=1\n", r"line 3: '-oProxyCommand=id' is no host; .*\.ssh/config"),
-        ("root@worker-1 slots=3\n", "line 1: 'root@worker-1' is no host"),
+        (
+            "root@worker-1 slots=3\n",
+            "line 1: 'root@worker-1' is no host; names are letters, digits and . _ - : and begin",
+        ),
+        ("worker- slots=3\n", "line 1: 'worker-' is no host; .* and begin and end with a letter or digit"),
         ("# two\n  a;id slots=3\n", "line 2: 'a;id' is no host"),
     ],
 )

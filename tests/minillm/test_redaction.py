@@ -18,6 +18,9 @@ SECRETS = {
     "http://h/x?page=2&token=t1&sort=a": "http://h/x?page=2&token=***&sort=a",
     "http://h/x?X-Amz-Signature=abc#end": "http://h/x?X-Amz-Signature=***#end",
     '<a href="http://h/x?a=1&amp;api_key=k1">': '<a href="http://h/x?a=1&amp;api_key=***">',
+    "http://h/x?key=k1&apiKey=k2&x-functions-key=f&sig=s1&x.auth=a1": "http://h/x?key=***&apiKey=***&x-functions-key=f"
+    "&sig=***&x.auth=***",
+    "http://10.0.0.1:5000,ann:pw1@h/x": "http://h/x",
     "{'Authorization': 'Basic YW5uOnB3MQ=='}": "{'Authorization': 'Basic ***'}",
     "Authorization: Bearer abc.def-1": "Authorization: Bearer ***",
     "host=db user=ann password=pw1 dbname=m": "host=db user=ann password=*** dbname=m",
@@ -27,6 +30,8 @@ PLAIN = (
     "http://h:8080/users/@me, ann@example.org",
     "see https://h/a:b@c and max_tokens=256, lr=1e-3",
     "http://[::1]:4200/a@b",
+    "http://h/x?sort_key=name&monkey=3&design=a&oauth_design=b",
+    "http://127.0.0.1:5000,ann@x.org",
     "Basic understanding of bearer assets",
 )
 

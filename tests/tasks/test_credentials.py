@@ -2,9 +2,11 @@
 
 import json
 import os
+import socket
 import stat
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -16,16 +18,27 @@ from minillm.errors import ConfigError, StageError
 from tasks.credentials import (
     PROOF_PATH,
     Server,
+    died,
     make_login,
     proof,
     proves,
+    record,
     recorded,
     records_folder,
     running,
     running_at,
 )
 from tasks.serving.apps import further_origins, server_environment
-from tasks.settings import reach_this_machine_directly, use_writable_folders
+from tasks.settings import (
+    mlflow_pages,
+    reach_this_machine_directly,
+    require_address,
+    set_mlflow_defaults,
+    set_prefect_defaults,
+    use_writable_folders,
+)
+from tasks.supervision import free_port
+from tasks.ui import servers_to_start
 from tests.conftest import ROOT
 from tests.stranger import Stranger, stranger
 from tests.waiting import wait_for
@@ -64,8 +77,6 @@ def elsewhere() -> Iterator[Stranger]:
 @pytest.fixture(scope="module")
 def ours() -> Iterator[Server]:
     """A server of this user."""
-    from tasks.supervision import free_port
-
     server = Server("prefect", "http://127.0.0.1:4200", f"http://127.0.0.1:{free_port()}", "/store", "minillm:secret")
     command = [sys.executable, "-c", SERVE, server.address.rpartition(":")[2]]
     process = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, text=True)
@@ -98,6 +109,87 @@ def test_our_server_is_found_while_it_is_recorded_and_only_then(ours: Server):
     assert running("prefect", ours.wanted) is None
 
 
+def test_a_server_of_another_store_is_none_of_this_one(ours: Server, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("tasks.settings.MLFLOW_UI", ours.wanted)
+    with recorded(replace(ours, kind="mlflow")):
+        assert running("mlflow", ours.wanted, "/store") == replace(ours, kind="mlflow")
+        assert running("mlflow", ours.wanted, "/other") is None
+        assert mlflow_pages(Path("/store")) == ours.address
+        assert mlflow_pages(Path("/other")) == ours.wanted
+
+
+def test_the_login_and_the_address_of_a_server_that_died_are_those_of_the_next(
+    ours: Server, elsewhere: Stranger, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.delenv("PREFECT_SERVER_API_AUTH_STRING", raising=False)
+    assert died("prefect", ours.wanted) is None
+    records_folder().mkdir(mode=0o700, parents=True)
+    dead = at(ours, f"http://127.0.0.1:{free_port()}")
+    record(dead)
+    assert died("prefect", ours.wanted) == dead
+    assert make_login(dead) == dead.login
+    assert died("prefect", "http://127.0.0.1:4300") is None
+    assert died("prefect", ours.wanted, "/other") is None
+    monkeypatch.setenv("PREFECT_SERVER_API_AUTH_STRING", "ada:password")
+    assert make_login(dead) == "ada:password"
+    record(at(ours, ours.address))  # alive
+    assert died("prefect", ours.wanted) == dead
+    (tmp_path / "prefect" / "minillm" / f"prefect-{dead.address.rpartition(':')[2]}.json").unlink()
+    record(at(ours, elsewhere.address))
+    assert died("prefect", ours.wanted) is None, "what listens at its address may have been told the login"
+
+
+@pytest.mark.parametrize("taken", [False, True])
+def test_what_is_served_again_has_the_login_and_the_address_of_what_died(
+    taken: bool, ours: Server, elsewhere: Stranger, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    for name in ("PREFECT_API_URL", "PREFECT_API_AUTH_STRING", "PREFECT_SERVER_API_AUTH_STRING"):
+        monkeypatch.setenv(name, "")  # so that it is put back
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:1")
+    wanted = f"http://127.0.0.1:{free_port()}"
+    monkeypatch.setattr("tasks.ui.PREFECT_UI", wanted)
+    records_folder().mkdir(mode=0o700, parents=True)
+    dead = replace(ours, wanted=wanted, address=elsewhere.address if taken else f"http://127.0.0.1:{free_port()}")
+    record(dead)
+    (server,) = servers_to_start(tmp_path)
+    assert (server.login == dead.login) == (not taken)
+    assert server.address == (wanted if taken else dead.address)
+    assert server.key != dead.key
+    assert dead.login.split(":")[1] not in "".join(elsewhere.heard)
+
+
+def test_a_record_that_goes_while_another_server_starts_stops_nothing(ours: Server, monkeypatch: pytest.MonkeyPatch):
+    with recorded(at(ours, f"http://127.0.0.1:{free_port()}")) as path:
+        os.utime(path, (0, 0))
+
+        def end(_: str) -> bool:
+            path.unlink()  # as its own process does in the end
+            return False
+
+        monkeypatch.setattr("tasks.credentials.listens", end)
+        with recorded(ours) as other:
+            assert other.exists()
+
+
+def test_what_speaks_no_http_is_not_ours():
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=lambda: listener.accept()[0].sendall(b"SSH-2.0-OpenSSH_9.2\r\n"))
+        thread.start()
+        address = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        assert not proves(Server("prefect", "http://127.0.0.1:4200", address, "/store", "minillm:secret"))
+        thread.join()
+
+
+@pytest.mark.parametrize("name", ["PREFECT_API_URL", "MLFLOW_TRACKING_URI", "MLFLOW_BACKEND_STORE_URI", "PREFECT_HOME"])
+def test_an_empty_variable_is_none(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for set_defaults in (set_prefect_defaults, set_mlflow_defaults):
+        monkeypatch.setenv(name, "")
+        set_defaults()
+        assert name not in os.environ
+
+
 def test_what_says_yes_to_everything_is_not_ours_and_does_not_hear_the_login(elsewhere: Stranger):
     server = Server("prefect", "http://127.0.0.1:4200", elsewhere.address, "/store", make_login())
     with recorded(server):  # as a server leaves it that was killed, and whose port another user got
@@ -123,6 +215,7 @@ def test_what_passes_on_our_servers_answers_is_not_ours(ours: Server, elsewhere:
         (None, "https://runs.example.org", 200),  # a proxy that keeps its own name to itself
         ("runs.example.org", "https://other.example.org", 403),
         ("other.example.org", "https://runs.example.org", 400),
+        (None, "http://[::1", 403),  # malformed
         ("www.runs.example.org", None, 400),
     ],
 )
@@ -154,9 +247,12 @@ def test_a_lasting_login_is_the_users_and_has_a_name_and_a_password(monkeypatch:
 def test_records_are_private_whatever_the_umask(ours: Server):
     before = os.umask(0)
     try:
-        records_folder().mkdir(parents=True)
         with recorded(ours) as path:
             assert stat.S_IMODE(path.stat().st_mode) == 0o600
+            assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
+            assert stat.S_IMODE(path.parent.parent.stat().st_mode) == 0o700
+            path.parent.chmod(0o755)  # as another program may have made it
+        with recorded(ours) as path:
             assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
     finally:
         os.umask(before)
@@ -189,7 +285,12 @@ def test_origins_are_named_not_opened(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("PREFECT_SERVER_CORS_ALLOWED_ORIGINS", "https://runs.example.org, https://other.example.org")
     allowed = server_environment(server)["PREFECT_SERVER_CORS_ALLOWED_ORIGINS"]
     assert allowed == "http://127.0.0.1:4201,https://runs.example.org,https://other.example.org"
-    for wrong in ("*", "https://*.example.org", "runs.example.org"):
+    monkeypatch.setenv(
+        "PREFECT_SERVER_CORS_ALLOWED_ORIGINS", "HTTPS://Runs.example.org:443/,http://h:8080,http://[::1]:80"
+    )
+    assert further_origins("prefect") == ["https://runs.example.org", "http://h:8080", "http://[::1]"], "as browsers do"
+    wrong_ones = ("*", "https://*.example.org", "runs.example.org", "https://h/runs", "https://h?a=1", "https://h#a")
+    for wrong in (*wrong_ones, "https://ann@h", "https://h:port", "http://[::1", "ftp://h"):
         monkeypatch.setenv("PREFECT_SERVER_CORS_ALLOWED_ORIGINS", wrong)
         with pytest.raises(ConfigError, match="PREFECT_SERVER_CORS_ALLOWED_ORIGINS"):
             further_origins("prefect")
@@ -224,6 +325,8 @@ def test_a_home_that_takes_no_files_is_done_without(tmp_path: Path, monkeypatch:
     use_writable_folders()
     assert os.environ["PREFECT_HOME"] == str(tmp_path / ".minillm" / "home" / "prefect")
     assert os.environ["XDG_CACHE_HOME"] == str(tmp_path / ".minillm" / "home" / "cache")
+    made = [path for path in (tmp_path / ".minillm").rglob("*") if path.is_dir()]
+    assert {stat.S_IMODE(path.stat().st_mode) for path in (tmp_path / ".minillm", *made)} == {0o700}
     monkeypatch.setenv("XDG_CACHE_HOME", "/where/the/user/says")
     use_writable_folders()
     assert os.environ["XDG_CACHE_HOME"] == "/where/the/user/says"
@@ -243,6 +346,7 @@ def test_where_the_store_takes_none_either_the_remedy_is_named(tmp_path: Path, m
     [
         ("MINILLM_PREFECT_UI", "127.0.0.1:4200"),
         ("MINILLM_PREFECT_UI", "http://127.0.0.1:port"),
+        ("MINILLM_PREFECT_UI", "http://127.0.0.1:4200/runs"),
         ("MINILLM_MLFLOW_UI", "http://192.0.2.1:5000"),  # no address of this machine
         ("MLFLOW_SERVER_CORS_ALLOWED_ORIGINS", "*"),
         ("PREFECT_SERVER_API_AUTH_STRING", "password"),
@@ -259,6 +363,58 @@ def test_what_cannot_be_served_is_named_before_anything_starts(tmp_path: Path, v
     )
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith(f"{variable}: ")
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_an_address_of_ipv6_is_refused_as_such():
+    with pytest.raises(ConfigError, match=r"MINILLM_MLFLOW_UI: .* IPv6, as http://\[::1\]:5000; give one of IPv4"):
+        require_address("mlflow", "http://[::1]:5000")
+
+
+def test_a_server_of_a_run_that_does_not_start_ends_it_with_its_words():
+    done = subprocess.run(
+        [sys.executable, "-c", "from tasks.server import run_flow; run_flow(None)"],
+        cwd=ROOT,
+        env=os.environ | {"PREFECT_API_URL": "", "UVICORN_BACKLOG": "nonsense"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("Prefect's server did not start; its last lines:\n"), done.stderr
+    assert "'nonsense' is not a valid integer" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [("MINILLM_PREFECT_UI", "http://127.0.0.1:abc"), ("PREFECT_SERVER_API_AUTH_STRING", "password")],
+)
+def test_a_run_names_what_is_wrong_with_its_own_server(variable: str, value: str):
+    done = subprocess.run(
+        [sys.executable, "-c", "from tasks.server import run_flow; run_flow(None)"],
+        cwd=ROOT,
+        env=os.environ | {"PREFECT_API_URL": "", variable: value},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith(f"{variable}: ")
+    assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    "command", [["-m", "tasks.serving", "version"], ["-c", "from tasks.tracking import preload; preload()"]]
+)
+def test_records_that_others_may_have_written_end_commands_with_a_message(command: list[str]):
+    records_folder().mkdir(mode=0o777, parents=True)
+    records_folder().chmod(0o777)
+    places = {"PREFECT_API_URL": "http://127.0.0.1:1/api", "MLFLOW_TRACKING_URI": "http://127.0.0.1:1"}
+    done = subprocess.run(
+        [sys.executable, *command], cwd=ROOT, env=os.environ | places, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "set PREFECT_HOME to a folder of your own" in done.stderr
     assert len(done.stderr.splitlines()) == 1
 
 

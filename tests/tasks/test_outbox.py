@@ -1,12 +1,17 @@
 """Against a real MLflow database: everything arrives, once, in spite of crashes, retries and servers that are away."""
 
+import contextlib
+import http.server
 import json
+import os
 import shutil
 import socket
+import stat
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -76,6 +81,33 @@ def runs(store: Path) -> list[Run]:
 def steps(store: Path, run: Run) -> list[int]:
     client = MlflowClient(f"sqlite:///{store / 'mlflow.db'}")
     return [point.step for point in client.get_metric_history(run.info.run_id, "train/loss")]
+
+
+@contextlib.contextmanager
+def refusing(status: int) -> Iterator[str]:
+    """Address of a server that answers everything with one status."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def answer(self) -> None:
+            self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            self.send_response(status)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        do_GET = do_POST = answer  # noqa: N815
+
+        def log_message(self, format: str, *arguments: object) -> None:  # noqa: A002
+            """Say nothing."""
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+@contextlib.contextmanager
+def nobody() -> Iterator[str]:
+    yield f"http://127.0.0.1:{free_port()}"
 
 
 def test_a_run_arrives_whole_with_its_parent(store: Path, tmp_path: Path):
@@ -148,6 +180,7 @@ def test_what_a_dead_server_missed_is_sent_by_the_next_flow(store: Path, tmp_pat
     write_points(metrics, range(5))
     script = f"""
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from tasks.outbox import Outbox
 from tasks.records import Wanted
@@ -163,6 +196,23 @@ assert not box.close()
     assert outbox(store).close()
     (run,) = runs(store)
     assert (run.info.status, steps(store, run)) == ("FINISHED", list(range(5)))
+
+
+def test_folders_of_what_is_to_be_told_are_open_to_their_user_alone(store: Path, tmp_path: Path, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'other.db'}")
+    shutil.copy(store / DATABASE, tmp_path / "other.db")
+    before = os.umask(0)
+    try:
+        box = outbox(store)
+        box.open("stage", wanted(tags={"minillm.key": "a" * 64}))
+        finish(box, "stage")
+        assert box.close()
+    finally:
+        os.umask(before)
+    folders = [store / "tracking", *(path for path in (store / "tracking").rglob("*") if path.is_dir())]
+    assert {path.name: stat.S_IMODE(path.stat().st_mode) for path in folders} == dict.fromkeys(
+        ("tracking", "owners", "servers"), 0o700
+    )
 
 
 def test_a_server_that_never_replies_delays_no_stage(store: Path, monkeypatch):
@@ -326,11 +376,59 @@ def test_a_run_of_another_server_waits_for_it_and_its_results_stay(store: Path, 
     assert statuses == {"FINISHED", "KILLED"}
 
 
-def test_a_record_that_cannot_be_read_stops_gc(store: Path):
+@pytest.mark.parametrize("content", [b"", b"\xff", b'{"id": "\xff"}'])
+def test_a_record_that_cannot_be_read_stops_gc_but_no_run(store: Path, content: bytes):
     (store / "tracking").mkdir()
-    (store / "tracking" / "flow-train.json").write_text("", encoding="utf-8")
+    (store / "tracking" / "flow-train.json").write_bytes(content)
     with pytest.raises(StageError, match=r"flow-train\.json cannot be read .* delete it"):
         users(Store(store))
+    assert outbox(store).close()
+    assert (store / "tracking" / "flow-train.json").read_bytes() == content
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff", b"[]", b'{"http://h": ["key"]}'])
+def test_a_note_of_uses_that_cannot_be_read_stops_gc_and_is_not_written_over(
+    store: Path, tmp_path: Path, content: bytes, monkeypatch: pytest.MonkeyPatch
+):
+    note = store / "tracking" / "servers" / "uses.json"
+    note.parent.mkdir(parents=True)
+    note.write_bytes(content)
+    with pytest.raises(StageError, match=r"uses\.json cannot be read .* delete it"):
+        users(Store(store))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'other.db'}")
+    shutil.copy(store / DATABASE, tmp_path / "other.db")
+    box = outbox(store)
+    box.open("stage", wanted(tags={"minillm.key": "a" * 64}))
+    finish(box, "stage")
+    assert not box.close()
+    assert "uses.json cannot be read" in box.troubles()["train x"]
+    assert note.read_bytes() == content
+    note.unlink()
+    assert outbox(store).close()
+    assert "a" * 64 in note.read_text(encoding="utf-8"), "what waited is noted, too"
+
+
+def test_a_server_that_wants_a_login_is_told_from_one_that_does_not_answer(
+    store: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    wants = "it wants a login: set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
+    for server, why in ((refusing(401), wants), (refusing(403), wants), (nobody(), "API request to http://127.0.0.1")):
+        with server as address:
+            monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
+            box = outbox(store)
+            for identity in ("first", "second"):
+                box.open(identity, wanted().model_copy(update={"name": identity}))
+                finish(box, identity)
+            assert not box.close()
+            assert len(box.troubles()) == 2
+            assert all(trouble.startswith(f"not sent yet: {why}") for trouble in box.troubles().values())
+            assert all(record.trouble == box.troubles()[record.wanted.name] for record in records(store / "tracking"))
+            with pytest.raises(StageError, match="MLFLOW_TRACKING_"):
+                users(Store(store))
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    assert outbox(store).close()
+    assert len(runs(store)) == 2
 
 
 @pytest.mark.parametrize("uri", ["nonsense://host", "mlruns", "file:///tmp/mlruns"])

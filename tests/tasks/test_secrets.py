@@ -8,10 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
+import pytest
 from mlflow import MlflowClient
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from tasks.mlflow_client import comparison_page, run_page
+from tasks.pages import show_page
 from tasks.supervision import free_port
 from tasks.tracking import prefect_page
 from tests.conftest import ROOT
@@ -99,9 +103,22 @@ def test_a_server_that_does_not_answer_is_named_without_its_password(tmp_path: P
     assert address in left.console
 
 
+@pytest.mark.filterwarnings("ignore:Artifact creation outside of a flow")
+def test_texts_of_others_on_a_page_stay_as_they_are(prefect_server: None, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", PASSWORDS[0])
+    show_page(f"Write http://NAME:WORD@host/?key=yours, not {PASSWORDS[0]}.", "page of an example", "an example")
+    chosen = ArtifactFilter(key=ArtifactFilterKey(any_=["page-of-an-example"]))
+    with get_client(sync_client=True) as client:
+        (page,) = client.read_artifacts(artifact_filter=chosen)
+    assert page.data == "Write http://NAME:WORD@host/?key=yours, not ***."
+
+
 def test_links_to_pages_have_no_password(monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"https://ann:{PASSWORDS[0]}@mlflow.example:5000/")
-    assert run_page("1", "r") == "https://mlflow.example:5000/#/experiments/1/runs/r?workflowType=machine_learning"
-    assert comparison_page(["1"], ["r"]).startswith("https://mlflow.example:5000/#/compare-runs?runs=")
+    assert (
+        run_page(Path("/store"), "1", "r")
+        == "https://mlflow.example:5000/#/experiments/1/runs/r?workflowType=machine_learning"
+    )
+    assert comparison_page(Path("/store"), ["1"], ["r"]).startswith("https://mlflow.example:5000/#/compare-runs?runs=")
     with temporary_settings({PREFECT_API_URL: f"https://ann:{PASSWORDS[1]}@prefect.example/api"}):
         assert prefect_page("flow-run", "f") == "https://prefect.example/runs/flow-run/f"
