@@ -53,13 +53,13 @@ class Purpose(IntEnum):
     """Which prompts people compare answers to, and in which order. (seed)"""
     CALIBRATION_NOISE = 19
     """How far the gaps of a reliability diagram may be off by chance. (0)"""
-    TRIED_WEIGHTS = 21
+    TRIED_WEIGHTS = 20
     """Weights of the small model that an architecture is tried on. (seed)"""
-    TRIED_ROWS = 22
+    TRIED_ROWS = 21
     """Tokens of the rows that it is tried with. (0, length)"""
-    TRIED_RESPONSES = 23
+    TRIED_RESPONSES = 22
     """Tokens that it draws in that trial. (0, row)"""
-    TRIED_COINS = 24
+    TRIED_COINS = 23
     """Which model draws each token of the trial's mixed rollouts. (0)"""
 
 
