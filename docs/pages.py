@@ -37,11 +37,11 @@ def prefect_pages(served: Served, store: str) -> dict[str, str]:
 
 def curves_page(served: Served) -> str:
     """Address of the curves of the newest training of MiniLLM."""
-    client = served.tracked()
-    experiment = client.get_experiment_by_name("quickstart")
-    assert experiment is not None
-    query = "tags.stage = 'train' AND tags.cached = 'false' AND params.role = 'minillm'"
-    training = client.search_runs([experiment.experiment_id], query)[0].info.run_id
+    with served.tracked() as client:
+        experiment = client.get_experiment_by_name("quickstart")
+        assert experiment is not None
+        query = "tags.stage = 'train' AND tags.cached = 'false' AND params.role = 'minillm'"
+        training = client.search_runs([experiment.experiment_id], query)[0].info.run_id
     place = f"experiments/{experiment.experiment_id}/runs/{training}/model-metrics"
     return f"{served.mlflow}/#/{place}?{TRAINING_PAGES}"
 
