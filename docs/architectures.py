@@ -53,7 +53,7 @@ def page() -> str:
 
 
 def _short(reason: str) -> str:
-    reason = re.sub(r"^.*?(Tried on a small random model of its kind, |: |cannot be tried )", "", reason, count=1)
+    reason = re.sub(r"^.*?(Tried on small random models of its kind, |: |cannot be tried )", "", reason, count=1)
     reason = re.sub(r"; (take|it serves).*$|-?\d\.?\d*e[+-]\d+ ", "", reason)
     return reason.replace("|", "\\|").replace("<", "&lt;").replace("\n", " ")[:160]
 

@@ -5,7 +5,7 @@ two models that catch up with each other, padding on both sides, the head apart 
 the plainest run there is: one row alone, without cache or padding.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,7 +20,7 @@ from minillm.generation.sampling import Sampler
 from minillm.generation.slots import Request
 from minillm.models.batches import make_batch
 from minillm.models.output_head import output_head, response_hidden
-from minillm.models.small_likeness import layers_of_every_kind, likeness
+from minillm.models.small_likeness import SPREADS, layers_of_every_kind, likeness
 from minillm.streams import Purpose, generator, stream
 
 TOLERANCE = 1e-3
@@ -57,39 +57,45 @@ def require_faithful(name: str, config: PretrainedConfig, skeleton: PreTrainedMo
     """
     kind = f"{name} ({config.model_type})"
     try:
-        model = likeness(config, layers_of_every_kind(skeleton), seed=1)
+        layers = layers_of_every_kind(skeleton)
+        models = [likeness(config, layers, seed=1, spread=spread) for spread in SPREADS]
     except Exception as error:  # an architecture's own code fails in many ways
         why = str(error) if isinstance(error, StageError) else error_words(error)
         raise StageError(
             f"{kind} cannot be tried on a small model of its kind ({why}); take a model of another architecture"
         ) from error
-    finding = _try(model, length)
+    finding = _try_all(models, length)
     if finding is None:
         return
-    serves = _longest_that_serves(model, length)
+    serves = _longest_that_serves(models, length)
     remedy = (
         f"it serves with rows of at most {serves} tokens: lower data.max_tokens and evaluation.max_prompt_tokens, or "
         if serves
         else ""
     )
     raise StageError(
-        f"{kind} cannot serve with rows of {length} tokens. Tried on a small random model of its kind, {finding.what} "
+        f"{kind} cannot serve with rows of {length} tokens. Tried on small random models of its kind, {finding.what} "
         f"{finding.reason}; {remedy}take a model of another architecture"
     )
 
 
-def _longest_that_serves(model: PreTrainedModel, failing: int) -> int | None:
+def _longest_that_serves(models: Sequence[PreTrainedModel], failing: int) -> int | None:
     """The longest rows, in tokens, with which nothing differs; None if even short ones fail."""
     serves = SHORTEST
-    if failing <= serves or _try(model, serves) is not None:
+    if failing <= serves or _try_all(models, serves) is not None:
         return None
     while failing - serves > 1:
         middle = (serves + failing) // 2
-        if _try(model, middle) is None:
+        if _try_all(models, middle) is None:
             serves = middle
         else:
             failing = middle
     return serves
+
+
+def _try_all(models: Sequence[PreTrainedModel], length: int) -> _Finding | None:
+    """What the first of the models that fails fails at."""
+    return next((finding for model in models if (finding := _try(model, length)) is not None), None)
 
 
 @torch.no_grad()

@@ -20,13 +20,14 @@ HEADS = 2
 """Attention heads of a likeness."""
 NARROW = 32
 """Width of a feed-forward layer."""
-SPREAD = 1.5
-"""Standard deviation of what a matrix makes of a state of standard deviation 1: attention then looks at few tokens."""
+SPREADS = (0.5, 1.5)
+"""Standard deviations of what a matrix makes of a state of standard deviation 1. Attention then looks at many tokens,
+which shows a wrong mask, or at few, which shows a wrong position."""
 LOGITS = 4.0
 """Standard deviation of the logits: a soft cap at 30 moves them by tenths, and no token is certain."""
 
 
-def likeness(config: PretrainedConfig, layers: int, seed: int) -> PreTrainedModel:
+def likeness(config: PretrainedConfig, layers: int, seed: int, spread: float) -> PreTrainedModel:
     """Make a small model of the same computation, in float32 on the CPU, in evaluation mode.
 
     Widths of heads, patterns of layers, windows, rotary parameters, caps and multipliers stay as they are; the
@@ -36,6 +37,7 @@ def likeness(config: PretrainedConfig, layers: int, seed: int) -> PreTrainedMode
         config: Of the model.
         layers: To keep, counted from the first (`layers_of_every_kind`).
         seed: Of the weights.
+        spread: Of what they make of a state (see `SPREADS`).
 
     Raises:
         StageError: If it cannot be made small.
@@ -48,7 +50,7 @@ def likeness(config: PretrainedConfig, layers: int, seed: int) -> PreTrainedMode
     with torch.random.fork_rng():
         torch.manual_seed(torch_seed(stream(Purpose.TRIED_WEIGHTS, seed)))
         model = AutoModelForCausalLM.from_config(small, dtype=torch.float32).eval()
-        _randomise(model)
+        _randomise(model, spread)
     return model
 
 
@@ -152,13 +154,13 @@ def _cut_layers(text: PretrainedConfig, layers: int) -> None:
 
 
 @torch.no_grad()
-def _randomise(model: PreTrainedModel) -> None:
+def _randomise(model: PreTrainedModel, spread: float) -> None:
     """Weights with which every part of the computation shows in the logits."""
     for parameter in model.parameters():
         if parameter.dim() < 2:
             parameter.add_(torch.randn_like(parameter), alpha=0.1)
         else:
-            parameter.normal_(std=SPREAD / max(parameter.shape[-2:]) ** 0.5)
+            parameter.normal_(std=spread / max(parameter.shape[-2:]) ** 0.5)
     for module in model.modules():
         if isinstance(module, nn.Embedding):
             module.weight.normal_(std=module.weight.shape[1] ** -0.5)  # small beside what layers add to it

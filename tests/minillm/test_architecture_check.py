@@ -7,10 +7,10 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from minillm.errors import StageError
-from minillm.models.architecture_check import TOLERANCE, require_faithful
+from minillm.models.architecture_check import TOLERANCE, _try_all, require_faithful
 from minillm.models.model_checks import build_skeleton
 from minillm.models.output_head import OutputHead, output_head
-from minillm.models.small_likeness import layers_of_every_kind, likeness
+from minillm.models.small_likeness import SPREADS, layers_of_every_kind, likeness
 from minillm.stages import Prepare
 from tests.minillm.direct import run_stage
 from tests.minillm.models_in_small import ARCHITECTURES, LLAMA_LIKE
@@ -120,7 +120,7 @@ def test_one_layer_of_every_kind_is_tried(architecture, layers):
 
 def test_a_small_likeness_keeps_what_is_computed():
     config = AutoConfig.for_model("gemma2")
-    small = likeness(config, layers=2, seed=1)
+    small = likeness(config, layers=2, seed=1, spread=1.5)
     kept = ("head_dim", "query_pre_attn_scalar", "attn_logit_softcapping", "final_logit_softcapping", "sliding_window")
     assert all(getattr(small.config, name) == getattr(config, name) for name in kept)
     assert small.config.layer_types == config.layer_types[:2]
@@ -128,7 +128,7 @@ def test_a_small_likeness_keeps_what_is_computed():
 
 
 def test_logits_of_a_likeness_are_large_enough_to_show_a_soft_cap():
-    model = likeness(AutoConfig.for_model("gemma2", final_logit_softcapping=30.0), layers=2, seed=1)
+    model = likeness(AutoConfig.for_model("gemma2", final_logit_softcapping=30.0), layers=2, seed=1, spread=1.5)
     head = output_head(model, 290)
     plain = OutputHead(head.weight, head.bias, 290)
     with torch.no_grad():
@@ -142,3 +142,10 @@ def test_what_a_library_raises_names_the_model_and_what_was_tried():
         build_skeleton("student.model", {**GPT2, "n_head": 3}, entries=97)
     with pytest.raises(StageError, match=re.escape("student.model: transformers cannot build it (dots1): TypeError")):
         build_skeleton("student.model", {"model_type": "dots1"}, entries=97)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_wrong_mask_shows_whatever_the_weights_are(seed):
+    config, skeleton = build_skeleton("student.model", NEO, entries=97)
+    layers = layers_of_every_kind(skeleton)
+    assert _try_all([likeness(config, layers, seed, spread) for spread in SPREADS], length=64) is not None
