@@ -99,7 +99,8 @@ def test_a_lucky_sample_does_not_prove_that_there_is_no_error():
     """Half of forty right at a confidence of 1/2, with a standard error of √(1/4 / 40) = 0.079."""
     low, high = calibration_interval(one_by_one([0.5] * 40, [1, 0] * 20))
     assert low == 0.0
-    assert high == pytest.approx(2.24 * 0.079, rel=0.05), "97.5 % of normal numbers are within 2.24 standard errors"
+    # 97.5 % of normal numbers are within 2.24 standard errors; 2,000 draws find that to 2.4 %.
+    assert high == pytest.approx(2.24 * 0.079, rel=4 * 0.024)
 
 
 def test_two_prompts_or_prompts_all_alike_have_no_interval():
