@@ -1,4 +1,4 @@
-"""How often intervals hold the truth, and how often equal methods differ: `python -m benchmarks.coverage`, a minute."""
+"""Coverage of intervals, and false alarms between equal methods: `python -m benchmarks.coverage`, a minute."""
 
 from collections.abc import Callable
 
@@ -26,7 +26,7 @@ RIGHT: dict[str, Callable[[NDArray[np.float64]], NDArray[np.float64]]] = {
     "too sure the surer it is": lambda sure: 0.25 + 0.7 * (sure - 0.25),
     "too sure at the top": lambda sure: np.where(sure > 0.9, sure - 0.15, sure),
 }
-"""How often a model is right that is so sure."""
+"""Share of right answers by a model's confidence."""
 
 
 def of_scores(name: str, prompts: int) -> float:

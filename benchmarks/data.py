@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.protocol import ROOT
+from minillm.config import Runtime
+from minillm.stages import Job, Stage
 
 MEASURE = """
 import json, resource, subprocess, sys, time
@@ -21,22 +23,18 @@ print(json.dumps({"status": status, "seconds": time.perf_counter() - start, "pea
 """Run a command from a small process: the peak of a process counts what it was forked from."""
 
 
-def run_stage(stage: Any, inputs: Mapping[str, Path], folder: Path) -> dict[str, float]:
+def run_stage(stage: Stage, inputs: Mapping[str, Path], folder: Path) -> dict[str, float]:
     """Run a stage in a worker process, as the pipeline does: its seconds and peak memory.
 
     Raises:
         RuntimeError: It failed; with the end of its log.
     """
     (folder / "output").mkdir(parents=True)
-    job = {
-        "kind": stage.kind,
-        "settings": stage.model_dump(mode="json"),
-        "inputs": {name: str(path) for name, path in inputs.items()},
-        "output": str(folder / "output"),
-        "work": str(folder),
-        "runtime": {"threads": 1},
-    }
-    (folder / "job.json").write_text(json.dumps(job), encoding="utf-8")
+    runtime = Runtime(threads=1)
+    job = Job(
+        kind=stage.kind, settings=stage, inputs=dict(inputs), output=folder / "output", work=folder, runtime=runtime
+    )
+    (folder / "job.json").write_text(job.model_dump_json(), encoding="utf-8")
     command = [sys.executable, "-c", MEASURE, sys.executable, "-m", "minillm.worker", str(folder / "job.json")]
     environment = {**os.environ, "DS_BUILD_OPS": "0", "PYTHONPATH": str(ROOT), "RANK": "0", "WORLD_SIZE": "1"}
     done = subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True, check=True)

@@ -1,4 +1,4 @@
-"""What it costs to wait for the disk: completing results and writing small files, with fsync and without.
+"""Cost of waiting for the disk: completing results and writing small files, with fsync and without.
 
 `python -m benchmarks.durability [FOLDER]` prints a table; the folder says which disk (default: the current one).
 """

@@ -63,7 +63,7 @@ class Store:
         _tell_who_else_may(self.root)
 
     def work_path(self, kind: str, key: str) -> Path:
-        """Where the work folder of a key is, if it has been begun."""
+        """Path of a key's work folder, whether or not it is there yet."""
         return self.root / "work" / f"{kind}-{key[:16]}"
 
     def work_directory(self, kind: str, key: str) -> Path:

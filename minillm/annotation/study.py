@@ -44,7 +44,7 @@ class Study:
         return judged
 
     def judged_by(self, annotator: str) -> dict[int, Preferred]:
-        """What one annotator said of the pairs judged so far, by their numbers."""
+        """Return an annotator's judgements so far, by the number of the pair."""
         return {number: preferred for number, _, preferred in self._said(annotator)}
 
     def _said(self, annotator: str | None) -> Iterator[tuple[int, str, Preferred]]:

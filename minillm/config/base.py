@@ -1,4 +1,4 @@
-"""What every section of the configuration is made of: names, seeds, sources, models."""
+"""Building blocks of every section of the configuration: names, seeds, sources, models."""
 
 import re
 import unicodedata
@@ -71,7 +71,7 @@ Seed = Annotated[int, Field(ge=0, lt=1 << 32)]
 Seeds = Annotated[tuple[Seed, ...], Field(min_length=1), AfterValidator(_no_doubles)]
 """Different seeds, at least one."""
 Temperature = Annotated[float, Field(ge=0.01, le=100.0)]
-"""What logits are divided by. Below, logits leave the range of float32: take the likeliest token instead."""
+"""Divisor of the logits. Below this range, logits leave float32: take the likeliest token instead."""
 LocalPath = Annotated[str, AfterValidator(lambda text: str(local_path(text)))]
 """A path of this machine (see `local_path`)."""
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from minillm.config import Metric
 from minillm.errors import StageError
-from minillm.evaluation.rouge import characters, exact_match, normalised, rouge_l, rouge_l_characters, words
+from minillm.evaluation.rouge import characters, exact_match, has_words, normalised, rouge_l, rouge_l_characters
 
 METRICS_BY_NAME: Mapping[Metric, Callable[[str, Sequence[str]], float]] = {
     "rouge_l": rouge_l,
@@ -28,7 +28,7 @@ def sees(metric: Metric, text: str) -> bool:
     """
     if metric == "rouge_l":
         letters = [character for character in text if character.isalpha()]
-        return bool(words(text)) and 2 * sum(map(_latin, letters)) >= len(letters)
+        return has_words(text) and 2 * sum(map(_latin, letters)) >= len(letters)
     return bool(characters(text) if metric == "rouge_l_characters" else normalised(text))
 
 

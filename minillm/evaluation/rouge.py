@@ -10,12 +10,9 @@ import unicodedata
 from collections.abc import Sequence
 from types import SimpleNamespace
 
-from nltk.stem.porter import PorterStemmer
 from rapidfuzz.distance import LCSseq
 from rouge_score.tokenize import tokenize
 
-# Nearly all the time of Rouge-L is stemming, and texts repeat their words.
-_STEMMER = SimpleNamespace(stem=functools.lru_cache(maxsize=1 << 18)(PorterStemmer().stem))
 _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
@@ -73,7 +70,20 @@ def characters(text: str) -> str:
 
 def words(text: str) -> list[str]:
     """Stemmed words of a–z and digits, as rouge-score has them."""
-    return tokenize(text, _STEMMER)
+    return tokenize(text, _stemmer())
+
+
+def has_words(text: str) -> bool:
+    """Whether rouge-score finds a word in a text, which no stemming changes."""
+    return bool(tokenize(text, None))
+
+
+@functools.cache
+def _stemmer() -> SimpleNamespace:
+    """Porter's, with a memory: nearly all the time of Rouge-L is stemming, and texts repeat their words."""
+    from nltk.stem.porter import PorterStemmer  # brings scipy and scikit-learn, which those who only look do without
+
+    return SimpleNamespace(stem=functools.lru_cache(maxsize=1 << 18)(PorterStemmer().stem))
 
 
 def normalised(text: str) -> str:

@@ -11,7 +11,8 @@ import pandas as pd
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from minillm.stages import Stage
+from minillm.config import Runtime
+from minillm.stages import Job, Stage
 
 ROOT = Path(__file__).parents[2]
 WORDS = ["red", "blue", "green", "cat", "dog", "bird", "runs", "sleeps", "the", "a", "and", "say", "sing", "now"]
@@ -59,15 +60,9 @@ def make_plain_text(directory: Path, block_tokens: int, blocks: int = 12) -> Pat
 def write_job(folder: Path, stage: Stage, inputs: dict[str, Path], **runtime: object) -> Path:
     """The spec file of a stage with its output and work folders."""
     (folder / "output").mkdir(parents=True, exist_ok=True)
-    job = {
-        "kind": stage.kind,
-        "settings": stage.model_dump(mode="json"),
-        "inputs": {name: str(path) for name, path in inputs.items()},
-        "output": str(folder / "output"),
-        "work": str(folder),
-        "runtime": {"threads": 1, **runtime},
-    }
-    (folder / "job.json").write_text(json.dumps(job), encoding="utf-8")
+    where = Runtime.model_validate({"threads": 1, **runtime})
+    job = Job(kind=stage.kind, settings=stage, inputs=inputs, output=folder / "output", work=folder, runtime=where)
+    (folder / "job.json").write_text(job.model_dump_json(), encoding="utf-8")
     return folder / "job.json"
 
 

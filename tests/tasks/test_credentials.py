@@ -94,6 +94,23 @@ def at(server: Server, address: str) -> Server:
     return replace(server, address=address)
 
 
+RUN = "from tasks.server import run_flow; run_flow(None)"
+
+
+def refusal(arguments: list[str], variables: dict[str, str]) -> str:
+    """What a command of ours that cannot run says on standard error; it says nothing else, and its status is 2."""
+    done = subprocess.run(
+        [sys.executable, *arguments],
+        cwd=ROOT,
+        env=os.environ | variables,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    return done.stderr
+
+
 def test_a_proof_depends_on_key_address_and_challenge():
     proofs = {proof(*words) for words in (("k", "a", "c"), ("l", "a", "c"), ("k", "b", "c"), ("k", "a", "d"))}
     assert len(proofs) == 4
@@ -353,17 +370,9 @@ def test_where_the_store_takes_none_either_the_remedy_is_named(tmp_path: Path, m
     ],
 )
 def test_what_cannot_be_served_is_named_before_anything_starts(tmp_path: Path, variable: str, value: str):
-    done = subprocess.run(
-        [sys.executable, "-m", "tasks.ui", "--store", str(tmp_path / "store")],
-        cwd=ROOT,
-        env=os.environ | {variable: value},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith(f"{variable}: ")
-    assert len(done.stderr.splitlines()) == 1
+    words = refusal(["-m", "tasks.ui", "--store", str(tmp_path / "store")], {variable: value})
+    assert words.startswith(f"{variable}: ")
+    assert len(words.splitlines()) == 1
 
 
 def test_an_address_of_ipv6_is_refused_as_such():
@@ -372,17 +381,12 @@ def test_an_address_of_ipv6_is_refused_as_such():
 
 
 def test_a_server_of_a_run_that_does_not_start_ends_it_with_its_words():
-    done = subprocess.run(
-        [sys.executable, "-c", "from tasks.server import run_flow; run_flow(None)"],
-        cwd=ROOT,
-        env=os.environ | {"PREFECT_API_URL": "", "UVICORN_BACKLOG": "nonsense"},
-        capture_output=True,
-        text=True,
-        check=False,
+    words = refusal(
+        ["-c", RUN],
+        {"PREFECT_API_URL": "", "UVICORN_BACKLOG": "nonsense"},
     )
-    assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith("Prefect's server did not start; its last lines:\n"), done.stderr
-    assert "'nonsense' is not a valid integer" in done.stderr
+    assert words.startswith("Prefect's server did not start; its last lines:\n"), words
+    assert "'nonsense' is not a valid integer" in words
 
 
 @pytest.mark.parametrize(
@@ -390,17 +394,9 @@ def test_a_server_of_a_run_that_does_not_start_ends_it_with_its_words():
     [("MINILLM_PREFECT_UI", "http://127.0.0.1:abc"), ("PREFECT_SERVER_API_AUTH_STRING", "password")],
 )
 def test_a_run_names_what_is_wrong_with_its_own_server(variable: str, value: str):
-    done = subprocess.run(
-        [sys.executable, "-c", "from tasks.server import run_flow; run_flow(None)"],
-        cwd=ROOT,
-        env=os.environ | {"PREFECT_API_URL": "", variable: value},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith(f"{variable}: ")
-    assert len(done.stderr.splitlines()) == 1
+    words = refusal(["-c", RUN], {"PREFECT_API_URL": "", variable: value})
+    assert words.startswith(f"{variable}: ")
+    assert len(words.splitlines()) == 1
 
 
 @pytest.mark.parametrize(
