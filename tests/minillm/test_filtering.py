@@ -26,6 +26,10 @@ def row(instruction: str, response: str = "yes", context: str = "", category: st
     return {"instruction": instruction, "context": context, "response": response, "category": category}
 
 
+SPLIT = {"validation_size": 2, "test_size": 1, "seed": 7}
+"""A random split."""
+
+
 class Case:
     """Raw rows, a split and benchmarks on disk, with a tokenizer of one token a byte."""
 
@@ -46,17 +50,15 @@ class Case:
             self.inputs["split"] = write_lines(folder / "split.jsonl", lines)
 
     def run(self, name: str = "run", **settings: Any) -> tuple[Path, dict[str, float | str]]:
-        by_file = "split" in self.inputs
-        fields = {
-            "template": Template(**PLAIN),
-            "max_prompt_tokens": 20,
-            "max_tokens": 30,
-            "max_malformed_share": 0.5,
-            "validation_size": None if by_file else 2,
-            "test_size": None if by_file else 1,
-            "seed": None if by_file else 7,
-        }
-        return run_stage(Filter(**{**fields, **settings}), self.inputs, self.folder / name)
+        narrow = {"template": Template(**PLAIN), "max_prompt_tokens": 20, "max_tokens": 30, "max_malformed_share": 0.5}
+        split = dict.fromkeys(SPLIT) if "split" in self.inputs else {}
+        return run_stage(stage(**{**narrow, **split, **settings}), self.inputs, self.folder / name)
+
+
+def stage(**settings: Any) -> Filter:
+    """Settings of the filter: room for any row, and a random split."""
+    wide = {"template": Template(), "max_prompt_tokens": 100_000, "max_tokens": 200_000, "max_malformed_share": 0.0}
+    return Filter.model_validate({**wide, **SPLIT, **settings})
 
 
 def kept(output: Path, part: str) -> list[int]:
@@ -249,16 +251,8 @@ def test_a_row_of_millions_of_characters_is_dropped_for_it_and_not_tokenised_who
 def test_memory_grows_little_with_rows(tmp_path):
     """10,000 rows of 500 tokens took 0.80 GiB, of which the libraries are 0.35; now batches and a row group."""
     case = Case(tmp_path, [row(f"{i} " + "say so " * 20, "as you wish " * 12) for i in range(10_000)])
-    stage = Filter(
-        template=Template(),
-        max_prompt_tokens=900,
-        max_tokens=1200,
-        max_malformed_share=0.0,
-        validation_size=10,
-        test_size=10,
-        seed=1,
-    )
-    assert measured.run_stage(stage, case.inputs, tmp_path / "run")["peak_gib"] < 0.65
+    settings = stage(max_prompt_tokens=900, max_tokens=1200, validation_size=10, test_size=10, seed=1)
+    assert measured.run_stage(settings, case.inputs, tmp_path / "run")["peak_gib"] < 0.65
 
 
 def test_the_real_dolly_loses_what_it_should(tmp_path):
@@ -271,16 +265,7 @@ def test_the_real_dolly_loses_what_it_should(tmp_path):
         "tokenizer": tmp_path / "tokenizer",
         "benchmarks": benchmarks,
     }
-    stage = Filter(
-        template=Template(),
-        max_prompt_tokens=100_000,
-        max_tokens=200_000,
-        max_malformed_share=0.0,
-        validation_size=1000,
-        test_size=1,
-        seed=1,
-    )
-    output, summary = run_stage(stage, inputs, tmp_path / "run")
+    output, summary = run_stage(stage(validation_size=1000, seed=1), inputs, tmp_path / "run")
     totals = pd.read_csv(output / "dropped.csv", index_col="reason")["total"].to_dict()
     # 8 rows occur twice to the byte, more up to white space; 496 of DollyEval's 500 prompts stand in the data
     assert totals["duplicate"] >= 8
