@@ -6,8 +6,6 @@ so the same key is never computed twice and changing one field recomputes only w
 
 import errno
 import functools
-import hashlib
-import json
 import logging
 import shutil
 import tempfile
@@ -21,7 +19,7 @@ from filelock import FileLock
 from minillm.durable import make_folder, move, sync_tree, write_atomically
 from minillm.errors import StageError
 from minillm.file_versions import file_sha256
-from minillm.manifest import MANIFEST, ORIGIN, Artifact, FileFacts, Manifest, Origin, read_manifest, seal
+from minillm.manifest import MANIFEST, ORIGIN, Artifact, FileFacts, Manifest, Origin, read_manifest, seal, text_digest
 
 METRICS = "metrics.jsonl"
 SYSTEM_METRICS = "system_metrics.jsonl"
@@ -30,11 +28,6 @@ CLOCKED = (METRICS, SYSTEM_METRICS)
 FULL = 1 << 16
 """Bytes left on a disk that counts as full."""
 LOGGER = logging.getLogger(__name__)
-
-
-def text_digest(value: object) -> str:
-    """Hex sha256 of a JSON-serialisable value, independent of the order of keys."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 class Store:

@@ -17,7 +17,13 @@ class ConfigError(ValueError):
         super().__init__(redacted(str(message)))
 
 
+def first_line(error: BaseException) -> str:
+    """First line of an error's message, of at most 300 characters; its type where it has no message."""
+    lines = str(error).strip().splitlines()
+    return lines[0][:300] if lines else type(error).__name__
+
+
 def error_words(error: Exception) -> str:
     """Type and first line of what a library raised, for the message of an error of ours."""
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__
+    kind, line = type(error).__name__, first_line(error)
+    return kind if line == kind else f"{kind}: {line}"

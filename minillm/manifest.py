@@ -120,10 +120,14 @@ def _read_sealed(path: Path, model: type[Facts]) -> Facts:
         ) from error
 
 
+def text_digest(value: object) -> str:
+    """Hex sha256 of a JSON-serialisable value, independent of the order of keys."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
 def seal(facts: Mapping[str, Any]) -> str:
     """JSON text of some facts with their checksum, which `unseal` reads."""
-    checksum = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
-    return json.dumps({**facts, SEAL: checksum}, indent=2)
+    return json.dumps({**facts, SEAL: text_digest(facts)}, indent=2)
 
 
 def unseal(data: bytes) -> dict[str, Any]:

@@ -10,12 +10,12 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
-from minillm.artifacts import METRICS, Store, disk_full, text_digest
+from minillm.artifacts import METRICS, Store, disk_full
 from minillm.config import BaseConfig, Model, Source, Tracked
 from minillm.data.sources import Resolved, fingerprint, resolve
 from minillm.errors import StageError
 from minillm.file_versions import Snapshot
-from minillm.manifest import Artifact, Origin, Timings
+from minillm.manifest import Artifact, Origin, Timings, text_digest
 from minillm.source_digest import source_digest
 from minillm.stages import Calibration, Exposure, Generate, HeldOut, Job, Respond, Stage, Train
 from tasks.supervision import run_worker

@@ -32,7 +32,7 @@ from mlflow.utils import get_results_from_paginated_fn
 
 from minillm.artifacts import CLOCKED
 from minillm.durable import move, sync_tree
-from minillm.errors import StageError
+from minillm.errors import StageError, first_line
 from minillm.progress import read_lines
 from minillm.redaction import redacted
 from tasks.mlflow_database import DATABASE, FILES, database_uri, relocate
@@ -390,10 +390,8 @@ def answering() -> Iterator[None]:
     except LoginError as error:
         raise StageError(f"MLflow ({server_in_use()}) cannot be read: {error}") from error
     except MlflowException as error:
-        server = server_in_use()
-        reason = str(error).splitlines()[0][:300]
         raise StageError(
-            f"MLflow ({server}) cannot be read: {reason}; start it, or mend MLFLOW_TRACKING_URI"
+            f"MLflow ({server_in_use()}) cannot be read: {first_line(error)}; start it, or mend MLFLOW_TRACKING_URI"
         ) from error
 
 

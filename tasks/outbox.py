@@ -16,7 +16,7 @@ from filelock import FileLock, Timeout
 from pydantic import TypeAdapter, ValidationError
 
 from minillm.durable import make_folder, write_atomically
-from minillm.errors import StageError
+from minillm.errors import StageError, first_line
 from minillm.redaction import redacted
 from tasks.records import RUN, STORE, Record, Sent, Wanted, server_in_use
 
@@ -181,11 +181,11 @@ class Outbox:
                 self.refuse(record, RUN, "it was deleted there")
                 record.sent.deleted = True
             except UnsentError as error:
-                failed = redacted(_first_line(error))
+                failed = redacted(first_line(error))
                 if record.sent.failed is None:
                     LOGGER.warning("MLflow: %s cannot be sent now: %s", wanted.name, failed)
             except Exception as error:  # whatever the network or the server does, the flow goes on
-                why = _first_line(error)
+                why = first_line(error)
                 if not self._failed:
                     LOGGER.warning("MLflow: %s; what cannot be sent now is sent later", why)
                 with self._lock:
@@ -206,7 +206,7 @@ class Outbox:
                 try:
                     record = Record.model_validate_json(path.read_bytes())
                 except (OSError, ValidationError) as error:
-                    LOGGER.warning("%s is unreadable (%s); leaving it", path, _first_line(error))
+                    LOGGER.warning("%s is unreadable (%s); leaving it", path, first_line(error))
                     continue
                 if lives(self.folder, record.owner):
                     continue
@@ -264,7 +264,7 @@ def records(folder: Path) -> list[Record]:
                 found.append(Record.model_validate_json(path.read_bytes()))
             except ValidationError as error:
                 raise StageError(
-                    f"{path} cannot be read ({_first_line(error)}), so what its run uses is not known: restore the "
+                    f"{path} cannot be read ({first_line(error)}), so what its run uses is not known: restore the "
                     "file or, if that run is not wanted, delete it"
                 ) from error
     return found
@@ -294,10 +294,6 @@ def _noted_uses(path: Path) -> dict[str, dict[str, str]]:
         return NOTED.validate_json(path.read_bytes()) if path.exists() else {}
     except ValidationError as error:
         raise StageError(
-            f"{path} cannot be read ({_first_line(error)}), so what runs on other servers use is not known: restore "
+            f"{path} cannot be read ({first_line(error)}), so what runs on other servers use is not known: restore "
             "the file or, if nothing of theirs is wanted, delete it"
         ) from error
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:300]

@@ -5,8 +5,9 @@ from pathlib import Path
 
 from pydantic import BaseModel, ValidationError
 
-from minillm.artifacts import text_digest
 from minillm.config import BaseConfig
+from minillm.errors import first_line
+from minillm.manifest import text_digest
 
 LOGGER = logging.getLogger("prefect.plan")
 
@@ -31,6 +32,7 @@ def read_plan(store: Path, config: BaseConfig) -> PlanRecord | None:
     try:
         return PlanRecord.model_validate_json(path.read_bytes())
     except ValidationError as error:
-        reason = str(error).splitlines()[0]
-        LOGGER.warning("%s is unreadable (%s): nothing is compared with the plan; --plan makes it anew", path, reason)
+        LOGGER.warning(
+            "%s is unreadable (%s): nothing is compared with the plan; --plan makes it anew", path, first_line(error)
+        )
         return None

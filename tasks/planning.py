@@ -7,12 +7,12 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from minillm.artifacts import Store, text_digest
+from minillm.artifacts import Store
 from minillm.config import Config, Model
 from minillm.data.sources import resolve
 from minillm.durable import write_atomically
 from minillm.errors import StageError
-from minillm.manifest import Artifact, Origin
+from minillm.manifest import Artifact, Origin, text_digest
 from minillm.planning.estimate import mean_speed, stage_seconds
 from minillm.planning.outlook import (
     Outlook,

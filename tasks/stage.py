@@ -16,10 +16,10 @@ from prefect.logging import get_run_logger
 from prefect.runtime import task_run
 from prefect.states import Completed
 
-from minillm.artifacts import Store, text_digest
+from minillm.artifacts import Store
 from minillm.config import Tracked
 from minillm.errors import StageError
-from minillm.manifest import Artifact
+from minillm.manifest import Artifact, text_digest
 from minillm.redaction import redact_error
 from minillm.stages import Stage
 from tasks import tracking

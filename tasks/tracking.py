@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 from prefect.settings import PREFECT_API_URL, PREFECT_UI_URL
 
-from minillm.artifacts import METRICS, text_digest
+from minillm.artifacts import METRICS
 from minillm.config import Model, Source, Tracked
 from minillm.data.sources import Resolved
 from minillm.errors import StageError
 from minillm.files import local_path
-from minillm.manifest import Artifact
+from minillm.manifest import Artifact, text_digest
 from minillm.redaction import redacted
 from minillm.stages import (
     Benchmarks,

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from minillm.annotation.judgements import Compared
-from minillm.artifacts import CLOCKED, text_digest
+from minillm.artifacts import CLOCKED
 from minillm.data.benchmarks import load_benchmarks
 from minillm.data.tables import read_records
 from minillm.errors import StageError
-from minillm.manifest import MANIFEST, read_manifest
+from minillm.manifest import MANIFEST, read_manifest, text_digest
 from minillm.nearest import suggestion
 from minillm.streams import Purpose, generator, stream
 

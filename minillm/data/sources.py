@@ -4,12 +4,12 @@ import glob
 from dataclasses import dataclass
 from pathlib import Path
 
-from minillm.artifacts import CLOCKED, text_digest
+from minillm.artifacts import CLOCKED
 from minillm.config import Model, Source
-from minillm.errors import StageError
+from minillm.errors import StageError, first_line
 from minillm.file_versions import Snapshot, known_sha256
 from minillm.files import files_of, require_readable
-from minillm.manifest import MANIFEST, read_manifest
+from minillm.manifest import MANIFEST, read_manifest, text_digest
 from minillm.models.model_files import WEIGHTS, require_weights
 
 MODEL_FILES = ["*.json", "*.jinja", "*.txt", "*.model", "*.spm", "*.codes", "*.tiktoken", "tokenizer*", WEIGHTS[0]]
@@ -138,7 +138,7 @@ def _snapshot(name: str, kind: str, revision: str, patterns: list[str] | None) -
     except errors.RevisionNotFoundError as error:
         raise StageError(f"{thing}: no such branch, tag or commit at {constants.ENDPOINT}") from error
     except (errors.HfHubHTTPError, OSError) as error:
-        reason = str(error.__cause__ or error).splitlines()[0]
+        reason = first_line(error.__cause__ or error)
         raise StageError(
             f"{thing} cannot be fetched from {constants.ENDPOINT} and is not whole in the local cache ({reason}); "
             "remedies: connect; set HF_ENDPOINT to a mirror; copy the cache of a connected machine and set "

@@ -49,12 +49,12 @@ def explained(name: str, attempt: str) -> Iterator[None]:
     """Turn what a library raises into an error that names the model and what was tried with it.
 
     Raises:
-        StageError: Whatever else is raised within.
+        StageError: Whatever is raised within.
     """
     try:
         yield
-    except StageError:
-        raise
+    except StageError as error:
+        raise StageError(f"{name}: {error}") from error
     except Exception as error:  # an architecture's own code refuses values in many ways
         raise StageError(f"{name}: transformers cannot {attempt}: {error_words(error)}") from error
 
@@ -73,11 +73,8 @@ def build_skeleton(
         StageError: If it is not a causal language model, or transformers cannot build it.
     """
     with explained(name, f"read the configuration in {origin}" if isinstance(origin, Path) else "build it"):
-        try:
-            config = AutoConfig.from_pretrained(origin) if isinstance(origin, Path) else _architecture(origin, entries)
-            _require_causal(config)
-        except StageError as error:
-            raise StageError(f"{name}: {error}") from error
+        config = AutoConfig.from_pretrained(origin) if isinstance(origin, Path) else _architecture(origin, entries)
+        _require_causal(config)
     with explained(name, f"build it ({config.model_type})"), torch.device("meta"):
         return config, AutoModelForCausalLM.from_config(config)
 

@@ -4,8 +4,8 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from minillm.artifacts import text_digest
 from minillm.generation.cost import PROMPTS, ROUNDS
+from minillm.manifest import text_digest
 from minillm.models.facts import ModelFacts
 from minillm.stages import (
     Calibration,

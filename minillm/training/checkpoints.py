@@ -13,7 +13,7 @@ import torch.distributed as dist
 from pydantic import BaseModel, ConfigDict
 
 from minillm.durable import make_folder, sync, sync_tree, write_atomically
-from minillm.errors import StageError
+from minillm.errors import StageError, first_line
 from minillm.file_versions import file_sha256
 from minillm.manifest import seal, unseal
 from minillm.processes import rank, world_size
@@ -120,7 +120,7 @@ class Checkpoints:
                 found, _ = engine.load_checkpoint(".", tag=tag)
         except pickle.UnpicklingError as error:
             raise StageError(
-                f"{folder} holds more than data, which is never run ({str(error).splitlines()[0]}): it is not ours. "
+                f"{folder} holds more than data, which is never run ({first_line(error)}): it is not ours. "
                 f"Find out who may write to the store, then remove {self.directory} to begin the stage again"
             ) from error
         if found is None:

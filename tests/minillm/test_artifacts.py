@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 from filelock import Timeout
 
-from minillm.artifacts import CLOCKED, Store, text_digest
+from minillm.artifacts import CLOCKED, Store
 from minillm.errors import StageError
-from minillm.manifest import MANIFEST, Artifact, seal, unseal
+from minillm.manifest import MANIFEST, Artifact, seal, text_digest, unseal
 from tasks.store import altered
 
 
