@@ -6,6 +6,7 @@ read pass through it as well (see errors), and so does what the tracking server 
 
 import functools
 import io
+import json
 import logging
 import os
 import re
@@ -14,6 +15,9 @@ import traceback
 import urllib.parse
 from collections.abc import Iterable
 from typing import Any, TextIO, cast
+from xml.sax import saxutils
+
+import markupsafe
 
 MASK = "***"
 SHORTEST = 8
@@ -151,9 +155,15 @@ def _secrets(name: str, value: str) -> tuple[str, ...]:
 @functools.lru_cache(maxsize=8)
 def _known(values: tuple[str, ...]) -> re.Pattern[str] | None:
     long = {value for value in values if len(value) >= SHORTEST}
-    quoted = {urllib.parse.quote(value, safe="") for value in long}
-    words = "|".join(re.escape(value) for value in sorted(long | quoted, key=len, reverse=True))
-    return re.compile(rf"(?<![A-Za-z0-9])(?:{words})(?![A-Za-z0-9])") if words else None
+    written = {form for value in long for form in _written(value)}
+    words = "|".join(re.escape(form) for form in sorted(written, key=len, reverse=True))
+    return re.compile(rf"(?:(?<![A-Za-z0-9])|(?<=\\[nrt]))(?:{words})(?![A-Za-z0-9])") if words else None
+
+
+def _written(value: str) -> tuple[str, ...]:
+    """A value as texts have it: as it is, in an address, in HTML, in the text of an SVG figure and in JSON."""
+    in_json = (json.dumps(value, ensure_ascii=escaped)[1:-1] for escaped in (True, False))
+    return (value, urllib.parse.quote(value, safe=""), str(markupsafe.escape(value)), saxutils.escape(value), *in_json)
 
 
 def _masked(found: re.Match[str]) -> str:

@@ -16,6 +16,7 @@ from transformers import PreTrainedTokenizerBase
 from minillm.config import DIVERGENCES, Method, Template
 from minillm.data.prompts import encode_prompts, render
 from minillm.models.shared_tokenizer import SharedTokenizer, load_shared_tokenizer
+from minillm.redaction import without_known_secrets
 from minillm.reporting.comparison import WORDS, formatted, human
 from minillm.reporting.data import kept_rows
 from minillm.reporting.models import count_parameters
@@ -55,7 +56,7 @@ def run(job: Job) -> dict[str, float | str]:
         provenance=markdown(provenance(job.inputs)),
         versions=", ".join(f"{library} {version}" for library, version in versions(job.inputs).items()),
     )
-    card.save(job.output / "README.md")
+    ModelCard(without_known_secrets(str(card))).save(job.output / "README.md")
     return {
         "parameters": float(parameters),
         "score/mean": results["tables"][settings.role]["mean"]["score"]["mean"],

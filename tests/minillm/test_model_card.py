@@ -22,6 +22,7 @@ from minillm.reporting.study_page import SHOWN_CURVES
 from minillm.stages import Card, Job
 from tests.manifests import write_manifest
 
+TOKEN = "correct-horse"
 TRAINING = {"learning_rate": 1e-3, "batch_size": 8, "steps": 10, "evaluate_every": 5}
 CONFIG = {
     "name": "toy",
@@ -79,7 +80,7 @@ def exported(tmp_path_factory) -> Path:
     for part, rows in (("train", 11435), ("validation", 1000), ("test", 500)):
         pd.DataFrame({"row": range(rows)}).to_parquet(folder / "examples" / f"{part}.parquet")
     results = {
-        "verdict": ["The best student is minillm.", "It is above kd."],
+        "verdict": ["The best student is minillm.", "It is above kd.", f"It was asked with {TOKEN}."],
         "benchmarks": ["dolly"],
         "tables": {"teacher": table("teacher", 27.6), "minillm": table("minillm", 24.64)},
     }
@@ -88,7 +89,9 @@ def exported(tmp_path_factory) -> Path:
     inputs = {"model": folder / "train", "examples": folder / "examples", "report": folder / "report"}
     settings = Card(role="minillm", config=config)
     job = Job(kind="model", settings=settings, inputs=inputs, output=folder / "output", work=folder / "work")
-    summary = model_card.run(job)
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("HF_TOKEN", TOKEN)
+        summary = model_card.run(job)
     assert summary == {"parameters": student.num_parameters(), "score/mean": 24.64}
     return folder / "output"
 
@@ -196,6 +199,12 @@ def test_the_card_says_what_from_what_how_and_how_well(exported):
     assert re.search(r"\| teacher_mix +\| +0\.3 \|", text)
     assert re.search(r"\| learning_rate +\| +0\.001 \|", text)
     assert "books/plain.txt" not in text  # folders of the machine it was made on stay out
+
+
+def test_the_card_holds_no_secret(exported):
+    text = (exported / "README.md").read_text(encoding="utf-8")
+    assert "It was asked with ***." in text
+    assert TOKEN not in text
 
 
 def test_a_mixture_of_losses_is_written_out(exported):

@@ -60,6 +60,28 @@ def test_values_of_secret_variables_go_wherever_they_stand(monkeypatch: pytest.M
     assert redacted("not a secret, short, reopen sesame/10") == "not a secret, short, reopen sesame/10"
 
 
+@pytest.mark.parametrize(
+    "written",
+    [
+        "pä<ss&wo\"rd'9",
+        "p%C3%A4%3Css%26wo%22rd%279",
+        "pä&lt;ss&amp;wo&#34;rd&#39;9",
+        "pä&lt;ss&amp;wo\"rd'9",
+        "pä<ss&wo\\\"rd'9",
+        "p\\u00e4<ss&wo\\\"rd'9",
+    ],
+    ids=["plain", "address", "html", "svg", "json", "ascii json"],
+)
+def test_a_known_secret_goes_in_whatever_way_it_is_written(monkeypatch: pytest.MonkeyPatch, written: str):
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "pä<ss&wo\"rd'9")
+    assert without_known_secrets(f"[{written}]") == "[***]"
+
+
+def test_a_known_secret_goes_behind_a_line_break_that_is_written_out(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("HF_TOKEN", "correct-horse")
+    assert without_known_secrets(repr("first\ncorrect-horse")) == r"'first\n***'"
+
+
 @pytest.mark.parametrize("kind", [StageError, ConfigError])
 def test_errors_that_users_read_have_none(kind: type[Exception]):
     assert str(kind("no reply from http://ann:pw1@h/api")) == "no reply from http://h/api"
