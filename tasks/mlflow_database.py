@@ -22,11 +22,12 @@ ADDRESSES = (
 
 
 def database_uri(database: Path) -> str:
-    """Address of an SQLite database as SQLAlchemy takes it, whatever characters its path has.
+    """Return the address of an SQLite database as SQLAlchemy takes it, whatever characters its path has.
 
-    In its plain form, a question mark in the path begins the options.
+    In its plain form, a question mark in the path begins the options. With the driver named, MLflow does not take
+    `file:…` for a relative path and make that folder where the command was typed.
     """
-    return f"sqlite:///file:{urllib.parse.quote(str(database))}?uri=true"
+    return f"sqlite+pysqlite:///file:{urllib.parse.quote(str(database))}?uri=true"
 
 
 def relocate(store: Path) -> bool:

@@ -128,9 +128,12 @@ def test_another_name_of_the_same_store_changes_nothing(original: Path, tmp_path
 
 
 @pytest.mark.parametrize("name", ["a?b", "a#b", "a%41b", "a b&c=d"])
-def test_an_address_of_a_database_leads_to_its_file(name: str, original: Path, tmp_path: Path):
+def test_an_address_of_a_database_leads_to_its_file_and_makes_no_other(
+    name: str, original: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     path = tmp_path / name / "mlflow.db"
     path.parent.mkdir()
     shutil.copy(original / "mlflow.db", path)
+    monkeypatch.chdir(path.parent)
     assert [run.info.run_name for run in search_runs(MlflowClient(database_uri(path)), ["1"])] == ["first"]
-    assert [found.name for found in tmp_path.iterdir()] == [name]
+    assert list(tmp_path.rglob("*")) == [path.parent, path]
