@@ -45,7 +45,7 @@ def run_stage(stage: Stage, inputs: Mapping[str, Path], folder: Path) -> dict[st
 
 
 SENTENCE = "The quick brown fox number {} jumps over the lazy dog, and {} others look on. "
-SIZES = {"filter": [20_000, 200_000], "pack": [32, 256], "line": [5, 50]}
+SIZES = {"filter": [20_000, 200_000], "pack": [32, 1024], "line": [5, 50]}
 """Rows of a filter of 300 tokens each; megabytes of a text of many lines; megabytes of a text on one line."""
 TINY = {"filter": [100], "pack": [1], "line": [1]}
 
