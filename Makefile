@@ -48,10 +48,10 @@ bench: $(READY) benchmarks/environments/trl-1.9.2/.complete benchmarks/environme
 	.venv/bin/python -m benchmarks
 
 ui: $(READY) ## Serve Prefect (port 4200) and MLflow (port 5000) on this machine until Ctrl-C
-	.venv/bin/python -m tasks.ui
+	.venv/bin/python -m tasks.serving.ui
 
 serve: $(READY) ## The same, with the deployments of prefect.yaml and a worker that runs them
-	.venv/bin/python -m tasks.ui --worker
+	.venv/bin/python -m tasks.serving.ui --worker
 
 annotate: $(READY) ## Let people compare the answers of the newest run's methods (port 4400) until Ctrl-C
 	.venv/bin/python -m minillm.annotation

@@ -12,8 +12,8 @@ from pathlib import Path
 
 from tabulate import tabulate
 
-from minillm.artifacts import Store
 from minillm.durable import write_atomically
+from minillm.store.artifacts import Store
 
 FILES = 10
 SIZES = {"ten files, 1 MB together": (1 << 20, 15), "ten files, 500 MB together": (500 << 20, 3)}

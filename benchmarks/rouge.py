@@ -9,7 +9,7 @@ from rouge_score.rouge_scorer import RougeScorer
 
 from benchmarks.protocol import ROOT
 from minillm.data.tables import read_records
-from minillm.evaluation.rouge import rouge_l
+from minillm.metrics.rouge import rouge_l
 
 NAME = "rouge-score"
 

@@ -7,8 +7,8 @@ import transformers
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from minillm.errors import StageError
-from minillm.models.architecture_check import require_faithful
-from minillm.models.model_checks import build_skeleton, inspect_model
+from minillm.preparation.architecture_check import require_faithful
+from minillm.preparation.model_checks import build_skeleton, inspect_model
 
 PAGE = Path(__file__).with_suffix(".md")
 LENGTH = 64

@@ -11,7 +11,7 @@ from pathlib import Path
 from PIL import Image
 from playwright.sync_api import Page, expect, sync_playwright
 
-from tasks.mlflow_client import TRAINING_PAGES
+from tasks.tracking.client import TRAINING_PAGES
 from tests.serving import Served, ended, logged_in, serving
 
 FOLDER = Path(__file__).parent / "figures"

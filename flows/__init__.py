@@ -1,5 +1,5 @@
 """The order of work: each flow's body reads as its diagram."""
 
-from tasks.settings import load_prefect
+from tasks.environment.settings import load_prefect
 
 load_prefect()

@@ -10,7 +10,7 @@ from prefect import State, flow
 
 from minillm.errors import StageError
 from tasks.comparing import chosen_runs, find_runs, latest_runs, publish, read_runs, write_comparison
-from tasks.server import run_flow
+from tasks.serving.server import run_flow
 
 
 @flow(name="compare")

@@ -11,16 +11,16 @@ from prefect import State, flow
 from prefect.futures import PrefectFuture
 
 from minillm.config import Config
+from minillm.config.loading import load_config
 from minillm.errors import ConfigError, StageError
-from minillm.loading import load_config
 from tasks.data import filter_examples, pack_plain_text, prepare
 from tasks.evaluation import evaluate
 from tasks.evaluation_sets import read_evaluation_sets
 from tasks.promoting import propose
 from tasks.reporting import conclude, export_model, report
-from tasks.server import run_flow
-from tasks.session import require_store, tracked
-from tasks.tracking import preload
+from tasks.running.session import require_store, tracked
+from tasks.serving.server import run_flow
+from tasks.tracking.connection import preload
 from tasks.training import distil, fine_tune_initial_student, fine_tune_teacher, needs, teacher_responses
 
 

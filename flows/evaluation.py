@@ -8,15 +8,15 @@ import sys
 
 from prefect import State, flow
 
+from minillm.config.loading import load_evaluation
 from minillm.errors import ConfigError, StageError
-from minillm.loading import load_evaluation
 from tasks.data import prepare_model
 from tasks.evaluation import evaluate
 from tasks.evaluation_sets import read_evaluation_sets
 from tasks.reporting import conclude, report
-from tasks.server import run_flow
-from tasks.session import require_store, tracked
-from tasks.tracking import preload
+from tasks.running.session import require_store, tracked
+from tasks.serving.server import run_flow
+from tasks.tracking.connection import preload
 
 EMBEDDED = "configs/evaluation-embedded.yaml"
 

@@ -10,7 +10,7 @@ from prefect import State, flow
 
 from minillm.errors import StageError
 from tasks.promoting import PROMOTED, chosen_run, conclude_promotion, promote, roll_back
-from tasks.server import run_flow
+from tasks.serving.server import run_flow
 
 
 @flow(name="promote")

@@ -9,12 +9,12 @@ import sys
 from prefect import State, flow
 
 from flows.distill import distill
+from minillm.config.loading import load_study
 from minillm.errors import ConfigError, StageError
-from minillm.loading import load_study
-from tasks.server import run_flow
-from tasks.session import require_store, tracked
+from tasks.running.session import require_store, tracked
+from tasks.serving.server import run_flow
 from tasks.studying import compare_variants, conclude_study, finished, start_runs
-from tasks.tracking import preload
+from tasks.tracking.connection import preload
 
 
 @flow(name="study")

@@ -2,6 +2,13 @@
 
 from minillm.redaction import redacted
 
+BAD_INPUT = 3
+"""Exit status of a StageError: retrying does not help. Its message stands in the work folder's error.txt."""
+FAILED = "FAILED "
+"""Begins the line that says what ended a worker other than a StageError."""
+STOPPED = 143
+"""Exit status after SIGTERM: a checkpoint was written, and the next attempt continues from it."""
+
 
 class StageError(Exception):
     """Bad input to a stage, found before or during its work. Retrying does not help."""

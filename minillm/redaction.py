@@ -1,7 +1,7 @@
 """Secrets kept out of whatever is shown or stored: passwords in addresses, keys in queries, values of secret variables.
 
 Two functions take them out of a text, `install` out of everything that a process logs or prints. Errors that users
-read pass through it as well (see errors), and so does what the tracking server is told (see tasks.outbox).
+read pass through it as well (see errors), and so does what the tracking server is told (see tasks.tracking.outbox).
 """
 
 import functools

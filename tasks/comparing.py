@@ -16,16 +16,18 @@ from prefect.runtime import flow_run
 from prefect.states import Completed
 from tabulate import tabulate
 
-from minillm.artifacts import Store
 from minillm.durable import make_folder, move, sync_tree
 from minillm.errors import StageError
-from tasks.outbox import Outbox
-from tasks.pages import page_key, show_page
-from tasks.records import Wanted
-from tasks.tracking import COMPARED_TAG, Tracker, prefect_page, tracked_runs
+from minillm.store.artifacts import Store
+from tasks.running.pages import page_key, show_page
+from tasks.tracking.connection import Tracker, tracked_runs
+from tasks.tracking.contents import prefect_page
+from tasks.tracking.outbox import Outbox
+from tasks.tracking.records import Wanted
+from tasks.tracking.tags import COMPARED_TAG
 
 if TYPE_CHECKING:
-    from minillm.reporting.runs import Run
+    from minillm.reporting.comparing.runs import Run
 
 LISTED = 10
 FOLDER = "comparisons"
@@ -88,9 +90,9 @@ def read_runs(identities: Sequence[str], store: str) -> "list[Run]":
 @task(task_run_name="compare", persist_result=False, cache_policy=NO_CACHE)
 def write_comparison(runs: "Sequence[Run]", every_method: bool, store: str) -> tuple[Path, str]:
     """The folder with compare.html, compare.md and plots, and what is read at a glance."""
-    from minillm.reporting.runs import RunComparison
-    from minillm.reporting.runs_page import write
-    from tasks.mlflow_client import comparison_page
+    from minillm.reporting.comparing.page import write
+    from minillm.reporting.comparing.runs import RunComparison
+    from tasks.tracking.client import comparison_page
 
     root = Store(store).root
     folder = root / FOLDER / page_key(" ".join(["compare", *(run.label for run in runs)]))

@@ -3,19 +3,16 @@
 from pathlib import Path
 from typing import Any
 
-from prefect import State
-from prefect.states import Completed
-
 from minillm.config import BaseConfig, Config, EvaluationConfig, Lora, Source, Tokenizer
-from minillm.manifest import Artifact
 from minillm.stages import Filter, Pack, Prepare
-from tasks.computation import Input
+from minillm.store.manifest import Artifact
 from tasks.evaluation_sets import generation_tokens
-from tasks.stage import compute, stage_task
+from tasks.running.computation import Input
+from tasks.running.stage import Work, nothing, stage_task
 
 
 @stage_task("prepare tokenizer")
-def prepare(config: Config) -> Artifact | State:
+def prepare(config: Config) -> Work:
     """Train or load the tokenizer that teacher and student share, and check that both fit it."""
     models = {"teacher.model": config.teacher.model, "student.model": config.student.model}
     architectures = {name: model.architecture for name, model in models.items()}
@@ -26,14 +23,14 @@ def prepare(config: Config) -> Artifact | State:
     if config.tokenizer.train_vocabulary is not None:
         corpora = {"instructions": config.data.instructions, "split": config.data.split}
         inputs |= _given({**corpora, "plain_text": config.data.plain_text})
-    return compute(stage, inputs, config, "prepare tokenizer")
+    return stage, inputs
 
 
 @stage_task("prepare {name}")
-def prepare_model(config: EvaluationConfig, name: str) -> Artifact | State:
+def prepare_model(config: EvaluationConfig, name: str) -> Work:
     """Load a model's own tokenizer, and check that it fits the model and the lengths asked for."""
     stage = _prepare(config, Tokenizer(), {"model": None}, adapters={})
-    return compute(stage, {"model": config.models[name]}, config, f"prepare {name}")
+    return stage, {"model": config.models[name]}
 
 
 def _prepare(
@@ -53,7 +50,7 @@ def _prepare(
 
 
 @stage_task("filter examples")
-def filter_examples(config: Config, prepared: Artifact, benchmarks: Artifact) -> Artifact | State:
+def filter_examples(config: Config, prepared: Artifact, benchmarks: Artifact) -> Work:
     """Drop malformed, duplicate, over-long and leaked examples, report them, split and tokenise the rest."""
     data = config.data
     random_split = data.split is None
@@ -70,17 +67,17 @@ def filter_examples(config: Config, prepared: Artifact, benchmarks: Artifact) ->
         ),
     )
     sources = _given({"instructions": data.instructions, "split": data.split})
-    return compute(stage, {**sources, "tokenizer": prepared, "benchmarks": benchmarks}, config, "filter examples")
+    return stage, {**sources, "tokenizer": prepared, "benchmarks": benchmarks}
 
 
 @stage_task("pack plain text")
-def pack_plain_text(config: Config, prepared: Artifact) -> Artifact | State:
+def pack_plain_text(config: Config, prepared: Artifact) -> Work:
     """Tokenise the plain-text corpus once, memory-mapped from then on; nothing to do where none is given."""
     if config.data.plain_text is None:
-        return Completed(name="Skipped", message="no data.plain_text", data=None)
+        return nothing("no data.plain_text")
     stage = Pack(block_tokens=config.data.max_tokens)
     inputs: dict[str, Input] = {"plain_text": config.data.plain_text, "tokenizer": prepared}
-    return compute(stage, inputs, config, "pack plain text")
+    return stage, inputs
 
 
 def _given(sources: dict[str, Source | None]) -> dict[str, Input]:

@@ -3,11 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
-from prefect import State
 from prefect.futures import PrefectFuture
 
-from minillm.config import BaseConfig, Source
-from minillm.manifest import Artifact
+from minillm.config import BaseConfig, Sampling, Source
 from minillm.stages import (
     Calibration,
     Cost,
@@ -20,9 +18,10 @@ from minillm.stages import (
     Preference,
     Score,
 )
-from tasks.computation import Input
+from minillm.store.manifest import Artifact
 from tasks.evaluation_sets import EvaluationSets, generation_tokens
-from tasks.stage import compute, stage_task
+from tasks.running.computation import Input
+from tasks.running.stage import Work, stage_task
 
 
 def evaluate(
@@ -80,10 +79,10 @@ def evaluate(
 
 
 @stage_task("generate {role}")
-def generate(config: BaseConfig, role: str, model: Input, prepared: Artifact, prompts: Artifact) -> Artifact | State:
+def generate(config: BaseConfig, role: str, model: Input, prepared: Artifact, prompts: Artifact) -> Work:
     """Responses of one model to every benchmark, once per seed."""
     inputs: dict[str, Input] = {"model": model, "tokenizer": prepared, "prompts": prompts}
-    return compute(_generation(config), inputs, config, f"generate {role}")
+    return _generation(config), inputs
 
 
 @stage_task("generation cost")
@@ -92,61 +91,55 @@ def measure_cost(
     models: Mapping[str, Input],
     tokenizers: Mapping[str, Artifact],
     prompts: Mapping[str, Artifact],
-) -> Artifact | State:
+) -> Work:
     """Tokens per second and memory of every model, one after another."""
     stage = Cost(roles=tuple(models), benchmark=next(iter(config.evaluation.benchmarks)), generate=_generation(config))
     inputs: dict[str, Input] = {}
     for role, model in models.items():
         inputs |= {f"model/{role}": model, f"tokenizer/{role}": tokenizers[role], f"prompts/{role}": prompts[role]}
-    return compute(stage, inputs, config, "generation cost")
+    return stage, inputs
 
 
 def _generation(config: BaseConfig) -> Generate:
     evaluation = config.evaluation
     return Generate(
         seeds=evaluation.seeds,
-        strategy=evaluation.strategy,
-        temperature=evaluation.temperature,
-        top_k=evaluation.top_k,
-        top_p=evaluation.top_p,
-        no_repeat_ngram=evaluation.no_repeat_ngram,
+        **evaluation.model_dump(include=set(Sampling.model_fields)),
         precision=evaluation.precision,
         max_tokens=generation_tokens(config),
     )
 
 
 @stage_task("score {role}")
-def score(
-    config: BaseConfig, role: str, responses: Artifact, prepared: Artifact, benchmarks: Artifact
-) -> Artifact | State:
+def score(config: BaseConfig, role: str, responses: Artifact, prepared: Artifact, benchmarks: Artifact) -> Work:
     """Rouge-L and exact match of stored responses."""
     inputs: dict[str, Input] = {"responses": responses, "tokenizer": prepared, "benchmarks": benchmarks}
     stage = Score(role=role, seeds=config.evaluation.seeds, benchmarks=config.evaluation.benchmarks)
-    return compute(stage, inputs, config, f"score {role}")
+    return stage, inputs
 
 
 @stage_task("diversity {role}")
-def measure_diversity(config: BaseConfig, role: str, responses: Artifact) -> Artifact | State:
+def measure_diversity(config: BaseConfig, role: str, responses: Artifact) -> Work:
     """Distinct n-grams and self-overlap of stored responses."""
     stage = Diversity(role=role, benchmarks=tuple(config.evaluation.benchmarks))
-    return compute(stage, {"responses": responses}, config, f"diversity {role}")
+    return stage, {"responses": responses}
 
 
 @stage_task("judge {role}")
-def judge_responses(config: BaseConfig, role: str, responses: Artifact, benchmarks: Artifact) -> Artifact | State:
+def judge_responses(config: BaseConfig, role: str, responses: Artifact, benchmarks: Artifact) -> Work:
     """Ratings of stored responses by a strong model."""
     judge = config.evaluation.judge
     assert judge is not None
     seeds = judge.seeds or config.evaluation.seeds[:1]
     stage = Judging(role=role, judge=judge, seeds=seeds, methods=len(config.rows))
     inputs: dict[str, Input] = {"responses": responses, "benchmarks": benchmarks}
-    return compute(stage, inputs, config, f"judge {role}")
+    return stage, inputs
 
 
 @stage_task("count preferences")
-def count_preferences(config: BaseConfig, judgements: Source, responses: Mapping[str, Artifact]) -> Artifact | State:
+def count_preferences(config: BaseConfig, judgements: Source, responses: Mapping[str, Artifact]) -> Work:
     """Wins, ties and losses between methods as people saw them."""
-    return compute(Preference(), {"judgements": judgements, **responses}, config, "count preferences")
+    return Preference(), {"judgements": judgements, **responses}
 
 
 @stage_task("exposure bias {role}")
@@ -158,7 +151,7 @@ def measure_exposure(
     prepared: Artifact,
     teacher: Input,
     teacher_responses: Artifact,
-) -> Artifact | State:
+) -> Work:
     """Excess accumulated error of a student on its own stored responses, against the teacher's."""
     settings = config.evaluation.exposure_bias
     assert settings is not None
@@ -176,18 +169,16 @@ def measure_exposure(
         "responses": responses,
         "teacher_responses": teacher_responses,
     }
-    return compute(stage, inputs, config, f"exposure bias {role}")
+    return stage, inputs
 
 
 @stage_task("calibration {role}")
-def measure_calibration(
-    config: BaseConfig, role: str, model: Input, prepared: Artifact, questions: Artifact
-) -> Artifact | State:
+def measure_calibration(config: BaseConfig, role: str, model: Input, prepared: Artifact, questions: Artifact) -> Work:
     """Accuracy and calibration on multiple-choice sets."""
     evaluation = config.evaluation
     stage = Calibration(role=role, sets=tuple(evaluation.calibration), precision=evaluation.precision)
     inputs: dict[str, Input] = {"model": model, "tokenizer": prepared, "questions": questions}
-    return compute(stage, inputs, config, f"calibration {role}")
+    return stage, inputs
 
 
 @stage_task("held-out loss {role}")
@@ -199,7 +190,7 @@ def measure_held_out(
     benchmarks: Artifact,
     prompts: Artifact,
     texts: Artifact,
-) -> Artifact | State:
+) -> Work:
     """Loss and calibration of the next token on text that no model trained on."""
     evaluation = config.evaluation
     stage = HeldOut(
@@ -217,16 +208,14 @@ def measure_held_out(
         "prompts": prompts,
         "texts": texts,
     }
-    return compute(stage, inputs, config, f"held-out loss {role}")
+    return stage, inputs
 
 
 @stage_task("downstream {role}")
-def answer_downstream(
-    config: BaseConfig, role: str, model: Input, prepared: Artifact, downstream: Artifact
-) -> Artifact | State:
+def answer_downstream(config: BaseConfig, role: str, model: Input, prepared: Artifact, downstream: Artifact) -> Work:
     """Answer the harness's tasks with one model."""
     evaluation = config.evaluation
     assert evaluation.downstream is not None
     stage = DownstreamScore(role=role, limit=evaluation.downstream.limit, precision=evaluation.precision)
     inputs: dict[str, Input] = {"model": model, "tokenizer": prepared, "tasks": downstream}
-    return compute(stage, inputs, config, f"downstream {role}")
+    return stage, inputs

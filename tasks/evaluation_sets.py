@@ -5,15 +5,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from prefect import State
 from prefect.futures import PrefectFuture
-from prefect.states import Completed
 
 from minillm.config import BaseConfig, Metric
-from minillm.manifest import Artifact
 from minillm.stages import Benchmarks, DownstreamTasks, EncodedPrompts, HeldOutTexts, Questions
-from tasks.computation import Input
-from tasks.stage import StageTask, compute, stage_task
+from minillm.store.manifest import Artifact
+from tasks.running.computation import Input
+from tasks.running.stage import StageTask, Work, nothing, stage_task
 
 
 @dataclass(frozen=True)
@@ -62,7 +60,7 @@ def read_evaluation_sets(config: BaseConfig, tokenizers: Mapping[str, PrefectFut
 
 
 @stage_task("read benchmarks")
-def read_benchmarks(config: BaseConfig) -> Artifact | State:
+def read_benchmarks(config: BaseConfig) -> Work:
     """Read every evaluation set into one format."""
     benchmarks = config.evaluation.benchmarks
     inputs: dict[str, Input] = {f"benchmark/{name}": benchmark.source for name, benchmark in benchmarks.items()}
@@ -70,26 +68,26 @@ def read_benchmarks(config: BaseConfig) -> Artifact | State:
     topics = {name: benchmark.topics for name, benchmark in benchmarks.items() if benchmark.topics}
     metrics: dict[str, Metric] = {name: benchmark.metric for name, benchmark in benchmarks.items()}
     stage = Benchmarks(fields=fields, topics=topics, metrics=metrics)
-    return compute(stage, inputs, config, "read benchmarks")
+    return stage, inputs
 
 
 @stage_task("encode prompts")
-def encode_prompts(config: BaseConfig, prepared: Artifact, benchmarks: Artifact) -> Artifact | State:
+def encode_prompts(config: BaseConfig, prepared: Artifact, benchmarks: Artifact) -> Work:
     """Tokenise the benchmarks' prompts; those too long are refused or cut."""
     stage = EncodedPrompts(
         template=config.data.template,
         max_prompt_tokens=longest_prompt(config),
         long_prompts=config.evaluation.long_prompts,
     )
-    return compute(stage, {"tokenizer": prepared, "benchmarks": benchmarks}, config, "encode prompts")
+    return stage, {"tokenizer": prepared, "benchmarks": benchmarks}
 
 
 @stage_task("read questions")
-def read_questions(config: BaseConfig, prepared: Artifact) -> Artifact | State:
+def read_questions(config: BaseConfig, prepared: Artifact) -> Work:
     """Read every multiple-choice set into one format; nothing to do where there is none."""
     evaluation = config.evaluation
     if not evaluation.calibration:
-        return Completed(name="Skipped", message="no evaluation.calibration", data=None)
+        return nothing("no evaluation.calibration")
     stage = Questions(
         sets=evaluation.calibration,
         template=config.data.template,
@@ -98,26 +96,26 @@ def read_questions(config: BaseConfig, prepared: Artifact) -> Artifact | State:
         max_tokens=generation_tokens(config),
     )
     inputs: dict[str, Input] = {f"calibration/{name}": record.source for name, record in evaluation.calibration.items()}
-    return compute(stage, {**inputs, "tokenizer": prepared}, config, "read questions")
+    return stage, {**inputs, "tokenizer": prepared}
 
 
 @stage_task("pack held-out texts")
-def pack_held_out_texts(config: BaseConfig, prepared: Artifact) -> Artifact | State:
+def pack_held_out_texts(config: BaseConfig, prepared: Artifact) -> Work:
     """Tokenise the texts that the loss is measured on; nothing to do where there is none."""
     held_out = config.evaluation.held_out
     if not held_out:
-        return Completed(name="Skipped", message="no evaluation.held_out", data=None)
+        return nothing("no evaluation.held_out")
     stage = HeldOutTexts(texts=tuple(held_out), block_tokens=config.data.max_tokens)
     inputs: dict[str, Input] = {f"held_out/{name}": source for name, source in held_out.items()}
-    return compute(stage, {**inputs, "tokenizer": prepared}, config, "pack held-out texts")
+    return stage, {**inputs, "tokenizer": prepared}
 
 
 @stage_task("check downstream tasks")
-def check_downstream(config: BaseConfig, *prepared: Artifact) -> Artifact | State:
+def check_downstream(config: BaseConfig, *prepared: Artifact) -> Work:
     """Find lm-evaluation-harness's tasks and their data; nothing to do where none is asked for."""
     downstream = config.evaluation.downstream
     if downstream is None:
-        return Completed(name="Skipped", message="no evaluation.downstream", data=None)
+        return nothing("no evaluation.downstream")
     stage = DownstreamTasks(
         harness=importlib.metadata.version("lm_eval"),
         tasks=downstream.tasks,
@@ -130,7 +128,7 @@ def check_downstream(config: BaseConfig, *prepared: Artifact) -> Artifact | Stat
         inputs[f"rows/{name}"] = local.source
         if local.examples is not None:
             inputs[f"examples/{name}"] = local.examples
-    return compute(stage, inputs, config, "check downstream tasks")
+    return stage, inputs
 
 
 def longest_prompt(config: BaseConfig) -> int:

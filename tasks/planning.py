@@ -7,12 +7,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from minillm.artifacts import Store
 from minillm.config import Config, Model
 from minillm.data.sources import resolve
 from minillm.durable import write_atomically
 from minillm.errors import StageError
-from minillm.manifest import Artifact, Origin, text_digest
 from minillm.planning.estimate import mean_speed, stage_seconds
 from minillm.planning.outlook import (
     Outlook,
@@ -28,12 +26,25 @@ from minillm.planning.outlook import (
 )
 from minillm.planning.schedule import Step, span
 from minillm.planning.work import same_speed, stage_work
-from minillm.stages import Generate, Job, Speed, Train
+from minillm.stages import (
+    EncodedPrompts,
+    Filter,
+    Generate,
+    HeldOutTexts,
+    Job,
+    Pack,
+    Prepare,
+    Questions,
+    Speed,
+    Stage,
+    Train,
+)
+from minillm.store.manifest import Artifact, Origin, text_digest
 from minillm.training.checkpoints import newest_step
-from tasks.plan_record import plan_path
-from tasks.planner import Pending, Planned, Planner
-from tasks.session import planned
-from tasks.supervision import WorkerError, run_worker
+from tasks.running.dry_run import DryRun, DryStage, Pending
+from tasks.running.plan_record import plan_path
+from tasks.running.session import walked
+from tasks.running.supervision import WorkerError, run_worker
 
 FLOW_SECONDS = 10.0
 """Of a flow beside its stages: Prefect's server, and the last words to MLflow."""
@@ -53,38 +64,38 @@ def plan(config: Config, stages: Callable[[Config], Any], log: Callable[[str], N
     Raises:
         StageError: It cannot fit this machine, or died in the measurement; the message names what to change.
     """
-    planner = Planner(config, log)
-    with planned(planner):
+    dry_run = DryRun(config, log)
+    with walked(dry_run):
         stages(config)
-    missing = [stage for stage in planner.stages if stage.found is None]
-    known = len(planner.stages) - len(missing)
-    head = f"{config.name}: {known} of {len(planner.stages)} stages are in the store, {len(missing)} are to be computed"
+    missing = [stage for stage in dry_run.stages if stage.found is None]
+    known = len(dry_run.stages) - len(missing)
+    head = f"{config.name}: {known} of {len(dry_run.stages)} stages are in the store, {len(missing)} are to be computed"
     if not missing:
         return head
     runtime = config.runtime
-    read = {stage.label: stage.found for stage in planner.stages if stage.found is not None}
-    models = read_models(Path(read["prepare tokenizer"].path))
+    read = {type(stage.stage): stage.found for stage in dry_run.stages if stage.found is not None}
+    models = read_models(Path(read[Prepare].path))
     amounts = read_amounts(
-        Path(read["filter examples"].path),
-        Path(read["encode prompts"].path),
-        summary_value(read.get("pack held-out texts")),
+        Path(read[Filter].path),
+        Path(read[EncodedPrompts].path),
+        summary_value(read.get(HeldOutTexts)),
         config.data.max_tokens,
-        4 * summary_value(read.get("read questions")),
+        4 * summary_value(read.get(Questions)),
     )
     outlooks = []
     for stage in missing:
-        who, done = _who(stage), _done(stage, planner.store)
+        who, done = _who(stage), _done(stage)
         memory = stage_memory(stage.stage, who, models, runtime, amounts, config.data.max_tokens)
         work = stage_work(stage.stage, who, models, amounts, done)
         outlooks.append(Outlook(stage.label, stage.stage, who, stage.after, work, memory, done))
-    room = require_fit(outlooks, models, runtime, planner.store.root)
+    room = require_fit(outlooks, models, runtime, dry_run.store.root)
     responses = sum(amounts.benchmark_prompts.values()) * len(config.evaluation.seeds)
     log(f"measuring a few steps of everything ({runtime.parallel_stages} at once)")
-    speed = _measure(config, planner, missing, read, responses)
+    speed = _measure(config, dry_run, missing, read, responses)
     seconds = {o.label: stage_seconds(o.stage, o.work, speed, runtime.processes, responses) for o in outlooks}
     steps = [Step(o.label, seconds[o.label], o.after) for o in outlooks]
     total = FLOW_SECONDS + span(steps, runtime.parallel_stages)
-    write_atomically(plan_path(planner.store.root, config), json.dumps(as_record(outlooks, seconds, total), indent=2))
+    write_atomically(plan_path(dry_run.store.root, config), json.dumps(as_record(outlooks, seconds, total), indent=2))
     return "\n\n".join(
         [
             head,
@@ -97,32 +108,32 @@ def plan(config: Config, stages: Callable[[Config], Any], log: Callable[[str], N
     )
 
 
-def _who(stage: Planned) -> str:
+def _who(stage: DryStage) -> str:
     """Whom a stage trains or measures."""
     if isinstance(stage.stage, Train):
         return "teacher" if stage.stage.role == "teacher" else "student"
     model = stage.inputs.get("model")
     if isinstance(model, Pending):
-        return "teacher" if model.label == "train teacher" else "student"
+        return "teacher" if model.role == "teacher" else "student"
     if isinstance(model, Artifact):
         return "teacher" if model.manifest().settings.get("role") == "teacher" else "student"
     return "teacher" if isinstance(model, Model) else "student"
 
 
-def _done(stage: Planned, store: Store) -> int:
+def _done(stage: DryStage) -> int:
     """Optimizer steps behind the newest checkpoint."""
-    return 0 if stage.computation is None else newest_step(stage.computation.work(store) / "checkpoints")
+    return 0 if stage.computation is None else newest_step(stage.computation.work / "checkpoints")
 
 
 def _measure(
-    config: Config, planner: Planner, missing: list[Planned], read: Mapping[str, Artifact], responses: int
+    config: Config, dry_run: DryRun, missing: list[DryStage], read: Mapping[type[Stage], Artifact], responses: int
 ) -> dict[str, Any]:
     """Time what repeats, in as many workers as stages may run at once."""
     trainings = [stage.stage for stage in missing if isinstance(stage.stage, Train)]
-    generate = next(s.stage for s in planner.stages if isinstance(s.stage, Generate))
+    generate = next(s.stage for s in dry_run.stages if isinstance(s.stage, Generate))
     models = {"teacher": config.teacher.model, "student": config.student.model}
-    names = {"tokenizer": "prepare tokenizer", "examples": "filter examples", "plain_text": "pack plain text"}
-    inputs = {name: Path(read[label].path) for name, label in names.items() if label in read}
+    needed: dict[str, type[Stage]] = {"tokenizer": Prepare, "examples": Filter, "plain_text": Pack}
+    inputs = {name: Path(read[stage].path) for name, stage in needed.items() if stage in read}
     directories = {n: resolve(model, Path()).path for n, model in models.items() if model.architecture is None}
     settings = Speed(
         architectures={n: model.architecture for n, model in models.items() if model.architecture is not None},
@@ -149,12 +160,12 @@ def _measure(
 
     count = config.runtime.parallel_stages
     key = text_digest([settings.model_dump(mode="json"), *(str(path) for path in job_inputs.values())])
-    with planner.store.lock(key), ThreadPoolExecutor(count) as pool:
-        planner.store.abandon(settings.kind, key)  # what a measurement that was killed has left
-        folder = planner.store.begin(Origin(kind=settings.kind, key=key, config=config.model_dump(mode="json")))
+    with dry_run.store.lock(key), ThreadPoolExecutor(count) as pool:
+        dry_run.store.abandon(settings.kind, key)  # what a measurement that was killed has left
+        folder = dry_run.store.begin(Origin(kind=settings.kind, key=key, config=config.model_dump(mode="json")))
         try:
             return mean_speed(list(pool.map(one, [folder / str(number) for number in range(count)])))
         except WorkerError as error:
             raise StageError(f"the measurement ended early: {error}") from error
         finally:
-            planner.store.abandon(settings.kind, key)
+            dry_run.store.abandon(settings.kind, key)

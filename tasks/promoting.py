@@ -21,11 +21,13 @@ from minillm.errors import StageError
 from minillm.files import local_path
 from minillm.nearest import suggestion
 from minillm.stages import Card
-from tasks.pages import show_page
-from tasks.records import KEY_TAG, ModelFacts
-from tasks.session import Session
-from tasks.settings import set_mlflow_defaults
-from tasks.tracking import PARENT_TAG, WEIGHTS_TAG, score_tags, tracked_runs
+from tasks.environment.settings import set_mlflow_defaults
+from tasks.running.pages import show_page
+from tasks.running.session import Session
+from tasks.tracking.connection import tracked_runs
+from tasks.tracking.contents import score_tags
+from tasks.tracking.records import ModelFacts
+from tasks.tracking.tags import KEY_TAG, PARENT_TAG, WEIGHTS_TAG
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -59,7 +61,7 @@ def propose(session: Session, config: Config, ended: State) -> State:
         config: With the rule.
         ended: How the flow run ended; it stays that way, whatever comes of this.
     """
-    if config.promotion is None or session.around is not None or not ended.is_completed():
+    if config.promotion is None or session.parent is not None or not ended.is_completed():
         return ended
     sent = session.outbox.sent(session.flow_run_id)
     try:
@@ -102,7 +104,7 @@ def promote(run_id: str, store: str, method: str | None = None, by_hand: bool = 
     root = local_path(store).resolve()
     from mlflow.entities import RunTag
 
-    from tasks.mlflow_client import answering, connect
+    from tasks.tracking.client import answering, connect
 
     with answering():
         client = connect(root)
@@ -131,8 +133,8 @@ def roll_back(name: str, store: str) -> str:
     client = tracked_runs(store).client
     from mlflow.exceptions import MlflowException
 
-    from tasks.mlflow_client import answering
-    from tasks.registry import CHAMPION, ROLLED_BACK_TAG, lineage, names_with_champion
+    from tasks.tracking.client import answering
+    from tasks.tracking.registry import CHAMPION, ROLLED_BACK_TAG, lineage, names_with_champion
 
     with answering(), _held(local_path(store).resolve(), name):
         versions = list(itertools.islice(lineage(client, name), 2))
@@ -162,7 +164,7 @@ class _Proposal:
 
     def outcome(self) -> Outcome:
         """Promoted or not, and why."""
-        from tasks.registry import ROLLED_BACK_TAG, champion, was_rolled_back
+        from tasks.tracking.registry import ROLLED_BACK_TAG, champion, was_rolled_back
 
         label = self.run.info.run_name
         if self.run.info.status != "FINISHED":
@@ -225,8 +227,8 @@ class _Proposal:
         )
 
     def _compared(self, role: str, present: "ModelVersion") -> "Verdict":
+        from minillm.reporting.comparing.runs import Row
         from minillm.reporting.promotion import judge
-        from minillm.reporting.runs import Row
 
         tracked = tracked_runs(str(self.root))
         runs = (self.run, self.client.get_run(str(present.run_id)))
@@ -237,7 +239,7 @@ class _Proposal:
         return judge(Row(candidate, role), Row(champion, present.tags["role"]), self.rule, _called(present))
 
     def _crowned(self, facts: ModelFacts, before: "ModelVersion | None", words: str) -> Outcome:
-        from tasks.registry import crown
+        from tasks.tracking.registry import crown
 
         version = crown(self.client, facts.model_copy(update={"description": words}), self.run.info.run_id, before)
         return Outcome(self.name, True, f"promoted to version {version.version} of {self.name}: {words}")

@@ -12,13 +12,13 @@ from prefect.states import Cancelled, Completed, Failed
 from tabulate import tabulate
 
 from minillm.config import BaseConfig, Config, Model
-from minillm.manifest import Artifact
 from minillm.stages import Card, Report
-from tasks.computation import Input
-from tasks.pages import show_page
-from tasks.plan_record import read_plan
-from tasks.session import Session
-from tasks.stage import compute, stage_task
+from minillm.store.manifest import Artifact
+from tasks.running.computation import Input
+from tasks.running.pages import show_page
+from tasks.running.plan_record import read_plan
+from tasks.running.session import Session
+from tasks.running.stage import Work, stage_task
 
 
 @stage_task("report")
@@ -29,7 +29,7 @@ def report(
     models: Mapping[str, Input],
     measured: Mapping[str, Artifact],
     examples: Artifact | None = None,
-) -> Artifact | State:
+) -> Work:
     """Tables, plots and the page.
 
     Args:
@@ -52,15 +52,15 @@ def report(
         models={role: model for role, model in models.items() if isinstance(model, Model)},
         planned=plan.stages if plan is not None else {},
     )
-    return compute(stage, inputs, config, "report")
+    return stage, inputs
 
 
 @stage_task("export {role}")
-def export_model(config: Config, role: str, model: Artifact, examples: Artifact, results: Artifact) -> Artifact | State:
+def export_model(config: Config, role: str, model: Artifact, examples: Artifact, results: Artifact) -> Work:
     """A trained student as an ordinary Hugging Face directory with its card."""
     stage = Card(role=role, config=config.model_dump(mode="json", exclude={"runtime", "promotion"}))
     inputs: dict[str, Input] = {"model": model, "examples": examples, "report": results}
-    return compute(stage, inputs, config, f"export {role}")
+    return stage, inputs
 
 
 def conclude(
@@ -98,7 +98,7 @@ def conclude(
         f"results {config.name}",
         f"{facts['measure']} of {config.name}, mean ± spread over seeds",
     )
-    if session.around is None:  # of a study's runs, the console shows one table
+    if session.parent is None:  # of a study's runs, the console shows one table
         print(f"\n{facts['measure']}, mean ± spread over {len(config.evaluation.seeds)} seeds\n\n{table}\n")
         for name, path in places.items():
             print(f"{name:<16} {path}")

@@ -9,15 +9,15 @@ from filelock import FileLock, Timeout
 from humanize import naturalsize
 from tabulate import tabulate
 
-from minillm.artifacts import Store
 from minillm.errors import StageError
 from minillm.files import local_path
-from minillm.inventory import Entry, entries, look, remove, sweep, with_inputs
-from tasks.mlflow_database import DATABASE
-from tasks.outbox import lives, records, uses_elsewhere
-from tasks.records import KEY_TAG, STORE, Record, server_in_use
-from tasks.settings import set_mlflow_defaults
-from tasks.tracking import PARENT_TAG
+from minillm.store.artifacts import Store
+from minillm.store.inventory import Entry, entries, look, remove, sweep, with_inputs
+from tasks.environment.settings import set_mlflow_defaults
+from tasks.tracking.database import DATABASE
+from tasks.tracking.outbox import lives, records, uses_elsewhere
+from tasks.tracking.records import STORE, Record, server_in_use
+from tasks.tracking.tags import KEY_TAG, PARENT_TAG
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -57,7 +57,7 @@ def _tracked(store: Store) -> Iterator[tuple[str, str]]:
     Where the runs go to a server, those in the store's own database count as well.
     """
     set_mlflow_defaults()
-    from tasks.mlflow_client import answering, connect, connect_database
+    from tasks.tracking.client import answering, connect, connect_database
 
     with answering():
         yield from _in_use(connect(store.root))
@@ -66,8 +66,8 @@ def _tracked(store: Store) -> Iterator[tuple[str, str]]:
 
 
 def _in_use(client: "MlflowClient") -> Iterator[tuple[str, str]]:
-    from tasks.mlflow_client import search_runs
-    from tasks.registry import lineage, names_with_champion
+    from tasks.tracking.client import search_runs
+    from tasks.tracking.registry import lineage, names_with_champion
 
     runs = search_runs(client, [experiment.experiment_id for experiment in client.search_experiments()])
     names = {run.info.run_id: run.info.run_name or run.info.run_id for run in runs}

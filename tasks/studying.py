@@ -11,13 +11,13 @@ from prefect.futures import PrefectFuture
 from prefect.states import Completed, Failed
 
 from minillm.config import Study, StudyRun
-from minillm.manifest import Artifact
 from minillm.stages import StudyReport
-from tasks.computation import Input
-from tasks.pages import show_page
-from tasks.session import Session, current
-from tasks.stage import compute, stage_task
-from tasks.tracking import COMPARED_TAG
+from minillm.store.manifest import Artifact
+from tasks.running.computation import Input
+from tasks.running.pages import show_page
+from tasks.running.session import Session, current
+from tasks.running.stage import Work, nothing, stage_task
+from tasks.tracking.tags import COMPARED_TAG
 
 
 def start_runs(flow: Flow[..., State], study: Study) -> dict[StudyRun, PrefectFuture[Any]]:
@@ -49,7 +49,7 @@ def distillation(flow: Flow[..., State], study: Study, run: StudyRun) -> Artifac
     """
     session = current()
     assert isinstance(session, Session)
-    with session.running():
+    with session.counted():
         state = flow.with_options(flow_run_name=run.name)(study.base, run.overrides, return_state=True)
     if not state.is_completed():
         session.failures[run.name] = state.message or f"ended as {state.name}"
@@ -65,12 +65,12 @@ def finished(runs: Mapping[StudyRun, PrefectFuture[Any]]) -> dict[StudyRun, Arti
 
 
 @stage_task("compare variants")
-def compare_variants(study: Study, reports: Mapping[StudyRun, Artifact]) -> Artifact | State:
+def compare_variants(study: Study, reports: Mapping[StudyRun, Artifact]) -> Work:
     """Table, differences and plots of the variants all of whose runs ended well."""
     missing = [run for run in study.runs if run not in reports]
     broken = {run.variant for run in missing}
     if study.baseline in broken:
-        return Completed(name="Skipped", message=f"{study.baseline} has runs that failed", data=None)
+        return nothing(f"{study.baseline} has runs that failed")
     changes = {name: of for name, of in study.changes.items() if name not in broken}
     stage = StudyReport(
         name=study.name,
@@ -88,7 +88,7 @@ def compare_variants(study: Study, reports: Mapping[StudyRun, Artifact]) -> Arti
         if run.variant in changes:
             for kind in ("score", "train"):
                 inputs[f"{kind}/{run.variant}/{run.seed}"] = _behind(page, f"{kind}/{study.method}")
-    return compute(stage, inputs, study, "compare variants")
+    return stage, inputs
 
 
 def conclude_study(session: Session, study: Study, results: PrefectFuture[Any]) -> State:

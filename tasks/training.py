@@ -3,44 +3,41 @@
 from collections.abc import Mapping
 from typing import Any
 
-from prefect import State
-from prefect.states import Completed
-
 from minillm.config import Config, Method, Model
-from minillm.manifest import Artifact
 from minillm.stages import Respond, Train, training_only
-from tasks.computation import Input
-from tasks.stage import compute, stage_task
+from minillm.store.manifest import Artifact
+from tasks.running.computation import Input
+from tasks.running.stage import Work, nothing, stage_task
 
 
 @stage_task("fine-tune teacher")
-def fine_tune_teacher(config: Config, prepared: Artifact, examples: Artifact) -> Artifact | State:
+def fine_tune_teacher(config: Config, prepared: Artifact, examples: Artifact) -> Work:
     """Fine-tune the teacher on D; a teacher that is fine-tuned already is taken as it is."""
     teacher = config.teacher
     if teacher.training is None:
-        return Completed(name="Skipped", message="teacher.training is null", data=teacher.model)
+        return nothing("teacher.training is null", teacher.model)
     return _train(config, "teacher", training_only(teacher.training), teacher.model, prepared, examples)
 
 
 @stage_task("fine-tune initial")
-def fine_tune_initial_student(config: Config, prepared: Artifact, examples: Artifact) -> Artifact | State:
+def fine_tune_initial_student(config: Config, prepared: Artifact, examples: Artifact) -> Work:
     """Fine-tune the student on D: where MiniLLM starts from."""
     student = config.student
     return _train(config, "initial", training_only(student.initial), student.model, prepared, examples)
 
 
 @stage_task("teacher responses")
-def teacher_responses(config: Config, prepared: Artifact, examples: Artifact, teacher: Input) -> Artifact | State:
+def teacher_responses(config: Config, prepared: Artifact, examples: Artifact, teacher: Input) -> Work:
     """The teacher's own responses to the training prompts; nothing to do where no method trains on them."""
     if not any(method.text == "teacher" for method in config.methods.values()):
-        return Completed(name="Skipped", message="no method has `text: teacher`", data=None)
+        return nothing("no method has `text: teacher`")
     stage = Respond(max_tokens=config.data.max_tokens, precision=config.evaluation.precision, seed=config.seed)
     inputs: dict[str, Input] = {"model": teacher, "tokenizer": prepared, "examples": examples}
-    return compute(stage, inputs, config, "teacher responses")
+    return stage, inputs
 
 
 @stage_task("train {name}")
-def distil(config: Config, name: str, prepared: Artifact, examples: Artifact, **needed: Input) -> Artifact | State:
+def distil(config: Config, name: str, prepared: Artifact, examples: Artifact, **needed: Input) -> Work:
     """Train the student by one method; `needed` is what `needs` picks for it."""
     return _train(config, name, config.methods[name], config.student.model, prepared, examples, **needed)
 
@@ -69,7 +66,7 @@ def needs(method: Method, *, teacher: Any, initial: Any, responses: Any, plain_t
 
 def _train(
     config: Config, role: str, method: Method, model: Model, prepared: Artifact, examples: Artifact, **needed: Input
-) -> Artifact | State:
+) -> Work:
     inputs: Mapping[str, Input] = {"tokenizer": prepared, "examples": examples, **needed}
     if "weights" not in inputs and model.architecture is None:
         inputs = {**inputs, "weights": model}
@@ -81,4 +78,4 @@ def _train(
         validation_prompts=config.evaluation.validation_prompts,
         seed=config.seed,
     )
-    return compute(stage, inputs, config, f"train {role}")
+    return stage, inputs

@@ -24,10 +24,9 @@ from mlflow import MlflowClient
 from mlflow.entities import ViewType
 from tabulate import tabulate
 
-from minillm.artifacts import Store
-from minillm.file_versions import file_sha256
-from tasks.mlflow_client import CACHED_TAG
-from tasks.tracking import KEY_TAG
+from minillm.store.artifacts import Store
+from minillm.store.file_versions import file_sha256
+from tasks.tracking.tags import CACHED_TAG, KEY_TAG
 from tests.small import write_short_experiment
 
 ROOT = Path(__file__).parents[1]

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from minillm.manifest import MANIFEST, Manifest, seal
+from minillm.store.manifest import MANIFEST, Manifest, seal
 
 
 def write_manifest(folder: Path, kind: str, key: str = "0" * 64, **facts: Any) -> None:

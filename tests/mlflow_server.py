@@ -11,8 +11,8 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
-from tasks.mlflow_database import database_uri
-from tasks.supervision import Group, free_port
+from tasks.running.supervision import Group, free_port
+from tasks.tracking.database import database_uri
 from tests.waiting import wait_for
 
 HOP_HEADERS = ("host", "content-length", "connection", "accept-encoding")

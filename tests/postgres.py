@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tasks.supervision import free_port
+from tasks.running.supervision import free_port
 
 
 class Postgres:

@@ -22,7 +22,7 @@ from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.objects import FlowRun
 from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
 
-from tasks.supervision import free_port
+from tasks.running.supervision import free_port
 from tests.conftest import ROOT
 from tests.small import write_short_experiment
 from tests.waiting import PATIENCE, wait_for
@@ -32,7 +32,7 @@ ENDS = ("Completed", "Failed", "Crashed", "Cancelled")
 
 @dataclass
 class Served:
-    """What one `python -m tasks.ui --worker` serves."""
+    """What one `python -m tasks.serving.ui --worker` serves."""
 
     process: subprocess.Popen[str]
     prefect: str
@@ -101,7 +101,7 @@ def serve(folder: Path, environment: Mapping[str, str] | None = None, worker: bo
     prefect, mlflow = (f"http://127.0.0.1:{free_port()}" for _ in range(2))
     places = {"PREFECT_HOME": str(folder / "prefect"), "MINILLM_PREFECT_UI": prefect, "MINILLM_MLFLOW_UI": mlflow}
     process = subprocess.Popen(
-        [sys.executable, "-m", "tasks.ui", *(["--worker"] if worker else []), "--store", str(folder / "store")],
+        [sys.executable, "-m", "tasks.serving.ui", *(["--worker"] if worker else []), "--store", str(folder / "store")],
         cwd=ROOT,
         env={**os.environ, "PYTHONUNBUFFERED": "1", **places, **(environment or {})},
         stdout=subprocess.PIPE,

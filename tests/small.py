@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 
 from minillm.config import Config
-from minillm.loading import load_config
+from minillm.config.loading import load_config
 
 COLOURS = ["red", "blue", "green", "black", "white"]
 ANIMALS = ["cat", "dog", "fox", "bird", "frog", "goat"]

@@ -15,7 +15,7 @@ from pathlib import Path
 import tasks
 from minillm.config import Fields
 from minillm.data.benchmarks import load_benchmarks
-from minillm.loading import load_config
+from minillm.config.loading import load_config
 from minillm.stages import Benchmarks
 from tests.minillm.direct import run_stage
 folder = Path(sys.argv[1])

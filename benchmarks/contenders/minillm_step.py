@@ -12,10 +12,10 @@ from benchmarks.contenders.models import prompts, student_and_teacher
 from benchmarks.protocol import serve
 from minillm.config import Method, Policy, Runtime, Training
 from minillm.models.output_head import HeadedModel
-from minillm.processes import process_group
 from minillm.training.engine import make_engine, take_step
 from minillm.training.feeds import Models
 from minillm.training.on_policy import Rollouts
+from minillm.worker.processes import process_group
 
 
 def make_step(settings: dict[str, Any]) -> Callable[[], dict[str, float]]:

@@ -13,8 +13,8 @@ from benchmarks.protocol import serve
 from minillm.generation import sampling
 from minillm.generation.cache import CachedModel
 from minillm.models.output_head import OutputHead
-from minillm.processes import process_group
 from minillm.training import on_policy
+from minillm.worker.processes import process_group
 
 PARTS: dict[str, tuple[Any, str]] = {
     "sampling: the student's body": (CachedModel, "run"),

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from minillm.annotation.judgements import Compared
-from minillm.artifacts import CLOCKED
 from minillm.data.benchmarks import load_benchmarks
 from minillm.data.tables import read_records
 from minillm.errors import StageError
-from minillm.manifest import MANIFEST, read_manifest, text_digest
 from minillm.nearest import suggestion
+from minillm.store.artifacts import CLOCKED
+from minillm.store.manifest import MANIFEST, read_manifest, text_digest
 from minillm.streams import Purpose, generator, stream
 
 PAPER_BENCHMARK = "self_inst"

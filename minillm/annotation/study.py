@@ -7,7 +7,7 @@ from typing import Literal
 
 from minillm.annotation.judgements import Choice, Judgement, Judgements
 from minillm.annotation.pairs import Pair
-from minillm.manifest import text_digest
+from minillm.store.manifest import text_digest
 
 Preferred = Literal["a", "tie", "b"]
 """What the annotator says, knowing the answers only as A and B."""

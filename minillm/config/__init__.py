@@ -1,7 +1,7 @@
 """The configuration: typed, frozen, loaded from YAML and validated whole before anything starts.
 
 Every field has a unit and a source in the docstring under it. "Paper" is arXiv 2306.08543; "reference code"
-is the authors' public implementation, whose deviations `minillm.parity` sets in one word.
+is the authors' public implementation, whose deviations `minillm.config.parity` sets in one word.
 """
 
 from minillm.config.base import Model, Source, Strict
@@ -16,6 +16,7 @@ from minillm.config.evaluation import (
     Metric,
     MultipleChoice,
     QuestionFields,
+    Sampling,
 )
 from minillm.config.experiment import BaseConfig, Config, EvaluationConfig, Runtime, Tracked
 from minillm.config.judge import Judge, Prices
@@ -48,6 +49,7 @@ __all__ = [
     "Prompts",
     "QuestionFields",
     "Runtime",
+    "Sampling",
     "Source",
     "Strict",
     "Student",

@@ -140,17 +140,9 @@ class Downstream(Strict):
         return self
 
 
-class Evaluation(Strict):
-    """Final evaluation (method.md §7): plain sampling, one generation per seed, stored and scored apart."""
+class Sampling(Strict):
+    """How responses are generated; the defaults are the paper's."""
 
-    benchmarks: Entries[Benchmark] = Field(min_length=1)
-    calibration: Entries[MultipleChoice] = Field(default_factory=dict)
-    """Sets on which calibration and accuracy are measured, zero-shot (paper: SST-2, BoolQ). Empty: not measured."""
-    held_out: Entries[Source] = Field(default_factory=dict)
-    """Plain texts that no model trains on, whose loss is measured; with them, that of the benchmarks' first references
-    too. Empty: neither is measured."""
-    seeds: Seeds = (10, 20, 30, 40, 50)
-    """One generation each (paper: these five)."""
     strategy: Literal["sample", "greedy"] = "sample"
     """Draw each token, or take the likeliest (paper: draw)."""
     temperature: Temperature = 1.0
@@ -161,6 +153,25 @@ class Evaluation(Strict):
     """Draw from the likeliest tokens that together have this probability (paper: from all)."""
     no_repeat_ngram: PositiveInt | None = None
     """Forbid repeating n-grams of this length in a response (paper: none; reference code: 6)."""
+
+    @model_validator(mode="after")
+    def _greedy_draws_nothing(self) -> Self:
+        if self.strategy == "greedy" and (unread := self._changed("temperature", "top_k", "top_p")):
+            raise ValueError(f"strategy: greedy draws nothing and does not use {' and '.join(unread)}; leave it out")
+        return self
+
+
+class Evaluation(Sampling):
+    """Final evaluation (method.md §7): plain sampling, one generation per seed, stored and scored apart."""
+
+    benchmarks: Entries[Benchmark] = Field(min_length=1)
+    calibration: Entries[MultipleChoice] = Field(default_factory=dict)
+    """Sets on which calibration and accuracy are measured, zero-shot (paper: SST-2, BoolQ). Empty: not measured."""
+    held_out: Entries[Source] = Field(default_factory=dict)
+    """Plain texts that no model trains on, whose loss is measured; with them, that of the benchmarks' first references
+    too. Empty: neither is measured."""
+    seeds: Seeds = (10, 20, 30, 40, 50)
+    """One generation each (paper: these five)."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """Of weights and matrix products where responses are generated, for benchmarks and for SeqKD, and where given text
     is scored; log-probabilities are float32 either way."""
@@ -191,12 +202,6 @@ class Evaluation(Strict):
         return benchmarks
 
     @model_validator(mode="after")
-    def _greedy_draws_nothing(self) -> Self:
-        if self.strategy == "greedy" and (unread := self._changed("temperature", "top_k", "top_p")):
-            raise ValueError(f"strategy: greedy draws nothing and does not use {' and '.join(unread)}; leave it out")
-        return self
-
-    @model_validator(mode="after")
     def _judge_knows_what_it_judges(self) -> Self:
         for name in self.judge.benchmarks if self.judge else ():
             if name not in self.benchmarks:
@@ -217,7 +222,7 @@ class Evaluation(Strict):
                 f"exposure_bias.benchmark is {name!r}, but the benchmarks are {', '.join(self.benchmarks)}; "
                 "name one of them"
             )
-        if changed := self._changed("strategy", "temperature", "top_k", "top_p", "no_repeat_ngram"):
+        if changed := self._changed(*Sampling.model_fields):
             given = " and ".join(f"{field}: {getattr(self, field)}" for field in changed)
             raise ValueError(
                 "exposure_bias is defined on plain samples at temperature 1, but responses are generated with "

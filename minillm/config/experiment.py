@@ -33,7 +33,7 @@ class Runtime(Strict):
     """Responses generated at once per process; lower it when memory runs out."""
     zero_stage: Literal[0, 1, 2, 3] = 0
     """DeepSpeed ZeRO stage: 1 shards optimizer state over processes, 2 also gradients, 3 also weights.
-    Training in bfloat16 takes 1 for 0 (see `zero_stage_of`)."""
+    Training in bfloat16 takes 1 for 0 (see `minillm.training.engine.zero_stage`)."""
     offload_optimizer: bool = False
     """Keep optimizer state in the CPU's memory and step there (ZeRO-Offload, arXiv 2101.06840); zero_stage 1 up."""
     checkpoint_every: PositiveInt = 100
@@ -51,14 +51,6 @@ class Runtime(Strict):
         if self.offload_optimizer and self.zero_stage == 0:
             raise ValueError("offload_optimizer moves what ZeRO shards: set zero_stage to 1, 2 or 3")
         return self
-
-    def zero_stage_of(self, training: Training) -> int:
-        """ZeRO stage of a training: in bfloat16 at least 1, for DeepSpeed's optimizer without ZeRO makes other steps.
-
-        It takes one with zero gradients when it is made (0.19.8, `FP16_UnfusedOptimizer`), which Adam counts as its
-        first.
-        """
-        return max(self.zero_stage, 1) if training.precision == "bfloat16" else self.zero_stage
 
 
 class Tracked(Strict):
@@ -121,7 +113,7 @@ class Config(BaseConfig):
     @model_validator(mode="before")
     @classmethod
     def _apply_parity(cls, raw: Any) -> Any:
-        from minillm.parity import apply_lmops
+        from minillm.config.parity import apply_lmops
 
         return apply_lmops(raw) if isinstance(raw, dict) and raw.get("parity") == "lmops" else raw
 

@@ -9,17 +9,16 @@ from transformers import AutoTokenizer
 from minillm.data.benchmarks import load_benchmarks
 from minillm.data.prompts import encode_prompts, fit_prompts, opening_tokens
 from minillm.durable import write_atomically
-from minillm.stages import EncodedPrompts, Job
+from minillm.stages import EncodedPrompts, Job, Summary
 
 
-def run(job: Job) -> dict[str, float | str]:
+def run(job: Job[EncodedPrompts]) -> Summary:
     """Write NAME.parquet for each benchmark, and how many of its prompts had their beginning cut off.
 
     Raises:
         StageError: If a prompt is too long and not to be cut.
     """
     settings = job.settings
-    assert isinstance(settings, EncodedPrompts)
     tokenizer = AutoTokenizer.from_pretrained(job.inputs["tokenizer"])
     cut = {}
     for name, rows in load_benchmarks(job.inputs["benchmarks"]).items():

@@ -5,15 +5,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from minillm.artifacts import CLOCKED
 from minillm.config import Fields
 from minillm.data.records import Record
 from minillm.data.rows import field_with_value, text_field
 from minillm.data.tables import read_records
 from minillm.errors import StageError
-from minillm.evaluation.metrics import require_seen
+from minillm.metrics.by_name import require_seen
 from minillm.nearest import suggestion
-from minillm.stages import Benchmarks, Job
+from minillm.stages import Benchmarks, Job, Summary
+from minillm.store.artifacts import CLOCKED
 
 CONTEXT = ("context", "input")
 """Where the context stands, if it has one and no other name is given."""
@@ -23,7 +23,7 @@ REFERENCES = ("output", "response")
 TOPIC = ("topic", "category")
 
 
-def run(job: Job) -> dict[str, float | str]:
+def run(job: Job[Benchmarks]) -> Summary:
     """Write NAME.jsonl per benchmark; the summary has the number of prompts of each.
 
     Raises:
@@ -31,8 +31,7 @@ def run(job: Job) -> dict[str, float | str]:
             references that its metric cannot see.
     """
     settings = job.settings
-    assert isinstance(settings, Benchmarks)
-    summary: dict[str, float | str] = {}
+    summary: Summary = {}
     for name, fields in settings.fields.items():
         rows = read_benchmark(name, job.inputs[f"benchmark/{name}"], fields)
         if name in settings.topics:

@@ -16,13 +16,13 @@ from minillm.data.examples import instructions, tokenise, write_parts
 from minillm.data.filter_report import dropped_table, length_table, write_report
 from minillm.data.rows import Malformed, Row, read_rows, read_split, refuse_malformed
 from minillm.errors import StageError
-from minillm.evaluation.metrics import require_seen
-from minillm.stages import Filter, Job
+from minillm.metrics.by_name import require_seen
+from minillm.stages import Filter, Job, Summary
 
 PARTS = ("train", "validation", "test")
 
 
-def run(job: Job) -> dict[str, float | str]:
+def run(job: Job[Filter]) -> Summary:
     """Write train, validation and test .parquet, what was dropped and why, length statistics and filtering.md.
 
     Raises:
@@ -30,7 +30,6 @@ def run(job: Job) -> dict[str, float | str]:
             that selects weights cannot see the validation rows.
     """
     settings = job.settings
-    assert isinstance(settings, Filter)
     source = job.inputs["instructions"]
     total, malformed = _look_through(source, settings.max_malformed_share)
     parts = read_split(job.inputs["split"], total) if "split" in job.inputs else None

@@ -3,20 +3,19 @@
 from transformers import AutoTokenizer
 
 from minillm.data.packing import megabytes, pack
-from minillm.progress import Progress
-from minillm.stages import HeldOutTexts, Job
+from minillm.stages import HeldOutTexts, Job, Summary
+from minillm.worker.progress import Progress
 
 
-def run(job: Job) -> dict[str, float | str]:
+def run(job: Job[HeldOutTexts]) -> Summary:
     """Write a folder of the text's name for each (see `pack`); the summary has the number of its blocks.
 
     Raises:
         StageError: If a text cannot be read or is shorter than one block.
     """
     settings = job.settings
-    assert isinstance(settings, HeldOutTexts)
     tokenizer = AutoTokenizer.from_pretrained(job.inputs["tokenizer"])
-    summary: dict[str, float | str] = {}
+    summary: Summary = {}
     for name in settings.texts:
         text = job.inputs[f"held_out/{name}"]
         folder = job.output / name

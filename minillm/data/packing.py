@@ -16,23 +16,20 @@ from minillm.data.token_bytes import spelled_bytes
 from minillm.data.tokenising import batches, pieces
 from minillm.errors import StageError
 from minillm.files import files_of
-from minillm.progress import Progress
-from minillm.stages import Job, Pack
+from minillm.stages import Job, Pack, Summary
+from minillm.worker.progress import Progress
 
 
-def run(job: Job) -> dict[str, float | str]:
+def run(job: Job[Pack]) -> Summary:
     """Pack the corpus into the output folder; see `pack`."""
     settings = job.settings
-    assert isinstance(settings, Pack)
     tokenizer = AutoTokenizer.from_pretrained(job.inputs["tokenizer"])
     corpus = job.inputs["plain_text"]
     progress = Progress(job.output, megabytes(corpus), "MB of plain text")
     return pack(corpus, tokenizer, settings.block_tokens, job.work / "tokens.bin", job.output, progress)
 
 
-def pack(
-    corpus: Path, tokenizer: Any, block_tokens: int, stream: Path, output: Path, progress: Progress
-) -> dict[str, float | str]:
+def pack(corpus: Path, tokenizer: Any, block_tokens: int, stream: Path, output: Path, progress: Progress) -> Summary:
     """Write tokens.npy (documents parted by EOS, a whole number of blocks) and meta.json, and count what is in them.
 
     Args:

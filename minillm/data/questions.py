@@ -13,10 +13,10 @@ from minillm.data.records import Record
 from minillm.data.rows import text_field
 from minillm.data.tables import read_records
 from minillm.errors import StageError
-from minillm.stages import Job, Questions
+from minillm.stages import Job, Questions, Summary
 
 
-def run(job: Job) -> dict[str, float | str]:
+def run(job: Job[Questions]) -> Summary:
     """Write NAME.jsonl per set, of rows {"index", "prompt", "choices", "answer", "prompt_ids", "choice_ids"}.
 
     The summary has the number of rows of each set, and how many prompts had their beginning cut off.
@@ -25,9 +25,8 @@ def run(job: Job) -> dict[str, float | str]:
         StageError: If a set has no rows, a row no question, choices or right answer, or one is too long.
     """
     settings = job.settings
-    assert isinstance(settings, Questions)
     tokenizer = AutoTokenizer.from_pretrained(job.inputs["tokenizer"])
-    summary: dict[str, float | str] = {}
+    summary: Summary = {}
     for name, record in settings.sets.items():
         rows = read_questions(name, job.inputs[f"calibration/{name}"], record)
         encoded, cut = encode_questions(name, rows, tokenizer, settings)

@@ -4,13 +4,13 @@ import glob
 from dataclasses import dataclass
 from pathlib import Path
 
-from minillm.artifacts import CLOCKED
 from minillm.config import Model, Source
 from minillm.errors import StageError, first_line
-from minillm.file_versions import Snapshot, known_sha256
 from minillm.files import files_of, require_readable
-from minillm.manifest import MANIFEST, read_manifest, text_digest
 from minillm.models.model_files import WEIGHTS, require_weights
+from minillm.store.artifacts import CLOCKED
+from minillm.store.file_versions import Snapshot, known_sha256
+from minillm.store.manifest import MANIFEST, read_manifest, text_digest
 
 MODEL_FILES = ["*.json", "*.jinja", "*.txt", "*.model", "*.spm", "*.codes", "*.tiktoken", "tokenizer*", WEIGHTS[0]]
 """All that transformers reads of a causal language model and its tokenizer; chat templates are .jinja files."""

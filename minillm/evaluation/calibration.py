@@ -20,24 +20,23 @@ from minillm.evaluation.reliability import binned, reliability
 from minillm.evaluation.uncertainty import estimate
 from minillm.models.causal_lm import DTYPES, load_model
 from minillm.models.shared_tokenizer import load_shared_tokenizer
-from minillm.processes import device, process_group, rank
-from minillm.progress import Progress
-from minillm.stages import Calibration, Job
+from minillm.stages import Calibration, Job, Summary
+from minillm.worker.processes import device, process_group, rank
+from minillm.worker.progress import Progress
 
 
-def run(job: Job) -> dict[str, float | str]:
+def run(job: Job[Calibration]) -> Summary:
     """Write NAME.jsonl, the probabilities of each row's choices, and calibration.json, what is measured on them.
 
     Sets finished before a failure are not asked again.
     """
     settings = job.settings
-    assert isinstance(settings, Calibration)
     with process_group():
         _ask(job, settings)
         return _measure(job, settings) if rank() == 0 else {}
 
 
-def _ask(job: Job, settings: Calibration) -> None:
+def _ask(job: Job[Calibration], settings: Calibration) -> None:
     questions = {name: load_questions(job.inputs["questions"], name) for name in settings.sets}
     vocabulary = load_shared_tokenizer(job.inputs["tokenizer"]).entries
     model = load_model(job.inputs["model"], DTYPES[settings.precision]).to(device()).eval()  # type: ignore[arg-type]
@@ -86,7 +85,7 @@ def measure(lines: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     }
 
 
-def _measure(job: Job, settings: Calibration) -> dict[str, float | str]:
+def _measure(job: Job[Calibration], settings: Calibration) -> Summary:
     measured = {name: measure(_read(job.output / f"{name}.jsonl")) for name in settings.sets}
     write_atomically(job.output / "calibration.json", json.dumps(measured, indent=2))
     for name, found in measured.items():

@@ -10,17 +10,16 @@ from rouge_score.tokenize import tokenize
 
 from minillm.data.tables import read_records
 from minillm.durable import write_atomically
-from minillm.evaluation.rouge import rouge_l
-from minillm.stages import Diversity, Job
+from minillm.metrics.rouge import rouge_l
+from minillm.stages import Diversity, Job, Summary
 
 SIZES = (1, 2, 3, 4)
 """Lengths of the n-grams; the paper reports 4."""
 
 
-def run(job: Job) -> dict[str, float | str]:
+def run(job: Job[Diversity]) -> Summary:
     """Write diversity.json, the measures of each benchmark, 0–100; the summary has them and their means."""
     settings = job.settings
-    assert isinstance(settings, Diversity)
     measured: dict[str, dict[str, float]] = {}
     for name in settings.benchmarks:
         responses = pd.DataFrame([record.value for record in read_records(job.inputs["responses"] / f"{name}.jsonl")])

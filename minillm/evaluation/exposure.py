@@ -25,9 +25,9 @@ from minillm.models.output_head import output_head, response_hidden
 from minillm.models.shared_tokenizer import load_shared_tokenizer
 from minillm.objectives.divergences import forward_kl
 from minillm.objectives.vocabulary import Teacher, head_loss
-from minillm.processes import device, gather_lists, process_group, rank, world_size
-from minillm.progress import Progress
-from minillm.stages import Exposure, Job
+from minillm.stages import Exposure, Job, Summary
+from minillm.worker.processes import device, gather_lists, process_group, rank, world_size
+from minillm.worker.progress import Progress
 
 CURVES = ("student_text", "teacher_text", "exaccerr")
 """R(l) and l·ε(l) in nats, and ExAccErr(l) in percent."""
@@ -35,15 +35,14 @@ ALIKE = 16
 """Responses of lengths this close share their batches by the lengths of their prompts."""
 
 
-def run(job: Job) -> dict[str, float | str]:
+def run(job: Job[Exposure]) -> Summary:
     """Write exposure.json, the curves for l = 1 … max_length with their intervals, and return where they end."""
     settings = job.settings
-    assert isinstance(settings, Exposure)
     with process_group():
         return _run(job, settings)
 
 
-def _run(job: Job, settings: Exposure) -> dict[str, float | str]:
+def _run(job: Job[Exposure], settings: Exposure) -> Summary:
     texts = read_texts(job.inputs, settings)
     vocabulary = load_shared_tokenizer(job.inputs["tokenizer"]).entries
     student, teacher = (

@@ -26,15 +26,14 @@ from minillm.evaluation.reliability import binned, reliability
 from minillm.evaluation.uncertainty import ratio_of_sums
 from minillm.models.causal_lm import DTYPES, load_model
 from minillm.models.shared_tokenizer import SharedTokenizer, load_shared_tokenizer
-from minillm.processes import device, process_group, rank
-from minillm.progress import Progress
-from minillm.stages import HeldOut, Job
+from minillm.stages import HeldOut, Job, Summary
+from minillm.worker.processes import device, process_group, rank
+from minillm.worker.progress import Progress
 
 
-def run(job: Job) -> dict[str, float | str]:
+def run(job: Job[HeldOut]) -> Summary:
     """Write held_out.json, what is measured on each benchmark and each text; the summary has its numbers."""
     settings = job.settings
-    assert isinstance(settings, HeldOut)
     with process_group():
         measured = _score(job, settings)
     if not measured:
@@ -44,7 +43,7 @@ def run(job: Job) -> dict[str, float | str]:
         "texts": {name: measured[name] for name in settings.texts},
     }
     write_atomically(job.output / "held_out.json", json.dumps(sets, indent=2))
-    summary: dict[str, float | str] = {}
+    summary: Summary = {}
     for name, found in measured.items():
         loss = found["loss"]["value"]
         summary |= {f"held_out_loss/{name}": loss, f"perplexity/{name}": math.exp(loss)}
@@ -53,7 +52,7 @@ def run(job: Job) -> dict[str, float | str]:
     return summary
 
 
-def _score(job: Job, settings: HeldOut) -> dict[str, dict[str, Any]]:
+def _score(job: Job[HeldOut], settings: HeldOut) -> dict[str, dict[str, Any]]:
     """What is measured on each benchmark and text; only the first process of the group has it."""
     shared = load_shared_tokenizer(job.inputs["tokenizer"])
     rows, prompts = load_benchmarks(job.inputs["benchmarks"]), load_prompts(job.inputs["prompts"])

@@ -12,7 +12,7 @@ from minillm.errors import StageError
 from minillm.models.batches import make_batch, micro_batches
 from minillm.models.output_head import output_head, response_hidden
 from minillm.objectives.vocabulary import likeliest_log_probs
-from minillm.processes import gather_lists, world_size
+from minillm.worker.processes import gather_lists, world_size
 
 Pair = tuple[Sequence[int], Sequence[int]]
 """Token ids of a prompt and of the response that follows it, at least one each."""

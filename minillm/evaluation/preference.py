@@ -22,9 +22,9 @@ from minillm.annotation.judgements import Choice, Judgement, read_csv
 from minillm.annotation.pairs import mismatch
 from minillm.durable import write_atomically
 from minillm.errors import StageError
+from minillm.evaluation.differences import family
 from minillm.evaluation.uncertainty import Values, adjusted, estimate, paired_estimate
-from minillm.reporting.comparison import family
-from minillm.stages import Job
+from minillm.stages import Job, Preference, Summary
 
 MEASURES: dict[str, Mapping[Choice, float]] = {
     "win": {"win": 100.0, "tie": 0.0, "loss": 0.0},
@@ -35,7 +35,7 @@ MEASURES: dict[str, Mapping[Choice, float]] = {
 """What a choice counts: the mean is the share of wins, ties and losses, and wins minus losses."""
 
 
-def run(job: Job) -> dict[str, float | str]:
+def run(job: Job[Preference]) -> Summary:
     """Write preference.json: the shares of each comparison, and how far annotators agree."""
     path = job.inputs["judgements"]
     judgements = read_csv(path)

@@ -19,10 +19,10 @@ from minillm.data.prompts import encode_texts
 from minillm.data.tables import read_records
 from minillm.durable import write_atomically
 from minillm.errors import StageError
-from minillm.evaluation.metrics import METRICS_BY_NAME
 from minillm.evaluation.uncertainty import Values, estimate, prompt_values
-from minillm.reporting.comparison import formatted
-from minillm.stages import Job, Score
+from minillm.metrics.by_name import METRICS_BY_NAME
+from minillm.stages import Job, Score, Summary
+from minillm.words import formatted
 
 ALWAYS: tuple[Metric, ...] = ("rouge_l", "exact_match")
 """Measured whatever the benchmarks ask for."""
@@ -30,10 +30,9 @@ LENGTH_SUBSETS = {"0-5": (0, 5), "6-10": (6, 10), "11-up": (11, sys.maxsize)}
 """Subsets by the tokens of the first reference, both ends included (method.md §7: [0,5], [6,10], [11,∞))."""
 
 
-def run(job: Job) -> dict[str, float | str]:
+def run(job: Job[Score]) -> Summary:
     """Write scores.parquet and table.json, and return the table's numbers under their names in the tracked run."""
     settings = job.settings
-    assert isinstance(settings, Score)
     tokenizer = AutoTokenizer.from_pretrained(job.inputs["tokenizer"])
     asked: set[Metric] = {benchmark.metric for benchmark in settings.benchmarks.values()}
     metrics: list[Metric] = [*ALWAYS, *sorted(asked.difference(ALWAYS))]
@@ -177,8 +176,8 @@ def _statistic(per_seed: dict[str, float]) -> dict[str, Any]:
     return {"mean": statistics.fmean(values), "spread": spread, "per_seed": per_seed}
 
 
-def _flat(table: dict[str, Any], metrics: Sequence[Metric]) -> dict[str, float | str]:
-    summary: dict[str, float | str] = {}
+def _flat(table: dict[str, Any], metrics: Sequence[Metric]) -> Summary:
+    summary: Summary = {}
     for name, row in {**table["benchmarks"], "mean": table["mean"]}.items():
         for metric in metrics:
             summary[f"{metric}/{name}"] = row[metric]["mean"]

@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from minillm.config import Runtime
+from minillm.config import Runtime, Sampling
 from minillm.data.benchmark_prompts import load_prompts
 from minillm.durable import sync, write_atomically
 from minillm.generation.drawing import Decoding
@@ -15,25 +15,22 @@ from minillm.generation.sampling import Sampler
 from minillm.generation.slots import Request
 from minillm.models.causal_lm import DTYPES, load_model, parameter_count
 from minillm.models.shared_tokenizer import SharedTokenizer, load_shared_tokenizer
-from minillm.processes import device, gather_lists, process_group, rank, world_size
-from minillm.progress import Progress
-from minillm.stages import Generate, Job
+from minillm.stages import Generate, Job, Summary
 from minillm.streams import Purpose, stream
+from minillm.worker.processes import device, gather_lists, process_group, rank, world_size
+from minillm.worker.progress import Progress
 
 
-def run(job: Job) -> dict[str, float | str]:
+def run(job: Job[Generate]) -> Summary:
     """Generate benchmark by benchmark; those finished before a failure are not generated again."""
     settings = job.settings
-    assert isinstance(settings, Generate)
     with process_group():
         return _run(job, settings)
 
 
 def make_sampler(model: Path, tokenizer: SharedTokenizer, settings: Generate, runtime: Runtime) -> Sampler:
     """A model on this process's device, and how it answers benchmarks."""
-    decoding = Decoding(
-        settings.strategy, settings.temperature, settings.top_k, settings.top_p, settings.no_repeat_ngram
-    )
+    decoding = Decoding(**settings.model_dump(include=set(Sampling.model_fields)))
     loaded = load_model(model, DTYPES[settings.precision]).to(device()).eval()  # type: ignore[arg-type]
     return Sampler(loaded, tokenizer.ends, tokenizer.entries, decoding, runtime.generation_batch_size)
 
@@ -47,7 +44,7 @@ def make_requests(prompts: Sequence[list[int]], settings: Generate, benchmark: i
     ]
 
 
-def _run(job: Job, settings: Generate) -> dict[str, float | str]:
+def _run(job: Job[Generate], settings: Generate) -> Summary:
     tokenizer = load_shared_tokenizer(job.inputs["tokenizer"])
     prompts = load_prompts(job.inputs["prompts"])
     sampler = make_sampler(job.inputs["model"], tokenizer, settings, job.runtime)

@@ -2,7 +2,7 @@
 
 Rows need no common length, so prompts are not padded on the left and a response that has ended makes room at once.
 The mask and positions that go with it are passed to the model ready-made (`CachedModel.run`). An architecture that
-would have other masks, or keeps more than keys and values, is found by `minillm.models.architecture_check`.
+would have other masks, or keeps more than keys and values, is found by `minillm.preparation.architecture_check`.
 """
 
 from dataclasses import dataclass, field

@@ -15,19 +15,18 @@ from minillm.data.benchmark_prompts import load_prompts
 from minillm.durable import write_atomically
 from minillm.generation.answering import make_requests, make_sampler
 from minillm.models.shared_tokenizer import load_shared_tokenizer
-from minillm.processes import peak_bytes
-from minillm.progress import Progress
-from minillm.stages import Cost, Job
+from minillm.stages import Cost, Job, Summary
+from minillm.worker.processes import peak_bytes
+from minillm.worker.progress import Progress
 
 PROMPTS = 64
 ROUNDS = 5
 """Timed, after one that is not."""
 
 
-def run(job: Job) -> dict[str, float | str]:
+def run(job: Job[Cost]) -> Summary:
     """Write cost.json; the summary has the tokens per second and the peak memory (GiB) of each model."""
     settings = job.settings
-    assert isinstance(settings, Cost)
     progress = Progress(job.output, len(settings.roles), "models")
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["minillm.generation.answering"])
@@ -50,7 +49,7 @@ def run(job: Job) -> dict[str, float | str]:
     }
 
 
-def measure(job: Job, settings: Cost, role: str) -> dict[str, Any]:
+def measure(job: Job[Cost], settings: Cost, role: str) -> dict[str, Any]:
     """Tokens per second, the median over the rounds with the slowest and the fastest, and peak memory, of one model.
 
     Memory is the accelerator's or, without one, all that the process holds, its libraries too.

@@ -6,21 +6,20 @@ from minillm.generation.sampling import Sampler
 from minillm.generation.slots import Request
 from minillm.models.causal_lm import DTYPES, load_model
 from minillm.models.shared_tokenizer import load_shared_tokenizer
-from minillm.processes import device, gather_lists, process_group, rank, world_size
-from minillm.progress import Progress
-from minillm.stages import Job, Respond
+from minillm.stages import Job, Respond, Summary
 from minillm.streams import Purpose, stream
+from minillm.worker.processes import device, gather_lists, process_group, rank, world_size
+from minillm.worker.progress import Progress
 
 
-def run(job: Job) -> dict[str, float | str]:
+def run(job: Job[Respond]) -> Summary:
     """Sample one response to every training prompt at temperature 1."""
     settings = job.settings
-    assert isinstance(settings, Respond)
     with process_group():
         return _run(job, settings)
 
 
-def _run(job: Job, settings: Respond) -> dict[str, float | str]:
+def _run(job: Job[Respond], settings: Respond) -> Summary:
     tokenizer = load_shared_tokenizer(job.inputs["tokenizer"])
     examples = pd.read_parquet(job.inputs["examples"] / "train.parquet")
     requests = [

@@ -9,7 +9,7 @@ from minillm.judging.answers import Answer, Answers
 from minillm.judging.budget import Bill, Budget, expected, paid
 from minillm.judging.endpoint import Endpoint, RefusedError
 from minillm.judging.questions import read_ratings
-from minillm.progress import Progress
+from minillm.worker.progress import Progress
 
 ALL_REFUSED = 20
 """Questions refused, and none answered, after which the endpoint takes none."""

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, WithJsonSchema
 
 from minillm.config import Judge
-from minillm.manifest import text_digest
+from minillm.store.manifest import text_digest
 from minillm.streams import Purpose, generator, stream
 
 Order = Literal["model first", "reference first"]

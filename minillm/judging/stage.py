@@ -13,14 +13,13 @@ import pandas as pd
 from minillm.config import Judge
 from minillm.data.tables import read_records
 from minillm.durable import write_atomically
-from minillm.errors import StageError
+from minillm.errors import STOPPED, StageError
 from minillm.judging.answers import Answer, Answers
 from minillm.judging.asking import ask_what_is_open, bill, ratings_in
 from minillm.judging.questions import Question, questions_about
 from minillm.judging.results import prompt_ratings, table
-from minillm.progress import Progress
-from minillm.stages import Job, Judging
-from minillm.worker import STOPPED
+from minillm.stages import Job, Judging, Summary
+from minillm.worker.progress import Progress
 
 FOLDER = "judge"
 """In the store, beside the artifacts: the answers that were paid for."""
@@ -28,14 +27,13 @@ QUOTED_CHARACTERS = 200
 """Of an answer, in a message."""
 
 
-def run(job: Job) -> dict[str, float | str]:
+def run(job: Job[Judging]) -> Summary:
     """Write ratings.parquet and judge.json, and return its figures under their names in the tracked run.
 
     Raises:
         StageError: It would cost more than the budget, the endpoint refuses us, or it rated nothing of a benchmark.
     """
     settings = job.settings
-    assert isinstance(settings, Judging)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(STOPPED))  # once the answers under way are kept
     questions = read_questions(job.inputs, settings)
     texts = {question.key(settings.judge): question.text for question in questions}
@@ -112,8 +110,8 @@ def _check_rated(
             )
 
 
-def _flat(result: Mapping[str, Any]) -> dict[str, float | str]:
-    summary: dict[str, float | str] = {"judge/mean": result["mean"]["ratio"]}
+def _flat(result: Mapping[str, Any]) -> Summary:
+    summary: Summary = {"judge/mean": result["mean"]["ratio"]}
     for name, row in result["benchmarks"].items():
         summary[f"judge/{name}"] = row["ratio"]
         summary |= {f"{what}/{name}": row[what] for what in ("order_agreement", "first_advantage", "unanswered")}

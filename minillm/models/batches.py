@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from minillm.processes import rank, world_size
 from minillm.streams import Purpose, generator, stream
+from minillm.worker.processes import rank, world_size
 
 
 @dataclass(frozen=True)

@@ -80,7 +80,7 @@ def output_head(model: PreTrainedModel, vocabulary: int) -> OutputHead:
 
     Args:
         model: Any whose logits are a linear map of its last hidden states, soft-capped or not
-            (`minillm.models.architecture_check`).
+            (`minillm.preparation.architecture_check`).
         vocabulary: Entries of the tokenizer.
     """
     layer = model.get_output_embeddings()

@@ -9,6 +9,7 @@ from minillm.config import Method, Runtime
 from minillm.models.causal_lm import DTYPES
 from minillm.models.facts import ModelFacts
 from minillm.objectives.vocabulary import CHUNK_ENTRIES
+from minillm.training.engine import zero_stage
 
 LIBRARIES = 600 << 20
 """What a worker holds before its first model: Python, PyTorch and the other libraries."""
@@ -66,7 +67,7 @@ def training_memory(
     """
     training, policy = method.training, method.policy
     value, trained = DTYPES[training.precision].itemsize, trained_parameters(student, method)
-    shards = [runtime.processes if runtime.zero_stage_of(training) >= stage else 1 for stage in (1, 2, 3)]
+    shards = [runtime.processes if zero_stage(runtime, training.precision) >= stage else 1 for stage in (1, 2, 3)]
     tokens = min(runtime.micro_batch_size, -(-training.batch_size // runtime.processes)) * max_tokens
     offloaded = runtime.offload_optimizer and torch.cuda.is_available()  # into memory that is not counted here
     layers = 1 if training.gradient_checkpointing else student.layers

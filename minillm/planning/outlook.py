@@ -13,14 +13,14 @@ from humanize import intword, metric, naturalsize, precisedelta
 from tabulate import tabulate
 
 from minillm.config import Runtime
+from minillm.config.hosts import read_hosts
 from minillm.data.benchmark_prompts import load_prompts
 from minillm.errors import StageError
-from minillm.hosts import read_hosts
-from minillm.manifest import Artifact
 from minillm.models.facts import ModelFacts
 from minillm.planning.memory import Memory, generation_memory, scoring_memory, training_disk, training_memory
 from minillm.planning.work import Amounts, Work
 from minillm.stages import Exposure, Generate, HeldOut, Respond, Stage, Train
+from minillm.store.manifest import Artifact
 
 
 @dataclass(frozen=True)

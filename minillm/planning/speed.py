@@ -11,13 +11,12 @@ import time
 import psutil
 
 from minillm.durable import write_atomically
-from minillm.stages import Job, Speed
+from minillm.stages import Job, Speed, Summary
 
 
-def run(job: Job) -> dict[str, float | str]:
+def run(job: Job[Speed]) -> Summary:
     """Write speed.json: what `time_everything` measures, and how long a worker takes to start."""
     settings = job.settings
-    assert isinstance(settings, Speed)
     # What other workers import is part of their start: PyTorch and transformers all, the engine those that train.
     importlib.import_module("minillm.models.causal_lm")
     starts = {"start_seconds": _seconds_since_start()}

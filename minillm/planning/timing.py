@@ -11,17 +11,17 @@ import pandas as pd
 import torch
 
 from minillm.evaluation.likelihood import likelihoods
-from minillm.evaluation.rouge import rouge_l
 from minillm.generation.answering import make_sampler
 from minillm.generation.slots import Request
+from minillm.metrics.rouge import rouge_l
 from minillm.models.causal_lm import build_model, save_model
 from minillm.models.shared_tokenizer import load_shared_tokenizer
-from minillm.processes import peak_bytes, process_group, rank
 from minillm.stages import Job, Speed, Train
 from minillm.streams import Purpose, stream
 from minillm.training.engine import micro_batch_size
 from minillm.training.on_policy import Rollouts
 from minillm.training.trainer import make_trainer
+from minillm.worker.processes import peak_bytes, process_group, rank
 
 MEASURED_SECONDS = 0.7
 """Each kind of step is repeated for about as long, after one that is not counted."""

@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from minillm.generation.cost import PROMPTS, ROUNDS
-from minillm.manifest import text_digest
 from minillm.models.facts import ModelFacts
 from minillm.stages import (
     Calibration,
@@ -17,6 +16,7 @@ from minillm.stages import (
     Stage,
     Train,
 )
+from minillm.store.manifest import text_digest
 
 
 @dataclass(frozen=True)

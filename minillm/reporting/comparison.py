@@ -6,7 +6,7 @@ a benchmark's score on 0–100. Differences are paired: both methods answered th
 
 import functools
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,42 +14,13 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from minillm.evaluation.uncertainty import Values, adjusted, paired_estimate
+from minillm.evaluation.differences import LEVEL, TEACHER, Difference, family, paired_differences
+from minillm.words import formatted, human, percent
 
 WORDS = {"rouge_l": "Rouge-L", "rouge_l_characters": "Rouge-L of characters", "exact_match": "Exact match"}
 """Names of the metrics."""
 MEAN = "mean"
 """Name of the column over all benchmarks, each weighing the same."""
-LEVEL = 0.05
-"""A difference counts as clear below this p-value, adjusted for the comparisons of its family."""
-TEACHER = "teacher"
-"""The first row's name where the others are its students."""
-
-
-@dataclass(frozen=True)
-class Difference:
-    """How far one method is above another on one benchmark."""
-
-    method: str
-    """The method that is higher where the value is positive."""
-    other: str
-    benchmark: str
-    value: float
-    """Score of `method` minus that of `other`."""
-    low: float | None
-    """Lower end of the 95 % interval over prompts; None where there is none (see `uncertainty.WITHOUT_INTERVAL`)."""
-    high: float | None
-    p_value: float | None
-    """Two-sided, adjusted for the differences of its family (see `family`); None where it cannot be had."""
-
-    @property
-    def clear(self) -> bool:
-        """Whether it is not to be put down to the choice of prompts."""
-        return self.p_value is not None and self.p_value < LEVEL
-
-    def __str__(self) -> str:
-        interval = "" if self.low is None else f" [{self.low:+.1f}, {self.high:+.1f}]"
-        return f"{self.value:+.1f}{interval}".replace("-", "−")
 
 
 @dataclass(frozen=True)
@@ -167,35 +138,6 @@ class Comparison:
         return {role: (1 + above[role], len(self.roles) - below[role]) for role in self.roles}
 
 
-def family(method: str, other: str) -> str:
-    """Comparisons that a p-value is adjusted for: those with the teacher, or those between other methods.
-
-    Whether a student equals its teacher is another question than which method is best, and mostly an easy one. Each
-    family has all benchmarks and their mean in it, for all of them are read.
-    """
-    return "with the teacher" if TEACHER in (method, other) else "between methods"
-
-
-def paired_differences(
-    values: Mapping[tuple[str, str, str], Values], families: Callable[[str, str], str]
-) -> list[Difference]:
-    """One for each entry, with p-values adjusted within families.
-
-    Args:
-        values: What the method scored minus what the other one did, per prompt and benchmark that it is over; by
-            (method, other, benchmark).
-        families: From method and other to the name of their family.
-    """
-    estimates = [paired_estimate(of_pair) for of_pair in values.values()]
-    p_values = adjusted(
-        [found.p_value for found in estimates], [families(method, other) for method, other, _ in values]
-    )
-    return [
-        Difference(*pair, found.value, found.low, found.high, p_value)
-        for pair, found, p_value in zip(values, estimates, p_values, strict=True)
-    ]
-
-
 def verdict(comparison: Comparison, parameters: Mapping[str, int]) -> list[str]:
     """Sentences that say who won, how close to the first row, at what size, and how sure that is.
 
@@ -262,21 +204,3 @@ def how_tested(comparison: Comparison) -> str:
             f"{2 * 0.5**fewest:.2g}."
         )
     return words
-
-
-def formatted(statistic: Mapping[str, Any]) -> str:
-    """'mean ± spread' of an entry of a table."""
-    return f"{statistic['mean']:.1f} ± {statistic['spread']:.1f}"
-
-
-def human(count: int) -> str:
-    """A count with three digits, a no-break space and a unit: 34.2 K, 124 M, 1.56 B."""
-    for unit, size in (("B", 10**9), ("M", 10**6), ("K", 10**3)):
-        if count >= 0.9995 * size:  # 999,900 is 1 M, not 1e+03 K
-            return f"{count / size:.3g}\u00a0{unit}"
-    return str(count)
-
-
-def percent(share: float) -> str:
-    """A share with at least two digits and a no-break space: 86 %, 4.1 %, 0.35 %."""
-    return f"{100 * share:.0f}\u00a0%" if share >= 0.0995 else f"{100 * share:.2g}\u00a0%"

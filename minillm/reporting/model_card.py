@@ -17,12 +17,13 @@ from minillm.config import DIVERGENCES, Method, Template
 from minillm.data.prompts import encode_prompts, render
 from minillm.models.shared_tokenizer import SharedTokenizer, load_shared_tokenizer
 from minillm.redaction import without_known_secrets
-from minillm.reporting.comparison import WORDS, formatted, human
+from minillm.reporting.comparison import WORDS
 from minillm.reporting.data import kept_rows
 from minillm.reporting.models import count_parameters
 from minillm.reporting.provenance import provenance, versions
 from minillm.reporting.rendering import TEMPLATES, markdown
-from minillm.stages import Card, Job
+from minillm.stages import Card, Job, Summary
+from minillm.words import formatted, human
 
 TEXT = {
     "dataset": "the responses of the data",
@@ -35,10 +36,9 @@ HUB_METRICS = {"rouge_l": "rouge", "rouge_l_characters": "rouge", "exact_match":
 """Names of the metrics on the hub."""
 
 
-def run(job: Job) -> dict[str, float | str]:
+def run(job: Job[Card]) -> Summary:
     """Copy the model's files, and write README.md and how to generate (as in the evaluation) beside them."""
     settings = job.settings
-    assert isinstance(settings, Card)
     shutil.copytree(job.inputs["model"] / "model", job.output, dirs_exist_ok=True)
     shared = load_shared_tokenizer(job.output)
     shared.generation_config(**decoding(settings.config)).save_pretrained(job.output)

@@ -9,8 +9,9 @@ import huggingface_hub
 import pandas as pd
 
 from minillm.config import Model
-from minillm.reporting.comparison import WORDS, Comparison, human, percent
+from minillm.reporting.comparison import WORDS, Comparison
 from minillm.reporting.provenance import manifest_of
+from minillm.words import human, percent
 
 SELECTED_BY = {**WORDS, "validation_loss": "validation loss"}
 Cost = Mapping[str, Any]

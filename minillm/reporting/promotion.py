@@ -2,12 +2,13 @@
 
 from dataclasses import dataclass
 
-from minillm.config import Promotion
+from minillm.config import Promotion, Sampling
+from minillm.evaluation.differences import Difference
 from minillm.evaluation.uncertainty import paired_estimate
-from minillm.reporting.comparison import MEAN, WORDS, Difference
-from minillm.reporting.runs import ABSENT, Row, differences_by_prompt
+from minillm.reporting.comparing.runs import ABSENT, Row, differences_by_prompt
+from minillm.reporting.comparison import MEAN, WORDS
 
-SAMPLING = ("strategy", "temperature", "top_k", "top_p", "no_repeat_ngram")
+SAMPLING = tuple(Sampling.model_fields)
 """Fields of `evaluation` that change what a score is of; other seeds only draw again."""
 THIS, OTHER = "this run", "the champion's run"
 OWN_METRIC = "metric"

@@ -6,7 +6,7 @@ from pathlib import Path
 import pandas as pd
 
 from minillm.errors import StageError
-from minillm.manifest import Manifest, read_manifest
+from minillm.store.manifest import Manifest, read_manifest
 
 
 def provenance(inputs: Mapping[str, Path]) -> pd.DataFrame:

@@ -12,26 +12,27 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
-from minillm.artifacts import METRICS
 from minillm.durable import write_atomically
 from minillm.evaluation.uncertainty import prompt_values
-from minillm.progress import read_metrics
 from minillm.reporting import plots
 from minillm.reporting.answers import answers, words
-from minillm.reporting.calibration_section import calibration_section
-from minillm.reporting.comparison import MEAN, WORDS, Comparison, formatted, how_tested, percent, verdict
+from minillm.reporting.comparison import MEAN, WORDS, Comparison, how_tested, verdict
 from minillm.reporting.data import cut_words, data_tables, kept_rows, prompt_words
-from minillm.reporting.downstream_section import downstream_section
-from minillm.reporting.exposure_section import exposure_section
-from minillm.reporting.held_out_section import held_out_section
-from minillm.reporting.judge_section import judge_section
 from minillm.reporting.models import cost_words, model_table, sizes
-from minillm.reporting.preference_section import preference_section
 from minillm.reporting.provenance import provenance, versions
 from minillm.reporting.rendering import render, save_figures
-from minillm.reporting.sections import Section, doubt_words
-from minillm.reporting.time_section import time_section
-from minillm.stages import Job, Report
+from minillm.reporting.sections.base import Section, doubt_words
+from minillm.reporting.sections.calibration import calibration_section
+from minillm.reporting.sections.downstream import downstream_section
+from minillm.reporting.sections.exposure import exposure_section
+from minillm.reporting.sections.held_out import held_out_section
+from minillm.reporting.sections.judge import judge_section
+from minillm.reporting.sections.preference import preference_section
+from minillm.reporting.sections.time import time_section
+from minillm.stages import Job, Report, Summary
+from minillm.store.artifacts import METRICS
+from minillm.words import formatted, percent
+from minillm.worker.progress import read_metrics
 
 MakeSection = Callable[[Mapping[str, Path], Sequence[str], plots.Look], Section | None]
 """From the stage's inputs, the rows of the table and how they look; None where nothing was measured."""
@@ -41,10 +42,9 @@ SECTIONS: tuple[MakeSection, ...] = (
 """In the order of the page."""
 
 
-def run(job: Job) -> dict[str, float | str]:
+def run(job: Job[Report]) -> Summary:
     """Write results.csv, results.json, plots, report.md and report.html, and return the table's numbers."""
     settings = job.settings
-    assert isinstance(settings, Report)
     tables = {role: _read_json(job.inputs[f"score/{role}"] / "table.json") for role in settings.roles}
     scores = {role: pd.read_parquet(job.inputs[f"score/{role}"] / "scores.parquet") for role in settings.roles}
     comparison = Comparison(tables, settings.benchmarks, {role: prompt_values(of) for role, of in scores.items()})
@@ -223,8 +223,8 @@ def _inputs_of_page(inputs: Mapping[str, Path], comparison: Comparison) -> dict[
     }
 
 
-def _summary(comparison: Comparison, sentences: list[str]) -> dict[str, float | str]:
-    summary: dict[str, float | str] = {"best": comparison.best, "verdict": " ".join(sentences)}
+def _summary(comparison: Comparison, sentences: list[str]) -> Summary:
+    summary: Summary = {"best": comparison.best, "verdict": " ".join(sentences)}
     for role in comparison.roles:
         for name in comparison.columns:
             cell = comparison.score(role, name)

@@ -14,10 +14,10 @@ from pydantic import BaseModel, ConfigDict
 
 from minillm.durable import make_folder, sync, sync_tree, write_atomically
 from minillm.errors import StageError, first_line
-from minillm.file_versions import file_sha256
-from minillm.manifest import seal, unseal
-from minillm.processes import rank, world_size
+from minillm.store.file_versions import file_sha256
+from minillm.store.manifest import seal, unseal
 from minillm.training.unpickling import only_data
+from minillm.worker.processes import rank, world_size
 
 KEPT = 2
 UNIVERSAL = "universal-"

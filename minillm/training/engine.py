@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from minillm.config import Runtime, Training
 from minillm.models.output_head import HeadedModel
-from minillm.processes import world_size
+from minillm.worker.processes import world_size
 
 # DeepSpeed would compile this at start-up, half a minute that a machine without a compiler does not survive; gloo does.
 deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
@@ -24,6 +24,14 @@ def micro_batch_size(batch_size: int, largest: int) -> int:
     """
     share = batch_size // world_size()
     return max(size for size in range(1, min(share, largest) + 1) if share % size == 0)
+
+
+def zero_stage(runtime: Runtime, precision: str) -> int:
+    """Return the ZeRO stage of a training: at least 1 in bfloat16, where DeepSpeed without ZeRO makes other steps.
+
+    It takes an Adam step with zero gradients when its optimizer is made (0.19.8, `FP16_UnfusedOptimizer`).
+    """
+    return max(runtime.zero_stage, 1) if precision == "bfloat16" else runtime.zero_stage
 
 
 def make_engine(
@@ -39,7 +47,7 @@ def make_engine(
         universal: It will load a checkpoint in DeepSpeed's universal form.
     """
     micro = micro_batch_size(training.batch_size, runtime.micro_batch_size)
-    zero: dict[str, Any] = {"stage": runtime.zero_stage_of(training)}
+    zero: dict[str, Any] = {"stage": zero_stage(runtime, training.precision)}
     if runtime.offload_optimizer:
         zero["offload_optimizer"] = {"device": "cpu"}
     config = {

@@ -20,11 +20,11 @@ from minillm.objectives.divergences import forward_kl, functional
 from minillm.objectives.experience import Experience, make_experience
 from minillm.objectives.losses import rollout_loss
 from minillm.objectives.vocabulary import Teacher, TokenTerms, head_loss, token_log_probs
-from minillm.processes import gather_lists, gather_rows, rank, world_size
 from minillm.streams import Purpose, generator, stream
 from minillm.training.engine import whole_weights
 from minillm.training.feeds import Losses, Models, take
 from minillm.training.fixed_text import text_losses
+from minillm.worker.processes import gather_lists, gather_rows, rank, world_size
 
 
 @dataclass

@@ -15,17 +15,17 @@ import torch.distributed as dist
 from minillm.config import Metric
 from minillm.durable import move, sync, sync_tree, write_atomically
 from minillm.errors import StageError
-from minillm.evaluation.metrics import METRICS_BY_NAME
 from minillm.generation.sampling import Sampler
 from minillm.generation.slots import Request
+from minillm.metrics.by_name import METRICS_BY_NAME
 from minillm.models.batches import make_batch
 from minillm.models.causal_lm import save_model
 from minillm.models.shared_tokenizer import SharedTokenizer
 from minillm.objectives.vocabulary import token_log_probs
-from minillm.processes import gather_lists, rank, world_size
 from minillm.streams import Purpose, stream
 from minillm.training.engine import whole_weights
 from minillm.training.feeds import Models
+from minillm.worker.processes import gather_lists, rank, world_size
 
 
 @dataclass(frozen=True)

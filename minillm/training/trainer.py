@@ -13,14 +13,12 @@ from transformers import PreTrainedModel
 
 from minillm.config import Runtime
 from minillm.data.plain_text import PlainText
-from minillm.errors import StageError
+from minillm.errors import STOPPED, StageError
 from minillm.models.causal_lm import DTYPES, build_model, load_model, parameter_count
 from minillm.models.lora import add_adapters
 from minillm.models.output_head import HeadedModel
 from minillm.models.shared_tokenizer import SharedTokenizer, load_shared_tokenizer
-from minillm.processes import process_group, rank
-from minillm.progress import Progress
-from minillm.stages import Job, Train
+from minillm.stages import Job, Summary, Train
 from minillm.streams import Purpose, generator, stream, torch_seed
 from minillm.training.checkpoints import Checkpoints
 from minillm.training.engine import make_engine, micro_batch_size, take_step
@@ -28,21 +26,21 @@ from minillm.training.feeds import Feed, Models
 from minillm.training.fixed_text import FixedText
 from minillm.training.on_policy import Rollouts
 from minillm.training.selection import Selection, Validation
-from minillm.worker import STOPPED
+from minillm.worker.processes import process_group, rank
+from minillm.worker.progress import Progress
 
 LOG_SECONDS = 1.0
 """Training losses are averaged over at least this long before they are logged."""
 
 
-def run(job: Job) -> dict[str, float | str]:
+def run(job: Job[Train]) -> Summary:
     """Train, select and save a model; continues from the last checkpoint in the work folder."""
     settings = job.settings
-    assert isinstance(settings, Train)
     with process_group():
         return _run(job, settings)
 
 
-def _run(job: Job, settings: Train) -> dict[str, float | str]:
+def _run(job: Job[Train], settings: Train) -> Summary:
     trainer = make_trainer(job, settings)
     trainer.train()
     if rank() == 0:
@@ -53,7 +51,7 @@ def _run(job: Job, settings: Train) -> dict[str, float | str]:
     return {**facts, "parameters": parameter_count(trainer.engine.module), **measured}
 
 
-def make_trainer(job: Job, settings: Train) -> "Trainer":
+def make_trainer(job: Job[Train], settings: Train) -> "Trainer":
     """Models, engine, data and all else of a training, ready for its first step; inside a process group."""
     training = settings.method.training
     shared = load_shared_tokenizer(job.inputs["tokenizer"])
@@ -93,11 +91,11 @@ def make_trainer(job: Job, settings: Train) -> "Trainer":
     )
 
 
-def _examples_file(job: Job) -> str:
+def _examples_file(job: Job[Train]) -> str:
     return "responses.parquet" if "responses" in job.inputs else "train.parquet"
 
 
-def _student(job: Job, settings: Train, shared: SharedTokenizer) -> PreTrainedModel:
+def _student(job: Job[Train], settings: Train, shared: SharedTokenizer) -> PreTrainedModel:
     dtype = DTYPES[settings.method.training.precision]
     # On rollouts the policy ratio is one before the first update, so nothing is dropped out.
     dropout = settings.method.policy is None
@@ -112,14 +110,14 @@ def _student(job: Job, settings: Train, shared: SharedTokenizer) -> PreTrainedMo
     return model
 
 
-def _teacher(job: Job, settings: Train, device: torch.device) -> PreTrainedModel | None:
+def _teacher(job: Job[Train], settings: Train, device: torch.device) -> PreTrainedModel | None:
     if "teacher" not in job.inputs:
         return None
     teacher = load_model(job.inputs["teacher"], DTYPES[settings.method.training.precision])
     return teacher.to(device).eval().requires_grad_(False)  # type: ignore[arg-type]
 
 
-def _feed(job: Job, settings: Train, models: Models, examples: pd.DataFrame) -> Feed:
+def _feed(job: Job[Train], settings: Train, models: Models, examples: pd.DataFrame) -> Feed:
     method, policy = settings.method, settings.method.policy
     if policy is None:
         return FixedText(models, method, examples, settings.seed)

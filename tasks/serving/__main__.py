@@ -3,7 +3,7 @@
 import os
 import sys
 
-from tasks.settings import refusing, set_prefect_defaults
+from tasks.environment.settings import refusing, set_prefect_defaults
 
 if __name__ == "__main__":
     with refusing():

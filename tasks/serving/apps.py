@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 from starlette.types import ASGIApp
 
 from minillm.errors import ConfigError
-from tasks.credentials import Server
+from tasks.environment.credentials import Server
 from tasks.serving.guard import guarded, host_names
 
 ROOT = Path(__file__).parents[2]

@@ -16,8 +16,8 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from tasks.credentials import PROOF_PATH, proof
-from tasks.settings import LOOPBACK
+from tasks.environment.credentials import PROOF_PATH, proof
+from tasks.environment.settings import LOOPBACK
 
 
 def guarded(app: ASGIApp, address: str, key: str, origins: Sequence[str] = (), login: str | None = None) -> ASGIApp:
@@ -86,7 +86,7 @@ def _netloc(origin: str) -> str | None:
 
 
 class Proof:
-    """Proves to whoever knows the server's key that the server knows it, too (see `tasks.credentials.proves`)."""
+    """Proves to whoever knows the server's key that the server knows it, too (see `credentials.proves`)."""
 
     def __init__(self, app: ASGIApp, address: str, key: str) -> None:
         self._app = app

@@ -17,10 +17,10 @@ from prefect.settings import PREFECT_API_URL
 
 from minillm.errors import StageError
 from minillm.evaluation.uncertainty import adjusted, paired_estimate
-from minillm.reporting.runs import RunComparison, differing
-from minillm.reporting.runs_page import difference_tables
+from minillm.reporting.comparing.page import difference_tables
+from minillm.reporting.comparing.runs import RunComparison, differing
 from tasks.comparing import chosen_runs
-from tasks.tracked_runs import TrackedRuns
+from tasks.tracking.tracked_runs import TrackedRuns
 from tests.conftest import ROOT
 from tests.flows.test_distill import distill
 from tests.small import write_rows, write_short_experiment

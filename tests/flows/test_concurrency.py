@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from minillm.file_versions import file_sha256
+from minillm.store.file_versions import file_sha256
 from tests.chaos import LOG, family, inspect_tracking, kill, start, write_disturbable
 from tests.chaos import Outcome as Tracked
 from tests.conftest import ROOT

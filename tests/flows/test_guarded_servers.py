@@ -21,7 +21,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 from websockets.typing import Origin, Subprotocol
 
-from tasks.deploying import POOL, DeployError, make_pool
+from tasks.serving.deploying import POOL, DeployError, make_pool
 from tests.conftest import ROOT
 from tests.serving import Served, logged_in, serving
 from tests.stranger import Stranger, stranger
@@ -223,7 +223,7 @@ def test_a_pool_of_an_earlier_version_is_mended(place: Place):
 
 
 def test_a_pool_of_another_type_is_left_as_it_is(place: Place, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("tasks.deploying.POOL", "clusters")
+    monkeypatch.setattr("tasks.serving.deploying.POOL", "clusters")
     with place.served.client() as client:
         made = client.create_work_pool(WorkPoolCreate(name="clusters", type="kubernetes"))
         with pytest.raises(DeployError, match="'clusters' of the type 'kubernetes' already"):
@@ -247,7 +247,7 @@ def test_the_login_is_in_a_file_of_this_user_alone_and_nowhere_else(place: Place
 
 CLIENT = """
 import os
-from tasks.settings import load_prefect, set_mlflow_defaults
+from tasks.environment.settings import load_prefect, set_mlflow_defaults
 load_prefect()
 set_mlflow_defaults()
 from prefect.client.orchestration import get_client

@@ -14,7 +14,7 @@ from mlflow import MlflowClient
 from prefect.client.orchestration import get_client
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
-from tasks.supervision import free_port
+from tasks.running.supervision import free_port
 from tests.chaos import training
 from tests.conftest import ROOT
 from tests.small import write_short_experiment

@@ -11,8 +11,8 @@ import pytest
 from filelock import FileLock
 from mlflow import MlflowClient
 
-from minillm.artifacts import Store
-from minillm.inventory import entries
+from minillm.store.artifacts import Store
+from minillm.store.inventory import entries
 from tests.conftest import ROOT
 from tests.small import write_short_experiment
 

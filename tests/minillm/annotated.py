@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from minillm.manifest import Artifact
+from minillm.store.manifest import Artifact
 from tests.conftest import ROOT
 from tests.manifests import write_manifest
 

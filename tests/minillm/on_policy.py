@@ -10,10 +10,10 @@ from transformers import PreTrainedModel
 
 from minillm.config import Method, Runtime
 from minillm.models.output_head import HeadedModel
-from minillm.processes import process_group
 from minillm.training.engine import make_engine
 from minillm.training.feeds import Models
 from minillm.training.on_policy import Rollouts
+from minillm.worker.processes import process_group
 from tests.minillm.direct import alone
 
 

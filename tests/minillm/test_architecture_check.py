@@ -7,10 +7,10 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from minillm.errors import StageError
-from minillm.models.architecture_check import TOLERANCE, _try_all, require_faithful
-from minillm.models.model_checks import build_skeleton
 from minillm.models.output_head import OutputHead, output_head
-from minillm.models.small_likeness import SPREADS, layers_of_every_kind, likeness
+from minillm.preparation.architecture_check import TOLERANCE, _try_all, require_faithful
+from minillm.preparation.model_checks import build_skeleton
+from minillm.preparation.small_likeness import SPREADS, layers_of_every_kind, likeness
 from minillm.stages import Prepare
 from tests.minillm.direct import run_stage
 from tests.minillm.models_in_small import ARCHITECTURES, LLAMA_LIKE

@@ -8,8 +8,8 @@ import pytest
 from transformers import AutoModelForCausalLM
 
 from minillm.config import Benchmark, Evaluation, Method, Source, Template, Tokenizer
-from minillm.progress import read_metrics
 from minillm.stages import Exposure, Prepare, Respond, Score, Stage, Train
+from minillm.worker.progress import read_metrics
 from tests.minillm.direct import PLAIN, encode, generation, run_stage, write_lines
 from tests.minillm.jobs import WORDS, make_examples, make_plain_text, make_tokenizer, run_worker, write_job
 from tests.minillm.models_in_small import ARCHITECTURES, small_model

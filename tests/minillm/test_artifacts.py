@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 from filelock import Timeout
 
-from minillm.artifacts import CLOCKED, Store
 from minillm.errors import StageError
-from minillm.manifest import MANIFEST, Artifact, seal, text_digest, unseal
+from minillm.store.artifacts import CLOCKED, Store
+from minillm.store.manifest import MANIFEST, Artifact, seal, text_digest, unseal
 from tasks.store import altered
 
 
@@ -162,7 +162,7 @@ def test_the_digest_is_of_the_content_without_clock_times(tmp_path):
 
 def test_a_lock_excludes_and_dies_with_its_holder(tmp_path):
     code = (
-        "import sys, time\nfrom minillm.artifacts import Store\n"
+        "import sys, time\nfrom minillm.store.artifacts import Store\n"
         f"lock = Store({str(tmp_path)!r}).lock('k' * 64)\nlock.acquire()\nprint('held', flush=True)\ntime.sleep(60)"
     )
     holder = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)

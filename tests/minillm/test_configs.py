@@ -4,7 +4,7 @@ import re
 import pytest
 
 from minillm.config import Training
-from minillm.loading import load_config, load_evaluation
+from minillm.config.loading import load_config, load_evaluation
 from tests.minillm.direct import ROOT, real_data
 
 STUDIES = ("ablation", "alpha-sweep", "teacher-sizes")

@@ -15,12 +15,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from minillm.config import Data, Model, Runtime, Source, Study, Tokenizer
+from minillm.config.loading import load_config, named_models
 from minillm.data import json_rows, records
 from minillm.data.documents import read_documents
 from minillm.data.sources import resolve
 from minillm.data.tables import read_records
 from minillm.errors import ConfigError, StageError
-from minillm.loading import load_config, named_models
 from tests.minillm.direct import write_lines
 
 WORDS = ["NA", "None", "null", "nan", "007", "True", "1e5", "", " x", "2024-01-01", 'say "so"', "two\nlines", "a,b"]

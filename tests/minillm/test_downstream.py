@@ -15,11 +15,11 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 from minillm.data.tables import read_records
 from minillm.durable import write_atomically
 from minillm.errors import StageError
-from minillm.evaluation.downstream import language_model, scores, table
-from minillm.evaluation.downstream_tasks import obtain, require_known
-from minillm.evaluation.harness import PLAN, LocalRows, Plan, beneath, load, rows_file, task_manager
-from minillm.evaluation.harness_checks import check
-from minillm.evaluation.local_rows import deal, read_rows
+from minillm.evaluation.downstream.answering import language_model, scores, table
+from minillm.evaluation.downstream.checks import check
+from minillm.evaluation.downstream.harness import PLAN, LocalRows, Plan, beneath, load, rows_file, task_manager
+from minillm.evaluation.downstream.local_rows import deal, read_rows
+from minillm.evaluation.downstream.tasks import obtain, require_known
 from minillm.models.batches import make_batch
 from minillm.models.causal_lm import build_model
 from minillm.models.output_head import output_head, response_hidden

@@ -2,8 +2,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from minillm.reporting.downstream_section import downstream_section
 from minillm.reporting.plots import looks
+from minillm.reporting.sections.downstream import downstream_section
 
 ROLES = ("teacher", "minillm")
 

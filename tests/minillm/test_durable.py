@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from minillm.artifacts import Store
 from minillm.durable import sync
+from minillm.store.artifacts import Store
 from minillm.training.checkpoints import newest_whole, read_record
 from tests.minillm.jobs import worker_environment, write_job
 from tests.minillm.trainings import settings, text_inputs
@@ -15,7 +15,7 @@ from tests.power_cut import Disk, at_next_boot, cut_during, make_disk
 
 KEY = "k" * 64
 COMPLETE = f"""
-from minillm.artifacts import Store
+from minillm.store.artifacts import Store
 from minillm.durable import make_folder, sync_tree
 store = Store(disk.path / "store")
 work = store.work_directory("train", {KEY!r})
@@ -72,7 +72,7 @@ def test_a_power_cut_while_training_leaves_a_checkpoint_and_the_weights_it_count
 
     stage = settings("sft", steps=3, evaluate_every=1, select_by="validation_loss")
     spec = write_job(disk.path / "train", stage, text_inputs(inputs), checkpoint_every=1)
-    code = f"from minillm.worker import main\nassert main({str(spec)!r}) == 0"
+    code = f"from minillm.worker.__main__ import main\nassert main({str(spec)!r}) == 0"
     cut_during(disk, code, committing=True, **worker_environment())
     found = at_next_boot(disk, look)
     assert found == sorted(found), "nothing, then later and later steps"

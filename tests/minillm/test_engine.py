@@ -14,8 +14,8 @@ from minillm.models.batches import make_batch
 from minillm.models.output_head import HeadedModel
 from minillm.objectives.losses import fixed_text_loss
 from minillm.objectives.vocabulary import head_loss
-from minillm.processes import process_group
 from minillm.training.engine import make_engine, take_step, whole_weights
+from minillm.worker.processes import process_group
 from tests.minillm.direct import alone
 from tests.minillm.models_in_small import ARCHITECTURES
 from tests.minillm.on_policy import deepspeed_forgets

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from minillm.file_versions import SETTLED_NANOSECONDS, Snapshot, known_sha256
+from minillm.store.file_versions import SETTLED_NANOSECONDS, Snapshot, known_sha256
 
 TICK_SECONDS = 0.02
 """Of a file system's clock, on the slowest kernels."""

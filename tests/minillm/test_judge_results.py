@@ -11,7 +11,7 @@ import pytest
 from minillm.judging.questions import ORDERS
 from minillm.judging.results import difference, prompt_ratings, table
 from minillm.reporting import report
-from minillm.reporting.judge_section import difference_table
+from minillm.reporting.sections.judge import difference_table
 from minillm.stages import Job, Report
 from tests.minillm.test_report import ROLES, make_inputs, read_page
 

@@ -6,7 +6,7 @@ import torch
 
 from minillm.errors import StageError
 from minillm.evaluation.likelihood import likelihoods
-from minillm.processes import process_group
+from minillm.worker.processes import process_group
 from tests.minillm.direct import alone
 from tests.minillm.models_in_small import ARCHITECTURES, small_model
 

@@ -11,9 +11,9 @@ import pytest
 import yaml
 
 from minillm.config import Lora, Runtime
+from minillm.config.hosts import read_hosts
+from minillm.config.loading import load_config, load_evaluation, named_models
 from minillm.errors import ConfigError
-from minillm.hosts import read_hosts
-from minillm.loading import load_config, load_evaluation, named_models
 from tests.minillm.direct import ROOT, write_lines
 
 
@@ -288,6 +288,47 @@ def test_a_file_that_is_no_configuration_says_so(tmp_path, monkeypatch):
         load_config(tmp_path / "empty.yaml", ["seed=[1"])
 
 
+def inherit(folder: Path, file: str, base: str | None, **changes: Any) -> Path:
+    """Write a configuration that says only what differs from its base."""
+    path = folder / f"{file}.yaml"
+    given = {} if base is None else {"base": str(folder / f"{base}.yaml")}
+    path.write_text(yaml.safe_dump(given | changes), encoding="utf-8")
+    return path
+
+
+def test_a_configuration_says_only_what_differs_from_its_bases(tmp_path, raw):
+    raw["methods"]["kd"] = {**raw["methods"]["sft"], "training": "${methods.sft.training}"}
+    inherit(tmp_path, "first", None, **raw)
+    inherit(tmp_path, "second", "first", methods={"sft": {"training": {"epochs": 3}}}, data={"max_tokens": 600})
+    path = inherit(tmp_path, "third", "second", name="third", seed=5, methods={"sft": {"training": {"batch_size": 16}}})
+    config = load_config(path, ["seed=6"])
+    assert (config.name, config.seed, config.data.max_tokens) == ("third", 6, 600)
+    for method in ("sft", "kd"):  # an interpolation of the base follows what is merged over it
+        training = config.methods[method].training
+        assert (training.epochs, training.batch_size, training.learning_rate) == (3, 16, 1e-3)
+    assert config.teacher == load_config(tmp_path / "first.yaml").teacher
+
+
+def test_a_null_leaves_out_an_entry_of_the_base(tmp_path, raw):
+    raw["methods"]["kd"] = raw["methods"]["sft"]
+    inherit(tmp_path, "first", None, **raw)
+    config = load_config(inherit(tmp_path, "second", "first", methods={"kd": None}))
+    assert set(config.methods) == {"sft", "minillm"}
+
+
+def test_bases_that_lead_nowhere_are_refused(tmp_path):
+    inherit(tmp_path, "a", "b")
+    inherit(tmp_path, "b", "c")
+    inherit(tmp_path, "c", "a")
+    with pytest.raises(ConfigError, match=r"base: \S+a\.yaml → \S+b\.yaml → \S+c\.yaml → \S+a\.yaml come back"):
+        load_config(tmp_path / "a.yaml")
+    with pytest.raises(ConfigError, match=r"no configuration file \S+missing\.yaml; there are: "):
+        load_config(inherit(tmp_path, "d", "missing"))
+    (tmp_path / "e.yaml").write_text("base: [a.yaml, b.yaml]", encoding="utf-8")
+    with pytest.raises(ConfigError, match="base is the path of one configuration, not"):
+        load_config(tmp_path / "e.yaml")
+
+
 def evaluation(folder: Path, *models: str, overrides: Sequence[str] = (), **sections: Any):
     """The configuration of an evaluation of models, with further sections in its file."""
     write_lines(folder / "eval.jsonl", [])
@@ -362,7 +403,7 @@ def test_what_only_an_extra_installs_is_missed_before_anything_starts(tmp_path, 
 import sys
 sys.path[:0] = [{str(ROOT)!r}, {str(installed)!r}]
 from minillm.errors import ConfigError
-from minillm.loading import load_config
+from minillm.config.loading import load_config
 load_config({str(path)!r})
 try:
     load_config({str(path)!r}, ["evaluation.downstream.tasks=[mmlu]"])
@@ -410,7 +451,7 @@ def test_hosts_are_names_or_addresses(tmp_path, raw):
 
 def test_loading_imports_nothing_heavy():
     heavy = ["torch", "transformers", "datasets", "huggingface_hub", "pandas", "numpy"]
-    modules = "minillm.loading, minillm.data.sources, minillm.stages"
+    modules = "minillm.config.loading, minillm.data.sources, minillm.stages"
     code = f"import sys, {modules}; print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

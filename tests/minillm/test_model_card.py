@@ -18,7 +18,7 @@ from minillm.models.tokenizers_bpe import train_bpe
 from minillm.objectives.divergences import functional
 from minillm.reporting import model_card
 from minillm.reporting.plots import CURVES
-from minillm.reporting.study_page import SHOWN_CURVES
+from minillm.reporting.study.page import SHOWN_CURVES
 from minillm.stages import Card, Job
 from tests.manifests import write_manifest
 

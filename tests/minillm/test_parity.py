@@ -3,8 +3,8 @@ import copy
 import pytest
 
 from minillm.config import Config
-from minillm.loading import load_config
-from minillm.parity import apply_lmops
+from minillm.config.loading import load_config
+from minillm.config.parity import apply_lmops
 from tests.minillm.direct import ROOT
 
 BASE = ROOT / "configs" / "gpt2-base.yaml"

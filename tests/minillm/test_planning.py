@@ -7,12 +7,12 @@ import pytest
 from minillm.config import Lora, Method, Policy, Runtime, Training
 from minillm.errors import StageError
 from minillm.models.facts import ModelFacts
-from minillm.models.model_checks import build_skeleton, inspect_model
 from minillm.planning.estimate import mean_speed, stage_seconds
 from minillm.planning.memory import ADAM, LIBRARIES, training_memory
 from minillm.planning.outlook import Outlook, require_fit
 from minillm.planning.schedule import Step, span
 from minillm.planning.work import Amounts, Work, forward_operations, same_speed, stage_work
+from minillm.preparation.model_checks import build_skeleton, inspect_model
 from minillm.stages import Cost, Exposure, Generate, Train
 
 TRAINING = Training(learning_rate=1e-3, batch_size=4, steps=10, evaluate_every=4)

@@ -15,7 +15,7 @@ from minillm.evaluation import preference
 from minillm.evaluation.preference import agreement, compare
 from minillm.evaluation.uncertainty import estimate
 from minillm.reporting.plots import looks, save
-from minillm.reporting.preference_section import preference_section
+from minillm.reporting.sections.preference import preference_section
 from minillm.stages import Job, Preference
 from tests.minillm.annotated import ROLES, response, write_run
 

@@ -21,9 +21,9 @@ from minillm.models.batches import make_batch
 from minillm.models.causal_lm import build_model, load_model, parameter_count, save_model
 from minillm.models.output_head import output_head, response_hidden
 from minillm.models.shared_tokenizer import load_shared_tokenizer, share
-from minillm.models.tokenizer_checks import has_tokenizer
 from minillm.models.tokenizers_bpe import train_bpe
 from minillm.objectives.vocabulary import token_log_probs
+from minillm.preparation.tokenizer_checks import has_tokenizer
 from minillm.stages import Prepare
 from tests.minillm.direct import PLAIN, real_data, run_stage, write_lines
 from tests.minillm.models_in_small import ARCHITECTURES, LLAMA_LIKE

@@ -11,11 +11,11 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from minillm.config import Runtime
+from minillm.errors import BAD_INPUT
 from minillm.models.output_head import HeadedModel
-from minillm.processes import process_group
 from minillm.stages import Train
 from minillm.training.engine import make_engine
-from minillm.worker import BAD_INPUT
+from minillm.worker.processes import process_group
 from tests.minillm.direct import alone as alone_here
 from tests.minillm.jobs import run_worker, worker_command, worker_environment, write_job
 from tests.minillm.models_in_small import ARCHITECTURES

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from minillm.progress import Progress, append_line, read_lines, read_metrics
+from minillm.worker.progress import Progress, append_line, read_lines, read_metrics
 
 WHOLE = {"time": 1.0, "step": 1, "total": 9, "metrics": {"train/loss": 3.0}}
 LATER = {"time": 2.0, "step": 2, "total": 9, "metrics": {"train/loss": 2.0}}

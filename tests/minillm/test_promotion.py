@@ -6,10 +6,10 @@ import pandas as pd
 import pytest
 
 from minillm.config import Promotion
+from minillm.config.loading import load_config
 from minillm.errors import ConfigError
-from minillm.loading import load_config
+from minillm.reporting.comparing.runs import Row
 from minillm.reporting.promotion import judge, other_versions
-from minillm.reporting.runs import Row
 from tests.minillm.test_runs import DIGESTS, PARAMS, a_run
 from tests.small import write_experiment
 

@@ -15,12 +15,14 @@ from transformers import PreTrainedTokenizerFast
 from minillm.config import Benchmark, Model, Source
 from minillm.evaluation import diversity as diversity_stage
 from minillm.evaluation import exposure, scoring
+from minillm.evaluation.differences import TEACHER
 from minillm.reporting import report
-from minillm.reporting.comparison import TEACHER, Comparison, how_tested, human, percent, verdict
-from minillm.reporting.exposure_section import exposure_section
+from minillm.reporting.comparison import Comparison, how_tested, verdict
 from minillm.reporting.models import cost_words, model_table
 from minillm.reporting.plots import looks
+from minillm.reporting.sections.exposure import exposure_section
 from minillm.stages import Diversity, Job, Report, Score
+from minillm.words import human, percent
 from tests.manifests import write_manifest
 
 ROLES = ("teacher", "sft", "kd", "minillm")

@@ -7,8 +7,8 @@ import pytest
 from rouge_score.rouge_scorer import RougeScorer
 
 from minillm.errors import StageError
-from minillm.evaluation.metrics import METRICS_BY_NAME, require_seen, sees
-from minillm.evaluation.rouge import exact_match, rouge_l, rouge_l_characters
+from minillm.metrics.by_name import METRICS_BY_NAME, require_seen, sees
+from minillm.metrics.rouge import exact_match, rouge_l, rouge_l_characters
 
 DATA = Path(os.environ.get("MINILLM_DATA", Path(__file__).parents[2] / ".." / "shared" / "data"))
 SCORER = RougeScorer(["rougeL"], use_stemmer=True)

@@ -9,9 +9,9 @@ import pandas as pd
 import pytest
 
 from minillm.evaluation.uncertainty import adjusted, paired_estimate
+from minillm.reporting.comparing.page import difference_tables, looks, other_figures, score_table, verdict, write
+from minillm.reporting.comparing.runs import Run, RunComparison, differing
 from minillm.reporting.plots import COLOURS, score_figure
-from minillm.reporting.runs import Run, RunComparison, differing
-from minillm.reporting.runs_page import difference_tables, looks, other_figures, score_table, verdict, write
 from tests.minillm.test_report import Page
 
 PROMPTS = {"dolly": 40, "vicuna": 12}

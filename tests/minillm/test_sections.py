@@ -11,10 +11,10 @@ from minillm.evaluation.calibration import measure
 from minillm.evaluation.likelihood import Likelihood
 from minillm.evaluation.uncertainty import FEW_PROMPTS, WITHOUT_INTERVAL
 from minillm.reporting import report
-from minillm.reporting.calibration_section import calibration_section, points
-from minillm.reporting.held_out_section import held_out_section
 from minillm.reporting.plots import looks
-from minillm.reporting.sections import doubt_words
+from minillm.reporting.sections.base import doubt_words
+from minillm.reporting.sections.calibration import calibration_section, points
+from minillm.reporting.sections.held_out import held_out_section
 from minillm.stages import Job, Report
 from tests.minillm.test_report import ROLES, make_inputs, read_page
 

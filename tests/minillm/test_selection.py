@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from minillm.errors import StageError
-from minillm.manifest import MANIFEST, Manifest, read_manifest, seal
+from minillm.store.manifest import MANIFEST, Manifest, read_manifest, seal
 from minillm.training.checkpoints import RECORD, CheckpointRecord, read_record
 from minillm.training.selection import Selection
 

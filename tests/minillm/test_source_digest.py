@@ -1,5 +1,6 @@
-"""A stage is computed again when the code behind it changes, and not when only its comments do."""
+"""A stage is computed again when what computes it changes, and not when only words do."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -10,60 +11,89 @@ import pytest
 
 import minillm
 
+DIGESTS = """
+import json
+from minillm.stages import STAGES
+from minillm.store.source_digest import source_digest
+print(json.dumps({stage.kind: source_digest(stage.module) for stage in STAGES.values()}))
+"""
+TRAINING = {"train", "speed"}
+"""Stages that train, the one that times steps for a plan among them."""
 
-@pytest.fixture
-def package(tmp_path: Path) -> Path:
-    copy = tmp_path / "minillm"
-    shutil.copytree(Path(minillm.__file__).parent, copy, ignore=shutil.ignore_patterns("__pycache__"))
-    return copy
 
-
-def digest(package: Path, module: str) -> str:
-    code = f"from minillm.source_digest import source_digest; print(source_digest('{module}'))"
+def digests(package: Path) -> dict[str, str]:
     environment = {**os.environ, "PYTHONPATH": str(package.parent)}
-    return subprocess.check_output([sys.executable, "-c", code], env=environment, cwd=package.parent, text=True)
-
-
-def replace(path: Path, old: str, new: str) -> None:
-    text = path.read_text(encoding="utf-8")
-    assert old in text
-    path.write_text(text.replace(old, new), encoding="utf-8")
-
-
-def test_a_change_deep_below_a_stage_changes_its_digest(package):
-    training, scoring = digest(package, "minillm.training.trainer"), digest(package, "minillm.evaluation.scoring")
-    replace(package / "objectives" / "policy.py", "total / count.clamp(min=1)", "total / count.clamp(min=2)")
-    assert digest(package, "minillm.training.trainer") != training
-    assert digest(package, "minillm.evaluation.scoring") == scoring
-
-
-def test_a_new_setting_or_stage_changes_no_other_stage(package):
-    before = digest(package, "minillm.training.trainer")
-    replace(package / "stages.py", "STAGES: tuple", "class Another(Stage):\n    kind = 'another'\n\n\nSTAGES: tuple")
-    replace(package / "config" / "evaluation.py", "validation_prompts: PositiveInt = 1000", "another: int = 1")
-    assert digest(package, "minillm.training.trainer") == before
-
-
-def test_comments_and_layout_do_not_count(package):
-    before = digest(package, "minillm.training.trainer")
-    path = package / "objectives" / "policy.py"
-    path.write_text(
-        "# a comment\n"
-        + path.read_text(encoding="utf-8").replace("reward = reward * real", "reward = (reward\n        * real)"),
-        encoding="utf-8",
+    return json.loads(
+        subprocess.check_output([sys.executable, "-c", DIGESTS], env=environment, cwd=package.parent, text=True)
     )
-    assert digest(package, "minillm.training.trainer") == before
 
 
-def test_the_wording_of_a_template_counts_where_it_is_used(package):
-    before = digest(package, "minillm.reporting.report"), digest(package, "minillm.evaluation.scoring")
-    (package / "reporting" / "templates" / "report.md.jinja").write_text("other words", encoding="utf-8")
-    assert digest(package, "minillm.reporting.report") != before[0]
-    assert digest(package, "minillm.evaluation.scoring") == before[1]
+@pytest.fixture(scope="module")
+def original(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, str]]:
+    copy = tmp_path_factory.mktemp("original") / "minillm"
+    shutil.copytree(Path(minillm.__file__).parent, copy, ignore=shutil.ignore_patterns("__pycache__"))
+    return copy, digests(copy)
 
 
-def test_what_templates_share_counts_where_it_is_used(package):
-    before = digest(package, "minillm.reporting.report"), digest(package, "minillm.evaluation.scoring")
-    replace(package / "reporting" / "templates" / "page.html.jinja", "max-width: 68rem", "max-width: 60rem")
-    assert digest(package, "minillm.reporting.report") != before[0]
-    assert digest(package, "minillm.evaluation.scoring") == before[1]
+def stale(original: tuple[Path, dict[str, str]], tmp_path: Path, name: str, old: str, new: str) -> set[str]:
+    """Stages that one change of one file makes stale."""
+    package, before = original
+    copy = tmp_path / "minillm"
+    shutil.copytree(package, copy)
+    text = (copy / name).read_text(encoding="utf-8")
+    assert text.count(old) == 1
+    (copy / name).write_text(text.replace(old, new), encoding="utf-8")
+    after = digests(copy)
+    return {kind for kind, digest in before.items() if after[kind] != digest}
+
+
+POLICY, TRAINER, CONFIG = "objectives/policy.py", "training/trainer.py", "config/training.py"
+
+
+@pytest.mark.parametrize(
+    ("name", "old", "new"),
+    [
+        pytest.param(POLICY, '"""The policy gradient', '"""A policy gradient', id="docstring of a module"),
+        pytest.param(
+            "store/artifacts.py", "Remove unfinished work", "Take away unfinished work", id="docstring of a method"
+        ),
+        pytest.param(
+            "errors.py", "300 characters", "as many characters as there is room for", id="docstring of errors"
+        ),
+        pytest.param("reporting/report.py", '"""In the order', '"""As in the order', id="words under a constant"),
+        pytest.param(POLICY, "import torch\n", "import torch  # for tensors\n", id="comment"),
+        pytest.param(POLICY, "reward = reward * real", "reward = (reward\n        * real)", id="layout"),
+        pytest.param(TRAINER, "is not finite at step", "is infinite at step", id="text of an error"),
+        pytest.param("data/filtering.py", "rows read", "rows seen", id="line of the log"),
+        pytest.param("config/experiment.py", "PositiveInt = 100", "PositiveInt = 60", id="default of a setting"),
+        pytest.param(CONFIG, "use a divergence", "choose a divergence", id="refusal of a configuration"),
+        pytest.param(
+            "stages/pages.py",
+            "class Card(",
+            "class New(Stage):\n    kind = 'new'\n    module = 'minillm.words'\n\n\nclass Card(",
+            id="stage",
+        ),
+    ],
+)
+def test_words_make_nothing_stale(original, tmp_path: Path, name: str, old: str, new: str):
+    assert stale(original, tmp_path, name, old, new) == set()
+
+
+def test_a_constant_makes_stale_what_computes_with_it(original, tmp_path: Path):
+    found = stale(original, tmp_path, "objectives/vocabulary.py", "CHUNK_ENTRIES = ", "CHUNK_ENTRIES = 2 * ")
+    assert found == TRAINING | {"calibration", "exposure", "held_out"}
+
+
+def test_a_helper_two_imports_away_makes_stale_what_calls_it(original, tmp_path: Path):
+    change = POLICY, "total / count.clamp(min=1)", "total / count.clamp(min=2)"
+    assert stale(original, tmp_path, *change) == TRAINING
+
+
+def test_a_method_of_a_configuration_makes_stale_what_holds_such_a_configuration(original, tmp_path: Path):
+    change = CONFIG, "* examples // self", "* -(-examples) // self"
+    assert stale(original, tmp_path, *change) == TRAINING | {"model"}
+
+
+def test_the_wording_of_a_template_makes_stale_the_pages_that_use_it(original, tmp_path: Path):
+    change = "reporting/templates/page.html.jinja", "max-width: 68rem", "max-width: 60rem"
+    assert stale(original, tmp_path, *change) == {"report", "study"}

@@ -8,11 +8,11 @@ from pathlib import Path
 import datasets
 import pytest
 
-from minillm.artifacts import Store
 from minillm.config import Model, Source
 from minillm.data.sources import resolve
 from minillm.data.tables import read_records
 from minillm.errors import StageError
+from minillm.store.artifacts import Store
 from tests.minillm.direct import ROOT, write_lines
 from tests.minillm.hub import COMMIT, Hub, serve
 

@@ -7,8 +7,8 @@ import pytest
 import yaml
 
 from minillm.config import Study
+from minillm.config.loading import load_config, load_study
 from minillm.errors import ConfigError
-from minillm.loading import load_config, load_study
 from tests.conftest import ROOT
 from tests.minillm.test_configs import STUDIES
 from tests.small import write_short_experiment

@@ -11,12 +11,12 @@ import pandas as pd
 import pytest
 import torch
 
-from minillm.artifacts import CLOCKED
-from minillm.file_versions import file_sha256
-from minillm.manifest import seal
-from minillm.progress import read_metrics
+from minillm.errors import BAD_INPUT, STOPPED
+from minillm.store.artifacts import CLOCKED
+from minillm.store.file_versions import file_sha256
+from minillm.store.manifest import seal
 from minillm.training.checkpoints import RECORD, CheckpointRecord, newest_step, newest_whole, read_record
-from minillm.worker import BAD_INPUT, STOPPED
+from minillm.worker.progress import read_metrics
 from tests.minillm.jobs import run_worker, worker_command, worker_environment, write_job
 from tests.minillm.trainings import checkpoint_steps, losses, settings, text_inputs, weights, without_dropout
 from tests.waiting import wait_for

@@ -13,10 +13,10 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from minillm.errors import StageError
 from minillm.models.causal_lm import load_model
-from minillm.models.model_checks import build_skeleton
 from minillm.models.model_files import require_weights
 from minillm.models.tokenizers_bpe import train_bpe
 from minillm.models.weight_files import require_fitting_weights
+from minillm.preparation.model_checks import build_skeleton
 from tests.minillm.direct import run_stage
 from tests.minillm.test_preparation import ALONE, TEXTS, model_directory
 

@@ -20,10 +20,10 @@ from prefect.client.schemas.objects import TaskRun
 from prefect.futures import PrefectFuture
 
 from minillm.config import Config
-from minillm.manifest import Artifact
+from minillm.store.manifest import Artifact
 from tasks.data import filter_examples, pack_plain_text, prepare
 from tasks.evaluation_sets import read_benchmarks
-from tasks.session import tracked
+from tasks.running.session import tracked
 from tasks.training import fine_tune_initial_student
 from tests.small import small_config
 

@@ -10,27 +10,31 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from minillm.artifacts import Store
 from minillm.config import Config, Fields, Model, Source
 from minillm.errors import StageError
-from minillm.inventory import look
-from minillm.manifest import Artifact
 from minillm.stages import Benchmarks, Card, Stage
-from tasks.computation import Computation, Input
+from minillm.store.artifacts import Store
+from minillm.store.inventory import look
+from minillm.store.manifest import Artifact
+from tasks.running.computation import Computation, Input
 from tasks.store import collect, listing
 from tests.small import small_config
 
 STAGE = Benchmarks(fields={"dolly": Fields()}, topics={})
 
 
-def prepared(config: Config, source: Input, stage: Stage = STAGE) -> tuple[Computation, Store]:
+def computation_of(config: Config, source: Input, stage: Stage = STAGE) -> Computation:
+    return Computation(stage, {"benchmark/dolly": source}, config, "read", Store(config.runtime.store))
+
+
+def prepared(config: Config, source: Input, stage: Stage = STAGE) -> Computation:
     """A stage that has been computed but for its completion."""
-    computation, store = Computation(stage, {"benchmark/dolly": source}, config, "read"), Store(config.runtime.store)
-    work = store.begin(computation._becomes())
+    computation = computation_of(config, source, stage)
+    work = computation.store.begin(computation._becomes())
     (work / "output" / "dolly.jsonl").write_text("{}\n", encoding="utf-8")
     (work / "summary.json").write_text("{}", encoding="utf-8")
     time.sleep(0.02)  # a tick of the slowest file systems' clocks
-    return computation, store
+    return computation
 
 
 def rewrite(path: Path, between: str) -> None:
@@ -49,20 +53,20 @@ def test_nothing_is_stored_of_a_file_that_was_written_to(tmp_path: Path, change:
     config, path = small_config(tmp_path), tmp_path / "benchmark.jsonl"
     source = Source(path=path.name)
     if pinned:
-        digest = Computation(STAGE, {"benchmark/dolly": source}, config, "read").origin["sources"]["benchmark/dolly"]
+        digest = computation_of(config, source).origin["sources"]["benchmark/dolly"]
         source = Source(path=path.name, sha256=digest.removeprefix("sha256:").removesuffix(".jsonl"))
-    computation, store = prepared(config, source)
+    computation = prepared(config, source)
     change(path)
     with pytest.raises(StageError, match=r"benchmark\.jsonl changed while 'read' ran, .* Run the same command again"):
-        computation.complete(store, 0.0)
-    assert computation.find(store) is None
-    assert not computation.work(store).exists(), "nor is it continued"
+        computation.complete(0.0)
+    assert computation.find() is None
+    assert not computation.work.exists(), "nor is it continued"
 
 
 def test_so_it_is_of_folders_models_and_results_of_other_stages(tmp_path: Path):
     config = small_config(tmp_path)
-    made, store = prepared(config, Source(path="benchmark.jsonl"))
-    artifact = made.complete(store, 0.0)
+    made = prepared(config, Source(path="benchmark.jsonl"))
+    artifact = made.complete(0.0)
     (tmp_path / "model" / "part").mkdir(parents=True)
     for name in ("config.json", "model.safetensors", "part/x"):
         (tmp_path / "model" / name).write_text("{}", encoding="utf-8")
@@ -73,60 +77,59 @@ def test_so_it_is_of_folders_models_and_results_of_other_stages(tmp_path: Path):
     ]
     for number, (given, path) in enumerate(inputs):
         stage = Card(role=f"{number}", config={})
-        computation, store = prepared(config, given, stage)
+        computation = prepared(config, given, stage)
         rewrite(path, "other")
         with pytest.raises(StageError, match=f"{path.name} changed while"):
-            computation.complete(store, 0.0)
-        assert isinstance(prepared(config, given, stage)[0].complete(store, 0.0), Artifact), "run again"
+            computation.complete(0.0)
+        assert isinstance(prepared(config, given, stage).complete(0.0), Artifact), "run again"
 
 
 def test_a_file_that_was_only_looked_at_or_backed_up_is_no_reason(tmp_path: Path):
     path = tmp_path / "benchmark.jsonl"
-    computation, store = prepared(small_config(tmp_path), Source(path=path.name))
+    computation = prepared(small_config(tmp_path), Source(path=path.name))
     path.read_text(encoding="utf-8")
     (tmp_path / "backup").hardlink_to(path)
     path.chmod(0o600)
-    assert computation.complete(store, 0.0) == computation.find(store)
+    assert computation.complete(0.0) == computation.find()
 
 
 def test_a_source_edited_while_its_worker_starts_and_restored_leaves_no_trace(tmp_path: Path):
     config, path = small_config(tmp_path), tmp_path / "benchmark.jsonl"
     right, facts = path.read_text(encoding="utf-8"), path.stat()
-    store = Store(config.runtime.store)
     wrong = json.dumps({"instruction": "Who?", "input": "", "output": "Nobody."}) + "\n"
 
     def attempt(edited: str) -> None:
         path.write_text(edited, encoding="utf-8")
-        started = computation.run(store, lambda line: None, threading.Event())
+        started = computation.run(lambda line: None, threading.Event())
         path.write_text(right, encoding="utf-8")
         os.utime(path, ns=(facts.st_atime_ns, facts.st_mtime_ns))
-        computation.complete(store, started)
+        computation.complete(started)
 
     for edited, refusal in ((wrong, "changed while"), ("[]\n", r"benchmark\.jsonl:1")):
-        computation = Computation(STAGE, {"benchmark/dolly": Source(path=path.name)}, config, "read")
+        computation = computation_of(config, Source(path=path.name))
         with pytest.raises(StageError, match=refusal):
             attempt(edited)
         path.write_text(right, encoding="utf-8")
-        assert not computation.work(store).exists()
-    again = Computation(STAGE, {"benchmark/dolly": Source(path=path.name)}, config, "read")
-    artifact = again.complete(store, again.run(store, lambda line: None, threading.Event()))
+        assert not computation.work.exists()
+    again = computation_of(config, Source(path=path.name))
+    artifact = again.complete(again.run(lambda line: None, threading.Event()))
     assert "Nobody" not in (Path(artifact.path) / "dolly.jsonl").read_text(encoding="utf-8")
 
 
 def test_work_that_no_run_can_continue_is_told_and_collected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
     config = small_config(tmp_path)
-    done, store = prepared(config, Source(path="benchmark.jsonl"))
-    completed = done.complete(store, 0.0)
+    done = prepared(config, Source(path="benchmark.jsonl"))
+    completed, store = done.complete(0.0), done.store
     prepared(config, Source(path="benchmark.jsonl"))  # killed between the completion and its end
-    begun, _ = prepared(config, Source(path="rows.jsonl"))
-    stale, _ = prepared(config, Source(path="quiz.jsonl"))
+    begun = prepared(config, Source(path="rows.jsonl"))
+    stale = prepared(config, Source(path="quiz.jsonl"))
     origin = stale._becomes().model_copy(update={"source_digest": "of the code of yesterday"})
     store.begin(origin)
     (store.root / "work" / "train-0123456789abcdef").mkdir()  # of a version that kept no note
     states = {entry.name: entry.state for path in (store.root / "work").iterdir() if (entry := look(path, store))}
-    left = {done.work(store).name, stale.work(store).name, "train-0123456789abcdef"}
-    assert states == {begun.work(store).name: "unfinished", **dict.fromkeys(left, "left over")}
+    left = {done.work.name, stale.work.name, "train-0123456789abcdef"}
+    assert states == {begun.work.name: "unfinished", **dict.fromkeys(left, "left over")}
 
     client = MlflowClient()
     experiment = client.create_experiment("small")
@@ -137,7 +140,7 @@ def test_work_that_no_run_can_continue_is_told_and_collected(tmp_path: Path, mon
     assert sum("left over" in line for line in lines) == 3
     assert any("unfinished" in line and " small " in line for line in lines)
     with store.lock(stale.key):
-        assert {entry.name for entry in collect(str(store.root), dry_run=False)} == left - {stale.work(store).name}
-    assert {entry.name for entry in collect(str(store.root), dry_run=False)} == {stale.work(store).name}
-    assert [path.name for path in (store.root / "work").iterdir()] == [begun.work(store).name]
-    assert done.find(store) == completed
+        assert {entry.name for entry in collect(str(store.root), dry_run=False)} == left - {stale.work.name}
+    assert {entry.name for entry in collect(str(store.root), dry_run=False)} == {stale.work.name}
+    assert [path.name for path in (store.root / "work").iterdir()] == [begun.work.name]
+    assert done.find() == completed

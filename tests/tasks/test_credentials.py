@@ -15,7 +15,7 @@ import httpx
 import pytest
 
 from minillm.errors import ConfigError, StageError
-from tasks.credentials import (
+from tasks.environment.credentials import (
     PROOF_PATH,
     Server,
     died,
@@ -28,8 +28,7 @@ from tasks.credentials import (
     running,
     running_at,
 )
-from tasks.serving.apps import further_origins, server_environment
-from tasks.settings import (
+from tasks.environment.settings import (
     mlflow_pages,
     reach_this_machine_directly,
     require_address,
@@ -37,8 +36,9 @@ from tasks.settings import (
     set_prefect_defaults,
     use_writable_folders,
 )
-from tasks.supervision import free_port
-from tasks.ui import servers_to_start
+from tasks.running.supervision import free_port
+from tasks.serving.apps import further_origins, server_environment
+from tasks.serving.ui import servers_to_start
 from tests.conftest import ROOT
 from tests.stranger import Stranger, stranger
 from tests.waiting import wait_for
@@ -94,7 +94,7 @@ def at(server: Server, address: str) -> Server:
     return replace(server, address=address)
 
 
-RUN = "from tasks.server import run_flow; run_flow(None)"
+RUN = "from tasks.serving.server import run_flow; run_flow(None)"
 
 
 def refusal(arguments: list[str], variables: dict[str, str]) -> str:
@@ -127,7 +127,7 @@ def test_our_server_is_found_while_it_is_recorded_and_only_then(ours: Server):
 
 
 def test_a_server_of_another_store_is_none_of_this_one(ours: Server, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("tasks.settings.MLFLOW_UI", ours.wanted)
+    monkeypatch.setattr("tasks.environment.settings.MLFLOW_UI", ours.wanted)
     with recorded(replace(ours, kind="mlflow")):
         assert running("mlflow", ours.wanted, "/store") == replace(ours, kind="mlflow")
         assert running("mlflow", ours.wanted, "/other") is None
@@ -165,7 +165,7 @@ def test_what_is_served_again_has_the_login_and_the_address_of_what_died(
         monkeypatch.delenv(name)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:1")
     wanted = f"http://127.0.0.1:{free_port()}"
-    monkeypatch.setattr("tasks.ui.PREFECT_UI", wanted)
+    monkeypatch.setattr("tasks.serving.ui.PREFECT_UI", wanted)
     records_folder().mkdir(mode=0o700, parents=True)
     dead = replace(ours, wanted=wanted, address=elsewhere.address if taken else f"http://127.0.0.1:{free_port()}")
     record(dead)
@@ -184,7 +184,7 @@ def test_a_record_that_goes_while_another_server_starts_stops_nothing(ours: Serv
             path.unlink()  # as its own process does in the end
             return False
 
-        monkeypatch.setattr("tasks.credentials.listens", end)
+        monkeypatch.setattr("tasks.environment.credentials.listens", end)
         with recorded(ours) as other:
             assert other.exists()
 
@@ -370,7 +370,7 @@ def test_where_the_store_takes_none_either_the_remedy_is_named(tmp_path: Path, m
     ],
 )
 def test_what_cannot_be_served_is_named_before_anything_starts(tmp_path: Path, variable: str, value: str):
-    words = refusal(["-m", "tasks.ui", "--store", str(tmp_path / "store")], {variable: value})
+    words = refusal(["-m", "tasks.serving.ui", "--store", str(tmp_path / "store")], {variable: value})
     assert words.startswith(f"{variable}: ")
     assert len(words.splitlines()) == 1
 
@@ -400,7 +400,7 @@ def test_a_run_names_what_is_wrong_with_its_own_server(variable: str, value: str
 
 
 @pytest.mark.parametrize(
-    "command", [["-m", "tasks.serving", "version"], ["-c", "from tasks.tracking import preload; preload()"]]
+    "command", [["-m", "tasks.serving", "version"], ["-c", "from tasks.tracking.contents import preload; preload()"]]
 )
 def test_records_that_others_may_have_written_end_commands_with_a_message(command: list[str]):
     records_folder().mkdir(mode=0o777, parents=True)
@@ -416,7 +416,7 @@ def test_records_that_others_may_have_written_end_commands_with_a_message(comman
 
 OWN_SERVER = """
 import flows, os, httpx
-from tasks.server import ensure_prefect_server
+from tasks.serving.server import ensure_prefect_server
 ensure_prefect_server()
 from prefect.client.orchestration import get_client
 from prefect.settings import PREFECT_API_URL

@@ -14,12 +14,12 @@ import psutil
 import pytest
 from mlflow import MlflowClient
 
-from minillm.artifacts import Store
 from minillm.config import Config, Runtime
 from minillm.errors import StageError
-from minillm.manifest import Artifact
 from minillm.stages import Job, Pack
-from tasks.supervision import WorkerError, run_worker
+from minillm.store.artifacts import Store
+from minillm.store.manifest import Artifact
+from tasks.running.supervision import WorkerError, run_worker
 from tests.minillm.jobs import make_tokenizer
 from tests.mlflow_server import mlflow_server, slowed
 from tests.tasks.stages import LONG, run, steps_logged, training, when_training, with_data

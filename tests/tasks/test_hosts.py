@@ -14,10 +14,10 @@ import pytest
 
 from minillm.config import Runtime
 from minillm.errors import StageError
-from minillm.progress import read_metrics
 from minillm.stages import Job
-from tasks.hosts import Part
-from tasks.supervision import WorkerError, run_worker
+from minillm.worker.progress import read_metrics
+from tasks.running.hosts import Part
+from tasks.running.supervision import WorkerError, run_worker
 from tests.conftest import ROOT
 from tests.machines import machines
 from tests.minillm.trainings import make_inputs, settings, text_inputs, without_dropout
@@ -147,9 +147,9 @@ def test_when_the_flow_is_killed_no_machine_goes_on(cluster: Cluster):
     script = f"""
 import threading
 from pathlib import Path
-from minillm.worker import load_job
-from tasks.hosts import Part
-from tasks.supervision import run_worker
+from minillm.stages import load_job
+from tasks.running.hosts import Part
+from tasks.running.supervision import run_worker
 run_worker(load_job(Path({str(job.work / "given.json")!r})), print, threading.Event())
 """
     flow = subprocess.Popen([sys.executable, "-c", script], cwd=ROOT, stdout=subprocess.DEVNULL)

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from minillm.artifacts import Store
 from minillm.config import Config, Model
 from minillm.errors import StageError
-from minillm.manifest import Artifact
+from minillm.store.artifacts import Store
+from minillm.store.manifest import Artifact
 from tasks.data import prepare
 from tasks.evaluation import evaluate, judge_responses
 from tasks.evaluation_sets import read_benchmarks, read_evaluation_sets

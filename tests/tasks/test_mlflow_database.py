@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from minillm.artifacts import Store
-from minillm.file_versions import file_sha256
-from tasks.mlflow_client import connect, search_runs
-from tasks.mlflow_database import database_uri
-from tasks.outbox import Outbox
-from tasks.records import ModelFacts, Wanted
-from tasks.supervision import free_port
-from tasks.tracking import Tracker
+from minillm.store.artifacts import Store
+from minillm.store.file_versions import file_sha256
+from tasks.running.supervision import free_port
+from tasks.tracking.client import connect, search_runs
+from tasks.tracking.connection import Tracker
+from tasks.tracking.database import database_uri
+from tasks.tracking.outbox import Outbox
+from tasks.tracking.records import ModelFacts, Wanted
 from tests.conftest import ROOT
 
 
@@ -37,7 +37,7 @@ def track(store: Path, identity: str) -> None:
 
 GOES_ON = """
 import pathlib, sys
-from tasks.mlflow_client import connect, search_runs
+from tasks.tracking.client import connect, search_runs
 from tests.tasks.test_mlflow_database import track
 store = pathlib.Path(sys.argv[1])
 (first,) = search_runs(connect(store), ["1"])

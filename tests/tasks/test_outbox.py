@@ -18,16 +18,17 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
-from minillm.artifacts import Store
 from minillm.errors import StageError
-from minillm.progress import append_line
-from tasks.mlflow_client import Sender, connect
-from tasks.mlflow_database import DATABASE
-from tasks.outbox import Outbox, records
-from tasks.records import DatasetFacts, ModelFacts, Record, Wanted
+from minillm.store.artifacts import Store
+from minillm.worker.progress import append_line
+from tasks.running.supervision import free_port
 from tasks.store import listing, users
-from tasks.supervision import free_port
-from tasks.tracking import Tracker, require_server
+from tasks.tracking.client import connect
+from tasks.tracking.connection import Tracker, require_server
+from tasks.tracking.database import DATABASE
+from tasks.tracking.outbox import Outbox, records
+from tasks.tracking.records import DatasetFacts, ModelFacts, Record, Wanted
+from tasks.tracking.sender import Sender
 from tests.conftest import ROOT
 from tests.tasks.conftest import TrackingServer
 from tests.waiting import wait_for
@@ -182,9 +183,9 @@ def test_what_a_dead_server_missed_is_sent_by_the_next_flow(store: Path, tmp_pat
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from tasks.outbox import Outbox
-from tasks.records import Wanted
-from tasks.tracking import Tracker
+from tasks.tracking.outbox import Outbox
+from tasks.tracking.records import Wanted
+from tasks.tracking.connection import Tracker
 box = Outbox(Path({str(store)!r}) / "tracking", Tracker(Path({str(store)!r})))
 box.open("stage", Wanted(name="train x", experiment="e", started=time.time(), live={str(metrics)!r}))
 with box.change("stage") as record:
@@ -506,7 +507,7 @@ def test_an_exported_model_is_registered_once_though_mlflow_was_away(store: Path
 
 
 def test_a_process_killed_while_it_makes_the_database_leaves_nothing_in_the_way(new_store: Path):
-    program = f"import pathlib, tasks.mlflow_client; tasks.mlflow_client.connect(pathlib.Path({str(new_store)!r}))"
+    program = f"import pathlib, tasks.tracking.sender; tasks.tracking.sender.connect(pathlib.Path({str(new_store)!r}))"
     maker = subprocess.Popen([sys.executable, "-c", program], cwd=ROOT)
     wait_for(lambda: any(path.stat().st_size > 100_000 for path in new_store.rglob("mlflow.db")), 60)
     maker.kill()

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from minillm.durable import make_folder, write_atomically
-from tasks.plan_record import PlanRecord, plan_path, read_plan
+from tasks.running.plan_record import PlanRecord, plan_path, read_plan
 from tests.small import small_config
 
 

@@ -10,14 +10,15 @@ import pandas as pd
 import pytest
 from mlflow import MlflowClient
 
-from minillm.artifacts import Store
 from minillm.config import Config
 from minillm.errors import StageError
-from tasks import tracking
-from tasks.outbox import Outbox
+from minillm.store.artifacts import Store
 from tasks.promoting import Outcome, promote, roll_back
-from tasks.records import DatasetFacts, Wanted
 from tasks.store import users
+from tasks.tracking import contents
+from tasks.tracking.connection import Tracker
+from tasks.tracking.outbox import Outbox
+from tasks.tracking.records import DatasetFacts, Wanted
 from tests.small import small_config
 
 PROMPTS = 20
@@ -54,7 +55,7 @@ class Experiment:
             changes: Digest of the benchmark's data, `digest`; how it was sampled, `strategy`; `promotion.…`.
         """
         identity = f"{self.name}-{name}"
-        wanted = tracking.flow_run(self.config, identity, name)
+        wanted = contents.flow_run(self.config, identity, name)
         digest = changes.pop("digest", "d1")
         wanted.datasets = [
             DatasetFacts(name="benchmark/dolly", digest=digest, source_type="local", source="{}", context="evaluation")
@@ -77,7 +78,7 @@ class Experiment:
         export.tags = {"stage": "model", "artifact": f"/store/artifacts/model-{name}", "minillm.key": f"key-{name}"}
         export.tags["input.model"] = weights or name
         export.params, export.status = {"role": "minillm"}, "FINISHED"
-        box = Outbox(self.root / "tracking", tracking.Tracker(self.root))
+        box = Outbox(self.root / "tracking", Tracker(self.root))
         box.open(identity, wanted.model_copy(update={"status": status, "ended": time.time()}))
         box.open(f"{identity}-export", export)
         assert box.close()

@@ -14,10 +14,10 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
-from tasks.mlflow_client import comparison_page, run_page
-from tasks.pages import show_page
-from tasks.supervision import free_port
-from tasks.tracking import prefect_page
+from tasks.running.pages import show_page
+from tasks.running.supervision import free_port
+from tasks.tracking.client import comparison_page, run_page
+from tasks.tracking.contents import prefect_page
 from tests.conftest import ROOT
 from tests.tasks.conftest import TrackingServer
 

@@ -10,10 +10,10 @@ import psutil
 import pytest
 from mlflow import MlflowClient
 
-from minillm.artifacts import Store
 from minillm.errors import StageError
+from minillm.store.artifacts import Store
 from tasks.evaluation_sets import read_benchmarks
-from tasks.supervision import WorkerStoppedError
+from tasks.running.supervision import WorkerStoppedError
 from tests.small import small_config, write_rows
 from tests.tasks.stages import (
     LONG,
@@ -143,7 +143,7 @@ def test_a_killed_worker_is_started_again_and_continues_while_mlflow_is_away(
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
     assert run(config, training).names() == {"train": "Cached"}
     (computed,) = [
-        r for r in tracked_runs(config) if r.info.run_name == "train initial" and r.data.tags["cached"] == "false"
+        r for r in tracked_runs(config) if r.info.run_name == "fine-tune initial" and r.data.tags["cached"] == "false"
     ]
     assert computed.info.status == "FINISHED"
     client = MlflowClient(f"sqlite:///{Path(config.runtime.store) / 'mlflow.db'}")
@@ -177,7 +177,7 @@ def test_ctrl_c_stops_the_worker_at_a_checkpoint_and_nothing_is_retried(tmp_path
         signal.signal(signal.SIGINT, before)
     assert not psutil.pid_exists(workers[0].pid) or workers[0].status() == psutil.STATUS_ZOMBIE
     statuses = {r.info.run_name: r.info.status for r in tracked_runs(config)}
-    assert statuses["train initial"] == "KILLED"
+    assert statuses["fine-tune initial"] == "KILLED"
     *_, newest = sorted(Path(config.runtime.store).glob("work/train-*/checkpoints/step-*/checkpoint.json"))
     assert json.loads(newest.read_text(encoding="utf-8"))["step"] >= 10
 

@@ -13,7 +13,7 @@ import pytest
 
 from minillm.config import Runtime
 from minillm.stages import Exposure, Job
-from tasks.supervision import Group, WorkerError, _cause, run_worker
+from tasks.running.supervision import Group, WorkerError, _cause, run_worker
 from tests.conftest import ROOT
 from tests.waiting import wait_for
 
@@ -70,7 +70,7 @@ def test_sigterm_lets_a_process_leave_by_itself():
 def test_the_group_ends_when_the_flow_process_is_killed(tmp_path: Path):
     script = """
 import os, sys, time
-from tasks.supervision import Group
+from tasks.running.supervision import Group
 with Group(["sh", "-c", "echo $$; sleep 100"], os.environ) as group:
     while not (line := group.next_line(0.1)): pass
     print(line, flush=True)

@@ -9,13 +9,14 @@ import pandas as pd
 import pytest
 from mlflow.entities import Run as TrackedRun
 
-from minillm.artifacts import Store
 from minillm.config import Config
 from minillm.errors import StageError
-from tasks import tracking
-from tasks.outbox import Outbox
-from tasks.records import DatasetFacts, Wanted
-from tasks.tracked_runs import TrackedRuns
+from minillm.store.artifacts import Store
+from tasks.tracking import contents
+from tasks.tracking.connection import Tracker
+from tasks.tracking.outbox import Outbox
+from tasks.tracking.records import DatasetFacts, Wanted
+from tasks.tracking.tracked_runs import TrackedRuns
 from tests.small import small_config
 
 FLOWS = {"aaaa1111-0000": "brave-fox", "aaaa2222-0000": "calm-owl", "bbbb3333-0000": "calm-owl"}
@@ -32,13 +33,13 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Config:
 def store(config: Config, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three flow runs, one of them of another experiment that found in the store what the first had trained."""
     root = Store(config.runtime.store).root
-    box = Outbox(root / "tracking", tracking.Tracker(root))
+    box = Outbox(root / "tracking", Tracker(root))
     scores = tmp_path_factory.mktemp("scores") / "scores.parquet"
     rows = [("dolly", index, seed, (index + seed) / 100, index > 0) for index in range(4) for seed in (10, 20)]
     pd.DataFrame(rows, columns=["benchmark", "index", "seed", "score", "headline"]).to_parquet(scores)
     elsewhere = config.model_copy(update={"name": "elsewhere"})
     for identity, name in FLOWS.items():
-        wanted = tracking.flow_run(elsewhere if identity.startswith("b") else config, identity, name)
+        wanted = contents.flow_run(elsewhere if identity.startswith("b") else config, identity, name)
         facts = DatasetFacts(
             name="benchmark/dolly", digest="d1", source_type="local", source="{}", context="evaluation"
         )

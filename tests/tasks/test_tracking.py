@@ -4,9 +4,9 @@ from pathlib import Path
 
 from minillm.config import Fields, Source
 from minillm.data.sources import Resolved
-from minillm.file_versions import Snapshot
 from minillm.stages import Benchmarks
-from tasks.tracking import datasets
+from minillm.store.file_versions import Snapshot
+from tasks.tracking.contents import datasets
 
 COMMIT = "0123456789abcdef" * 2 + "01234567"
 

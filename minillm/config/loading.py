@@ -1,0 +1,340 @@
+"""Reading a configuration: YAML, overrides, validation, and one message for everything that is wrong with it."""
+
+import importlib.util
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar, get_args, get_origin
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+from yaml import YAMLError
+
+from minillm.config import BaseConfig, Config, EvaluationConfig, Judge, Runtime, Study, Tracked
+from minillm.config.hosts import read_hosts
+from minillm.errors import ConfigError
+from minillm.files import local_path, problem
+from minillm.nearest import suggestion
+
+DOWNSTREAM_PACKAGES = ("lm_eval", "accelerate")
+"""Of the extra `downstream`."""
+
+HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
+"""`gpt2` or `owner/gpt2`."""
+NAMED = re.compile(r"([^=/]+)=(.+)")
+"""NAME=MODEL; in a path, an = may also stand after the first slash."""
+
+ENTRIES = (
+    ("methods",), ("models",), ("variants",), ("grid",),
+    ("evaluation", "benchmarks"), ("evaluation", "calibration"), ("evaluation", "held_out"),
+)  # fmt: skip
+"""Sections of entries by their names; one that is null is left out."""
+
+UNREADABLE = (YAMLError, OmegaConfBaseException, OSError, ValueError, TypeError, RecursionError)
+"""What comes of a file that is no YAML, or of values that do not go together."""
+
+Kind = TypeVar("Kind", bound=Tracked)
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """The validated configuration of a distillation, from a YAML file.
+
+    Args:
+        path: YAML file, merged over the file that it names as `base`, if any (relative to the working directory);
+            `${…}` interpolation is resolved.
+        overrides: `key.sub=value` each, the value in YAML, applied over the file; `methods.kd=null` leaves out a
+            method, and likewise a benchmark or another set to measure on.
+
+    Raises:
+        ConfigError: With every problem found (unreadable file, unknown key, wrong value, contradiction, missing
+            data, no key for the judge), each by its dotted field.
+    """
+    return _validated(Config, path, _read(local_path(path), overrides))
+
+
+def load_evaluation(path: str | Path, models: Sequence[str] = (), overrides: Sequence[str] = ()) -> EvaluationConfig:
+    """The validated configuration of an evaluation, from a YAML file.
+
+    Args:
+        path: As for `load_config`.
+        models: MODEL or NAME=MODEL each, a directory or a hub name; where given, they stand for the file's `models`.
+        overrides: As for `load_config`.
+
+    Raises:
+        ConfigError: As `load_config`, and if two models would have the same name.
+    """
+    return _validated(EvaluationConfig, path, _read(local_path(path), overrides, named_models(models)))
+
+
+def load_study(path: str | Path, overrides: Sequence[str] = ()) -> Study:
+    """The validated configuration of a study, with that of each of its runs.
+
+    Args:
+        path: As for `load_config`.
+        overrides: `key.sub=value` each, applied over the study's own fields.
+
+    Returns:
+        The study with `runtime` and `overrides` as its runs have them.
+
+    Raises:
+        ConfigError: As `load_config`, naming the variant that cannot run, and if variants cannot be compared.
+    """
+    study = _validated(Study, path, _read(local_path(path), overrides, inherits=False))  # its base is a field
+    changed = study.runtime.model_dump(mode="json", include=study.runtime.model_fields_set)
+    common = (*study.overrides, *(f"runtime.{field}={json.dumps(value)}" for field, value in changed.items()))
+    try:
+        base = load_config(study.base, common)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: its base with its `overrides`: {error}") from error
+    if study.method not in base.methods:
+        raise ConfigError(
+            f"{path}: method: {study.base} has no method {study.method!r}; {suggestion(study.method, base.methods)}"
+        )
+    others = tuple(f"methods[{name}]=null" for name in base.methods if name != study.method)
+    study = study.model_copy(update={"overrides": (*common, *others), "runtime": base.runtime})
+    loaded: dict[str, Config] = {}
+    problems: list[str] = []
+    for run in study.runs[: len(study.changes)]:  # of the first seed
+        try:
+            loaded[run.variant] = load_config(study.base, run.overrides)
+        except ConfigError as error:
+            problems.append(f"variant {run.variant!r} ({', '.join(study.changes[run.variant])}): {error}")
+    problems += _incomparable(loaded, study)
+    if problems:
+        raise ConfigError("\n".join([f"{path} cannot run:", *problems]))
+    return study
+
+
+def named_models(words: Sequence[str]) -> dict[str, dict[str, str]]:
+    """Models of the command line as they stand in a configuration, by their names: NAME, or the last part of MODEL.
+
+    What exists, or can be no hub name, is a path.
+
+    Raises:
+        ConfigError: If two have the same name.
+    """
+    models: dict[str, dict[str, str]] = {}
+    for word in words:
+        match = NAMED.fullmatch(word)
+        name, model = match.groups() if match else ("", word)
+        is_path = problem(local_path(model)) is None or not HUB_NAME.fullmatch(model)
+        name = name or Path(model).name
+        if name in models:
+            raise ConfigError(f"two models are named {name}; write NAME=MODEL, e.g. {name}-2={model}")
+        models[name] = {"path" if is_path else "hub": model}
+    return models
+
+
+def _validated(kind: type[Kind], path: str | Path, raw: dict[str, Any]) -> Kind:
+    problems: list[str] = []
+    config = None
+    try:
+        config = kind.model_validate(raw)
+    except ValidationError as error:
+        problems += [_explain(details, kind) for details in error.errors()]
+    problems += [*_missing_sources(raw), *_missing_packages(raw)]
+    if isinstance(config, BaseConfig) and config.evaluation.judge is not None:
+        problems += _judge_out_of_reach(config.evaluation.judge)
+    if config is not None and config.runtime.hostfile is not None:
+        problems += _hosts_out_of_step(config.runtime)
+    if problems or config is None:
+        lines = "\n".join(f"  - {problem}" for problem in problems)
+        raise ConfigError(f"{path} cannot run, {len(problems)} problem{'s'[: len(problems) > 1]}:\n{lines}")
+    return config
+
+
+def _read(
+    path: Path, overrides: Sequence[str], models: Mapping[str, Any] | None = None, inherits: bool = True
+) -> dict[str, Any]:
+    """Merge a configuration over its bases and the overrides over both; entries that are null are left out."""
+    file = _with_bases(path) if inherits else _file(path)
+    if models:
+        file["models"] = models
+    try:
+        raw: Any = OmegaConf.to_container(OmegaConf.merge(file, *map(_override, overrides)), resolve=True)
+    except UNREADABLE as error:
+        raise ConfigError(f"{path} cannot be read as a configuration: {error}") from error
+    _leave_out_nulls(raw, file)
+    return {str(key): value for key, value in raw.items()}
+
+
+def _with_bases(path: Path, above: tuple[Path, ...] = ()) -> DictConfig:
+    """A file as it stands, merged over its `base`, which may have one in turn.
+
+    Args:
+        path: The file.
+        above: Files that lead to it, each the base of the one before.
+
+    Raises:
+        ConfigError: A file is not there or no configuration, or is its own base.
+    """
+    if path.resolve() in above:
+        raise ConfigError(f"base: {' → '.join(map(str, [*above, path.resolve()]))} come back to the first; cut one")
+    file = _file(path)
+    base = file.pop("base", None)
+    if base is None:
+        return file
+    if not isinstance(base, str):
+        raise ConfigError(f"{path}: base is the path of one configuration, not {base!r}")
+    merged = OmegaConf.merge(_with_bases(local_path(base), (*above, path.resolve())), file)
+    assert isinstance(merged, DictConfig)
+    return merged
+
+
+def _file(path: Path) -> DictConfig:
+    if reason := problem(path) or ("It is a folder" if path.is_dir() else None):
+        folders = [folder for folder in (path.parent, Path("configs")) if problem(folder) is None]
+        known = sorted({str(p) for folder in folders for p in folder.glob("*.yaml")})
+        raise ConfigError(f"no configuration file {path}; there are: {', '.join(known) or 'none'}. {reason}")
+    try:
+        file = OmegaConf.load(path)
+    except UNREADABLE as error:
+        raise ConfigError(f"{path} cannot be read as a configuration: {error}") from error
+    if not isinstance(file, DictConfig):
+        raise ConfigError(f"{path} holds a list; a configuration is a mapping of sections (data, evaluation, …)")
+    return file
+
+
+def _leave_out_nulls(raw: dict[Any, Any], file: Any) -> None:
+    for keys in ENTRIES:
+        section = _at(raw, *keys)
+        for name in [name for name, entry in section.items() if entry is None] if isinstance(section, dict) else []:
+            known = OmegaConf.select(file, ".".join(keys)) or {}
+            if name not in known:
+                field = ".".join([*keys, name])
+                raise ConfigError(f"{field} is null, which leaves it out, but is not there; {suggestion(name, known)}")
+            del section[name]
+
+
+def _incomparable(loaded: Mapping[str, Config], study: Study) -> Iterator[str]:
+    """Why variants cannot stand in one table."""
+    names = list(loaded)
+    first = loaded.get(study.baseline)
+    for place, name in enumerate(names):
+        config = loaded[name]
+        if first is not None and _measured_on(config) != _measured_on(first):
+            yield (
+                f"variant {name!r} is measured on other benchmarks than {study.baseline!r}, so they cannot be paired; "
+                "change evaluation.benchmarks and data.directory in the study's `overrides`, for all"
+            )
+        if same := [other for other in names[:place] if loaded[other] == config]:
+            yield f"variants {same[0]!r} and {name!r} are the same configuration; leave one out"
+
+
+def _measured_on(config: Config) -> tuple[Any, ...]:
+    return config.evaluation.benchmarks, config.data.directory
+
+
+def _override(text: str) -> DictConfig:
+    if "=" not in text:
+        raise ConfigError(f"{text!r} is not an override; write key.sub=value, e.g. student.initial.epochs=1")
+    try:
+        return OmegaConf.from_dotlist([text])
+    except (YAMLError, OmegaConfBaseException) as error:
+        raise ConfigError(f"override {text!r}: what follows the = is not YAML: {error}") from error
+
+
+def _explain(details: ErrorDetails, kind: type[Tracked]) -> str:
+    """One line for one of pydantic's errors: field, value, what is wrong, what to do."""
+    location = details["loc"]
+    if location and location[-1] == "[key]":  # an entry's name, which the message quotes
+        location = location[:-2]
+    name, section = ".".join(map(str, location)), _section(kind, location[:-1])
+    if details["type"] == "extra_forbidden" and section is not None:
+        return f"{name}: unknown key; {suggestion(str(location[-1]), section.model_fields)}"
+    field = section.model_fields.get(str(location[-1])) if section is not None and location else None
+    meaning = f" ({' '.join(field.description.split())})" if field is not None and field.description else ""
+    if details["type"] == "missing":
+        return f"{name}: required, but not given{meaning}"
+    if details["type"] == "value_error":
+        return f"{name}: {details['msg'].removeprefix('Value error, ')}".removeprefix(": ")
+    return f"{name}: {details['msg']}, not {details['input']!r}{meaning}"
+
+
+def _section(kind: type[Tracked], location: tuple[int | str, ...]) -> type[BaseModel] | None:
+    """The model that validates what stands at a location of the configuration; None inside a plain value."""
+    current: Any = kind
+    for part in location:
+        if get_origin(current) is dict:  # a key such as a method's name
+            current = get_args(current)[1]
+            continue
+        if not _is_model(current) or str(part) not in current.model_fields:
+            return None
+        current = current.model_fields[str(part)].annotation
+        if get_origin(current) is not dict:  # Policy | None is Policy
+            current = next((a for a in get_args(current) if _is_model(a)), current)
+    return current if _is_model(current) else None
+
+
+def _is_model(annotation: Any) -> bool:
+    return isinstance(annotation, type) and issubclass(annotation, BaseModel)
+
+
+def _missing_sources(raw: dict[str, Any]) -> Iterator[str]:
+    """Local data and models that the configuration names and that are not there."""
+    directory = _at(raw, "data", "directory") or "."
+    data = [("data", "instructions"), ("data", "split"), ("data", "plain_text"), ("evaluation", "preference")]
+    for section, source in (("benchmarks", ("source",)), ("calibration", ("source",)), ("held_out", ())):
+        data += [("evaluation", section, name, *source) for name in _names(raw, "evaluation", section)]
+    for name in _names(raw, "evaluation", "downstream", "local"):
+        data += [("evaluation", "downstream", "local", name, rows) for rows in ("source", "examples")]
+    models = [("teacher", "model"), ("student", "model"), ("tokenizer",)]
+    models += [("models", name) for name in _names(raw, "models")]
+    for keys, root in [*((keys, directory) for keys in data), *((keys, ".") for keys in models)]:
+        source = _at(raw, *keys)
+        if not isinstance(source, dict) or not isinstance(source.get("path"), str) or not isinstance(root, str):
+            continue
+        file = source.get("file")
+        path = Path(local_path(root), local_path(source["path"]), file if isinstance(file, str) else "")
+        if reason := problem(path):
+            yield f"{'.'.join(keys)}: {reason}"
+
+
+def _names(raw: dict[str, Any], *keys: str) -> list[str]:
+    section = _at(raw, *keys)
+    return [str(name) for name in section] if isinstance(section, dict) else []
+
+
+def _judge_out_of_reach(judge: Judge) -> Iterator[str]:
+    """What is missing to ask the judge, known without asking; the key is never quoted."""
+    if importlib.util.find_spec("openai") is None:
+        yield "evaluation.judge: the package openai is not installed; pip install '.[judge]'"
+    variable, key = judge.api_key_variable, os.environ.get(judge.api_key_variable, "")
+    if not key:
+        yield (
+            f"evaluation.judge.api_key_variable: the environment has no {variable}; export it with the endpoint's key "
+            "(any word where the endpoint asks for none), or set evaluation.judge: null"
+        )
+    elif not (key.isascii() and key.isprintable() and " " not in key):
+        yield (
+            f"evaluation.judge.api_key_variable: {variable} holds blanks, line ends or letters outside ASCII, "
+            "which cannot be sent as a key; export it again"
+        )
+
+
+def _hosts_out_of_step(runtime: Runtime) -> Iterator[str]:
+    """What is wrong with the hostfile."""
+    try:
+        read_hosts(runtime)
+    except ConfigError as error:
+        yield str(error)
+
+
+def _missing_packages(raw: dict[str, Any]) -> Iterator[str]:
+    """Optional packages that the configuration needs and that are not installed."""
+    missing = [name for name in DOWNSTREAM_PACKAGES if importlib.util.find_spec(name) is None]
+    if missing and _at(raw, "evaluation", "downstream") is not None:
+        yield (
+            f"evaluation.downstream: needs {' and '.join(missing)}, not installed here; run "
+            "`pip install .[downstream]` in the repository (`make env` has it), or leave evaluation.downstream out"
+        )
+
+
+def _at(raw: Any, *keys: str) -> Any:
+    for key in keys:
+        raw = raw.get(key) if isinstance(raw, dict) else None
+    return raw

@@ -1,0 +1,1 @@
+"""General abilities, measured by lm-evaluation-harness."""

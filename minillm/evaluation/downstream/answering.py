@@ -1,0 +1,185 @@
+"""Stage `downstream`: the harness's tasks answered by one model, with its own prompts, metrics and standard errors."""
+
+import json
+import re
+import traceback
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lm_eval.evaluator import evaluate
+from lm_eval.models.huggingface import HFLM
+from lm_eval.tasks.manager import TaskDict
+from transformers import set_seed
+
+from minillm.durable import write_atomically
+from minillm.errors import StageError
+from minillm.evaluation.downstream.harness import PLAN, SEED, Plan, generated_tokens, load, task_manager
+from minillm.models.causal_lm import DTYPES, load_model
+from minillm.models.output_head import output_head
+from minillm.models.shared_tokenizer import load_shared_tokenizer
+from minillm.stages import DownstreamScore, Job, Summary
+from minillm.worker.processes import device
+from minillm.worker.progress import Progress
+
+KEPT = ("results", "groups", "group_subtasks", "versions", "n-shot", "higher_is_better", "n-samples")
+"""Of what the harness returns; not its definitions of tasks, which hold paths of this machine."""
+
+Facts = dict[str, Any]
+LanguageModel = Any
+"""The harness's HFLM, which its registry hides from type checkers."""
+
+
+def run(job: Job[DownstreamScore]) -> Summary:
+    """Write results.json (the harness's), table.json (a row per task) and samples/TASK.jsonl (every single answer).
+
+    Tasks finished before a failure are not answered again.
+    """
+    settings = job.settings
+    plan = Plan.model_validate_json((job.inputs["tasks"] / PLAN).read_text(encoding="utf-8"))
+    manager = task_manager(plan, job.inputs["tasks"], job.work)
+    lm = language_model(job, settings)
+    progress = Progress(job.output, len(plan.tasks), "tasks")
+    parts: list[Facts] = []
+    for number, name in enumerate(plan.tasks, start=1):
+        finished = job.work / f"{name}.json"
+        if not finished.exists():
+            part = answer(lm, load(manager, name, plan.few_shot), settings.limit, job.output / "samples")
+            write_atomically(finished, json.dumps(part, default=float))
+        parts.append(json.loads(finished.read_text(encoding="utf-8")))
+        for task, row in table(name, parts[-1]).items():
+            print(f"{settings.role} {task}: {row['metric']} {row['value']:.4f}", flush=True)
+        progress.log(number)
+    rows = _merged(table(name, part) for name, part in zip(plan.tasks, parts, strict=True))
+    results = {key: _merged(part[key] for part in parts) for key in KEPT}
+    write_atomically(job.output / "results.json", json.dumps({"harness": plan.harness, **results}, indent=2))
+    write_atomically(job.output / "table.json", json.dumps({"harness": plan.harness, "tasks": rows}, indent=2))
+    return _flat(rows)
+
+
+def language_model(job: Job[DownstreamScore], settings: DownstreamScore) -> LanguageModel:
+    """The model as the harness asks it: log-probabilities in float32, over the tokenizer's entries.
+
+    Rows of a padded embedding are cut off, as in training. A generated answer ends where responses do; nothing else in
+    the checkpoint's generation settings counts.
+    """
+    make: Any = HFLM
+    shared = load_shared_tokenizer(job.inputs["tokenizer"])
+    model = load_model(job.inputs["model"], DTYPES[settings.precision]).to(device()).eval()  # type: ignore[arg-type]
+    if len(output_head(model, shared.entries).weight) > shared.entries:
+        model.resize_token_embeddings(shared.entries)
+    model.generation_config = shared.generation_config(do_sample=False)
+    return make(
+        pretrained=model,
+        tokenizer=shared.tokenizer,
+        backend="causal",
+        batch_size=job.runtime.micro_batch_size,
+        softmax_dtype="float32",
+    )
+
+
+def answer(lm: LanguageModel, loaded: TaskDict, limit: int | None, samples: Path) -> Facts:
+    """What the harness finds, and how many questions of each task were cut.
+
+    By its `evaluate`: its `simple_evaluate` adds what it finds out about the machine.
+
+    Args:
+        lm: The model.
+        loaded: One task, or those of a group or tag.
+        limit: Questions of each task; None for all.
+        samples: Folder for TASK.jsonl.
+
+    Raises:
+        StageError: If the harness cannot put a question to the model, as where an answer is longer than it sees.
+    """
+    set_seed(SEED)
+    try:
+        returned: Any = evaluate(lm, loaded, limit=limit)
+    except AssertionError as error:
+        broken = traceback.extract_tb(error.__traceback__)[-1].line
+        raise StageError(
+            f"{', '.join(loaded['tasks'])}: a question cannot be put to this model, which sees {lm.max_length} tokens "
+            f"(`{broken}`); leave the task out of evaluation.downstream.tasks, or take a model with more positions"
+        ) from error
+    cut = {}
+    for task, answered in returned["samples"].items():
+        cut[task] = len({sample["doc_id"] for sample in answered if any(_is_cut(lm, a) for a in sample["arguments"])})
+        lines = [json.dumps(_compact(sample), default=str) + "\n" for sample in answered]
+        samples.mkdir(exist_ok=True)
+        write_atomically(samples / f"{task}.jsonl", "".join(lines))
+    return {key: returned.get(key, {}) for key in KEPT} | {"cut": cut}
+
+
+def table(name: str, part: Facts) -> dict[str, Facts]:
+    """A row for a task or group, by its name; for a tag, or a group without a score of its own, one for each task.
+
+    A row's `metric` is the first that the task lists; `scores` has them all, each with its standard error or None.
+    `shots` is None where the tasks of a group differ; `cut` counts questions whose beginning the model did not see.
+    """
+    tasks = list(part["n-samples"])
+    shown = [name] if scores(part["results"].get(name, {})) else tasks
+    return {one: _row(one, [one] if one in tasks else tasks, part) for one in shown}
+
+
+def _row(name: str, tasks: Sequence[str], part: Facts) -> Facts:
+    found = scores(part["results"][name])
+    metric, (value, error) = next(iter(found.items()))
+    shots = {part["n-shot"][task] for task in tasks}
+    return {
+        "metric": metric,
+        "value": value,
+        "stderr": error,
+        "higher_is_better": part["higher_is_better"][tasks[0]].get(metric.partition(",")[0]),
+        "scores": found,
+        "version": str(part["versions"].get(name)),
+        "shots": shots.pop() if len(shots) == 1 else None,
+        "questions": sum(part["n-samples"][task]["effective"] for task in tasks),
+        "cut": sum(part["cut"][task] for task in tasks),
+    }
+
+
+def scores(result: Mapping[str, Any]) -> dict[str, tuple[float, float | None]]:
+    """Each metric's value and standard error (None where the harness has none), in the order the task lists them.
+
+    Args:
+        result: The harness's, {"acc,none": …, "acc_stderr,none": …}; a filter other than none stays in the name.
+    """
+    found = {}
+    for key, value in result.items():
+        metric, comma, chosen = key.partition(",")
+        if comma and not metric.endswith("_stderr") and isinstance(value, int | float):
+            error = result.get(f"{metric}_stderr,{chosen}")
+            label = metric if chosen == "none" else f"{metric},{chosen}"
+            found[label] = (value, error if isinstance(error, int | float) else None)
+    return found
+
+
+def _is_cut(lm: LanguageModel, arguments: Sequence[Any]) -> bool:
+    """Whether the harness cuts the beginning of a request; texts as such are scored window by window, uncut."""
+    match list(arguments):
+        case [str(context), str(continuation)]:
+            return len(lm.tok_encode(context + continuation)) > lm.max_length + 1
+        case [str(context), dict(options)]:
+            return len(lm.tok_encode(context)) > lm.max_length - generated_tokens(options)
+    return False
+
+
+def _compact(sample: Mapping[str, Any]) -> Facts:
+    names = ("doc_id", "target", "filter", "filtered_resps", *sample["metrics"])
+    return {name: sample[name] for name in names}
+
+
+def _merged(parts: Iterable[Mapping[str, Any]]) -> Facts:
+    return {name: value for part in parts for name, value in part.items()}
+
+
+def _flat(rows: Mapping[str, Facts]) -> Summary:
+    """The rows' numbers under names that MLflow allows; `downstream/TASK` is the row's own metric."""
+    summary: Summary = {}
+    for task, row in rows.items():
+        summary[f"downstream/{task}"] = row["value"]
+        if row["stderr"] is not None:
+            summary[f"downstream/{task}_stderr"] = row["stderr"]
+        summary |= {f"{metric}/{task}": value for metric, (value, _) in row["scores"].items()}
+        summary |= {f"questions/{task}": row["questions"], f"cut/{task}": row["cut"]}
+    return {re.sub(r"[^\w.\- :/]", "_", name): value for name, value in summary.items()}

@@ -1,0 +1,130 @@
+"""Stage `downstream_tasks`: the harness's tasks, found and checked with their data before anything is trained."""
+
+import difflib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+from lm_eval.tasks import TaskManager
+from lm_eval.tasks.manager import TaskDict
+
+from minillm.durable import write_atomically
+from minillm.errors import StageError
+from minillm.evaluation.downstream.checks import FIELD, check, unfit
+from minillm.evaluation.downstream.harness import (
+    PLAN,
+    TASKS,
+    Definition,
+    LocalRows,
+    Plan,
+    beneath,
+    load,
+    rows_file,
+    task_manager,
+)
+from minillm.evaluation.downstream.local_rows import deal, read_rows
+from minillm.stages import DownstreamTasks, Job, Summary
+
+SPLITS = {"test": ("rows", "source"), "examples": ("examples", "examples")}
+"""Of a task with local rows: the input they come from, and the field of `local` they are given in."""
+
+
+def run(job: Job[DownstreamTasks]) -> Summary:
+    """Write plan.json and the local rows by task; the summary has the number of questions of each task asked for.
+
+    Raises:
+        StageError: If a task is unknown, cannot be had, is not for a language model alone, or its rows do not fit it.
+    """
+    settings = job.settings
+    index = TaskManager().task_index
+    require_known(settings.tasks, index)
+    made_of = {name: beneath(index, name) for name in settings.tasks}
+    folders = {d.yaml_path.parent for found in made_of.values() for d in found if d.yaml_path is not None}
+    plan = Plan(
+        harness=settings.harness,
+        tasks=settings.tasks,
+        few_shot=settings.few_shot,
+        folders=tuple(sorted(map(_relative, folders))),
+        local=_write_local(job, settings, made_of),
+    )
+    manager = task_manager(plan, job.output, job.work)
+    positions = _positions(path for name, path in job.inputs.items() if name.startswith("prepared/"))
+    summary: Summary = {"harness": settings.harness}
+    for name in settings.tasks:
+        loaded = obtain(manager, name, settings)
+        for task in loaded["tasks"].values():
+            check(task, plan.local.get(task.task_name), positions)
+        summary[f"questions/{name}"] = sum(len(task.eval_docs) for task in loaded["tasks"].values())
+    write_atomically(job.output / PLAN, plan.model_dump_json(indent=2))
+    return summary
+
+
+def require_known(tasks: Sequence[str], index: Mapping[str, Definition]) -> None:
+    """Check that the harness has these tasks, groups or tags.
+
+    Raises:
+        StageError: If it has not; with names near the wrong one.
+    """
+    for name in tasks:
+        if name not in index:
+            near = ", ".join(difflib.get_close_matches(name, index, n=5))
+            hint = f"near names: {near}" if near else "`lm_eval ls tasks` names all"
+            raise StageError(f"{FIELD}.tasks: lm-evaluation-harness has no task {name!r}; {hint}")
+
+
+def obtain(manager: TaskManager, name: str, settings: DownstreamTasks) -> TaskDict:
+    """A task, or the tasks of a group or tag, with their data.
+
+    Raises:
+        StageError: If the hub does not answer or has other data, or local rows are none of the task's.
+    """
+    try:
+        return load(manager, name, settings.few_shot)
+    except Exception as error:  # the harness and the code of its tasks fail in many ways
+        reason = repr(error).splitlines()[0]
+        if name in settings.changes:
+            raise unfit(name, reason) from error
+        raise StageError(
+            f"{FIELD}.tasks: {name} cannot be had ({reason}); its data set comes from the hub: connect, set "
+            "HF_ENDPOINT to a mirror, copy the cache of a connected machine, or give its rows as "
+            f"{FIELD}.local.{name}.source"
+        ) from error
+
+
+def _write_local(
+    job: Job[DownstreamTasks], settings: DownstreamTasks, made_of: Mapping[str, Sequence[Definition]]
+) -> dict[str, LocalRows]:
+    """Write the local rows of each task, or of every task of a group or tag."""
+    local: dict[str, LocalRows] = {}
+    for name, changes in settings.changes.items():
+        tasks = [definition for definition in made_of[name] if definition.kind.name == "TASK"]
+        if not tasks or any(definition.kind.name == "PY_TASK" for definition in made_of[name]):
+            raise StageError(f"{FIELD}.local.{name}: its data is made by code, which rows cannot stand for; drop it")
+        if twice := [definition.name for definition in tasks if definition.name in local]:
+            raise StageError(f"{FIELD}.local.{name}: another entry of `local` has rows for {twice[0]} too; drop one")
+        data_sets = {definition.name: definition.cfg.get("dataset_name") for definition in tasks}
+        given = [split for split, (kind, _) in SPLITS.items() if f"{kind}/{name}" in job.inputs]
+        for split in given:
+            kind, key = SPLITS[split]
+            field = f"{FIELD}.local.{name}.{key}"
+            rows = read_rows(field, job.inputs[f"{kind}/{name}"])
+            for task, of_task in deal(field, rows, settings.parts.get(name), data_sets).items():
+                path = rows_file(job.output, task, split)
+                path.parent.mkdir(exist_ok=True)
+                path.write_text("".join(json.dumps(row) + "\n" for row in of_task), encoding="utf-8")
+        for definition in tasks:
+            file = _relative(definition.yaml_path)
+            local[definition.name] = LocalRows(file=file, examples="examples" in given, changes=changes)
+    return local
+
+
+def _relative(path: Path) -> str:
+    return path.relative_to(TASKS).as_posix()
+
+
+def _positions(prepared: Iterable[Path]) -> dict[str, int]:
+    """Most tokens that each model sees, where there is a limit."""
+    facts = [json.loads((path / "models.json").read_text(encoding="utf-8")) for path in prepared]
+    return {
+        model: fact["positions"] for models in facts for model, fact in models.items() if fact["positions"] is not None
+    }

@@ -1,0 +1,1 @@
+"""How a response is compared with references."""

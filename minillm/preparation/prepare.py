@@ -1,0 +1,165 @@
+"""Stage `prepare`: the tokenizer that models share, and whether they fit it and the lengths asked for."""
+
+import copy
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from minillm.config import Lora
+from minillm.data.documents import read_documents
+from minillm.data.prompts import render
+from minillm.data.rows import Row, read_rows, read_split
+from minillm.errors import StageError
+from minillm.models.facts import ModelFacts
+from minillm.models.lora import add_adapters
+from minillm.models.shared_tokenizer import SharedTokenizer, entries_of, named_end_tokens, share
+from minillm.models.tokenizers_bpe import SMALLEST, train_bpe
+from minillm.models.weight_files import require_fitting_weights
+from minillm.preparation.architecture_check import require_faithful
+from minillm.preparation.model_checks import build_skeleton, inspect_model, require_loadable, require_positions
+from minillm.preparation.tokenizer_checks import has_tokenizer, load_tokenizer, require_end, require_same_tokenizer
+from minillm.stages import Job, Prepare, Summary
+
+PLAIN_TEXT_CHARACTERS = 10_000_000
+"""Of D_PT that a tokenizer is trained on: more changes few merges and takes long."""
+
+
+def run(job: Job[Prepare]) -> Summary:
+    """Write the tokenizer's files, generation_config.json with the tokens that end a response, and models.json.
+
+    Raises:
+        StageError: If the tokenizer or a model cannot serve the run.
+    """
+    settings = job.settings
+    ready_made = {name: require_loadable(name, job.inputs[name]) for name in _ready_made(settings)}
+    tokenizer, owner = _tokenizer(job, settings)
+    entries = entries_of(tokenizer)
+    facts: dict[str, ModelFacts] = {}
+    for name, architecture in settings.models.items():
+        origin = job.inputs[name] if architecture is None else architecture
+        if isinstance(origin, Path) and owner != name and has_tokenizer(origin):
+            require_same_tokenizer(tokenizer, owner, load_tokenizer(origin, name), name)
+        config, skeleton = build_skeleton(name, origin, entries)
+        if isinstance(origin, Path):
+            require_fitting_weights(name, origin, ready_made[name], skeleton)
+        facts[name] = inspect_model(name, config, skeleton, entries)
+        require_positions(name, facts[name], settings.max_tokens, settings.generation_tokens)
+        for lora in settings.adapters.get(name, ()):
+            _require_adaptable(name, skeleton, lora)
+        require_faithful(name, config, skeleton, max(settings.max_tokens, settings.generation_tokens))
+    if tokenizer.pad_token is None:  # padding is always masked; libraries still ask for a token
+        tokenizer.pad_token = tokenizer.eos_token
+    shared = share(tokenizer, _named_ends(job, settings, entries))
+    shared.generation_config().save_pretrained(job.output)
+    tokenizer.save_pretrained(job.output)
+    described = {name: fact.model_dump() for name, fact in facts.items()}
+    (job.output / "models.json").write_text(json.dumps(described, indent=2), encoding="utf-8")
+    return {
+        "tokenizer": owner,
+        "vocabulary": float(entries),
+        "end_tokens": " ".join(_ends_in_words(shared)),
+        **{f"parameters/{name}": float(fact.parameters) for name, fact in facts.items()},
+    }
+
+
+def _require_adaptable(name: str, skeleton: PreTrainedModel, lora: Lora) -> None:
+    try:
+        add_adapters(copy.deepcopy(skeleton), lora)
+    except StageError as error:
+        raise StageError(f"{name}: {error}") from error
+
+
+def _named_ends(job: Job[Prepare], settings: Prepare, entries: int) -> list[int]:
+    """End tokens that the checkpoints name, of all together.
+
+    One set serves teacher and student: a response of the mixture p̃ may be ended by either, the student learns the end
+    that its teacher draws, and rewards compare the two over the same responses.
+    """
+    ends: list[int] = []
+    for name in _ready_made(settings):
+        named = named_end_tokens(job.inputs[name])
+        outside = [token for token in named if not 0 <= token < entries]
+        if outside:
+            print(f"{name} names end tokens that the tokenizer does not have: {outside}; never drawn", flush=True)
+        ends += named
+    return ends
+
+
+def _ends_in_words(shared: SharedTokenizer) -> list[str]:
+    """The end tokens as text; the log says which, and which of them are ordinary tokens."""
+    words = [str(shared.tokenizer.convert_ids_to_tokens(token)) for token in shared.ends]
+    marked = shared.tokenizer.added_tokens_decoder
+    told = [
+        f"{word!r} ({token}{'' if token in marked else ', an ordinary token'})"
+        for token, word in zip(shared.ends, words, strict=True)
+    ]
+    print(f"a response ends with {' or '.join(told)}", flush=True)
+    return words
+
+
+def _ready_made(settings: Prepare) -> list[str]:
+    """Names of the models that have weights already."""
+    return [name for name, architecture in settings.models.items() if architecture is None]
+
+
+def _tokenizer(job: Job[Prepare], settings: Prepare) -> tuple[PreTrainedTokenizerBase, str]:
+    """The tokenizer, and what errors call the place it comes from."""
+    wanted = settings.tokenizer.train_vocabulary
+    if wanted is None:
+        if "tokenizer" in job.inputs:
+            directory, owner = job.inputs["tokenizer"], "tokenizer.path"
+        else:
+            owner = next(iter(settings.models))
+            directory = job.inputs[owner]
+        tokenizer = load_tokenizer(directory, owner)
+        require_end(tokenizer, directory, owner)
+        return tokenizer, owner
+    if given := _ready_made(settings):
+        raise StageError(
+            f"tokenizer.train_vocabulary is {wanted}, but {given[0]} has weights made for a tokenizer of its own; "
+            "leave train_vocabulary out, or give `architecture` instead"
+        )
+    if wanted < SMALLEST:
+        raise StageError(f"tokenizer.train_vocabulary is {wanted}; every byte needs an entry: set {SMALLEST} or more")
+    tokenizer = train_bpe(_texts(job, settings), wanted)
+    print(f"tokenizer trained: {len(tokenizer)} of at most {wanted} entries", flush=True)
+    return tokenizer, "tokenizer.train_vocabulary"
+
+
+def _texts(job: Job[Prepare], settings: Prepare) -> Iterator[str]:
+    """Prompts and responses of the training rows, then the beginning of the plain text.
+
+    Without a split file every row counts, as which will be trained on is not known yet.
+    """
+    path = job.inputs["instructions"]
+    _require_row(path)
+    parts = None
+    if "split" in job.inputs:
+        parts = read_split(job.inputs["split"], sum(1 for _ in read_rows(path)))
+    for row in read_rows(path):
+        if isinstance(row, Row) and (parts is None or parts[row.row] == "train"):
+            yield render(settings.template, row.instruction, row.context)
+            yield row.response
+    if "plain_text" in job.inputs:
+        yield from _beginning(job.inputs["plain_text"])
+
+
+def _require_row(path: Path) -> None:
+    reasons = ""
+    for number, row in enumerate(read_rows(path)):
+        if isinstance(row, Row):
+            return
+        if number < 3:
+            reasons += f"; {row.file}:{row.line}: {row.reason}"
+    raise StageError(f"data.instructions {path} has no usable row{reasons}")
+
+
+def _beginning(corpus: Path) -> Iterator[str]:
+    characters = 0
+    for document in read_documents(corpus):
+        yield document[: PLAIN_TEXT_CHARACTERS - characters]
+        characters += len(document)
+        if characters >= PLAIN_TEXT_CHARACTERS:
+            return

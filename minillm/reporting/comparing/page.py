@@ -1,0 +1,207 @@
+"""The comparison of runs as a page, as Markdown with the same content, and as what is read at a glance.
+
+The comparison comes from `runs`, the looks from the report's templates and plots.
+"""
+
+from collections.abc import Mapping, Set
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from minillm.durable import write_atomically
+from minillm.evaluation.differences import Difference
+from minillm.reporting import plots
+from minillm.reporting.comparing.runs import (
+    ABSENT,
+    Row,
+    Run,
+    RunComparison,
+    differences_by_prompt,
+    differing,
+    why_not_paired,
+)
+from minillm.reporting.comparison import MEAN
+from minillm.reporting.rendering import render, save_figures
+from minillm.reporting.sections.base import doubt_words
+
+DIGEST_CHARACTERS = 12
+MARKS = 8
+"""Markers on a curve too long to mark each point: several rows may share a colour."""
+
+
+def write(comparison: RunComparison, other_page: str, output: Path) -> str:
+    """Write compare.html, compare.md and the plots.
+
+    Args:
+        comparison: The runs.
+        other_page: Address of the tracking server's own comparison of them.
+        output: An empty folder.
+
+    Returns:
+        The Markdown without links and figures, to read at a glance.
+    """
+    figures = draw(comparison, looks(comparison))
+    page = page_of(comparison, other_page)
+    drawn = save_figures(figures, output)
+    for name in ("compare.md", "compare.html"):
+        write_atomically(output / name, render(name, page | {"drawn": drawn}))
+    return render("compare.md", page | {"drawn": drawn, "glance": True})
+
+
+def page_of(comparison: RunComparison, other_page: str) -> dict[str, Any]:
+    """What the templates show, without the figures."""
+    runs = comparison.runs
+    return {
+        "title": ", ".join(run.label for run in runs),
+        "glance": False,
+        "runs": runs,
+        "started": [datetime.fromtimestamp(run.started).strftime("%Y-%m-%d %H:%M") for run in runs],
+        "other_page": other_page,
+        "sentences": [*verdict(comparison), *silent_runs(comparison)],
+        "measure": comparison.measure,
+        "shared": comparison.shared,
+        "scores": score_table(comparison),
+        "differences": difference_tables(comparison),
+        "doubt_words": doubt_words(
+            (end for row in comparison.cells.values() for cell in row.values() for end in cell["interval"]),
+            (len(of) for row in comparison.scored for of in row.scores.values()),
+        ),
+        "configuration": differing({run.label: run.params for run in runs}),
+        "data": differing({run.label: run.data for run in runs}).map(lambda digest: digest[:DIGEST_CHARACTERS]),
+        "code": differing({run.label: run.code for run in runs}),
+        "others": other_figures(comparison),
+    }
+
+
+def verdict(comparison: RunComparison) -> list[str]:
+    """A sentence for each row of a later run: where its mean stands beside the first run's; main methods first."""
+    sentences = []
+    for row, other in sorted(comparison.pairs, key=lambda pair: pair[0].method not in pair[0].run.main_methods):
+        found = comparison.differences.get((row.name, other.name, MEAN))
+        if found is None:
+            sentences.append(f"{row.name} and {other.name}: no mean, for all runs share no benchmark of one version.")
+        else:
+            words = f"is {_reading(found)}" if found.clear else "cannot be told apart from"
+            sentences.append(f"{row.name} {words} {other.name}: {found}, {_probability(found)}.")
+    return sentences
+
+
+def silent_runs(comparison: RunComparison) -> list[str]:
+    """A sentence for each run whose scores are not there."""
+    only = "only its configuration, data, code and curves are compared"
+    lost = "no scores per prompt, because its files in MLflow are older or out of reach from here"
+    return [
+        f"{run.label} ({run.status.lower()}) has {lost if _measured(run) else 'no scores'}: {only}."
+        for run in comparison.runs
+        if not run.scores
+    ]
+
+
+def score_table(comparison: RunComparison) -> pd.DataFrame:
+    """Row × benchmark and their mean, 'mean [low, high]' of the score; no columns where nothing was scored."""
+    columns = [name for name in dict.fromkeys(n for row in comparison.cells.values() for n in row) if name != MEAN]
+    columns += [MEAN] if comparison.shared else []
+    rows = {
+        name: [_score(cells[column]) if column in cells else ABSENT for column in columns]
+        for name, cells in comparison.cells.items()
+    }
+    headings = [comparison.label(column) for column in columns]
+    return pd.DataFrame.from_dict(rows, orient="index", columns=headings, dtype=str)
+
+
+def difference_tables(comparison: RunComparison) -> dict[str, pd.DataFrame]:
+    """Of each pair, by its title: benchmark × difference, interval, number of prompts, p-value and what it says."""
+    tables = {}
+    for row, other in comparison.pairs:
+        names = [*dict.fromkeys([*row.scores, *other.scores]), *([MEAN] if comparison.shared else [])]
+        lines = {name: _difference(comparison, row, other, name) for name in names}
+        tables[f"{row.name} minus {other.name}"] = pd.DataFrame.from_dict(lines, orient="index")
+    return tables
+
+
+def other_figures(comparison: RunComparison) -> pd.DataFrame:
+    """What else was measured of the rows: the mean of each metric, or all of it where it has none."""
+    known = comparison.metrics if len(comparison.metrics) == 1 else set()
+    columns = {row.name: _metrics(row, known) for row in comparison.scored}
+    names = sorted({name for of_row in columns.values() for name in of_row})
+    means = {name.split("/")[0] for name in names if name.endswith(f"/{MEAN}")}
+    shown = [name for name in names if name.split("/")[0] not in means or name.endswith(f"/{MEAN}")]
+    rows = {name: [f"{of[name]:.2f}" if name in of else ABSENT for of in columns.values()] for name in shown}
+    return pd.DataFrame.from_dict(rows, orient="index", columns=list(columns), dtype=str)
+
+
+def looks(comparison: RunComparison) -> plots.Look:
+    """A colour for each run and a marker for each method; a marker for each run where each has one row."""
+    runs, methods = list(comparison.runs), list(dict.fromkeys(row.method for row in comparison.rows))
+    places = {
+        row.name: (runs.index(row.run), methods.index(row.method) if comparison.every_method else runs.index(row.run))
+        for row in comparison.rows
+    }
+    return {
+        name: (plots.COLOURS[run % len(plots.COLOURS)], plots.MARKERS[mark % len(plots.MARKERS)])
+        for name, (run, mark) in places.items()
+    }
+
+
+def draw(comparison: RunComparison, look: plots.Look) -> dict[str, tuple[str, Figure]]:
+    """Title and figure by the name of its file: scores with intervals, and each metric's curves overlaid."""
+    figures: dict[str, tuple[str, Figure]] = {}
+    if comparison.cells:
+        figures["benchmarks"] = (
+            f"{comparison.measure} by benchmark",
+            plots.score_figure(comparison.cells, comparison.measure, look),
+        )
+    for metric, title in plots.CURVES.items():
+        if curves := comparison.curves(metric):
+            figures[metric.replace("/", "-")] = (title, plots.curve_figure(metric, curves, look, MARKS))
+    return figures
+
+
+def _difference(comparison: RunComparison, row: Row, other: Row, benchmark: str) -> Mapping[str, str]:
+    found = comparison.differences.get((row.name, other.name, benchmark))
+    if found is None:
+        reason = why_not_paired(row, other, benchmark) or ""
+        return {"difference": ABSENT, "prompts": ABSENT, "p, adjusted": ABSENT, "": reason}
+    names = comparison.shared if benchmark == MEAN else [benchmark]
+    paired = sum(len(differences_by_prompt(row, other, name)) for name in names)
+    most = sum(max(len(row.scores[name]), len(other.scores[name])) for name in names)
+    return {
+        "difference": str(found),
+        "prompts": str(paired) if paired == most else f"{paired} of {most}",
+        "p, adjusted": _probability(found).removeprefix("p\u00a0").removeprefix("=\u00a0"),
+        "": _reading(found),
+    }
+
+
+def _measured(run: Run) -> bool:
+    return any(name.startswith("rouge_l/") for name in run.metrics)
+
+
+def _reading(difference: Difference) -> str:
+    if not difference.clear:
+        return "not distinguishable"
+    return "above" if difference.value > 0 else "below"
+
+
+def _probability(difference: Difference) -> str:
+    if difference.p_value is None:
+        return "p\u00a0unknown"
+    return "p\u00a0<\u00a00.001" if difference.p_value < 0.001 else f"p\u00a0=\u00a0{difference.p_value:.3f}"
+
+
+def _score(cell: Mapping[str, Any]) -> str:
+    low, high = cell["interval"]
+    return f"{cell['mean']:.1f}" + ("" if low is None else f" [{low:.1f},\u00a0{high:.1f}]")
+
+
+def _metrics(row: Row, known: Set[str]) -> dict[str, float]:
+    """Metrics of the row's method that are not known, without its name: METRIC/METHOD/BENCHMARK is METRIC/BENCHMARK."""
+    parts = {tuple(name.split("/")): value for name, value in row.run.metrics.items()}
+    return {
+        "/".join([metric, *named[1:]]): value
+        for (metric, *named), value in parts.items()
+        if metric not in known and named and named[0] == row.method
+    }

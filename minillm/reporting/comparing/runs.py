@@ -1,0 +1,215 @@
+"""Tracked runs against each other: what differs in configuration, data and code, and in scores, prompt by prompt.
+
+A row is a method of a run, written RUN:METHOD. Rows of later runs are compared with the first run's row of the same
+method or, where it has none, with its main one. Only prompts that both answered on the same version of a benchmark
+are paired; every score is on 0–100.
+"""
+
+import functools
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+from typing import Any
+
+import pandas as pd
+
+from minillm.evaluation.differences import Difference, family, paired_differences
+from minillm.evaluation.uncertainty import estimate
+from minillm.reporting.comparison import MEAN, WORDS
+
+ABSENT = "–"
+NOT_STUDENTS = ("teacher", "initial")
+NOT_OF_SCORE = ("source.", "min_reference_tokens", "length_subsets")
+"""Settings of a benchmark that leave each prompt's score as it is; the digest stands for the source."""
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """What the tracking server has of one run of the main flow."""
+
+    label: str
+    """How it is called here, unlike any other run compared."""
+    identity: str
+    """Its id in the tracking server."""
+    experiment: str
+    experiment_id: str
+    page: str
+    """Address in the tracking server's pages."""
+    flow_page: str
+    """Address in Prefect's pages."""
+    status: str
+    started: float
+    """Unix time, seconds."""
+    params: Mapping[str, str]
+    """The whole configuration, by dotted field."""
+    data: Mapping[str, str]
+    """Digest of each data set and ready-made model, by what it is to the run."""
+    code: Mapping[str, str]
+    """Versions of libraries, and the digest of the code behind each stage."""
+    metrics: Mapping[str, float]
+    scores: Mapping[str, Mapping[str, pd.Series]]
+    """By method and benchmark: the score of each prompt, by its index (see `uncertainty.prompt_scores`)."""
+    curves: Mapping[str, Mapping[str, pd.Series]]
+    """By trained model and metric: the value by optimizer step."""
+
+    @property
+    def main_methods(self) -> list[str]:
+        """The method that the run is about: minillm or else the best student; all trained ones if none was scored."""
+        methods = [name for name in self.scores or self.curves if name not in NOT_STUDENTS]
+        if "minillm" in methods:
+            return ["minillm"]
+        if not self.scores:
+            return methods
+        return [max(methods or self.scores, key=lambda name: fmean(of.mean() for of in self.scores[name].values()))]
+
+    def metric(self, benchmark: str) -> str:
+        """What a benchmark's score is."""
+        return self.params[f"evaluation.benchmarks.{benchmark}.metric"]
+
+    def benchmark_version(self, name: str) -> tuple[str | None, dict[str, str]]:
+        """Digest of a benchmark's data, and the settings that decide what a prompt is and how it is scored."""
+        settings = {
+            field: value
+            for key, value in self.params.items()
+            if (field := key.removeprefix(f"evaluation.benchmarks.{name}.")) != key
+        }
+        return self.data.get(f"benchmark/{name}"), {
+            field: of for field, of in settings.items() if not field.startswith(NOT_OF_SCORE)
+        }
+
+
+@dataclass(frozen=True, eq=False)
+class Row:
+    """One method of one run."""
+
+    run: Run
+    method: str
+
+    @property
+    def name(self) -> str:
+        """As it is called in tables and figures."""
+        return f"{self.run.label}:{self.method}"
+
+    @property
+    def scores(self) -> Mapping[str, pd.Series]:
+        """By benchmark; empty where it was not scored."""
+        return self.run.scores.get(self.method, {})
+
+
+@dataclass(frozen=True)
+class RunComparison:
+    """Two runs or more, the first of which the others are compared with."""
+
+    runs: Sequence[Run]
+    every_method: bool = False
+    """Whether each method of a run has a row, or only its main one."""
+
+    @functools.cached_property
+    def rows(self) -> list[Row]:
+        """Of all runs, those without scores too."""
+        return [
+            Row(run, method)
+            for run in self.runs
+            for method in (dict.fromkeys([*run.scores, *run.curves]) if self.every_method else run.main_methods)
+            if method != "initial"
+        ]
+
+    @property
+    def scored(self) -> list[Row]:
+        """The rows of the score table."""
+        return [row for row in self.rows if row.scores]
+
+    @functools.cached_property
+    def pairs(self) -> list[tuple[Row, Row]]:
+        """Each row of a later run with the one of the first run that it is compared with."""
+        first = [row for row in self.scored if row.run is self.scored[0].run]
+        main = next((row for row in first if row.method in row.run.main_methods), None)
+        same = {row.method: row for row in first}
+        return [(row, same.get(row.method, main)) for row in self.scored if main and row.run is not main.run]
+
+    @functools.cached_property
+    def shared(self) -> list[str]:
+        """Benchmarks that every pair is paired on; the mean is over these."""
+        names = dict.fromkeys(name for row in self.scored for name in row.scores)
+        return [n for n in names if not any(why_not_paired(*pair, n) for pair in self.pairs)]
+
+    @property
+    def metrics(self) -> set[str]:
+        """Of the benchmarks."""
+        return {row.run.metric(name) for row in self.scored for name in row.scores}
+
+    @property
+    def measure(self) -> str:
+        """What the scores are, in words."""
+        return WORDS[next(iter(self.metrics))] if len(self.metrics) == 1 else "Score"
+
+    def label(self, column: str) -> str:
+        """A column's heading, with its metric where they are several."""
+        words = sorted({WORDS[row.run.metric(column)] for row in self.scored if column in row.scores})
+        return f"{column}, {' or '.join(words)}" if words and len(self.metrics) > 1 else column
+
+    @functools.cached_property
+    def cells(self) -> dict[str, dict[str, dict[str, Any]]]:
+        """Mean and 95 % interval over prompts, by row and benchmark; last the mean over the shared benchmarks."""
+        return {row.name: dict(self._cells(row)) for row in self.scored}
+
+    @functools.cached_property
+    def differences(self) -> dict[tuple[str, str, str], Difference]:
+        """By (row, the first run's row, benchmark), where they are paired.
+
+        P-values are adjusted for those of methods, and for those of teachers.
+        """
+        values = {}
+        names = {row.name: row.method for row in self.scored}
+        for row, other in self.pairs:
+            by_prompt = {
+                name: differences_by_prompt(row, other, name).to_numpy(dtype=float)
+                for name in row.scores
+                if why_not_paired(row, other, name) is None
+            }
+            values |= {(row.name, other.name, name): [of_prompts] for name, of_prompts in by_prompt.items()}
+            if self.shared:
+                values[row.name, other.name, MEAN] = [by_prompt[name] for name in self.shared]
+        found = paired_differences(values, lambda row, other: family(names[row], names[other]))
+        return {(of.method, of.other, of.benchmark): of for of in found}
+
+    def curves(self, metric: str) -> dict[str, list[tuple[int, float]]]:
+        """(step, value) of the rows that have the metric."""
+        found = {row.name: row.run.curves.get(row.method, {}) for row in self.rows}
+        having = {name: curves[metric] for name, curves in found.items() if metric in curves}
+        return {name: list(zip(of.index.tolist(), of.tolist(), strict=True)) for name, of in having.items()}
+
+    def _cells(self, row: Row) -> Iterator[tuple[str, dict[str, Any]]]:
+        groups = {name: [scores] for name, scores in row.scores.items()}
+        groups |= {MEAN: [row.scores[name] for name in self.shared]} if self.shared else {}
+        for name, group in groups.items():
+            found = estimate([scores.to_numpy(dtype=float) for scores in group])
+            yield name, {"mean": found.value, "interval": [found.low, found.high]}
+
+
+def why_not_paired(row: Row, other: Row, benchmark: str) -> str | None:
+    """Why two rows are not compared on a benchmark; None where they are."""
+    for one in (row, other):
+        if benchmark not in one.scores:
+            return f"not measured in {one.run.label}"
+    ours, theirs = row.run.benchmark_version(benchmark), other.run.benchmark_version(benchmark)
+    if ours[0] is None or ours[0] != theirs[0]:
+        return "not paired: its data are not the same"
+    if ours != theirs:
+        return "not paired: it is read or scored in another way"
+    if differences_by_prompt(row, other, benchmark).empty:
+        return "not paired: no prompt counts in both"
+    return None
+
+
+def differences_by_prompt(row: Row, other: Row, benchmark: str) -> pd.Series:
+    """Score of one row minus that of the other on each prompt that counts in both, by its index."""
+    return (row.scores[benchmark] - other.scores[benchmark]).dropna()
+
+
+def differing(values: Mapping[str, Mapping[str, str]]) -> pd.DataFrame:
+    """Names whose value is not the same in all runs, sorted: a row per name, a column per run."""
+    names = sorted({name for of_run in values.values() for name in of_run})
+    rows = {name: [of_run.get(name, ABSENT) for of_run in values.values()] for name in names}
+    changed = {name: row for name, row in rows.items() if len(set(row)) > 1}
+    return pd.DataFrame.from_dict(changed, orient="index", columns=list(values), dtype=str)

@@ -1,0 +1,96 @@
+"""The report's part on calibration: accuracy and calibration error on multiple-choice sets, reliability diagrams."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from numpy.typing import ArrayLike
+
+from minillm.reporting.plots import INK, Look, empty_figure, legend
+from minillm.reporting.sections.base import Section, doubt_words, with_interval
+
+WORDS = (
+    "Each model chooses among given answers by the probability that it gives them as responses to the prompt, and "
+    "is shown no example. Accuracy: how often it chooses the right one, in percent. Expected calibration error "
+    "(ECE), from 0 to 1: how far the probability of its choice is from how often it is right, over 15 bins of that "
+    "probability. In brackets, 95 % intervals over prompts. With few prompts chance alone makes the ECE of any "
+    "model too large, which its interval allows for: it may lie mostly below the figure, and reach 0. In the "
+    "diagrams, points below the diagonal are more sure than right; a larger point stands for more answers, and bins "
+    "of less than one in a hundred are left out."
+)
+SMALLEST_SHARE = 0.01
+"""Of all predictions, in a bin that is drawn: the share that is right of fewer is mostly chance."""
+
+
+def calibration_section(inputs: Mapping[str, Path], roles: Sequence[str], look: Look) -> Section | None:
+    """Accuracy and ECE of each method on each set; None where they were not measured."""
+    if f"calibration/{roles[0]}" not in inputs:
+        return None
+    measured = {
+        role: json.loads((inputs[f"calibration/{role}"] / "calibration.json").read_text(encoding="utf-8"))
+        for role in roles
+    }
+    tables = {
+        "Accuracy, %": _table(measured, "accuracy", 1),
+        "Expected calibration error": _table(measured, "ece", 3),
+    }
+    figures = {
+        f"calibration-{name}": (
+            f"Reliability on {name}",
+            reliability_figure({role: of[name] for role, of in measured.items()}, look, "probability of the choice"),
+        )
+        for name in measured[roles[0]]
+    }
+    ends = (end for of in measured.values() for found in of.values() for end in _ends(found))
+    prompts = [found["prompts"] for of in measured.values() for found in of.values()]
+    return Section("Calibration", WORDS + doubt_words(ends, prompts), tables, figures)
+
+
+def reliability_figure(measured: Mapping[str, Mapping[str, Any]], look: Look, confidence: str) -> Figure:
+    """How often each method is right where it is how sure, and its ECE.
+
+    Args:
+        measured: By method, what `minillm.evaluation.reliability` found.
+        look: Of the methods.
+        confidence: What the probability is of, for the axis.
+    """
+    figure, axes = empty_figure(height=4.2)
+    axes.plot([0, 1], [0, 1], color=INK, linewidth=0.8, linestyle=":")
+    for role, found in measured.items():
+        colour, marker = look[role]
+        label = f"{role} {found['ece']['value']:.3f}"
+        sure, right, share = points(found["bins"])
+        axes.plot(sure, right, color=colour, linewidth=0.8, marker=marker, markersize=2, label=label, clip_on=False)
+        axes.scatter(sure, right, s=120 * share, color=colour, marker=marker, linewidths=0, clip_on=False)
+    axes.set_xlim(0, 1)
+    axes.set_ylim(0, 1)
+    axes.set_aspect("equal")
+    axes.set_xlabel(confidence)
+    axes.set_ylabel("share that is right")
+    legend(axes)
+    return figure
+
+
+def _ends(found: Mapping[str, Any]) -> list[float | None]:
+    return [*found["accuracy"]["interval"], *found["ece"]["interval"]]
+
+
+def _table(measured: Mapping[str, Mapping[str, Any]], metric: str, digits: int) -> pd.DataFrame:
+    """Method × set."""
+    rows = {
+        role: {name: with_interval(found[metric], digits) for name, found in of.items()}
+        for role, of in measured.items()
+    }
+    return pd.DataFrame.from_dict(rows, orient="index")
+
+
+def points(sums: ArrayLike) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Mean confidence, share right and share of all predictions in each bin that is drawn."""
+    number, confidence, correct = np.asarray(sums)
+    share = number / number.sum()
+    shown = share >= SMALLEST_SHARE
+    return confidence[shown] / number[shown], correct[shown] / number[shown], share[shown]

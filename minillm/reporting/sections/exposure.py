@@ -1,0 +1,92 @@
+"""The report's part on exposure bias: excess accumulated error by length (see `minillm.evaluation.exposure`)."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from minillm.reporting.plots import Look, empty_figure, legend
+from minillm.reporting.sections.base import Section, doubt_words
+
+COLUMNS = 4
+"""Lengths in the table, evenly spread up to the longest."""
+MARKS = 10
+"""Markers on a curve, about."""
+WORDS = """\
+What a student's own mistakes cost it, over {responses} responses to {prompts} prompts of {benchmark}. At every token, \
+teacher and student are compared by the forward KL of the next one, and these are added up by length, along the \
+student's own responses and along the teacher's. The excess of the first sum over the second comes of going on from \
+its own text: 0\u00a0% is none, 100\u00a0% says that its own text doubles the divergence. Below 0\u00a0%, the student \
+is nearer to its teacher on its own text than on the teacher's, or answers more briefly: a response that has ended \
+adds nothing more. The excess is relative, so read it beside the sums: a student that leaves out much of what its \
+teacher would say has large ones. Bands and brackets are 95\u00a0% intervals over prompts.\
+"""
+
+
+def exposure_section(inputs: Mapping[str, Path], roles: Sequence[str], look: Look) -> Section | None:
+    """Figure and tables of the methods it was measured of; None where it was of none.
+
+    Args:
+        inputs: Of the report; `exposure/ROLE` are read.
+        roles: Rows of the result table.
+        look: Colour of each.
+    """
+    paths = {role: inputs[f"exposure/{role}"] for role in roles if f"exposure/{role}" in inputs}
+    measured = {role: json.loads((path / "exposure.json").read_text(encoding="utf-8")) for role, path in paths.items()}
+    if not measured:
+        return None
+    ends = (None for of in measured.values() if "low" not in of["exaccerr"])
+    longest = len(next(iter(measured.values()))["exaccerr"]["value"])
+    return Section(
+        title="Exposure bias",
+        words=WORDS.format(**next(iter(measured.values()))) + doubt_words(ends),
+        tables={
+            "Excess accumulated error by length in tokens, %": excess_table(measured, longest),
+            f"Summed divergence from the teacher up to {longest} tokens, nats": sum_table(measured),
+        },
+        figures={"exposure-bias": ("Excess accumulated error by length", excess_figure(measured, look))},
+    )
+
+
+def excess_table(measured: Mapping[str, Mapping[str, Any]], longest: int) -> pd.DataFrame:
+    """ExAccErr with its interval, method × length."""
+    lengths = sorted({-(-longest * number // COLUMNS) for number in range(1, COLUMNS + 1)})
+    return pd.DataFrame(
+        {str(length): [_cell(of["exaccerr"], length, 1) for of in measured.values()] for length in lengths},
+        index=list(measured),
+    )
+
+
+def sum_table(measured: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
+    """R and l·ε with their intervals at the longest l, method × whose text."""
+    names = {"along its own responses": "student_text", "along the teacher's": "teacher_text"}
+    return pd.DataFrame(
+        {title: [_cell(of[name], 0, 2) for of in measured.values()] for title, name in names.items()},
+        index=list(measured),
+    )
+
+
+def excess_figure(measured: Mapping[str, Mapping[str, Any]], look: Look) -> Figure:
+    """ExAccErr by length, a line for each method within its 95 % interval."""
+    figure, axes = empty_figure(height=3.2)
+    for role, of in measured.items():
+        curve, (colour, marker) = of["exaccerr"], look[role]
+        lengths = range(1, len(curve["value"]) + 1)
+        every = max(1, len(lengths) // MARKS)
+        line = {"color": colour, "linewidth": 1.4, "marker": marker, "markersize": 4, "markevery": every}
+        axes.plot(lengths, curve["value"], label=role, **line)
+        if "low" in curve:
+            axes.fill_between(lengths, curve["low"], curve["high"], color=colour, alpha=0.15, linewidth=0)
+    axes.set_xlabel("length, tokens")
+    axes.set_ylabel("excess accumulated error, %")
+    legend(axes)
+    return figure
+
+
+def _cell(curve: Mapping[str, Sequence[float]], length: int, digits: int) -> str:
+    """'value [low, high]' at a length; 0 for the longest."""
+    value, *ends = (f"{curve[end][length - 1]:.{digits}f}" for end in ("value", "low", "high") if end in curve)
+    return (value + (f" [{', '.join(ends)}]" if ends else "")).replace("-", "−")

@@ -1,0 +1,59 @@
+"""The report's part on text that no model trained on: loss, perplexity and calibration of the next token."""
+
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from minillm.reporting.plots import Look
+from minillm.reporting.sections.base import Section, doubt_words, with_interval
+from minillm.reporting.sections.calibration import reliability_figure
+
+WORDS = (
+    "Loss: mean of −log probability over the tokens of the first reference of each benchmark prompt, and over those "
+    "of plain text that no model was trained on, in nats per token; perplexity is its exponential. Tokens are those "
+    "of each model's tokenizer: where these differ, compare bits per byte of the text. A method that seeks the "
+    "teacher's modes may answer better with a higher loss. ECE of the next token, from 0 to 1: how far the "
+    "probability of the likeliest next token is from how often it is the right one, over 15 bins of that "
+    "probability. In brackets, 95 % intervals over prompts or, for plain text, over blocks; that of an ECE may lie "
+    "mostly below it, for chance alone makes it too large. In the diagrams, points below the diagonal are more sure "
+    "than right."
+)
+AXIS = "probability of the likeliest token"
+
+
+def held_out_section(inputs: Mapping[str, Path], roles: Sequence[str], look: Look) -> Section | None:
+    """Loss, perplexity and ECE of each method on each benchmark and text; None where they were not measured."""
+    if f"held_out/{roles[0]}" not in inputs:
+        return None
+    measured = {
+        role: json.loads((inputs[f"held_out/{role}"] / "held_out.json").read_text(encoding="utf-8")) for role in roles
+    }
+    tables = {
+        "Loss, nats per token": _table(measured, lambda found: with_interval(found["loss"], 3)),
+        "Bits per byte": _table(measured, lambda found: with_interval(found["bits_per_byte"], 3)),
+        "Perplexity": _table(measured, lambda found: f"{math.exp(found['loss']['value']):.4g}"),
+        "ECE of the next token": _table(measured, lambda found: with_interval(found["ece"], 3)),
+    }
+    figures = {
+        f"held-out-{name}": (
+            f"Reliability of the next token on {name}",
+            reliability_figure({role: sets["texts"][name] for role, sets in measured.items()}, look, AXIS),
+        )
+        for name in measured[roles[0]]["texts"]
+    }
+    sets = [found for of in measured.values() for part in of.values() for found in part.values()]
+    ends = (end for found in sets for what in ("loss", "bits_per_byte", "ece") for end in found[what]["interval"])
+    return Section("Held-out text", WORDS + doubt_words(ends), tables, figures)
+
+
+def _table(measured: Mapping[str, Any], words: Callable[[Mapping[str, Any]], str]) -> pd.DataFrame:
+    """Method × benchmark and text."""
+    rows = {
+        role: {name: words(found) for name, found in {**sets["benchmarks"], **sets["texts"]}.items()}
+        for role, sets in measured.items()
+    }
+    return pd.DataFrame.from_dict(rows, orient="index")

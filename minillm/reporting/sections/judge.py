@@ -1,0 +1,115 @@
+"""The report's part on the judge: ratings against those of the references, and how far to trust them."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from minillm.evaluation.differences import Difference, family
+from minillm.evaluation.uncertainty import adjusted
+from minillm.judging.results import difference, prompt_ratings
+from minillm.reporting.comparison import MEAN
+from minillm.reporting.plots import Look, interval_figure
+from minillm.reporting.sections.base import Section, doubt_words
+
+WORDS = (
+    "{judge} rated each answer of the model beside the reference answer, from 1 to 10, in both orders. Shown is the "
+    "sum of the model's ratings as a share of the sum of the reference's: at 100 % the judge likes both the same. "
+    "In brackets stands the 95 % interval over prompts; * marks p < 0.05, by a sign-flip test over prompts, "
+    "adjusted (Holm) for the differences of the table, those from the teacher among themselves. Order agreement: "
+    "pairs of which it prefers the same one in both orders. First place: points that an answer gains by being shown "
+    "first. Left out: prompts without a rating in both orders. Tokens are those of all answers behind the figures, "
+    "whenever they were paid for."
+)
+
+
+def judge_section(inputs: Mapping[str, Path], roles: Sequence[str], look: Look) -> Section | None:
+    """Tables and a figure of the ratings; None where nothing was judged."""
+    folders = {role: inputs[f"judge/{role}"] for role in roles if f"judge/{role}" in inputs}
+    if not folders:
+        return None
+    results = {role: json.loads((path / "judge.json").read_text(encoding="utf-8")) for role, path in folders.items()}
+    prompts = {role: prompt_ratings(pd.read_parquet(path / "ratings.parquet")) for role, path in folders.items()}
+    cells = {role: _cells(result) for role, result in results.items()}
+    judges = {name for result in results.values() for name in result["answered_by"]}
+    ends = (end for of in cells.values() for cell in of.values() for end in cell["interval"])
+    rated = [row["prompts"] for result in results.values() for row in result["benchmarks"].values()]
+    drawn = {
+        role: {name: {"mean": cell["ratio"], "interval": cell["interval"]} for name, cell in of.items()}
+        for role, of in cells.items()
+    }
+    figure = interval_figure(drawn, "Σ model / Σ reference, %, with 95 % interval over prompts", look)
+    compared = "minillm" if "minillm" in folders else max(folders, key=lambda role: results[role][MEAN]["ratio"])
+    return Section(
+        title="Judge",
+        words=WORDS.format(judge=", ".join(sorted(judges))) + doubt_words(ends, rated),
+        tables={
+            "Σ model / Σ reference, %": ratio_table(cells),
+            f"{compared} minus each other method, points": difference_table(compared, prompts),
+            "How far to trust it, and what it took": trust_table(results),
+        },
+        figures={"judge": ("Ratings by the judge", figure)},
+    )
+
+
+def ratio_table(cells: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> pd.DataFrame:
+    """Method × benchmark and, of several, their mean."""
+    rows = {role: {name: _with_interval(cell) for name, cell in of.items()} for role, of in cells.items()}
+    return pd.DataFrame.from_dict(rows, orient="index")
+
+
+def difference_table(compared: str, prompts: Mapping[str, Mapping[str, pd.DataFrame]]) -> pd.DataFrame:
+    """One method minus each other one, on the same prompts; clear differences are marked with *."""
+    found = {
+        (other, name): difference(*({part: prompts[role][part] for part in parts} for role in (compared, other)))
+        for other in prompts
+        if other != compared
+        for name, parts in _columns(prompts[compared]).items()
+    }
+    p_values = adjusted(
+        [of.p_value if of else None for of in found.values()], [family(compared, other) for other, _ in found]
+    )
+    rows: dict[str, dict[str, str]] = {}
+    for ((other, name), of), p_value in zip(found.items(), p_values, strict=True):
+        words = "–"
+        if of is not None:
+            shown = Difference(compared, other, name, of.value, of.low, of.high, p_value)
+            words = f"{shown}{' *' if shown.clear else ''}"
+        rows.setdefault(other, {})[name] = words
+    return pd.DataFrame.from_dict(rows, orient="index")
+
+
+def trust_table(results: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
+    """Agreement of the two orders, over the benchmarks; what was not rated; what the ratings took."""
+    rows: dict[str, dict[str, str]] = {}
+    for role, result in results.items():
+        of = pd.DataFrame(list(result["benchmarks"].values()))
+        spent = result["spent"]
+        rows[role] = {
+            "order agreement, %": f"{of['order_agreement'].mean():.0f}",
+            "first place, points": f"{of['first_advantage'].mean():+.2f}".replace("-", "−"),
+            "prompts": f"{of['prompts'].sum()}",
+            "left out": f"{of['all_prompts'].sum() - of['prompts'].sum()}",
+            "questions": f"{spent['questions']:,}",
+            "prompt tokens": f"{spent['prompt_tokens']:,}",
+            "completion tokens": f"{spent['completion_tokens']:,}",
+        }
+        if "cost" in spent:
+            rows[role]["cost"] = f"{spent['cost']:.4f}"
+    return pd.DataFrame.from_dict(rows, orient="index")
+
+
+def _cells(result: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    return {name: ({**result["benchmarks"], MEAN: result["mean"]})[name] for name in _columns(result["benchmarks"])}
+
+
+def _columns(benchmarks: Mapping[str, Any]) -> dict[str, list[str]]:
+    """Benchmarks in each column: one each and, where there are several, all of them in the last."""
+    return {name: [name] for name in benchmarks} | ({MEAN: list(benchmarks)} if len(benchmarks) > 1 else {})
+
+
+def _with_interval(cell: Mapping[str, Any]) -> str:
+    interval = "" if None in cell["interval"] else " [{:.1f}, {:.1f}]".format(*cell["interval"])
+    return f"{cell['ratio']:.1f}{interval}"

@@ -1,0 +1,95 @@
+"""Human preference in the report: wins, ties and losses, and how far annotators agree."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from minillm.evaluation.differences import LEVEL, Difference
+from minillm.reporting.plots import Look, empty_figure, legend
+from minillm.reporting.sections.base import Section, doubt_words
+
+TIE = "#C8C8C8"
+LABELLED_SHARE = 8.0
+"""Percent; a narrower part of a bar has no room for its figure."""
+WORDS = (
+    "They saw two answers to each prompt, in random order and without the methods' names, and said which is better. "
+    "Percent with 95 % intervals over prompts; a prompt counts as the mean over its annotators. * marks wins minus "
+    f"losses with p < {LEVEL}, by a sign-flip test over prompts, adjusted (Holm) for the comparisons between "
+    "methods, and for those with the teacher. Cohen's κ is agreement beyond chance: 1 where two annotators always "
+    "agree, 0 where they agree as often as dice would."
+)
+
+
+def preference_section(inputs: Mapping[str, Path], roles: Sequence[str], look: Look) -> Section | None:
+    """What the stage `preference` found, where people compared answers; not all methods need be among them."""
+    del roles
+    if "preference" not in inputs:
+        return None
+    found = json.loads((inputs["preference"] / "preference.json").read_text(encoding="utf-8"))
+    tables = {"Wins, ties and losses": share_table(found["comparisons"])}
+    if found["agreement"]:
+        tables["Agreement of annotators"] = agreement_table(found["agreement"])
+    ends = (row[what]["low"] for row in found["comparisons"] for what in ("win", "tie", "loss", "net"))
+    doubts = doubt_words(ends, (row["prompts"] for row in found["comparisons"]))
+    words = f"Annotators: {', '.join(found['annotators'])}. {WORDS}{doubts}"
+    figure = preference_figure(found["comparisons"], look)
+    return Section("Human preference", words, tables, {"preference": ("Human preference", figure)})
+
+
+def share_table(comparisons: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+    """Shares of each comparison, wins minus losses, and the numbers they were counted on."""
+    rows = {}
+    for row in comparisons:
+        net = Difference(row["method"], row["other"], "", **row["net"])
+        rows[f"{row['method']} against {row['other']}"] = {
+            **{f"{choice}, %": _with_interval(row[choice]) for choice in ("win", "tie", "loss")},
+            "win − loss": f"{net}{' *' if net.clear else ''}",
+            **{counted: str(row[counted]) for counted in ("prompts", "judgements")},
+        }
+    return pd.DataFrame.from_dict(rows, orient="index")
+
+
+def agreement_table(agreement: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+    """Two annotators a row."""
+    rows = {
+        f"{row['first']} and {row['second']}": {
+            "pairs of both": str(row["pairs"]),
+            "same choice, %": f"{row['same']:.1f}",
+            "Cohen's κ": "–" if row["kappa"] is None else f"{row['kappa']:.2f}".replace("-", "−"),
+        }
+        for row in agreement
+    }
+    return pd.DataFrame.from_dict(rows, orient="index")
+
+
+def preference_figure(comparisons: Sequence[Mapping[str, Any]], look: Look) -> Figure:
+    """A bar of wins, ties and losses for each comparison, a winner's part in its colour."""
+    figure, axes = empty_figure(height=1.1 + 0.4 * len(comparisons))
+    for place, row in enumerate(comparisons):
+        parts = [("win", look[row["method"]][0], row["method"]), ("tie", TIE, "tie")]
+        parts.append(("loss", look[row["other"]][0], row["other"]))
+        left = 0.0
+        for choice, colour, winner in parts:
+            share = row[choice]["value"]
+            named = winner in axes.get_legend_handles_labels()[1]
+            bars = axes.barh(place, share, left=left, height=0.7, color=colour, label="_" if named else winner)
+            if share >= LABELLED_SHARE:
+                axes.bar_label(bars, [f"{share:.0f}"], label_type="center", color="black")
+            left += share
+    axes.set_yticks(range(len(comparisons)), [f"{row['method']}\nagainst {row['other']}" for row in comparisons])
+    axes.tick_params(axis="y", length=0)
+    axes.grid(visible=False, axis="y")
+    axes.set_axisbelow(True)
+    axes.set_ylim(len(comparisons) - 0.5, -0.5)
+    axes.set_xlim(0, 100)
+    axes.set_xlabel("better answer, % of prompts")
+    legend(axes)
+    return figure
+
+
+def _with_interval(share: Mapping[str, Any]) -> str:
+    return f"{share['value']:.1f}" + ("" if share["low"] is None else f" [{share['low']:.1f}, {share['high']:.1f}]")

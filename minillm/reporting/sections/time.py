@@ -1,0 +1,44 @@
+"""Section of the report: how long stages took, and what their plan had said."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import pandas as pd
+
+from minillm.reporting.provenance import manifest_of
+from minillm.reporting.sections.base import Section
+
+
+def time_section(inputs: Mapping[str, Path], planned: Mapping[str, float]) -> Section | None:
+    """Seconds planned and taken of every stage behind the report; None where there was no plan of them.
+
+    Args:
+        inputs: Of the report.
+        planned: Seconds by the name of the stage.
+    """
+    taken = {}
+    for path in inputs.values():
+        manifest = manifest_of(path)
+        if manifest is not None and manifest.timings is not None and manifest.label in planned:
+            taken[manifest.label] = manifest.timings
+    if not taken:
+        return None
+    longest_first = sorted(taken, key=lambda label: -taken[label].seconds)
+    table = pd.DataFrame(
+        {
+            label: {
+                "planned, s": f"{planned[label]:.0f}",
+                "taken, s": f"{taken[label].seconds:.0f}",
+                "planned / taken": f"{planned[label] / taken[label].seconds:.2f}",
+            }
+            for label in longest_first
+        }
+    ).T
+    before, after = sum(planned[label] for label in taken), sum(timings.seconds for timings in taken.values())
+    words = (
+        f"`--plan` said {before:.0f} s for these stages together, before any of them ran; they took {after:.0f} s "
+        f"({before / after - 1:+.0%} planned against taken). Stages that ran at once are added up."
+    )
+    if again := [label for label, timings in taken.items() if timings.attempt > 1]:
+        words += f" Of {', '.join(again)} only the last attempt is counted."
+    return Section("Time, planned and taken", words, {"Seconds of each stage": table})

@@ -1,0 +1,1 @@
+"""Variants of one configuration in one table."""

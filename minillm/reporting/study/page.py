@@ -1,0 +1,180 @@
+"""A study as a page, as Markdown with the same content, and as what is read at a glance.
+
+The numbers come from `variants`, the looks from the report's templates and plots.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from minillm.durable import write_atomically
+from minillm.evaluation.differences import Difference
+from minillm.reporting import plots
+from minillm.reporting.comparison import MEAN
+from minillm.reporting.rendering import render, save_figures
+from minillm.reporting.sections.base import doubt_words
+from minillm.reporting.study.variants import Curve, StudyComparison
+from minillm.stages import StudyReport
+
+SHOWN_CURVES = (*plots.DIVERGENCE_CURVES, "train/response_tokens", "valid/rouge_l", "valid/rouge_l_characters")
+MARKS = 8
+"""Markers on a curve too long to mark each point."""
+
+
+def write(
+    comparison: StudyComparison, settings: StudyReport, curves: Mapping[str, Mapping[str, Curve]], output: Path
+) -> tuple[str, list[str]]:
+    """Write study.html, study.md and the plots.
+
+    Args:
+        comparison: The variants.
+        settings: What the study is called, and what was changed.
+        curves: Of training, by metric and variant.
+        output: An empty folder.
+
+    Returns:
+        The Markdown without figures, to read at a glance, and the sentences of the verdict.
+    """
+    sentences = [*verdict(comparison), *_missing(settings)]
+    page = {
+        "name": settings.name,
+        "base": settings.base,
+        "method": settings.method,
+        "measure": comparison.measure,
+        "baseline": settings.baseline,
+        "seeds": settings.seeds,
+        "sentences": sentences,
+        "changes": change_table(settings),
+        "scores": score_table(comparison),
+        "differences": difference_table(comparison),
+        "doubt_words": doubt_words(
+            (found.low for found in comparison.estimates.values()),
+            (of.shape[1] for of in comparison.scores[comparison.baseline].values()),
+        ),
+        "by_seed": seed_table(comparison, settings.seeds),
+        "drawn": save_figures(draw(comparison, settings, curves), output),
+    }
+    for name in ("study.md", "study.html"):
+        write_atomically(output / name, render(name, page | {"glance": False}))
+    return render("study.md", page | {"glance": True}), sentences
+
+
+def verdict(comparison: StudyComparison) -> list[str]:
+    """The baseline's mean, and which variants are above it, below it, or neither that can be told."""
+    base = comparison.estimates[comparison.baseline, MEAN]
+    means = [comparison.differences[variant, MEAN] for variant in comparison.others]
+    groups = {
+        f"Above {comparison.baseline}": [d for d in means if d.clear and d.value > 0],
+        f"Below {comparison.baseline}": [d for d in means if d.clear and d.value < 0],
+        "Not distinguishable from it": [d for d in means if not d.clear],
+    }
+    first = f"{comparison.baseline}: {comparison.measure} {_score(base.value, base.low, base.high)}."
+    return [first, *(f"{words}: {'; '.join(map(_named, of))}." for words, of in groups.items() if of)]
+
+
+def change_table(settings: StudyReport) -> pd.DataFrame:
+    """What each variant changes of the base."""
+    rows = {name: [", ".join(changes) or "–"] for name, changes in settings.changes.items()}
+    return pd.DataFrame.from_dict(rows, orient="index", columns=["changes"], dtype=str)
+
+
+def score_table(comparison: StudyComparison) -> pd.DataFrame:
+    """Variant × benchmark and their mean, 'mean [low, high]' of the score."""
+    estimates = comparison.estimates
+    cells = {key: _score(found.value, found.low, found.high) for key, found in estimates.items()}
+    return _table(cells, comparison.variants, list(comparison.columns))
+
+
+def difference_table(comparison: StudyComparison) -> pd.DataFrame:
+    """Variant × benchmark and their mean, minus the baseline, clear ones marked with *; last, the mean's p-value."""
+    cells = {key: f"{d}{' *' if d.clear else ''}" for key, d in comparison.differences.items()}
+    table = _table(cells, comparison.others, list(comparison.columns))
+    table["p"] = [_probability(comparison.differences[variant, MEAN]) for variant in comparison.others]
+    return table
+
+
+def seed_table(comparison: StudyComparison, seeds: Sequence[int]) -> pd.DataFrame:
+    """The mean over benchmarks of every variant with each training seed."""
+    rows = {variant: [f"{value:.1f}" for value in comparison.by_seed(variant, MEAN)] for variant in comparison.variants}
+    return pd.DataFrame.from_dict(rows, orient="index", columns=[f"seed {seed}" for seed in seeds], dtype=str)
+
+
+def draw(
+    comparison: StudyComparison, settings: StudyReport, curves: Mapping[str, Mapping[str, Curve]]
+) -> dict[str, tuple[str, Figure]]:
+    """Title and figure by the name of its file."""
+    look = plots.looks([comparison.baseline, *comparison.others])
+    figures: dict[str, tuple[str, Figure]] = {}
+    if comparison.others:
+        figures["differences"] = (f"Difference from {comparison.baseline}", difference_figure(comparison, look))
+    if settings.points is not None and settings.parameter is not None:
+        title = f"{comparison.measure} by {settings.parameter.rpartition('.')[2]}"
+        figures["parameter"] = (title, parameter_figure(comparison, settings.points, settings.parameter))
+    for metric in SHOWN_CURVES:
+        if metric in curves:
+            figure = plots.curve_figure(metric, curves[metric], look, MARKS)
+            figures[metric.replace("/", "-")] = (f"{plots.CURVES[metric]}, mean over training seeds", figure)
+    return figures
+
+
+def difference_figure(comparison: StudyComparison, look: plots.Look) -> Figure:
+    """How far every variant is from the baseline on every benchmark, with intervals."""
+    cells = {
+        variant: {column: _cell(comparison.differences[variant, column]) for column in comparison.columns}
+        for variant in comparison.others
+    }
+    figure = plots.interval_figure(
+        cells, f"{comparison.measure} minus that of {comparison.baseline}, 95 % interval", look
+    )
+    figure.axes[0].axvline(0, color=plots.INK, linewidth=0.8)
+    return figure
+
+
+def parameter_figure(comparison: StudyComparison, points: Mapping[str, float], parameter: str) -> Figure:
+    """The score over the number that variants differ in: every benchmark, and their mean with its band."""
+    figure, axes = plots.empty_figure(height=3.2)
+    order = sorted(points, key=points.__getitem__)
+    places = [points[variant] for variant in order]
+    look = plots.looks([MEAN, *(column for column in comparison.columns if column != MEAN)])
+    for column in comparison.columns:
+        found = [comparison.estimates[variant, column] for variant in order]
+        colour, marker = look[column]
+        width = 2 if column == MEAN else 1
+        axes.plot(places, [of.value for of in found], color=colour, marker=marker, ms=4, lw=width, label=column)
+        if column == MEAN and all(of.low is not None for of in found):
+            low, high = [of.low for of in found], [of.high for of in found]
+            axes.fill_between(places, low, high, color=colour, alpha=0.2, linewidth=0)  # type: ignore[arg-type]
+    axes.set_xlabel(parameter)
+    axes.set_ylabel(f"{comparison.measure} (0–100)")
+    plots.legend(axes)
+    return figure
+
+
+def _missing(settings: StudyReport) -> list[str]:
+    return [f"Left out, for runs of theirs failed: {', '.join(settings.missing)}."] if settings.missing else []
+
+
+def _table(cells: Mapping[tuple[str, str], str], rows: Sequence[str], columns: list[str]) -> pd.DataFrame:
+    found = {row: [cells[row, column] for column in columns] for row in rows}
+    return pd.DataFrame.from_dict(found, orient="index", columns=columns, dtype=str)
+
+
+def _score(value: float, low: float | None, high: float | None) -> str:
+    return f"{value:.1f}" + ("" if low is None else f" [{low:.1f},\u00a0{high:.1f}]")
+
+
+def _cell(difference: Difference) -> dict[str, Any]:
+    return {"mean": difference.value, "interval": [difference.low, difference.high]}
+
+
+def _named(difference: Difference) -> str:
+    return f"{difference.method} ({difference}, p\u00a0{_probability(difference)})"
+
+
+def _probability(difference: Difference) -> str:
+    if difference.p_value is None:
+        return "unknown"
+    return "<\u00a00.001" if difference.p_value < 0.001 else f"{difference.p_value:.3f}"

@@ -1,0 +1,110 @@
+"""Stage study: the scores of every run of a study become a table, differences from the baseline, plots and a page."""
+
+import json
+from dataclasses import asdict
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from minillm.durable import write_atomically
+from minillm.errors import StageError
+from minillm.evaluation.uncertainty import prompt_scores
+from minillm.reporting.comparison import WORDS
+from minillm.reporting.study.page import write
+from minillm.reporting.study.variants import Curve, StudyComparison
+from minillm.stages import Job, StudyReport, Summary
+from minillm.store.artifacts import METRICS
+from minillm.worker.progress import read_metrics
+
+
+def run(job: Job[StudyReport]) -> Summary:
+    """Write results.csv, results.json, plots, study.md and study.html, and return the table's numbers."""
+    settings = job.settings
+    comparison = StudyComparison(read_scores(job, settings), settings.baseline, read_measure(job))
+    comparison.frame(settings.seeds).to_csv(job.output / "results.csv", index=False)
+    glance, sentences = write(comparison, settings, training_curves(job, settings), job.output)
+    results = {
+        "name": settings.name,
+        "verdict": sentences,
+        "baseline": settings.baseline,
+        "changes": settings.changes,
+        "seeds": settings.seeds,
+        "missing": settings.missing,
+        "scores": [
+            {"variant": variant, "benchmark": column, "by_seed": comparison.by_seed(variant, column)} | asdict(found)
+            for (variant, column), found in comparison.estimates.items()
+        ],
+        "differences": [asdict(difference) for difference in comparison.differences.values()],
+        "glance": glance,
+    }
+    write_atomically(job.output / "results.json", json.dumps(results, indent=2))
+    return _summary(comparison) | {"verdict": " ".join(sentences)}
+
+
+def read_scores(job: Job[StudyReport], settings: StudyReport) -> dict[str, dict[str, NDArray[np.float64]]]:
+    """Scores of the prompts that count in every run, (s, n) by variant and benchmark.
+
+    Raises:
+        StageError: No prompt of a benchmark counts in every run.
+    """
+    read = {
+        (variant, seed): prompt_scores(pd.read_parquet(job.inputs[f"score/{variant}/{seed}"] / "scores.parquet"))
+        for variant in settings.changes
+        for seed in settings.seeds
+    }
+    scores: dict[str, dict[str, NDArray[np.float64]]] = {variant: {} for variant in settings.changes}
+    for name in next(iter(read.values())):
+        table = pd.DataFrame({run: of[name] for run, of in read.items()}).dropna()
+        if table.empty:
+            raise StageError(f"benchmark {name}: no prompt counts in every run; lower its min_reference_tokens")
+        for variant in settings.changes:
+            scores[variant][name] = table[[(variant, seed) for seed in settings.seeds]].to_numpy(dtype=float).T
+    return scores
+
+
+def read_measure(job: Job[StudyReport]) -> str:
+    """What the scores are, in words."""
+    path = next(path for name, path in job.inputs.items() if name.startswith("score/"))
+    benchmarks = json.loads((path / "table.json").read_text(encoding="utf-8"))["benchmarks"].values()
+    metrics = {row["metric"] for row in benchmarks}
+    return WORDS[metrics.pop()] if len(metrics) == 1 else "Score"
+
+
+def training_curves(job: Job[StudyReport], settings: StudyReport) -> dict[str, dict[str, Curve]]:
+    """The mean over seeds, by metric and variant, where all of them have it.
+
+    Seeds log at steps of their own (see `minillm.worker.progress`); between them a curve is a straight line.
+    """
+    found: dict[str, dict[str, Curve]] = {}
+    for variant in settings.changes:
+        curves: dict[str, list[Curve]] = {}
+        for seed in settings.seeds:
+            points: dict[str, Curve] = {}
+            for step, name, value in read_metrics(job.inputs[f"train/{variant}/{seed}"] / METRICS):
+                points.setdefault(name, []).append((step, value))
+            for name, of_seed in points.items():
+                curves.setdefault(name, []).append(of_seed)
+        for name, of_seeds in curves.items():
+            if len(of_seeds) == len(settings.seeds):
+                found.setdefault(name, {})[variant] = _mean_curve(of_seeds)
+    return found
+
+
+def _mean_curve(curves: list[Curve]) -> Curve:
+    """From the step where the last one begins to that where the first one ends, at every step that any has."""
+    first, last = max(curve[0][0] for curve in curves), min(curve[-1][0] for curve in curves)
+    steps = sorted({step for curve in curves for step, _ in curve if first <= step <= last})
+    of_seeds = [np.interp(steps, [step for step, _ in curve], [value for _, value in curve]) for curve in curves]
+    return list(zip(steps, np.mean(of_seeds, axis=0).tolist(), strict=True))
+
+
+def _summary(comparison: StudyComparison) -> Summary:
+    summary: Summary = {}
+    for (variant, column), found in comparison.estimates.items():
+        summary[f"score/{variant}/{column}"] = found.value
+    for (variant, column), difference in comparison.differences.items():
+        summary[f"difference/{variant}/{column}"] = difference.value
+        if difference.p_value is not None:
+            summary[f"p_value/{variant}/{column}"] = difference.p_value
+    return summary

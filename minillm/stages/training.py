@@ -1,0 +1,42 @@
+"""Stages that train, and the responses of the teacher that one kind of training reads."""
+
+from typing import ClassVar, Literal
+
+from minillm.config import Method, Training
+from minillm.stages.base import Stage
+
+
+class Train(Stage):
+    """Train one model by one method.
+
+    Inputs: `tokenizer`, `examples`; `weights` (initial model, unless `model.architecture`); `teacher` where the
+    method compares with it; `responses` for `text: teacher`; `plain_text` where it has a weight.
+    """
+
+    kind: ClassVar[str] = "train"
+    module: ClassVar[str] = "minillm.training.trainer"
+    shares_work: ClassVar[bool] = True
+    role: str
+    """What the trained model is called in logs and tables: teacher, initial, sft, minillm …"""
+    method: Method
+    architecture: dict | None
+    """Of a model to initialise at random; None where `weights` is an input."""
+    max_tokens: int
+    validation_prompts: int
+    seed: int
+
+
+class Respond(Stage):
+    """Generate the teacher's responses to the training prompts (SeqKD). Inputs: `model`, `tokenizer`, `examples`."""
+
+    kind: ClassVar[str] = "respond"
+    module: ClassVar[str] = "minillm.generation.responding"
+    shares_work: ClassVar[bool] = True
+    max_tokens: int
+    precision: Literal["float32", "bfloat16"]
+    seed: int
+
+
+def training_only(training: Training) -> Method:
+    """The method of plain fine-tuning on D: teacher and initial student."""
+    return Method(text="dataset", divergence="cross_entropy", training=training)

@@ -1,0 +1,124 @@
+"""What a worker tells the outside: lines in its log and an append-only metrics.jsonl."""
+
+import json
+import logging
+import os
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
+
+from minillm.store.artifacts import METRICS
+
+LOGGER = logging.getLogger(__name__)
+_TOLD: set[Path] = set()
+"""Files of whose damaged lines this process has told."""
+
+
+class Line(BaseModel):
+    """One line of metrics.jsonl or system_metrics.jsonl."""
+
+    model_config = ConfigDict(strict=True)
+
+    time: FiniteFloat
+    """Unix time, seconds."""
+    step: int = Field(ge=0, lt=2**63)
+    total: int = Field(default=0, ge=0)
+    """Steps in all; 0 where nobody knows."""
+    metrics: dict[str, float]
+
+
+class Progress:
+    """Writes progress and metrics of one stage; does nothing on processes other than rank 0.
+
+    A line is {"time", "step", "total", "metrics": {name: value}}. A resumed stage repeats the steps since its last
+    checkpoint; readers keep the last value of a (name, step).
+    """
+
+    def __init__(self, output: Path, total: int, unit: str) -> None:
+        self.path = output / METRICS
+        self.total = total
+        self.unit = unit
+        self.silent = int(os.environ.get("RANK", "0")) != 0
+        self._started = time.monotonic()
+        self._first_step: int | None = None
+        self._last_line = 0.0
+
+    def log(self, step: int, metrics: Mapping[str, float] | None = None) -> None:
+        """Append metrics of a step, and every two seconds, at metrics worth a line and at the end, say so.
+
+        A step without metrics that is not said leaves no trace.
+        """
+        now = time.monotonic()
+        said = step >= self.total or now - self._last_line >= 2.0 or any(n.startswith("valid/") for n in metrics or {})
+        if self.silent or not (said or metrics):
+            return
+        record = {"time": time.time(), "step": step, "total": self.total, "metrics": dict(metrics or {})}
+        append_line(self.path, record)
+        if self._first_step is None:
+            self._first_step, self._started = step, now
+        if said:
+            self._last_line = now
+            print(self._line(step, record["metrics"], now - self._started), flush=True)
+
+    def _line(self, step: int, metrics: Mapping[str, float], elapsed: float) -> str:
+        filled = round(20 * step / max(self.total, 1))
+        done = step - (self._first_step or 0)
+        left = f", {elapsed / done * (self.total - step):.0f} s left" if done and step < self.total else ""
+        values = "  ".join(f"{name} {value:.4g}" for name, value in metrics.items())
+        return f"[{'█' * filled}{'·' * (20 - filled)}] {step}/{self.total} {self.unit}{left}  {values}"
+
+
+def append_line(path: Path, value: Mapping[str, Any]) -> None:
+    """Append a JSON object as a line of its own, whatever stands before it.
+
+    A full disk or a power cut leaves half a line at the end, or zeros. It is ended rather than cut off: the file only
+    ever grows, so that a reader's place in it stays right, and both go in one write.
+    """
+    line = json.dumps(value).encode() + b"\n"
+    with path.open("ab+") as stream:
+        if stream.seek(0, os.SEEK_END):
+            stream.seek(-1, os.SEEK_END)
+            line = line if stream.read(1) == b"\n" else b"\n" + line
+        stream.write(line)
+
+
+def read_lines(path: Path, offset: int = 0) -> tuple[list[Line], int]:
+    """Read the whole lines after an offset. Skip damaged lines and warn once per file.
+
+    Args:
+        path: A metrics.jsonl or system_metrics.jsonl, which may be growing.
+        offset: In bytes; the end of a line.
+
+    Returns:
+        The lines, and the offset behind the last whole one.
+    """
+    with path.open("rb") as stream:
+        stream.seek(offset)
+        data = stream.read()
+    whole = data[: data.rfind(b"\n") + 1]
+    lines: list[Line] = []
+    damaged: list[bytes] = []
+    for text in whole.split(b"\n")[:-1]:
+        try:
+            lines.append(Line.model_validate_json(text))
+        except ValidationError:
+            damaged.append(text)
+    if damaged and path not in _TOLD:
+        _TOLD.add(path)
+        LOGGER.warning(
+            "%s: skipped %d line(s) that are no records (a full disk or a power cut leaves such); the first begins %r",
+            path,
+            len(damaged),
+            damaged[0][:40],
+        )
+    return lines, offset + len(whole)
+
+
+def read_metrics(path: Path) -> Iterator[tuple[int, str, float]]:
+    """(step, name, value) of a metrics.jsonl, the last value of each (name, step), in the order of steps."""
+    latest = {(line.step, name): value for line in read_lines(path)[0] for name, value in line.metrics.items()}
+    for (step, name), value in sorted(latest.items()):
+        yield step, name, value

@@ -1,0 +1,181 @@
+"""Settings of Prefect, MLflow and their neighbours, as environment variables, set before any of them is imported."""
+
+import contextlib
+import functools
+import os
+import sys
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from minillm.durable import make_folder
+from minillm.errors import ConfigError, StageError
+from minillm.worker.startup import load
+from tasks.environment.credentials import running, running_at
+
+PREFECT_UI = os.environ.get("MINILLM_PREFECT_UI") or "http://127.0.0.1:4200"
+"""Where `make ui` and `make serve` serve Prefect."""
+MLFLOW_UI = os.environ.get("MINILLM_MLFLOW_UI") or "http://127.0.0.1:5000"
+"""Where they serve MLflow."""
+
+PREFECT_DEFAULTS = {
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "DO_NOT_TRACK": "1",
+    "PREFECT_LOGGING_COLORS": "false",
+    "PREFECT_LOGGING_FORMATTERS_STANDARD_FORMAT": "%(asctime)s  %(message)s",
+    "PREFECT_LOGGING_FORMATTERS_STANDARD_FLOW_RUN_FMT": "%(asctime)s  %(flow_name)s: %(message)s",
+    "PREFECT_LOGGING_FORMATTERS_STANDARD_TASK_RUN_FMT": "%(asctime)s  %(task_run_name)s: %(message)s",
+    "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",
+    "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
+    "PREFECT_CLIENT_RETRY_EXTRA_CODES": "500",  # what the server says while its database restarts
+}
+MLFLOW_DEFAULTS = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+}
+
+
+HOME_FOLDERS = {
+    "PREFECT_HOME": "~/.prefect",
+    "XDG_CACHE_HOME": "~/.cache",
+    "XDG_CONFIG_HOME": "~/.config",
+    "TRITON_HOME": "~/.triton",
+}
+"""Where Prefect, and then Hugging Face, matplotlib and Triton keep files unless told otherwise."""
+LOOPBACK = ("localhost", "127.0.0.1")
+"""This machine's names, under which its servers answer; `::1` is none of theirs, as they listen on IPv4."""
+PLACES = (
+    "PREFECT_API_URL",
+    "PREFECT_API_AUTH_STRING",
+    "PREFECT_PROFILE",
+    "MLFLOW_TRACKING_URI",
+    "MLFLOW_TRACKING_USERNAME",
+    "MLFLOW_TRACKING_TOKEN",
+    "MLFLOW_BACKEND_STORE_URI",
+    *HOME_FOLDERS,
+)
+"""Variables that count as not set where they are empty: for us, for the libraries and for processes started here."""
+
+
+def require_address(kind: str, wanted: str) -> tuple[str, int]:
+    """Host and port at which Prefect or MLflow is to be served.
+
+    Args:
+        kind: `prefect` or `mlflow`.
+        wanted: The address, as its variable says it.
+
+    Raises:
+        ConfigError: It is malformed, or one of IPv6.
+    """
+    name, host, port = f"MINILLM_{kind.upper()}_UI", None, None
+    with contextlib.suppress(ValueError):  # of a port that is no number, and the like
+        place = urlsplit(wanted)
+        more = place.path.strip("/") or place.query or place.fragment or "@" in place.netloc
+        if place.scheme == "http" and not more:
+            host, port = place.hostname, place.port
+    if not host or not port:
+        raise ConfigError(f"{name}: {wanted!r} is no address to serve at; it has the form http://127.0.0.1:4200")
+    if ":" in host:
+        raise ConfigError(f"{name}: nothing is served at addresses of IPv6, as {wanted}; give one of IPv4")
+    return host, port
+
+
+@contextlib.contextmanager
+def refusing(*errors: type[Exception]) -> Iterator[None]:
+    """End the process with a message and status 2 where settings are wrong, or at further errors."""
+    try:
+        yield
+    except (ConfigError, StageError, *errors) as error:
+        print(error, file=sys.stderr)
+        raise SystemExit(2) from error
+
+
+def set_prefect_defaults() -> None:
+    """Set what the user has not set; where `make ui` is running, runs go to its Prefect server and show up live."""
+    _forget_empty()
+    for name, value in PREFECT_DEFAULTS.items():
+        os.environ.setdefault(name, value)
+    reach_this_machine_directly()
+    use_writable_folders()
+    if "PREFECT_API_URL" in os.environ:
+        server = running_at("prefect", os.environ["PREFECT_API_URL"].rstrip("/").removesuffix("/api"))
+        if server is not None:
+            os.environ.setdefault("PREFECT_API_AUTH_STRING", server.login)
+    elif "PREFECT_PROFILE" not in os.environ and (server := running("prefect", PREFECT_UI)) is not None:
+        os.environ |= server.client_environment
+
+
+def load_prefect() -> None:
+    """Import Prefect with these settings; what is wrong with them ends the process with a message."""
+    with refusing():
+        set_prefect_defaults()
+    load("prefect")
+
+
+def set_mlflow_defaults() -> None:
+    """Set what the user has not set: a server that does not answer is given up soon, and one of ours gets its login."""
+    _forget_empty()
+    for name, value in MLFLOW_DEFAULTS.items():
+        os.environ.setdefault(name, value)
+    reach_this_machine_directly()
+    server = running_at("mlflow", os.environ.get("MLFLOW_TRACKING_URI", "").rstrip("/"))
+    if server is not None and not {"MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_TOKEN"} & set(os.environ):
+        os.environ |= server.client_environment
+
+
+@functools.cache
+def mlflow_pages(store: Path) -> str:
+    """Where MLflow's pages of runs in a store are: at the server that this user has running for it, or will have."""
+    server = running("mlflow", MLFLOW_UI, str(store))
+    return MLFLOW_UI if server is None else server.address
+
+
+def reach_this_machine_directly() -> None:
+    """Keep what is for this machine from the user's proxies, in this process and in those that it starts."""
+    proxies = urllib.request.getproxies_environment()
+    if not proxies:
+        return
+    names = [name.strip() for name in proxies.get("no", "").split(",") if name.strip()]
+    if names != ["*"]:
+        direct = ",".join(dict.fromkeys([*names, *LOOPBACK, "::1"]))
+        os.environ |= {"NO_PROXY": direct, "no_proxy": direct}  # libraries differ in which of them they read
+
+
+def _forget_empty() -> None:
+    for name in PLACES:
+        if os.environ.get(name) == "":
+            del os.environ[name]
+
+
+def use_writable_folders() -> None:
+    """Where the user's home takes no files, Prefect's, and the caches of other libraries, go into the default store.
+
+    Raises:
+        StageError: That takes none, either.
+    """
+    home = Path("~/.prefect").expanduser()
+    store = Path(".minillm").resolve()
+    for variable, place in HOME_FOLDERS.items():
+        usual = Path(place).expanduser()
+        if variable in os.environ or _takes_files(usual):
+            continue
+        if not _takes_files(store):
+            raise StageError(f"neither {usual} nor {store} can be written to; set {variable} to a folder that can")
+        instead = store / "home" / usual.name.removeprefix(".")
+        make_folder(instead)
+        os.environ[variable] = str(instead)
+    if os.environ.get("PREFECT_HOME") == str(store / "home" / "prefect") and (home / "profiles.toml").is_file():
+        os.environ.setdefault("PREFECT_PROFILES_PATH", str(home / "profiles.toml"))
+
+
+def _takes_files(folder: Path) -> bool:
+    """Whether files can be made in a folder, or it can be made with them."""
+    try:
+        while not folder.exists():
+            folder = folder.parent
+    except OSError:
+        return False
+    return folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)

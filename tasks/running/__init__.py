@@ -1,0 +1,1 @@
+"""How a stage is found, computed, supervised and planned, whichever it is."""

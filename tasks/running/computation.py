@@ -1,0 +1,184 @@
+"""A stage with its inputs: the key of its result, whether the store has it, and the worker that makes it."""
+
+import contextlib
+import functools
+import importlib.metadata
+import json
+import platform
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+from minillm.config import BaseConfig, Model, Source, Tracked
+from minillm.data.sources import Resolved, fingerprint, resolve
+from minillm.errors import StageError
+from minillm.stages import Job, Stage
+from minillm.store.artifacts import METRICS, Store, disk_full
+from minillm.store.file_versions import Snapshot
+from minillm.store.manifest import Artifact, Origin, Timings, text_digest
+from minillm.store.source_digest import source_digest
+from tasks.running.supervision import run_worker
+
+LIBRARIES = ("torch", "transformers", "tokenizers", "datasets", "deepspeed", "numpy", "pandas", "rouge-score")
+
+SHOWN_FILES = 3
+"""Of those that changed, in a message."""
+
+Input = Artifact | Source | Model
+"""What a stage reads: the result of another stage, or a file, data set or model from outside."""
+
+
+class Computation:
+    """One stage of one configuration, ready to be looked up or computed."""
+
+    def __init__(self, stage: Stage, inputs: Mapping[str, Input], config: Tracked, label: str, store: Store) -> None:
+        """Resolve the inputs and take the key.
+
+        Args:
+            stage: Settings that decide the result.
+            inputs: By the names in the stage's docstring.
+            config: Where and on what to run; it is also kept with the result.
+            label: What the stage is called in logs and pages, e.g. "train minillm".
+            store: Where results are.
+
+        Raises:
+            StageError: A source is not there.
+        """
+        self.stage, self.config, self.label, self.store = stage, config, label, store
+        self.artifacts = {name: value for name, value in inputs.items() if isinstance(value, Artifact)}
+        self.sources = {
+            name: (value, _resolve(value, config)) for name, value in inputs.items() if not isinstance(value, Artifact)
+        }
+        self._read = {name: Snapshot.take(Path(artifact.path)) for name, artifact in self.artifacts.items()}
+        self._read |= {name: resolved.snapshot for name, (_, resolved) in self.sources.items()}
+        self.origin = {
+            "kind": stage.kind,
+            "settings": stage.model_dump(mode="json"),
+            "inputs": {name: artifact.digest for name, artifact in self.artifacts.items()},
+            "sources": {name: resolved.fingerprint for name, (_, resolved) in self.sources.items()},
+            "source_digest": source_digest(stage.module),
+        }
+        self.key = text_digest(self.origin)
+
+    @property
+    def paths(self) -> dict[str, Path]:
+        """Where the inputs are."""
+        artifacts = {name: Path(artifact.path) for name, artifact in self.artifacts.items()}
+        return artifacts | {name: resolved.path for name, (_, resolved) in self.sources.items()}
+
+    def find(self) -> Artifact | None:
+        """The result, if the store has it whole."""
+        return self.store.find(self.stage.kind, self.key)
+
+    @property
+    def metrics(self) -> Path:
+        """Where the worker writes its progress."""
+        return self.work / "output" / METRICS
+
+    def run(self, log: Callable[[str], None], stop: threading.Event) -> float:
+        """Run the worker to its end; the caller holds the key's lock.
+
+        Args:
+            log: Gets each line that the worker writes.
+            stop: When set, the worker is ended.
+
+        Returns:
+            When it began, by the clock that only counts; for `complete`.
+
+        Raises:
+            StageError: Bad input, or a full disk; retrying does not help.
+            WorkerError: The worker died; another attempt continues from its last checkpoint.
+            WorkerStoppedError: It was stopped.
+        """
+        runtime = self.config.runtime
+        if not self.stage.shares_work:
+            runtime = runtime.model_copy(update={"processes": 1, "hostfile": None})
+        started = time.monotonic()
+        with _full_disk_named(self.store):
+            work = self.store.begin(self._becomes())
+            job = Job(
+                kind=self.stage.kind,
+                settings=self.stage,
+                inputs=self.paths,
+                output=work / "output",
+                work=work,
+                runtime=runtime,
+            )
+            try:
+                run_worker(job, log, stop, sampled=self.stage.shares_work and runtime.hostfile is None)
+            except BaseException:
+                if self._written():  # its checkpoints may hold what the key does not say
+                    self.store.abandon(self.stage.kind, self.key)
+                raise
+        return started
+
+    def complete(self, started: float, attempt: int = 1) -> Artifact:
+        """Put what the worker made into the store, if its inputs are still those that the key was taken of.
+
+        Args:
+            started: When `run` began.
+            attempt: Kept with the result.
+
+        Raises:
+            StageError: The disk is full, or an input was written to since the key was taken: nothing is stored.
+        """
+        seconds = time.monotonic() - started
+        if written := self._written():
+            self.store.abandon(self.stage.kind, self.key)
+            names = ", ".join(map(str, written[:SHOWN_FILES])) + (" and others" if len(written) > SHOWN_FILES else "")
+            raise StageError(
+                f"{names} changed while {self.label!r} ran, so what it read is not known; nothing was stored. Run the "
+                "same command again, and leave its files alone meanwhile"
+            )
+        with _full_disk_named(self.store):
+            facts = {
+                **dict(self._becomes()),
+                "versions": versions(),
+                "timings": Timings(started=time.time() - seconds, seconds=seconds, attempt=attempt),
+                "summary": json.loads((self.work / "summary.json").read_text(encoding="utf-8")),
+            }
+            return self.store.complete(self.stage.kind, self.key, facts)
+
+    @property
+    def work(self) -> Path:
+        """Folder that survives a failure: checkpoints, parts already done; `run` makes it."""
+        return self.store.work_path(self.stage.kind, self.key)
+
+    def _becomes(self) -> Origin:
+        taken_of = {name: self.origin[name] for name in ("kind", "settings", "sources", "source_digest")}
+        config = self.config.model_dump(mode="json")
+        return Origin(**taken_of, key=self.key, label=self.label, inputs=self.artifacts, config=config)
+
+    def _written(self) -> list[Path]:
+        """Inputs that are no longer, or may for a while not have been, what the key was taken of.
+
+        The bytes at the end do not tell what was there in between, the times of a file do (see `FileVersion`); where
+        they cannot, because it was written just before or its attributes changed, the bytes are asked.
+        """
+        written = [file for snapshot in self._read.values() for file in snapshot.written()]
+        for source, resolved in self.sources.values():
+            local = source.hub is None  # the fingerprint of others is of their commit
+            if not written and local and not resolved.snapshot.certain:
+                written += [resolved.path] if fingerprint(resolved.path) != resolved.fingerprint else []
+        return written
+
+
+@contextlib.contextmanager
+def _full_disk_named(store: Store) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise disk_full(error, store.root) or error from error
+
+
+@functools.cache
+def versions() -> dict[str, str]:
+    """Of Python and of the libraries that results depend on."""
+    return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in LIBRARIES}
+
+
+def _resolve(source: Source | Model, config: Tracked) -> Resolved:
+    if isinstance(source, Source) and isinstance(config, BaseConfig):
+        return resolve(source, Path(config.data.directory))
+    return resolve(source, Path())

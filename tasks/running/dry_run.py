@@ -1,0 +1,84 @@
+"""A flow's body walked without running it: what the store has, and what would have to be computed.
+
+Stages that only read data are computed all the same, as all else depends on what is in it; the run finds them done.
+"""
+
+import threading
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from prefect import State, Task
+
+from minillm.config import BaseConfig, Tracked
+from minillm.stages import Stage
+from minillm.store.artifacts import Store
+from minillm.store.manifest import Artifact
+from tasks.running.computation import Computation, Input
+
+
+class Pending(Artifact):
+    """The result of a stage that is not in the store."""
+
+    key: str = ""
+    path: str = ""
+    digest: str = ""
+    label: str
+    """What the stage is called."""
+    role: str | None
+    """Model that it trains or measures, where it is about one."""
+
+
+@dataclass(frozen=True)
+class DryStage:
+    """One stage of a flow."""
+
+    label: str
+    stage: Stage
+    inputs: Mapping[str, Input]
+    after: frozenset[str]
+    """Labels of the stages to be computed before it."""
+    found: Artifact | None
+    """Its result, where the store has it."""
+    computation: Computation | None
+    """Where all of its inputs are there."""
+
+
+@dataclass
+class DryRun:
+    """Takes the place of a flow run's session while its body is walked."""
+
+    config: BaseConfig
+    log: Callable[[str], None]
+    """Gets the lines of the stages that read data."""
+    stages: list[DryStage] = field(default_factory=list)
+    """In the order of the flow."""
+
+    def __post_init__(self) -> None:
+        self.store = Store(self.config.runtime.store)
+        self._waits: frozenset[str] = frozenset()
+
+    def submit(
+        self, task: Task[..., Any], config: Tracked, *inputs: Any, wait_for: Iterable[Any] = (), **named: Any
+    ) -> Any:
+        """Call a task's function at once, with results or pending ones as inputs."""
+        self._waits = frozenset(value.label for value in wait_for if isinstance(value, Pending))
+        value = task.fn(config, *inputs, **named)
+        return value.data if isinstance(value, State) else value
+
+    def compute(self, stage: Stage, inputs: Mapping[str, Input], config: Tracked, label: str) -> Artifact:
+        """Find the result of a stage in the store, read it now, or promise it."""
+        pending = {value.label for value in inputs.values() if isinstance(value, Pending)}
+        computation = None if pending else Computation(stage, inputs, config, label, self.store)
+        found = None
+        if computation is not None:
+            with self.store.lock(computation.key):
+                found = computation.find()
+                if found is None and stage.reads_only:
+                    self.log(f"reading the data: {label}")
+                    started = computation.run(self.log, threading.Event())
+                    found = computation.complete(started)
+        self.stages.append(DryStage(label, stage, inputs, self._waits | pending, found, computation))
+        if found is not None:
+            return found
+        return Pending(kind=stage.kind, label=label, role=getattr(stage, "role", None))

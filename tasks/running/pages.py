@@ -1,0 +1,121 @@
+"""What Prefect's pages show of a stage while it runs: how far it is, and where its tracked run is."""
+
+import contextvars
+import logging
+import re
+import threading
+from pathlib import Path
+from typing import Self, cast
+from uuid import UUID
+
+import httpx
+from prefect.artifacts import (
+    create_link_artifact,
+    create_markdown_artifact,
+    create_progress_artifact,
+    update_progress_artifact,
+)
+
+from minillm.redaction import redacted, without_known_secrets
+from minillm.store.manifest import Artifact
+from minillm.worker.progress import read_lines
+from tasks.tracking.outbox import Outbox
+
+EVERY_SECONDS = 5.0
+LAST_SECONDS = 5.0
+"""Longest time that a stage, when it has ended, waits for its page."""
+NEAR_END = 65536
+"""Bytes of metrics.jsonl that are read for the share done."""
+LOGGER = logging.getLogger("prefect.pages")
+
+
+class StagePage:
+    """Artifacts of one attempt at a stage, kept up to date while it runs.
+
+    They are written in the background: a server that is slow or gone neither delays the stage nor fails it.
+    """
+
+    def __init__(self, metrics: Path, outbox: Outbox, record: str, label: str) -> None:
+        self._metrics, self._outbox, self._record, self._label = metrics, outbox, record, label
+        self._progress: UUID | None = None
+        self._linked = False
+        self._ended = threading.Event()
+        here = contextvars.copy_context()  # tells Prefect whose artifacts they are
+        self._thread = threading.Thread(target=here.run, args=(self._follow,), name=f"page of {label}", daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self._thread.join(LAST_SECONDS)
+
+    def _follow(self) -> None:
+        while not self._ended.wait(EVERY_SECONDS):
+            self._update()
+        self._update()
+
+    def _update(self) -> None:
+        try:
+            self._show_progress()
+            self._show_link()
+        except Exception as error:
+            LOGGER.debug("Prefect's page of %s: %s", self._label, error)
+
+    def _show_progress(self) -> None:
+        share = _share_done(self._metrics)
+        if share is None:
+            return
+        if self._progress is None:
+            created = create_progress_artifact(share, page_key(f"progress {self._label}"), self._label)
+            self._progress = cast(UUID, created)  # typed for callers in an event loop, too
+        else:
+            update_progress_artifact(self._progress, share)
+
+    def _show_link(self) -> None:
+        url = self._outbox.sent(self._record).url
+        if url is not None and not self._linked:
+            create_link_artifact(redacted(url), f"{self._label} in MLflow", page_key(f"mlflow {self._label}"))
+            self._linked = True
+
+
+def show_page(markdown: str, words: str, description: str) -> None:
+    """A page in Prefect; what it tells stands elsewhere, too, so a server that is gone fails nothing.
+
+    Args:
+        markdown: The page. Texts of others in it are shown as they are, but for secrets of this process.
+        words: What its key is made of.
+        description: Its heading.
+    """
+    try:
+        create_markdown_artifact(without_known_secrets(markdown), page_key(words), redacted(description))
+    except httpx.HTTPError as error:
+        LOGGER.warning("Prefect does not show %r: %s", description, error)
+
+
+def show_texts(artifact: Artifact, label: str) -> None:
+    """What an artifact tells in Markdown (the table of dropped rows, the report, a model's card), as a page."""
+    for path in sorted(Path(artifact.path).glob("*.md")):
+        show_page(path.read_text(encoding="utf-8"), label, f"{label}: {path.name}")
+
+
+def page_key(words: str) -> str:
+    """Words as a key that Prefect accepts: lowercase letters, digits and dashes."""
+    return re.sub(r"[^a-z0-9]+", "-", words.lower()).strip("-")
+
+
+def _share_done(metrics: Path) -> float | None:
+    """Per cent done, from the last whole line of metrics.jsonl; None before there is one."""
+    if not metrics.exists():
+        return None
+    lines, _ = read_lines(metrics, _line_start(metrics))
+    return min(100.0, 100.0 * lines[-1].step / max(lines[-1].total, 1)) if lines else None
+
+
+def _line_start(path: Path) -> int:
+    """Offset of a line near the end."""
+    start = max(0, path.stat().st_size - NEAR_END)
+    with path.open("rb") as stream:
+        stream.seek(start)
+        return start + len(stream.readline()) if start else 0

@@ -1,0 +1,243 @@
+"""What the stages of one flow run share: store, tracked run, limit on parallel work, and the way to stop."""
+
+import contextlib
+import contextvars
+import itertools
+import signal
+import threading
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from types import FrameType
+from typing import Any
+
+from prefect import State, Task
+from prefect.futures import PrefectFuture
+from prefect.runtime import flow_run
+
+from minillm.config import Tracked
+from minillm.errors import StageError
+from minillm.redaction import redact_error
+from minillm.stages import Stage
+from minillm.store.artifacts import Store
+from minillm.store.manifest import Artifact
+from tasks.running.computation import Computation, Input
+from tasks.running.dry_run import DryRun
+from tasks.running.stage_run import StageRun
+from tasks.running.supervision import GRACE_SECONDS
+from tasks.tracking import contents
+from tasks.tracking.connection import Tracker, require_server
+from tasks.tracking.outbox import Outbox
+from tasks.tracking.records import Sent, server_in_use
+
+TOLD = 10
+"""Tracked runs that MLflow has not got whole and that are named at the end."""
+_CURRENT: contextvars.ContextVar["Session | DryRun | None"] = contextvars.ContextVar("session", default=None)
+"""Of the flow run around; Prefect's tasks, and what they start, run in copies of its context."""
+
+
+class Stop(threading.Event):
+    """Set by itself, or with that of the flow run that started this one."""
+
+    def __init__(self, parent: threading.Event | None) -> None:
+        super().__init__()
+        self._parent = parent
+
+    def is_set(self) -> bool:
+        """Whether work is to end."""
+        return super().is_set() or (self._parent is not None and self._parent.is_set())
+
+
+class Session:
+    """One flow run's shared state; `tracked` opens it."""
+
+    def __init__(
+        self, config: Tracked, flow_run_id: str, flow_run_name: str, at_once: int, parent: "Session | None"
+    ) -> None:
+        self.flow_run_id = flow_run_id
+        self.flow_run_name = flow_run_name
+        self.parent = parent
+        """Session of the flow run that started this one."""
+        self._name = config.name
+        self.store = Store(config.runtime.store)
+        self.outbox = Outbox(self.store.root / "tracking", Tracker(self.store.root))
+        self.outbox.open(flow_run_id, contents.flow_run(config, flow_run_id, flow_run_name))
+        self.slots = threading.BoundedSemaphore(at_once)
+        self.stop = Stop(parent.stop if parent is not None else None)
+        self.futures: list[PrefectFuture[Any]] = []
+        """Of all stages submitted."""
+        self.failures: dict[str, str] = {}
+        """What went wrong, by the name of the stage."""
+        self.stages: dict[str, str] = {}
+        """Record of each stage's tracked run, by the name of the stage."""
+        self.computed: set[str] = set()
+        """Names of the stages that were not in the store."""
+        self.started = time.monotonic()
+        self.runs: dict[str, Sent] = {}
+        """Tracked runs of the flow runs started by this one, by their names."""
+        self.troubles: dict[str, str] = {}
+        """Why MLflow has not all of the tracked runs, those of flow runs started by this one among them."""
+        self.next_step = ""
+        """What to type next: the last line on the console."""
+        self._idle = threading.Condition()
+        self._running = 0
+
+    def submit(
+        self, task: Task[..., Any], config: Tracked, *inputs: Any, wait_for: Iterable[Any] = (), **named: Any
+    ) -> PrefectFuture[Any]:
+        """Start a stage's task in the background, once its inputs and `wait_for` are there."""
+        future = task.with_options(retries=config.runtime.retries).submit(config, *inputs, wait_for=wait_for, **named)
+        self.futures.append(future)
+        return future
+
+    def compute(self, stage: Stage, inputs: Mapping[str, Input], config: Tracked, label: str) -> Artifact | State:
+        """Find the artifact of a stage in the store, then in a state named Cached, or compute it.
+
+        Args:
+            stage: Settings that decide the result.
+            inputs: By the names in the stage's docstring.
+            config: Where and on what to run; it is also kept with the result.
+            label: What the stage is called in logs and pages.
+
+        Raises:
+            StageError: Bad input; retrying does not help.
+            WorkerError: The worker died; a retry continues from its last checkpoint.
+        """
+        with self.counted():
+            try:
+                result = StageRun(self, Computation(stage, inputs, config, label, self.store)).result()
+            except StageError as error:
+                self.failures[label] = str(error)
+                raise
+            except Exception as error:
+                redact_error(error)  # its words go into Prefect's states
+                self.failures[label] = repr(error)
+                raise
+            self.failures.pop(label, None)  # of an earlier attempt
+            return result
+
+    @contextlib.contextmanager
+    def counted(self) -> Iterator[None]:
+        """Counts a stage that is being looked up or computed."""
+        with self._idle:
+            self._running += 1
+        try:
+            yield
+        finally:
+            with self._idle:
+                self._running -= 1
+                self._idle.notify_all()
+
+    def close(self, status: str) -> None:
+        """Wait for stages that are being stopped, give the tracked run its end, and send what is left."""
+        with self._idle:
+            self._idle.wait_for(lambda: self._running == 0, GRACE_SECONDS + 10)
+        with self.outbox.change(self.flow_run_id) as wanted:
+            wanted.status, wanted.ended = status, time.time()
+        self.outbox.close()
+        self.troubles |= self.outbox.troubles()
+        if self.parent is not None:
+            self.parent.runs[self.flow_run_name] = self.outbox.sent(self.flow_run_id)
+            self.parent.troubles |= self.troubles
+        else:
+            self._tell_where_runs_are()
+            if self.next_step:
+                print(f"\n{self.next_step}\n")
+
+    def _tell_where_runs_are(self) -> None:
+        """The last lines on the console: what became of the tracked runs."""
+        if not self.troubles:
+            print(f"{'tracked runs':<16} MLflow, experiment {self._name}; `make ui` shows them beside Prefect's")
+            return
+        print(f"{'tracked runs':<16} not all in MLflow ({server_in_use()}):")
+        for name, why in itertools.islice(self.troubles.items(), TOLD):
+            print(f"{'':<16} {name}: {why}")
+        print(
+            f"{'':<16} {len(self.troubles)} in all; `python -m flows.store --store {self.store.root} ls` lists them, "
+            "the next run sends them again, and their results stay in the store"
+        )
+
+
+def current() -> "Session | DryRun":
+    """Return the session of the flow run that the calling task belongs to, or the dry run that calls it.
+
+    Raises:
+        RuntimeError: There is none.
+    """
+    session = _CURRENT.get()
+    if session is None:
+        raise RuntimeError("stages run inside `with tracked(config)` in the flow's body")
+    return session
+
+
+def require_store(config: Tracked) -> None:
+    """Look, before anything starts, whether results and tracked runs can be kept.
+
+    Raises:
+        StageError: The store cannot be written to, or MLFLOW_TRACKING_URI is no place for tracked runs.
+    """
+    Store(config.runtime.store)
+    require_server()
+
+
+@contextlib.contextmanager
+def walked(dry_run: DryRun) -> Iterator[None]:
+    """Stages submitted inside are looked up by a dry run, and none that takes long is computed."""
+    token = _CURRENT.set(dry_run)
+    try:
+        yield
+    finally:
+        _CURRENT.reset(token)
+
+
+@contextlib.contextmanager
+def tracked(config: Tracked, at_once: int | None = None) -> Iterator[Session]:
+    """Open the session of this flow run: a tracked run around its stages, and workers that end with it.
+
+    Args:
+        config: What the tracked run is called, and where it runs.
+        at_once: Stages or flow runs that may be under way at once; without it, `runtime.parallel_stages`.
+    """
+    parent = _CURRENT.get()
+    places = config.runtime.parallel_stages if at_once is None else at_once
+    session = Session(
+        config, str(flow_run.id), str(flow_run.name), places, parent if isinstance(parent, Session) else None
+    )
+    token = _CURRENT.set(session)
+    status = "KILLED"  # unless it ends in a way of its own
+    try:
+        with _stopped_by_signals(session.stop):
+            yield session
+        if not session.stop.is_set():
+            status = "FAILED" if session.failures else "FINISHED"
+    except Exception as error:
+        redact_error(error)  # its words go into Prefect's states
+        status = "FAILED"
+        raise
+    finally:
+        _CURRENT.reset(token)
+        session.stop.set()
+        session.close(status)
+
+
+@contextlib.contextmanager
+def _stopped_by_signals(stop: threading.Event) -> Iterator[None]:
+    """Ctrl-C and SIGTERM first stop the workers, then do what they would have done."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous: dict[int, Any] = {}
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        stop.set()
+        before = previous[number]
+        if not callable(before):
+            raise SystemExit(128 + number)
+        before(number, frame)
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        previous[number] = signal.signal(number, handle)
+    try:
+        yield
+    finally:
+        for number, before in previous.items():
+            signal.signal(number, before)

@@ -1,0 +1,279 @@
+"""A worker process group: started, watched, and never left behind.
+
+Threads of Prefect tasks cannot be interrupted, process groups can: a timeout, a cancelled flow and the death of the
+flow's own process all end the group, first by SIGTERM (checkpoint, then leave), after a grace period by SIGKILL.
+"""
+
+import contextlib
+import os
+import queue
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import minillm
+from minillm.config import Runtime
+from minillm.durable import write_atomically
+from minillm.errors import BAD_INPUT, FAILED, StageError
+from minillm.redaction import redacted
+from minillm.stages import Job
+from minillm.store.artifacts import METRICS, SYSTEM_METRICS
+from tasks.running.system_metrics import SystemMetrics
+
+GRACE_SECONDS = 30.0
+"""From SIGTERM to SIGKILL."""
+TICK_SECONDS = 0.25
+LAST_LINES = 30
+LOST_PEER = re.compile(r"gloo|nccl|connection (closed|reset|refused)|broken pipe", re.IGNORECASE)
+"""How a process sees that another one of its group has failed."""
+
+# The shell becomes the worker; the subshell beside it, in the same group, waits for the end of standard input, which
+# comes when the supervising process closes it or dies in whatever way, and then ends the group.
+WATCHED = """
+exec 3<&0
+(trap '' TERM; read -r _ <&3; kill -TERM 0; sleep "$0"; kill -KILL 0) >/dev/null 2>&1 &
+exec "$@" </dev/null 3<&-
+"""
+
+
+def watched(command: Sequence[str], grace_seconds: float = GRACE_SECONDS) -> list[str]:
+    """A command beside a watchdog that ends its process group when standard input ends."""
+    return ["/bin/sh", "-c", WATCHED, str(grace_seconds), *command]
+
+
+def piped(command: Sequence[str], environment: Mapping[str, str] | None = None) -> subprocess.Popen[str]:
+    """Start a command in a session of its own, with pipes to its standard input and from all that it writes."""
+    return subprocess.Popen(
+        command,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        encoding="utf-8",
+        errors="replace",
+        env=environment,
+        start_new_session=True,
+    )
+
+
+class WorkerError(Exception):
+    """The worker died or failed; another attempt continues from its last checkpoint."""
+
+    def __init__(self, cause: str, last_lines: Sequence[str] = ()) -> None:
+        """Say what ended it.
+
+        Args:
+            cause: In one line.
+            last_lines: Of its log.
+        """
+        self.cause = cause
+        super().__init__("\n".join([f"{cause}; its last lines:", *last_lines] if last_lines else [cause]))
+
+    def __repr__(self) -> str:
+        """The cause alone."""
+        return f"{type(self).__name__}: {self.cause}"
+
+
+class WorkerStoppedError(Exception):
+    """The worker was stopped on purpose, by a cancelled flow or a timeout; it is not started again."""
+
+
+def run_worker(job: Job, log: Callable[[str], None], stop: threading.Event, sampled: bool = False) -> None:
+    """Run one stage to its end.
+
+    Args:
+        job: The stage, where it works, and its number of processes, threads and timeout.
+        log: Gets each line that the worker writes, while it runs.
+        stop: When set, the group is ended.
+        sampled: Whether system metrics are appended to the output while it runs.
+
+    Raises:
+        StageError: The worker refused its input.
+        WorkerStoppedError: It was ended by `stop` or the timeout.
+        WorkerError: It failed, died or fell silent; the message has its last lines.
+    """
+    runtime, spec = job.runtime, job.work / "job.json"
+    write_atomically(spec, job.model_dump_json(indent=2))
+    refusal, metrics = job.work / "error.txt", job.output / METRICS
+    refusal.unlink(missing_ok=True)
+    last: deque[str] = deque(maxlen=LAST_LINES)
+    words = ""
+    with (
+        Group(_command(spec, runtime), os.environ | worker_environment(runtime)) as group,
+        contextlib.ExitStack() as sampling,
+    ):
+        if sampled:
+            sampling.enter_context(SystemMetrics(group.process.pid, job.output / SYSTEM_METRICS))
+        deadline = time.monotonic() + runtime.timeout_hours * 3600
+        reason = None
+        silent, said, written = False, time.monotonic(), 0
+        while (line := group.next_line(TICK_SECONDS)) is not None:
+            if line:
+                last.append(line)
+                words = _last_words(line, words)
+                log(line)
+            if reason is None and (stop.is_set() or time.monotonic() > deadline):
+                reason = "the flow was cancelled" if stop.is_set() else f"runtime.timeout_hours {runtime.timeout_hours}"
+                log(f"stopping: {reason}")
+                group.terminate()
+            size = metrics.stat().st_size if metrics.exists() else 0
+            if line or size != written:
+                said, written = time.monotonic(), size
+            if time.monotonic() - said > 60 * runtime.silent_minutes and not silent:
+                silent = True
+                group.kill()
+    if reason is not None:
+        raise WorkerStoppedError(f"stopped: {reason}; it continues from its last checkpoint when started again")
+    if silent:
+        raise WorkerError(
+            f"the worker said and wrote nothing for {runtime.silent_minutes:g} minutes (runtime.silent_minutes) and "
+            "was killed; another attempt continues from its last checkpoint"
+        )
+    if refusal.exists():
+        raise StageError(refusal.read_text(encoding="utf-8"))
+    if group.status == BAD_INPUT and last:  # and no room on the disk for its message
+        raise StageError(last[-1].removeprefix("ERROR "))
+    if group.status != 0:
+        raise WorkerError(f"the worker {_cause(group.status, last, words)}", last)
+
+
+class Group:
+    """A process in a session and process group of its own, with the watchdog beside it."""
+
+    def __init__(
+        self, command: Sequence[str], environment: Mapping[str, str], grace_seconds: float = GRACE_SECONDS
+    ) -> None:
+        """Start a command.
+
+        Args:
+            command: What to run.
+            environment: All of its environment variables.
+            grace_seconds: From SIGTERM to SIGKILL.
+        """
+        self.process = piped(watched(command, grace_seconds), environment)
+        self.status = 0
+        self._grace_seconds = grace_seconds
+        self._lines: queue.SimpleQueue[str] = queue.SimpleQueue()
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._kill_at = float("inf")
+
+    def __enter__(self) -> "Group":
+        self._reader.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._signal(signal.SIGKILL)  # whoever is left, the watchdog among them
+        self.status = self.process.wait()
+        self._reader.join()
+        for pipe in (self.process.stdin, self.process.stdout):
+            assert pipe is not None
+            pipe.close()
+
+    def next_line(self, timeout: float) -> str | None:
+        """The next line of output, "" if none came in time, None when the process has ended and all is read."""
+        if time.monotonic() > self._kill_at:
+            self._signal(signal.SIGKILL)
+        with contextlib.suppress(queue.Empty):
+            return self._lines.get(timeout=timeout)
+        if self.process.poll() is None:
+            return ""
+        self._signal(signal.SIGKILL)  # a child that outlived the worker would hold its output open
+        self._reader.join()
+        return None if self._lines.empty() else self._lines.get()
+
+    def kill(self) -> None:
+        """End the group at once."""
+        self._signal(signal.SIGKILL)
+
+    def terminate(self) -> None:
+        """Ask the group to leave, and kill it after the grace period."""
+        self._kill_at = time.monotonic() + self._grace_seconds
+        self._signal(signal.SIGTERM)
+
+    def _signal(self, number: signal.Signals) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, number)
+
+    def _read(self) -> None:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            if line.strip():
+                self._lines.put(redacted(line.rstrip()))
+
+
+def _command(spec: Path, runtime: Runtime) -> list[str]:
+    worker = ["-m", "minillm.worker", str(spec)]
+    if runtime.hostfile is not None:
+        return [sys.executable, "-m", "tasks.running.hosts", str(spec)]
+    if runtime.processes == 1:
+        return [sys.executable, *worker]
+    rendezvous = ["--rdzv-backend=c10d", "--rdzv-endpoint=127.0.0.1:0", "--local-addr=127.0.0.1"]
+    launcher = [sys.executable, "-m", "torch.distributed.run", *rendezvous]
+    return [*launcher, f"--nproc-per-node={runtime.processes}", *worker]
+
+
+def worker_environment(runtime: Runtime) -> dict[str, str]:
+    """Environment variables of a worker, beside those of this process."""
+    root = str(Path(minillm.__file__).parent.parent)
+    environment = {
+        "PYTHONPATH": os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")])),
+        "PYTHONUNBUFFERED": "1",
+        "PYTHONUTF8": "1",  # whatever the locale, for other libraries too
+        "DS_BUILD_OPS": "0",
+        "TOKENIZERS_PARALLELISM": "false",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
+        "TQDM_DELAY": "30",  # bars of other libraries become a line of the log each half minute
+        "TQDM_MININTERVAL": "30",
+        "TQDM_MAXINTERVAL": "30",
+    }
+    if runtime.threads is not None:
+        environment["OMP_NUM_THREADS"] = str(runtime.threads)
+    if runtime.processes == 1:
+        environment |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}
+        environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    return environment
+
+
+def free_port() -> int:
+    """A port of this machine that nothing listens on."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+def _last_words(line: str, known: str) -> str:
+    """What ended the worker, as its own lines have told so far."""
+    tells = line.startswith(FAILED) and (not known or LOST_PEER.search(known) is not None)
+    return line.removeprefix(FAILED) if tells else known
+
+
+def _cause(status: int, last: deque[str], words: str) -> str:
+    """What ended the worker; a launcher of several processes reports theirs in its last lines.
+
+    Args:
+        status: Of the worker or its launcher.
+        last: Lines of the log.
+        words: Its own of what ended it, if it had any.
+    """
+    reported = [int(found) for found in re.findall(r"exitcode\s*:\s*-(\d+)", "\n".join(last))]
+    # Where one process has failed, the launcher ends the others by SIGTERM.
+    first = next((number for number in reported if number != signal.SIGTERM), None if words else signal.SIGTERM)
+    number = -status if status < 0 else first if reported else None
+    if number is None:
+        return f"failed with exit status {status}" + f": {words}" * bool(words)
+    name = signal.Signals(number).name
+    hint = ""
+    if name == "SIGKILL":
+        hint = (
+            " (often the system is out of memory: lower runtime.micro_batch_size, "
+            "runtime.generation_batch_size or runtime.parallel_stages)"
+        )
+    return f"was killed by {name}{hint}"

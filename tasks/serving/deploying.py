@@ -1,0 +1,106 @@
+"""What `make serve` adds to the pages: a work pool, the deployments of prefect.yaml, and a worker that runs them."""
+
+import datetime
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+from prefect.automations import Automation, EventTrigger, Posture
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.actions import WorkPoolCreate, WorkPoolUpdate
+from prefect.client.schemas.objects import StateType
+from prefect.events.actions import ChangeFlowRunState
+from prefect.exceptions import ObjectNotFound
+
+from minillm.redaction import redacted
+
+POOL = "local"
+POOL_TEMPLATE = Path(__file__).parent / "work-pool.json"
+"""What a run may choose of its process: nothing, above all no command, environment or folder."""
+ACCELERATOR = "accelerator"
+"""The queue of runs that train or generate; one at a time."""
+SILENT = datetime.timedelta(seconds=90)
+"""Three heartbeats (see `PREFECT_FLOWS_HEARTBEAT_FREQUENCY` in tasks.environment.settings)."""
+ENDS = ("Completed", "Failed", "Cancelled", "Crashed", "Scheduled", "AwaitingRetry", "Paused", "Suspended")
+
+
+def worker_command() -> list[str]:
+    """Arguments of `python -m` for a worker of the pool."""
+    return ["prefect", "worker", "start", "--pool", POOL, "--type", "process"]
+
+
+class DeployError(Exception):
+    """prefect.yaml could not be deployed; the message has Prefect's words."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(redacted(message))
+
+
+def deploy() -> list[str]:
+    """Make the pool and its queues, where they are not there yet, and deploy everything in prefect.yaml.
+
+    Returns:
+        FLOW/DEPLOYMENT names of all there are.
+
+    Raises:
+        DeployError: prefect.yaml could not be deployed, or the pool is none for processes.
+    """
+    with get_client(sync_client=True) as client:
+        make_pool(client)
+        watch = _dead_runs()
+        if not client.read_automations_by_name(watch.name):
+            watch.create()
+    command = [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all"]
+    done = subprocess.run(command, capture_output=True, encoding="utf-8", check=False)
+    if done.returncode != 0:
+        raise DeployError(f"prefect deploy --all failed:\n{done.stdout}{done.stderr}")
+    return re.findall(r"Deployment '(\S+)' successfully", done.stdout)
+
+
+def make_pool(client: SyncPrefectClient) -> None:
+    """Make the pool and its queue where they are not there yet; runs cannot change what a process of it executes.
+
+    Raises:
+        DeployError: There is a pool of the name for something other than processes.
+    """
+    template = json.loads(POOL_TEMPLATE.read_text(encoding="utf-8"))
+    try:
+        kind = client.read_work_pool(POOL).type
+        if kind != "process":
+            raise DeployError(
+                f"Prefect has a work pool {POOL!r} of the type {kind!r} already, and runs here need one of the type "
+                "'process': rename or delete it, or give `make serve` another Prefect database"
+            )
+        client.update_work_pool(POOL, WorkPoolUpdate(base_job_template=template))
+    except ObjectNotFound:
+        client.create_work_pool(WorkPoolCreate(name=POOL, type="process", base_job_template=template))
+    try:
+        client.read_work_queue_by_name(ACCELERATOR, work_pool_name=POOL)
+    except ObjectNotFound:
+        client.create_work_queue(ACCELERATOR, concurrency_limit=1, work_pool_name=POOL)
+
+
+def _dead_runs() -> Automation:
+    """Calls a run crashed whose process fell silent with the machine, so that it can be retried."""
+    return Automation(
+        name="Runs that fell silent have crashed",
+        trigger=EventTrigger(
+            after={"prefect.flow-run.heartbeat"},
+            expect={"prefect.flow-run.heartbeat", *(f"prefect.flow-run.{end}" for end in ENDS)},
+            match={"prefect.resource.id": "prefect.flow-run.*"},  # type: ignore[arg-type]
+            for_each={"prefect.resource.id"},
+            posture=Posture.Proactive,
+            threshold=1,
+            within=SILENT,
+        ),
+        actions=[
+            ChangeFlowRunState(
+                name="Crashed",
+                state=StateType.CRASHED,
+                message="no heartbeat: its process has died; a retry continues from there",
+                force=False,
+            )
+        ],
+    )

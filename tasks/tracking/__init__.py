@@ -1,0 +1,1 @@
+"""What MLflow is to show, delivered exactly once."""

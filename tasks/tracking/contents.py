@@ -1,0 +1,165 @@
+"""What MLflow shows of a flow run and of its stages: names, params, datasets, results, files and links."""
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from prefect.settings import PREFECT_API_URL, PREFECT_UI_URL
+
+from minillm.config import Model, Source, Tracked
+from minillm.data.sources import Resolved
+from minillm.redaction import redacted
+from minillm.stages import (
+    Card,
+    Score,
+    Stage,
+)
+from minillm.store.artifacts import METRICS
+from minillm.store.manifest import Artifact, text_digest
+from tasks.environment.settings import PREFECT_UI
+from tasks.tracking.records import DatasetFacts, ModelFacts, Wanted
+from tasks.tracking.tags import KEY_TAG, SCORES, SCORES_FOLDER, WEIGHTS_TAG
+
+SHOWN_FILES = (".md", ".html", ".csv", ".png", ".json")
+SHOWN_BYTES = 5_000_000
+CURVES = ("train/", "valid/")
+"""Beginnings of the names in metrics.jsonl: a result of such a name would be one more point of its curve."""
+LONGEST_PARAM = 6000
+LONGEST_DIGEST = 36
+
+
+def flow_run(config: Tracked, flow_run_id: str, flow_run_name: str) -> Wanted:
+    """The run that encloses all stages of one flow run; its params are the whole configuration."""
+    page = prefect_page("flow-run", flow_run_id)
+    tags = {"prefect.flow_run_id": flow_run_id, "prefect.url": page}
+    tags["mlflow.note.content"] = f"Prefect: [{flow_run_name}]({page})"
+    return Wanted(
+        name=f"{config.name} {flow_run_name}",
+        experiment=config.name,
+        started=time.time(),
+        tags=tags,
+        params=flat_params(config.model_dump(mode="json")),
+    )
+
+
+def stage_run(
+    config: Tracked, stage: Stage, label: str, key: str, flow_run_id: str, task_run_id: str, inputs: dict[str, str]
+) -> Wanted:
+    """The nested run of one stage; its params are the stage's settings."""
+    page = prefect_page("task-run", task_run_id)
+    tags = {
+        KEY_TAG: key,
+        "stage": stage.kind,
+        "prefect.flow_run_id": flow_run_id,
+        "prefect.task_run_id": task_run_id,
+        "prefect.url": page,
+        "mlflow.note.content": f"Prefect: [{label}]({page})",
+        **{f"input.{name}": digest for name, digest in inputs.items()},
+    }
+    return Wanted(
+        name=label,
+        experiment=config.name,
+        parent=flow_run_id,
+        started=time.time(),
+        tags=tags,
+        params=flat_params(stage.model_dump(mode="json")),
+    )
+
+
+def datasets(stage: Stage, sources: Mapping[str, tuple[Source | Model, Resolved]]) -> list[DatasetFacts]:
+    """The data among a stage's sources, as MLflow's dataset inputs, named by what they are to the run."""
+    return [
+        DatasetFacts(
+            name=name,
+            digest=short_digest(resolved.fingerprint),
+            source_type="local" if source.hub is None else "hf",
+            source=source.model_dump_json(exclude_none=True),
+            context="evaluation" if stage.for_evaluation else "training",
+        )
+        for name, (source, resolved) in sources.items()
+        if isinstance(source, Source)
+    ]
+
+
+def finished(wanted: Wanted, artifact: Artifact, stage: Stage) -> None:
+    """Complete a stage's run with its results: numbers as metrics, words and what made them as tags."""
+    manifest = artifact.manifest()
+    summary = manifest.summary
+    numbers = {name: float(value) for name, value in summary.items() if not isinstance(value, str)}
+    wanted.metrics |= {name: value for name, value in numbers.items() if not name.startswith(CURVES)}
+    wanted.tags |= {f"summary.{name}": value for name, value in summary.items() if isinstance(value, str)}
+    wanted.tags |= {f"version.{library}": version for library, version in manifest.versions.items()}
+    wanted.tags |= {"code": manifest.source_digest, "artifact": artifact.path, "cached": "false"}
+    wanted.live = str(Path(artifact.path) / METRICS)
+    if not stage.is_page:
+        wanted.files |= shown_files(artifact)
+    wanted.status, wanted.ended = "FINISHED", time.time()
+
+
+def found(wanted: Wanted, artifact: Artifact, stage: Stage) -> None:
+    """Complete the run of a stage whose result was already there: the results, but not the training curve again."""
+    finished(wanted, artifact, stage)
+    wanted.tags["cached"] = "true"
+    wanted.cached_key, wanted.live, wanted.files = artifact.key, None, {}
+
+
+def on_parent(wanted: Wanted, artifact: Artifact, stage: Stage) -> None:
+    """What a finished stage adds to the enclosing run: the numbers that it says are to be shown, and the report."""
+    role = getattr(stage, "role", None)
+    row = [] if role is None else [role]  # of the table, where the stage is about one
+    for name, value in artifact.manifest().summary.items():
+        metric, *rest = name.split("/")
+        if metric in stage.shown:
+            wanted.metrics["/".join([metric, *row, *rest])] = float(value)
+    if isinstance(stage, Score):
+        wanted.files[str(Path(artifact.path) / SCORES)] = f"{SCORES_FOLDER}/{stage.role}"
+    if stage.is_page:
+        wanted.files |= shown_files(artifact)
+    if isinstance(stage, Card):
+        name = f"{wanted.experiment}-{stage.role}"
+        weights = artifact.manifest().inputs["model"].digest
+        tags = {"role": stage.role, WEIGHTS_TAG: weights, **score_tags(wanted.metrics, stage.role)}
+        facts = ModelFacts(name=name, key=artifact.key, source=artifact.path, tags=tags)
+        wanted.models = [*(model for model in wanted.models if model.name != name), facts]
+
+
+def score_tags(metrics: Mapping[str, float], role: str) -> dict[str, str]:
+    """A row's scores by METRIC/BENCHMARK, from the enclosing run's METRIC/ROW/BENCHMARK."""
+    scores = {tuple(name.split("/")): f"{value:.2f}" for name, value in metrics.items()}
+    return {
+        f"{name[0]}/{name[2]}": value
+        for name, value in scores.items()
+        if len(name) == 3 and name[0] in Score.shown and name[1] == role and not name[2].endswith("_spread")
+    }
+
+
+def shown_files(artifact: Artifact) -> dict[str, str]:
+    """Files of an artifact that a person reads, with their folders; never models or data."""
+    root = Path(artifact.path)
+    names = [name for name in artifact.manifest().files if not name.startswith("model/")]
+    readable = [n for n in names if Path(n).suffix in SHOWN_FILES and (root / n).stat().st_size <= SHOWN_BYTES]
+    return {str(root / name): "" if Path(name).parent == Path() else str(Path(name).parent) for name in readable}
+
+
+def flat_params(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """Nested settings as dotted names with their values as text."""
+    flat: dict[str, str] = {}
+    for name, value in values.items():
+        if isinstance(value, Mapping) and value:
+            flat |= flat_params(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = str(value)[:LONGEST_PARAM]
+    return flat
+
+
+def short_digest(fingerprint: str) -> str:
+    """Of a local source its sha256, of one from the hub that of its name, commit and file; as long as MLflow takes."""
+    local = fingerprint.startswith("sha256:")
+    return (fingerprint.removeprefix("sha256:") if local else text_digest(fingerprint))[:LONGEST_DIGEST]
+
+
+def prefect_page(kind: str, identity: str) -> str:
+    """Address of a flow or task run in the Prefect server in use, or in the one that `make ui` starts."""
+    server = PREFECT_UI_URL.value() if PREFECT_API_URL.value() else PREFECT_UI
+    return redacted(f"{server or PREFECT_UI}/runs/{kind}/{identity}")
