@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerFast
 
 from minillm.config import Runtime
 from minillm.stages import Job, Stage
+from tests.minillm.warm_worker import warm_worker
 
 ROOT = Path(__file__).parents[2]
 WORDS = ["red", "blue", "green", "cat", "dog", "bird", "runs", "sleeps", "the", "a", "and", "say", "sing", "now"]
@@ -83,7 +84,9 @@ def worker_environment(processes: int = 1) -> dict[str, str]:
 
 
 def run_worker(spec: Path, processes: int = 1) -> subprocess.CompletedProcess[str]:
-    """Run a stage to its end."""
+    """Run a stage to its end, in one process or several."""
+    if processes == 1:
+        return warm_worker().run(spec)
     return subprocess.run(
         worker_command(spec, processes),
         env=worker_environment(processes),
