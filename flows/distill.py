@@ -1,10 +1,8 @@
 """The main flow: filter, fine-tune the teacher and the student, distil by every method, evaluate, report.
 
-`python -m flows.distill --help` tells how to run it.
+`minillm distill --help` tells how to run it.
 """
 
-import argparse
-import sys
 from typing import Any
 
 from prefect import State, flow
@@ -12,15 +10,12 @@ from prefect.futures import PrefectFuture
 
 from minillm.config import Config
 from minillm.config.loading import load_config
-from minillm.errors import ConfigError, StageError
 from tasks.data import filter_examples, pack_plain_text, prepare
 from tasks.evaluation import evaluate
 from tasks.evaluation_sets import read_evaluation_sets
 from tasks.promoting import propose
 from tasks.reporting import conclude, export_model, report
-from tasks.running.session import require_store, tracked
-from tasks.serving.server import run_flow
-from tasks.tracking.connection import preload
+from tasks.running.session import tracked
 from tasks.training import distil, fine_tune_initial_student, fine_tune_teacher, needs, teacher_responses
 
 
@@ -62,41 +57,7 @@ def stages(config: Config) -> tuple[PrefectFuture[Any], dict[str, PrefectFuture[
     return results, exports
 
 
-def main() -> int:
-    """Command line: 0 when every stage is there, 1 when one failed, 2 when the configuration cannot run."""
-    parser = argparse.ArgumentParser(
-        prog="python -m flows.distill", description="Distil, evaluate and report, from a configuration."
-    )
-    parser.add_argument("config", nargs="?", default="configs/quickstart.yaml", help="YAML file (default: %(default)s)")
-    parser.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="change one field, e.g. --set methods.minillm.training.learning_rate=1e-4; may be repeated",
-    )
-    parser.add_argument(
-        "--plan",
-        action="store_true",
-        help="run nothing, but tell which stages are stored and what the others take: tokens, operations, memory, disk "
-        "and, from a short measurement, time",
-    )
-    arguments = parser.parse_args()
-    try:
-        config = load_config(arguments.config, arguments.set)
-        if arguments.plan:
-            from tasks.planning import plan  # imports PyTorch, which a run leaves to its workers
-
-            print(plan(config, stages))
-            return 0
-        require_store(config)
-    except (ConfigError, StageError) as error:
-        print(error, file=sys.stderr)
-        return 2
-    preload()
-    state = run_flow(distill, arguments.config, tuple(arguments.set))
-    return 0 if state.is_completed() else 1
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    from cli.app import main
+
+    main("distill")

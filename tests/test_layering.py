@@ -1,4 +1,4 @@
-"""One direction: flows → tasks → minillm; and the pins that the environment is made from."""
+"""One direction: cli → flows → tasks → minillm; and the pins that the environment is made from."""
 
 import ast
 import itertools
@@ -13,11 +13,11 @@ from packaging.requirements import Requirement
 from tests.conftest import ROOT
 
 FORBIDDEN = {
-    "minillm": ("prefect", "mlflow", "tasks", "flows"),
-    "tasks": ("flows",),
+    "minillm": ("prefect", "mlflow", "tasks", "flows", "cli"),
+    "tasks": ("flows", "cli"),
 }
 ALLOWED_IN_FLOWS = {"tasks", "minillm.config", "minillm.config.loading", "minillm.errors", "flows.distill"}
-OWN = ("flows", "tasks", "minillm")
+OWN = ("cli", "flows", "tasks", "minillm")
 
 
 def imports(floor: str) -> list[tuple[str, str]]:
@@ -42,7 +42,24 @@ def test_no_floor_imports_one_above_it(floor: str):
 
 def test_flows_import_only_tasks_and_the_configuration():
     own = [(file, name) for file, name in imports("flows") if name.split(".")[0] in OWN]
-    assert [(f, n) for f, n in own if n not in ALLOWED_IN_FLOWS and n.split(".")[0] != "tasks"] == []
+    beyond = [(f, n) for f, n in own if n not in ALLOWED_IN_FLOWS and n.split(".")[0] != "tasks"]
+    assert {name for _, name in beyond} <= {"cli.app"}
+
+
+def test_flows_name_the_command_only_where_they_are_run_as_programs():
+    for path in (ROOT / "flows").glob("*.py"):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        program = [node for node in tree.body if isinstance(node, ast.If) and "__main__" in ast.unparse(node.test)]
+        within = [ast.unparse(node) for part in program for node in ast.walk(part) if isinstance(node, ast.ImportFrom)]
+        assert within == ["from cli.app import main"] * len(program)
+        everywhere = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.module == "cli.app"]
+        assert len(everywhere) == len(program), path
+
+
+def test_the_command_loads_nothing_before_it_knows_what_is_asked():
+    heavy = "{'prefect', 'mlflow', 'torch', 'pandas', 'rich', 'uvicorn', 'httpx'} & set(sys.modules)"
+    script = f"import cli.app, sys; loaded = {heavy}; assert not loaded, loaded"
+    subprocess.run([sys.executable, "-c", script], check=True, cwd=ROOT)
 
 
 @pytest.mark.parametrize("flow", ["distill", "study", "evaluation", "compare", "promote"])

@@ -1,6 +1,5 @@
 """`make ui` and `make serve`: the pages of Prefect and MLflow on this machine, and a worker, all ending together."""
 
-import argparse
 import contextlib
 import errno
 import os
@@ -10,16 +9,24 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import psutil
+import typer
 
 from minillm.durable import make_folder
-from minillm.errors import ConfigError, StageError
+from minillm.errors import ConfigError
 from minillm.files import local_path
 from minillm.redaction import redacted
 from tasks.environment.credentials import START_SECONDS, Server, died, make_login, proves, record, recorded, running
-from tasks.environment.settings import MLFLOW_UI, PREFECT_UI, require_address, set_mlflow_defaults, set_prefect_defaults
+from tasks.environment.settings import (
+    MLFLOW_UI,
+    PREFECT_UI,
+    refusing,
+    require_address,
+    set_mlflow_defaults,
+    set_prefect_defaults,
+)
 from tasks.running.supervision import GRACE_SECONDS
 from tasks.serving.apps import further_origins, server_command, server_environment
 from tasks.tracking.database import DATABASE, FILES, database_uri
@@ -29,27 +36,21 @@ FLOW_RUN = "prefect.engine"
 NAMES = {"prefect": "Prefect", "mlflow": "MLflow "}
 
 
-def main() -> int:
-    """Serve until Ctrl-C, or until one of the processes ends: 0 then, 2 where it cannot be served."""
-    parser = argparse.ArgumentParser(
-        prog="python -m tasks.serving.ui",
-        description="Serve Prefect's and MLflow's pages until Ctrl-C.",
-        epilog="MINILLM_PREFECT_UI and MINILLM_MLFLOW_UI change their addresses, for runs and pages alike; databases "
-        "other than SQLite: docs/production.md.",
-    )
-    parser.add_argument("--store", default=".minillm", help="runtime.store of the runs to show (default: %(default)s)")
-    parser.add_argument(
-        "--worker",
-        action="store_true",
-        help="also deploy prefect.yaml, and run what is scheduled or started in the page",
-    )
-    arguments = parser.parse_args()
+def main(
+    store: Annotated[str, typer.Option(help="runtime.store of the runs to show.")] = ".minillm",
+    worker: Annotated[
+        bool,
+        typer.Option("--worker", help="Also deploy prefect.yaml, and run what is scheduled or started in the page."),
+    ] = False,
+) -> None:
+    """Serve Prefect's and MLflow's pages until Ctrl-C, or until one of the processes ends.
+
+    MINILLM_PREFECT_UI and MINILLM_MLFLOW_UI change their addresses, for runs and pages alike. Databases other than
+    SQLite: docs/production.md. Exit status: 2 where it cannot be served.
+    """
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-    try:
-        return serve(local_path(arguments.store).resolve(), arguments.worker)
-    except (ConfigError, StageError) as error:
-        print(error, file=sys.stderr)
-        return 2
+    with refusing():
+        raise SystemExit(serve(local_path(store).resolve(), worker))
 
 
 def serve(store: Path, worker: bool) -> int:
@@ -215,4 +216,6 @@ def _address(host: str, port: int) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+    app.command()(main)
+    app()

@@ -1,0 +1,144 @@
+"""Commands that run a flow from a configuration: distill, plan, evaluate, study."""
+
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+
+from cli.options import Overrides, end, examples, new_app
+
+if TYPE_CHECKING:
+    from prefect import Flow, State
+
+    from minillm.config import Tracked
+
+QUICKSTART = "configs/quickstart.yaml"
+EMBEDDED = "configs/evaluation-embedded.yaml"
+ABLATION = "configs/ablation.yaml"
+RATE = "--set methods.minillm.training.learning_rate=5e-4"
+
+Configuration = Annotated[str, typer.Argument(metavar="CONFIG", help="YAML file.")]
+
+app = new_app()
+
+
+@app.command(
+    epilog=examples(
+        ("minillm distill", "the quickstart, on the embedded corpus"),
+        ("minillm distill configs/gpt2-base.yaml", "the paper's GPT-2, from the hub, on GPUs"),
+        (f"minillm distill {RATE}", "one field changed"),
+        ("minillm distill configs/gpt2-base.yaml --plan", "what it would take"),
+    )
+)
+def distill(
+    config: Configuration = QUICKSTART,
+    overrides: Overrides = None,
+    plan: Annotated[bool, typer.Option("--plan", help="Run nothing: the same as `minillm plan`.")] = False,
+) -> None:
+    """Distil a teacher by every method, evaluate and report.
+
+    Filters the data, fine-tunes the teacher and the student, distils, measures, and writes a page with everything.
+    What is in the store already is not computed again: after a failure, the same command goes on from there.
+    """
+    if plan:
+        show_plan(config, overrides)
+        return
+    from minillm.config.loading import load_config
+    from tasks.environment.settings import refusing
+
+    with refusing():
+        loaded = load_config(config, overrides or ())
+    import flows.distill
+
+    _start(loaded, flows.distill.distill, config, tuple(overrides or ()))
+
+
+@app.command(
+    "plan",
+    epilog=examples(
+        ("minillm plan configs/gpt2-base.yaml", "before the night"),
+        (f"minillm plan {RATE}", "what one changed field would compute anew"),
+    ),
+)
+def show_plan(config: Configuration = QUICKSTART, overrides: Overrides = None) -> None:
+    """Tell what a distillation would take.
+
+    Which stages are stored, and of the others tokens, operations, memory, disk and, from a short measurement, time.
+    Nothing is run but what reads data.
+    """
+    from minillm.config.loading import load_config
+    from tasks.environment.settings import refusing
+
+    with refusing():
+        loaded = load_config(config, overrides or ())
+    import flows.distill
+    from tasks.planning import plan
+
+    with refusing():
+        print(plan(loaded, flows.distill.stages))
+
+
+@app.command(
+    epilog=examples(
+        ("minillm evaluate gpt2 mine=models/mine", "a hub name and a directory, side by side"),
+        ("minillm evaluate gpt2 --config configs/evaluation.yaml", "on the benchmarks of the paper"),
+        ("minillm evaluate gpt2 --set evaluation.temperature=0.7", "one field changed"),
+    )
+)
+def evaluate(
+    models: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="MODEL",
+            help="Hub name (gpt2) or directory (models/mine), as NAME=MODEL to name its row. The others are measured "
+            "against the first. Without any, those of the file.",
+        ),
+    ] = None,
+    config: Annotated[str, typer.Option(metavar="FILE", help="YAML file.")] = EMBEDDED,
+    overrides: Overrides = None,
+) -> None:
+    """Evaluate models that are there already, and report."""
+    from minillm.config.loading import load_evaluation
+    from tasks.environment.settings import refusing
+
+    with refusing():
+        loaded = load_evaluation(config, models or (), overrides or ())
+    import flows.evaluation
+
+    _start(loaded, flows.evaluation.evaluate_models, tuple(models or ()), config, tuple(overrides or ()))
+
+
+@app.command(
+    epilog=examples(
+        ("minillm study", "the ablations of the paper's Table 4, on the quickstart"),
+        ("minillm study configs/alpha-sweep.yaml", "how much of the teacher to mix in"),
+        ("minillm study configs/ablation.yaml --set seeds=[1]", "one field of the study changed"),
+    )
+)
+def study(
+    file: Annotated[str, typer.Argument(metavar="STUDY", help="YAML file.")] = ABLATION, overrides: Overrides = None
+) -> None:
+    """Distil variants of a configuration over seeds, and compare.
+
+    Each variant with each training seed is a run of its own; stages that runs have in common are computed once.
+    """
+    from minillm.config.loading import load_study
+    from tasks.environment.settings import refusing
+
+    with refusing():
+        loaded = load_study(file, overrides or ())
+    import flows.study
+
+    _start(loaded, flows.study.study, file, tuple(overrides or ()))
+
+
+def _start(loaded: "Tracked", flow: "Flow[..., State]", *parameters: Any) -> NoReturn:
+    """Run a flow to its end, if its results and tracked runs can be kept."""
+    from tasks.environment.settings import refusing
+    from tasks.running.session import require_store
+    from tasks.serving.server import run_flow
+    from tasks.tracking.connection import preload
+
+    with refusing():
+        require_store(loaded)
+    preload()
+    end(run_flow(flow, *parameters))
