@@ -25,7 +25,7 @@ help: ## This list
 env: $(READY) ## Make .venv from exact pins (CPU build of PyTorch; for GPUs: make env TORCH=cuda)
 
 demo: $(READY) ## Run the whole pipeline in small, on the embedded corpus
-	.venv/bin/python -m flows.distill configs/quickstart.yaml
+	.venv/bin/minillm distill
 
 test: check ## Lint, check types and run the tests, but for those of test-long
 	.venv/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
@@ -48,13 +48,13 @@ bench: $(READY) benchmarks/environments/trl-1.9.2/.complete benchmarks/environme
 	.venv/bin/python -m benchmarks
 
 ui: $(READY) ## Serve Prefect (port 4200) and MLflow (port 5000) on this machine until Ctrl-C
-	.venv/bin/python -m tasks.serving.ui
+	.venv/bin/minillm ui
 
 serve: $(READY) ## The same, with the deployments of prefect.yaml and a worker that runs them
-	.venv/bin/python -m tasks.serving.ui --worker
+	.venv/bin/minillm serve
 
 annotate: $(READY) ## Let people compare the answers of the newest run's methods (port 4400) until Ctrl-C
-	.venv/bin/python -m minillm.annotation
+	.venv/bin/minillm annotate
 
 clean: ## Remove the environments and caches; results in .minillm stay
 	rm -rf .venv .pytest_cache .ruff_cache benchmarks/environments/*/
@@ -75,6 +75,7 @@ else
 	$(call install_cpu_torch,$(INSTALL))
 endif
 	$(INSTALL) --requirement constraints.txt
+	$(INSTALL) --no-deps --no-build-isolation --editable .
 	@echo $(BUILD) > $@
 
 # TRL in environments of its own: it is measured against, not depended on.
