@@ -39,7 +39,7 @@ def latest_runs(experiment: str | None, store: str) -> str:
     tracked = tracked_runs(store)
     runs = [run for run in tracked.of_flows(experiment) if run.info.status == "FINISHED"]
     if not runs:
-        return "no run has finished yet; one is started by python -m flows.distill"
+        return "no run has finished yet; one is started by minillm distill"
     rows = [
         [
             tracked.short_name(run),
@@ -52,7 +52,7 @@ def latest_runs(experiment: str | None, store: str) -> str:
     ]
     table = tabulate(rows, ["run", "id", "experiment", "started", "mean Rouge-L"], "github", disable_numparse=True)
     shown = f"the latest {len(rows)} of {len(runs)} finished runs" if len(runs) > len(rows) else "all finished runs"
-    return f"{table}\n\n{shown}; name two or more of them, by name or id: python -m flows.compare RUN RUN"
+    return f"{table}\n\n{shown}; name two or more of them, by name or id: minillm compare RUN RUN"
 
 
 def chosen_runs(words: Sequence[str], experiment: str | None, store: str) -> list[str]:
@@ -68,7 +68,7 @@ def chosen_runs(words: Sequence[str], experiment: str | None, store: str) -> lis
         if identity in found[:place]:
             raise StageError(f"{words[found.index(identity)]!r} and {words[place]!r} are the same run, {identity}")
     if len(found) < 2:
-        raise StageError("a comparison is of two runs or more; `python -m flows.compare` lists the latest")
+        raise StageError("a comparison is of two runs or more; `minillm compare` lists the latest")
     return found
 
 

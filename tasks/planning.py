@@ -1,4 +1,4 @@
-"""What a run will take, told before it starts: `python -m flows.distill CONFIG --plan`."""
+"""What a run will take, told before it starts: `minillm plan CONFIG`."""
 
 import json
 import threading

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from minillm.reporting.promotion import Verdict
 
 PROMOTED, NOT_PROMOTED = "Promoted", "Not promoted"
-"""Names of the states in which `python -m flows.promote` ends."""
+"""Names of the states in which `minillm promote` ends."""
 SECTION = "promotion."
 """Beginning of the section's fields among the params of a tracked run."""
 
@@ -70,9 +70,7 @@ def propose(session: Session, config: Config, ended: State) -> State:
             raise StageError(f"MLflow has not got this run whole: {why}")
         outcome = promote(sent.run_id, str(session.store.root))
     except StageError as error:
-        outcome = Outcome(
-            config.name, False, f"not decided: {error}; later: python -m flows.promote {session.flow_run_id}"
-        )
+        outcome = Outcome(config.name, False, f"not decided: {error}; later: minillm promote {session.flow_run_id}")
     return Completed(message=f"{ended.message}; {_show(outcome)}", data=ended.data)
 
 
@@ -181,7 +179,7 @@ class _Proposal:
             when = old.tags[ROLLED_BACK_TAG]
             return self._refused(
                 f"{who} was champion as version {old.version} and was rolled back on {when}; to compare it again: "
-                f"python -m flows.promote {self.run.info.run_id}"
+                f"minillm promote {self.run.info.run_id}"
             )
         if present.tags["metric"] != self.rule.metric:
             return self._refused(

@@ -22,7 +22,7 @@ class StudyRun(Strict):
     variant: str
     seed: Seed
     overrides: tuple[str, ...]
-    """All of what is applied over the base, so that `python -m flows.distill` with them is the same run."""
+    """All of what is applied over the base, so that `minillm distill` with them is the same run."""
 
     @property
     def name(self) -> str:

@@ -161,7 +161,7 @@ def disk_full(error: BaseException, folder: Path) -> StageError | None:
     if free >= FULL and getattr(error, "errno", None) not in (errno.ENOSPC, errno.EDQUOT):
         return None
     return StageError(
-        f"{folder}: no space left on its disk ({free} bytes free): make room (`python -m flows.store gc`) or set "
+        f"{folder}: no space left on its disk ({free} bytes free): make room (`minillm store gc`) or set "
         "runtime.store to a folder on a larger one. The same command continues from the last checkpoint"
     )
 

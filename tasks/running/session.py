@@ -152,7 +152,7 @@ class Session:
         for name, why in itertools.islice(self.troubles.items(), TOLD):
             print(f"{'':<16} {name}: {why}")
         print(
-            f"{'':<16} {len(self.troubles)} in all; `python -m flows.store --store {self.store.root} ls` lists them, "
+            f"{'':<16} {len(self.troubles)} in all; `minillm store --store {self.store.root} ls` lists them, "
             "the next run sends them again, and their results stay in the store"
         )
 

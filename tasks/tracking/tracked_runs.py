@@ -80,7 +80,7 @@ class TrackedRuns:
             raise StageError(f"{words!r} is not one run but {len(found)}: {meant}; give the id of the one you mean")
         names = [name for run in runs for name in (self.short_name(run), *_ids(run))]
         near = difflib.get_close_matches(words, names, n=NEAR, cutoff=0.5)
-        hint = f"did you mean {' or '.join(near)}?" if near else "`python -m flows.compare` lists the latest"
+        hint = f"did you mean {' or '.join(near)}?" if near else "`minillm compare` lists the latest"
         raise StageError(f"there is no run {words!r} among {len(runs)} tracked ones; {hint}")
 
     def short_name(self, run: TrackedRun) -> str:

@@ -166,7 +166,7 @@ def test_without_a_name_the_runs_are_listed(pair: Pair):
     listed = re.findall(r"^\| ([\w-]+) +\| (\w{8}) \| small", done.stdout, re.MULTILINE)
     ids = [run.info.run_id[:8] for run in (pair.first, pair.later)]
     assert listed == list(zip(pair.names, ids, strict=True))[::-1]
-    assert "python -m flows.compare RUN RUN" in done.stdout
+    assert "minillm compare RUN RUN" in done.stdout
 
 
 def test_what_cannot_be_compared_is_refused_before_anything_starts(pair: Pair):

@@ -107,7 +107,7 @@ def test_a_stages_run_stands_for_the_run_around_it(tracked: TrackedRuns, runs: l
 def test_an_unknown_run_is_named_with_those_near_it(tracked: TrackedRuns, runs: list[TrackedRun]):
     with pytest.raises(StageError, match="no run 'brave-fix' among 3 tracked ones; did you mean brave-fox"):
         tracked.find("brave-fix", runs)
-    with pytest.raises(StageError, match=r"no run 'zzzzzz' .* `python -m flows.compare` lists the latest"):
+    with pytest.raises(StageError, match=r"no run 'zzzzzz' .* `minillm compare` lists the latest"):
         tracked.find("zzzzzz", runs)
 
 
