@@ -18,14 +18,12 @@ from prefect.artifacts import (
 
 from minillm.redaction import redacted, without_known_secrets
 from minillm.store.manifest import Artifact
-from minillm.worker.progress import read_lines
+from tasks.running.reached import MetricsFollower
 from tasks.tracking.outbox import Outbox
 
 EVERY_SECONDS = 5.0
 LAST_SECONDS = 5.0
 """Longest time that a stage, when it has ended, waits for its page."""
-NEAR_END = 65536
-"""Bytes of metrics.jsonl that are read for the share done."""
 LOGGER = logging.getLogger("prefect.pages")
 
 
@@ -36,7 +34,7 @@ class StagePage:
     """
 
     def __init__(self, metrics: Path, outbox: Outbox, record: str, label: str) -> None:
-        self._metrics, self._outbox, self._record, self._label = metrics, outbox, record, label
+        self._follower, self._outbox, self._record, self._label = MetricsFollower(metrics), outbox, record, label
         self._progress: UUID | None = None
         self._linked = False
         self._ended = threading.Event()
@@ -64,9 +62,10 @@ class StagePage:
             LOGGER.debug("Prefect's page of %s: %s", self._label, error)
 
     def _show_progress(self) -> None:
-        share = _share_done(self._metrics)
-        if share is None:
+        reached = self._follower.read()
+        if reached is None:
             return
+        share = 100 * reached.share
         if self._progress is None:
             created = create_progress_artifact(share, page_key(f"progress {self._label}"), self._label)
             self._progress = cast(UUID, created)  # typed for callers in an event loop, too
@@ -103,19 +102,3 @@ def show_texts(artifact: Artifact, label: str) -> None:
 def page_key(words: str) -> str:
     """Words as a key that Prefect accepts: lowercase letters, digits and dashes."""
     return re.sub(r"[^a-z0-9]+", "-", words.lower()).strip("-")
-
-
-def _share_done(metrics: Path) -> float | None:
-    """Per cent done, from the last whole line of metrics.jsonl; None before there is one."""
-    if not metrics.exists():
-        return None
-    lines, _ = read_lines(metrics, _line_start(metrics))
-    return min(100.0, 100.0 * lines[-1].step / max(lines[-1].total, 1)) if lines else None
-
-
-def _line_start(path: Path) -> int:
-    """Offset of a line near the end."""
-    start = max(0, path.stat().st_size - NEAR_END)
-    with path.open("rb") as stream:
-        stream.seek(start)
-        return start + len(stream.readline()) if start else 0
