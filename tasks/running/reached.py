@@ -1,5 +1,6 @@
 """How far a stage's worker is, from the metrics.jsonl that it writes: read once for Prefect's page and the console."""
 
+import contextlib
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -48,11 +49,11 @@ class MetricsFollower:
 
     def read(self) -> Reached | None:
         """How far it is; None before there is a line."""
-        if not self._metrics.exists():
-            return None
-        if self._offset is None or self._offset > self._metrics.stat().st_size:
-            self._offset = _line_start(self._metrics)
-        lines, self._offset = read_lines(self._metrics, self._offset)
+        lines: list[Line] = []
+        with contextlib.suppress(FileNotFoundError):  # before the first line, and once the result is in its place
+            if self._offset is None or self._offset > self._metrics.stat().st_size:
+                self._offset = _line_start(self._metrics)
+            lines, self._offset = read_lines(self._metrics, self._offset)
         for line in lines:
             self._last = line
             self._figures |= line.metrics

@@ -1,0 +1,181 @@
+"""The table of a run's stages as lines of text, for any width and height; nothing here knows a terminal."""
+
+import logging
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+
+from rich.cells import cell_len, set_cell_size
+from rich.text import Text
+
+from tasks.running.board import BoardRow, State
+from tasks.running.log_file import plain
+from tasks.running.supervision import GRACE_SECONDS
+
+STYLES: dict[State, str] = {
+    "waiting": "dim",
+    "running": "cyan",
+    "saving": "yellow",
+    "retrying": "yellow",
+    "cached": "blue",
+    "done": "green",
+    "skipped": "dim",
+    "failed": "bold red",
+    "stopped": "yellow",
+    "not computed": "red",
+}
+COUNTED_FIRST: tuple[State, ...] = (
+    "skipped", "cached", "not computed", "waiting", "done", "stopped", "retrying", "running", "saving", "failed",
+)  # fmt: skip
+"""What a low terminal leaves out of the table and only counts, in this order."""
+WIDEST_NAME = 28
+LAST_MESSAGES = 8
+FIGURES = 3
+BAR_LINE = re.compile(r": \[[█·]{20}\] ")
+"""A worker's line that says what its row shows."""
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """What is known of a run at one moment."""
+
+    title: str
+    rows: Sequence[BoardRow]
+    messages: Sequence[tuple[int, str]]
+    """Level and words, the last one last."""
+    seconds: float
+    """Since it began."""
+    log: str = ""
+    """Path of the log file."""
+    stopping: bool = False
+
+
+def live_lines(seen: Snapshot, width: int, height: int) -> list[Text]:
+    """Return at most `height` lines: the head, the stages, and the last messages."""
+    head = _head(seen)
+    room = max(height - len(head), 0)
+    messages = [message for message in seen.messages if not BAR_LINE.search(message[1])][-LAST_MESSAGES:]
+    # Stages come first, but for a few lines of what was said last.
+    for_messages = min(len(messages) + 1, max(room - len(seen.rows), room // 4)) if messages else 0
+    lines = [*head, *_table(seen.rows, width, room - for_messages)]
+    if for_messages > 1:
+        lines.append(Text("─" * width, "dim"))
+        lines += [Text(words, _level_style(level)) for level, words in messages[1 - for_messages :]]
+    return [_cropped(line, width) for line in lines[:height]]
+
+
+def final_lines(seen: Snapshot, width: int) -> list[Text]:
+    """Return what is left on the terminal: the stages that were computed or could not be, and why."""
+    told = [row for row in seen.rows if row.state not in ("cached", "skipped", "waiting")]
+    lines = [*_head(seen), *_table(told, width, len(told))]
+    for state in ("cached", "skipped", "waiting"):
+        names = [plain(row.name) for row in seen.rows if row.state == state]
+        if names:
+            lines.append(Text.assemble((f"{len(names)} {state}", STYLES[state]), f"  {', '.join(names)}"))
+    lines = [_cropped(line, width) for line in lines]
+    for row in seen.rows:
+        if row.state == "failed" and row.note:
+            words = "\n".join(map(plain, row.note.splitlines()))
+            lines.append(Text.assemble((f"{plain(row.name)} failed: ", "bold red"), words))
+    if seen.stopping:
+        lines.append(
+            Text("Stopped. Finished stages are in the store, and the same command goes on from there.", "yellow")
+        )
+    return lines
+
+
+def _head(seen: Snapshot) -> list[Text]:
+    ended = sum(row.state in ("cached", "done", "skipped") for row in seen.rows)
+    count = f"{ended} of {len(seen.rows)} stages" if seen.rows else ""
+    words = [plain(seen.title), count, _clock(seen.seconds)]
+    head = [Text("  ".join(filter(None, words)), "bold")]
+    if seen.log:
+        head.append(Text(f"log {plain(seen.log)}", "dim"))
+    saving = [row for row in seen.rows if row.state == "saving"]
+    if seen.stopping and saving:
+        names = ", ".join(plain(row.name) for row in saving)
+        head.append(Text(f"stopping, and saving what there is of {names}, for {GRACE_SECONDS:.0f} s at most", "yellow"))
+    return head
+
+
+def _table(rows: Sequence[BoardRow], width: int, height: int) -> list[Text]:
+    """One line for each stage; where there is no room, the less interesting ones are counted in the last."""
+    shown, counts = _chosen(rows, height)
+    longest = max((cell_len(plain(row.name)) for row in shown), default=0)
+    name_width = min(longest, WIDEST_NAME if width >= 60 else 16)
+    lines = [_row_line(row, name_width, width) for row in shown]
+    if counts:
+        parts = [(f"{count} {state}", STYLES[state]) for state, count in counts.items()]
+        lines.append(Text("  and ").append_text(Text("  ").join(Text(*part) for part in parts)))
+    return lines[: max(height, 0)]
+
+
+def _chosen(rows: Sequence[BoardRow], height: int) -> tuple[list[BoardRow], Mapping[State, int]]:
+    """Rows to show, and how many of each state are only counted."""
+    too_many = len(rows) - height
+    if too_many <= 0:
+        return list(rows), {}
+    counts: dict[State, int] = {}
+    hidden: set[int] = set()
+    for state in COUNTED_FIRST:
+        places = [place for place, row in enumerate(rows) if row.state == state]
+        # Of what waits the next ones stay, of all else the last ones.
+        left_out = places[::-1] if state == "waiting" else places
+        left_out = left_out[: max(too_many + 1 - len(hidden), 0)]
+        hidden.update(left_out)
+        if left_out:
+            counts[state] = len(left_out)
+    return [row for place, row in enumerate(rows) if place not in hidden], counts
+
+
+def _row_line(row: BoardRow, name_width: int, width: int) -> Text:
+    style = STYLES[row.state]
+    line = Text(set_cell_size(_shortened(plain(row.name), name_width), name_width) + "  ", "" if row.began else "dim")
+    line.stylize(style if row.state in ("running", "saving", "failed") else "")
+    again = f"attempt {row.attempt}" if row.attempt > 1 else ""
+    if row.state in ("running", "saving"):
+        line.append_text(_progress(row, width))
+        return line.append(f"  {again}" if again else "", "yellow")
+    took = _clock(row.seconds) if row.seconds else ""
+    note = plain(row.note.partition("\n")[0])
+    return line.append(row.state, style).append("".join(f"  {part}" for part in (took, again, note) if part))
+
+
+def _progress(row: BoardRow, width: int) -> Text:
+    """A bar with what there is room for: count, pace, time left, last figures."""
+    reached = row.reached
+    word = "saving" if row.state == "saving" else "running"
+    if reached is None or not reached.total:
+        return Text(f"{word}  {_clock(row.elapsed)}", STYLES[row.state])
+    bar_width = 16 if width >= 80 else 8
+    filled = round(bar_width * reached.share)
+    bar = Text.assemble(("━" * filled, STYLES[row.state]), ("━" * (bar_width - filled), "dim"))
+    left, pace = reached.seconds_left, reached.per_second
+    parts = [f"{reached.step}/{reached.total}" if width >= 70 else f"{100 * reached.share:.0f} %"]
+    if pace and width >= 80:
+        parts.append(f"{pace:.3g}/s" if pace >= 1 else f"{1 / pace:.3g} s each")
+    if word == "saving":
+        parts.append(word)
+    elif left is not None:
+        parts.append(f"{_clock(left)} left")
+    if width >= 80:
+        parts += [f"{plain(name)} {value:.4g}" for name, value in list(reached.figures.items())[:FIGURES]]
+    return bar.append("  " + "  ".join(parts))
+
+
+def _cropped(line: Text, width: int) -> Text:
+    line.truncate(max(width, 1), overflow="ellipsis")
+    return line
+
+
+def _shortened(words: str, width: int) -> str:
+    return words if cell_len(words) <= width else f"{set_cell_size(words, max(width - 1, 0))}…"
+
+
+def _level_style(level: int) -> str:
+    return "red" if level >= logging.ERROR else "yellow" if level >= logging.WARNING else ""
+
+
+def _clock(seconds: float) -> str:
+    return str(timedelta(seconds=round(seconds)))
