@@ -59,12 +59,22 @@ class DryRun:
         self._waits: frozenset[str] = frozenset()
 
     def submit(
-        self, task: Task[..., Any], config: Tracked, *inputs: Any, wait_for: Iterable[Any] = (), **named: Any
+        self,
+        task: Task[..., Any],
+        label: str,
+        config: Tracked,
+        *inputs: Any,
+        wait_for: Iterable[Any] = (),
+        **named: Any,
     ) -> Any:
         """Call a task's function at once, with results or pending ones as inputs."""
         self._waits = frozenset(value.label for value in wait_for if isinstance(value, Pending))
         value = task.fn(config, *inputs, **named)
         return value.data if isinstance(value, State) else value
+
+    def skip(self, state: State, label: str) -> State:
+        """Pass on the state of a stage that has nothing to do."""
+        return state
 
     def compute(self, stage: Stage, inputs: Mapping[str, Input], config: Tracked, label: str) -> Artifact:
         """Find the result of a stage in the store, read it now, or promise it."""

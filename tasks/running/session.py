@@ -12,7 +12,8 @@ from typing import Any
 
 from prefect import State, Task
 from prefect.futures import PrefectFuture
-from prefect.runtime import flow_run
+from prefect.logging import get_run_logger
+from prefect.runtime import flow_run, task_run
 
 from minillm.config import Tracked
 from minillm.errors import StageError
@@ -20,10 +21,12 @@ from minillm.redaction import redact_error
 from minillm.stages import Stage
 from minillm.store.artifacts import Store
 from minillm.store.manifest import Artifact
+from tasks.running.board import State as StageState
 from tasks.running.computation import Computation, Input
+from tasks.running.console import Console, followed
 from tasks.running.dry_run import DryRun
 from tasks.running.stage_run import StageRun
-from tasks.running.supervision import GRACE_SECONDS
+from tasks.running.supervision import GRACE_SECONDS, WorkerStoppedError
 from tasks.tracking import contents
 from tasks.tracking.connection import Tracker, require_server
 from tasks.tracking.outbox import Outbox
@@ -51,13 +54,23 @@ class Session:
     """One flow run's shared state; `tracked` opens it."""
 
     def __init__(
-        self, config: Tracked, flow_run_id: str, flow_run_name: str, at_once: int, parent: "Session | None"
+        self,
+        config: Tracked,
+        flow_run_id: str,
+        flow_run_name: str,
+        at_once: int,
+        parent: "Session | None",
+        console: Console,
     ) -> None:
         self.flow_run_id = flow_run_id
         self.flow_run_name = flow_run_name
         self.parent = parent
         """Session of the flow run that started this one."""
         self._name = config.name
+        self.run = "" if parent is None else flow_run_name
+        """Its name where it is one of several on the console."""
+        self.board = console.board
+        self._log = console.log.path
         self.store = Store(config.runtime.store)
         self.outbox = Outbox(self.store.root / "tracking", Tracker(self.store.root))
         self.outbox.open(flow_run_id, contents.flow_run(config, flow_run_id, flow_run_name))
@@ -82,12 +95,25 @@ class Session:
         self._running = 0
 
     def submit(
-        self, task: Task[..., Any], config: Tracked, *inputs: Any, wait_for: Iterable[Any] = (), **named: Any
+        self,
+        task: Task[..., Any],
+        label: str,
+        config: Tracked,
+        *inputs: Any,
+        wait_for: Iterable[Any] = (),
+        **named: Any,
     ) -> PrefectFuture[Any]:
         """Start a stage's task in the background, once its inputs and `wait_for` are there."""
+        self.board.submit(label, self.run)
         future = task.with_options(retries=config.runtime.retries).submit(config, *inputs, wait_for=wait_for, **named)
         self.futures.append(future)
+        future.add_done_callback(lambda _: self.board.never_began(label, self.run))
         return future
+
+    def skip(self, state: State, label: str) -> State:
+        """Pass on the state of a stage that has nothing to do."""
+        self.board.end(label, self.run, "skipped", state.message or "")
+        return state
 
     def compute(self, stage: Stage, inputs: Mapping[str, Input], config: Tracked, label: str) -> Artifact | State:
         """Find the artifact of a stage in the store, then in a state named Cached, or compute it.
@@ -105,15 +131,20 @@ class Session:
         with self.counted():
             try:
                 result = StageRun(self, Computation(stage, inputs, config, label, self.store)).result()
-            except StageError as error:
-                self.failures[label] = str(error)
-                raise
             except Exception as error:
                 redact_error(error)  # its words go into Prefect's states
-                self.failures[label] = repr(error)
+                self.failures[label] = str(error) if isinstance(error, StageError) else repr(error)
+                self.board.end(label, self.run, self._ended_by(error, config), self.failures[label])
                 raise
             self.failures.pop(label, None)  # of an earlier attempt
+            self.board.end(label, self.run, "cached" if isinstance(result, State) else "done")
             return result
+
+    def _ended_by(self, error: Exception, config: Tracked) -> StageState:
+        if isinstance(error, WorkerStoppedError):
+            return "stopped"
+        again = may_retry(error) and int(task_run.run_count or 0) <= config.runtime.retries
+        return "retrying" if again and not self.stop.is_set() else "failed"
 
     @contextlib.contextmanager
     def counted(self) -> Iterator[None]:
@@ -139,6 +170,7 @@ class Session:
             self.parent.runs[self.flow_run_name] = self.outbox.sent(self.flow_run_id)
             self.parent.troubles |= self.troubles
         else:
+            print(f"{'log':<16} {self._log}")
             self._tell_where_runs_are()
             if self.next_step:
                 print(f"\n{self.next_step}\n")
@@ -169,6 +201,11 @@ def current() -> "Session | DryRun":
     return session
 
 
+def may_retry(error: object) -> bool:
+    """Whether another attempt can end differently: not on bad input, not when stopped on purpose."""
+    return not isinstance(error, StageError | WorkerStoppedError)
+
+
 def require_store(config: Tracked) -> None:
     """Look, before anything starts, whether results and tracked runs can be kept.
 
@@ -197,30 +234,33 @@ def tracked(config: Tracked, at_once: int | None = None) -> Iterator[Session]:
         config: What the tracked run is called, and where it runs.
         at_once: Stages or flow runs that may be under way at once; without it, `runtime.parallel_stages`.
     """
-    parent = _CURRENT.get()
+    around = _CURRENT.get()
+    parent = around if isinstance(around, Session) else None
     places = config.runtime.parallel_stages if at_once is None else at_once
-    session = Session(
-        config, str(flow_run.id), str(flow_run.name), places, parent if isinstance(parent, Session) else None
-    )
-    token = _CURRENT.set(session)
-    status = "KILLED"  # unless it ends in a way of its own
-    try:
-        with _stopped_by_signals(session.stop):
-            yield session
-        if not session.stop.is_set():
-            status = "FAILED" if session.failures else "FINISHED"
-    except Exception as error:
-        redact_error(error)  # its words go into Prefect's states
-        status = "FAILED"
-        raise
-    finally:
-        _CURRENT.reset(token)
-        session.stop.set()
-        session.close(status)
+    name = str(flow_run.name)
+    with followed(config.name, name, Store(config.runtime.store).root) as console:
+        session = Session(config, str(flow_run.id), name, places, parent, console)
+        if parent is None:
+            get_run_logger().info("log file %s", console.log.path)
+        token = _CURRENT.set(session)
+        status = "KILLED"  # unless it ends in a way of its own
+        try:
+            with _stopped_by_signals(session):
+                yield session
+            if not session.stop.is_set():
+                status = "FAILED" if session.failures else "FINISHED"
+        except Exception as error:
+            redact_error(error)  # its words go into Prefect's states
+            status = "FAILED"
+            raise
+        finally:
+            _CURRENT.reset(token)
+            session.stop.set()
+            session.close(status)
 
 
 @contextlib.contextmanager
-def _stopped_by_signals(stop: threading.Event) -> Iterator[None]:
+def _stopped_by_signals(session: Session) -> Iterator[None]:
     """Ctrl-C and SIGTERM first stop the workers, then do what they would have done."""
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -228,7 +268,8 @@ def _stopped_by_signals(stop: threading.Event) -> Iterator[None]:
     previous: dict[int, Any] = {}
 
     def handle(number: int, frame: FrameType | None) -> None:
-        stop.set()
+        session.stop.set()
+        session.board.stop()
         before = previous[number]
         if not callable(before):
             raise SystemExit(128 + number)

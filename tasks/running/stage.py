@@ -13,12 +13,10 @@ from prefect.futures import PrefectFuture
 from prefect.states import Completed
 
 from minillm.config import Tracked
-from minillm.errors import StageError
 from minillm.stages import Stage
 from minillm.store.manifest import Artifact
 from tasks.running.computation import Input
-from tasks.running.session import current
-from tasks.running.supervision import WorkerStoppedError
+from tasks.running.session import current, may_retry
 
 Work = tuple[Stage, Mapping[str, Input]] | State
 """What a sentence says: the stage with its inputs by name, or the state of one that has nothing to do."""
@@ -29,12 +27,15 @@ class StageTask:
     """A Prefect task that computes one stage; its retries are those of the configuration it is given."""
 
     task: Task[..., Artifact | State]
+    label: Callable[..., str]
+    """Of the stage, from the arguments of the task."""
 
     def submit(
         self, config: Tracked, *inputs: Any, wait_for: Iterable[Any] = (), **named_inputs: Any
     ) -> PrefectFuture[Any]:
         """Start in the background, once the inputs and `wait_for` are there; both may be futures of other stages."""
-        return current().submit(self.task, config, *inputs, wait_for=wait_for, **named_inputs)
+        label = self.label(config, *inputs, **named_inputs)
+        return current().submit(self.task, label, config, *inputs, wait_for=wait_for, **named_inputs)
 
 
 def stage_task(label: str) -> Callable[[Callable[..., Work]], StageTask]:
@@ -49,16 +50,19 @@ def stage_task(label: str) -> Callable[[Callable[..., Work]], StageTask]:
     def decorate(sentence: Callable[..., Work]) -> StageTask:
         parameters = inspect.signature(sentence)
 
+        def label_of(*inputs: Any, **named_inputs: Any) -> str:
+            return label.format(**parameters.bind(*inputs, **named_inputs).arguments)
+
         @functools.wraps(sentence)
         def computed(config: Tracked, *inputs: Any, **named_inputs: Any) -> Artifact | State:
             work = sentence(config, *inputs, **named_inputs)
+            name = label_of(config, *inputs, **named_inputs)
             if isinstance(work, State):
-                return work
-            named = parameters.bind(config, *inputs, **named_inputs).arguments
-            return current().compute(*work, config, label.format(**named))
+                return current().skip(work, name)
+            return current().compute(*work, config, name)
 
         options = {"persist_result": False, "cache_policy": NO_CACHE, "retry_condition_fn": _may_retry}
-        return StageTask(task(task_run_name=label, **options)(computed))
+        return StageTask(task(task_run_name=label, **options)(computed), label_of)
 
     return decorate
 
@@ -69,5 +73,4 @@ def nothing(why: str, instead: Input | None = None) -> State:
 
 
 def _may_retry(task: Task, task_run: TaskRun, state: State) -> bool:
-    """Whether another attempt can end differently: not on bad input, not when stopped on purpose."""
-    return not isinstance(state.data, StageError | WorkerStoppedError)
+    return may_retry(state.data)

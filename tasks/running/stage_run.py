@@ -83,6 +83,7 @@ class StageRun:
             wanted.live = str(metrics)
         logger = get_run_logger()
         logger.info("started")
+        self.session.board.begin(self.label, self.session.run, metrics)
         with StagePage(metrics, self.session.outbox, self.record, self.label):
             started = self.computation.run(logger.info, self.session.stop)
         return self.computation.complete(started, task_run.run_count)

@@ -20,6 +20,7 @@ from prefect.states import Crashed
 from minillm.redaction import redacted
 from tasks.environment.credentials import START_SECONDS, Server, listens, make_login, proves
 from tasks.environment.settings import PREFECT_UI, refusing, require_address
+from tasks.running.console import shown
 from tasks.running.supervision import Group, free_port
 from tasks.serving.apps import server_command, server_environment
 
@@ -40,8 +41,13 @@ def run_flow(flow: Flow[..., State], *parameters: Any) -> State:
     Returns:
         How it ended; crashed, where the server was lost for good, so that nobody could be told.
     """
-    with refusing(ServerError):
-        ensure_prefect_server()
+    with shown(flow.name):
+        with refusing(ServerError):
+            ensure_prefect_server()
+        return _run(flow, *parameters)
+
+
+def _run(flow: Flow[..., State], *parameters: Any) -> State:
     server = PREFECT_API_URL.value()
     try:
         return flow(*parameters, return_state=True)
