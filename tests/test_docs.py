@@ -15,6 +15,9 @@ DOCUMENTS = [
 ]
 SOURCES = [path for floor in ("flows", "tasks", "minillm") for path in sorted((ROOT / floor).rglob("*.py"))]
 
+STILL_TWO = {"minillm/generation/slots.py"}
+"""Modules whose first line is still two sentences; leave each out as it is mended."""
+
 
 def text(document: str) -> str:
     return (ROOT / document).read_text(encoding="utf-8")
@@ -38,6 +41,13 @@ def test_the_map_names_every_folder():
     assert {f"{name}/" for name in {"flows", "tasks", "minillm"} | folders} == {
         name.removeprefix("minillm/") or name for name in re.findall(r"`([\w/]+/)`", table)
     }
+
+
+def test_the_first_line_of_a_module_is_one_sentence():
+    one_sentence = re.compile(r'"""(.(?!\. [A-Z]))+\.("""|\n)')
+    files = {path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8") for path in SOURCES}
+    wrong = {name for name, source in files.items() if not one_sentence.match(source)}
+    assert wrong - STILL_TWO == set()
 
 
 def test_functions_on_the_tour_stand_where_it_says():
