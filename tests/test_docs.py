@@ -75,3 +75,12 @@ def test_configurations_in_the_table_exist():
     named = re.findall(r"`([\w.-]+)`", text("docs/configurations.md").split("| configuration |")[1].split("\n\n")[0])
     configurations = {path.stem for path in (ROOT / "configs").glob("*.yaml")}
     assert {name for name in named if not name.startswith("data")} == configurations
+
+
+def test_the_example_of_a_stage_is_the_code():
+    sources = "".join(path.read_text(encoding="utf-8") for path in SOURCES)
+    examples = re.findall(r"^   ```python\n(.*?)^   ```$", text("CONTRIBUTING.md"), flags=re.MULTILINE | re.DOTALL)
+    assert len(examples) == 4
+    stripped = [[line.strip() for line in example.splitlines() if line.strip()] for example in examples]
+    code = "\n".join(line.strip() for line in sources.splitlines() if line.strip())
+    assert [lines for lines in stripped if "\n".join(lines) not in code] == []
