@@ -1,1 +1,1 @@
-"""What is measured of the models: on stored responses, or on given text."""
+"""Measurements of the models, on stored responses or on given text."""

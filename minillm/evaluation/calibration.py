@@ -1,8 +1,8 @@
-"""Stage `calibration`: whether a model is right as often as it is sure, on zero-shot multiple choice (method.md §7).
+"""Stage `calibration`: accuracy and calibration of a model on zero-shot multiple choice (method.md §7).
 
-The model's probability of a choice is that of its tokens as the response to the prompt, among those of all choices:
-softmax over choices of Σ_t log q(y_t|y_<t, x), without EOS. Nothing is divided by the length: a mean per token would be
-no probability. Confidence is the largest of the probabilities.
+A choice is scored by the log-probability of its tokens as the response to the prompt, Σ_t log q(y_t|y_<t, x), without
+EOS. The model's probability of the choice is the softmax of these sums over all choices. The sums are not divided by
+length: a mean per token would not be a log-probability. Confidence is the largest of the probabilities.
 """
 
 import json
@@ -26,7 +26,7 @@ from minillm.worker.progress import Progress
 
 
 def run(job: Job[Calibration]) -> Summary:
-    """Write NAME.jsonl, the probabilities of each row's choices, and calibration.json, what is measured on them.
+    """Write NAME.jsonl (the probabilities of each row's choices) and calibration.json (accuracy and calibration).
 
     Sets finished before a failure are not asked again.
     """
@@ -56,23 +56,23 @@ def _ask(job: Job[Calibration], settings: Calibration) -> None:
 
 
 def judge(rows: Sequence[Mapping[str, Any]], log_probs: Sequence[float]) -> list[dict[str, Any]]:
-    """What the model says to each row: {"index", "answer", "predicted", "probabilities"}.
+    """Return the model's verdict on each row: {"index", "answer", "predicted", "probabilities"}.
 
     Args:
-        rows: Of a set, as `minillm.data.questions` writes them.
-        log_probs: Of every choice of every row, one after the other.
+        rows: Rows of one set, as `minillm.data.questions` writes them.
+        log_probs: Log-probabilities of all choices, row after row.
     """
     ends = np.cumsum([len(row["choices"]) for row in rows])[:-1]
     lines = []
-    for row, of_choices in zip(rows, np.split(np.asarray(log_probs), ends), strict=True):
-        probabilities = softmax(of_choices)
+    for row, row_log_probs in zip(rows, np.split(np.asarray(log_probs), ends), strict=True):
+        probabilities = softmax(row_log_probs)
         facts = {"index": row["index"], "answer": row["answer"], "predicted": int(probabilities.argmax())}
         lines.append({**facts, "probabilities": probabilities.tolist()})
     return lines
 
 
 def measure(lines: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Accuracy (0–100) and expected calibration error (0–1) with their 95 % intervals, and the sums by confidence."""
+    """Return accuracy (0–100) and expected calibration error (0–1) with 95 % intervals, and the sums by confidence."""
     correct = np.array([line["predicted"] == line["answer"] for line in lines], float)
     parts = np.stack(
         [binned([max(line["probabilities"])], [right]) for line, right in zip(lines, correct, strict=True)]

@@ -1,4 +1,4 @@
-"""How far methods are apart, with p-values adjusted within the family of comparisons that are read together."""
+"""Differences between methods, with p-values adjusted within the family of comparisons that are read together."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -8,12 +8,12 @@ from minillm.evaluation.uncertainty import Values, adjusted, paired_estimate
 LEVEL = 0.05
 """A difference counts as clear below this p-value, adjusted for the comparisons of its family."""
 TEACHER = "teacher"
-"""The first row's name where the others are its students."""
+"""Name of the first row of a table whose other rows are its students."""
 
 
 @dataclass(frozen=True)
 class Difference:
-    """How far one method is above another on one benchmark."""
+    """Difference between the scores of two methods on one benchmark."""
 
     method: str
     """The method that is higher where the value is positive."""
@@ -22,14 +22,14 @@ class Difference:
     value: float
     """Score of `method` minus that of `other`."""
     low: float | None
-    """Lower end of the 95 % interval over prompts; None where there is none (see `uncertainty.WITHOUT_INTERVAL`)."""
+    """Lower end of the 95 % interval over prompts; None without an interval (see `uncertainty.WITHOUT_INTERVAL`)."""
     high: float | None
     p_value: float | None
-    """Two-sided, adjusted for the differences of its family (see `family`); None where it cannot be had."""
+    """Two-sided p-value, adjusted within its family (see `family`); None if it cannot be computed."""
 
     @property
     def clear(self) -> bool:
-        """Whether it is not to be put down to the choice of prompts."""
+        """True if the difference is too large to be explained by the choice of prompts."""
         return self.p_value is not None and self.p_value < LEVEL
 
     def __str__(self) -> str:
@@ -38,10 +38,10 @@ class Difference:
 
 
 def family(method: str, other: str) -> str:
-    """Comparisons that a p-value is adjusted for: those with the teacher, or those between other methods.
+    """Name the family within which a p-value is adjusted: comparisons with the teacher, or between other methods.
 
-    Whether a student equals its teacher is another question than which method is best, and mostly an easy one. Each
-    family has all benchmarks and their mean in it, for all of them are read.
+    "Does a student equal its teacher?" is a different question from "which method is best?", and usually an easy one.
+    Each family covers all benchmarks and their mean, because a reader looks at all of them.
     """
     return "with the teacher" if TEACHER in (method, other) else "between methods"
 
@@ -49,12 +49,12 @@ def family(method: str, other: str) -> str:
 def paired_differences(
     values: Mapping[tuple[str, str, str], Values], families: Callable[[str, str], str]
 ) -> list[Difference]:
-    """One for each entry, with p-values adjusted within families.
+    """Return one difference for each entry, with p-values adjusted within families.
 
     Args:
-        values: What the method scored minus what the other one did, per prompt and benchmark that it is over; by
-            (method, other, benchmark).
-        families: From method and other to the name of their family.
+        values: The method's score minus the other's, per prompt, for each benchmark that the difference covers; keyed
+            by (method, other, benchmark).
+        families: Maps method and other to the name of their family.
     """
     estimates = [paired_estimate(of_pair) for of_pair in values.values()]
     p_values = adjusted(

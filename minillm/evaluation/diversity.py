@@ -1,4 +1,4 @@
-"""Stage diversity: how much a model repeats itself over its stored responses (method.md §7); no model is needed."""
+"""Stage `diversity`: how much a model repeats itself in its stored responses (method.md §7); no model is needed."""
 
 import itertools
 import json
@@ -18,7 +18,7 @@ SIZES = (1, 2, 3, 4)
 
 
 def run(job: Job[Diversity]) -> Summary:
-    """Write diversity.json, the measures of each benchmark, 0–100; the summary has them and their means."""
+    """Write diversity.json with the measures of each benchmark (0–100); the summary has them and their means."""
     settings = job.settings
     measured: dict[str, dict[str, float]] = {}
     for name in settings.benchmarks:
@@ -30,33 +30,33 @@ def run(job: Job[Diversity]) -> Summary:
 
 
 def measure(responses: pd.DataFrame) -> dict[str, float]:
-    """Distinct n-grams and, with several seeds, self-overlap of one benchmark, 0–100.
+    """Return the share of distinct n-grams and, with several seeds, the self-overlap of one benchmark (0–100).
 
     Args:
-        responses: Columns index, seed, response.
+        responses: Table with the columns index, seed, response.
     """
     texts = [list(part["response"]) for _, part in responses.groupby("seed")]
-    found = {f"distinct_{n}": statistics.fmean(distinct(of_seed, n) for of_seed in texts) for n in SIZES}
+    found = {f"distinct_{n}": statistics.fmean(distinct(seed_texts, n) for seed_texts in texts) for n in SIZES}
     if len(texts) > 1:
         found["self_overlap"] = self_overlap(list(part) for _, part in responses.groupby("index")["response"])
     return found
 
 
 def distinct(texts: Sequence[str], n: int) -> float:
-    """Different n-grams per n-gram of all texts together, in percent; 100 where no text has n words."""
+    """Return the number of distinct n-grams per n-gram over all texts, in percent; 100 if no text has n words."""
     grams = [gram for text in texts for gram in _grams(tokenize(text, None), n)]
     return 100 * len(set(grams)) / len(grams) if grams else 100.0
 
 
 def self_overlap(answers: Iterable[Sequence[str]]) -> float:
-    """Mean Rouge-L (0–100) between two answers to the same prompt.
+    """Return the mean Rouge-L (0–100) between two answers to the same prompt.
 
     Args:
-        answers: Several for each prompt.
+        answers: Two or more answers to each prompt.
     """
     return 100 * statistics.fmean(
-        statistics.fmean(rouge_l(first, [second]) for first, second in itertools.combinations(of_prompt, 2))
-        for of_prompt in answers
+        statistics.fmean(rouge_l(first, [second]) for first, second in itertools.combinations(prompt_answers, 2))
+        for prompt_answers in answers
     )
 
 

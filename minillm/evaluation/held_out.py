@@ -1,8 +1,9 @@
-"""Stage `held_out`: loss of a model on text that it was not trained on, and its calibration there (method.md §7).
+"""Stage `held_out`: loss and calibration of a model on text that it was not trained on (method.md §7).
 
-That text is the first reference of every benchmark prompt, EOS included, given the prompt, and blocks of plain text,
-all but their first token, which nothing precedes. The loss is a mean over tokens; per byte of the text that these
-tokens stand for, it compares models of different tokenizers. Calibration is that of the likeliest next token.
+The text is of two kinds: the first reference of every benchmark prompt (EOS included, given the prompt), and blocks of
+plain text (without their first token, which nothing precedes). The loss is a mean over tokens. Per byte of the text
+that these tokens stand for, it is comparable between models of different tokenizers. Calibration is measured on the
+likeliest next token.
 """
 
 import json
@@ -32,7 +33,7 @@ from minillm.worker.progress import Progress
 
 
 def run(job: Job[HeldOut]) -> Summary:
-    """Write held_out.json, what is measured on each benchmark and each text; the summary has its numbers."""
+    """Write held_out.json with the measures of each benchmark and each text; the summary has the same numbers."""
     settings = job.settings
     with process_group():
         measured = _score(job, settings)
@@ -53,32 +54,32 @@ def run(job: Job[HeldOut]) -> Summary:
 
 
 def _score(job: Job[HeldOut], settings: HeldOut) -> dict[str, dict[str, Any]]:
-    """What is measured on each benchmark and text; only the first process of the group has it."""
+    """Measure each benchmark and text; the result is empty on all but the first process of the group."""
     shared = load_shared_tokenizer(job.inputs["tokenizer"])
     rows, prompts = load_benchmarks(job.inputs["benchmarks"]), load_prompts(job.inputs["prompts"])
     spelled = spelled_bytes(shared.tokenizer)
     sets = {name: answers(rows[name], prompts[name], shared, spelled, settings) for name in settings.benchmarks}
     sets |= {name: blocks(job.inputs["texts"] / name, spelled, settings.block_tokens) for name in settings.texts}
     model = load_model(job.inputs["model"], DTYPES[settings.precision]).to(device()).eval()  # type: ignore[arg-type]
-    progress, done = Progress(job.output, sum(len(of_set.pairs) for of_set in sets.values()), "sequences"), 0
+    progress, done = Progress(job.output, sum(len(text_set.pairs) for text_set in sets.values()), "sequences"), 0
     measured = {}
-    for name, of_set in sets.items():
+    for name, text_set in sets.items():
         found = likelihoods(
             model,
             shared.entries,
-            of_set.pairs,
+            text_set.pairs,
             job.runtime.micro_batch_size,
             lambda ready, before=done: progress.log(before + ready),
         )
         if rank() == 0:
-            measured[name] = measure(found, of_set.text_bytes)
-        done += len(of_set.pairs)
+            measured[name] = measure(found, text_set.text_bytes)
+        done += len(text_set.pairs)
     return measured
 
 
 @dataclass(frozen=True)
 class TextSet:
-    """What is measured together: texts to predict, each given a prompt, and how many bytes each text has."""
+    """Texts that are measured together: each with the prompt that it follows and its length in bytes."""
 
     pairs: list[Pair]
     text_bytes: list[float]
@@ -91,7 +92,7 @@ def answers(
     spelled: NDArray[np.int64],
     settings: HeldOut,
 ) -> TextSet:
-    """Prompts of a benchmark, each with its first reference and EOS, cut where a response would be."""
+    """Return the prompts of a benchmark, each with its first reference and EOS, cut where a response would be cut."""
     references = [row["references"][0] for row in rows]
     pairs: list[Pair] = []
     text_bytes: list[float] = []
@@ -103,7 +104,7 @@ def answers(
 
 
 def blocks(packed: Path, spelled: NDArray[np.int64], block_tokens: int) -> TextSet:
-    """Blocks of a packed text, the first token of each as the prompt."""
+    """Return the blocks of a packed text, each with its first token as the prompt."""
     text = PlainText(packed, block_tokens)
     meta = json.loads((packed / "meta.json").read_text(encoding="utf-8"))
     tokens = (text.block(number).tolist() for number in range(len(text)))
@@ -113,20 +114,20 @@ def blocks(packed: Path, spelled: NDArray[np.int64], block_tokens: int) -> TextS
 
 
 def measure(found: Sequence[Likelihood], text_bytes: Sequence[float]) -> dict[str, Any]:
-    """Loss and calibration error of the next token, with 95 % intervals over prompts or blocks.
+    """Return loss and calibration error of the next token, with 95 % intervals over prompts or blocks.
 
     Args:
-        found: Of each prompt or block.
-        text_bytes: Of the text that its tokens stand for; EOS stands for nothing, though its loss counts.
+        found: Likelihood of each prompt's or block's tokens.
+        text_bytes: Bytes of the text that these tokens stand for. EOS stands for no bytes, though its loss counts.
     """
-    nats = [-of.log_prob.sum() for of in found]
-    tokens = [len(of.log_prob) for of in found]
+    nats = [-likelihood.log_prob.sum() for likelihood in found]
+    tokens = [len(likelihood.log_prob) for likelihood in found]
     return {
         "tokens": sum(tokens),
         "bytes": round(sum(text_bytes)),
         "loss": _ratio(nats, tokens),
-        "bits_per_byte": _ratio([of / math.log(2) for of in nats], text_bytes),
-        **reliability(np.stack([binned(of.confidence, of.correct) for of in found])),
+        "bits_per_byte": _ratio([nat / math.log(2) for nat in nats], text_bytes),
+        **reliability(np.stack([binned(likelihood.confidence, likelihood.correct) for likelihood in found])),
     }
 
 

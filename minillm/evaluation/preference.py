@@ -1,7 +1,7 @@
-"""Stage preference: what people said of pairs of answers becomes shares of wins, ties and losses (method.md §7).
+"""Stage `preference`: shares of wins, ties and losses from people's judgements of pairs of answers (method.md §7).
 
-Shares are on 0–100. A prompt counts once, as the mean over its annotators, and every benchmark the same; the intervals
-are over prompts.
+Shares are on 0–100. A prompt counts once, with the mean over its annotators, and every benchmark has the same weight.
+Intervals are over prompts.
 """
 
 import itertools
@@ -32,11 +32,11 @@ MEASURES: dict[str, Mapping[Choice, float]] = {
     "loss": {"win": 0.0, "tie": 0.0, "loss": 100.0},
     "net": {"win": 100.0, "tie": 0.0, "loss": -100.0},
 }
-"""What a choice counts: the mean is the share of wins, ties and losses, and wins minus losses."""
+"""Points of each choice in each measure. Their means are the shares of wins, ties and losses, and wins minus losses."""
 
 
 def run(job: Job[Preference]) -> Summary:
-    """Write preference.json: the shares of each comparison, and how far annotators agree."""
+    """Write preference.json: the shares of each comparison, and the agreement of annotators."""
     path = job.inputs["judgements"]
     judgements = read_csv(path)
     responses = {
@@ -55,10 +55,10 @@ def run(job: Job[Preference]) -> Summary:
 
 
 def require_same_answers(path: Path, judgements: Sequence[Judgement], responses: Mapping[str, Path]) -> None:
-    """Every judgement must be of answers that this run has.
+    """Check that every judgement is of answers that this run has.
 
     Raises:
-        StageError: With the first that is not.
+        StageError: If one is not; the message names the first.
     """
     for line, judgement in enumerate(judgements, start=2):
         problem = mismatch(judgement, responses)
@@ -70,12 +70,12 @@ def require_same_answers(path: Path, judgements: Sequence[Judgement], responses:
 
 
 def compare(judgements: Sequence[Judgement]) -> list[dict[str, Any]]:
-    """Wins, ties and losses of each method against each other one that it was compared with.
+    """Count wins, ties and losses of each method against every other that it was compared with.
 
     Returns:
-        method, other; numbers of prompts and judgements; win, tie, loss and net (see `MEASURES`), each an
-        `Estimate` as a dictionary, with the p-values of net adjusted for those between methods, and for those with
-        the teacher.
+        A row per comparison: method, other; numbers of prompts and judgements; win, tie, loss and net (see
+        `MEASURES`), each an `Estimate` as a dictionary. The p-values of net are adjusted within two families:
+        comparisons between methods, and comparisons with the teacher.
     """
     rows = []
     for method, other in dict.fromkeys((judgement.method, judgement.other) for judgement in judgements):
@@ -96,11 +96,11 @@ def compare(judgements: Sequence[Judgement]) -> list[dict[str, Any]]:
 
 
 def agreement(judgements: Sequence[Judgement]) -> list[dict[str, Any]]:
-    """How far annotators agree, two by two, on the pairs that both have judged; none where they share no pair.
+    """Measure how far annotators agree, two by two, on the pairs that both have judged.
 
     Returns:
-        first, second; pairs; same, the percentage of equal choices; kappa, Cohen's, or None where both said one and
-        the same thing throughout: chance would do as well.
+        A row per two annotators who share a pair: first, second; pairs; same, the percentage of equal choices; kappa,
+        Cohen's, or None if both made the same choice throughout, where chance would agree as well.
     """
     chosen: dict[str, dict[tuple[Any, ...], Choice]] = {}
     for judgement in judgements:
@@ -121,7 +121,7 @@ def agreement(judgements: Sequence[Judgement]) -> list[dict[str, Any]]:
 
 
 def _by_prompt(judgements: Sequence[Judgement], points: Mapping[Choice, float]) -> Values:
-    """Mean points of each prompt over its annotators, by benchmark."""
+    """Return the mean points of each prompt over its annotators, by benchmark."""
     values: dict[str, dict[int, list[float]]] = {}
     for judgement in judgements:
         values.setdefault(judgement.benchmark, {}).setdefault(judgement.index, []).append(points[judgement.choice])

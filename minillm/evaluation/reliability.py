@@ -1,6 +1,6 @@
-"""Whether a model is right as often as it is sure: predictions by their confidence, and how far the two are apart.
+"""Calibration: predictions binned by confidence, and the gap between confidence and accuracy.
 
-Everything here is made of sums over predictions, so that prompts can be added up.
+Everything here is computed from sums over predictions, so that the sums of prompts can be added up.
 """
 
 from typing import Any
@@ -13,21 +13,21 @@ from minillm.evaluation.uncertainty import CONFIDENCE, FEWEST
 from minillm.streams import Purpose, generator, stream
 
 BINS = 15
-"""Of equal width, as in Guo et al. (arXiv 1706.04599)."""
+"""Number of bins, of equal width, as in Guo et al. (arXiv 1706.04599)."""
 DRAWS = 2000
 CLEARLY_OFF = 2.0
-"""Standard errors that a bin must be off by for its error not to be put down to chance."""
+"""Standard errors by which a bin must be off before its error is more than chance."""
 
 Sums = NDArray[np.float64]
-"""(..., 3, BINS): in each bin the number of predictions, the sum of their confidences, and how many are right."""
+"""Sums by bin (..., 3, BINS): number of predictions, sum of their confidences, number of right ones."""
 
 
 def binned(confidence: ArrayLike, correct: ArrayLike) -> Sums:
-    """Sums (3, BINS) of predictions; bin b holds those with b/BINS < confidence ≤ (b+1)/BINS, and the first 0 too.
+    """Sum predictions by bin (3, BINS); bin b holds b/BINS < confidence ≤ (b+1)/BINS, and the first bin also 0.
 
     Args:
-        confidence: Probability that the model gives what it predicts (n,).
-        correct: Whether that is right (n,).
+        confidence: Probability that the model gives to its prediction (n,).
+        correct: Whether the prediction is right (n,).
     """
     confidence, correct = np.asarray(confidence, float), np.asarray(correct, float)
     place = np.digitize(confidence, np.arange(1, BINS) / BINS, right=True)
@@ -36,38 +36,39 @@ def binned(confidence: ArrayLike, correct: ArrayLike) -> Sums:
 
 
 def calibration_error(sums: Sums) -> NDArray[np.float64]:
-    """Expected calibration error (...): Σ_b n_b/N·|share right in b − mean confidence in b|, from 0 to 1."""
+    """Return the expected calibration error (...): Σ_b n_b/N·|share right in b − mean confidence in b|, from 0 to 1."""
     return np.abs(_gaps(sums)).sum(axis=-1)
 
 
 def calibration_interval(parts: Sums) -> tuple[float | None, float | None]:
-    """95 % interval of the calibration error; without ends for too few prompts, or where all are alike.
+    """Return the 95 % interval of the calibration error; (None, None) for too few prompts or if all are alike.
 
-    The error of a sample is too large: chance puts every bin off, and absolute values never cancel. By how much
-    depends on where the true error is, so an interval holds the errors with which the sample's is no surprise: from
-    below, with all of it in the bins that are clearly off, where chance adds most; from above, with it spread over all
-    bins as chance is, where chance adds least. Chance is normal, with the covariance of the bins over prompts.
+    The error of a sample is too large: chance moves every bin, and absolute values never cancel. The excess depends on
+    how the true error is spread over bins. So the interval holds the true errors under which the sample's error is no
+    surprise. For the lower end, the true error is all in the bins that are clearly off, where chance adds most; for the
+    upper end, it is spread over all bins in proportion to chance, where chance adds least. Chance is taken as normal,
+    with the covariance of the bins over prompts.
 
-    A sample that is luckier than chance allows even without any error would rule out all of them. What it then says is
-    how closely it could have looked: the interval ends where chance alone would have reached.
+    A sample whose error is smaller than chance alone would make it rules out every true error, even 0. It then shows
+    only how small an error it could have detected: the interval ends at what chance alone would have reached.
 
     Args:
         parts: Sums of each prompt (n, 3, BINS).
     """
     sums = parts.sum(axis=0)
     gaps, found = _gaps(sums), float(calibration_error(sums))  # (BINS,)
-    # A prompt adds to the gaps and to the number of predictions that they are divided by.
+    # A prompt adds to the gaps, and to the number of predictions that they are divided by, as in a ratio.
     numbers = parts[:, 0].sum(axis=-1, keepdims=True)
     shares = ((parts[:, 2] - parts[:, 1]) - gaps * numbers) / sums[0].sum()  # (n, BINS)
     covariance = shares.T @ shares * len(parts) / max(1, len(parts) - 1)
     errors = np.sqrt(np.diag(covariance))  # (BINS,)
-    errors[errors < 1e-12] = 0  # prompts that are alike differ by their rounding
+    errors[errors < 1e-12] = 0  # prompts that are alike differ by rounding alone
     if len(parts) < FEWEST or not errors.any():
         return None, None
     noise = generator(stream(Purpose.CALIBRATION_NOISE, 0)).multivariate_normal(
         np.zeros(BINS), covariance, DRAWS, method="eigh"
     )
-    # Where no bin is clearly off, it is put into the one that says least.
+    # If no bin is clearly off, the true error is put into the noisiest bin, which says least.
     off = np.abs(gaps) > CLEARLY_OFF * errors
     where_clear = np.where(off, gaps, 0.0) if off.any() else (np.arange(BINS) == errors.argmax()).astype(float)
     spread = np.where(gaps < 0, -errors, errors)
@@ -78,7 +79,7 @@ def calibration_interval(parts: Sums) -> tuple[float | None, float | None]:
 
 
 def reliability(parts: Sums) -> dict[str, Any]:
-    """Calibration error with its 95 % interval over prompts, and the sums over all of them, for JSON.
+    """Return the calibration error with its 95 % interval over prompts, and the sums over all prompts, for JSON.
 
     Args:
         parts: Sums of each prompt (n, 3, BINS).
@@ -89,7 +90,7 @@ def reliability(parts: Sums) -> dict[str, Any]:
 
 
 def _gaps(sums: Sums) -> NDArray[np.float64]:
-    """n_b/N·(share right in b − mean confidence in b) of each bin (..., BINS)."""
+    """Return n_b/N·(share right in b − mean confidence in b) of each bin b (..., BINS)."""
     number, confidence, correct = np.moveaxis(sums, -2, 0)
     return (correct - confidence) / number.sum(axis=-1, keepdims=True)
 
@@ -97,13 +98,13 @@ def _gaps(sums: Sums) -> NDArray[np.float64]:
 def _error_with_quantile(
     found: float, quantile: float, direction: NDArray[np.float64], noise: NDArray[np.float64]
 ) -> float:
-    """The true error of whose samples this share have a smaller one than was found; 0 if none is so small.
+    """Find the true error under which samples have `found` as this quantile; 0 if no error is so small.
 
     Args:
         found: Calibration error of the sample.
-        quantile: That share.
-        direction: How the true error is spread over bins (BINS,).
-        noise: What chance adds to the gaps (DRAWS, BINS).
+        quantile: Share of samples with a smaller error than `found`.
+        direction: Spread of the true error over bins (BINS,).
+        noise: Draws of what chance adds to the gaps (DRAWS, BINS).
     """
     direction = direction / np.abs(direction).sum()
 

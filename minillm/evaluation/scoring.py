@@ -1,8 +1,8 @@
-"""Stage score: stored responses become scores per prompt and seed, and a table; no model is needed.
+"""Stage `score`: turn stored responses into scores per prompt and seed, and into a table; no model is needed.
 
-All figures of a table are on 0–100. A benchmark's score is its `metric`; the other metrics stand beside it. Its row is
-over its headline prompts, those whose first reference has at least `min_reference_tokens` tokens: the mean over prompts
-of each seed, then mean and spread over seeds. Beside them stands the interval over prompts.
+All figures of a table are on 0–100. A benchmark's score is its `metric`; the other metrics are listed beside it. Its
+row covers its headline prompts, those whose first reference has at least `min_reference_tokens` tokens. It has the mean
+over prompts for each seed, the mean and spread of these over seeds, and the interval over prompts.
 """
 
 import json
@@ -25,7 +25,7 @@ from minillm.stages import Job, Score, Summary
 from minillm.words import formatted
 
 ALWAYS: tuple[Metric, ...] = ("rouge_l", "exact_match")
-"""Measured whatever the benchmarks ask for."""
+"""Metrics that are always measured, whatever the benchmarks ask for."""
 LENGTH_SUBSETS = {"0-5": (0, 5), "6-10": (6, 10), "11-up": (11, sys.maxsize)}
 """Subsets by the tokens of the first reference, both ends included (method.md §7: [0,5], [6,10], [11,∞))."""
 
@@ -61,10 +61,10 @@ def run(job: Job[Score]) -> Summary:
 
 
 def check_complete(benchmark: str, prompts: pd.DataFrame, responses: pd.DataFrame, seeds: Sequence[int]) -> None:
-    """Every prompt must be answered exactly once for every seed, and nothing else.
+    """Check that every prompt is answered exactly once for every seed, and that nothing else is.
 
     Raises:
-        StageError: Prompts are missing, answered twice or unknown; the message names them.
+        StageError: If prompts are missing, answered twice or unknown; the message names them.
     """
     if responses.empty:
         raise StageError(f"benchmark {benchmark}: there are no responses; generate them again")
@@ -99,8 +99,8 @@ def score_benchmark(
     """Score each response.
 
     Returns:
-        One row per prompt and seed: benchmark, index, seed, each metric (0 to 1),
-        reference_tokens (of the first reference, no EOS), response_tokens, finished.
+        One row per prompt and seed: benchmark, index, seed, each metric (0 to 1), reference_tokens (length of the
+        first reference without EOS), response_tokens, finished.
     """
     first = [references[0] for references in prompts["references"]]
     lengths = [len(ids) for ids in encode_texts(tokenizer, first)]
@@ -123,10 +123,10 @@ def score_benchmark(
 def summarise(
     name: str, benchmark: Benchmark, scores: pd.DataFrame, metrics: Sequence[Metric] = ALWAYS
 ) -> dict[str, Any]:
-    """One benchmark's row of the table, from its scores.
+    """Return one benchmark's row of the table, from its scores.
 
     Raises:
-        StageError: No prompt has a reference of `min_reference_tokens` tokens.
+        StageError: If no prompt has a first reference of `min_reference_tokens` tokens.
     """
     headline = scores.query("headline")
     if headline.empty:
@@ -170,7 +170,7 @@ def _mean_over_benchmarks(rows: dict[str, dict[str, Any]], metric: str) -> dict[
 
 
 def _statistic(per_seed: dict[str, float]) -> dict[str, Any]:
-    """Mean and sample standard deviation (0 with one seed) of one value per seed."""
+    """Return mean and sample standard deviation (0 with one seed) of one value per seed."""
     values = list(per_seed.values())
     spread = statistics.stdev(values) if len(values) > 1 else 0.0
     return {"mean": statistics.fmean(values), "spread": spread, "per_seed": per_seed}

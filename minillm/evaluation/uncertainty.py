@@ -1,11 +1,11 @@
-"""How far a score depends on the prompts it was measured on: t intervals over prompts, sign-flip tests of differences.
+"""Uncertainty of scores over the choice of prompts: t intervals over prompts, sign-flip tests of differences.
 
-A prompt counts once, with its mean over the generation seeds: answers to the same prompt are no independent evidence.
-Several benchmarks weigh the same each. Where models were trained with several seeds, intervals cover other seeds too.
+A prompt counts once, with its mean over the generation seeds: answers to the same prompt are not independent evidence.
+All benchmarks have the same weight. If models were trained with several seeds, intervals cover other seeds as well.
 
-Every estimate here is a sum of means over prompts, one mean for each benchmark, so that its variance is the sum of
-theirs and Student's t has Welch and Satterthwaite's degrees of freedom. What is computed from means, as a ratio of two,
-enters with its jackknife pseudo-values (Tukey 1958). docs/evaluation.md has the measured coverage.
+Every estimate here is a sum of means over prompts, one mean for each benchmark. Its variance is the sum of theirs, and
+Student's t has Welch and Satterthwaite's degrees of freedom. A function of means, such as a ratio of two, enters with
+its jackknife pseudo-values (Tukey 1958). docs/evaluation.md has the measured coverage.
 """
 
 from collections.abc import Callable, Hashable, Sequence
@@ -20,9 +20,9 @@ from minillm.streams import Purpose, generator, stream
 
 CONFIDENCE = 0.95
 FEWEST = 3
-"""Prompts of a benchmark below which there is no interval."""
+"""Fewest prompts of a benchmark for which there is an interval."""
 ENUMERATED = 13
-"""Up to so many prompts, a test goes through all of the 2^n signs; above, it draws some."""
+"""Most prompts for which a test enumerates all 2^n signs; above that, it draws some."""
 FLIPS = 9999
 FLIPPED_AT_ONCE = 1 << 22
 """Signs drawn at once, so that memory stays small."""
@@ -30,13 +30,13 @@ WITHOUT_INTERVAL = (
     f"Where no interval stands, none can be had: fewer than {FEWEST} prompts, or the same value on each of them, say "
     "nothing of other prompts."
 )
-"""Sentence on pages where an interval is missing."""
+"""Sentence for pages where an interval is missing."""
 FEW = 10
 FEW_PROMPTS = (
     f"Intervals over fewer than {FEW} prompts are too short where most scores are 0 or 100: they then hold the mean in "
     "about 80 of a hundred cases, not in 95."
 )
-"""Sentence on pages with such intervals (measured by benchmarks.coverage)."""
+"""Sentence for pages with intervals over so few prompts (measured by benchmarks.coverage)."""
 
 Values = Sequence[NDArray[np.float64]]
 """One value per prompt (n,) for each benchmark; with several training seeds, one per seed and prompt (s, n)."""
@@ -44,22 +44,22 @@ Values = Sequence[NDArray[np.float64]]
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean and what it may be on other prompts of the same kind; of several training seeds, with other seeds too."""
+    """A mean and its likely range on other prompts of the same kind (and on other seeds, if trained with several)."""
 
     value: float
     low: float | None
-    """Lower end of the 95 % interval; None where there is none (see `WITHOUT_INTERVAL`)."""
+    """Lower end of the 95 % interval; None if there is no interval (see `WITHOUT_INTERVAL`)."""
     high: float | None
     p_value: float | None = None
-    """Two-sided, of no difference; None for a single score, and where it cannot be had."""
+    """Two-sided p-value of "no difference"; None for a single score, and if it cannot be computed."""
 
 
 def prompt_scores(scores: pd.DataFrame, metric: str = "score") -> dict[str, pd.Series]:
-    """The score (0–100) of each headline prompt by its index, the mean over seeds, for each benchmark.
+    """Return each headline prompt's score (0–100), averaged over seeds, by prompt index for each benchmark.
 
     Args:
         scores: One row per prompt and seed (see `minillm.evaluation.scoring`).
-        metric: rouge_l or exact_match; without it, each benchmark's own.
+        metric: Column to average, such as rouge_l; by default, each benchmark's own metric.
     """
     headline = scores.query("headline")
     return {
@@ -69,15 +69,15 @@ def prompt_scores(scores: pd.DataFrame, metric: str = "score") -> dict[str, pd.S
 
 
 def prompt_values(scores: pd.DataFrame) -> dict[str, NDArray[np.float64]]:
-    """The values of `prompt_scores` (n,), by benchmark."""
+    """Return the values of `prompt_scores` (n,), by benchmark."""
     return {name: values.to_numpy(dtype=float) for name, values in prompt_scores(scores).items()}
 
 
 def estimate(values: Values) -> Estimate:
-    """The mean over benchmarks of the mean over prompts, with its interval.
+    """Return the mean over benchmarks of the mean over prompts, with its interval.
 
     Args:
-        values: Scores on 0–100, where the interval ends.
+        values: Scores on 0–100; the interval is cut to this range.
     """
     found = _estimate(_over_seeds(values) or _shares(values), _prompts(values))
     if found.low is None or found.high is None:
@@ -86,10 +86,10 @@ def estimate(values: Values) -> Estimate:
 
 
 def paired_estimate(values: Values) -> Estimate:
-    """The mean difference of two methods with its interval and p-value: an estimate on pairs.
+    """Return the mean difference of two methods, with its interval and p-value, from paired values.
 
     Args:
-        values: Differences on the same prompts and, with several training seeds, of the same seed.
+        values: Differences on the same prompt and, with several training seeds, of the same seed.
     """
     prompts = _prompts(values)
     if (parts := _over_seeds(values)) is not None:
@@ -99,16 +99,16 @@ def paired_estimate(values: Values) -> Estimate:
 
 
 def ratio_of_sums(ratios: Values) -> Estimate:
-    """The mean over benchmarks of Σ part / Σ whole over prompts, with its interval.
+    """Return the mean over benchmarks of Σ part / Σ whole over prompts, with its interval.
 
     Args:
-        ratios: Part and whole (2, n) of every prompt, for each benchmark.
+        ratios: Part and whole of every prompt (2, n), for each benchmark.
     """
     return _estimate(_shares([_ratio(of) for of in ratios]), _prompts(ratios))
 
 
 def difference_of_ratios(ratios: Values, others: Values) -> Estimate:
-    """How far one method's `ratio_of_sums` is above another's on the same prompts, with its p-value."""
+    """Return one method's `ratio_of_sums` minus another's on the same prompts, with its interval and p-value."""
     parts = _shares([_ratio(of) - _ratio(other) for of, other in zip(ratios, others, strict=True)])
     return _estimate(parts, _prompts(ratios), sign_flip_test(parts))
 
@@ -116,11 +116,11 @@ def difference_of_ratios(ratios: Values, others: Values) -> Estimate:
 def interval(
     parts: NDArray[np.float64], statistic: Callable[[NDArray[np.float64]], NDArray[np.float64]]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]] | None:
-    """Both ends (*T) of the 95 % intervals of what is computed from means over prompts; None for too few prompts.
+    """Return both ends (*T) of the 95 % intervals of a function of means over prompts; None for too few prompts.
 
     Args:
-        parts: What is averaged, of each of n prompts (n, *S).
-        statistic: From means (..., *S) to values (..., *T).
+        parts: Values to average, for each of n prompts (n, *S).
+        statistic: Maps means (..., *S) to values (..., *T).
     """
     if len(parts) < FEWEST:
         return None
@@ -132,9 +132,9 @@ def interval(
 def pseudo_values(
     parts: NDArray[np.float64], statistic: Callable[[NDArray[np.float64]], NDArray[np.float64]]
 ) -> NDArray[np.float64]:
-    """Share of each prompt in what is computed from means over prompts (n, *T): their mean is the value.
+    """Return each prompt's share (n, *T) in a function of means over prompts; the mean of the shares is its value θ.
 
-    Jackknife pseudo-values n·θ − (n−1)·θ₋ᵢ, moved so that their mean is θ itself, not its jackknife estimate.
+    Jackknife pseudo-values n·θ − (n−1)·θ₋ᵢ, shifted so that their mean is θ itself and not its jackknife estimate.
     """
     n, total = len(parts), parts.sum(axis=0)
     value = statistic(total / n)
@@ -145,16 +145,16 @@ def pseudo_values(
 
 
 def sign_flip_test(parts: Values) -> float:
-    """Two-sided p-value of Σ of means being zero, where each prompt's value could as well have the other sign.
+    """Return the two-sided p-value of a sum of means being zero, if each prompt's value might have either sign.
 
-    That is so where two methods are alike. It holds for any number of prompts; n of them cannot give less than 2/2ⁿ.
-    The test is that of `scipy.stats.permutation_test`, whose draws take ten times as long.
+    That is so if two methods are alike. The test holds for any number of prompts; n of them cannot give less than 2/2ⁿ.
+    It is the test of `scipy.stats.permutation_test`, whose draws take ten times as long.
 
     Args:
-        parts: What each prompt adds to the mean of its benchmark (n,), for each of them.
+        parts: Each prompt's contribution to the mean of its benchmark (n,), for each benchmark.
     """
     weighted = np.concatenate([part / len(part) for part in parts])
-    # Sums of the same numbers in another order differ by their rounding.
+    # Sums of the same numbers in another order differ by rounding.
     reached = abs(weighted.sum()) - 1e-9 * np.abs(weighted).sum()
     n = len(weighted)
     if n <= ENUMERATED:
@@ -168,7 +168,7 @@ def sign_flip_test(parts: Values) -> float:
 
 
 def t_test(parts: Values) -> float | None:
-    """Two-sided p-value of Σ of means being zero, by Student's t; None where nothing varies and it is not zero."""
+    """Return the two-sided p-value of a sum of means being zero, by Student's t; None if a nonzero sum never varies."""
     value, error, freedom = _spread(parts)
     if error == 0:
         return 1.0 if value == 0 else None
@@ -176,14 +176,14 @@ def t_test(parts: Values) -> float | None:
 
 
 def adjusted(p_values: Sequence[float | None], families: Sequence[Hashable]) -> list[float | None]:
-    """p-values of several comparisons at once, after Holm (1979) within each family.
+    """Adjust the p-values of several comparisons, after Holm (1979) within each family.
 
-    Whatever the family's other differences are, the chance that any of its equal methods look different stays below
-    the level. Controlling the rate of false discoveries does not promise that: obvious differences raise what passes.
+    Whatever the family's other differences are, the chance that any two equal methods look different stays below the
+    level. Controlling the false discovery rate does not promise that: obvious differences let more through.
 
     Args:
-        p_values: None where there is none; it stays so.
-        families: Of each, which comparisons it is read together with.
+        p_values: One for each comparison; None stays None.
+        families: Name of each comparison's family, the comparisons that are read together.
     """
     found: list[float | None] = [None] * len(p_values)
     for family in set(families):
@@ -197,30 +197,30 @@ def adjusted(p_values: Sequence[float | None], families: Sequence[Hashable]) -> 
 
 
 def _prompts(values: Values) -> int:
-    """Of the smallest benchmark."""
+    """Return the number of prompts of the smallest benchmark."""
     return min(of_benchmark.shape[-1] for of_benchmark in values)
 
 
 def _shares(values: Values) -> list[NDArray[np.float64]]:
-    """What each prompt adds to the mean over benchmarks."""
+    """Return each prompt's contribution to the mean over benchmarks."""
     return [of_benchmark.reshape(-1) / len(values) for of_benchmark in values]
 
 
 def _over_seeds(values: Values) -> list[NDArray[np.float64]] | None:
-    """What each seed and each prompt adds, of several training seeds; None of one.
+    """Return each seed's and each prompt's contribution; None if there is only one training seed.
 
-    Every seed answers every prompt, so the variances of the two means add up; what is of both at once counts twice,
-    which errs on the safe side. A bootstrap over a handful of seeds would be far too sure.
+    Every seed answers every prompt, so the variances of the two means add up. Variance of a seed on a single prompt
+    counts twice, which errs on the safe side. A bootstrap over a handful of seeds would be far too sure.
     """
     if values[0].ndim == 1 or len(values[0]) == 1:
         return None
     by_seed = np.mean([of_benchmark.mean(axis=1) for of_benchmark in values], axis=0)
-    # The mean over prompts is the same once more: it counts with its variance alone.
+    # The mean over prompts equals the mean over seeds, so it is subtracted: only its variance is to count.
     return [by_seed, *((of.mean(axis=0) - of.mean()) / len(values) for of in values)]
 
 
 def _ratio(pairs: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Share of each prompt (n,) in Σ part / Σ whole of (2, n)."""
+    """Return each prompt's share (n,) in Σ part / Σ whole, given part and whole (2, n)."""
     return pseudo_values(pairs.T, lambda means: means[..., 0] / means[..., 1])
 
 
@@ -235,9 +235,9 @@ def _estimate(parts: Values, prompts: int, p_value: float | None = None) -> Esti
 
 
 def _spread(parts: Values) -> tuple[float, float, float]:
-    """Σ of means, its standard error, and Welch and Satterthwaite's degrees of freedom.
+    """Return the sum of means, its standard error, and Welch and Satterthwaite's degrees of freedom.
 
-    Values that differ by their rounding alone have no spread.
+    Values that differ by rounding alone have no spread.
     """
     means = np.array([part.mean() for part in parts])
     spreads = np.array([part.std(ddof=1) for part in parts])

@@ -1,4 +1,4 @@
-"""lm-evaluation-harness itself on small models; what is expected is counted or computed here."""
+"""lm-evaluation-harness itself on small models, against results counted or computed here."""
 
 import json
 import math
@@ -48,13 +48,13 @@ POSITIONS = 1024
 
 @pytest.fixture(scope="module")
 def tokenizer() -> PreTrainedTokenizerBase:
-    """Of bytes, with a few whole words and the letters of MMLU's answers."""
+    """Make a byte-level tokenizer with a few whole words and the letters of MMLU's answers."""
     words = " red blue cat dog bird A B C D 2 Question: Answer:"
     return train_bpe([words * 20], 400)
 
 
 def constant_model(favourite: int, lead: float, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
-    """Whatever it reads, the logit of one token is `lead` and all others are 0."""
+    """Return a model whose logits are always `lead` for one token and 0 for all others."""
     architecture = {"model_type": "gpt2", "n_embd": 8, "n_layer": 1, "n_head": 1, "n_positions": POSITIONS}
     model: Any = build_model(architecture, tokenizer, seed=0)
     with torch.no_grad():
@@ -82,7 +82,7 @@ def planned(
     few_shot: int | None = None,
     changes: dict[str, Any] | None = None,
 ) -> Path:
-    """What the stage downstream_tasks leaves for one task with local rows."""
+    """Run the stage downstream_tasks for one task with local rows; return its output."""
     write_lines(rows_file(folder, task, "test"), rows)
     if examples:
         write_lines(rows_file(folder, task, "examples"), examples)
@@ -100,7 +100,7 @@ def answered(
     limit: int | None = None,
     name: str = "run",
 ) -> tuple[Path, dict[str, Any]]:
-    """Output folder and rows of table.json of the stage downstream."""
+    """Run the stage downstream; return its output folder and the rows of table.json."""
     model.save_pretrained(folder / "model")
     inputs = {"model": folder / "model", "tokenizer": prepared(folder / "prepared", tokenizer), "tasks": tasks}
     output, summary = run_stage(DownstreamScore(role="x", limit=limit, precision="float32"), inputs, folder / name)
@@ -110,12 +110,12 @@ def answered(
 
 
 def samples(output: Path, task: str) -> list[list[float]]:
-    """Log-likelihood of each choice, by question."""
+    """Return the log-likelihood of each choice, by question."""
     return [[answer[0] for answer in row["filtered_resps"]] for row in read_lines(output / "samples" / f"{task}.jsonl")]
 
 
 def loaded(folder: Path, tasks: Path) -> tuple[Any, LocalRows]:
-    """The one task of a plan, and its local rows."""
+    """Return the only task of a plan, and its local rows."""
     folder.mkdir()
     plan = Plan.model_validate_json((tasks / PLAN).read_text(encoding="utf-8"))
     (name,) = plan.tasks
@@ -142,7 +142,7 @@ def test_accuracy_is_what_one_counts(tmp_path, tokenizer):
 
 @pytest.mark.parametrize(("shots", "padding", "name"), [(0, 0, "gpt2"), (1, 37, "gpt2"), (0, 37, "gptj")])
 def test_log_likelihoods_are_our_own(tmp_path, tokenizer, shots, padding, name):
-    """Over the tokenizer's entries, however many rows the embedding has; GPT-J's head has a bias of its own."""
+    """Probabilities are over the tokenizer's entries, whatever rows the embedding has; GPT-J's head has a bias."""
     example = {**ARC[0], "question": "What sings?", "choices": {"text": ["bird", "cat"], "label": ["A", "B"]}}
     example["answerKey"] = "A"
     tasks = planned(tmp_path / "tasks", ARC, examples=[example], few_shot=shots)
@@ -214,7 +214,7 @@ def test_finished_tasks_are_not_answered_again(tmp_path, tokenizer):
 
 
 def test_a_task_that_wants_no_examples_gets_none(tmp_path, tokenizer):
-    """TruthfulQA on its real questions, in the form that its data set has on the hub."""
+    """Return real questions of TruthfulQA in the form of its data set on the hub."""
     rows = []
     for row in read_lines(real_data() / "downstream" / "truthfulqa.jsonl")[:40]:
         choices = [row["Best Answer"], *(answer.strip() for answer in row["Incorrect Answers"].split(";"))]
@@ -245,7 +245,7 @@ def test_generated_answers_are_scored_by_every_filter(tmp_path, tokenizer):
 
 
 def test_a_generated_answer_is_subject_to_this_runs_settings_alone(tmp_path, tokenizer):
-    """Not to a checkpoint's penalties, nor to rows of its embedding that no token has; any end token ends it."""
+    """A checkpoint's penalties and rows of its embedding without a token do not count; any end token ends an answer."""
     rows = [{"question": "1 + 1?", "answer": "It is 2.\n#### 2"}]
     tasks = planned(tmp_path / "tasks", rows, task="gsm8k", file="gsm8k/gsm8k.yaml", few_shot=0)
     (two,) = tokenizer.encode(" 2")
@@ -285,7 +285,7 @@ def test_perplexity_of_running_text(tmp_path, tokenizer):
 
 
 def test_real_files_through_both_stages_with_no_word_to_the_hub(tmp_path, tokenizer, monkeypatch):
-    """As worker processes: tasks found and checked, then answered; C is the model's answer to all of MMLU."""
+    """Worker processes find and check the tasks, then answer them; the model answers C to all of MMLU."""
     data = real_data() / "downstream"
     sources = {
         "rows/arc_easy": "arc_easy_validation",
@@ -361,7 +361,7 @@ def test_a_hub_out_of_reach_is_named_with_what_to_do(tmp_path, tokenizer, monkey
     spec = write_job(tmp_path / "tasks", stage, {"prepared/0": prepared(tmp_path / "prepared", tokenizer)})
     assert run_worker(spec).returncode == 3
     message = (spec.parent / "error.txt").read_text(encoding="utf-8")
-    assert message.startswith("evaluation.downstream.tasks: arc_easy cannot be had (")
+    assert message.startswith("evaluation.downstream.tasks: arc_easy cannot be loaded (")
     assert "give its rows as evaluation.downstream.local.arc_easy.source" in message
     assert not (spec.parent / "output" / PLAN).exists()
 
@@ -399,7 +399,10 @@ def test_a_tag_keeps_its_members_where_one_of_them_has_local_rows(tmp_path):
     ("row", "message"),
     [
         ({**ARC[0], "answerKey": "D"}, "row 2: .*'D' is not in list"),
-        ({**ARC[0], "choices": {"text": ["red"], "label": ["A", "B"]}}, r"row 2: the answer 1 is none of the choices"),
+        (
+            {**ARC[0], "choices": {"text": ["red"], "label": ["A", "B"]}},
+            r"row 2: the answer 1 is not one of the choices",
+        ),
     ],
 )
 def test_rows_without_a_right_answer_are_refused(tmp_path, row, message):
@@ -474,7 +477,7 @@ def test_rows_are_dealt_to_the_tasks_of_a_group():
     ("lines", "message"),
     [
         ([], "f: .* has no rows"),
-        ([{"a": 1}, {"a": 1, "b": 2}], "f: .*:2: other fields than the first row; the difference: b"),
+        ([{"a": 1}, {"a": 1, "b": 2}], "f: .*:2: its fields are not those of the first row; they differ in b"),
         ([{"a": 1}, [1]], "f: .*:2: not an object but list"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Stage `downstream`: the harness's tasks answered by one model, with its own prompts, metrics and standard errors."""
+"""Stage `downstream`: one model answers the harness's tasks, with its prompts, metrics and standard errors."""
 
 import json
 import re
@@ -23,7 +23,7 @@ from minillm.worker.processes import device
 from minillm.worker.progress import Progress
 
 KEPT = ("results", "groups", "group_subtasks", "versions", "n-shot", "higher_is_better", "n-samples")
-"""Of what the harness returns; not its definitions of tasks, which hold paths of this machine."""
+"""Parts kept of the harness's result. Its task definitions are dropped: they hold paths of this machine."""
 
 Facts = dict[str, Any]
 LanguageModel = Any
@@ -31,7 +31,7 @@ LanguageModel = Any
 
 
 def run(job: Job[DownstreamScore]) -> Summary:
-    """Write results.json (the harness's), table.json (a row per task) and samples/TASK.jsonl (every single answer).
+    """Write results.json (as the harness returns it), table.json (a row per task) and samples/TASK.jsonl (all answers).
 
     Tasks finished before a failure are not answered again.
     """
@@ -58,10 +58,10 @@ def run(job: Job[DownstreamScore]) -> Summary:
 
 
 def language_model(job: Job[DownstreamScore], settings: DownstreamScore) -> LanguageModel:
-    """The model as the harness asks it: log-probabilities in float32, over the tokenizer's entries.
+    """Wrap the model for the harness: log-probabilities in float32, over the tokenizer's entries.
 
-    Rows of a padded embedding are cut off, as in training. A generated answer ends where responses do; nothing else in
-    the checkpoint's generation settings counts.
+    Padding rows of the embedding are cut off, as in training. A generated answer ends at the tokens that end a
+    response; the checkpoint's other generation settings are ignored.
     """
     make: Any = HFLM
     shared = load_shared_tokenizer(job.inputs["tokenizer"])
@@ -79,18 +79,19 @@ def language_model(job: Job[DownstreamScore], settings: DownstreamScore) -> Lang
 
 
 def answer(lm: LanguageModel, loaded: TaskDict, limit: int | None, samples: Path) -> Facts:
-    """What the harness finds, and how many questions of each task were cut.
+    """Run the harness and return its results, with the number of questions cut in each task.
 
-    By its `evaluate`: its `simple_evaluate` adds what it finds out about the machine.
+    This calls the harness's `evaluate`: its `simple_evaluate` would add facts about the machine.
 
     Args:
         lm: The model.
-        loaded: One task, or those of a group or tag.
-        limit: Questions of each task; None for all.
+        loaded: One task, or the tasks of a group or tag.
+        limit: Number of questions of each task; None for all.
         samples: Folder for TASK.jsonl.
 
     Raises:
-        StageError: If the harness cannot put a question to the model, as where an answer is longer than it sees.
+        StageError: If the harness cannot put a question to the model, for example because an answer is longer than
+            the model's window.
     """
     set_seed(SEED)
     try:
@@ -111,10 +112,10 @@ def answer(lm: LanguageModel, loaded: TaskDict, limit: int | None, samples: Path
 
 
 def table(name: str, part: Facts) -> dict[str, Facts]:
-    """A row for a task or group, by its name; for a tag, or a group without a score of its own, one for each task.
+    """Return one row for a task or group; for a tag, or a group without a score of its own, one for each task.
 
-    A row's `metric` is the first that the task lists; `scores` has them all, each with its standard error or None.
-    `shots` is None where the tasks of a group differ; `cut` counts questions whose beginning the model did not see.
+    A row's `metric` is the first that the task lists; `scores` has all of them, each with its standard error or None.
+    `shots` is None if the tasks of a group differ; `cut` counts questions whose beginning the model did not see.
     """
     tasks = list(part["n-samples"])
     shown = [name] if scores(part["results"].get(name, {})) else tasks
@@ -139,10 +140,11 @@ def _row(name: str, tasks: Sequence[str], part: Facts) -> Facts:
 
 
 def scores(result: Mapping[str, Any]) -> dict[str, tuple[float, float | None]]:
-    """Each metric's value and standard error (None where the harness has none), in the order the task lists them.
+    """Return each metric's value and standard error (None if the harness has none), in the task's order.
 
     Args:
-        result: The harness's, {"acc,none": …, "acc_stderr,none": …}; a filter other than none stays in the name.
+        result: The harness's result, {"acc,none": …, "acc_stderr,none": …}. A filter other than none stays in the
+            metric's name.
     """
     found = {}
     for key, value in result.items():
@@ -155,7 +157,7 @@ def scores(result: Mapping[str, Any]) -> dict[str, tuple[float, float | None]]:
 
 
 def _is_cut(lm: LanguageModel, arguments: Sequence[Any]) -> bool:
-    """Whether the harness cuts the beginning of a request; texts as such are scored window by window, uncut."""
+    """Return whether the harness cuts the beginning of a request; plain texts are scored window by window, uncut."""
     match list(arguments):
         case [str(context), str(continuation)]:
             return len(lm.tok_encode(context + continuation)) > lm.max_length + 1
@@ -174,7 +176,7 @@ def _merged(parts: Iterable[Mapping[str, Any]]) -> Facts:
 
 
 def _flat(rows: Mapping[str, Facts]) -> Summary:
-    """The rows' numbers under names that MLflow allows; `downstream/TASK` is the row's own metric."""
+    """Return the rows' numbers under names that MLflow allows; `downstream/TASK` is the row's own metric."""
     summary: Summary = {}
     for task, row in rows.items():
         summary[f"downstream/{task}"] = row["value"]

@@ -1,4 +1,4 @@
-"""Checks of the harness's tasks: what would otherwise fail, or count wrongly, only when a model answers."""
+"""Checks of the harness's tasks for faults that would otherwise show only when a model answers."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -10,16 +10,16 @@ FIELD = "evaluation.downstream"
 
 
 def check(task: Any, local: LocalRows | None, positions: Mapping[str, int]) -> None:
-    """Check one task; where its rows are local, each of its questions (the hub's are the harness's to vouch for).
+    """Check one task and, if its rows are local, each of its questions (the harness vouches for the hub's).
 
     Args:
-        task: As `harness.load` loads it.
-        local: Where its rows come from, if not from the hub.
-        positions: Most tokens that each model sees, where there is a limit.
+        task: Task as `harness.load` returns it.
+        local: Definition of its local rows, or None if they come from the hub.
+        positions: Window of each model that has a limit, in tokens.
 
     Raises:
-        StageError: If it runs code that the model writes, needs images or sound, lacks examples, generates more
-            tokens than a model sees, or a row makes no question with a right answer.
+        StageError: If the task runs code that the model writes, needs images or sound, lacks examples or generates
+            more tokens than fit a model's window, or if a row gives no question with a right answer.
     """
     for flag, need in (("UNSAFE_CODE", "runs code that the model writes"), ("MULTIMODAL", "needs images or sound")):
         if getattr(task, flag, False):
@@ -32,7 +32,7 @@ def check(task: Any, local: LocalRows | None, positions: Mapping[str, int]) -> N
 
 
 def unfit(name: str, reason: str) -> StageError:
-    """The error of local rows that are none of a task's."""
+    """Return the error for local rows that do not fit a task."""
     return StageError(
         f"{FIELD}.local: the rows do not fit the task {name}: {reason}; they need the fields of its data set on the "
         "hub, or `changes` that make the task read others"
@@ -44,7 +44,7 @@ def _require_examples(task: Any, local: LocalRows | None) -> None:
     if shots == 0:
         return
     fixed = task.config.fewshot_config.samples is not None
-    apart = local is None or local.examples or fixed  # else they would be the questions themselves
+    apart = local is None or local.examples or fixed  # otherwise the questions themselves would be the examples
     available = len(task.sampler.df) if apart else 0
     if shots > available:
         raise StageError(
@@ -74,4 +74,4 @@ def _require_questions(task: Any) -> None:
         if task.OUTPUT_TYPE == "multiple_choice" and choices is not None and not task.multiple_input:
             right = answer if isinstance(answer, list) else [answer]
             if not all(0 <= one < len(choices) if isinstance(one, int) else one in choices for one in right):
-                raise unfit(task.task_name, f"row {number}: the answer {answer!r} is none of the choices {choices}")
+                raise unfit(task.task_name, f"row {number}: the answer {answer!r} is not one of the choices {choices}")

@@ -1,4 +1,4 @@
-"""The tasks of lm-evaluation-harness as a run asks for them, with local rows in the place of the hub's."""
+"""The tasks of lm-evaluation-harness that a run asks for, with local rows in place of the hub's."""
 
 import logging
 from collections.abc import Iterator, Mapping
@@ -14,46 +14,46 @@ from lm_eval.tasks.manager import TaskDict
 from minillm.config import Strict
 
 TASKS = Path(lm_eval.tasks.__file__).parent
-"""Where the harness defines its tasks, each by a YAML file."""
+"""Folder in which the harness defines its tasks, one YAML file each."""
 PLAN = "plan.json"
 SEED = 1234
-"""Of few-shot examples and of whatever else is drawn; the harness's default."""
+"""Seed of few-shot examples and of everything else that is drawn; the harness's default."""
 
 Definition = Any
-"""Of a task, group or tag in the harness's index: name, kind, cfg, yaml_path, tags."""
+"""A task, group or tag in the harness's index: name, kind, cfg, yaml_path, tags."""
 
-logging.getLogger("lm_eval").setLevel(logging.ERROR)  # it warns of every prompt that it cuts; those are counted here
+logging.getLogger("lm_eval").setLevel(logging.ERROR)  # it warns of every prompt that it cuts; here they are counted
 
 
 class LocalRows(Strict):
-    """How a task is defined anew on local rows."""
+    """Redefinition of a task on local rows."""
 
     file: str
-    """The task's own definition, beneath TASKS."""
+    """The task's own definition, as a path below TASKS."""
     examples: bool
-    """Whether there are rows to take few-shot examples from."""
+    """True if there are local rows to take few-shot examples from."""
     changes: dict[str, Any]
 
 
 class Plan(Strict):
-    """What the harness is asked, checked once for all models."""
+    """The tasks that the harness is asked for, checked once for all models."""
 
     harness: str
-    """Its version."""
+    """Version of the harness."""
     tasks: tuple[str, ...]
     few_shot: int | None
     folders: tuple[str, ...]
-    """Of the definitions in use, beneath TASKS; to read all 14,000 takes seconds for each model."""
+    """Folders of the definitions in use, below TASKS; reading all 14,000 takes seconds for each model."""
     local: dict[str, LocalRows]
-    """By name of the task; a group's rows stand with each of its tasks."""
+    """Local rows by name of the task; the rows of a group are listed under each of its tasks."""
 
 
 def beneath(index: Mapping[str, Definition], name: str) -> list[Definition]:
-    """The definitions of a task, or of a group or tag and all that it is made of.
+    """Return the definition of a task, or of a group or tag with all its members.
 
     Args:
-        index: Of a TaskManager.
-        name: That the index has.
+        index: Index of a TaskManager.
+        name: Name in the index.
     """
     found: dict[str, Definition] = {}
     waiting = [name]
@@ -66,12 +66,12 @@ def beneath(index: Mapping[str, Definition], name: str) -> list[Definition]:
 
 
 def task_manager(plan: Plan, rows: Path, work: Path) -> TaskManager:
-    """The harness's table of the tasks in use; those with local rows include their own definition and change it.
+    """Return a TaskManager of the tasks in use; a task with local rows includes its own definition and changes it.
 
     Args:
-        plan: Its `local` tasks are written as YAML files.
-        rows: Folder of `rows_file`s.
-        work: Folder for those files and for the harness's copy of the rows.
+        plan: The tasks in use; its `local` ones are written as YAML files.
+        rows: Folder of the files that `rows_file` names.
+        work: Folder for the YAML files and for the harness's copy of the rows.
     """
     folder = work / "definitions"
     folder.mkdir(exist_ok=True)
@@ -98,17 +98,17 @@ def task_manager(plan: Plan, rows: Path, work: Path) -> TaskManager:
 
 
 def rows_file(folder: Path, task: str, split: str) -> Path:
-    """Where the local rows of a task stand; splits are test and examples."""
+    """Return the path of a task's local rows; the splits are test and examples."""
     return folder / split / f"{task}.jsonl"
 
 
 def load(manager: TaskManager, name: str, few_shot: int | None) -> TaskDict:
-    """A task or the tasks of a group or tag, with their data and the number of examples that they will be asked with.
+    """Load a task, or the tasks of a group or tag, with their data, and set their number of few-shot examples.
 
     Args:
-        manager: See `task_manager`.
-        name: Of a task, group or tag.
-        few_shot: For tasks that do not insist on none; None leaves their own number.
+        manager: Result of `task_manager`.
+        name: Name of a task, group or tag.
+        few_shot: Number of examples for tasks that do not insist on none; None keeps each task's own number.
     """
     loaded = manager.load([name])
     for task in loaded["tasks"].values():
@@ -119,7 +119,7 @@ def load(manager: TaskManager, name: str, few_shot: int | None) -> TaskDict:
 
 
 def generated_tokens(options: dict[str, Any]) -> int:
-    """Most tokens that a task generates per question, by its generation settings; 256 where they do not say."""
+    """Return the most tokens that a task generates per question by its settings; 256 if they do not say."""
     settings: Any = normalize_gen_kwargs(options)
     return settings["max_gen_toks"]
 
@@ -131,7 +131,7 @@ def _members(definition: Definition) -> list[str]:
 
 
 def _names(members: Any) -> Iterator[str]:
-    """Names in a group's list of tasks, which may be nested and may carry settings."""
+    """Yield the names in a group's list of tasks, which may be nested and may carry settings."""
     if isinstance(members, str):
         yield members
     elif isinstance(members, dict):

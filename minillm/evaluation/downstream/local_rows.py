@@ -1,4 +1,4 @@
-"""Local rows that stand in for the data sets of the harness's tasks: read, checked, and dealt out within a group."""
+"""Local rows in place of the data sets of the harness's tasks: read, checked and dealt out within a group."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,14 +13,14 @@ Row = dict[str, Any]
 
 
 def read_rows(field: str, path: Path) -> list[Row]:
-    """Rows that all have the same fields, as those of a data set on the hub.
+    """Read rows that all have the same fields, like those of a data set on the hub.
 
     Args:
-        field: Of the configuration, for errors.
-        path: Any format that `read_records` knows.
+        field: Field of the configuration, for error messages.
+        path: File in any format that `read_records` knows.
 
     Raises:
-        StageError: If there is no row, one cannot be read, or one has other fields than the first.
+        StageError: If there is no row, a row cannot be read, or its fields differ from those of the first.
     """
     rows: list[Row] = []
     for record in read_records(path):
@@ -34,13 +34,13 @@ def read_rows(field: str, path: Path) -> list[Row]:
 
 
 def deal(field: str, rows: list[Row], part: str | None, tasks: Mapping[str, str | None]) -> dict[str, list[Row]]:
-    """The rows of each task; without `part`, every task has them all.
+    """Return the rows of each task; without `part`, every task gets all of them.
 
     Args:
-        field: Of the configuration, for errors.
-        rows: See `read_rows`.
+        field: Field of the configuration, for error messages.
+        rows: Rows from `read_rows`.
         part: Field of a row that says which task it belongs to.
-        tasks: What `part` says of the rows of a task (the harness's `dataset_name`), by the task's name.
+        tasks: Value of that field for each task (the harness's `dataset_name`), by the task's name.
 
     Raises:
         StageError: If several data sets have no `part` to tell them apart, a task gets no row, or a row no task.
@@ -48,7 +48,7 @@ def deal(field: str, rows: list[Row], part: str | None, tasks: Mapping[str, str 
     if part is None:
         if len(set(tasks.values())) > 1:
             raise StageError(
-                f"{field}: it stands for {len(tasks)} tasks with data sets of their own "
+                f"{field}: it stands for {len(tasks)} tasks that have data sets of their own "
                 f"({', '.join(map(str, list(tasks.values())[:3]))} …); set `part` to the field that names them"
             )
         return dict.fromkeys(tasks, rows)
@@ -69,10 +69,10 @@ def deal(field: str, rows: list[Row], part: str | None, tasks: Mapping[str, str 
 
 
 def _difference(record: Record, first: Row | None) -> str | None:
-    """What makes a row unlike the first; None where nothing does."""
+    """Describe how a row differs from the first; None if it does not."""
     if not isinstance(record.value, dict):
         return f"not an object but {type(record.value).__name__}"
     if first is None or record.value.keys() == first.keys():
         return None
     names = sorted(record.value.keys() ^ first.keys())
-    return f"other fields than the first row; the difference: {', '.join(map(str, names))}"
+    return f"its fields are not those of the first row; they differ in {', '.join(map(str, names))}"

@@ -1,4 +1,4 @@
-"""Stage `downstream_tasks`: the harness's tasks, found and checked with their data before anything is trained."""
+"""Stage `downstream_tasks`: find the harness's tasks and check them with their data before anything is trained."""
 
 import difflib
 import json
@@ -26,14 +26,14 @@ from minillm.evaluation.downstream.local_rows import deal, read_rows
 from minillm.stages import DownstreamTasks, Job, Summary
 
 SPLITS = {"test": ("rows", "source"), "examples": ("examples", "examples")}
-"""Of a task with local rows: the input they come from, and the field of `local` they are given in."""
+"""Splits of a task with local rows: for each, the kind of input and the field of `local` that gives it."""
 
 
 def run(job: Job[DownstreamTasks]) -> Summary:
-    """Write plan.json and the local rows by task; the summary has the number of questions of each task asked for.
+    """Write plan.json and the local rows by task; the summary has the number of questions of each task.
 
     Raises:
-        StageError: If a task is unknown, cannot be had, is not for a language model alone, or its rows do not fit it.
+        StageError: If a task is unknown, cannot be loaded, is not for a language model alone, or gets unfit rows.
     """
     settings = job.settings
     index = TaskManager().task_index
@@ -63,7 +63,7 @@ def require_known(tasks: Sequence[str], index: Mapping[str, Definition]) -> None
     """Check that the harness has these tasks, groups or tags.
 
     Raises:
-        StageError: If it has not; with names near the wrong one.
+        StageError: If one is missing; the message suggests similar names.
     """
     for name in tasks:
         if name not in index:
@@ -73,10 +73,10 @@ def require_known(tasks: Sequence[str], index: Mapping[str, Definition]) -> None
 
 
 def obtain(manager: TaskManager, name: str, settings: DownstreamTasks) -> TaskDict:
-    """A task, or the tasks of a group or tag, with their data.
+    """Load a task, or the tasks of a group or tag, with their data.
 
     Raises:
-        StageError: If the hub does not answer or has other data, or local rows are none of the task's.
+        StageError: If the hub does not answer or has different data, or if local rows do not fit the task.
     """
     try:
         return load(manager, name, settings.few_shot)
@@ -85,7 +85,7 @@ def obtain(manager: TaskManager, name: str, settings: DownstreamTasks) -> TaskDi
         if name in settings.changes:
             raise unfit(name, reason) from error
         raise StageError(
-            f"{FIELD}.tasks: {name} cannot be had ({reason}); its data set comes from the hub: connect, set "
+            f"{FIELD}.tasks: {name} cannot be loaded ({reason}); its data set comes from the hub: connect, set "
             "HF_ENDPOINT to a mirror, copy the cache of a connected machine, or give its rows as "
             f"{FIELD}.local.{name}.source"
         ) from error
@@ -99,7 +99,7 @@ def _write_local(
     for name, changes in settings.changes.items():
         tasks = [definition for definition in made_of[name] if definition.kind.name == "TASK"]
         if not tasks or any(definition.kind.name == "PY_TASK" for definition in made_of[name]):
-            raise StageError(f"{FIELD}.local.{name}: its data is made by code, which rows cannot stand for; drop it")
+            raise StageError(f"{FIELD}.local.{name}: its data is made by code, which rows cannot replace; drop it")
         if twice := [definition.name for definition in tasks if definition.name in local]:
             raise StageError(f"{FIELD}.local.{name}: another entry of `local` has rows for {twice[0]} too; drop one")
         data_sets = {definition.name: definition.cfg.get("dataset_name") for definition in tasks}
@@ -108,10 +108,10 @@ def _write_local(
             kind, key = SPLITS[split]
             field = f"{FIELD}.local.{name}.{key}"
             rows = read_rows(field, job.inputs[f"{kind}/{name}"])
-            for task, of_task in deal(field, rows, settings.parts.get(name), data_sets).items():
+            for task, task_rows in deal(field, rows, settings.parts.get(name), data_sets).items():
                 path = rows_file(job.output, task, split)
                 path.parent.mkdir(exist_ok=True)
-                path.write_text("".join(json.dumps(row) + "\n" for row in of_task), encoding="utf-8")
+                path.write_text("".join(json.dumps(row) + "\n" for row in task_rows), encoding="utf-8")
         for definition in tasks:
             file = _relative(definition.yaml_path)
             local[definition.name] = LocalRows(file=file, examples="examples" in given, changes=changes)
@@ -123,7 +123,7 @@ def _relative(path: Path) -> str:
 
 
 def _positions(prepared: Iterable[Path]) -> dict[str, int]:
-    """Most tokens that each model sees, where there is a limit."""
+    """Return the window of each model that has a limit, in tokens."""
     facts = [json.loads((path / "models.json").read_text(encoding="utf-8")) for path in prepared]
     return {
         model: fact["positions"] for models in facts for model, fact in models.items() if fact["positions"] is not None
