@@ -1,4 +1,4 @@
-"""Units of work: each is cached by content, retried, resumed and logged, and calls the library for the rest."""
+"""Tasks of the flows: each is cached by content, retried, resumed and logged, and calls the library for the rest."""
 
 from minillm.redaction import install
 

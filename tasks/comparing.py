@@ -1,6 +1,6 @@
 """Tasks that compare tracked runs: find them, read them, write the page, and show it in MLflow and Prefect.
 
-Everything heavy is imported by the tasks, so that a flow's process starts without it.
+The tasks import everything heavy themselves, so that a flow's process starts without it.
 """
 
 import shutil
@@ -31,15 +31,15 @@ if TYPE_CHECKING:
 
 LISTED = 10
 FOLDER = "comparisons"
-"""Of the store: a folder for each comparison, by the names of its runs."""
+"""Folder in the store that has a subfolder for each comparison, by the names of its runs."""
 
 
 def latest_runs(experiment: str | None, store: str) -> str:
-    """A table of the latest finished runs, and how to name them."""
+    """Return a table of the latest finished runs, and how to name them."""
     tracked = tracked_runs(store)
     runs = [run for run in tracked.of_flows(experiment) if run.info.status == "FINISHED"]
     if not runs:
-        return "no run has finished yet; one is started by minillm distill"
+        return "no run has finished yet; start one with minillm distill"
     rows = [
         [
             tracked.short_name(run),
@@ -52,14 +52,14 @@ def latest_runs(experiment: str | None, store: str) -> str:
     ]
     table = tabulate(rows, ["run", "id", "experiment", "started", "mean Rouge-L"], "github", disable_numparse=True)
     shown = f"the latest {len(rows)} of {len(runs)} finished runs" if len(runs) > len(rows) else "all finished runs"
-    return f"{table}\n\n{shown}; name two or more of them, by name or id: minillm compare RUN RUN"
+    return f"{table}\n\n{shown}; to compare two or more, give their names or ids: minillm compare RUN RUN"
 
 
 def chosen_runs(words: Sequence[str], experiment: str | None, store: str) -> list[str]:
-    """Ids of the runs that a person means (see `TrackedRuns.find`).
+    """Return the ids of the runs that a person names (see `TrackedRuns.find`).
 
     Raises:
-        StageError: A name means none or several, or they are not at least two runs.
+        StageError: If a name fits no run or several, two names fit the same run, or there are fewer than two.
     """
     tracked = tracked_runs(store)
     candidates = tracked.of_flows(experiment)
@@ -68,19 +68,19 @@ def chosen_runs(words: Sequence[str], experiment: str | None, store: str) -> lis
         if identity in found[:place]:
             raise StageError(f"{words[found.index(identity)]!r} and {words[place]!r} are the same run, {identity}")
     if len(found) < 2:
-        raise StageError("a comparison is of two runs or more; `minillm compare` lists the latest")
+        raise StageError("a comparison needs two runs or more; `minillm compare` lists the latest")
     return found
 
 
 @task(task_run_name="find runs", persist_result=False, cache_policy=NO_CACHE)
 def find_runs(words: Sequence[str], experiment: str | None, store: str) -> list[str]:
-    """Ids of the runs that are meant."""
+    """Find the ids of the runs that are named."""
     return chosen_runs(words, experiment, store)
 
 
 @task(task_run_name="read runs", persist_result=False, cache_policy=NO_CACHE)
 def read_runs(identities: Sequence[str], store: str) -> "list[Run]":
-    """What MLflow has of the runs."""
+    """Read what MLflow has of the runs."""
     tracked = tracked_runs(store)
     candidates = tracked.of_flows()
     runs = [tracked.find(identity, candidates) for identity in identities]
@@ -89,7 +89,7 @@ def read_runs(identities: Sequence[str], store: str) -> "list[Run]":
 
 @task(task_run_name="compare", persist_result=False, cache_policy=NO_CACHE)
 def write_comparison(runs: "Sequence[Run]", every_method: bool, store: str) -> tuple[Path, str]:
-    """The folder with compare.html, compare.md and plots, and what is read at a glance."""
+    """Write compare.html, compare.md and the plots; return their folder and a summary in words."""
     from minillm.reporting.comparing.page import write
     from minillm.reporting.comparing.runs import RunComparison
     from tasks.tracking.client import comparison_page
@@ -108,7 +108,7 @@ def write_comparison(runs: "Sequence[Run]", every_method: bool, store: str) -> t
 
 
 def publish(runs: "Sequence[Run]", folder: Path, words: str, store: str) -> State:
-    """Show a comparison on the console, as a run of its own in MLflow, and on Prefect's page; say where it is."""
+    """Show a comparison on the console, on Prefect's page and as a run of its own in MLflow, and say where it is."""
     labels = " ".join(run.label for run in runs)
     url = _track(runs, folder, f"compare {labels}", store)
     places = {"comparison": str(folder / "compare.html")} | ({"MLflow": url} if url else {})
@@ -123,7 +123,7 @@ def publish(runs: "Sequence[Run]", folder: Path, words: str, store: str) -> Stat
 
 
 def _track(runs: "Sequence[Run]", folder: Path, name: str, store: str) -> str | None:
-    """Log a comparison to the first run's experiment; its address, unless the server does not answer just now."""
+    """Log a comparison to the first run's experiment; return its address, or None if the server does not answer."""
     root = Store(store).root
     page = prefect_page("flow-run", identity := str(flow_run.id))
     files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
@@ -150,6 +150,6 @@ def _track(runs: "Sequence[Run]", folder: Path, name: str, store: str) -> str | 
 
 
 def _means(metrics: Mapping[str, float]) -> list[tuple[str, float]]:
-    """The mean Rouge-L of each method, the highest first."""
+    """Return the mean Rouge-L of each method, the highest first."""
     means = [(n.split("/")[1], v) for n, v in metrics.items() if n.startswith("rouge_l/") and n.endswith("/mean")]
     return sorted(means, key=lambda mean: -mean[1])

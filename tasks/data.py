@@ -51,7 +51,7 @@ def _prepare(
 
 @stage_task("filter examples")
 def filter_examples(config: Config, prepared: Artifact, benchmarks: Artifact) -> Work:
-    """Drop malformed, duplicate, over-long and leaked examples, report them, split and tokenise the rest."""
+    """Drop malformed, duplicate, over-long and leaked examples and report them; split and tokenise the rest."""
     data = config.data
     random_split = data.split is None
     stage = Filter(
@@ -63,7 +63,7 @@ def filter_examples(config: Config, prepared: Artifact, benchmarks: Artifact) ->
         test_size=data.test_size if random_split else None,
         seed=config.seed if random_split else None,
         selected_by=tuple(
-            sorted({of.select_by for of in config.trainings.values() if of.select_by != "validation_loss"})
+            sorted({method.select_by for method in config.trainings.values() if method.select_by != "validation_loss"})
         ),
     )
     sources = _given({"instructions": data.instructions, "split": data.split})
@@ -72,7 +72,7 @@ def filter_examples(config: Config, prepared: Artifact, benchmarks: Artifact) ->
 
 @stage_task("pack plain text")
 def pack_plain_text(config: Config, prepared: Artifact) -> Work:
-    """Tokenise the plain-text corpus once, memory-mapped from then on; nothing to do where none is given."""
+    """Tokenise the plain-text corpus once, to be memory-mapped from then on; do nothing if none is given."""
     if config.data.plain_text is None:
         return nothing("no data.plain_text")
     stage = Pack(block_tokens=config.data.max_tokens)

@@ -1,4 +1,4 @@
-"""Tasks that measure a model: responses, generated once and stored, and what is measured on them."""
+"""Tasks that measure a model: its responses, generated once and stored, and every measurement."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -29,13 +29,13 @@ def evaluate(
     models: Mapping[str, Any],
     sets: EvaluationSets,
 ) -> dict[str, PrefectFuture[Any]]:
-    """Start every measurement of every model, once all of them are known to be fit for it.
+    """Start every measurement of every model, after all of the evaluation sets have been read and checked.
 
     Args:
-        config: What is measured.
-        models: By the rows of the table, results or futures of tasks. The first is the one that others are measured
-            against, and its tokenizer counts the lengths of references for all.
-        sets: What they are measured on.
+        config: Configuration that says what is measured.
+        models: Results or futures of tasks, by row of the table. The others are measured against the first, and its
+            tokenizer counts the lengths of references for all.
+        sets: Sets that they are measured on.
 
     Returns:
         Futures of artifacts by the names of the report's inputs, e.g. score/minillm.
@@ -71,7 +71,7 @@ def evaluate(
             measured[f"exposure/{role}"] = measure_exposure.submit(
                 config, role, models[role], measured[f"responses/{role}"], sets.tokenizers[role], **compared
             )
-    # By itself, so that nothing of this run slows it.
+    # The cost is measured alone, so that nothing else in this run slows it down.
     measured["cost"] = measure_cost.submit(
         config, models, sets.tokenizers, sets.prompts, wait_for=list(measured.values())
     )
@@ -80,7 +80,7 @@ def evaluate(
 
 @stage_task("generate {role}")
 def generate(config: BaseConfig, role: str, model: Input, prepared: Artifact, prompts: Artifact) -> Work:
-    """Responses of one model to every benchmark, once per seed."""
+    """Generate responses of one model to every benchmark, once per seed."""
     inputs: dict[str, Input] = {"model": model, "tokenizer": prepared, "prompts": prompts}
     return _generation(config), inputs
 
@@ -92,7 +92,7 @@ def measure_cost(
     tokenizers: Mapping[str, Artifact],
     prompts: Mapping[str, Artifact],
 ) -> Work:
-    """Tokens per second and memory of every model, one after another."""
+    """Measure tokens per second and memory of every model, one after another."""
     stage = Cost(roles=tuple(models), benchmark=next(iter(config.evaluation.benchmarks)), generate=_generation(config))
     inputs: dict[str, Input] = {}
     for role, model in models.items():
@@ -112,7 +112,7 @@ def _generation(config: BaseConfig) -> Generate:
 
 @stage_task("score {role}")
 def score(config: BaseConfig, role: str, responses: Artifact, prepared: Artifact, benchmarks: Artifact) -> Work:
-    """Rouge-L and exact match of stored responses."""
+    """Compute Rouge-L and exact match of stored responses."""
     inputs: dict[str, Input] = {"responses": responses, "tokenizer": prepared, "benchmarks": benchmarks}
     stage = Score(role=role, seeds=config.evaluation.seeds, benchmarks=config.evaluation.benchmarks)
     return stage, inputs
@@ -120,14 +120,14 @@ def score(config: BaseConfig, role: str, responses: Artifact, prepared: Artifact
 
 @stage_task("diversity {role}")
 def measure_diversity(config: BaseConfig, role: str, responses: Artifact) -> Work:
-    """Distinct n-grams and self-overlap of stored responses."""
+    """Measure distinct n-grams and self-overlap of stored responses."""
     stage = Diversity(role=role, benchmarks=tuple(config.evaluation.benchmarks))
     return stage, {"responses": responses}
 
 
 @stage_task("judge {role}")
 def judge_responses(config: BaseConfig, role: str, responses: Artifact, benchmarks: Artifact) -> Work:
-    """Ratings of stored responses by a strong model."""
+    """Have a strong model rate stored responses."""
     judge = config.evaluation.judge
     assert judge is not None
     seeds = judge.seeds or config.evaluation.seeds[:1]
@@ -138,7 +138,7 @@ def judge_responses(config: BaseConfig, role: str, responses: Artifact, benchmar
 
 @stage_task("count preferences")
 def count_preferences(config: BaseConfig, judgements: Source, responses: Mapping[str, Artifact]) -> Work:
-    """Wins, ties and losses between methods as people saw them."""
+    """Count wins, ties and losses between methods in people's judgements."""
     return Preference(), {"judgements": judgements, **responses}
 
 
@@ -152,7 +152,7 @@ def measure_exposure(
     teacher: Input,
     teacher_responses: Artifact,
 ) -> Work:
-    """Excess accumulated error of a student on its own stored responses, against the teacher's."""
+    """Measure the excess accumulated error of a student on its own stored responses, against the teacher's."""
     settings = config.evaluation.exposure_bias
     assert settings is not None
     stage = Exposure(
@@ -174,7 +174,7 @@ def measure_exposure(
 
 @stage_task("calibration {role}")
 def measure_calibration(config: BaseConfig, role: str, model: Input, prepared: Artifact, questions: Artifact) -> Work:
-    """Accuracy and calibration on multiple-choice sets."""
+    """Measure accuracy and calibration on multiple-choice sets."""
     evaluation = config.evaluation
     stage = Calibration(role=role, sets=tuple(evaluation.calibration), precision=evaluation.precision)
     inputs: dict[str, Input] = {"model": model, "tokenizer": prepared, "questions": questions}
@@ -191,7 +191,7 @@ def measure_held_out(
     prompts: Artifact,
     texts: Artifact,
 ) -> Work:
-    """Loss and calibration of the next token on text that no model trained on."""
+    """Measure loss and calibration of the next token on text that no model trained on."""
     evaluation = config.evaluation
     stage = HeldOut(
         role=role,

@@ -1,4 +1,4 @@
-"""Tasks that read what models are measured on, all of it before anything is trained or generated."""
+"""Tasks that read the evaluation sets, all of them before anything is trained or generated."""
 
 import importlib.metadata
 from collections.abc import Mapping
@@ -16,35 +16,35 @@ from tasks.running.stage import StageTask, Work, nothing, stage_task
 
 @dataclass(frozen=True)
 class EvaluationSets:
-    """What models are measured on, as futures of artifacts; by row of the table what their tokenizers make of it."""
+    """Sets that models are measured on, as futures of artifacts; those that are tokenised, by row of the table."""
 
     benchmarks: PrefectFuture[Any]
     tokenizers: Mapping[str, PrefectFuture[Any]]
     prompts: Mapping[str, PrefectFuture[Any]]
-    """Of the benchmarks."""
+    """Encoded prompts of the benchmarks."""
     questions: Mapping[str, PrefectFuture[Any]]
-    """Of multiple-choice sets; nothing where the configuration has none."""
+    """Encoded questions of the multiple-choice sets; nothing if the configuration has none."""
     texts: Mapping[str, PrefectFuture[Any]]
-    """Held out; nothing where the configuration has none."""
+    """Packed held-out texts; nothing if the configuration has none."""
     downstream: PrefectFuture[Any]
-    """The harness's tasks, checked; nothing where the configuration has none."""
+    """The harness's tasks, checked; nothing if the configuration has none."""
 
     @property
     def all(self) -> list[PrefectFuture[Any]]:
-        """To wait for before anything is computed that takes long."""
+        """Everything to wait for before anything that takes long is computed."""
         return [*self.prompts.values(), *self.questions.values(), *self.texts.values(), self.downstream]
 
 
 def read_evaluation_sets(config: BaseConfig, tokenizers: Mapping[str, PrefectFuture[Any]]) -> EvaluationSets:
-    """Start reading everything, once for each of the tokenizers.
+    """Start reading every evaluation set, once for each tokenizer.
 
     Args:
-        config: What is measured.
-        tokenizers: By row of the table; rows may share one.
+        config: Configuration that names the sets.
+        tokenizers: Tokenizers by row of the table; rows may share one.
     """
     different = {id(tokenizer): tokenizer for tokenizer in tokenizers.values()}
 
-    def of_each(task: StageTask, *inputs: Any) -> dict[str, PrefectFuture[Any]]:
+    def per_tokenizer(task: StageTask, *inputs: Any) -> dict[str, PrefectFuture[Any]]:
         read = {identity: task.submit(config, tokenizer, *inputs) for identity, tokenizer in different.items()}
         return {row: read[id(tokenizer)] for row, tokenizer in tokenizers.items()}
 
@@ -52,9 +52,9 @@ def read_evaluation_sets(config: BaseConfig, tokenizers: Mapping[str, PrefectFut
     return EvaluationSets(
         benchmarks=benchmarks,
         tokenizers=tokenizers,
-        prompts=of_each(encode_prompts, benchmarks),
-        questions=of_each(read_questions),
-        texts=of_each(pack_held_out_texts),
+        prompts=per_tokenizer(encode_prompts, benchmarks),
+        questions=per_tokenizer(read_questions),
+        texts=per_tokenizer(pack_held_out_texts),
         downstream=check_downstream.submit(config, *different.values()),
     )
 
@@ -73,7 +73,7 @@ def read_benchmarks(config: BaseConfig) -> Work:
 
 @stage_task("encode prompts")
 def encode_prompts(config: BaseConfig, prepared: Artifact, benchmarks: Artifact) -> Work:
-    """Tokenise the benchmarks' prompts; those too long are refused or cut."""
+    """Tokenise the benchmarks' prompts; refuse or cut those that are too long."""
     stage = EncodedPrompts(
         template=config.data.template,
         max_prompt_tokens=longest_prompt(config),
@@ -84,7 +84,7 @@ def encode_prompts(config: BaseConfig, prepared: Artifact, benchmarks: Artifact)
 
 @stage_task("read questions")
 def read_questions(config: BaseConfig, prepared: Artifact) -> Work:
-    """Read every multiple-choice set into one format; nothing to do where there is none."""
+    """Read every multiple-choice set into one format; do nothing if there is none."""
     evaluation = config.evaluation
     if not evaluation.calibration:
         return nothing("no evaluation.calibration")
@@ -101,7 +101,7 @@ def read_questions(config: BaseConfig, prepared: Artifact) -> Work:
 
 @stage_task("pack held-out texts")
 def pack_held_out_texts(config: BaseConfig, prepared: Artifact) -> Work:
-    """Tokenise the texts that the loss is measured on; nothing to do where there is none."""
+    """Tokenise the texts that the loss is measured on; do nothing if there is none."""
     held_out = config.evaluation.held_out
     if not held_out:
         return nothing("no evaluation.held_out")
@@ -112,7 +112,7 @@ def pack_held_out_texts(config: BaseConfig, prepared: Artifact) -> Work:
 
 @stage_task("check downstream tasks")
 def check_downstream(config: BaseConfig, *prepared: Artifact) -> Work:
-    """Find lm-evaluation-harness's tasks and their data; nothing to do where none is asked for."""
+    """Find lm-evaluation-harness's tasks and their data; do nothing if none is asked for."""
     downstream = config.evaluation.downstream
     if downstream is None:
         return nothing("no evaluation.downstream")
@@ -132,10 +132,10 @@ def check_downstream(config: BaseConfig, *prepared: Artifact) -> Work:
 
 
 def longest_prompt(config: BaseConfig) -> int:
-    """Tokens of the longest benchmark prompt."""
+    """Return the longest allowed benchmark prompt, in tokens."""
     return config.evaluation.max_prompt_tokens or config.data.max_prompt_tokens
 
 
 def generation_tokens(config: BaseConfig) -> int:
-    """Longest benchmark prompt with its response, tokens: a longer prompt leaves as much room for the response."""
+    """Return the longest benchmark prompt with its response, in tokens; long prompts leave the response full room."""
     return longest_prompt(config) + config.data.response_room

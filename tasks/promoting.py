@@ -1,6 +1,6 @@
-"""Tasks that make a finished run's student the champion of its experiment, or say why not; and the way back.
+"""Tasks that make a finished run's student the champion of its experiment or say why not, and that roll back.
 
-Everything heavy is imported where it is needed, so that a flow's process ends without it.
+Everything heavy is imported only where it is needed, so that most flows never load it.
 """
 
 import contextlib
@@ -39,27 +39,27 @@ if TYPE_CHECKING:
 PROMOTED, NOT_PROMOTED = "Promoted", "Not promoted"
 """Names of the states in which `minillm promote` ends."""
 SECTION = "promotion."
-"""Beginning of the section's fields among the params of a tracked run."""
+"""Prefix of the section's fields among the params of a tracked run."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of putting a student forward."""
+    """Result of putting a student forward."""
 
     name: str
-    """Of the registered model whose champion it was to become."""
+    """Name of the registered model whose champion it was to become."""
     promoted: bool
     words: str
-    """A sentence with the reason."""
+    """Sentence with the reason."""
 
 
 def propose(session: Session, config: Config, ended: State) -> State:
-    """Put a finished flow run's student forward, where `promotion` asks for it.
+    """Put a finished flow run's student forward, if `promotion` asks for it. Runs of a study are never put forward.
 
     Args:
-        session: Of the flow run; closed, so that its tracked run is finished. A study's runs are put forward by nobody.
-        config: With the rule.
-        ended: How the flow run ended; it stays that way, whatever comes of this.
+        session: Session of the flow run; closed, so that its tracked run is finished.
+        config: Configuration of the run, with the rule.
+        ended: State in which the flow run ended; it stays that way, whatever comes of this.
     """
     if config.promotion is None or session.parent is not None or not ended.is_completed():
         return ended
@@ -67,7 +67,7 @@ def propose(session: Session, config: Config, ended: State) -> State:
     try:
         if sent.run_id is None or sent.status != "FINISHED" or sent.refused:
             why = session.troubles.get(f"{config.name} {session.flow_run_name}", "it did not answer")
-            raise StageError(f"MLflow has not got this run whole: {why}")
+            raise StageError(f"MLflow does not have all of this run: {why}")
         outcome = promote(sent.run_id, str(session.store.root))
     except StageError as error:
         outcome = Outcome(config.name, False, f"not decided: {error}; later: minillm promote {session.flow_run_id}")
@@ -75,13 +75,13 @@ def propose(session: Session, config: Config, ended: State) -> State:
 
 
 def chosen_run(words: str, experiment: str | None, store: str) -> str:
-    """Id of the run that a person means (see `TrackedRuns.find`)."""
+    """Return the id of the run that a person names (see `TrackedRuns.find`)."""
     tracked = tracked_runs(store)
     return tracked.find(words, tracked.of_flows(experiment)).info.run_id
 
 
 def conclude_promotion(outcome: Outcome) -> State:
-    """Show what came of it on the console and in Prefect; the flow's final state."""
+    """Show the outcome on the console and in Prefect, and return the flow's final state."""
     return Completed(name=PROMOTED if outcome.promoted else NOT_PROMOTED, message=_show(outcome))
 
 
@@ -90,13 +90,13 @@ def promote(run_id: str, store: str, method: str | None = None, by_hand: bool = 
     """Make a run's student the champion, or say why not; its tracked run gets the verdict as tags.
 
     Args:
-        run_id: In MLflow, of a flow's run.
+        run_id: Id of a flow's run in MLflow.
         store: `runtime.store` of the run.
-        method: Which student; without it, the one that the run's `promotion` says.
-        by_hand: Whether a person asks, who may promote again what was rolled back.
+        method: The student's method; by default, the one that the run's `promotion` names.
+        by_hand: True if a person asks: a person may promote again what was rolled back.
 
     Raises:
-        StageError: MLflow does not answer, or the run has no such student.
+        StageError: If MLflow does not answer, or the run has no such student.
     """
     set_mlflow_defaults()
     root = local_path(store).resolve()
@@ -119,14 +119,14 @@ def promote(run_id: str, store: str, method: str | None = None, by_hand: bool = 
 
 
 def roll_back(name: str, store: str) -> str:
-    """Give the alias back to the champion before the present one; a sentence that says so.
+    """Give the alias back to the champion before the present one, and return a sentence that says so.
 
     Args:
-        name: Of the registered model, which is the experiment's.
+        name: Name of the registered model, which is the experiment's.
         store: `runtime.store` of the runs.
 
     Raises:
-        StageError: There is no such champion, or none before it.
+        StageError: If there is no such champion, or none before it.
     """
     client = tracked_runs(store).client
     from mlflow.exceptions import MlflowException
@@ -151,7 +151,7 @@ def roll_back(name: str, store: str) -> str:
 
 
 class _Proposal:
-    """One student beside the present champion, while no other is put forward."""
+    """One student beside the present champion; the caller sees that no other is put forward meanwhile."""
 
     def __init__(
         self, client: "MlflowClient", root: Path, run: "TrackedRun", name: str, method: str | None, by_hand: bool
@@ -161,7 +161,7 @@ class _Proposal:
         self.rule = rule if method is None else rule.model_copy(update={"method": method})
 
     def outcome(self) -> Outcome:
-        """Promoted or not, and why."""
+        """Decide whether the student becomes champion, and promote it if so."""
         from tasks.tracking.registry import ROLLED_BACK_TAG, champion, was_rolled_back
 
         label = self.run.info.run_name
@@ -192,10 +192,10 @@ class _Proposal:
         return self._crowned(facts, present, f"{who}: {verdict.reason}")
 
     def _candidate(self) -> ModelFacts:
-        """The student that is put forward.
+        """Return the student that is put forward.
 
         Raises:
-            StageError: The run exported none of this name, or none was scored.
+            StageError: If the run exported no student of this name, or none was scored.
         """
         nested = self.client.search_runs(
             [self.run.info.experiment_id],
@@ -247,13 +247,13 @@ class _Proposal:
 
 
 def _rule(params: Mapping[str, str]) -> Promotion:
-    """What the run's configuration says, or the defaults."""
+    """Return the rule in the run's configuration, or the default one."""
     section = {key.removeprefix(SECTION): value for key, value in params.items() if key.startswith(SECTION)}
     return Promotion.model_validate({field: None if value == "None" else value for field, value in section.items()})
 
 
 def _show(outcome: Outcome) -> str:
-    """The verdict on the console and on Prefect's page."""
+    """Show the outcome on the console and on Prefect's page; return its words."""
     show_page(outcome.words, f"promotion {outcome.name}", f"Promotion in {outcome.name}")
     print(f"{'promotion':<16} {outcome.words}")
     return outcome.words
@@ -264,5 +264,5 @@ def _called(version: "ModelVersion") -> str:
 
 
 def _held(root: Path, name: str) -> Any:
-    """The right to say who is champion: of two at once, the second meets the first as champion."""
+    """Return the lock that serialises decisions, so that of two at once the second meets the first as champion."""
     return FileLock(root / "locks" / f"promotion-{name}.lock")

@@ -1,4 +1,4 @@
-"""Tasks at the end: the report, the models as ordinary directories, and what the person at the console reads."""
+"""Tasks at the end of a run: the report, the models as ordinary directories, and the summary on the console."""
 
 import json
 import time
@@ -30,15 +30,15 @@ def report(
     measured: Mapping[str, Artifact],
     examples: Artifact | None = None,
 ) -> Work:
-    """Tables, plots and the page.
+    """Write tables, plots and the page.
 
     Args:
-        config: What the run is called, and where it runs.
-        benchmarks: In their one format.
-        prompts: Of the benchmarks, by row of the table.
-        models: By role, the initial student too; those not trained here as they were given.
-        measured: What `evaluate` started.
-        examples: What was trained on, if anything was.
+        config: Configuration of the run.
+        benchmarks: Benchmarks in their common format.
+        prompts: Encoded prompts of the benchmarks, by row of the table.
+        models: Models by role, the initial student included; those not trained here, as they were given.
+        measured: Artifacts of the measurements that `evaluate` started.
+        examples: Training examples, if anything was trained.
     """
     inputs: dict[str, Input] = {"benchmarks": benchmarks, **measured}
     inputs |= {f"prompts/{role}": encoded for role, encoded in prompts.items()}
@@ -57,7 +57,7 @@ def report(
 
 @stage_task("export {role}")
 def export_model(config: Config, role: str, model: Artifact, examples: Artifact, results: Artifact) -> Work:
-    """A trained student as an ordinary Hugging Face directory with its card."""
+    """Export a trained student as an ordinary Hugging Face directory with its card."""
     stage = Card(role=role, config=config.model_dump(mode="json", exclude={"runtime", "promotion"}))
     inputs: dict[str, Input] = {"model": model, "examples": examples, "report": results}
     return stage, inputs
@@ -69,19 +69,21 @@ def conclude(
     """Wait for everything, show the table on the console and in Prefect, and say where things are.
 
     Args:
-        session: Of this flow run.
-        config: What it is called, and the seeds of generation.
-        results: The report.
-        models: Those exported, by their rows; the best row is among them, if any is.
+        session: Session of this flow run.
+        config: Configuration of the run.
+        results: Future of the report.
+        models: Futures of the exported models, by row; if there are any, the best row is among them.
 
     Returns:
-        The flow's final state; Failed, naming the stages, if any did not end well, Cancelled, if they were stopped.
+        The flow's final state: Failed, naming the stages, if any did not end well; Cancelled if they were stopped.
     """
     for future in session.futures:
         future.wait()
     if not all(future.state.is_completed() for future in session.futures):
         if session.stop.is_set():
-            return Cancelled(message="stopped with the study that it is part of, whose command goes on from here")
+            return Cancelled(
+                message="stopped with the study that it belongs to; the study's command continues from here"
+            )
         reasons = [f"{label}: {message}" for label, message in session.failures.items()]
         session.failures.setdefault("flow", "not all stages were computed")
         return Failed(message="\n".join(["not all stages were computed", *reasons]))
@@ -98,7 +100,7 @@ def conclude(
         f"results {config.name}",
         f"{facts['measure']} of {config.name}, mean ± spread over seeds",
     )
-    if session.parent is None:  # of a study's runs, the console shows one table
+    if session.parent is None:  # a study shows one table for all of its runs instead
         print(f"\n{facts['measure']}, mean ± spread over {len(config.evaluation.seeds)} seeds\n\n{table}\n")
         for name, path in places.items():
             print(f"{name:<16} {path}")
@@ -112,7 +114,7 @@ def conclude(
 
 
 def _table(facts: Mapping[str, Any]) -> str:
-    """Method × benchmark and their mean, as Markdown, from the report's results.json."""
+    """Return a Markdown table of methods × benchmarks, with their mean, from the report's results.json."""
     rows = []
     for role, table in facts["tables"].items():
         cells = [table["benchmarks"][name]["score"] for name in facts["benchmarks"]] + [table["mean"]["score"]]
@@ -121,7 +123,7 @@ def _table(facts: Mapping[str, Any]) -> str:
 
 
 def _links(session: Session) -> str:
-    """Links to the tracked runs that the server knows by now."""
+    """Return links to the tracked runs that the server knows by now."""
     records = {"this flow run": session.flow_run_id, **session.stages}
     urls = {label: session.outbox.sent(record).url for label, record in records.items()}
     return "MLflow: " + ", ".join(f"[{label}]({url})" for label, url in urls.items() if url)

@@ -1,4 +1,4 @@
-"""What the tracked runs need of a store, and the commands that list it, verify it and free what no run needs."""
+"""Commands that list a store, verify it and free what no tracked run needs."""
 
 import contextlib
 import itertools
@@ -23,17 +23,17 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 AT_ONCE = 100
-"""Entries locked at a time, far below the number of files that a process may open."""
+"""Most entries locked at a time: far below the number of files that a process may open."""
 
 
 def users(store: Store) -> dict[str, set[str]]:
-    """Names of the flow runs that use each key: those that MLflow has and that were not deleted there.
+    """Return the names of the flow runs that use each key: those that MLflow has and that were not deleted there.
 
-    What MLflow has not been told yet counts too, stages of running flows among them, and so do what it refused and
-    what other servers were told.
+    Records count too if they have not reached MLflow yet (such as stages of running flows), if MLflow refused them, or
+    if they went to another server.
 
     Raises:
-        StageError: MLflow does not answer, or a record of what it is to be told cannot be read.
+        StageError: If MLflow does not answer, or a record waiting for it cannot be read.
     """
     tracking = store.root / "tracking"
     waiting = {record.id: record for record in records(tracking)}
@@ -52,9 +52,9 @@ def _flow_name(record: Record, waiting: Mapping[str, Record]) -> str:
 
 
 def _tracked(store: Store) -> Iterator[tuple[str, str]]:
-    """Key of each stage that a flow run in MLflow has, and the flow run's name; champions, present and former, too.
+    """Yield (key, flow run's name) for each stage that MLflow has, and for champions, present and former.
 
-    Where the runs go to a server, those in the store's own database count as well.
+    If runs go to a server, those in the store's own database count as well.
     """
     set_mlflow_defaults()
     from tasks.tracking.client import answering, connect, connect_database
@@ -72,18 +72,18 @@ def _in_use(client: "MlflowClient") -> Iterator[tuple[str, str]]:
     runs = search_runs(client, [experiment.experiment_id for experiment in client.search_experiments()])
     names = {run.info.run_id: run.info.run_name or run.info.run_id for run in runs}
     for run in runs:
-        # deleting a flow run in MLflow leaves the runs of its stages, which then count no more; those of a flow run
-        # that MLflow refused stand alone
-        around = run.data.tags.get(PARENT_TAG, run.info.run_id)
-        if KEY_TAG in run.data.tags and around in names:
-            yield run.data.tags[KEY_TAG], names[around]
+        # Deleting a flow run in MLflow leaves the runs of its stages, which then no longer count. Stages of a flow run
+        # that MLflow refused have no parent and count by themselves.
+        parent = run.data.tags.get(PARENT_TAG, run.info.run_id)
+        if KEY_TAG in run.data.tags and parent in names:
+            yield run.data.tags[KEY_TAG], names[parent]
     for name in names_with_champion(client):
         for version in lineage(client, name):
             yield version.tags[KEY_TAG], f"champion {version.version} of {name}"
 
 
 def listing(root: str) -> str:
-    """A table of what is there, oldest first."""
+    """Return a table of the store's entries, oldest first."""
     store = _existing(root)
     found, used = entries(store), users(store)
     rows = [
@@ -104,11 +104,11 @@ def listing(root: str) -> str:
 
 
 def _untold(store: Store) -> Iterator[str]:
-    """A paragraph of what MLflow has not got of runs that have ended, and what to do."""
+    """Yield a paragraph on what MLflow lacks of runs that have ended, and what to do about it."""
     folder = store.root / "tracking"
     ended = [record for record in records(folder) if not lives(folder, record.owner)]
     if ended:
-        yield "\nNot in MLflow; the next run sends it again, and to forget one, delete its file:"
+        yield "\nNot in MLflow. The next run sends it again; to forget an entry, delete its file:"
     for record in ended:
         yield f"- {record.wanted.name}: {_why(record)} ({folder / record.id}.json)"
 
@@ -120,39 +120,39 @@ def _why(record: Record) -> str:
 
 
 def _users_of(entry: Entry, used: Mapping[str, set[str]], found: list[Entry]) -> set[str]:
-    """Runs that use an entry or something made from it."""
-    return {name for key, names in used.items() if _among(entry, with_inputs([key], found)) for name in names}
+    """Return the names of the runs that use an entry or something made from it."""
+    return {name for key, names in used.items() if _matches(entry, with_inputs([key], found)) for name in names}
 
 
 def altered(root: str) -> list[str]:
-    """Names of finished artifacts that have a file missing or other than their manifest says."""
+    """Return the names of finished artifacts with a file that is missing or differs from their manifest."""
     store = _existing(root)
     artifacts = [entry for entry in entries(store) if entry.path.parent.name == "artifacts"]
     return [entry.name for entry in artifacts if entry.state == "damaged" or store.find(entry.kind, entry.key) is None]
 
 
 def collect(root: str, dry_run: bool) -> list[Entry]:
-    """Remove what no tracked run needs, and work that none will continue; what a running flow holds is left alone.
+    """Remove what no tracked run needs, and work that none will continue; leave alone what a running flow holds.
 
     Args:
-        root: Of the store.
-        dry_run: Only tell.
+        root: Folder of the store.
+        dry_run: Only say what would be removed.
 
     Returns:
-        What was, or would be, removed.
+        Entries that were, or would be, removed.
 
     Raises:
-        StageError: There are artifacts, but not one belongs to a run of this MLflow.
+        StageError: If there are artifacts, but none belongs to a run of this MLflow.
     """
     store = _existing(root)
     found, used = entries(store), users(store)
     needed = with_inputs(used, found)
-    unused = [entry for entry in found if entry.state == "left over" or not _among(entry, needed)]
+    unused = [entry for entry in found if entry.state == "left over" or not _matches(entry, needed)]
     wanted_once = [entry for entry in found if entry.state != "left over"]
-    if wanted_once and not any(_among(entry, needed) for entry in wanted_once):
+    if wanted_once and not any(_matches(entry, needed) for entry in wanted_once):
         raise StageError(
-            f"no run in MLflow uses anything of {store.root}, which would empty it; is MLFLOW_TRACKING_URI the server "
-            "that its runs are on? To start over, delete the folder"
+            f"no run in MLflow uses anything in {store.root}, so this would empty it; is MLFLOW_TRACKING_URI the "
+            "server that its runs are on? To start over, delete the folder"
         )
     if dry_run:
         return unused
@@ -160,19 +160,19 @@ def collect(root: str, dry_run: bool) -> list[Entry]:
     removed = []
     for start in range(0, len(unused), AT_ONCE):
         with contextlib.ExitStack() as locks:
-            # A flow takes the lock of what it is about to use and then says so: asked under the locks, MLflow and the
-            # outbox know of every use there is.
+            # A flow first locks what it is about to use and then records the use. So MLflow and the outbox, asked
+            # while we hold the locks, know of every use.
             held = [entry for entry in unused[start : start + AT_ONCE] if _acquired(store.lock(entry.key), locks)]
             needed = with_inputs(users(store), found)
             now = [entry for entry in (look(entry.path, store) for entry in held) if entry is not None]
-            doomed = [entry for entry in now if entry.state == "left over" or not _among(entry, needed)]
+            doomed = [entry for entry in now if entry.state == "left over" or not _matches(entry, needed)]
             for entry in doomed:
                 remove(entry)
             removed += doomed
     return removed
 
 
-def _among(entry: Entry, keys: Iterable[str]) -> bool:
+def _matches(entry: Entry, keys: Iterable[str]) -> bool:
     return any(key.startswith(entry.key) for key in keys)
 
 
@@ -187,5 +187,5 @@ def _acquired(lock: FileLock, locks: contextlib.ExitStack) -> bool:
 def _existing(root: str) -> Store:
     path = local_path(root).resolve()
     if not (path / "artifacts").is_dir():
-        raise StageError(f"{path} is no store: it has no folder `artifacts`; name another by --store")
+        raise StageError(f"{path} is not a store: it has no folder `artifacts`; name another with --store")
     return Store(path)

@@ -1,4 +1,4 @@
-"""Tasks of a study: one distillation each, as a flow run of its own, and what comes out of them side by side."""
+"""Tasks of a study: one distillation per run, each a flow run of its own, and the comparison of their results."""
 
 import json
 from collections.abc import Mapping
@@ -21,11 +21,11 @@ from tasks.tracking.tags import COMPARED_TAG
 
 
 def start_runs(flow: Flow[..., State], study: Study) -> dict[StudyRun, PrefectFuture[Any]]:
-    """Start every run in its turn, as many at once as may be; returns when the last one has begun.
+    """Start every run in turn, as many at once as allowed; return when the last one has begun.
 
     Args:
         flow: The main flow.
-        study: Its runs.
+        study: Study that lists the runs.
     """
     session = current()
     assert isinstance(session, Session)
@@ -40,12 +40,12 @@ def start_runs(flow: Flow[..., State], study: Study) -> dict[StudyRun, PrefectFu
 
 @task(task_run_name="{run.name}", persist_result=False, cache_policy=NO_CACHE)
 def distillation(flow: Flow[..., State], study: Study, run: StudyRun) -> Artifact | State:
-    """One run of a study; its report. What runs have in common is computed by the first that needs it.
+    """Run one distillation of a study and return its report. The first run that needs a shared stage computes it.
 
     Args:
         flow: The main flow.
-        study: Where its base is.
-        run: Its name and overrides.
+        study: Study with the base configuration.
+        run: Name and overrides of the run.
     """
     session = current()
     assert isinstance(session, Session)
@@ -58,7 +58,7 @@ def distillation(flow: Flow[..., State], study: Study, run: StudyRun) -> Artifac
 
 
 def finished(runs: Mapping[StudyRun, PrefectFuture[Any]]) -> dict[StudyRun, Artifact]:
-    """Reports of the runs that ended well, when all have ended."""
+    """Wait for all runs, and return the reports of those that ended well."""
     for future in runs.values():
         future.wait()
     return {run: future.result() for run, future in runs.items() if future.state.is_completed()}
@@ -66,12 +66,12 @@ def finished(runs: Mapping[StudyRun, PrefectFuture[Any]]) -> dict[StudyRun, Arti
 
 @stage_task("compare variants")
 def compare_variants(study: Study, reports: Mapping[StudyRun, Artifact]) -> Work:
-    """Table, differences and plots of the variants all of whose runs ended well."""
+    """Compare the variants all of whose runs ended well: table, differences and plots."""
     missing = [run for run in study.runs if run not in reports]
     broken = {run.variant for run in missing}
     if study.baseline in broken:
         return nothing(f"{study.baseline} has runs that failed")
-    changes = {name: of for name, of in study.changes.items() if name not in broken}
+    changes = {name: change for name, change in study.changes.items() if name not in broken}
     stage = StudyReport(
         name=study.name,
         base=study.base,
@@ -95,12 +95,12 @@ def conclude_study(session: Session, study: Study, results: PrefectFuture[Any]) 
     """Show the table on the console and in Prefect, link the runs, and name those that failed.
 
     Args:
-        session: Of this flow run.
-        study: What it is called.
-        results: Of `compare_variants`.
+        session: Session of this flow run.
+        study: Study that ran.
+        results: Future of `compare_variants`.
 
     Returns:
-        The flow's final state; Failed, naming the runs, if any did not end well.
+        The flow's final state: Failed, naming the runs, if any did not end well.
     """
     results.wait()
     page: Artifact | None = results.result(raise_on_failure=False) if results.state.is_completed() else None
@@ -125,7 +125,7 @@ def conclude_study(session: Session, study: Study, results: PrefectFuture[Any]) 
 
 
 def _behind(page: Artifact, name: str) -> Artifact:
-    """An artifact that a page was made of; a store that was moved or copied still has them side by side."""
+    """Return an input of a page as an artifact; also in a store that was moved, where the two are still neighbours."""
     found = page.manifest().inputs[name]
     return found.model_copy(update={"path": str(Path(page.path).with_name(Path(found.path).name))})
 

@@ -1,4 +1,4 @@
-"""Tasks that train models, and the teacher's responses that one kind of training needs."""
+"""Tasks that train models, and the one that makes the teacher's responses for sequence-level distillation."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -12,7 +12,7 @@ from tasks.running.stage import Work, nothing, stage_task
 
 @stage_task("fine-tune teacher")
 def fine_tune_teacher(config: Config, prepared: Artifact, examples: Artifact) -> Work:
-    """Fine-tune the teacher on D; a teacher that is fine-tuned already is taken as it is."""
+    """Fine-tune the teacher on D; a teacher that is already fine-tuned is taken as it is."""
     teacher = config.teacher
     if teacher.training is None:
         return nothing("teacher.training is null", teacher.model)
@@ -21,14 +21,14 @@ def fine_tune_teacher(config: Config, prepared: Artifact, examples: Artifact) ->
 
 @stage_task("fine-tune initial")
 def fine_tune_initial_student(config: Config, prepared: Artifact, examples: Artifact) -> Work:
-    """Fine-tune the student on D: where MiniLLM starts from."""
+    """Fine-tune the student on D, as the starting point of MiniLLM."""
     student = config.student
     return _train(config, "initial", training_only(student.initial), student.model, prepared, examples)
 
 
 @stage_task("teacher responses")
 def teacher_responses(config: Config, prepared: Artifact, examples: Artifact, teacher: Input) -> Work:
-    """The teacher's own responses to the training prompts; nothing to do where no method trains on them."""
+    """Generate the teacher's own responses to the training prompts; do nothing if no method trains on them."""
     if not any(method.text == "teacher" for method in config.methods.values()):
         return nothing("no method has `text: teacher`")
     stage = Respond(max_tokens=config.data.max_tokens, precision=config.evaluation.precision, seed=config.seed)
@@ -38,19 +38,19 @@ def teacher_responses(config: Config, prepared: Artifact, examples: Artifact, te
 
 @stage_task("train {name}")
 def distil(config: Config, name: str, prepared: Artifact, examples: Artifact, **needed: Input) -> Work:
-    """Train the student by one method; `needed` is what `needs` picks for it."""
+    """Train the student with one method; `needed` is what `needs` picks for it."""
     return _train(config, name, config.methods[name], config.student.model, prepared, examples, **needed)
 
 
 def needs(method: Method, *, teacher: Any, initial: Any, responses: Any, plain_text: Any) -> dict[str, Any]:
-    """Of what other stages make, only what a method reads, so that it neither waits nor fails for the rest.
+    """Pick the results of other stages that a method reads, so that it neither waits for the rest nor fails with it.
 
     Args:
         method: One row of the table of methods.
-        teacher: Fine-tuned teacher, or the future of one; likewise the others.
+        teacher: Fine-tuned teacher, or its future (likewise below).
         initial: Fine-tuned student.
         responses: The teacher's responses to the training prompts.
-        plain_text: Packed corpus.
+        plain_text: Packed plain-text corpus.
     """
     needed: dict[str, Any] = {}
     if method.start == "initial":

@@ -1,1 +1,1 @@
-"""The surroundings of a command: environment variables, addresses and logins of this user's servers."""
+"""Environment of a command: its variables, and the addresses and logins of this user's servers."""

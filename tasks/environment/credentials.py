@@ -1,7 +1,7 @@
-"""Servers that this user's commands have started: where each one is, and the login that it asks for.
+"""Records of the servers that this user's commands have started: where each one is, and the login that it asks for.
 
-A login is made at each start. It stands in a file that the user alone can read, below Prefect's home, where all of the
-user's commands find it; servers and workers get it in their environment. No command line, log, page or artifact has it.
+A login is made at each start. It is kept in a file below Prefect's home that the user alone can read, where all of the
+user's commands find it. Servers and workers get it in their environment. No command line, log, page or artifact has it.
 """
 
 import contextlib
@@ -28,10 +28,10 @@ NAME = "minillm"
 PROOF_PATH = "/minillm/proof"
 ANSWER_SECONDS = 5.0
 START_SECONDS = 120.0
-"""Within them a server that is being started listens."""
+"""Time within which a server that is being started listens."""
 
 _DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-"""Asks this machine's servers without any proxy."""
+"""Opener for requests to this machine's servers, without any proxy."""
 
 
 @dataclass(frozen=True)
@@ -40,15 +40,15 @@ class Server:
 
     kind: Literal["prefect", "mlflow"]
     wanted: str
-    """Address that its user would have it at; it is elsewhere where that is taken."""
+    """Address at which its user wants it. If that is taken, the server is at another."""
     address: str
     """`http://HOST:PORT`."""
     store: str
-    """Whose runs it shows."""
+    """Store of the runs that it shows."""
     login: str = field(repr=False)
     """`NAME:PASSWORD`."""
     key: str = field(default_factory=lambda: secrets.token_urlsafe(24), repr=False)
-    """Proves who the server is; not the login, which would be open to guessing where its user has chosen it."""
+    """Secret that proves who the server is. The login would not do: one that its user chose could be guessed."""
 
     def __post_init__(self) -> None:
         for secret in (self.login, self.login.partition(":")[2], self.key):
@@ -56,7 +56,7 @@ class Server:
 
     @property
     def client_environment(self) -> dict[str, str]:
-        """Environment variables with which Prefect's or MLflow's client log in."""
+        """Environment variables with which Prefect's or MLflow's client logs in."""
         if self.kind == "prefect":
             return {"PREFECT_API_URL": f"{self.address}/api", "PREFECT_API_AUTH_STRING": self.login}
         name, _, password = self.login.partition(":")
@@ -64,31 +64,31 @@ class Server:
 
 
 def make_login(before: "Server | None" = None) -> str:
-    """The lasting login that the user has set for Prefect's server, that of a server that died, or a new one.
+    """Return the user's lasting login for Prefect's server, else the login of a server that died, else a new one.
 
     Raises:
-        StageError: The login in PREFECT_SERVER_API_AUTH_STRING is malformed.
+        StageError: If the login in PREFECT_SERVER_API_AUTH_STRING is malformed.
     """
     lasting = os.environ.get("PREFECT_SERVER_API_AUTH_STRING", "")
     if not lasting:
         return f"{NAME}:{secrets.token_urlsafe(24)}" if before is None else before.login
     name, _, password = lasting.partition(":")
     if not name or not password or not lasting.isascii():
-        raise StageError("PREFECT_SERVER_API_AUTH_STRING: a login has the form NAME:PASSWORD, in ASCII; set it to one")
+        raise StageError("PREFECT_SERVER_API_AUTH_STRING: a login must have the form NAME:PASSWORD, in ASCII")
     return lasting
 
 
 def records_folder() -> Path:
-    """Where records are kept: below Prefect's home, whose database the servers serve."""
+    """Return the folder of records: it is below Prefect's home, whose database the servers serve."""
     return Path(os.environ.get("PREFECT_HOME") or "~/.prefect").expanduser() / "minillm"
 
 
 @contextlib.contextmanager
 def recorded(server: Server) -> Iterator[Path]:
-    """Let this user's commands find a server meanwhile; the path of its record.
+    """Let this user's commands find a server while the block runs; yield the path of its record.
 
     Raises:
-        StageError: The record would not be private.
+        StageError: If the record would not be private.
     """
     folder = records_folder()
     make_folder(folder)
@@ -110,7 +110,7 @@ def recorded(server: Server) -> Iterator[Path]:
 
 
 def record(server: Server) -> Path:
-    """Write the record of a server into the folder of records; its path."""
+    """Write the record of a server into the folder of records, and return its path."""
     path = records_folder() / f"{server.kind}-{urllib.parse.urlsplit(server.address).port}.json"
     path.unlink(missing_ok=True)
     path.touch(mode=0o600)
@@ -119,60 +119,60 @@ def record(server: Server) -> Path:
 
 
 def running(kind: str, wanted: str, store: str | None = None) -> Server | None:
-    """The server of a kind that this user has running for an address, if there is one; of one store, where given."""
+    """Return the server of a kind that this user has running for an address (and for a store, if given), or None."""
     return next((server for server in _recorded_for(kind, wanted, store) if proves(server)), None)
 
 
 def died(kind: str, wanted: str, store: str | None = None) -> Server | None:
-    """The last server of a kind that this user had for an address and that ended without being asked to.
+    """Return the last server of a kind that this user had for an address and that ended unasked, or None.
 
-    Clients that outlived it hold its login and call at its address, so the next one takes both. One whose address
-    something else listens at is none: the login may have been told there.
+    Clients that outlived it hold its login and call its address, so the next server takes over both. A server does not
+    count if something else now listens at its address: clients may have sent the login there.
     """
     return next((server for server in _recorded_for(kind, wanted, store) if not listens(server.address)), None)
 
 
 def _recorded_for(kind: str, wanted: str, store: str | None) -> list[Server]:
-    """Servers with a record, the newest first."""
+    """Return the servers with a record, the newest first."""
     found = [server for _, server in _records() if (server.kind, server.wanted) == (kind, wanted)]
     return [server for server in found if store in (None, server.store)]
 
 
 def running_at(kind: str, address: str) -> Server | None:
-    """The server of a kind that this user has running at an address, if there is one."""
+    """Return the server of a kind that this user has running at an address, or None."""
     address = address.replace("//localhost:", "//127.0.0.1:")
     found = [server for _, server in _records() if (server.kind, server.address) == (kind, address)]
     return next((server for server in found if proves(server)), None)
 
 
 def proves(server: Server) -> bool:
-    """Whether what listens at a server's address knows its key; neither that nor the login is sent to find out."""
+    """Check whether what listens at a server's address knows its key, without sending the key or the login."""
     challenge = secrets.token_urlsafe(24)
     try:
         with _DIRECT.open(f"{server.address}{PROOF_PATH}?challenge={challenge}", timeout=ANSWER_SECONDS) as reply:
             given = reply.read(1000)
-    except (OSError, ValueError, http.client.HTTPException):  # the last where something other than HTTP is spoken
+    except (OSError, ValueError, http.client.HTTPException):  # the last if it speaks something other than HTTP
         return False
     return hmac.compare_digest(given, proof(server.key, server.address, challenge).encode())
 
 
 def proof(key: str, address: str, challenge: str) -> str:
-    """What only a server with the key can answer; the address keeps others from passing its answer on."""
+    """Return the answer that only a server with the key can give; the address in it keeps others from relaying it."""
     return hmac.digest(key.encode(), f"{address} {challenge}".encode(), "sha256").hex()
 
 
 def listens(address: str) -> bool:
-    """Whether anything accepts connections at an address."""
+    """Return whether anything accepts connections at an address."""
     place = urllib.parse.urlsplit(address)
     try:
         with socket.create_connection((place.hostname, place.port), timeout=ANSWER_SECONDS):
             return True
-    except (OSError, ValueError):  # the latter where a record is damaged
+    except (OSError, ValueError):  # the latter if a record is damaged
         return False
 
 
 def _records() -> list[tuple[Path, Server]]:
-    """All records, the newest first; damaged ones are none."""
+    """Return all records, the newest first, without damaged ones."""
     folder = records_folder()
     if not folder.is_dir():
         return []
@@ -186,7 +186,7 @@ def _records() -> list[tuple[Path, Server]]:
 
 
 def _require_private(folder: Path) -> None:
-    """Look whether nobody else can write or read records, which decide where runs and logins go."""
+    """Check that nobody else can read or write records, which decide where runs and logins go."""
     facts = folder.stat()
     if facts.st_uid != os.geteuid() or stat.S_IMODE(facts.st_mode) & 0o077:
         raise StageError(

@@ -1,4 +1,4 @@
-"""Settings of Prefect, MLflow and their neighbours, as environment variables, set before any of them is imported."""
+"""Settings of Prefect, MLflow and related libraries, as environment variables set before any of them is imported."""
 
 import contextlib
 import functools
@@ -15,9 +15,9 @@ from minillm.worker.startup import load
 from tasks.environment.credentials import running, running_at
 
 PREFECT_UI = os.environ.get("MINILLM_PREFECT_UI") or "http://127.0.0.1:4200"
-"""Where `make ui` and `make serve` serve Prefect."""
+"""Address at which `make ui` and `make serve` serve Prefect."""
 MLFLOW_UI = os.environ.get("MINILLM_MLFLOW_UI") or "http://127.0.0.1:5000"
-"""Where they serve MLflow."""
+"""Address at which they serve MLflow."""
 
 PREFECT_DEFAULTS = {
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
@@ -44,9 +44,9 @@ HOME_FOLDERS = {
     "XDG_CONFIG_HOME": "~/.config",
     "TRITON_HOME": "~/.triton",
 }
-"""Where Prefect, and then Hugging Face, matplotlib and Triton keep files unless told otherwise."""
+"""Default folders of Prefect, and of Hugging Face, matplotlib and Triton, by the variable that moves them."""
 LOOPBACK = ("localhost", "127.0.0.1")
-"""This machine's names, under which its servers answer; `::1` is none of theirs, as they listen on IPv4."""
+"""Names of this machine under which its servers answer. `::1` is not one of them: they listen on IPv4."""
 PLACES = (
     "PREFECT_API_URL",
     "PREFECT_API_AUTH_STRING",
@@ -57,35 +57,35 @@ PLACES = (
     "MLFLOW_BACKEND_STORE_URI",
     *HOME_FOLDERS,
 )
-"""Variables that count as not set where they are empty: for us, for the libraries and for processes started here."""
+"""Variables that count as unset if they are empty: for us, for the libraries and for processes started here."""
 
 
 def require_address(kind: str, wanted: str) -> tuple[str, int]:
-    """Host and port at which Prefect or MLflow is to be served.
+    """Return the host and port at which Prefect or MLflow is to be served.
 
     Args:
         kind: `prefect` or `mlflow`.
-        wanted: The address, as its variable says it.
+        wanted: The address as its variable gives it.
 
     Raises:
-        ConfigError: It is malformed, or one of IPv6.
+        ConfigError: If the address is malformed, or an IPv6 one.
     """
     name, host, port = f"MINILLM_{kind.upper()}_UI", None, None
-    with contextlib.suppress(ValueError):  # of a port that is no number, and the like
+    with contextlib.suppress(ValueError):  # from a port that is not a number, for example
         place = urlsplit(wanted)
         more = place.path.strip("/") or place.query or place.fragment or "@" in place.netloc
         if place.scheme == "http" and not more:
             host, port = place.hostname, place.port
     if not host or not port:
-        raise ConfigError(f"{name}: {wanted!r} is no address to serve at; it has the form http://127.0.0.1:4200")
+        raise ConfigError(f"{name}: {wanted!r} is not an address to serve at; give one such as http://127.0.0.1:4200")
     if ":" in host:
-        raise ConfigError(f"{name}: nothing is served at addresses of IPv6, as {wanted}; give one of IPv4")
+        raise ConfigError(f"{name}: nothing is served at an IPv6 address such as {wanted}; give an IPv4 one")
     return host, port
 
 
 @contextlib.contextmanager
 def refusing(*errors: type[Exception]) -> Iterator[None]:
-    """End the process with a message and status 2 where settings are wrong, or at further errors."""
+    """End the process with a message and status 2 if settings are wrong, or on the given errors."""
     try:
         yield
     except (ConfigError, StageError, *errors) as error:
@@ -94,7 +94,7 @@ def refusing(*errors: type[Exception]) -> Iterator[None]:
 
 
 def set_prefect_defaults() -> None:
-    """Set what the user has not set; where `make ui` is running, runs go to its Prefect server and show up live."""
+    """Set what the user has not set; while `make ui` is running, runs go to its Prefect server and show up live."""
     _forget_empty()
     for name, value in PREFECT_DEFAULTS.items():
         os.environ.setdefault(name, value)
@@ -109,14 +109,14 @@ def set_prefect_defaults() -> None:
 
 
 def load_prefect() -> None:
-    """Import Prefect with these settings; what is wrong with them ends the process with a message."""
+    """Import Prefect with these settings; wrong ones end the process with a message."""
     with refusing():
         set_prefect_defaults()
     load("prefect")
 
 
 def set_mlflow_defaults() -> None:
-    """Set what the user has not set: a server that does not answer is given up soon, and one of ours gets its login."""
+    """Set what the user has not set: short timeouts, and the login if the tracking server is one of ours."""
     _forget_empty()
     for name, value in MLFLOW_DEFAULTS.items():
         os.environ.setdefault(name, value)
@@ -128,13 +128,13 @@ def set_mlflow_defaults() -> None:
 
 @functools.cache
 def mlflow_pages(store: Path) -> str:
-    """Where MLflow's pages of runs in a store are: at the server that this user has running for it, or will have."""
+    """Return the address of MLflow's pages for a store: that of this user's running server, or of the one to come."""
     server = running("mlflow", MLFLOW_UI, str(store))
     return MLFLOW_UI if server is None else server.address
 
 
 def reach_this_machine_directly() -> None:
-    """Keep what is for this machine from the user's proxies, in this process and in those that it starts."""
+    """Keep requests to this machine away from the user's proxies, in this process and in those that it starts."""
     proxies = urllib.request.getproxies_environment()
     if not proxies:
         return
@@ -151,10 +151,10 @@ def _forget_empty() -> None:
 
 
 def use_writable_folders() -> None:
-    """Where the user's home takes no files, Prefect's, and the caches of other libraries, go into the default store.
+    """Put the files of Prefect and the caches of other libraries into the default store if the home is read-only.
 
     Raises:
-        StageError: That takes none, either.
+        StageError: If the default store cannot be written to, either.
     """
     home = Path("~/.prefect").expanduser()
     store = Path(".minillm").resolve()
@@ -172,7 +172,7 @@ def use_writable_folders() -> None:
 
 
 def _takes_files(folder: Path) -> bool:
-    """Whether files can be made in a folder, or it can be made with them."""
+    """Return whether files can be made in a folder, which need not exist yet."""
     try:
         while not folder.exists():
             folder = folder.parent

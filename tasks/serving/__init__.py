@@ -1,1 +1,1 @@
-"""Servers that this project starts: guarded, so that they answer their own pages and this user alone."""
+"""Servers that this project starts, guarded so that they answer only their own pages and this user."""

@@ -1,4 +1,4 @@
-"""The apps that we serve, behind their guard, and how a process that serves one is started."""
+"""The apps that we serve, behind their guard, with the command and environment of a process that serves one."""
 
 import contextlib
 import os
@@ -17,14 +17,14 @@ from tasks.serving.guard import guarded, host_names
 ROOT = Path(__file__).parents[2]
 ADDRESS, KEY, LOGIN = "MINILLM_SERVER_ADDRESS", "MINILLM_SERVER_KEY", "MINILLM_SERVER_LOGIN"
 ORIGINS = {"prefect": "PREFECT_SERVER_CORS_ALLOWED_ORIGINS", "mlflow": "MLFLOW_SERVER_CORS_ALLOWED_ORIGINS"}
-"""The servers' own variables for further origins of their pages, comma-separated: say, that of a proxy in front."""
+"""The servers' own variables for further origins of their pages (such as a proxy in front), comma-separated."""
 
 DEFAULT_PORTS = {"http": 80, "https": 443}
-"""Those that browsers leave out of origins."""
+"""Default ports, which browsers leave out of origins."""
 
 
 def server_command(server: Server) -> list[str]:
-    """Command that serves one app until it is ended; it needs `server_environment`."""
+    """Return the command that serves one app until it is ended; it needs `server_environment`."""
     place = urlsplit(server.address)
     listening = ["--host", str(place.hostname), "--port", str(place.port), "--workers", "1"]
     app = ["--factory", f"tasks.serving.apps:{server.kind}_app", "--app-dir", str(ROOT)]
@@ -32,10 +32,10 @@ def server_command(server: Server) -> list[str]:
 
 
 def server_environment(server: Server) -> dict[str, str]:
-    """Environment variables of a process that serves an app.
+    """Return the environment variables of a process that serves an app.
 
     Raises:
-        ConfigError: An origin is malformed, or every one is allowed.
+        ConfigError: If an origin is malformed, or a wildcard.
     """
     shared = {ADDRESS: server.address, KEY: server.key}
     origins = ",".join([server.address, *further_origins(server.kind)])
@@ -43,23 +43,23 @@ def server_environment(server: Server) -> dict[str, str]:
         names = host_names(server.address, further_origins("mlflow"))
         hosts = ",".join(pattern for name in names for pattern in (name, f"{name}:*"))
         return shared | {LOGIN: server.login, "MLFLOW_SERVER_ALLOWED_HOSTS": hosts, ORIGINS["mlflow"]: origins}
-    # The page asks the server that it came from; left alone, it asks Prefect's own default port.
+    # The page must ask the server that it came from; by default it asks Prefect's default port.
     places = {"PREFECT_SERVER_UI_API_URL": "/api", ORIGINS["prefect"]: origins}
     return shared | places | {"PREFECT_SERVER_API_AUTH_STRING": server.login}
 
 
 def further_origins(kind: str, environment: Mapping[str, str] = os.environ) -> list[str]:
-    """Origins that the user has named for a server, as browsers write them.
+    """Return the origins that the user has named for a server, as browsers write them.
 
     Raises:
-        ConfigError: An origin is malformed, or every one is allowed.
+        ConfigError: If an origin is malformed, or a wildcard.
     """
     origins = [origin.strip() for origin in environment.get(ORIGINS[kind], "").split(",") if origin.strip()]
     return [_origin(ORIGINS[kind], origin) for origin in origins]
 
 
 def _origin(variable: str, given: str) -> str:
-    with contextlib.suppress(ValueError):  # of a port that is no number, and the like
+    with contextlib.suppress(ValueError):  # from a port that is not a number, for example
         place = urlsplit(given.lower())
         port, own = place.port, DEFAULT_PORTS.get(place.scheme)
         more = place.path.strip("/") or place.query or place.fragment or "@" in place.netloc or "*" in place.netloc
@@ -67,20 +67,20 @@ def _origin(variable: str, given: str) -> str:
             name = place.netloc.removesuffix(":").removesuffix(f":{port}")
             return f"{place.scheme}://{name}" + (f":{port}" if port not in (None, own) else "")
     raise ConfigError(
-        f"{variable}: {given!r} is no origin; name those of your own pages by scheme, host and, unless it is the "
-        "scheme's own, port, say https://runs.example.org"
+        f"{variable}: {given!r} is not an origin; name those of your own pages by scheme, host and, unless it is the "
+        "scheme's default, port, such as https://runs.example.org"
     )
 
 
 def prefect_app() -> ASGIApp:
-    """Prefect's server and pages; the login is asked for by Prefect itself."""
+    """Make the app of Prefect's server and pages; Prefect itself asks for the login."""
     from prefect.server.api.server import create_app
 
     return guarded(create_app(final=True), os.environ[ADDRESS], os.environ[KEY], further_origins("prefect"))
 
 
 def mlflow_app() -> ASGIApp:
-    """MLflow's server and pages, of the database and files that its own variables name."""
+    """Make the app of MLflow's server and pages, on the database and files that MLflow's own variables name."""
     from mlflow.server import constants, handlers
 
     database, root = os.environ["MLFLOW_BACKEND_STORE_URI"], os.environ["MLFLOW_DEFAULT_ARTIFACT_ROOT"]
@@ -93,7 +93,7 @@ def mlflow_app() -> ASGIApp:
     }
     handlers.initialize_backend_stores(database, database, root)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # MLflow's own use of what Starlette gives up
+        warnings.simplefilter("ignore")  # MLflow uses what Starlette has deprecated
         from mlflow.server.fastapi_app import app
 
     return guarded(app, os.environ[ADDRESS], os.environ[KEY], further_origins("mlflow"), os.environ[LOGIN])

@@ -1,4 +1,4 @@
-"""What `make serve` adds to the pages: a work pool, the deployments of prefect.yaml, and a worker that runs them."""
+"""Additions of `make serve` to the pages: a work pool, the deployments of prefect.yaml, and a worker that runs them."""
 
 import datetime
 import json
@@ -18,34 +18,34 @@ from minillm.redaction import redacted
 
 POOL = "local"
 POOL_TEMPLATE = Path(__file__).parent / "work-pool.json"
-"""What a run may choose of its process: nothing, above all no command, environment or folder."""
+"""Job template that lets a run choose nothing of its process: above all no command, environment or folder."""
 ACCELERATOR = "accelerator"
-"""The queue of runs that train or generate; one at a time."""
+"""Queue of runs that train or generate; one runs at a time."""
 SILENT = datetime.timedelta(seconds=90)
 """Three heartbeats (see `PREFECT_FLOWS_HEARTBEAT_FREQUENCY` in tasks.environment.settings)."""
 ENDS = ("Completed", "Failed", "Cancelled", "Crashed", "Scheduled", "AwaitingRetry", "Paused", "Suspended")
 
 
 def worker_command() -> list[str]:
-    """Arguments of `python -m` for a worker of the pool."""
+    """Return the arguments of `python -m` for a worker of the pool."""
     return ["prefect", "worker", "start", "--pool", POOL, "--type", "process"]
 
 
 class DeployError(Exception):
-    """prefect.yaml could not be deployed; the message has Prefect's words."""
+    """Error of a failed deployment of prefect.yaml; the message has Prefect's words."""
 
     def __init__(self, message: str) -> None:
         super().__init__(redacted(message))
 
 
 def deploy() -> list[str]:
-    """Make the pool and its queues, where they are not there yet, and deploy everything in prefect.yaml.
+    """Make the pool and its queue if they do not exist yet, and deploy everything in prefect.yaml.
 
     Returns:
-        FLOW/DEPLOYMENT names of all there are.
+        Names of all deployments, as FLOW/DEPLOYMENT.
 
     Raises:
-        DeployError: prefect.yaml could not be deployed, or the pool is none for processes.
+        DeployError: If prefect.yaml could not be deployed, or the pool is not one for processes.
     """
     with get_client(sync_client=True) as client:
         make_pool(client)
@@ -60,10 +60,10 @@ def deploy() -> list[str]:
 
 
 def make_pool(client: SyncPrefectClient) -> None:
-    """Make the pool and its queue where they are not there yet; runs cannot change what a process of it executes.
+    """Make the pool and its queue if they do not exist yet; runs cannot change what a process of it executes.
 
     Raises:
-        DeployError: There is a pool of the name for something other than processes.
+        DeployError: If a pool of this name exists that is not for processes.
     """
     template = json.loads(POOL_TEMPLATE.read_text(encoding="utf-8"))
     try:
@@ -83,7 +83,7 @@ def make_pool(client: SyncPrefectClient) -> None:
 
 
 def _dead_runs() -> Automation:
-    """Calls a run crashed whose process fell silent with the machine, so that it can be retried."""
+    """Return the automation that marks a run as crashed when its process falls silent, so that it can be retried."""
     return Automation(
         name="Runs that fell silent have crashed",
         trigger=EventTrigger(
@@ -99,7 +99,7 @@ def _dead_runs() -> Automation:
             ChangeFlowRunState(
                 name="Crashed",
                 state=StateType.CRASHED,
-                message="no heartbeat: its process has died; a retry continues from there",
+                message="no heartbeat: its process has died; a retry continues its work",
                 force=False,
             )
         ],

@@ -1,8 +1,8 @@
-"""What stands before an app that we serve: which hosts, pages and people it answers.
+"""Guard before an app that we serve: it decides which hosts, pages and people the app answers.
 
-A browser lends its user's place on this machine to every page that it shows. So the guard takes no request that came
-under another host's name (DNS rebinding), none that a page of another origin sent, and, where the app does not ask
-itself, none without the login.
+Any page that a browser shows can send requests from its user's machine. So the guard refuses requests under another
+host's name (DNS rebinding), requests from a page of another origin and, if the app does not ask itself, requests
+without the login.
 """
 
 import base64
@@ -24,11 +24,11 @@ def guarded(app: ASGIApp, address: str, key: str, origins: Sequence[str] = (), l
     """Put the guard before an app.
 
     Args:
-        app: What is served.
-        address: Where, as `http://HOST:PORT`.
-        key: Proves whose server it is.
-        origins: Further origins of its own pages, say of a proxy in front.
-        login: `NAME:PASSWORD` to ask for, where the app does not ask itself.
+        app: App to serve.
+        address: Address at which it is served, as `http://HOST:PORT`.
+        key: Secret that proves whose server it is.
+        origins: Further origins of its own pages, such as that of a proxy in front.
+        login: `NAME:PASSWORD` to ask for, if the app does not ask itself.
     """
     inner = app if login is None else Login(app, login)
     own_pages = OwnPages(Proof(inner, address, key), origins)
@@ -36,14 +36,14 @@ def guarded(app: ASGIApp, address: str, key: str, origins: Sequence[str] = (), l
 
 
 def host_names(address: str, origins: Sequence[str] = ()) -> list[str]:
-    """Names under which a server may be called: its own and those of its origins, without ports."""
+    """Return the host names under which a server may be called: its own and those of its origins, without ports."""
     host = str(urlsplit(address).hostname)
     named = [str(urlsplit(origin).hostname) for origin in origins]
     return list(dict.fromkeys([host, *(LOOPBACK if reaches_loopback(host) else ()), *named]))
 
 
 def reaches_loopback(host: str) -> bool:
-    """Whether a server that listens on a host answers on loopback."""
+    """Return whether a server that listens on a host answers on loopback."""
     if host == "localhost":
         return True
     try:
@@ -54,7 +54,7 @@ def reaches_loopback(host: str) -> bool:
 
 
 class OwnPages:
-    """Refuses what pages of other origins send: 403."""
+    """Middleware that refuses requests from pages of other origins (403)."""
 
     def __init__(self, app: ASGIApp, origins: Sequence[str]) -> None:
         self._app = app
@@ -72,13 +72,13 @@ class OwnPages:
         origin = headers.get("origin")
         if origin is not None:
             return _netloc(origin) != headers.get("host") and origin not in self._origins
-        # Requests that read carry no origin; a link that the user follows, in a window of its own, is no page's doing.
+        # Requests that only read carry no origin. A link that the user follows in a window of its own is allowed.
         followed = headers.get("sec-fetch-mode") == "navigate" and headers.get("sec-fetch-dest") == "document"
         return headers.get("sec-fetch-site") in ("cross-site", "same-site") and not followed
 
 
 def _netloc(origin: str) -> str | None:
-    """Host and port of an origin; None where it is malformed."""
+    """Return host and port of an origin; None if it is malformed."""
     try:
         return urlsplit(origin).netloc
     except ValueError:
@@ -86,7 +86,7 @@ def _netloc(origin: str) -> str | None:
 
 
 class Proof:
-    """Proves to whoever knows the server's key that the server knows it, too (see `credentials.proves`)."""
+    """Middleware that proves to clients with the server's key that the server knows it too (`credentials.proves`)."""
 
     def __init__(self, app: ASGIApp, address: str, key: str) -> None:
         self._app = app
@@ -103,7 +103,7 @@ class Proof:
 
 
 class Login:
-    """Asks for name and password (HTTP Basic): 401 without them."""
+    """Middleware that asks for name and password (HTTP Basic), and answers 401 without them."""
 
     def __init__(self, app: ASGIApp, login: str) -> None:
         self._app = app

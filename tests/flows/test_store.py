@@ -1,4 +1,4 @@
-"""The store's commands on the store of two real runs, which share stages, and the real MLflow that tracked them."""
+"""The store's commands on a store of two real runs that share stages, with the real MLflow that tracked them."""
 
 import json
 import os
@@ -30,7 +30,7 @@ def store_command(store: Path, *arguments: str, **variables: str) -> subprocess.
 
 @pytest.fixture(scope="module")
 def two_runs(tmp_path_factory, prefect_server) -> Path:
-    """Two flow runs that differ in MiniLLM's learning rate: all but it and what follows is shared."""
+    """Run two flows that differ in MiniLLM's learning rate: they share every stage before MiniLLM's training."""
     from flows.distill import distill
 
     folder = tmp_path_factory.mktemp("two")
@@ -53,7 +53,7 @@ def parents(store: Path) -> tuple[MlflowClient, list]:
 
 
 def contents(store: Path) -> dict[str, str]:
-    """Digest of each artifact; without what tells how fast this machine was, and what is made of that."""
+    """Return each artifact's digest, without those that depend on this machine's speed."""
     measured = ("cost", "report", "model")
     finished = [entry for entry in entries(Store(store)) if entry.state == "finished" and entry.kind not in measured]
     found = {entry.name: Store(store).find(entry.kind, entry.key) for entry in finished}
@@ -149,4 +149,4 @@ def test_a_server_that_knows_none_of_it_empties_nothing(two_runs, tmp_path):
     assert names(two_runs) == before
     done = store_command(tmp_path, "ls")
     assert done.returncode == 2
-    assert "is no store" in done.stderr
+    assert "is not a store" in done.stderr

@@ -1,4 +1,4 @@
-"""Whose server it is: found by what only ours can know, recorded privately, and reached without a proxy."""
+"""Our servers are recognised by a proof only they can give, recorded privately, and reached without a proxy."""
 
 import json
 import os
@@ -56,7 +56,7 @@ port, key = int(sys.argv[1]), sys.stdin.readline().strip()
 shown = guarded(app, f"http://127.0.0.1:{port}", key, ["https://runs.example.org"])
 uvicorn.run(shown, port=port, log_level="error", lifespan="off")
 """
-"""The guard with nothing behind it."""
+"""Program that serves the guard around a trivial app."""
 
 
 @pytest.fixture(autouse=True)
@@ -76,7 +76,7 @@ def elsewhere() -> Iterator[Stranger]:
 
 @pytest.fixture(scope="module")
 def ours() -> Iterator[Server]:
-    """A server of this user."""
+    """Run a server that belongs to this user."""
     server = Server("prefect", "http://127.0.0.1:4200", f"http://127.0.0.1:{free_port()}", "/store", "minillm:secret")
     command = [sys.executable, "-c", SERVE, server.address.rpartition(":")[2]]
     process = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, text=True)
@@ -98,7 +98,7 @@ RUN = "from tasks.serving.server import run_flow; run_flow(None)"
 
 
 def refusal(arguments: list[str], variables: dict[str, str]) -> str:
-    """What a command of ours that cannot run says on standard error; it says nothing else, and its status is 2."""
+    """Run a command that must refuse with status 2 and print nothing; return its standard error."""
     done = subprocess.run(
         [sys.executable, *arguments],
         cwd=ROOT,
@@ -149,7 +149,7 @@ def test_the_login_and_the_address_of_a_server_that_died_are_those_of_the_next(
     assert died("prefect", ours.wanted, "/other") is None
     monkeypatch.setenv("PREFECT_SERVER_API_AUTH_STRING", "ada:password")
     assert make_login(dead) == "ada:password"
-    record(at(ours, ours.address))  # alive
+    record(at(ours, ours.address))  # this one is alive
     assert died("prefect", ours.wanted) == dead
     (tmp_path / "prefect" / "minillm" / f"prefect-{dead.address.rpartition(':')[2]}.json").unlink()
     record(at(ours, elsewhere.address))
@@ -181,7 +181,7 @@ def test_a_record_that_goes_while_another_server_starts_stops_nothing(ours: Serv
         os.utime(path, (0, 0))
 
         def end(_: str) -> bool:
-            path.unlink()  # as its own process does in the end
+            path.unlink()  # as its own process does when it ends
             return False
 
         monkeypatch.setattr("tasks.environment.credentials.listens", end)
@@ -209,7 +209,7 @@ def test_an_empty_variable_is_none(name: str, tmp_path: Path, monkeypatch: pytes
 
 def test_what_says_yes_to_everything_is_not_ours_and_does_not_hear_the_login(elsewhere: Stranger):
     server = Server("prefect", "http://127.0.0.1:4200", elsewhere.address, "/store", make_login())
-    with recorded(server):  # as a server leaves it that was killed, and whose port another user got
+    with recorded(server):  # as left by a killed server whose port another user then took
         assert running("prefect", server.wanted) is None
     assert len(elsewhere.heard) == 1
     assert server.login.split(":")[1] not in elsewhere.heard[0]
@@ -229,7 +229,7 @@ def test_what_passes_on_our_servers_answers_is_not_ours(ours: Server, elsewhere:
     ("host", "origin", "status"),
     [
         ("runs.example.org", "https://runs.example.org", 200),
-        (None, "https://runs.example.org", 200),  # a proxy that keeps its own name to itself
+        (None, "https://runs.example.org", 200),  # a proxy that does not pass on the host's name
         ("runs.example.org", "https://other.example.org", 403),
         ("other.example.org", "https://runs.example.org", 400),
         (None, "http://[::1", 403),  # malformed
@@ -268,7 +268,7 @@ def test_records_are_private_whatever_the_umask(ours: Server):
             assert stat.S_IMODE(path.stat().st_mode) == 0o600
             assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
             assert stat.S_IMODE(path.parent.parent.stat().st_mode) == 0o700
-            path.parent.chmod(0o755)  # as another program may have made it
+            path.parent.chmod(0o755)  # as if another program had made it
         with recorded(ours) as path:
             assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
     finally:
@@ -364,7 +364,7 @@ def test_where_the_store_takes_none_either_the_remedy_is_named(tmp_path: Path, m
         ("MINILLM_PREFECT_UI", "127.0.0.1:4200"),
         ("MINILLM_PREFECT_UI", "http://127.0.0.1:port"),
         ("MINILLM_PREFECT_UI", "http://127.0.0.1:4200/runs"),
-        ("MINILLM_MLFLOW_UI", "http://192.0.2.1:5000"),  # no address of this machine
+        ("MINILLM_MLFLOW_UI", "http://192.0.2.1:5000"),  # not an address of this machine
         ("MLFLOW_SERVER_CORS_ALLOWED_ORIGINS", "*"),
         ("PREFECT_SERVER_API_AUTH_STRING", "password"),
     ],
@@ -376,7 +376,7 @@ def test_what_cannot_be_served_is_named_before_anything_starts(tmp_path: Path, v
 
 
 def test_an_address_of_ipv6_is_refused_as_such():
-    with pytest.raises(ConfigError, match=r"MINILLM_MLFLOW_UI: .* IPv6, as http://\[::1\]:5000; give one of IPv4"):
+    with pytest.raises(ConfigError, match=r"MINILLM_MLFLOW_UI: .* IPv6 address such as http://\[::1\]:5000; give"):
         require_address("mlflow", "http://[::1]:5000")
 
 
