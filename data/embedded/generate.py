@@ -2,8 +2,8 @@
 
     python data/embedded/generate.py [--out DIR]
 
-Every answer is drawn from a grammar with many right answers to one prompt, so a
-small student cannot copy the whole answer distribution and has to choose. The
+Every answer is drawn from a grammar that has many right answers to one prompt, so
+a small student cannot copy the whole answer distribution and has to choose. The
 output is the same, byte for byte, on every run (see README.md for the schema).
 """
 
@@ -28,7 +28,7 @@ TRAIN_STYLES = {"plain": 3, "question": 4, "user": 3, "task": 3, "new": 3, "more
 
 
 class Benchmark(NamedTuple):
-    """How the prompts of one benchmark are drawn."""
+    """Recipe for the prompts of one benchmark."""
 
     size: int
     styles: dict[str, int]  # style -> weight
@@ -62,7 +62,7 @@ def choose(rng: random.Random, options: list[str]) -> str:
 
 
 def expand(rng: random.Random, template: str, slots: dict[str, str]) -> str:
-    """One random expansion of a template (language: see `grammar`)."""
+    """Return one random expansion of a template (`grammar` describes the template language)."""
     while PHRASE.search(template):
         template = PHRASE.sub(lambda match: g.PHRASES[match[1]], template)
     while match := CHOICE.search(template):
@@ -73,7 +73,7 @@ def expand(rng: random.Random, template: str, slots: dict[str, str]) -> str:
 
 
 def animal_slots(name: str) -> dict[str, str]:
-    """The fixed facts of one animal."""
+    """Return the fixed facts of one animal."""
     animal = g.ANIMALS[name]
     home = g.HOMES[animal.home]
     return {
@@ -93,7 +93,7 @@ def animal_slots(name: str) -> dict[str, str]:
 
 
 def scene_slots(rng: random.Random, task: g.Task) -> dict[str, str]:
-    """What is drawn anew for a prompt: season, weather, place, people, colours."""
+    """Draw what is new in every prompt: season, weather, place, people, food, activity."""
     first, second = rng.sample(sorted(g.PEOPLE), 2)
     place = rng.choice(sorted(g.PLACES))
     weather = rng.choice(g.WEATHER)
@@ -117,7 +117,7 @@ def scene_slots(rng: random.Random, task: g.Task) -> dict[str, str]:
 
 
 def choice_slots(rng: random.Random, task: g.Task, slots: dict[str, str]) -> dict[str, str]:
-    """The two options of a classification prompt: {o} is right, {no} is not."""
+    """Draw the two options of a classification prompt: {o} is right, {no} is wrong."""
     right, wrong = "", ""
     if "which" in task.ask:
         right, wrong = f"the {slots['a']}", f"the {slots['place']}"
@@ -132,10 +132,10 @@ def choice_slots(rng: random.Random, task: g.Task, slots: dict[str, str]) -> dic
 
 
 def draw_slots(rng: random.Random, task: g.Task) -> dict[str, str]:
-    """All slots of one prompt."""
+    """Draw all slots of one prompt."""
     scene = scene_slots(rng, task)
     names = sorted(g.ANIMALS)
-    if task.category == "brainstorming":  # only what the place really has
+    if task.category == "brainstorming":  # only animals that live at the place
         names = [name for name in names if scene["place"] in g.HOMES[g.ANIMALS[name].home].places]
     first, second = rng.sample(names, 2)
     slots = animal_slots(first) | scene
@@ -145,7 +145,7 @@ def draw_slots(rng: random.Random, task: g.Task) -> dict[str, str]:
 
 
 def draw_row(rng: random.Random, style: str, with_context: bool | None = None) -> Row:
-    """One prompt in the given style; `None` leaves the context to chance."""
+    """Draw one prompt in the given style; `None` leaves the context to chance."""
     if style == "more":  # nobody asks for two sentences about a text
         with_context = False
     tasks = [
@@ -168,7 +168,7 @@ def draw_row(rng: random.Random, style: str, with_context: bool | None = None) -
 
 
 def prompts(rng: random.Random, styles: dict[str, int], context: float | None = None) -> Iterator[Row]:
-    """Endless stream of prompts in a mix of styles."""
+    """Yield prompts in a mix of styles, without end."""
     while True:
         style = rng.choices(list(styles), list(styles.values()))[0]
         wanted = None if context is None else rng.random() < context
@@ -176,19 +176,19 @@ def prompts(rng: random.Random, styles: dict[str, int], context: float | None = 
 
 
 def split_of(row: Row) -> str:
-    """The split a prompt belongs to: a property of its text alone."""
+    """Return the split of a prompt, which depends on its text alone."""
     text = f"{row.instruction}\n{row.context}"
     return random.Random(f"{SEED}:{text}").choices(list(SHARES), list(SHARES.values()))[0]
 
 
 def draw_references(rng: random.Random, row: Row, count: int) -> list[str]:
-    """Up to `count` different right answers."""
+    """Draw up to `count` different right answers."""
     drawn = [expand(rng, row.answers, row.slots) for _ in range(4 * count)]
     return list(dict.fromkeys(drawn))[:count]
 
 
 def benchmark_rows(rng: random.Random, spec: Benchmark) -> list[dict[str, object]]:
-    """The rows of one benchmark file: held-out prompts, each once."""
+    """Draw the rows of one benchmark file: held-out prompts, each once."""
     rows: dict[tuple[str, str], dict[str, object]] = {}
     for row in prompts(rng, spec.styles, spec.context):
         key = (row.instruction, row.context)
@@ -206,7 +206,7 @@ def benchmark_rows(rng: random.Random, spec: Benchmark) -> list[dict[str, object
 
 
 def dolly_rows(rng: random.Random, split: str, count: int) -> list[dict[str, object]]:
-    """Distinct rows in the Dolly schema, all with prompts of one split."""
+    """Draw distinct rows in the Dolly schema, all with prompts of one split."""
     rows: dict[tuple[str, str, str], dict[str, object]] = {}
     for row in prompts(rng, TRAIN_STYLES):
         if len(rows) == count:
@@ -218,7 +218,7 @@ def dolly_rows(rng: random.Random, split: str, count: int) -> list[dict[str, obj
 
 
 def dolly_row(row: Row, response: str) -> dict[str, object]:
-    """One row in the schema of databricks-dolly-15k."""
+    """Return one row in the schema of databricks-dolly-15k."""
     return {
         "instruction": row.instruction,
         "context": row.context,
@@ -228,7 +228,7 @@ def dolly_row(row: Row, response: str) -> dict[str, object]:
 
 
 def plain_text(rng: random.Random, count: int) -> list[str]:
-    """Documents of two to five sentences of the same language, without prompts."""
+    """Draw documents of two to five sentences in the same language, without prompts."""
     lines = []
     tasks = [task for task in g.TASKS if task.category != "classification"]
     for _ in range(count):
@@ -240,7 +240,7 @@ def plain_text(rng: random.Random, count: int) -> list[str]:
 
 
 def write_jsonl(path: Path, rows: list[dict[str, object]]) -> None:
-    """One JSON object a line, UTF-8, keys in the order given."""
+    """Write one JSON object per line, in UTF-8, with keys in the order given."""
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 

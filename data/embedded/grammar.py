@@ -1,17 +1,17 @@
-"""The small world of the embedded corpus: facts, phrases and task tables (no logic).
+"""The small world of the embedded corpus, as tables of facts, phrases and tasks (no logic).
 
 Template language, expanded by `generate.expand`:
 
 - `<name>` is replaced by the phrase of that name in `PHRASES`;
 - `[a|b|c]` draws one alternative; the first is the likeliest (weight 1/rank);
-- `{slot}` is filled from the facts of the row at hand.
+- `{slot}` is filled from the facts of the row.
 """
 
 from typing import NamedTuple
 
 
 class Home(NamedTuple):
-    """What the animals of one neighbourhood share."""
+    """Facts that the animals of one neighbourhood share."""
 
     foods: tuple[str, str]
     places: tuple[str, str]
@@ -21,7 +21,7 @@ class Home(NamedTuple):
 
 
 class Animal(NamedTuple):
-    """What is true of one animal, in every row that speaks of it."""
+    """Facts of one animal, the same in every row that mentions it."""
 
     home: str
     colour: str
@@ -99,7 +99,7 @@ PHRASES: dict[str, str] = {
 
 
 class Task(NamedTuple):
-    """One kind of question: how it is asked and how it may be answered."""
+    """One kind of task: how it is asked, and how it may be answered."""
 
     category: str
     ask: str  # imperative clause, put into one of the FRAMES
