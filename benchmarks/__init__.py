@@ -1,1 +1,1 @@
-"""Speed and memory of the core against what a user could pick instead: `make bench`."""
+"""Benchmarks of the core's speed and memory against alternatives that a user could pick: `make bench`."""

@@ -18,7 +18,7 @@ from benchmarks.protocol import ROOT, Contender, alternate
 
 
 def main() -> None:
-    """Measure, print each result as it comes, and write results.json and results.md."""
+    """Measure, print each result as it arrives, and write results.json and results.md."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("--only", default="", help="run the comparisons whose name contains this")
     parser.add_argument("--steps", type=int, default=3, help="measured steps of each side (default: 3)")
@@ -62,7 +62,7 @@ def main() -> None:
 
 
 def update_rate(dtype: str, options: argparse.Namespace) -> dict[str, Any]:
-    """Medians of the update phase's useful operations per second, of the machine's rate, and of their ratio."""
+    """Return medians of the update phase's useful operations per second, of the machine's rate, and of their ratio."""
     with Contender("update", {**STEP, **(TINY if options.tiny else {}), "dtype": dtype}) as contender:
         (steps,) = alternate([contender], options.steps)
     medians = {
@@ -73,14 +73,14 @@ def update_rate(dtype: str, options: argparse.Namespace) -> dict[str, Any]:
 
 
 def profile(dtype: str, options: argparse.Namespace) -> dict[str, float]:
-    """Medians of the seconds of one step's parts and operations (see benchmarks/contenders/profile.py)."""
+    """Return median seconds of one step's parts and operations (see benchmarks/contenders/profile.py)."""
     with Contender("profile", {**STEP, **(TINY if options.tiny else {}), "dtype": dtype}) as contender:
         (steps,) = alternate([contender], options.steps)
     return {name: statistics.median(step.get(name, 0.0) for step in steps) for name in steps[0]}
 
 
 def machine() -> dict[str, Any]:
-    """What it ran on."""
+    """Describe the machine and the libraries."""
     described = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines() if Path("/proc/cpuinfo").exists() else []
     processor = next((x.split(":")[1].strip() for x in described if x.startswith("model name")), platform.processor())
     versions = {name: importlib.metadata.version(name) for name in LIBRARIES}

@@ -1,4 +1,4 @@
-"""The comparisons: what each side is asked to do, in which size, and how much faster or smaller ours should be."""
+"""The comparisons: the work and size of each side, and how much faster or smaller ours should be."""
 
 import json
 import statistics
@@ -13,21 +13,21 @@ from tokenizers import ByteLevelBPETokenizer
 from benchmarks.protocol import ROOT, Contender, alternate
 
 TRL_ENVIRONMENTS = {"trl_minillm": "trl-1.9.2", "trl_gkd": "trl-1.16.0", "trl_distillation": "trl-1.16.0"}
-"""Folder under benchmarks/environments of each contender that needs packages of its own."""
+"""Folder below benchmarks/environments for each contender that needs its own packages."""
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Ours against another, the same work."""
+    """Our code against another's, on the same work."""
 
     name: str
     ours: tuple[str, dict[str, Any]]
-    """Contender's module and its settings."""
+    """Module and settings of our contender."""
     other: tuple[str, dict[str, Any]]
     faster: float
-    """How many times faster ours should be."""
+    """Factor by which ours should be faster."""
     smaller: float | None = None
-    """How many times less memory it should take."""
+    """Factor by which ours should need less memory."""
 
 
 STEP = {
@@ -42,7 +42,7 @@ STEP = {
     "inner_epochs": 1,
     "threads": 2,
 }
-"""Student 4 layers × 128, teacher 6 × 256, 16 prompts of 64 tokens, 128 new tokens."""
+"""Settings of a step: student of 4 layers × 128, teacher of 6 × 256, 16 prompts of 64 tokens, 128 new tokens each."""
 GENERATION = {"student": [256, 4], "vocabulary": 50257, "batch_size": 32, "dtype": "float32", "threads": 2}
 TINY = {
     "student": [32, 1],
@@ -55,11 +55,11 @@ TINY = {
 
 
 def comparisons(lengths: Path, dtypes: tuple[str, ...] = ("float32", "bfloat16")) -> list[Comparison]:
-    """All of them, in each precision.
+    """Return all comparisons, in each precision.
 
     Args:
         lengths: JSON file of [prompt tokens, response tokens] for the generation.
-        dtypes: The same for both sides of a comparison.
+        dtypes: Precisions to compare in, always the same for both sides.
     """
     found = []
     for dtype in dtypes:
@@ -91,7 +91,7 @@ def comparisons(lengths: Path, dtypes: tuple[str, ...] = ("float32", "bfloat16")
 
 
 def interpreter(contender: str) -> Path | None:
-    """The Python of a contender's environment; None where that has not been made (`make bench` makes it)."""
+    """Return the Python of a contender's environment; None if that does not exist (`make bench` makes it)."""
     if contender not in TRL_ENVIRONMENTS:
         return Path(sys.executable)
     python = ROOT / "benchmarks/environments" / TRL_ENVIRONMENTS[contender] / "bin/python"
@@ -99,7 +99,7 @@ def interpreter(contender: str) -> Path | None:
 
 
 def measure(comparison: Comparison, steps: int, tiny: bool) -> dict[str, Any] | None:
-    """Alternate both sides; None where the other's environment is missing.
+    """Measure both sides in turn; return None if the other's environment is missing.
 
     Returns:
         Seconds of every step and peak memory of both, and the ratios of medians.
@@ -129,7 +129,7 @@ def measure(comparison: Comparison, steps: int, tiny: bool) -> dict[str, Any] | 
 
 
 def write_lengths(target: Path, count: int) -> Path:
-    """Prompt and response lengths in GPT-2 tokens: of DollyEval where the real file is at hand, else made up.
+    """Write prompt and response lengths in GPT-2 tokens: DollyEval's if the real file is there, else made-up ones.
 
     Returns:
         `target`, a JSON list of [prompt tokens, response tokens].

@@ -1,4 +1,4 @@
-"""Coverage of intervals, and false alarms between equal methods: `python -m benchmarks.coverage`, a minute."""
+"""Coverage of intervals, and false alarms between equal methods: `python -m benchmarks.coverage` (a minute)."""
 
 from collections.abc import Callable
 
@@ -19,18 +19,18 @@ SCORES: dict[str, tuple[Draw, float]] = {
     "many zeros": (lambda draw, size: np.where(draw.random(size) < 0.4, 0, 100 * draw.beta(2, 3, size)), 24.0),
     "all or little": (lambda draw, size: np.where(draw.random(size) < 0.25, 100, 100 * draw.beta(1, 6, size)), 250 / 7),
 }
-"""Scores of a prompt as Rouge-L has them on long references, on short ones, and where a quarter is just right."""
+"""Laws of scores like Rouge-L's on long references, on short ones, and if a quarter is exactly right; their means."""
 RIGHT: dict[str, Callable[[NDArray[np.float64]], NDArray[np.float64]]] = {
     "calibrated": lambda sure: sure,
     "0.03 too sure": lambda sure: sure - 0.03,
     "too sure the surer it is": lambda sure: 0.25 + 0.7 * (sure - 0.25),
     "too sure at the top": lambda sure: np.where(sure > 0.9, sure - 0.15, sure),
 }
-"""Share of right answers by a model's confidence."""
+"""Functions that map a model's confidence to its share of right answers."""
 
 
 def of_scores(name: str, prompts: int) -> float:
-    """Share of intervals that hold the mean, in percent, of samples that have one."""
+    """Return the share of intervals that hold the mean, in percent, among samples that have an interval."""
     draw, mean = SCORES[name]
     found = [estimate([sample]) for sample in draw_samples(draw, prompts)]
     held = [of.low <= mean <= of.high for of in found if of.low is not None and of.high is not None]
@@ -38,14 +38,14 @@ def of_scores(name: str, prompts: int) -> float:
 
 
 def of_p_values(name: str, prompts: int) -> float:
-    """Share of p < 0.05, in percent, where two methods answer equally well."""
+    """Return the share of p < 0.05, in percent, if two methods answer equally well."""
     draw, _ = SCORES[name]
     differences = draw_samples(draw, prompts) - draw_samples(draw, prompts, seed=1)
     return 100 * float(np.mean([sign_flip_test([of]) < 0.05 for of in differences]))
 
 
 def of_calibration(name: str, prompts: int) -> float:
-    """Share of intervals that hold the calibration error, in percent."""
+    """Return the share of intervals that hold the calibration error, in percent."""
     right, draw = RIGHT[name], np.random.default_rng(0)
     everywhere = np.linspace(0.3, 1, 100_001)[1:]
     truth, held = float(calibration_error(binned(everywhere, right(everywhere)))), 0
@@ -60,12 +60,12 @@ def of_calibration(name: str, prompts: int) -> float:
 
 
 def draw_samples(draw: Draw, prompts: int, seed: int = 0) -> NDArray[np.float64]:
-    """Samples of a number of prompts (SAMPLES, prompts)."""
+    """Draw samples of scores (SAMPLES, prompts)."""
     return draw(np.random.default_rng(seed), SAMPLES * prompts).reshape(SAMPLES, prompts)
 
 
 def table(measure: Callable[[str, int], float], names: dict, counts: tuple[int, ...]) -> str:
-    """Name × number of prompts, as Markdown."""
+    """Return a Markdown table of a measure by name and number of prompts."""
     rows = {name: [f"{measure(name, count):.1f}" for count in counts] for name in names}
     return str(pd.DataFrame.from_dict(rows, orient="index", columns=list(map(str, counts))).to_markdown())
 

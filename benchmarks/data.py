@@ -1,4 +1,4 @@
-"""Memory and time of the stages that read data, as rows, a text or one line of it grow."""
+"""Memory and time of the stages that read data, as the number of rows, a text or one of its lines grows."""
 
 import json
 import os
@@ -20,14 +20,14 @@ status = subprocess.run(sys.argv[1:], stdout=sys.stderr).returncode
 usage = resource.getrusage(resource.RUSAGE_CHILDREN)
 print(json.dumps({"status": status, "seconds": time.perf_counter() - start, "peak_gib": usage.ru_maxrss / 2**20}))
 """
-"""Run a command from a small process: the peak of a process counts what it was forked from."""
+"""Program that runs a command from a small process: a process's peak includes that of the one it was forked from."""
 
 
 def run_stage(stage: Stage, inputs: Mapping[str, Path], folder: Path) -> dict[str, float]:
-    """Run a stage in a worker process, as the pipeline does: its seconds and peak memory.
+    """Run a stage in a worker process, as the pipeline does; return its seconds and peak memory.
 
     Raises:
-        RuntimeError: It failed; with the end of its log.
+        RuntimeError: If the stage failed; the message has the end of its log.
     """
     (folder / "output").mkdir(parents=True)
     runtime = Runtime(threads=1)
@@ -46,12 +46,12 @@ def run_stage(stage: Stage, inputs: Mapping[str, Path], folder: Path) -> dict[st
 
 SENTENCE = "The quick brown fox number {} jumps over the lazy dog, and {} others look on. "
 SIZES = {"filter": [20_000, 200_000], "pack": [32, 1024], "line": [5, 50]}
-"""Rows of a filter of 300 tokens each; megabytes of a text of many lines; megabytes of a text on one line."""
+"""Sizes: rows of 300 tokens to filter; megabytes of a text of many lines; megabytes of a text on one line."""
 TINY = {"filter": [100], "pack": [1], "line": [1]}
 
 
 def measure(tiny: bool) -> list[dict[str, Any]]:
-    """Seconds and peak memory of the stages `filter` and `pack` at each size."""
+    """Measure seconds and peak memory of the stages `filter` and `pack` at each size."""
     from minillm.models.tokenizers_bpe import train_bpe
 
     found: list[dict[str, Any]] = []

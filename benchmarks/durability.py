@@ -1,6 +1,6 @@
-"""Cost of waiting for the disk: completing results and writing small files, with fsync and without.
+"""Cost of waiting for the disk when completing results and writing small files, with and without fsync.
 
-`python -m benchmarks.durability [FOLDER]` prints a table; the folder says which disk (default: the current one).
+`python -m benchmarks.durability [FOLDER]` prints a table; the folder selects the disk (default: the current folder's).
 """
 
 import os
@@ -17,12 +17,12 @@ from minillm.store.artifacts import Store
 
 FILES = 10
 SIZES = {"ten files, 1 MB together": (1 << 20, 15), "ten files, 500 MB together": (500 << 20, 3)}
-"""Bytes and repetitions."""
+"""Size in bytes and number of repetitions of each measurement."""
 SMALL = 50
 
 
 def completion(store: Store, number: int, size: int) -> float:
-    """Seconds that the completion of a result takes."""
+    """Return the seconds that completing a result takes."""
     key = f"{number:064d}"
     output = store.work_directory("measured", key) / "output"
     for name in range(FILES):
@@ -33,7 +33,7 @@ def completion(store: Store, number: int, size: int) -> float:
 
 
 def measure(folder: Path) -> list[float]:
-    """Median seconds of each kind of work."""
+    """Return the median seconds of each kind of work."""
     found, number = [], 0
     for size, repetitions in SIZES.values():
         store = Store(folder / f"{size}")
@@ -46,7 +46,7 @@ def measure(folder: Path) -> list[float]:
 
 
 def main() -> None:
-    """Measure twice and print."""
+    """Measure without and with fsync, and print the table."""
     columns, fsync = {}, os.fsync
     for name, wait in (("without waiting", lambda descriptor: None), ("with", fsync)):
         os.fsync = wait

@@ -1,4 +1,4 @@
-"""How time and memory of a step grow with batch, length, vocabulary and model: numbers and a plot."""
+"""Growth of a step's time and memory with batch, length, vocabulary and model, as numbers and a plot."""
 
 import statistics
 from pathlib import Path
@@ -18,7 +18,7 @@ AXES: dict[str, tuple[str, list[Any]]] = {
 
 
 def measure(tiny: bool) -> dict[str, list[dict[str, float]]]:
-    """Median seconds per new token, and peak memory, along each axis; the rest as in the comparisons."""
+    """Measure median seconds per new token and peak memory along each axis; the rest is as in the comparisons."""
     found: dict[str, list[dict[str, float]]] = {}
     for field, (_, values) in AXES.items():
         found[field] = []
@@ -36,10 +36,10 @@ def measure(tiny: bool) -> dict[str, list[dict[str, float]]]:
 
 
 def memory(tiny: bool) -> dict[str, float]:
-    """What a large step takes beside what nothing can do without, GiB.
+    """Measure the memory that a large step takes beyond the unavoidable, in GiB.
 
-    64 responses of 512 tokens over 151,936 entries, in micro-batches of 8; libraries, weights, gradients, optimizer and
-    caches are not counted.
+    The step has 64 responses of 512 tokens over 151,936 entries, in micro-batches of 8. Libraries, weights, gradients,
+    optimizer and caches are not counted.
     """
     large = {"batch_size": 64, "micro_batch_size": 8, "new_tokens": 512, "vocabulary": 151936}
     with Contender("minillm_step", {**STEP, **(TINY if tiny else large)}) as contender:
@@ -50,7 +50,7 @@ def memory(tiny: bool) -> dict[str, float]:
 
 
 def plot(found: dict[str, list[dict[str, float]]], target: Path) -> None:
-    """Milliseconds per token above, memory below, one column for each axis."""
+    """Plot milliseconds per token above and memory below, with one column for each axis."""
     figure, axes = plt.subplots(2, len(found), figsize=(3 * len(found), 5), sharey="row", squeeze=False)
     for column, (field, points) in enumerate(found.items()):
         at = [point["at"] for point in points]

@@ -1,4 +1,4 @@
-"""The page of the results: each comparison a row, then the update phase, where the time goes, and growth."""
+"""Page of the results: a row per comparison, then the update phase, where the time goes, and growth."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ LIBRARIES = ("torch", "transformers", "deepspeed", "numpy", "rouge-score", "rapi
 
 
 def line(result: dict[str, Any]) -> str:
-    """One row of the table."""
+    """Return one row of the table."""
     ours, other = result["medians"]
     spreads = [f"{min(side):.2f}–{max(side):.2f}" for side in result["seconds"]]
     memory, wanted_memory = "", ""
@@ -24,13 +24,13 @@ def line(result: dict[str, Any]) -> str:
 
 
 def update_line(dtype: str, medians: dict[str, float]) -> str:
-    """One row of the table of the update phase."""
+    """Return one row of the table of the update phase."""
     rates = f"{medians['update_rate'] / 1e9:.0f} | {medians['machine_rate'] / 1e9:.0f}"
     return f"| {dtype} | {rates} | {100 * medians['share']:.0f} % (≥ 50 %) |"
 
 
 def profile_table(profiles: dict[str, dict[str, float]], kind: str, rows: int) -> str:
-    """The longest parts or operations of a step with their shares of it, a column for each precision."""
+    """Return the longest parts or operations of a step and their shares of it, with a column for each precision."""
     seconds = pd.DataFrame(profiles).fillna(0.0)  # an operation may be missing in one precision
     shares = seconds / seconds.loc["step"]
     named = shares[shares.index.str.startswith(f"{kind}/")].max(axis=1)
@@ -43,7 +43,7 @@ def profile_table(profiles: dict[str, dict[str, float]], kind: str, rows: int) -
 
 
 def table(record: dict[str, Any], left_out: list[str]) -> str:
-    """The results as a page."""
+    """Return the results as a page."""
     host = record["machine"]
     versions = ", ".join(f"{name} {host[name]}" for name in LIBRARIES)
     compared = ""

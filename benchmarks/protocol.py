@@ -1,6 +1,6 @@
-"""How the benchmark talks to a contender: a process that does one step of work per line and says how long it took.
+"""Protocol between the benchmark and a contender: a process that does one step per line and reports its time.
 
-Contenders may run in another environment (TRL's), so this imports nothing but the standard library.
+Contenders may run in another environment (TRL's), so this file imports only the standard library.
 """
 
 import json
@@ -18,12 +18,12 @@ ROOT = Path(__file__).parents[1]
 
 
 def serve(make_step: Callable[[dict[str, Any]], Callable[[], dict[str, float]]]) -> None:
-    """Run a contender: settings as JSON in the first argument, then one step per line of standard input.
+    """Run a contender: read settings as JSON from the first argument, then do a step per line of standard input.
 
     Args:
-        make_step: From settings to the step; what a step returns is reported beside its time.
+        make_step: Maps settings to the step; what a step returns is reported with its time.
     """
-    answers = os.fdopen(int(sys.argv[2]), "w")  # a pipe of its own: libraries print to standard output
+    answers = os.fdopen(int(sys.argv[2]), "w")  # a separate pipe, since libraries print to standard output
     idle = _peak_gib()
     step = make_step(json.loads(sys.argv[1]))
     print(json.dumps({"ready": True}), file=answers, flush=True)
@@ -43,18 +43,18 @@ def _peak_gib() -> float:
 
 
 class Contender:
-    """A contender's process."""
+    """Process of a contender."""
 
     def __init__(self, module: str, settings: dict[str, Any], python: Path | str = sys.executable) -> None:
-        """Start it and wait until it is ready.
+        """Start the process and wait until it is ready.
 
         Args:
-            module: Of the package benchmarks.contenders.
-            settings: What it is asked to do.
-            python: Interpreter of its environment.
+            module: Module in the package benchmarks.contenders.
+            settings: Settings of the work to do.
+            python: Interpreter of the contender's environment.
 
         Raises:
-            RuntimeError: It ended instead of getting ready.
+            RuntimeError: If the process ended instead of getting ready.
         """
         self.name = module
         threads = {name: str(settings["threads"]) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
@@ -77,7 +77,7 @@ class Contender:
         self._read()
 
     def step(self) -> dict[str, float]:
-        """One step: its seconds, the process's peak memory so far and what else the contender reports."""
+        """Do one step; return its seconds, the process's peak memory so far and whatever else the contender reports."""
         assert self._process.stdin is not None
         self._process.stdin.write("step\n")
         self._process.stdin.flush()
@@ -103,7 +103,7 @@ class Contender:
 
 
 def alternate(contenders: Sequence[Contender], steps: int, warm_up: int = 1) -> list[list[dict[str, float]]]:
-    """Steps of each contender in turn, so that a disturbance of the machine meets all of them."""
+    """Run the contenders' steps in turn, so that a disturbance of the machine affects all of them."""
     for contender in contenders:
         for _ in range(warm_up):
             contender.step()

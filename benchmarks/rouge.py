@@ -1,4 +1,4 @@
-"""Rouge-L of many pairs: ours against the rouge-score package, equal values."""
+"""Rouge-L of many pairs: our code against the rouge-score package, with equal values."""
 
 import random
 import statistics
@@ -15,7 +15,7 @@ NAME = "rouge-score"
 
 
 def pairs_of_texts(pairs: int) -> list[tuple[str, list[str]]]:
-    """Texts with several references: S-NI's where the real file is at hand, else of the corpus here."""
+    """Return texts with several references: S-NI's if the real file is there, else the embedded corpus's."""
     real = ROOT / "../shared/data/sni/test.jsonl"
     source = real if real.exists() else ROOT / "data/embedded/dolly.jsonl"
     rows = [record.value for record in read_records(source)]
@@ -24,7 +24,7 @@ def pairs_of_texts(pairs: int) -> list[tuple[str, list[str]]]:
     chosen = random.Random(0)
     found = []
     for i in range(pairs):
-        # A plausible response: another answer's words in among this one's own.
+        # A plausible response: another answer's words mixed into this one's.
         own, other = references[i % len(references)], chosen.choice(references)[0]
         words = (own[0] + " " + other).split()
         chosen.shuffle(words)
@@ -36,7 +36,7 @@ def measure(pairs: int) -> dict[str, Any]:
     """Time both on one core.
 
     Raises:
-        AssertionError: The values differ.
+        AssertionError: If the values differ.
     """
     texts = pairs_of_texts(pairs)
     scorer = RougeScorer(["rougeL"], use_stemmer=True)

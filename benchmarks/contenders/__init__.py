@@ -1,1 +1,1 @@
-"""One program per contender, each in a process of its own, so that memory is its own and timings alternate."""
+"""Contenders, each a program in its own process, so that memory is measured apart and timings can alternate."""

@@ -1,6 +1,6 @@
-"""The responses of a benchmark by our engine or by transformers' `generate`, with given prompt and response lengths.
+"""Generation of a benchmark's responses by our engine or by transformers' `generate`, with given lengths.
 
-Random models do not end where real responses end, so each response is given the length of a real one: to both the same.
+Random models do not end where real responses end, so each response is given the length of a real one, on both sides.
 """
 
 import json
@@ -17,18 +17,18 @@ from benchmarks.protocol import serve
 
 
 class AtLength(StoppingCriteria):
-    """A row ends at a length of its own."""
+    """Criterion that ends each row at a length of its own."""
 
     def __init__(self, lengths: list[int], prompt_width: int) -> None:
         self.until = prompt_width + torch.tensor(lengths)
 
     def __call__(self, input_ids: Tensor, scores: Tensor, **_: Any) -> Tensor:
-        """Which rows have ended."""
+        """Return which rows have ended."""
         return input_ids.shape[1] >= self.until
 
 
 def make_step(settings: dict[str, Any]) -> Callable[[], dict[str, float]]:
-    """The step: all responses."""
+    """Return the step, which generates all responses."""
     lengths: list[list[int]] = json.loads(Path(settings["lengths"]).read_text(encoding="utf-8"))
     generator = torch.Generator().manual_seed(0)
     vocabulary, rows = settings["vocabulary"], settings["batch_size"]

@@ -1,4 +1,4 @@
-"""Ours: a round of rollouts and the optimizer steps on it, by the code that training runs."""
+"""Our step: a round of rollouts and the optimizer steps on it, by the code that training runs."""
 
 import itertools
 import os
@@ -19,7 +19,7 @@ from minillm.worker.processes import process_group
 
 
 def make_step(settings: dict[str, Any]) -> Callable[[], dict[str, float]]:
-    """The step: one round of rollouts and its inner epochs."""
+    """Return the step: one round of rollouts and its inner epochs."""
     student, teacher = student_and_teacher(settings)
     rows = settings["batch_size"]
     micro = settings.get("micro_batch_size", rows)
@@ -56,7 +56,7 @@ def make_step(settings: dict[str, Any]) -> Callable[[], dict[str, float]]:
 
 
 def _state_bytes(student: PreTrainedModel, teacher: PreTrainedModel, tokens: int, policy: Policy) -> int:
-    """Weights, gradients, AdamW's moments and the caches of keys and values, which nothing can do without."""
+    """Return the unavoidable bytes: weights, gradients, AdamW's moments and the caches of keys and values."""
     caches = [student, teacher] if policy.teacher_mix else [student]
     cached = sum(2 * m.config.num_hidden_layers * m.config.hidden_size * tokens for m in caches)
     return 4 * (4 * student.num_parameters() + teacher.num_parameters() + cached)

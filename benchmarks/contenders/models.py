@@ -1,4 +1,4 @@
-"""The models that contenders share: GPT-2's architecture from a configuration, the same weights for everyone."""
+"""Models that contenders share: GPT-2's architecture from a configuration, with the same weights for everyone."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel
 def gpt2(
     width: int, layers: int, vocabulary: int, positions: int, seed: int, dtype: str = "float32"
 ) -> PreTrainedModel:
-    """A randomly initialised model without dropout, in evaluation mode; no token ends its responses."""
+    """Return a randomly initialised model without dropout, in evaluation mode; no token ends its responses."""
     torch.manual_seed(seed)
     config = GPT2Config(
         n_embd=width,
@@ -28,7 +28,7 @@ def gpt2(
 
 
 def student_and_teacher(settings: dict[str, Any]) -> tuple[PreTrainedModel, PreTrainedModel]:
-    """As the settings size them."""
+    """Return student and teacher of the sizes in the settings."""
     positions = settings["prompt_tokens"] + settings["new_tokens"]
     student, teacher = (
         gpt2(*settings[name], settings["vocabulary"], positions, seed, settings["dtype"])
@@ -38,7 +38,7 @@ def student_and_teacher(settings: dict[str, Any]) -> tuple[PreTrainedModel, PreT
 
 
 def prompts(settings: dict[str, Any]) -> list[list[int]]:
-    """Random prompts of equal length."""
+    """Return random prompts of equal length."""
     generator = torch.Generator().manual_seed(0)
     shape = settings["batch_size"], settings["prompt_tokens"]
     return torch.randint(1, settings["vocabulary"], shape, generator=generator).tolist()

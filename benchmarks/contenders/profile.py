@@ -1,4 +1,4 @@
-"""Where the time of our step goes: seconds of its parts and of its operations."""
+"""Profile of our step: seconds of its parts and of its operations."""
 
 import os
 import time
@@ -28,18 +28,18 @@ PARTS: dict[str, tuple[Any, str]] = {
     "student's forward pass": (on_policy.Rollouts, "_rollout_losses"),
     "optimizer": (minillm_step, "take_step"),
 }
-"""Functions timed, by the name of the part."""
+"""Functions to time, by the name of the part."""
 AROUND = {
     "sampling": [name for name in PARTS if name.startswith("sampling: ")],
     "scoring": [name for name in PARTS if name.startswith("scoring: ")],
     "student's forward pass": ["losses over the vocabulary with their gradients"],
 }
-"""Parts whose functions call those of others: what is left is theirs."""
+"""Parts whose functions call those of other parts, whose seconds are subtracted."""
 REST = "student's backward pass and the rest"
 
 
 def make_step(settings: dict[str, Any]) -> Callable[[], dict[str, float]]:
-    """The step of `minillm_step` twice: with its parts timed, and with every operation profiled."""
+    """Return a step that runs `minillm_step` twice: with its parts timed, and with every operation profiled."""
     seconds: Counter[str] = Counter()
     for name, (owner, attribute) in PARTS.items():
         setattr(owner, attribute, _timed(getattr(owner, attribute), name, seconds))
@@ -71,7 +71,7 @@ def _timed(function: Callable[..., Any], name: str, seconds: Counter[str]) -> Ca
 
 
 def _own(seconds: Counter[str], whole: float) -> dict[str, float]:
-    """Each part's own seconds; together they are the whole step's."""
+    """Return each part's own seconds, which add up to those of the whole step."""
     own: dict[str, float] = dict(seconds)
     for name, inner in AROUND.items():
         own[name] -= sum(seconds[part] for part in inner)

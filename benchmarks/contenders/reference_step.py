@@ -17,14 +17,14 @@ from benchmarks.protocol import serve
 
 
 class MixIn(LogitsProcessor):
-    """Mixes the teacher's probabilities into the student's at every token, the teacher with its own cache."""
+    """Mixes the teacher's probabilities, computed with its own cache, into the student's at every token."""
 
     def __init__(self, teacher: PreTrainedModel, alpha: float) -> None:
         self.teacher, self.alpha = teacher, alpha
         self.cache = DynamicCache(config=teacher.config)
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """Log of the mixture."""
+        """Return the log of the mixture."""
         seen = self.cache.get_seq_length()
         output = self.teacher(input_ids[:, seen:], past_key_values=self.cache, use_cache=True, logits_to_keep=1)
         mixed = self.alpha * output.logits[:, -1].softmax(dim=-1) + (1 - self.alpha) * scores.softmax(dim=-1)
@@ -32,7 +32,7 @@ class MixIn(LogitsProcessor):
 
 
 def make_step(settings: dict[str, Any]) -> Callable[[], dict[str, float]]:
-    """The step: one batch of rollouts and its inner epochs."""
+    """Return the step: one batch of rollouts and its inner epochs."""
     student, teacher = student_and_teacher(settings)
     optimizer = torch.optim.AdamW(student.parameters(), lr=1e-5)
     prompt = torch.tensor(prompts(settings))

@@ -1,4 +1,4 @@
-"""What TRL's trainers are given, how one of them is made, and what is one optimizer step of it."""
+"""Arguments, construction and one optimizer step of TRL's trainers."""
 
 import itertools
 import tempfile
@@ -10,7 +10,7 @@ from benchmarks.contenders.words import tokenizer_of_words
 
 
 def arguments(settings: dict[str, Any]) -> dict[str, Any]:
-    """Training arguments that all share: the same batch, precision and rate, nothing saved or logged."""
+    """Return the arguments that all trainers share: the same batch, precision and rate, nothing saved or logged."""
     return {
         "output_dir": tempfile.mkdtemp(),
         "per_device_train_batch_size": settings["batch_size"],
@@ -26,12 +26,12 @@ def arguments(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def make_trainer(kind: Callable[..., Any], args: Any, settings: dict[str, Any]) -> Any:
-    """A trainer of the shared models and prompts, with what `train` would have set before its first step.
+    """Make a trainer of the shared models and prompts, in the state that `train` sets up before its first step.
 
     Args:
-        kind: The trainer's class.
-        args: Of the trainer's own configuration class.
-        settings: Of the benchmark.
+        kind: Class of the trainer.
+        args: Instance of the trainer's own configuration class.
+        settings: Settings of the benchmark.
     """
     from datasets import Dataset
 
@@ -45,13 +45,13 @@ def make_trainer(kind: Callable[..., Any], args: Any, settings: dict[str, Any]) 
 
 
 def on_batches(trainer: Any) -> Callable[[], dict[str, float]]:
-    """The step, on one batch of prompts after the other."""
+    """Return the step, which takes one batch of prompts after another."""
     batches = itertools.chain.from_iterable(trainer.get_train_dataloader() for _ in itertools.count())
     return lambda: optimizer_step(trainer, next(batches))
 
 
 def optimizer_step(trainer: Any, inputs: dict[str, Any]) -> dict[str, float]:
-    """What `train` does for one optimizer step."""
+    """Do what `train` does for one optimizer step."""
     trainer.model.train()
     trainer.training_step(trainer.model, inputs, None)
     trainer.accelerator.clip_grad_norm_(trainer.model.parameters(), 1.0)

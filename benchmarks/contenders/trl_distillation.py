@@ -1,4 +1,4 @@
-"""TRL's DistillationTrainer, where its GKD now lives: one on-policy step with the reverse KL, loss in chunks."""
+"""TRL's DistillationTrainer, which now contains GKD: one on-policy step with the reverse KL, loss in chunks."""
 
 from collections.abc import Callable
 from typing import Any
@@ -8,7 +8,7 @@ from benchmarks.protocol import serve
 
 
 def make_step(settings: dict[str, Any]) -> Callable[[], dict[str, float]]:
-    """The step, on one batch of prompts after the other."""
+    """Return the step, which takes one batch of prompts after another."""
     from trl import DistillationConfig, DistillationTrainer
 
     args = DistillationConfig(

@@ -11,7 +11,7 @@ from benchmarks.protocol import serve
 
 
 def make_step(settings: dict[str, Any]) -> Callable[[], dict[str, float]]:
-    """The step, always on the same prompts."""
+    """Return the step, always on the same prompts."""
     from trl.experimental.gkd import GKDConfig, GKDTrainer
 
     args = GKDConfig(
@@ -23,12 +23,12 @@ def make_step(settings: dict[str, Any]) -> Callable[[], dict[str, float]]:
         max_length=settings["prompt_tokens"] + settings["new_tokens"],
     )
     trainer = make_trainer(GKDTrainer, args, settings)
-    trainer.generation_config.eos_token_id = None  # every response has the full length, as for the others
+    trainer.generation_config.eos_token_id = None  # every response has the full length, as with the others
     prompt = torch.tensor(prompts(settings))
     mask = torch.ones_like(prompt)
 
     def step() -> dict[str, float]:
-        # As from its collator, which takes chats only; the step writes the sampled responses over the last three.
+        # As its collator, which takes only chats, would make it; the step puts sampled responses over the last three.
         given = {"input_ids": prompt, "attention_mask": mask, "labels": prompt}
         return optimizer_step(trainer, {"prompts": prompt, "prompt_attention_mask": mask, **given})
 

@@ -8,7 +8,7 @@ from benchmarks.protocol import serve
 
 
 def make_step(settings: dict[str, Any]) -> Callable[[], dict[str, float]]:
-    """The step, on one batch of prompts after the other."""
+    """Return the step, which takes one batch of prompts after another."""
     from trl.experimental.minillm import MiniLLMConfig, MiniLLMTrainer
 
     args = MiniLLMConfig(

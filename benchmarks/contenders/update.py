@@ -1,4 +1,4 @@
-"""The update phase alone: forward, losses through the head, backward and optimizer, against the rate of products."""
+"""The update phase alone (forward, losses through the head, backward, optimizer), against the rate of products."""
 
 import time
 from collections.abc import Callable
@@ -14,11 +14,11 @@ from minillm.objectives.divergences import reverse_kl
 from minillm.objectives.vocabulary import Teacher, head_loss, token_log_probs
 
 SQUARE = 2048
-"""Side of the matrices that the machine's rate is measured with."""
+"""Side of the square matrices with which the machine's rate is measured."""
 
 
 def make_step(settings: dict[str, Any]) -> Callable[[], dict[str, float]]:
-    """The step: one update on given responses; reports its useful operations per second and the machine's."""
+    """Return the step: one update on given responses. It reports its useful operations per second and the machine's."""
     student, teacher = student_and_teacher(settings)
     vocabulary, dtype = settings["vocabulary"], getattr(torch, settings["dtype"])
     optimizer = torch.optim.AdamW(student.parameters(), lr=1e-5)
@@ -33,7 +33,7 @@ def make_step(settings: dict[str, Any]) -> Callable[[], dict[str, float]]:
     body = sum(
         p.numel() for name, p in student.named_parameters() if p.dim() > 1 and "wte" not in name and "wpe" not in name
     )
-    # A product and its two gradients for every weight; of the teacher's head, the product alone.
+    # A product and its two gradients for every weight; for the teacher's head, the product alone.
     through_head = 3 * settings["student"][0] + settings["teacher"][0]
     useful = 6 * body * batch.tokens.numel() + 2 * through_head * vocabulary * len(tokens)
     left, right = torch.randn(2, SQUARE, SQUARE).to(dtype)

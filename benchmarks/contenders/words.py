@@ -1,4 +1,4 @@
-"""A tokenizer of one word per token, for contenders that take text."""
+"""Tokenizer with one word per token, for contenders that take text."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ from benchmarks.contenders.models import prompts
 
 
 def tokenizer_of_words(settings: dict[str, Any]) -> tuple[PreTrainedTokenizerFast, list[str]]:
-    """The tokenizer, whose words are w0, w1, …, and the shared prompts as text."""
+    """Return the tokenizer, whose words are w0, w1, …, and the shared prompts as text."""
     words = Tokenizer(WordLevel({f"w{i}": i for i in range(settings["vocabulary"])}, unk_token="w0"))
     words.pre_tokenizer = WhitespaceSplit()
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, pad_token="w0", eos_token="w0", padding_side="left")
