@@ -1,6 +1,6 @@
-"""`make chaos`: an experiment whose processes are killed again and again ends with the weights of an undisturbed one.
+"""`make chaos`: kill an experiment's processes again and again; it must end with the weights of an undisturbed one.
 
-`python -m tests.chaos --help` tells how to run it.
+`python -m tests.chaos --help` says how to run it.
 """
 
 import argparse
@@ -31,7 +31,7 @@ from tests.small import write_short_experiment
 
 ROOT = Path(__file__).parents[1]
 WAIT_SECONDS = 30.0
-"""For the moment that was drawn; then the kill comes anyway."""
+"""Longest wait for the moment that was drawn; after it, the kill comes anyway."""
 LOG = "log.txt"
 
 
@@ -64,26 +64,26 @@ VICTIMS = ("a worker", "the flow", "everything at once")
 
 @dataclass
 class Outcome:
-    """What became of a run that was disturbed, beside one that was not."""
+    """Result of a disturbed run, compared with an undisturbed one."""
 
     kills: Counter[tuple[str, str]] = field(default_factory=Counter)
-    """By moment and victim."""
+    """Number of kills by moment and victim."""
     starts: int = 0
-    """Of the flow."""
+    """Number of times the flow was started."""
     seconds: float = 0.0
     undisturbed_seconds: float = 0.0
     different: list[str] = field(default_factory=list)
-    """Models and tables that are not those of the undisturbed run."""
+    """Models and tables that differ from those of the undisturbed run."""
     running: list[str] = field(default_factory=list)
-    """Tracked runs without an end."""
+    """Tracked runs that never ended."""
     points: int = 0
-    """In MLflow, of all metrics over steps."""
+    """Number of points in MLflow, over all curves."""
     lost: int = 0
     repeated: int = 0
 
 
 def write_disturbable(folder: Path, methods: tuple[str, ...], steps: int) -> Path:
-    """The short experiment with checkpoints and retries."""
+    """Write the short experiment with checkpoints and retries."""
     path = write_short_experiment(folder, methods, steps)
     settings = yaml.safe_load(path.read_text(encoding="utf-8"))
     settings["runtime"] |= {"checkpoint_every": 5, "retries": 3}
@@ -92,7 +92,7 @@ def write_disturbable(folder: Path, methods: tuple[str, ...], steps: int) -> Pat
 
 
 def start(config: Path, home: Path, *arguments: str) -> subprocess.Popen[bytes]:
-    """Start the main flow with a folder of its own for Prefect and its log, by which its processes are known."""
+    """Start the main flow with its own folder for Prefect and its log, by which its processes are recognised."""
     home.mkdir(parents=True, exist_ok=True)
     environment = os.environ | {"PREFECT_HOME": str(home), "OMP_NUM_THREADS": "1"}
     environment.pop("PREFECT_API_URL", None)
@@ -104,7 +104,7 @@ def start(config: Path, home: Path, *arguments: str) -> subprocess.Popen[bytes]:
 
 
 def family(home: Path) -> list[psutil.Process]:
-    """Every process of a run: flow, workers, watchdogs and the temporary server."""
+    """Return every process of a run: flow, workers, watchdogs and the temporary server."""
     found = []
     for process in psutil.process_iter(["environ"]):
         if (process.info["environ"] or {}).get("PREFECT_HOME") == str(home):
@@ -120,7 +120,7 @@ def is_worker(process: psutil.Process) -> bool:
 
 
 def kill(victim: str, home: Path, flow: subprocess.Popen[bytes], draw: random.Random) -> bool:
-    """SIGKILL to the victim; False where there is none just now."""
+    """Send SIGKILL to the victim; return False if there is none at the moment."""
     living = family(home)
     chosen = {
         "a worker": lambda: draw.sample([p for p in living if is_worker(p)], k=min(1, sum(map(is_worker, living)))),
@@ -141,7 +141,7 @@ def run_undisturbed(config: Path) -> float:
 
 
 def run_disturbed(config: Path, kills: int, draw: random.Random, outcome: Outcome) -> None:
-    """Kill, start again where the flow ended by it, and at last let it finish."""
+    """Kill, start again if that ended the flow, and let it finish at last."""
     store, home = config.parent / "store", config.parent / "prefect"
     started = time.monotonic()
     flow, outcome.starts = start(config, home), 1
@@ -169,7 +169,7 @@ def run_disturbed(config: Path, kills: int, draw: random.Random, outcome: Outcom
 
 
 def results(store: Path) -> dict[str, str]:
-    """Digests of the trained weights, by role, and the scores."""
+    """Return the digests of the trained weights, by role, and the scores."""
     found = {}
     for path in store.glob("artifacts/*"):
         if path.name.startswith("train-"):
@@ -219,7 +219,7 @@ def chaos(folder: Path, kills: int, seed: int, methods: tuple[str, ...], steps: 
 
 
 def main() -> int:
-    """Print the tables of docs/reliability.md: 0 when nothing was lost."""
+    """Print the tables of docs/reliability.md; return 0 if nothing was lost."""
     parser = argparse.ArgumentParser(
         prog="python -m tests.chaos", description="Kill an experiment again and again, and compare."
     )

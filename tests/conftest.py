@@ -1,4 +1,4 @@
-"""Settings that must stand before Prefect is imported: runs and results of tests stay out of the user's own."""
+"""Settings made before Prefect is imported, which keep the tests' runs and results out of the user's own."""
 
 import atexit
 import os
@@ -11,7 +11,7 @@ import pytest
 
 _HOME = tempfile.mkdtemp(prefix="minillm-tests-")
 atexit.register(shutil.rmtree, _HOME, ignore_errors=True)
-# Test runners stand beside each other; with all cores' threads each, small products mostly wait for one another.
+# Several test runners run at once; if each used threads on all cores, small products would mostly wait for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["PREFECT_HOME"] = _HOME
 os.environ["PREFECT_LOCAL_STORAGE_PATH"] = f"{_HOME}/storage"
@@ -26,7 +26,7 @@ ROOT = Path(__file__).parents[1]
 
 @pytest.fixture(scope="session")
 def prefect_server() -> Iterator[None]:
-    """A Prefect server of the tests' own."""
+    """Run a Prefect server for the tests alone."""
     from prefect.testing.utilities import prefect_test_harness
 
     with prefect_test_harness(server_startup_timeout=120):

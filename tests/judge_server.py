@@ -1,4 +1,4 @@
-"""An endpoint that speaks OpenAI's chat completions on loopback, with whatever goes wrong at real ones."""
+"""Endpoint on loopback that speaks OpenAI's chat completions and can fail in every way that real ones do."""
 
 import json
 import re
@@ -19,7 +19,7 @@ Reply = Callable[["Handler", dict[str, Any]], None]
 
 
 class Endpoint(ThreadingHTTPServer):
-    """Rates every text by the number at its end, unless told otherwise."""
+    """Server that rates every text by the number at its end, unless told otherwise."""
 
     daemon_threads = True
 
@@ -27,13 +27,13 @@ class Endpoint(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.lock = threading.Lock()
         self.planned: list[Reply] = []
-        """Replies to the next requests; after them, ratings."""
+        """Replies to the next requests; later requests get ratings."""
         self.rate: Callable[[str, str], str] = rate_by_number
         self.structured = True
         self.limit_name = "max_tokens"
         self.requests: list[dict[str, Any]] = []
         self.answered: Counter[str] = Counter()
-        """Messages by how often they got a whole answer: what a provider would charge for."""
+        """Number of complete answers to each message: what a provider would charge for."""
         self.under_way = 0
         self.most_at_once = 0
 
@@ -105,7 +105,7 @@ def completion(body: dict[str, Any], content: str | None) -> dict[str, Any]:
 
 
 def shown(body: dict[str, Any]) -> tuple[str, str]:
-    """The two answers in a message, in its order."""
+    """Return the two answers in a message, in its order."""
     text = body["messages"][0]["content"]
     pattern = r"\[The Start of Assistant {0}'s Response\]\n(.*)\n\[The End of Assistant {0}'s Response\]"
     first, second = (re.search(pattern.format(number), text, re.DOTALL) for number in (1, 2))
@@ -123,7 +123,7 @@ def ratings(first: object, second: object) -> str:
 
 
 def says(content: str | None) -> Reply:
-    """An answer of any form, which is charged for as any other."""
+    """Return a reply with the given content, which is charged for like any other."""
     return lambda handler, body: handler.answer(body, content)
 
 
@@ -140,7 +140,7 @@ def waits(seconds: float) -> Reply:
 
 
 def breaks_off(handler: Handler, body: dict[str, Any]) -> None:
-    """The connection is cut in the middle of an answer of announced length."""
+    """Cut the connection in the middle of an answer whose length was announced."""
     data = json.dumps(completion(body, ratings(1, 1))).encode()
     handler.send_response(200)
     handler.send_header("Content-Type", "application/json")
@@ -151,7 +151,7 @@ def breaks_off(handler: Handler, body: dict[str, Any]) -> None:
 
 
 def breaks_off_unannounced(handler: Handler, body: dict[str, Any]) -> None:
-    """As above, where the end of the connection is the end of the answer."""
+    """Cut the connection in the middle of an answer that ends with the connection."""
     handler.send_response(200)
     handler.send_header("Content-Type", "application/json")
     handler.send_header("Connection", "close")

@@ -1,4 +1,4 @@
-"""Machines in small: network namespaces with an address and an sshd each, on the files of this one."""
+"""Simulated machines: network namespaces, each with an address and an sshd, on the files of this machine."""
 
 import contextlib
 import os
@@ -22,12 +22,12 @@ def _command(*words: str | Path) -> None:
 
 @contextlib.contextmanager
 def machines(folder: Path, count: int, blind: int) -> Iterator[list[str]]:
-    """Addresses of machines that `ssh`, as it is found in the PATH meanwhile, reaches without a password.
+    """Start machines and yield their addresses; while they run, the `ssh` in PATH reaches them without a password.
 
     Args:
-        folder: For keys, and for what the machines share, in `shared`.
-        count: How many.
-        blind: The last so many of them have an empty `shared`.
+        folder: Folder for keys; the machines share its subfolder `shared`.
+        count: Number of machines.
+        blind: Number of machines, the last ones, that see an empty `shared`.
     """
     if os.getuid() != 0 or not Path(SSHD).exists() or shutil.which("ip") is None:
         pytest.skip("machines of their own need root, iproute2 and openssh-server")
@@ -57,7 +57,7 @@ def machines(folder: Path, count: int, blind: int) -> Iterator[list[str]]:
                 server.wait()
             for name in names.values():
                 subprocess.run(["ip", "netns", "delete", name], check=False, capture_output=True)
-                # A namespace lives as long as a process in it, its cable only as long as both ends.
+                # A namespace lives as long as a process in it; its cable, only as long as both ends.
                 subprocess.run(["ip", "link", "delete", f"{name}-out"], check=False, capture_output=True)
             subprocess.run(["ip", "link", "delete", BRIDGE], check=False, capture_output=True)
 
@@ -72,7 +72,7 @@ def _connect(address: str, name: str) -> None:
 
 
 def _write_keys(folder: Path) -> Path:
-    """Keys and settings of ssh and sshd; the folder of an `ssh` that uses them."""
+    """Write keys and settings of ssh and sshd; return the folder of an `ssh` that uses them."""
     for name in ("host", "user"):
         _command("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", folder / name)
     files = f"HostKey {folder / 'host'}\nAuthorizedKeysFile {folder / 'user.pub'}\nStrictModes no\n"

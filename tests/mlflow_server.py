@@ -1,4 +1,4 @@
-"""A real MLflow server, and the same one made slow."""
+"""A real MLflow server, and a proxy that makes it slow."""
 
 import contextlib
 import http.server
@@ -20,7 +20,7 @@ HOP_HEADERS = ("host", "content-length", "connection", "accept-encoding")
 
 @contextlib.contextmanager
 def mlflow_server(folder: Path) -> Iterator[str]:
-    """Address of a server with its database and files in a folder."""
+    """Run a server with its database and files in a folder; yield its address."""
     address = f"http://127.0.0.1:{(port := free_port())}"
     database = ["--backend-store-uri", database_uri(folder / "server.db")]
     files = ["--artifacts-destination", (folder / "files").as_uri()]
@@ -39,7 +39,7 @@ def answers(address: str) -> bool:
 
 @contextlib.contextmanager
 def slowed(server: str, seconds: float) -> Iterator[str]:
-    """The same server, each of whose answers takes longer."""
+    """Run a proxy that delays each answer of a server; yield its address."""
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def handle_one(self) -> None:
@@ -61,7 +61,7 @@ def slowed(server: str, seconds: float) -> Iterator[str]:
         do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = handle_one  # noqa: N815
 
         def log_message(self, format: str, *arguments: object) -> None:  # noqa: A002
-            """Say nothing."""
+            """Log nothing."""
 
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as proxy:
         threading.Thread(target=proxy.serve_forever, daemon=True).start()

@@ -1,7 +1,7 @@
-"""A disk whose power can be cut: what the next boot finds on it, at any moment.
+"""A disk whose power can be cut at any moment, to see what the next boot would find on it.
 
-A file system in an image file is mounted; whatever it has not written yet is not in the image, so that a copy of the
-image, mounted elsewhere, is what is left after a power cut.
+The disk is a file system mounted from an image file. What has not been written yet is not in the image. So a copy of
+the image, mounted elsewhere, is what a power cut would leave.
 """
 
 import contextlib
@@ -18,7 +18,7 @@ import pytest
 from tests.conftest import ROOT
 
 MEGABYTES = 24
-# Nothing but fsync brings anything to the disk: no commit by the clock, no guess that a rename wants its data written.
+# Nothing reaches the disk but by fsync: no periodic commit, and no automatic flush of data before a rename.
 OPTIONS = "loop,commit=3600,noauto_da_alloc"
 
 
@@ -30,26 +30,26 @@ class Disk:
 
     @property
     def path(self) -> Path:
-        """Where it is mounted."""
+        """Folder at which it is mounted."""
         return self.folder / "disk"
 
     @property
     def image(self) -> Path:
-        """The file that it is in."""
+        """Image file that it is mounted from."""
         return self.folder / "disk.img"
 
     @property
     def cuts(self) -> list[Path]:
-        """Images that power cuts have left, in their order."""
+        """Images that power cuts have left, in order."""
         return sorted(self.folder.glob("cut-*.img"))
 
     def cut(self) -> None:
-        """Keep the image as a power cut at this moment leaves it."""
+        """Keep the image as a power cut at this moment would leave it."""
         copy = self.folder / f"cut-{len(self.cuts):04}.img"
         subprocess.run(["cp", "--sparse=always", str(self.image), str(copy)], check=True)
 
     def commit(self) -> None:
-        """Have all names and sizes written, as the file system does every few seconds, but no data of other files."""
+        """Write all names and sizes, as the file system does every few seconds, but no data of other files."""
         with (self.path / "of another program").open("w", encoding="utf-8") as stream:
             stream.write("x")
             stream.flush()
@@ -58,7 +58,7 @@ class Disk:
 
 @contextlib.contextmanager
 def make_disk(folder: Path) -> Iterator[Disk]:
-    """An empty ext4 disk; skips the test where none can be mounted."""
+    """Mount an empty ext4 disk; skip the test if none can be mounted."""
     disk = Disk(folder)
     if shutil.which("mkfs.ext4") is None:
         pytest.skip("a power cut needs mkfs.ext4")
@@ -70,7 +70,7 @@ def make_disk(folder: Path) -> Iterator[Disk]:
 
 @contextlib.contextmanager
 def mounted(image: Path, folder: Path, options: str = "loop") -> Iterator[None]:
-    """An image as a folder, unmounted at the end."""
+    """Mount an image; yield its folder, and unmount it at the end."""
     folder.mkdir()
     command = ["mount", "-o", options, str(image), str(folder)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -83,11 +83,11 @@ def mounted(image: Path, folder: Path, options: str = "loop") -> Iterator[None]:
 
 
 def cut_at_every_step(disk: Disk, committing: bool) -> None:
-    """From now on, cut the power before each rename and each removal on the disk, for as long as this process lives.
+    """Cut the power before each rename and each removal on the disk, for as long as this process lives.
 
     Args:
-        disk: That the process works on.
-        committing: Let the names and sizes of all that was done until then reach it, without the data.
+        disk: Disk that the process works on.
+        committing: Whether names and sizes reach the disk before each cut, without the data.
     """
     busy = False
 
@@ -96,7 +96,7 @@ def cut_at_every_step(disk: Disk, committing: bool) -> None:
         if busy or event not in ("os.rename", "os.remove", "os.rmdir"):
             return
         name = str(arguments[0])
-        if Path(name).is_absolute() and not name.startswith(str(disk.path)):  # rmtree names what is in an open folder
+        if Path(name).is_absolute() and not name.startswith(str(disk.path)):  # rmtree: relative to an open folder
             return
         busy = True
         if committing:
@@ -108,7 +108,7 @@ def cut_at_every_step(disk: Disk, committing: bool) -> None:
 
 
 def cut_during(disk: Disk, code: str, committing: bool, **variables: str) -> None:
-    """Run code in a process of its own, with the power cut at every step and in the end."""
+    """Run code in a process of its own, with the power cut at every step and at the end."""
     begin = f"from tests.power_cut import *\ndisk = Disk(Path({str(disk.folder)!r}))\n"
     begin += f"cut_at_every_step(disk, {committing})\n"
     end = f"\nif {committing}:\n    disk.commit()\ndisk.cut()\n"
@@ -119,7 +119,7 @@ def cut_during(disk: Disk, code: str, committing: bool, **variables: str) -> Non
 
 
 def at_next_boot(disk: Disk, look: Callable[[Path], str]) -> list[str]:
-    """What is found on the disk after each power cut."""
+    """Yield what is found on the disk after each power cut."""
     found = []
     for image in disk.cuts:
         with mounted(image, image.with_suffix("")):

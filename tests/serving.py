@@ -32,7 +32,7 @@ ENDS = ("Completed", "Failed", "Crashed", "Cancelled")
 
 @dataclass
 class Served:
-    """What one `python -m tasks.serving.ui --worker` serves."""
+    """A running `python -m tasks.serving.ui --worker` and what it serves."""
 
     process: subprocess.Popen[str]
     prefect: str
@@ -45,18 +45,18 @@ class Served:
         return self.folder / "small.yaml"
 
     def holding(self, words: str) -> list[Path]:
-        """Files of its folder that have some words in them."""
+        """Return the files of its folder that contain some words."""
         files = [path for path in self.folder.rglob("*") if path.is_file()]
         return [path for path in files if words.encode() in path.read_bytes()]
 
     def processes(self) -> list[psutil.Process]:
-        """Everything that works for it, in whatever session."""
+        """Return all of its processes, in any session."""
         living = psutil.process_iter(["cmdline", "environ"])
         home = str(self.folder / "prefect")
         return [process for process in living if (process.info["environ"] or {}).get("PREFECT_HOME") == home]
 
     def family(self) -> list[str]:
-        """Their commands."""
+        """Return the commands of its processes."""
         return [" ".join(process.info["cmdline"] or []) for process in self.processes()]
 
     def running(self, what: str) -> bool:
@@ -64,7 +64,7 @@ class Served:
 
     @property
     def login(self) -> str:
-        """`NAME:PASSWORD`, as its user would look it up."""
+        """Login as `NAME:PASSWORD`, looked up as its user would."""
         (line,) = [line for line in self.log if "Log in with" in line]
         return json.loads(Path(line.split("what ")[1].split(" says")[0]).read_text(encoding="utf-8"))["login"]
 
@@ -81,7 +81,7 @@ class Served:
 
     @contextlib.contextmanager
     def tracked(self) -> Iterator[MlflowClient]:
-        """MLflow's client, which finds the login only in the environment."""
+        """Yield MLflow's client, which finds the login only in the environment."""
         with pytest.MonkeyPatch.context() as patch:
             for name, value in zip(("USERNAME", "PASSWORD"), self.name_and_password, strict=True):
                 patch.setenv(f"MLFLOW_TRACKING_{name}", value)
@@ -89,12 +89,12 @@ class Served:
 
 
 def serve(folder: Path, environment: Mapping[str, str] | None = None, worker: bool = True) -> Served:
-    """Start it with the short experiment beside its store, and wait until it is there.
+    """Start it with the short experiment beside its store, and wait until it answers.
 
     Args:
-        folder: For all that it keeps.
-        environment: Further variables.
-        worker: Whether a worker is started, too: `make serve`, not `make ui`.
+        folder: Folder for everything that it keeps.
+        environment: Further environment variables.
+        worker: Whether a worker is started too, as by `make serve` and not by `make ui`.
     """
     if not (folder / "small.yaml").exists():
         write_short_experiment(folder)
@@ -120,7 +120,7 @@ def serve(folder: Path, environment: Mapping[str, str] | None = None, worker: bo
 
 @contextlib.contextmanager
 def serving(folder: Path, environment: Mapping[str, str] | None = None, worker: bool = True) -> Iterator[Served]:
-    """Serve for a while."""
+    """Serve until the block ends."""
     served = serve(folder, environment, worker)
     try:
         yield served
@@ -130,13 +130,13 @@ def serving(folder: Path, environment: Mapping[str, str] | None = None, worker: 
 
 
 def logged_in(browser: Browser, served: Served, prefect: str | None = None, **options: Any) -> Page:
-    """A page of a new browser profile whose user has logged in to Prefect, and will to MLflow.
+    """Return a page in a new browser profile whose user is logged in to Prefect and will log in to MLflow.
 
     Args:
-        browser: Where.
-        served: What.
-        prefect: Prefect's address, if it is to be called otherwise.
-        options: Of the profile.
+        browser: Browser to open the page in.
+        served: Servers to log in to.
+        prefect: Address to use for Prefect instead of its own.
+        options: Options of the browser profile.
     """
     name, password = served.name_and_password
     page = browser.new_context(http_credentials={"username": name, "password": password}, **options).new_page()
@@ -156,20 +156,20 @@ def start(client: SyncPrefectClient, served: Served, *overrides: str) -> FlowRun
 
 
 def state(client: SyncPrefectClient, identity: UUID) -> str:
-    """Name of a run's state."""
+    """Return the name of a run's state."""
     found = client.read_flow_run(identity).state
     assert found is not None
     return str(found.name)
 
 
 def ended(client: SyncPrefectClient, identity: UUID, seconds: float = PATIENCE) -> str:
-    """Name of the state in which a run ends."""
+    """Wait for a run to end; return the name of its final state."""
     wait_for(lambda: state(client, identity) in ENDS, seconds)
     return state(client, identity)
 
 
 def retry(served: Served, identity: UUID) -> None:
-    """Have the worker run it again, as one would by hand."""
+    """Have the worker retry a run, as one would by hand."""
     environment = os.environ | {"PREFECT_HOME": str(served.folder / "prefect"), "MINILLM_PREFECT_UI": served.prefect}
     command = [sys.executable, "-m", "tasks.serving", "flow-run", "retry", str(identity)]
     subprocess.run(command, env=environment, cwd=ROOT, check=True, capture_output=True, timeout=60)

@@ -15,7 +15,7 @@ ANIMALS = ["cat", "dog", "fox", "bird", "frog", "goat"]
 
 
 def write_experiment(folder: Path) -> Path:
-    """Data, benchmark and configuration files under a folder; returns the configuration's path."""
+    """Write data, benchmark and configuration files into a folder; return the configuration's path."""
     draw = random.Random(0)
     rows = [
         {
@@ -53,7 +53,7 @@ def write_experiment(folder: Path) -> Path:
 
 
 def write_short_experiment(folder: Path, methods: tuple[str, ...] = ("sft",), steps: int = 2) -> Path:
-    """The same with some of its methods, and nothing measured but scores; returns the configuration's path."""
+    """Write the same experiment with fewer methods and no measures but scores; return the configuration's path."""
     path = write_experiment(folder)
     settings = _settings(folder)
     settings["methods"] = {name: settings["methods"][name] for name in methods}
@@ -68,12 +68,12 @@ def write_short_experiment(folder: Path, methods: tuple[str, ...] = ("sft",), st
 
 
 def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
-    """One JSON object a line."""
+    """Write one JSON object per line."""
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 
 def small_config(folder: Path, *overrides: str) -> Config:
-    """The experiment of `write_experiment`, with overrides."""
+    """Return the configuration of `write_experiment`, with overrides."""
     return load_config(write_experiment(folder), overrides)
 
 

@@ -1,6 +1,6 @@
-"""`make soak`: nights on end, with the real servers and worker, data that change, and a fault in most of them.
+"""`make soak`: many simulated nights with real servers and a worker, changing data, and a fault in most of them.
 
-`python -m tests.soak --help` tells how to run it.
+`python -m tests.soak --help` says how to run it.
 """
 
 import argparse
@@ -35,7 +35,7 @@ FAULTS: Mapping[str, tuple[str, ...]] = {
     "MLflow killed": ("mlflow_app",),
     "everything killed": ("",),
 }
-"""What happens to a night, and what the commands of its victims have in them."""
+"""Faults of a night, each with words by which the commands of its victims are recognised."""
 SERVERS_FALL = ("Prefect's server killed", "MLflow killed", "everything killed")
 NIGHT_SECONDS = 900.0
 SERVERS = {"Prefect": "prefect_app", "MLflow": "mlflow_app", "worker": "prefect worker start"}
@@ -45,33 +45,33 @@ RETRIES = 5
 
 @dataclass
 class Night:
-    """One of them."""
+    """One simulated night."""
 
     fault: str
     seconds: float
     stages: int
-    """Computed, not found."""
+    """Number of stages computed, not found in the store."""
     retries: int
     held: dict[str, int]
-    """Bytes of memory of each server, afterwards."""
+    """Memory of each server after the night, in bytes."""
     store: int
-    """Bytes, afterwards."""
+    """Size of the store after the night, in bytes."""
 
 
 @dataclass
 class Soak:
-    """All nights, and what is wrong."""
+    """All nights so far, and the problems found."""
 
     folder: Path
     draw: random.Random
     nights: list[Night] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
     planned: list[str] = field(default_factory=list)
-    """Faults of the nights to come."""
+    """Faults of the coming nights."""
     points: int = 0
 
     def run(self, hours: float) -> None:
-        """Nights until the hours are over."""
+        """Run nights until the hours are over."""
         write_disturbable(self.folder, ("sft", "minillm"), steps=20)
         served = serve(self.folder)
         until = time.monotonic() + 3600 * hours
@@ -87,10 +87,10 @@ class Soak:
             self.problems.append(f"left behind: {left}")
 
     def night(self, served: Served) -> Served:
-        """Change the data or not, run, disturb, and see that nothing is missing."""
+        """Run one night: maybe change the data, run, disturb, and check that nothing is missing."""
         if self.draw.random() < 0.5:
             self._add_row()
-        if not self.planned:  # each comes as often as any other
+        if not self.planned:  # every fault comes equally often
             self.planned = self.draw.sample(list(FAULTS), len(FAULTS))
         fault, began, retries = self.planned.pop(), time.monotonic(), 0
         before = {path.name for path in self.folder.glob("store/artifacts/*")}
@@ -120,7 +120,7 @@ class Soak:
                     process.kill()
         if fault not in SERVERS_FALL:
             return served
-        served.process.wait(120)  # without one of its processes it ends the others
+        served.process.wait(120)  # it ends itself when one of its processes is gone
         return serve(self.folder)
 
     def _add_row(self) -> None:
@@ -135,7 +135,7 @@ class Soak:
             stream.write(json.dumps(row) + "\n")
 
     def _look(self, number: int) -> None:
-        """Every point of every stage's curves is in MLflow once, and no run is without an end."""
+        """Check that MLflow has every point of every stage's curves once, and that every run has ended."""
         found = Outcome()
         inspect_tracking(self.folder / "store", found)
         self.points = max(self.points, found.points)
@@ -144,7 +144,7 @@ class Soak:
                 self.problems.append(f"night {number}: {count} {what}")
 
     def _clean(self) -> None:
-        """Delete all flow runs in MLflow but the newest, and what only they needed."""
+        """Delete all but the newest flow runs in MLflow, and what only the deleted ones needed."""
         client = MlflowClient(f"sqlite:///{self.folder / 'store' / 'mlflow.db'}")
         experiments = [experiment.experiment_id for experiment in client.search_experiments()]
         runs = client.search_runs(experiments, order_by=["attributes.start_time DESC"], max_results=5000)
@@ -171,7 +171,7 @@ class Soak:
 
 
 def main() -> int:
-    """Print the table of docs/reliability.md: 0 when nothing was lost."""
+    """Print the table of docs/reliability.md; return 0 if nothing was lost."""
     parser = argparse.ArgumentParser(prog="python -m tests.soak", description="Nights on end, most with a fault.")
     parser.add_argument("--hours", type=float, default=8.0, help="how long (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=1, help="of faults, moments and data (default: %(default)s)")

@@ -1,4 +1,4 @@
-"""Somebody else's server on this machine: it says yes to everything, and notes what it was told."""
+"""Another user's server on this machine, which says yes to everything and records what it hears."""
 
 import contextlib
 import http.server
@@ -10,18 +10,18 @@ from dataclasses import dataclass, field
 
 @dataclass
 class Stranger:
-    """Where it is, what was asked of it, and what it passes on instead of saying yes."""
+    """Address of the server, the requests it heard, and the server it relays to, if any."""
 
     address: str = ""
     heard: list[str] = field(default_factory=list)
-    """Each request: its line and headers."""
+    """Request line and headers of each request."""
     asks: str | None = None
-    """Server whose answers it gives for its own."""
+    """Server whose answers it passes off as its own."""
 
 
 @contextlib.contextmanager
 def stranger(asks: str | None = None) -> Iterator[Stranger]:
-    """Serve for a while."""
+    """Serve until the block ends."""
     there = Stranger(asks=asks)
 
     class Handler(http.server.BaseHTTPRequestHandler):
@@ -40,7 +40,7 @@ def stranger(asks: str | None = None) -> Iterator[Stranger]:
         do_GET = do_POST = do_CONNECT = answer  # noqa: N815
 
         def log_message(self, format: str, *arguments: object) -> None:  # noqa: A002
-            """Say nothing."""
+            """Log nothing."""
 
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()

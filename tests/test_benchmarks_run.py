@@ -1,4 +1,4 @@
-"""The benchmarks in a size that only shows that they work; TRL's side needs environments that `make bench` makes."""
+"""The benchmarks, at a size that only shows that they run; TRL's side needs environments that `make bench` makes."""
 
 import json
 import subprocess

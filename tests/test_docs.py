@@ -1,4 +1,4 @@
-"""What the documents say is there is there: files, functions, make targets, configurations."""
+"""The documents name only things that exist: files, functions, make targets, configurations."""
 
 import ast
 import re

@@ -1,4 +1,4 @@
-"""One direction: cli → flows → tasks → minillm; and the pins that the environment is made from."""
+"""Imports run in one direction, cli → flows → tasks → minillm; dependencies are pinned; text files name their encoding."""
 
 import ast
 import itertools
@@ -21,7 +21,7 @@ OWN = ("cli", "flows", "tasks", "minillm")
 
 
 def imports(floor: str) -> list[tuple[str, str]]:
-    """(file, imported module) of every import in a floor, wherever it stands in the file."""
+    """Return (file, imported module) for every import in a floor, anywhere in its files."""
     found = []
     for path in sorted((ROOT / floor).rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
@@ -91,7 +91,7 @@ def test_every_dependency_is_pinned_within_its_range():
 
 
 def test_every_text_file_is_read_and_written_as_utf_8():
-    """Without `encoding`, Python takes that of the locale."""
+    """Without `encoding`, Python uses the encoding of the locale."""
     found = []
     for path in (path for floor in OWN for path in (ROOT / floor).rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
@@ -101,7 +101,7 @@ def test_every_text_file_is_read_and_written_as_utf_8():
 
 
 def _opens_text(call: ast.Call) -> bool:
-    """Whether a call opens a file, or starts a process, as text of an encoding that it does not name."""
+    """Return whether a call opens a file, or starts a process, as text without naming its encoding."""
     name = call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
     named = {keyword.arg for keyword in call.keywords}
     if "encoding" in named:

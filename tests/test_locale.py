@@ -1,4 +1,4 @@
-"""Text is UTF-8 whatever the locale, and a console that cannot show a character shows its escape."""
+"""Text is UTF-8 in any locale, and a console that cannot show a character shows its escape sequence."""
 
 import os
 import subprocess

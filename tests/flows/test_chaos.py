@@ -1,4 +1,4 @@
-"""A few kills of what `make chaos` does with many."""
+"""`make chaos` with only a few kills."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Comparing runs from the command line: two experiments in small, another learning rate and another row apart."""
+"""Comparing two small runs from the command line; they differ in a learning rate and in a row of data."""
 
 import os
 import re
@@ -44,7 +44,7 @@ class Pair:
 
 
 def compare(*arguments: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    """`python -m flows.compare` in an interpreter of its own."""
+    """Run `python -m flows.compare` in an interpreter of its own."""
     command = [sys.executable, "-m", "flows.compare", *map(str, arguments)]
     return subprocess.run(command, cwd=ROOT, env=os.environ | environment, capture_output=True, text=True, timeout=300)
 
@@ -72,7 +72,7 @@ def pair(server: str, tmp_path_factory: pytest.TempPathFactory) -> Pair:
 
 @pytest.fixture(scope="module")
 def compared(pair: Pair, server: str) -> str:
-    """What the console shows."""
+    """Compare the two runs; return what the console shows."""
     done = compare(*pair.names, "--store", pair.store, PREFECT_API_URL=server)
     assert done.returncode == 0, done.stderr
     return done.stdout

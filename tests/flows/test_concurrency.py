@@ -1,4 +1,4 @@
-"""Flows that are started at once with one store: each stage is computed once, nothing is mixed, no lock stays."""
+"""Flows started at once on one store: each stage is computed once, nothing gets mixed up, and no lock remains."""
 
 import json
 import random
@@ -27,14 +27,14 @@ def config(tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, int], str]:
-    """What a flow trains that has the store to itself."""
+    """Train with a flow that has the store to itself; return the digests of its weights."""
     folder = tmp_path_factory.mktemp("alone")
     assert start(write_disturbable(folder, ("minillm",), steps=40), folder / "prefect").wait() == 0
     return weights(folder / "store")
 
 
 def weights(store: Path) -> dict[tuple[str, int], str]:
-    """Digests of all that was trained, by role and seed."""
+    """Return the digests of all trained weights, by role and seed."""
     found = {}
     for path in store.glob("artifacts/train-*"):
         settings = json.loads((path / "manifest.json").read_text(encoding="utf-8"))["settings"]

@@ -1,4 +1,4 @@
-"""The main flow from the command line, on a whole experiment in small."""
+"""The main flow from the command line, on a complete small experiment."""
 
 import os
 import re
@@ -61,7 +61,7 @@ SKIPPED = {"teacher responses", "check downstream tasks"}
 
 @dataclass
 class Finished:
-    """What a command line run left behind."""
+    """Result of a command: its status, output, log and time."""
 
     config: Path
     status: int
@@ -74,12 +74,12 @@ class Finished:
 
 
 def distill(config: Path, *arguments: str, **environment: str) -> Finished:
-    """`python -m flows.distill` in an interpreter of its own."""
+    """Run `python -m flows.distill` in an interpreter of its own."""
     return run_flow("distill", config, str(config), *arguments, **environment)
 
 
 def run_flow(name: str, config: Path, *arguments: str, **environment: str) -> Finished:
-    """`python -m flows.NAME` in an interpreter of its own."""
+    """Run `python -m flows.NAME` in an interpreter of its own."""
     started = time.monotonic()
     done = subprocess.run(
         [sys.executable, "-m", f"flows.{name}", *arguments],
@@ -197,7 +197,7 @@ def test_mlflow_has_the_table_on_the_parent_and_the_report_with_it(first: Finish
 def test_running_again_computes_nothing_and_ends_within_15_seconds(first: Finished, tmp_path: Path):
     warm = distill(first.config, PREFECT_HOME=str(tmp_path))  # makes the temporary server's database
     runs = [warm]
-    while len(runs) < 3 and runs[-1].seconds >= 15:  # others may be at work on the machine
+    while len(runs) < 3 and runs[-1].seconds >= 15:  # other work may slow the machine
         runs.append(distill(first.config, PREFECT_HOME=str(tmp_path)))
     for run in runs:
         assert run.status == 0, run.log
@@ -224,7 +224,7 @@ def test_another_distillation_rate_recomputes_distillation_and_what_follows_as_p
     (page,) = re.findall(r"^report +(\S+)$", changed.output, re.MULTILINE)
     assert "Time, planned and taken" in Path(page).read_text(encoding="utf-8")
     assert {"train minillm", "generate minillm", "generation cost", "report", "export minillm"} <= computed
-    # Scores are keyed by the responses: two steps may leave them as they were, and the score is then found.
+    # Scores are keyed by the responses. Two steps may leave these unchanged, and the score is then cached.
     measured = {
         "score minillm",
         "diversity minillm",

@@ -1,4 +1,4 @@
-"""Evaluation of models that are there already, from the command line: from a hub and from directories."""
+"""Evaluation of existing models from the command line: from a hub and from directories."""
 
 import json
 import re
@@ -29,14 +29,14 @@ STAGES = {"read benchmarks", "encode prompts", "generation cost", "report"} | {
 
 @dataclass(frozen=True)
 class Place:
-    """Where models and their configuration stand, and how the hub is reached that has one of them."""
+    """Folder of the models and their configuration, and address of the hub that has one of them."""
 
     folder: Path
     hub: str
 
     @property
     def models(self) -> list[str]:
-        """One from the hub, and another in two directories."""
+        """One model from the hub, and another in two directories."""
         return ["tiny/gpt2", f"words={self.folder / 'llama'}", str(self.folder / "copy")]
 
     def evaluate(self, *arguments: str) -> Finished:
@@ -46,13 +46,13 @@ class Place:
         return run_flow("evaluation", config, *arguments, "--config", str(config), **environment)
 
     def score(self, name: str) -> Path:
-        """What the score stage made of a model."""
+        """Return the score artifact of a model."""
         folders = (self.folder / "store" / "artifacts").glob("score-*")
         return next(f for f in folders if json.loads((f / "table.json").read_text(encoding="utf-8"))["role"] == name)
 
 
 def gpt2(folder: Path) -> dict[str, bytes]:
-    """Files of a GPT-2 in small whose tokenizer knows no words and takes texts letter by letter."""
+    """Make the files of a small GPT-2 whose tokenizer knows no words and splits text into letters."""
     tokenizer = train_bpe(["zz"], 257)
     tokenizer.save_pretrained(folder)
     small_model("gpt2", vocabulary=len(tokenizer)).save_pretrained(folder)
@@ -60,13 +60,13 @@ def gpt2(folder: Path) -> dict[str, bytes]:
 
 
 def llama(folder: Path) -> Path:
-    """A Llama in small with a tokenizer of whole words."""
+    """Write a small Llama with a tokenizer of whole words."""
     small_model("llama", vocabulary=20).save_pretrained(folder)
     return make_tokenizer(folder)
 
 
 def configuration(folder: Path) -> dict:
-    """Few short prompts; those count whose references have ten tokens or more."""
+    """Return a configuration with short prompts, of which those with references of ten tokens or more count."""
     benchmark = {"source": {"path": "benchmark.jsonl"}, "min_reference_tokens": 10, "length_subsets": True}
     template = {"with_context": "{instruction} {context}\n", "without_context": "{instruction}\n"}
     return {
@@ -93,7 +93,7 @@ def first(place: Place) -> Finished:
 
 
 def report(finished: Finished) -> Path:
-    """Folder of the report that the console names."""
+    """Return the folder of the report that the console names."""
     (path,) = re.findall(r"^report +(\S+)$", finished.output, re.MULTILINE)
     return Path(path).parent
 

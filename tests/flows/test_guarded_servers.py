@@ -1,4 +1,4 @@
-"""The servers of `make ui` answer their own pages and this user alone: real servers, a real browser, a stranger."""
+"""The servers of `make ui` answer only their own pages and this user: real servers, a real browser, a stranger."""
 
 import json
 import os
@@ -39,12 +39,12 @@ ATTACK = """async ([address, body]) => {
     ]);
     return [navigator.sendBeacon(address, body), ...attempts.map(attempt => attempt.status)];
 }"""
-"""Every way in which a page can send a request to another origin."""
+"""Script that tries every way in which a page can send a request to another origin."""
 
 
 @dataclass
 class Place:
-    """What `make ui` serves where a stranger has Prefect's port already, and a deployment there."""
+    """Servers of `make ui` while a stranger has Prefect's usual port, and a deployment on them."""
 
     served: Served
     at_prefects_port: Stranger
@@ -261,7 +261,7 @@ print(len(MlflowClient().search_experiments()) > 0)
 def test_commands_of_this_user_find_the_servers_and_the_login_by_themselves(place: Place):
     home = {"PREFECT_HOME": str(place.served.folder / "prefect")}
     wanted = {"MINILLM_PREFECT_UI": place.at_prefects_port.address, "MLFLOW_TRACKING_URI": place.served.mlflow}
-    # And whatever is for this machine, no proxy hears of.
+    # No proxy hears of requests to this machine either.
     heard = len(place.at_prefects_port.heard)
     proxies = dict.fromkeys(("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"), place.at_prefects_port.address)
     done = subprocess.run(

@@ -1,4 +1,4 @@
-"""Prefect's server dies in the middle of a run: real servers, a real flow process."""
+"""Prefect's server dies in the middle of a run, with real servers and a real flow process."""
 
 import contextlib
 import os
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.long
 
 
 class PrefectServer:
-    """One that can be killed and started again on the same port and database."""
+    """Server that can be killed and started again on the same port and database."""
 
     def __init__(self, folder: Path) -> None:
         self.url = f"http://127.0.0.1:{free_port()}"

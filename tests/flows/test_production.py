@@ -1,4 +1,4 @@
-"""Prefect and MLflow on a real PostgreSQL, files in a real S3-compatible store: docs/production.md."""
+"""The setup of docs/production.md: Prefect and MLflow on a real PostgreSQL, files in a real S3-compatible store."""
 
 from pathlib import Path
 from typing import Any

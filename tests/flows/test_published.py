@@ -1,4 +1,4 @@
-"""A published configuration, run as it is but for the size of models, data and schedule."""
+"""A published configuration runs unchanged except for the size of models, data and schedule."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ LENGTHS = ("teacher.training", "student.initial", "methods.sft.training", "metho
 
 
 def model_directory(folder: Path, seed: int) -> Path:
-    """A GPT-2 in small with its tokenizer, as a hub repository holds them."""
+    """Make a small GPT-2 with its tokenizer, as a hub repository holds them."""
     small_model("gpt2", vocabulary=16, seed=seed).save_pretrained(folder)
     return make_tokenizer(folder)
 

@@ -38,7 +38,7 @@ def client(served: Served) -> Iterator[SyncPrefectClient]:
 
 
 def alive(run: FlowRun) -> bool:
-    """Whether the process of a flow run, or one that it started, is there."""
+    """Return whether the process of a flow run, or one that it started, is alive."""
     processes = psutil.process_iter(["environ"])
     return any((found.info["environ"] or {}).get("PREFECT__FLOW_RUN_ID") == str(run.id) for found in processes)
 
@@ -57,7 +57,7 @@ def test_a_schedule_fires_and_the_run_is_in_both_pages(served: Served, client: S
 
     wait_for(fired)
     (run,) = fired()
-    client.delete_deployment_schedule(nightly.id, UUID(made["id"]))  # with what it had scheduled
+    client.delete_deployment_schedule(nightly.id, UUID(made["id"]))  # together with the runs that it had scheduled
     assert ended(client, run.id) == "Completed", "".join(served.log[-60:])
     assert (run.auto_scheduled, run.work_queue_name) == (True, "accelerator")
     assert set(client.read_flow_run(run.id).tags) >= {"distillation", "scheduled"}
@@ -127,14 +127,14 @@ def test_clients_go_on_where_servers_that_were_killed_are_served_again(tmp_path:
         wait_for(lambda: answers(client))
         flow = client.create_flow_from_name("begun before")
         for process in first.processes():
-            process.kill()  # the machine's power
+            process.kill()  # as if the machine lost power
         first.process.wait()
         with serving(tmp_path, places, worker=False) as second:
             assert second.login == login
             wait_for(lambda: answers(client))
             assert client.read_flow(flow).name == "begun before"
             (server,) = [process for process in second.processes() if "prefect_app" in " ".join(process.cmdline())]
-            server.kill()  # for want of memory, say
+            server.kill()  # as if memory had run out
             second.process.wait(60)
         with serving(tmp_path, places, worker=False) as third:
             assert third.login == login

@@ -1,4 +1,4 @@
-"""A study from the command line: what its runs share is computed once, one that fails leaves the others, Ctrl-C."""
+"""A study from the command line: shared stages are computed once, a failed run leaves the others, Ctrl-C works."""
 
 import os
 import re
@@ -37,7 +37,7 @@ def server(prefect_server: None) -> str:
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A study of three variants: a short one, one that trains for a while, and one that cannot be trained."""
+    """Write a study of three variants: a short one, one that trains for a while, and one whose training fails."""
     folder = tmp_path_factory.mktemp("study")
     base = write_short_experiment(folder, ("sft", "minillm"))
     study = {
@@ -55,11 +55,11 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @dataclass
 class Interrupted:
-    """What Ctrl-C left of the study."""
+    """State of the study after Ctrl-C."""
 
     status: int
     seconds: float
-    """From Ctrl-C until no worker was left."""
+    """Seconds from Ctrl-C until no worker was left."""
     log: str
     tracked: str
     """Status of the interrupted run in MLflow."""
@@ -91,12 +91,12 @@ def interrupted(config: Path, server: str) -> Interrupted:
 
 @pytest.fixture(scope="module")
 def continued(config: Path, interrupted: Interrupted, server: str) -> Finished:
-    """The same command again."""
+    """Run the same command again."""
     return run_flow("study", config, str(config), PREFECT_API_URL=server)
 
 
 def workers_in_training(store: Path, process: subprocess.Popen[str]) -> list[int]:
-    """Process ids of a study's workers, once one has trained for a while."""
+    """Wait until a worker has trained for a while; return the process ids of all workers."""
     deadline = time.monotonic() + 400
     while time.monotonic() < deadline and process.poll() is None:
         logs = [
@@ -110,13 +110,13 @@ def workers_in_training(store: Path, process: subprocess.Popen[str]) -> list[int
 
 
 def computed(log: str) -> dict[str, int]:
-    """How often each stage was computed, not found."""
+    """Return how often each stage was computed and not found in the store."""
     names = re.findall(r"\d\d:\d\d:\d\d  ([^:\n]+): Finished in state Completed\(", log)
     return {name: names.count(name) for name in names}
 
 
 def parents(config: Path) -> dict[str, Run]:
-    """Tracked runs that stand in no other, by name; the newest of each."""
+    """Return the tracked runs without a parent by name, the newest of each name."""
     client = MlflowClient(f"sqlite:///{config.parent / 'store' / 'mlflow.db'}")
     experiment = client.get_experiment_by_name("rates")
     assert experiment is not None

@@ -1,4 +1,4 @@
-"""A finished run in small, as its store keeps it: a report with the prompts and responses that it was made of."""
+"""A small finished run as its store keeps it: a report with the prompts and responses that it was made from."""
 
 import json
 import os
@@ -19,7 +19,7 @@ SEEDS = (10, 20)
 
 
 def response(role: str, benchmark: str, index: int, seed: int) -> str:
-    """A text that tells in whose place it stands, without naming the method."""
+    """Return a response that identifies its method by a letter, without naming it."""
     return f"Reply {'ZYXW'[ROLES.index(role)]} to {benchmark} number {index}, sample {seed}."
 
 
@@ -29,7 +29,7 @@ def write_rows(path: Path, rows: Sequence[object]) -> None:
 
 
 def write_responses(folder: Path, role: str, benchmark: str, texts: Callable[..., str], prompts: int) -> None:
-    """Stored responses of one method, as the stage `generate` leaves them."""
+    """Write the responses of one method as the stage `generate` does."""
     answers = [
         {"index": index, "seed": seed, "response": texts(role, benchmark, index, seed), "tokens": 5, "finished": True}
         for seed in SEEDS
@@ -47,7 +47,7 @@ def write_run(
     instruction: str = "What is meant by {index}?",
     context: str = "",
 ) -> Path:
-    """The path of its report.html."""
+    """Write a finished run; return the path of its report.html."""
     artifacts = store / "artifacts"
     inputs = {"benchmarks": "benchmarks-b", **{f"responses/{role}": f"generate-{role}" for role in roles}}
     for benchmark in benchmarks:
@@ -76,7 +76,7 @@ def write_run(
 
 @contextmanager
 def serving(report: Path, *options: str) -> Iterator[tuple[str, subprocess.Popen[str]]]:
-    """Address and process of the page of a run, in a process of its own."""
+    """Serve the page of a run in a process of its own; yield its address and process."""
     command = [sys.executable, "-m", "minillm.annotation", str(report), "--port", "0", *options]
     with subprocess.Popen(
         command, cwd=ROOT, env=os.environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True

@@ -1,4 +1,4 @@
-"""Inputs of trainings, made once."""
+"""Inputs of trainings, made once for all tests."""
 
 from pathlib import Path
 

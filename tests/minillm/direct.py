@@ -1,4 +1,4 @@
-"""Running a stage in this process, and small raw inputs."""
+"""Helpers that run a stage in this process, and small raw inputs."""
 
 import importlib
 import json
@@ -20,7 +20,7 @@ PLAIN = {"with_context": "{instruction}|{context}>", "without_context": "{instru
 def run_stage(
     stage: Stage, inputs: dict[str, Path], folder: Path, **runtime: Any
 ) -> tuple[Path, dict[str, float | str]]:
-    """The output folder and summary of a stage."""
+    """Run a stage; return its output folder and summary."""
     output, work = folder / "output", folder / "work"
     output.mkdir(parents=True, exist_ok=True)
     work.mkdir()
@@ -29,13 +29,13 @@ def run_stage(
 
 
 def encode(folder: Path, tokenizer: Path, benchmarks: Path, limit: int = 8, template: Template | None = None) -> Path:
-    """Encoded prompts of benchmarks."""
+    """Encode the prompts of benchmarks; return the output folder."""
     stage = EncodedPrompts(template=template or Template(**PLAIN), max_prompt_tokens=limit, long_prompts="refuse")
     return run_stage(stage, {"tokenizer": tokenizer, "benchmarks": benchmarks}, folder)[0]
 
 
 def generation(max_tokens: int, **changes: Any) -> Generate:
-    """Plain sampling with two seeds."""
+    """Return settings for plain sampling with two seeds."""
     how = {"strategy": "sample", "temperature": 1.0, "top_k": None, "top_p": None, "no_repeat_ngram": None}
     fields = {"seeds": (10, 20), **how, "precision": "float32", "max_tokens": max_tokens}
     return Generate.model_validate({**fields, **changes})
@@ -43,7 +43,7 @@ def generation(max_tokens: int, **changes: Any) -> Generate:
 
 @contextmanager
 def alone() -> Iterator[None]:
-    """The environment of a worker group of one, in which a stage may join its process group."""
+    """Set the environment of a worker group of one, in which a stage may join its process group."""
     with pytest.MonkeyPatch.context() as patch:
         facts = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
         for name, value in facts.items():
@@ -52,19 +52,19 @@ def alone() -> Iterator[None]:
 
 
 def write_lines(path: Path, values: Iterable[object]) -> Path:
-    """A JSONL file."""
+    """Write a JSONL file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(json.dumps(value) + "\n" for value in values), encoding="utf-8")
     return path
 
 
 def read_lines(path: Path) -> list[dict]:
-    """The rows of a JSONL file."""
+    """Read the rows of a JSONL file."""
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def real_data() -> Path:
-    """Folder of the real files; skips the test where there is none."""
+    """Return the folder of the real files; skip the test if there is none."""
     folder = Path(os.environ.get("MINILLM_DATA", ROOT / "../shared/data"))
     if not folder.is_dir():
         pytest.skip(f"no real data at {folder}; set MINILLM_DATA")

@@ -1,4 +1,4 @@
-"""A stand-in for the hub on 127.0.0.1: what huggingface_hub asks of it to fetch a snapshot."""
+"""Stand-in for the hub on 127.0.0.1, with the requests that huggingface_hub makes to fetch a snapshot."""
 
 import hashlib
 import json
@@ -14,7 +14,7 @@ FILE = re.compile(r"/(datasets/)?([^/]+/[^/]+)/resolve/([^/]+)/(.+)")
 
 
 class Hub(ThreadingHTTPServer):
-    """Repositories by kind and name, each its files' bytes by path; `gated` ones answer 403."""
+    """Server of repositories: by kind and name, each file's bytes by path; `gated` ones answer 403."""
 
     def __init__(self, repositories: dict[tuple[str, str], dict[str, bytes]], gated: tuple[str, ...] = ()) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
@@ -24,7 +24,7 @@ class Hub(ThreadingHTTPServer):
 
     @property
     def endpoint(self) -> str:
-        """For HF_ENDPOINT."""
+        """Address for HF_ENDPOINT."""
         return f"http://127.0.0.1:{self.server_address[1]}"
 
 
@@ -73,7 +73,7 @@ class Handler(BaseHTTPRequestHandler):
             self.wfile.write(body)
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002
-        """Keep the tests' output clean."""
+        """Log nothing, to keep the tests' output clean."""
 
 
 def _oid(content: bytes) -> str:

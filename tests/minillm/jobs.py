@@ -1,4 +1,4 @@
-"""Small real inputs of stages, and running a stage as its worker process does."""
+"""Small real inputs of stages, and helpers that run a stage as its worker process does."""
 
 import json
 import os
@@ -20,7 +20,7 @@ WORDS = ["red", "blue", "green", "cat", "dog", "bird", "runs", "sleeps", "the", 
 
 
 def make_tokenizer(directory: Path) -> Path:
-    """A tokenizer of whole words, token 0 being EOS."""
+    """Make a tokenizer of whole words, with token 0 as EOS."""
     vocabulary = {word: i for i, word in enumerate(["<|endoftext|>", "<unk>", *WORDS])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
@@ -31,7 +31,7 @@ def make_tokenizer(directory: Path) -> Path:
 
 
 def make_examples(directory: Path, count: int = 40) -> Path:
-    """Prompts that name words and responses that say them; train and validation."""
+    """Make training and validation examples: prompts that name words, and responses that say them in reverse."""
     directory.mkdir()
     random = np.random.default_rng(0)
     rows = []
@@ -48,7 +48,7 @@ def make_examples(directory: Path, count: int = 40) -> Path:
 
 
 def make_plain_text(directory: Path, block_tokens: int, blocks: int = 12) -> Path:
-    """A packed corpus of random words."""
+    """Make a packed corpus of random words."""
     directory.mkdir()
     tokens = np.random.default_rng(1).integers(2, 2 + len(WORDS), size=block_tokens * blocks).astype(np.uint16)
     np.save(directory / "tokens.npy", tokens)
@@ -59,7 +59,7 @@ def make_plain_text(directory: Path, block_tokens: int, blocks: int = 12) -> Pat
 
 
 def write_job(folder: Path, stage: Stage, inputs: dict[str, Path], **runtime: object) -> Path:
-    """The spec file of a stage with its output and work folders."""
+    """Write the spec file of a stage and make its folders; return the file's path."""
     (folder / "output").mkdir(parents=True, exist_ok=True)
     where = Runtime.model_validate({"threads": 1, **runtime})
     job = Job(kind=stage.kind, settings=stage, inputs=inputs, output=folder / "output", work=folder, runtime=where)
@@ -68,13 +68,13 @@ def write_job(folder: Path, stage: Stage, inputs: dict[str, Path], **runtime: ob
 
 
 def worker_command(spec: Path, processes: int = 1) -> list[str]:
-    """The command that runs a spec in one process or several."""
+    """Return the command that runs a spec in one process or several."""
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
     return [sys.executable, *(launcher if processes > 1 else []), "-m", "minillm.worker", str(spec)]
 
 
 def worker_environment(processes: int = 1) -> dict[str, str]:
-    """What the supervisor sets for a worker."""
+    """Return the environment that the supervisor sets for a worker."""
     environment = {**os.environ, "DS_BUILD_OPS": "0", "PYTHONPATH": str(ROOT)}
     environment |= {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     if processes == 1:
@@ -98,11 +98,11 @@ def run_worker(spec: Path, processes: int = 1) -> subprocess.CompletedProcess[st
 
 
 def make_constant_model(directory: Path, probabilities: dict[str, float]) -> Path:
-    """A model of `make_tokenizer`'s words that gives each the same probability whatever stands before it.
+    """Write a model of `make_tokenizer`'s words that gives each word a fixed probability, whatever precedes it.
 
     Args:
-        directory: To write.
-        probabilities: Of some words; all other tokens share what is left.
+        directory: Folder to write the model into.
+        probabilities: Probabilities of some words; all other tokens share the rest.
     """
     import torch
     from transformers import GPT2Config, GPT2LMHeadModel

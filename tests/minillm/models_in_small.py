@@ -1,4 +1,4 @@
-"""Every architecture the published configurations use, in small, and a tokenizer to go with it."""
+"""Small models of every architecture that the published configurations use."""
 
 from typing import TYPE_CHECKING
 
@@ -37,7 +37,7 @@ ARCHITECTURES = {
 
 
 def small_model(name: str, vocabulary: int = 101, seed: int = 0, spread: float = 0.5) -> PreTrainedModel:
-    """A random model with token 0 as EOS; `spread` makes its distributions far from uniform."""
+    """Return a random model with token 0 as EOS; `spread` makes its distributions far from uniform."""
     import torch
 
     config = AutoConfig.for_model(
@@ -54,7 +54,7 @@ def small_model(name: str, vocabulary: int = 101, seed: int = 0, spread: float =
 
 
 def response_logits(model: PreTrainedModel, batch: "Batch", vocabulary: int) -> "Tensor":
-    """Logits (B, T, V) that predict each response token, from the model's own forward pass with all its columns."""
+    """Return the logits (B, T, V) that predict each response token, from the model's own padded forward pass."""
     positions = (batch.mask.cumsum(dim=1) - 1).clamp(min=0)
     output = model(batch.tokens, attention_mask=batch.mask.long(), position_ids=positions, use_cache=False)
     return output.logits[:, batch.prompt_width - 1 : -1, :vocabulary]

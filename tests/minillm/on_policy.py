@@ -1,4 +1,4 @@
-"""Rollouts of small models within a real engine, as the trainer holds them."""
+"""Rollouts of small models with a real engine, as the trainer uses them."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -27,7 +27,7 @@ def rollout_feed(
     runtime: dict[str, Any] | None = None,
     **training: Any,
 ) -> Iterator[Rollouts]:
-    """A feed whose responses have up to `response_tokens` after the longest prompt; token 0 ends them."""
+    """Make a feed whose responses have up to `response_tokens` tokens after the longest prompt; token 0 ends them."""
     vocabulary = student.config.vocab_size
     common = {"learning_rate": 1e-3, "batch_size": 8, "steps": 1, "evaluate_every": 1}
     method = Method.model_validate(
@@ -57,7 +57,7 @@ def rollout_feed(
 
 @contextmanager
 def deepspeed_forgets() -> Iterator[None]:
-    """It keeps the first group that it sees, which the next test of this process does not have."""
+    """Make DeepSpeed forget its process group: it keeps the first one, which the next test no longer has."""
     try:
         yield
     finally:

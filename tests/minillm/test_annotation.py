@@ -221,7 +221,7 @@ def test_judgements_come_back_from_their_csv_file(tmp_path: Path):
     assert read_csv(tmp_path / "x.csv") == written
     text = (tmp_path / "x.csv").read_text(encoding="utf-8")
     assert text.splitlines()[0] == "benchmark,index,seed,method,other,answers,annotator,choice,time"
-    (tmp_path / "x.csv").write_bytes(b"\xef\xbb\xbf" + text.replace("\n", "\r\n").encode())  # through a spreadsheet
+    (tmp_path / "x.csv").write_bytes(b"\xef\xbb\xbf" + text.replace("\n", "\r\n").encode())  # as a spreadsheet saves it
     assert read_csv(tmp_path / "x.csv") == written
 
 
@@ -329,7 +329,7 @@ def test_judgements_of_this_run_are_exported_however_they_were_drawn(tmp_path: P
     assert "nobody has judged" in nothing.stderr
     Study(draw_pairs(run, None, (), None, 5, 1), judgements).judge("ada", 1, "a")
     Study(draw_pairs(run, "kd", ("teacher",), "dolly", 5, 2), judgements).judge("ben", 2, "tie")
-    judgements.keep(make_judgement())  # of the answers of another run
+    judgements.keep(make_judgement())  # on the answers of another run
     done = command(str(report), "--export", str(tmp_path / "x.csv"))
     assert done.returncode == 0, done.stderr
     assert "2 judgements by ada, ben" in done.stdout

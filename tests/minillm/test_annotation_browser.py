@@ -17,7 +17,7 @@ CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs a browser: apt-get install chromium")
 
 KEYS = {"win": ("1", "3"), "tie": ("2", "2"), "loss": ("3", "1")}
-"""What to press, by the choice that is meant, where the method's answer is A and where it is B."""
+"""Key to press for each choice, if the method's answer is A and if it is B."""
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +29,7 @@ def browser() -> Iterator[Browser]:
 
 
 def open_page(browser: Browser, url: str, name: str, **options) -> Page:
-    """A new browser profile, in which somebody gives a name."""
+    """Open the page in a new browser profile and give a name."""
     page = browser.new_context(**options).new_page()
     page.set_default_timeout(10_000)
     page.goto(url)
@@ -39,14 +39,14 @@ def open_page(browser: Browser, url: str, name: str, **options) -> Page:
 
 
 def at(page: Page, number: int, total: int = 12) -> None:
-    """Wait until a pair is shown, and all of its page there."""
+    """Wait until a pair is shown and its page has loaded completely."""
     expect(page).to_have_title(f"{number} of {total} – Which answer is better?")
     page.wait_for_load_state()
     expect(page.get_by_role("banner")).to_contain_text(re.compile(rf"^\s*{number} of {total}\b"))
 
 
 def press(page: Page, choice: str) -> int:
-    """Make a choice for minillm, whose replies are W, by its key; returns the prompt's number."""
+    """Press the key of a choice for minillm, whose replies are W; return the prompt's number."""
     answer = page.get_by_role("region", name="Answer A").inner_text()
     page.keyboard.press(KEYS[choice][0 if answer.startswith("Reply W") else 1])
     found = re.search(r"number (\d+)", answer)
@@ -55,7 +55,7 @@ def press(page: Page, choice: str) -> int:
 
 
 def choices(store: Path, annotator: str) -> dict[int, str]:
-    """What is on disk, by prompt."""
+    """Return the judgements on disk, by prompt."""
     kept = Judgements(store / "preference.db").all()
     return {judgement.index: judgement.choice for judgement in kept if judgement.annotator == annotator}
 
@@ -165,7 +165,7 @@ def test_what_models_wrote_is_shown_and_never_run(browser: Browser, tmp_path: Pa
         assert shown == {bad.replace("\x00", "\ufffd"), "an empty answer"}
         assert page.get_by_role("region", name="Instruction").inner_text().startswith("<script>")
         assert page.evaluate("window.hacked") is None
-        # even a hole in the escaping would run nothing
+        # even with a hole in the escaping, nothing would run
         page.evaluate("document.body.insertAdjacentHTML('beforeend', \"<img src=x onerror='window.hacked = 1'>\")")
         page.wait_for_timeout(300)
         assert page.evaluate("window.hacked") is None

@@ -1,4 +1,4 @@
-"""Architectures that compute the same in every way that a model is run here pass; the others are refused by name."""
+"""Architectures pass if they compute the same in every way that we run a model; others are refused by name."""
 
 import re
 
@@ -152,7 +152,7 @@ def test_a_wrong_mask_shows_whatever_the_weights_are(seed):
 
 
 def test_a_difference_that_some_weights_hide_is_found():
-    """Of GPT-Neo's own configuration, attention in some small models hardly looks at what the cache hides."""
+    """In GPT-Neo's own configuration, some small models hardly attend to the tokens that the cache hides."""
     config, skeleton = build_skeleton("model", {"model_type": "gpt_neo"}, 300)
     with pytest.raises(StageError, match="unequal steps differs from a plain forward pass"):
         require_faithful("model", config, skeleton, 64)

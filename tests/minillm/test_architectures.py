@@ -1,4 +1,4 @@
-"""GPT-2, OPT, LLaMA, GPT-J, Mistral and Qwen2, in small, through every stage that touches a model."""
+"""Small GPT-2, OPT, LLaMA, GPT-J, Mistral and Qwen2 models pass through every stage that uses a model."""
 
 import json
 from pathlib import Path
@@ -42,7 +42,7 @@ def test_every_stage(architecture, tmp_path):
     models = {"teacher": tmp_path / "teacher", "student": tmp_path / "student"}
     for rows, (role, folder) in zip((24, 20), models.items(), strict=True):
         small_model(architecture, vocabulary=rows, seed=len(role)).save_pretrained(folder)
-    # Not beside the models: transformers would load words in a Qwen2 directory by Qwen2's own tokenizer class.
+    # Kept apart from the models: in a Qwen2 directory, transformers would load the words with Qwen2's tokenizer class.
     words = make_tokenizer(tmp_path / "words")
     prepare = Prepare(
         tokenizer=Tokenizer(path=str(words)),

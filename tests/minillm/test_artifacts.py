@@ -1,4 +1,4 @@
-"""The store: complete or invisible, trusted only when intact, locked against a second computation."""
+"""The store's artifacts are complete or invisible, trusted only if intact, and never computed twice at once."""
 
 import json
 import logging
@@ -67,7 +67,7 @@ def test_a_damaged_result_is_not_trusted_and_can_be_computed_again(tmp_path, dam
 
 
 def damaged_manifests(text: bytes, draw: random.Random) -> dict[str, bytes]:
-    """A manifest cut off, with a bit flipped, with an entry of every depth of another type or gone."""
+    """Return damaged manifests: cut off, with a bit flipped, and with entries of any depth missing or retyped."""
     found = {f"cut off at {length}": text[:length] for length in draw.sample(range(len(text)), 40)}
     for position in draw.sample(range(len(text)), 300):
         bit = draw.randrange(8)

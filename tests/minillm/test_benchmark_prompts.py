@@ -1,4 +1,4 @@
-"""Benchmark prompts as tokens, and the limit."""
+"""Benchmark prompts as tokens, and the limit on their length."""
 
 import json
 from typing import Any

@@ -1,4 +1,4 @@
-"""Calibration on multiple choice: known probabilities, real workers, one process or two."""
+"""Calibration on multiple choice with known probabilities, by real workers of one process or two."""
 
 import json
 from pathlib import Path
@@ -17,7 +17,7 @@ STAGE = Calibration(role="sft", sets=("words",), precision="float32")
 
 
 def make_inputs(folder: Path, rows: list[dict], model: Path | None = None) -> dict[str, Path]:
-    """A set of words to choose among, read by its stage, and a model to ask."""
+    """Make a set of words to choose from, read by its stage, and a model to ask."""
     tokenizer = make_tokenizer(folder / "tokenizer")
     stage = Questions(
         sets={"words": MultipleChoice(source=Source(path="x"))},
@@ -51,7 +51,7 @@ def test_a_model_with_known_probabilities(tmp_path):
         assert line["probabilities"] == pytest.approx(probabilities, rel=1e-5)
     assert [(line["index"], line["predicted"], line["answer"]) for line in lines] == [(0, 0, 0), (1, 0, 1), (2, 1, 2)]
     assert summary["accuracy/words"] == pytest.approx(100 / 3)
-    # three bins of one: |1 − 2/3|, |0 − 0.952|, |0 − 0.435|
+    # three bins with one prediction each: |1 − 2/3|, |0 − 0.952|, |0 − 0.435|
     error = (1 / 3 + 0.4 / 0.42 + 0.2 / 0.46) / 3
     assert summary["ece/words"] == pytest.approx(error, rel=1e-5)
     measured = json.loads((output / "calibration.json").read_text(encoding="utf-8"))["words"]

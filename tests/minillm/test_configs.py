@@ -8,7 +8,7 @@ from minillm.config.loading import load_config, load_evaluation
 from tests.minillm.direct import ROOT, real_data
 
 STUDIES = ("ablation", "alpha-sweep", "teacher-sizes")
-"""Of test_studies."""
+"""Studies, which test_studies covers."""
 CONFIGS = [path for path in sorted((ROOT / "configs").glob("*.yaml")) if path.stem not in STUDIES]
 PUBLISHED = {
     # student: learning rate and epochs of SFT, KD and SeqKD; the teacher and its rate; MiniLLM's schedule

@@ -1,4 +1,4 @@
-"""What generating takes, of several models by one worker."""
+"""Cost of generation for several models, measured by one worker."""
 
 import json
 

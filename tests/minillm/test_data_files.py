@@ -1,4 +1,4 @@
-"""Data files of every format, under every name, and what is said of those that cannot be read."""
+"""Data files of every format and name are read; messages say what is wrong with the others."""
 
 import csv
 import json
@@ -87,7 +87,7 @@ def test_a_path_is_a_path_and_never_a_pattern(tmp_path, monkeypatch, name, form)
         assert values(path) == ROWS
         monkeypatch.chdir(path.parent)
         assert values(Path(path.name)) == ROWS
-    if suffix != "json":  # a folder may have notes in JSON beside its rows
+    if suffix != "json":  # a folder may have other JSON files beside its rows
         assert values(folder) == ROWS
     assert values(resolve(Source(path=f"{tmp_path}/{name}", file=form), Path()).path) == ROWS
 
@@ -115,7 +115,7 @@ def test_shards_of_one_split_are_read_in_order_and_nothing_hidden(tmp_path):
         pq.write_table(pa.Table.from_pylist(rows), tmp_path / f"train-0000{number}-of-00002.parquet")
     write_lines(tmp_path / ".cache" / "x.jsonl", [{"i": 9}])
     assert values(tmp_path) == [{"i": 0}, {"i": 1}]
-    (tmp_path / "train.csv").write_text("i\n0\n", encoding="utf-8")  # the same rows once more, for all that is known
+    (tmp_path / "train.csv").write_text("i\n0\n", encoding="utf-8")  # may hold the same rows again
     with pytest.raises(StageError, match="name the file"):
         values(tmp_path)
 

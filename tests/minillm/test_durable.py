@@ -1,4 +1,4 @@
-"""What the next boot finds after a power cut at any moment of the store's work."""
+"""A power cut at any moment of the store's work leaves only what the next boot can use."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -30,7 +30,7 @@ store.complete("train", {KEY!r}, {{}})
 
 
 def test_a_file_system_that_cannot_wait_for_folders_is_taken_as_it_is():
-    """Linux's /proc is one that refuses to; of files it must be said."""
+    """Linux's /proc refuses to sync: for folders that is ignored, for files it is an error."""
     sync(Path("/proc/self"))
     with pytest.raises(OSError, match="Invalid argument"):
         sync(Path("/proc/self/status"))

@@ -1,4 +1,4 @@
-"""Several tokens that end a response: where they come from, what they end, and what an exported model says of them."""
+"""Several tokens end a response: where they come from, what they end, and what an exported model says about them."""
 
 import json
 from pathlib import Path
@@ -31,7 +31,7 @@ BASES = {
 
 
 def checkpoint(folder: Path, settings: dict[str, Any] | None, **config: Any) -> Path:
-    """A model that says "sing" half of the time, with its tokenizer and its own generation settings."""
+    """Write a model that says "sing" half of the time, with its tokenizer and its own generation settings."""
     make_constant_model(folder, {"sing": 0.5})
     make_tokenizer(folder)
     fields = json.loads((folder / "config.json").read_text(encoding="utf-8"))
@@ -55,7 +55,7 @@ def prepare(folder: Path, **models: Path) -> tuple[Path, dict[str, float | str]]
 
 @pytest.fixture(scope="module")
 def singing(tmp_path_factory) -> dict[str, Path]:
-    """A checkpoint that names "sing" as its second end token, and what `prepare` makes of it."""
+    """Write a checkpoint that names "sing" as its second end token, and run `prepare` on it."""
     folder = tmp_path_factory.mktemp("singing")
     model = checkpoint(folder / "model", {"eos_token_id": [0, SING]})
     return {"model": model, "tokenizer": prepare(folder / "run", model=model)[0]}
@@ -139,7 +139,7 @@ def test_rollouts_end_with_any_of_them_and_the_trained_model_says_so(singing, tm
     done = run_worker(write_job(tmp_path, stage, inputs))
     assert done.returncode == 0, done.stderr
     values = {name: value for _, name, value in read_metrics(tmp_path / "output" / "metrics.jsonl")}
-    # half of the tokens are "sing" and rows have room for ten at least: with EOS alone 3 % end at each
+    # half of the tokens are "sing", and rows have room for at least ten: with EOS alone, 3 % would end at each token
     assert values["train/finished"] > 0.9
     assert values["train/response_tokens"] < 4
     settings = GenerationConfig.from_pretrained(tmp_path / "output" / "model")

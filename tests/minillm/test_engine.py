@@ -1,4 +1,4 @@
-"""The engine against AdamW written out: the same weights after some steps, whatever is shared among processes."""
+"""The engine against AdamW written out: the same weights after some steps, however state is split over processes."""
 
 import itertools
 from typing import Any
@@ -40,7 +40,7 @@ def loss_of(hidden, head, batch) -> dict[str, Tensor]:
 
 
 def trained(sharing: dict[str, Any], precision: str) -> tuple[dict[str, Any], dict[str, Tensor], list[float]]:
-    """Master weights, the model's weights, and the learning rate of each step."""
+    """Train a few steps; return master weights, the model's weights, and the learning rate of each step."""
     training = TRAINING.model_copy(update={"precision": precision})
     model = HeadedModel(small(getattr(torch, precision)), VOCABULARY)
     with alone(), process_group(), deepspeed_forgets():
@@ -61,7 +61,7 @@ def trained(sharing: dict[str, Any], precision: str) -> tuple[dict[str, Any], di
 
 @pytest.fixture(scope="module")
 def right() -> dict[str, dict[str, Tensor]]:
-    """By precision, the master weights that AdamW makes of the gradients of the weights rounded to it."""
+    """Compute the right master weights by precision: AdamW's, on gradients of the weights rounded to it."""
     return {precision: written_out(getattr(torch, precision)) for precision in ("float32", "bfloat16")}
 
 

@@ -31,7 +31,7 @@ def exact_gradient(student: PrefixModel) -> list[Tensor]:
 
 
 def behaviour_probability(policy: Policy) -> Tensor:
-    """Probability of every response under p̃, mixed token by token."""
+    """Return the probability of every response under p̃, mixed token by token."""
     alpha = policy.teacher_mix
     mixed = alpha * log_probs_of(TEACHER).exp() + (1 - alpha) * log_probs_of(STUDENT).exp()
     return torch.where(MASK, mixed, torch.ones_like(mixed)).prod(dim=1).detach()
@@ -43,7 +43,7 @@ def experience_of(policy: Policy) -> Experience:
 
 
 def estimator_gradient(policy: Policy, experience: Experience, student: PrefixModel = STUDENT) -> list[Tensor]:
-    """Expectation over p̃ of the gradient of the loss that training differentiates, through the head in chunks."""
+    """Return the expectation over p̃ of the gradient of the training loss, through the head in chunks."""
     real = experience.of(range(len(TOKENS)), torch.device("cpu"))
     probability = behaviour_probability(policy)[:, None].expand_as(MASK)[MASK]
 
@@ -88,7 +88,7 @@ def test_estimator_is_the_exact_gradient_without_mixing() -> None:
 
 
 def test_sampled_reward_to_go_is_also_exact_without_the_single_step_term() -> None:
-    # Crediting token t with what it and all after it earn is plain REINFORCE, unbiased as well.
+    # Crediting token t with its own reward and all later ones is plain REINFORCE, which is unbiased too.
     policy = unclipped(teacher_mix=0.0, single_step=False, credit="inclusive")
     assert relative_error(estimator_gradient(policy, experience_of(policy)), exact_gradient(STUDENT)) < 1e-6
 
@@ -158,7 +158,7 @@ def test_sampled_token_distillation_is_reinforce_on_its_own_log_ratio() -> None:
 
 
 def defined_gradient(policy: Policy, student: PrefixModel) -> list[Tensor]:
-    """The estimator's expectation from its definition (method.md §2), response by response and token by token."""
+    """Compute the estimator's expectation from its definition (method.md §2), response by response, token by token."""
     q, q_old, p = (torch.log_softmax(m.logits(TOKENS), dim=-1) for m in (student, STUDENT, TEACHER))
     q_old, p, alpha = q_old.detach(), p.detach(), policy.teacher_mix
     total = torch.zeros((), dtype=torch.float64)
@@ -191,7 +191,7 @@ def defined_gradient(policy: Policy, student: PrefixModel) -> list[Tensor]:
 def test_every_combination_is_what_it_is_defined_to_be(
     alpha: float, normalised: bool, single_step: bool, discount: float, inner_epoch: int
 ) -> None:
-    """Enumerated in float64: mixing, length normalisation, single step, discount; before and after an update."""
+    """Responses are enumerated in float64, for every mix of the estimator's options, before and after an update."""
     policy = Policy(
         teacher_mix=alpha, length_normalization=normalised, single_step=single_step, discount=discount, clip_range=0.1
     )

@@ -1,4 +1,4 @@
-"""Excess accumulated error against its definition, every response of a small vocabulary enumerated, and as a stage."""
+"""Excess accumulated error against its definition, with all responses of a small vocabulary, and as a stage."""
 
 import json
 from pathlib import Path
@@ -37,19 +37,19 @@ MAX_TOKENS = 14
 
 @pytest.fixture(scope="module")
 def pair() -> tuple[PreTrainedModel, PreTrainedModel]:
-    """Student and teacher in float64, with more embedding rows than the vocabulary has entries."""
+    """Return student and teacher in float64, with more embedding rows than the vocabulary has entries."""
     student, teacher = (small_model("gpt2", VOCABULARY + more, seed=more).double() for more in (2, 4))
     return student, teacher
 
 
 def next_log_probs(model: PreTrainedModel, prefix: list[int], vocabulary: int = VOCABULARY) -> Tensor:
-    """What comes after a prompt and a beginning of a response (V,), from the model's own forward pass."""
+    """Return the law of the next token (V,) after a prompt and part of a response, from a plain forward pass."""
     with torch.no_grad():
         return model(torch.tensor([prefix])).logits[0, -1, :vocabulary].log_softmax(dim=-1)
 
 
 def kl_after(student: PreTrainedModel, teacher: PreTrainedModel, prefix: list[int], vocabulary: int) -> float:
-    """KL[p ‖ q] of the next token."""
+    """Return KL[p ‖ q] of the next token."""
     of_teacher = next_log_probs(teacher, prefix, vocabulary)
     return float((of_teacher.exp() * (of_teacher - next_log_probs(student, prefix, vocabulary))).sum())
 
@@ -59,7 +59,7 @@ def log_prob(model: PreTrainedModel, response: list[int]) -> float:
 
 
 def expected_sums(pair: tuple[PreTrainedModel, PreTrainedModel], author: PreTrainedModel) -> np.ndarray:
-    """Σ_{t≤l} E k_t for l = 1 … LIMIT, of the code, every response weighted with its probability."""
+    """Compute Σ_{t≤l} E k_t for l = 1 … LIMIT with our code, every response weighted with its probability."""
     values = token_divergences(*pair, VOCABULARY, [PROMPT] * len(RESPONSES), RESPONSES, batch_size=4)
     weights = np.exp([log_prob(author, response) for response in RESPONSES])
     assert weights.sum() == pytest.approx(1.0, abs=1e-12)
@@ -125,7 +125,7 @@ def test_means_by_hand():
     assert sums.tolist() == [[1, 3, 3], [3, 3, 3], [1, 2, 3]]
     assert accumulated([np.array([1.0, 2.0, 4.0])], 2).tolist() == [[1, 3]]
     assert prompt_means(sums, np.array([7, 4, 7])).tolist() == [[3, 1], [3, 2.5], [3, 3]]
-    # means of 6 and 4 over the two prompts: half more
+    # means of 6 and 4 over the two prompts: 50 % more
     assert curves_of(np.array([[[4.0, 8.0]], [[2.0, 6.0]]]).mean(axis=-1)).tolist() == [[6], [4], [50]]
 
 
@@ -145,7 +145,7 @@ def test_two_prompts_have_no_interval():
 
 
 def test_intervals_leave_out_both_sums_of_a_prompt_together():
-    """Prompts differ a hundredfold in their divergence, but the excess is a tenth on each of them."""
+    """The divergence differs a hundredfold between prompts, but the excess is a tenth on each of them."""
     of_teacher = np.geomspace(1, 100, 40)[None]
     found = measure(1.1 * of_teacher, of_teacher)
     for end in ("value", "low", "high"):
@@ -163,7 +163,7 @@ def exposure(**changes: object) -> Exposure:
 
 @pytest.fixture(scope="module")
 def stored(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Two models of unequal embeddings, a tokenizer, and the responses that workers stored of both."""
+    """Make two models with embeddings of different sizes, a tokenizer, and both models' responses from workers."""
     folder = tmp_path_factory.mktemp("exposure")
     inputs = {"tokenizer": make_tokenizer(folder / "words"), "student": folder / "a", "teacher": folder / "b"}
     for name, words in QUESTIONS.items():
@@ -214,7 +214,7 @@ def test_generation_goes_on_with_the_benchmark_it_was_killed_in(stored):
 
 
 def naive_sums(stored: dict[str, Path], name: str, benchmark: str, length: int) -> np.ndarray:
-    """Mean over prompts of Σ_{t≤l} k_t (length,), one response at a time, from the models' own logits."""
+    """Return the mean over prompts of Σ_{t≤l} k_t (length,), one response at a time, from the models' own logits."""
     student, teacher = (load_model(stored[role]).eval() for role in ("student", "teacher"))
     ids = pd.read_parquet(stored[name] / f"{benchmark}.parquet")
     total = np.zeros(length)

@@ -1,4 +1,4 @@
-"""What is noticed of a file that was written to while it was read, and what of one that was left alone."""
+"""A file that is written to while it is read is noticed; one that is left alone is trusted."""
 
 import os
 import time
@@ -10,11 +10,11 @@ import pytest
 from minillm.store.file_versions import SETTLED_NANOSECONDS, Snapshot, known_sha256
 
 TICK_SECONDS = 0.02
-"""Of a file system's clock, on the slowest kernels."""
+"""One tick of a file system's clock, on the slowest kernels."""
 
 
 def rewrite(path: Path, text: str) -> None:
-    """Write a text and give the file its former time of modification back."""
+    """Write a text and restore the file's former modification time."""
     facts = path.stat()
     path.write_text(text, encoding="utf-8")
     os.utime(path, ns=(facts.st_atime_ns, facts.st_mtime_ns))

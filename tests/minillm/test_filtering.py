@@ -27,11 +27,11 @@ def row(instruction: str, response: str = "yes", context: str = "", category: st
 
 
 SPLIT = {"validation_size": 2, "test_size": 1, "seed": 7}
-"""A random split."""
+"""Settings of a random split."""
 
 
 class Case:
-    """Raw rows, a split and benchmarks on disk, with a tokenizer of one token a byte."""
+    """Raw rows, a split and benchmarks on disk, with a tokenizer of one token per byte."""
 
     def __init__(self, folder: Path, rows: list[Any], split: list[str] | None = None, **benchmarks: list[dict]) -> None:
         self.folder = folder
@@ -56,7 +56,7 @@ class Case:
 
 
 def stage(**settings: Any) -> Filter:
-    """Settings of the filter: room for any row, and a random split."""
+    """Return settings of the filter with room for any row, and a random split."""
     wide = {"template": Template(), "max_prompt_tokens": 100_000, "max_tokens": 200_000, "max_malformed_share": 0.0}
     return Filter.model_validate({**wide, **SPLIT, **settings})
 
@@ -140,7 +140,7 @@ def test_duplicates_are_equal_up_to_unicode_form_and_white_space_and_the_held_ou
     output, _ = Case(tmp_path, rows, ["train", "test", "train", "train", "dev", "dev", "train"]).run()
     assert kept(output, "test") == [1]
     dropped = pd.read_csv(output / "dropped.csv", index_col="reason")["total"]
-    # rows 0 and 4 are copies of 1; 2 and 3 ask what the test asks: of another case, or with another answer
+    # rows 0 and 4 are copies of 1; 2 and 3 repeat the test's question, in another case or with another answer
     assert dropped.to_dict() == {"also in an evaluation set": 2, "duplicate": 2, "total": 4}
 
 
@@ -208,7 +208,7 @@ def test_the_result_does_not_depend_on_the_folder(tmp_path):
 
 
 def written_at_once(output: Path, part: str, case: Case, rows: list[dict[str, str]]) -> bytes:
-    """The file of a part, computed plainly from the rows that it holds."""
+    """Compute the file of a part plainly from the rows that it holds."""
     tokenizer = AutoTokenizer.from_pretrained(case.inputs["tokenizer"])
     chosen = [(i, rows[i]) for i in kept(output, part)]
     asked = [(r["instruction"], r["context"]) for _, r in chosen]
@@ -229,7 +229,7 @@ def test_batches_change_nothing(tmp_path, monkeypatch):
     rows = [row(f"q{i % 90}", "r" * (i % 9 + 1), "c" * (i % 4)) for i in range(200)]
     case = Case(tmp_path, rows)
     monkeypatch.setattr(tokenising, "BATCH_CHARACTERS", 50)
-    monkeypatch.setattr(examples, "PIECE", 3)  # every row is far too long, until its whole tokens say otherwise
+    monkeypatch.setattr(examples, "PIECE", 3)  # every row looks far too long until all of it is tokenised
     output, _ = case.run(validation_size=20, test_size=10)
     for part in PARTS:
         assert (output / f"{part}.parquet").read_bytes() == written_at_once(output, part, case, rows)
@@ -249,7 +249,7 @@ def test_a_row_of_millions_of_characters_is_dropped_for_it_and_not_tokenised_who
 
 
 def test_memory_grows_little_with_rows(tmp_path):
-    """10,000 rows of 500 tokens took 0.80 GiB, of which the libraries are 0.35; now batches and a row group."""
+    """10,000 rows of 500 tokens once took 0.80 GiB (libraries: 0.35); now memory holds batches and a row group."""
     case = Case(tmp_path, [row(f"{i} " + "say so " * 20, "as you wish " * 12) for i in range(10_000)])
     settings = stage(max_prompt_tokens=900, max_tokens=1200, validation_size=10, test_size=10, seed=1)
     assert measured.run_stage(settings, case.inputs, tmp_path / "run")["peak_gib"] < 0.65
@@ -267,7 +267,7 @@ def test_the_real_dolly_loses_what_it_should(tmp_path):
     }
     output, summary = run_stage(stage(validation_size=1000, seed=1), inputs, tmp_path / "run")
     totals = pd.read_csv(output / "dropped.csv", index_col="reason")["total"].to_dict()
-    # 8 rows occur twice to the byte, more up to white space; 496 of DollyEval's 500 prompts stand in the data
+    # 8 rows occur twice byte for byte, more up to white space; 496 of DollyEval's 500 prompts are in the data
     assert totals["duplicate"] >= 8
     found = Counter(r["benchmark"] for r in read_lines(output / "decontaminated.jsonl"))
     assert found["dolly"] >= 490

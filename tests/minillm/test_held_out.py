@@ -26,7 +26,7 @@ def stage(**changes) -> HeldOut:
 
 
 def make_inputs(folder: Path, model: Path | None = None) -> dict[str, Path]:
-    """A benchmark with a reference longer than the limit, a packed text, and a model."""
+    """Make a benchmark with a reference longer than the limit, a packed text, and a model."""
     tokenizer = make_tokenizer(folder / "tokenizer")
     draw = np.random.default_rng(0)
 
@@ -61,7 +61,7 @@ def letters(text: str) -> int:
 
 
 def sequences(inputs: dict[str, Path]) -> dict[str, list[tuple[list[int], int, float]]]:
-    """Token ids of each sequence, how many are given, and bytes of its text per letter, made without the stage."""
+    """Make, without the stage, each sequence's token ids, the number of given ones, and its text's bytes per letter."""
     tokenizer = AutoTokenizer.from_pretrained(inputs["tokenizer"])
     rows = [
         json.loads(line) for line in (inputs["benchmarks"] / "dolly.jsonl").read_text(encoding="utf-8").splitlines()

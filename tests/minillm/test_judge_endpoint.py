@@ -1,4 +1,4 @@
-"""The judge's endpoint against a real server that does what servers do."""
+"""The judge's endpoint against a real server that misbehaves as servers do."""
 
 import time
 from collections.abc import Iterator
@@ -140,7 +140,7 @@ def test_an_answer_without_usage_is_estimated(server):
 
     server.planned = [reply]
     answer = Endpoint(judge(server)).ask(QUESTION)
-    assert answer.completion_tokens == 2  # six bytes, three a token
+    assert answer.completion_tokens == 2  # six bytes, three per token
     assert answer.prompt_tokens == -(-len(QUESTION) // 3)
     assert answer.model == "gpt"
 

@@ -1,4 +1,4 @@
-"""From ratings to figures and to the report, checkable by hand."""
+"""Ratings become figures and a report, with numbers that can be checked by hand."""
 
 import json
 import re
@@ -16,7 +16,7 @@ from minillm.stages import Job, Report
 from tests.minillm.test_report import ROLES, make_inputs, read_page
 
 Rows = list[tuple[str, int, int, int, float | None, float | None, float | None, float | None]]
-"""Benchmark, prompt, seed, sample; model and reference with the model first, then with the reference first."""
+"""Rows of benchmark, prompt, seed, sample, and the ratings of model and reference in each order, model first."""
 
 
 def ratings(rows: Rows) -> pd.DataFrame:
@@ -81,7 +81,7 @@ def test_differences_are_paired_and_on_the_prompts_that_both_have():
 
 @pytest.fixture
 def judged(tmp_path: Path) -> dict[str, Path]:
-    """The inputs of a whole report, with ratings."""
+    """Make the inputs of a whole report, with ratings."""
     inputs = make_inputs(tmp_path)
     for place, role in enumerate(ROLES):
         rated = pd.concat(

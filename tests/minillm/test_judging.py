@@ -1,4 +1,4 @@
-"""The stage against a real server: what it asks, what it keeps, what it makes of the answers."""
+"""The stage `judge` against a real server: what it asks, what it keeps and what it makes of the answers."""
 
 import contextlib
 import json
@@ -26,7 +26,7 @@ from tests.waiting import wait_for
 
 MODEL = [8, 4, 6, 9]
 REFERENCE = [5, 5, 6, 10]
-"""Ratings of the prompts' answers and references, at the end of their texts."""
+"""Ratings of the prompts' answers and references, given at the end of their texts."""
 
 
 @pytest.fixture(autouse=True)
@@ -65,13 +65,13 @@ def settings(server: judge_server.Endpoint, methods: int = 1, **changes: Any) ->
 
 
 def judged(stage: Judging, inputs: dict[str, Path], folder: Path) -> tuple[dict, dict]:
-    """judge.json and the summary."""
+    """Run the stage; return judge.json and the summary."""
     output, summary = run_stage(stage, inputs, folder)
     return json.loads((output / "judge.json").read_text(encoding="utf-8")), summary
 
 
 def test_the_figures_by_hand(tmp_path, server):
-    server.planned = [says(ratings(9, 5)), fails(500)]  # the first answer gains a point by standing first
+    server.planned = [says(ratings(9, 5)), fails(500)]  # the answer shown first gains a point
     result, summary = judged(settings(server, parallel=1), make_inputs(tmp_path), tmp_path / "run")
     # model: (9 + 8) / 2 + 4 + 6 + 9 = 27.5; reference: 5 + 5 + 6 + 10 = 26
     row = result["benchmarks"]["dolly"]
@@ -88,7 +88,7 @@ def test_the_figures_by_hand(tmp_path, server):
 
 
 def test_both_orders_are_asked_and_told_apart(tmp_path, server):
-    server.rate = lambda first, second: ratings(9, 3)  # whoever comes first
+    server.rate = lambda first, second: ratings(9, 3)  # the higher rating for the answer shown first
     result, _ = judged(settings(server), make_inputs(tmp_path), tmp_path / "run")
     row = result["benchmarks"]["dolly"]
     assert row["ratio"] == 100.0, "a bias for a place cancels"
@@ -116,7 +116,7 @@ def test_a_malformed_answer_is_asked_for_again_and_then_counted_never_guessed(tm
     server.planned = [says("7 8"), says(None), says(ratings(2, 2)), *talk]  # two questions, three attempts each
     result, summary = judged(settings(server, parallel=1), inputs, tmp_path / "run")
     row = result["benchmarks"]["dolly"]
-    # Prompt 0 was rated 2 and 2 with the model first, and not at all with the reference first: it is left out.
+    # Prompt 0 was rated 2 and 2 with the model first, but not with the reference first, so it is left out.
     assert row["ratio"] == pytest.approx(100 * (4 + 6 + 9) / (5 + 6 + 10))
     assert (row["unanswered"], row["prompts"], row["all_prompts"]) == (1, 3, 4)
     assert summary["unanswered/dolly"] == 1
@@ -248,7 +248,7 @@ def test_a_missing_response_is_named(tmp_path, server):
 
 
 def kept(folder: Path) -> int:
-    """Answers in the store, as another process sees them."""
+    """Return the number of answers in the store, as another process sees it."""
     with contextlib.suppress(sqlite3.OperationalError):
         return (
             sqlite3.connect(folder / "judge" / "answers.sqlite").execute("SELECT COUNT(*) FROM answers").fetchone()[0]
@@ -257,7 +257,7 @@ def kept(folder: Path) -> int:
 
 
 def stopped(number: signal.Signals, held_seconds: float, folder: Path, server: judge_server.Endpoint) -> tuple:
-    """The spec, and how a worker ended by a signal when it had 15 answers of 40 and 4 questions were under way."""
+    """Stop a worker by a signal at 15 answers of 40 with 4 questions under way; return the spec and how it ended."""
     server.planned = [lambda handler, body: handler.answer(body, server.rate(*judge_server.shown(body)))] * 15
     server.planned += [judge_server.waits(held_seconds)] * 4
     inputs = make_inputs(folder, prompts=20)

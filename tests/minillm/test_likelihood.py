@@ -25,7 +25,7 @@ def make_pairs(count=11):
     return [tuple(draw.integers(1, VOCABULARY, size).tolist() for size in of_pair) for of_pair in sizes]
 
 
-@pytest.mark.parametrize("name", sorted(ARCHITECTURES.keys() - {"gptj"}))  # its attention is float32 always
+@pytest.mark.parametrize("name", sorted(ARCHITECTURES.keys() - {"gptj"}))  # its attention is always float32
 def test_each_response_by_itself_through_the_whole_logits(name):
     model, pairs = small_model(name).double(), make_pairs()
     for (prompt, response), found in zip(pairs, likelihoods(model, VOCABULARY, pairs, 4), strict=True):

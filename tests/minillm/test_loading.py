@@ -19,7 +19,7 @@ from tests.minillm.direct import ROOT, write_lines
 
 @pytest.fixture
 def raw(tmp_path: Path) -> dict[str, Any]:
-    """A valid configuration whose data stand in tmp_path/data."""
+    """Return a valid configuration whose data are in tmp_path/data."""
     for name in ("dolly", "split", "eval"):
         write_lines(tmp_path / "data" / f"{name}.jsonl", [])
     (tmp_path / "data" / "plain.txt").write_text("", encoding="utf-8")
@@ -47,7 +47,7 @@ def raw(tmp_path: Path) -> dict[str, Any]:
         },
         "evaluation": {"benchmarks": {"dolly": {"source": {"path": "eval.jsonl"}}}},
     }
-    return json.loads(json.dumps(config))  # no part stands in two places
+    return json.loads(json.dumps(config))  # no part is shared between two places
 
 
 def load(folder: Path, raw: dict[str, Any], *overrides: str):
@@ -289,7 +289,7 @@ def test_a_file_that_is_no_configuration_says_so(tmp_path, monkeypatch):
 
 
 def inherit(folder: Path, file: str, base: str | None, **changes: Any) -> Path:
-    """Write a configuration that says only what differs from its base."""
+    """Write a configuration that has only what differs from its base."""
     path = folder / f"{file}.yaml"
     given = {} if base is None else {"base": str(folder / f"{base}.yaml")}
     path.write_text(yaml.safe_dump(given | changes), encoding="utf-8")
@@ -303,7 +303,7 @@ def test_a_configuration_says_only_what_differs_from_its_bases(tmp_path, raw):
     path = inherit(tmp_path, "third", "second", name="third", seed=5, methods={"sft": {"training": {"batch_size": 16}}})
     config = load_config(path, ["seed=6"])
     assert (config.name, config.seed, config.data.max_tokens) == ("third", 6, 600)
-    for method in ("sft", "kd"):  # an interpolation of the base follows what is merged over it
+    for method in ("sft", "kd"):  # an interpolation in the base uses what is merged over it
         training = config.methods[method].training
         assert (training.epochs, training.batch_size, training.learning_rate) == (3, 16, 1e-3)
     assert config.teacher == load_config(tmp_path / "first.yaml").teacher
@@ -330,7 +330,7 @@ def test_bases_that_lead_nowhere_are_refused(tmp_path):
 
 
 def evaluation(folder: Path, *models: str, overrides: Sequence[str] = (), **sections: Any):
-    """The configuration of an evaluation of models, with further sections in its file."""
+    """Load the configuration of an evaluation of models, with further sections in its file."""
     write_lines(folder / "eval.jsonl", [])
     raw = {
         "name": "test",
@@ -391,7 +391,7 @@ def test_a_benchmark_with_a_dot_in_its_name_is_looked_for_too(tmp_path):
 
 
 def test_what_only_an_extra_installs_is_missed_before_anything_starts(tmp_path, raw):
-    """In an interpreter that sees every installed package but lm_eval."""
+    """The interpreter sees every installed package but lm_eval."""
     path = tmp_path / "run.yaml"
     path.write_text(yaml.safe_dump(raw), encoding="utf-8")
     installed = tmp_path / "site-packages"
@@ -466,7 +466,7 @@ SECTIONS = {
 
 
 def with_entry(raw: dict[str, Any], section: str, name: str) -> dict[str, Any]:
-    """The configuration with one more entry of a section."""
+    """Return the configuration with one more entry in a section."""
     *above, last = section.split(".")
     parent = raw
     for part in above:

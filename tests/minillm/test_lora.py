@@ -1,4 +1,4 @@
-"""Adapters: nothing at the start, trained alone, merged into what is kept."""
+"""Adapters change nothing at the start, are trained alone, and are merged into the saved weights."""
 
 import json
 from pathlib import Path

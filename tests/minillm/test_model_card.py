@@ -66,7 +66,7 @@ def table(role: str, mean: float) -> dict:
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory) -> Path:
-    """A tiny real GPT-2 with a real tokenizer, exported as `minillm`."""
+    """Export a tiny real GPT-2 with a real tokenizer as `minillm`."""
     folder = tmp_path_factory.mktemp("card")
     for name in ("train/model", "examples", "report", "output", "work"):
         (folder / name).mkdir(parents=True)
@@ -97,7 +97,7 @@ def exported(tmp_path_factory) -> Path:
 
 
 def run_apart(code: str, folder: Path) -> str:
-    """Run code in a process that knows nothing of this project and reaches no network."""
+    """Run code in a process that cannot see this project or the network."""
     environment = {"PATH": "/usr/bin:/bin", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "HOME": str(folder.parent)}
     done = subprocess.run(
         [sys.executable, "-P", "-c", code], cwd=folder, env=environment, capture_output=True, text=True, timeout=120
@@ -123,7 +123,7 @@ def test_the_snippet_of_the_card_runs_where_nothing_of_this_project_is_known(exp
 
 
 def test_generate_decodes_as_the_evaluation_did(exported):
-    """Not as the trained model's directory says: these are the base's settings, had they been left there."""
+    """The settings in the trained model's directory, left over from the base model, must not count."""
     found = GenerationConfig.from_pretrained(exported).to_diff_dict()
     expected = {"do_sample": True, "temperature": 0.7, "top_k": 5, "top_p": 1.0, "no_repeat_ngram_size": 6}
     ids = {"eos_token_id": [0, 5], "bos_token_id": 0, "pad_token_id": 0}
@@ -198,7 +198,7 @@ def test_the_card_says_what_from_what_how_and_how_well(exported):
         assert words in text
     assert re.search(r"\| teacher_mix +\| +0\.3 \|", text)
     assert re.search(r"\| learning_rate +\| +0\.001 \|", text)
-    assert "books/plain.txt" not in text  # folders of the machine it was made on stay out
+    assert "books/plain.txt" not in text  # folders of the machine are left out
 
 
 def test_the_card_holds_no_secret(exported):

@@ -19,12 +19,12 @@ VOCABULARY = 101
 
 
 def tolerance(name: str) -> float:
-    """GPT-J's attention in transformers is float32 whatever the model's precision."""
+    """Return the tolerance: GPT-J's attention in transformers is float32 at any precision of the model."""
     return 1e-6 if name == "gptj" else 1e-10
 
 
 def padded_further(batch: Batch, left: int, right: int) -> Batch:
-    """The same rows with more padding, whose tokens are not zero."""
+    """Return the same rows with more padding, whose tokens are not zero."""
     rows = len(batch.tokens)
     junk_left, junk_right = torch.full((rows, left), 77), torch.full((rows, right), 78)
     tokens = torch.where(batch.mask, batch.tokens, torch.tensor(55))
@@ -54,7 +54,7 @@ def test_the_head_makes_the_models_own_logits_of_them(name):
 
 
 def rollouts_of(student, teacher, prompts, responses):
-    """What sampling these responses would have kept."""
+    """Return what sampling would have kept of these responses."""
     scores = []
     for model in (student, teacher):
         batch = make_batch(prompts, responses)

@@ -129,7 +129,7 @@ def test_long_documents_are_packed_in_pieces_to_the_same_array(tmp_path, monkeyp
 
 @pytest.mark.parametrize(("lines", "length"), [(1, 5 << 20), (5 << 13, 127)])
 def test_memory_does_not_grow_with_a_line_or_a_corpus(tmp_path, lines, length):
-    """5 MiB on one line took 1.5 GiB, of which the libraries are 0.4."""
+    """5 MiB on one line once took 1.5 GiB (libraries: 0.4)."""
     sentence = "the quick brown fox jumps over 12 lazy dogs. "
     line = (sentence * (length // len(sentence) + 1))[:length] + "\n"
     corpus = text_file(tmp_path, line * lines)

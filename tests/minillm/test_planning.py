@@ -1,4 +1,4 @@
-"""Plans by hand: operations, memory, what cannot fit, and stages that wait for each other."""
+"""Plans checked by hand: operations, memory, what cannot fit, and stages that wait for each other."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""The stage preference and its part of the report."""
+"""The stage `preference` and its section of the report."""
 
 import json
 import re
@@ -23,7 +23,7 @@ LETTERS: dict[str, Choice] = {"w": "win", "t": "tie", "l": "loss"}
 
 
 def judged(annotator: str, choices: str, other: str = "sft", benchmark: str = "self_inst") -> list[Judgement]:
-    """One choice per prompt, by its first letter; - where there is none."""
+    """Make judgements from a choice per prompt, given by its first letter; - means none."""
     return [
         Judgement(
             benchmark=benchmark,

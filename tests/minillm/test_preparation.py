@@ -35,7 +35,7 @@ TEXTS = ["the red cat runs", "the blue dog sleeps and the red bird sings", "Naï
 
 
 def settings(teacher: dict | None, student: dict | None, max_tokens: int = 64, **tokenizer: object) -> Prepare:
-    """Of a teacher and a student to initialise at random, or None where the directory is an input."""
+    """Return settings for a teacher and a student to initialise at random, or None if the model is an input."""
     return Prepare(
         tokenizer=TokenizerChoice.model_validate(tokenizer),
         template=Template(**PLAIN),
@@ -56,7 +56,7 @@ def instructions(folder: Path) -> dict[str, Path]:
 
 
 def model_directory(folder: Path, tokenizer: PreTrainedTokenizerFast, **fields: object) -> Path:
-    """A randomly initialised model on disk, with its tokenizer."""
+    """Write a randomly initialised model with its tokenizer."""
     save_model(build_model({**GPT2, **fields}, tokenizer, seed=1), share(tokenizer), folder)
     return folder
 
@@ -250,7 +250,7 @@ def test_weights_in_pickles_serve_unless_they_hold_code(tmp_path):
 
 
 class Printing:
-    """What runs code when it is unpickled."""
+    """Object that runs code when it is unpickled."""
 
     def __reduce__(self) -> tuple:
         return print, ("code of the pickle ran",)
@@ -371,14 +371,14 @@ HOLES = {"<unk>": 0, "red": 1, "cat": 2, "runs": 3, "sings": 4, "<eos>": 30}
 
 
 def with_holes() -> PreTrainedTokenizerFast:
-    """Six tokens, the last of them number 30."""
+    """Make a tokenizer of six tokens, the last with id 30."""
     raw = Tokenizer(models.WordLevel(HOLES, unk_token="<unk>"))
     raw.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     return PreTrainedTokenizerFast(tokenizer_object=raw, eos_token="<eos>", unk_token="<unk>")
 
 
 def test_ids_with_holes_count_up_to_the_largest(tmp_path):
-    """EOS is beyond the number of tokens: it must be drawn, trained on and stored all the same."""
+    """EOS has an id above the number of tokens; it must still be drawn, trained on and stored."""
     tokenizer = with_holes()
     model = build_model(GPT2, tokenizer, seed=1)
     assert (len(tokenizer), model.config.vocab_size) == (6, 31)
@@ -399,13 +399,13 @@ def test_ids_with_holes_count_up_to_the_largest(tmp_path):
         logits = loaded(torch.tensor([[1, 2, 3, 30]])).logits[0, 1:3, :31]
     want = logits.log_softmax(dim=-1)[[0, 1], [3, 30]]
     torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-5)
-    # an id that no token has is an entry as well, and writes nothing
+    # an id without a token is an entry too, and writes nothing
     assert shared.texts([[1, 17, 2, 30]]) == ["red cat"]
 
 
 @pytest.mark.parametrize("architecture", [*ARCHITECTURES.values(), {**LLAMA_LIKE, "model_type": "gemma"}])
 def test_every_token_has_an_embedding_that_learns_when_training_from_scratch(architecture):
-    """Token 0 is the padding token of Gemma's configuration by default, 1 of OPT's; here they are EOS and `!`."""
+    """By default the padding token is 0 in Gemma's configuration and 1 in OPT's; here these are EOS and `!`."""
     model: Any = build_model(architecture, train_bpe(TEXTS, 257), seed=1)
     rows = model.get_input_embeddings().weight
     assert (rows.norm(dim=1) > 0).all()
@@ -432,6 +432,6 @@ def test_a_checkpoint_that_pads_with_a_real_token_learns_it_too(tmp_path):
     [("spiece.model", True), ("vocab.txt", True), ("tekken.json", True), ("model.safetensors", False)],
 )
 def test_a_tokenizer_is_seen_whatever_its_files_are_called(tmp_path, file, found):
-    """Those of a model that are not seen would not be compared with the shared one."""
+    """A model's tokenizer that is not seen would not be compared with the shared one."""
     (tmp_path / file).touch()
     assert has_tokenizer(tmp_path) == found

@@ -1,4 +1,4 @@
-"""Several processes, of one machine and of two, train as one; a run goes on with another number of them."""
+"""Several processes, on one machine or two, train as one; a run can continue with another number of them."""
 
 import itertools
 import json
@@ -31,7 +31,7 @@ def given(kind: str, inputs: dict[str, Path], teacher: Path) -> dict[str, Path]:
 
 
 def train(folder: Path, kind: str, inputs: dict[str, Path], **runtime: Any) -> list[float]:
-    """Losses on held-out rows after each second step."""
+    """Return the losses on held-out rows after every second step."""
     stage = without_dropout(settings(kind, steps=6, evaluate_every=2, select_by="validation_loss"))
     done = run_worker(write_job(folder, stage, inputs, **runtime), runtime.get("processes", 1))
     assert done.returncode == 0, done.stderr[-3000:]
@@ -45,13 +45,13 @@ def history(folder: Path) -> list[float]:
 
 @pytest.fixture(scope="module")
 def alone(inputs, teacher, tmp_path_factory) -> dict[str, list[float]]:
-    """Losses of each method in one process."""
+    """Train each method in one process; return its losses."""
     folder = tmp_path_factory.mktemp("alone")
     return {kind: train(folder / kind, kind, given(kind, inputs, teacher)) for kind in KINDS}
 
 
 IN_SHORT = {("sft", 2), ("kd", 1), ("minillm", 0), ("minillm", 3)}
-"""Of all combinations, those that are no long tests."""
+"""Combinations that run in the short tests; all others are long."""
 
 
 @pytest.mark.parametrize(
@@ -77,7 +77,7 @@ def test_an_optimizer_in_the_memory_of_the_cpu_takes_the_same_steps(zero_stage, 
 
 def test_engines_hold_their_optimizers_where_they_are_told_to():
     held = {}
-    with alone_here(), process_group():  # one for all: DeepSpeed keeps the first that it sees
+    with alone_here(), process_group():  # one group for all: DeepSpeed keeps the first that it sees
         for zero_stage, wanted in itertools.product((1, 2, 3), (False, True)):
             model = GPT2LMHeadModel(GPT2Config(**ARCHITECTURES["gpt2"], vocab_size=16))
             runtime = Runtime(zero_stage=zero_stage, offload_optimizer=wanted)

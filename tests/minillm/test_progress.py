@@ -1,4 +1,4 @@
-"""metrics.jsonl after a full disk or a power cut: what is whole is read, what is not is skipped, and it goes on."""
+"""metrics.jsonl after a full disk or a power cut: whole lines are read, broken ones skipped, and writing goes on."""
 
 import json
 import multiprocessing

@@ -1,4 +1,4 @@
-"""Who takes the champion's place, on scores that are made here."""
+"""Promotion decides by scores that are made here who takes the champion's place."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Prompts as tokens: BOS once, and special tokens only where the template writes them."""
+"""Prompts as tokens have BOS once, and special tokens only where the template writes them."""
 
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
@@ -49,7 +49,7 @@ def test_a_template_may_write_special_tokens(adds_bos):
 
 @pytest.mark.parametrize("template", [PLAIN, WITH_BOS, CHAT])
 def test_a_special_token_named_in_a_question_is_text(template):
-    """Of a byte-level tokenizer, so that text of any kind can be read back."""
+    """The tokenizer is byte-level, so that any text can be read back."""
     tokenizer = train_bpe(["say cat"], 300)
     tokenizer.add_special_tokens({"bos_token": "<s>", "eos_token": "</s>", "additional_special_tokens": ["<|user|>"]})
     special = tokenizer.convert_tokens_to_ids(["<s>", "</s>", "<|user|>", "<|endoftext|>"])

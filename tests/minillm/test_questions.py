@@ -1,4 +1,4 @@
-"""Multiple-choice sets in every shape that the real files have, and what cannot be asked or judged."""
+"""Multiple-choice sets in every shape of the real files are read; questions that cannot be asked are refused."""
 
 import json
 

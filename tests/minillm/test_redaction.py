@@ -1,4 +1,4 @@
-"""Secrets by their form and by their value, in texts, errors, log records and all that a process prints."""
+"""Secrets are hidden by form and by value in texts, errors, log records and everything that a process prints."""
 
 import os
 import subprocess

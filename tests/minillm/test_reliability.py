@@ -1,4 +1,4 @@
-"""Calibration error by hand, on the edges of bins, and of predictions drawn to be calibrated."""
+"""Calibration error by hand, at the edges of bins, and for predictions drawn to be calibrated."""
 
 import numpy as np
 import pytest
@@ -7,7 +7,7 @@ from minillm.evaluation.reliability import BINS, binned, calibration_error, cali
 
 
 def one_by_one(confidence, correct):
-    """Sums of prompts with one prediction each."""
+    """Return the sums of prompts with one prediction each."""
     return np.stack([binned([sure], [right]) for sure, right in zip(confidence, correct, strict=True)])
 
 
@@ -52,7 +52,7 @@ def test_sums_add_up_over_prompts():
 
 
 def samples(number, prompts, right):
-    """Sums of prompts whose confidence is uniform, and which are right as often as `right` says of it."""
+    """Yield sums of prompts with uniform confidence, each right with the probability that `right` gives for it."""
     draw = np.random.default_rng(2)
     for _ in range(number):
         confidence = draw.uniform(0.3, 1, prompts)
@@ -75,7 +75,7 @@ def error_of(right):
     ],
 )
 def test_intervals_hold_the_truth_although_a_sample_has_a_larger_error(prompts, right):
-    """Of 60 samples, 95 % are 57; fewer than 53 are two in a hundred thousand sets of them."""
+    """95 % of 60 samples are 57; fewer than 53 occur in two of a hundred thousand sets of samples."""
     truth = error_of(right)
     found = [reliability(parts)["ece"] for parts in samples(60, prompts, right)]
     assert np.mean([of["value"] for of in found]) > truth
@@ -84,7 +84,7 @@ def test_intervals_hold_the_truth_although_a_sample_has_a_larger_error(prompts, 
 
 
 def test_answers_of_one_prompt_are_no_independent_evidence():
-    """Tokens of a text that are all right or all wrong, ten a prompt: as uncertain as one a prompt."""
+    """Ten tokens per prompt that are all right or all wrong are as uncertain as one token per prompt."""
     draw = np.random.default_rng(4)
     confidence = draw.uniform(0.3, 1, 200)
     parts = one_by_one(confidence, draw.random(200) < confidence)
@@ -96,7 +96,7 @@ def test_an_interval_of_a_calibrated_model_ends_at_zero():
 
 
 def test_a_lucky_sample_does_not_prove_that_there_is_no_error():
-    """Half of forty right at a confidence of 1/2, with a standard error of √(1/4 / 40) = 0.079."""
+    """Half of forty predictions are right at a confidence of 1/2, with a standard error of √(1/4 / 40) = 0.079."""
     low, high = calibration_interval(one_by_one([0.5] * 40, [1, 0] * 20))
     assert low == 0.0
     # 97.5 % of normal numbers are within 2.24 standard errors; 2,000 draws find that to 2.4 %.

@@ -29,7 +29,7 @@ ROLES = ("teacher", "sft", "kd", "minillm")
 KEPT_WORDS = {"teacher": 0.75, "sft": 0.5, "kd": 0.52, "minillm": 0.65}
 SEEDS = (10, 20, 30)
 MIDDLE = 14
-"""Number of the prompt in the middle of 30, which is always shown."""
+"""Index of the prompt in the middle of 30, which is always shown."""
 WORDS = ["the", "quick", "brown", "fox", "jumps", "over", "a", "lazy", "dog", "while", "seven", "birds", "watch"]
 
 
@@ -39,7 +39,7 @@ def write_jsonl(path: Path, rows: list[dict]) -> None:
 
 
 def make_inputs(folder: Path, benchmarks: tuple[str, ...] = ("dolly", "sni")) -> dict[str, Path]:
-    """Artifacts of a whole small run: responses are references with words lost at a rate of each role's own."""
+    """Make the artifacts of a whole small run; each role's responses are references that lose words at its own rate."""
     words = Tokenizer(models.WordLevel({"?": 0}, unk_token="?"))
     words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     PreTrainedTokenizerFast(tokenizer_object=words, unk_token="?").save_pretrained(folder / "tokenizer")
@@ -79,7 +79,7 @@ def make_inputs(folder: Path, benchmarks: tuple[str, ...] = ("dolly", "sni")) ->
 
 
 def write_cost(folder: Path, speeds: dict[str, float]) -> dict:
-    """What stage `cost` leaves behind; every model but the first takes a quarter of its memory."""
+    """Write the result of the stage `cost`; every model but the first takes a quarter of the first's memory."""
     measured = {
         role: {
             "responses": 30,
@@ -97,7 +97,7 @@ def write_cost(folder: Path, speeds: dict[str, float]) -> dict:
 
 
 def make_role(folder: Path, role: str, prompts: dict, draw: random.Random, inputs: dict[str, Path]) -> None:
-    """Responses, scores and, for all but the teacher, a train artifact."""
+    """Write responses, scores and, for all but the teacher, a train artifact."""
     responses = folder / f"generate-{role}"
     for name, rows in prompts.items():
         answered = []
@@ -182,7 +182,7 @@ def finished(tmp_path_factory) -> tuple[dict, Path]:
 
 
 class Page(HTMLParser):
-    """Texts of table cells, ids, addresses that the page would load, and open tags."""
+    """Parser that collects table cells' texts, ids, addresses that the page would load, and open tags."""
 
     VOID = frozenset({"meta", "path", "use", "rect", "br"})
 
@@ -227,7 +227,7 @@ def read_page(output: Path) -> Page:
 
 
 def comparison_of(scores: dict[str, list[float]]) -> Comparison:
-    """Over one benchmark, from one value per prompt and a single seed."""
+    """Make a comparison over one benchmark, from one value per prompt and a single seed."""
     values = {role: np.array(of) for role, of in scores.items()}
     cells = {
         role: {"mean": float(of.mean()), "spread": 0.0, "per_seed": {"1": float(of.mean())}}
@@ -254,11 +254,11 @@ def test_benchmarks_with_metrics_of_their_own_say_so():
 
 
 EASY_AND_HARD = [20.0, 80.0] * 20
-"""Prompts differ far more than methods do."""
+"""Scores of prompts, which differ far more than methods do."""
 
 
 def better(by: float, disagreeing: int = 0) -> list[float]:
-    """Above EASY_AND_HARD on every prompt but a few, on which it is as far below."""
+    """Return scores above EASY_AND_HARD on every prompt but a few, which are as far below."""
     return [value + (-by if number < disagreeing else by) for number, value in enumerate(EASY_AND_HARD)]
 
 
@@ -283,8 +283,8 @@ def test_every_two_methods_are_compared_with_p_values():
     assert table.loc["teacher − sft"].tolist() == ["+9.0", "<0.001", ""]
     value, p_value, words = table.loc["sft − kd"]
     assert str(value).startswith("−0.5 [−")
-    # −2 on 25 prompts of 40 and +2 on the others: how often 25 coins or more of 40 agree, for two sides. Twice that:
-    # the two largest p-values of the six between students are this one, of the benchmark and of the mean over it.
+    # −2 on 25 prompts of 40 and +2 on the others: how often 25 coins or more of 40 agree, two-sided. Twice that:
+    # the two largest of the six p-values between students are this one, for the benchmark and for the mean over it.
     assert float(p_value) == pytest.approx(2 * 2 * stats.binom.sf(24, 40, 0.5), abs=0.02)
     assert words == "not distinguishable"
 
@@ -335,7 +335,7 @@ def test_a_model_alone_is_neither_best_nor_compared():
 
 @pytest.mark.parametrize("far_better", ["teacher", "minillm"])
 def test_equal_methods_are_rarely_told_apart_whatever_stands_beside_them(far_better):
-    """Of 400 reports, 5 % are 20; 33 and more are three in a thousand sets of them."""
+    """5 % of 400 reports are 20; 33 or more occur in three of a thousand sets of reports."""
     draw = np.random.default_rng(12)
     told_apart = better_seen = 0
     for _ in range(400):

@@ -1,4 +1,4 @@
-"""Rollouts from p̃ by a coin: their law, their independence of the schedule."""
+"""Rollouts drawn from p̃ by a coin have its law and do not depend on the schedule."""
 
 import pytest
 import torch
@@ -49,7 +49,7 @@ def test_rows_that_share_their_coins_each_keep_that_law(row):
 @pytest.mark.parametrize("alpha", [0.0, 0.4])
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_tokens_are_drawn_with_the_probabilities_of_a_full_forward_pass(name, alpha):
-    """Of the model that drew them, whatever it had to catch up with: each response has tokens of both."""
+    """Probabilities are those of the model that drew the token, however far it had to catch up with the other."""
     student, teacher = small_model(name, VOCABULARY, seed=1), small_model(name, VOCABULARY + 3, seed=2)
     responses = sampler(student, teacher, alpha, batch_size=5, temperature=0.8).sample(ROUND, COINS)
     from_teacher = torch.from_numpy(generator(COINS).random(9) < alpha)
@@ -80,7 +80,7 @@ def test_schedule_changes_nothing(name, alpha, monkeypatch):
 
 @pytest.mark.parametrize("alpha", [0.0, 0.2, 0.5, 0.9])
 def test_how_seldom_the_host_looks_changes_nothing(alpha, monkeypatch):
-    """Rows of other limits, cut by them between two looks, while rows that have ended wait for the other model."""
+    """Rows with different limits reach them between two looks, while ended rows wait for the other model."""
     student, teacher = (small_model("gpt2", VOCABULARY, seed=seed).double() for seed in (1, 2))
     cut = 0
     for seed in range(12):

@@ -29,7 +29,7 @@ def outputs(name: str) -> list[list[str]]:
 def test_hand_computed_examples():
     # the cat sat | the cat lay down: LCS "the cat", P = 2/3, R = 2/4, F = 4/7
     assert rouge_l("the cat sat", ["the cat lay down"]) == pytest.approx(4 / 7, abs=1e-15)
-    # order counts: "b a" and "a b" share one word in sequence
+    # order counts: "b a" and "a b" have a common subsequence of one word
     assert rouge_l("b a", ["a b"]) == pytest.approx(1 / 2, abs=1e-15)
     # words of more than three letters are stemmed, shorter ones are not
     assert rouge_l("Running dogs!", ["run dog"]) == 1.0

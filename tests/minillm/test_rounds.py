@@ -1,4 +1,4 @@
-"""Rounds of rollouts: what both models say of them, by the passes that the updates make, and their mini-batches."""
+"""Rounds of rollouts: their scores by both models, computed by the passes that updates make, and their mini-batches."""
 
 import itertools
 import pickle
@@ -22,7 +22,7 @@ from tests.minillm.on_policy import rollout_feed
 VOCABULARY = 101
 PROMPTS = [[1 + (7 * i + j) % 100 for j in range(1 + i % 9)] for i in range(16)]
 TIGHT = 1e-3
-"""A clip range that bfloat16's rounding of another shape leaves at once."""
+"""Clip range so tight that bfloat16's rounding in a pass of another shape leaves it at once."""
 
 
 def models() -> tuple[PreTrainedModel, PreTrainedModel]:
@@ -30,7 +30,7 @@ def models() -> tuple[PreTrainedModel, PreTrainedModel]:
 
 
 def wide_model(architecture: str = "llama", seed: int = 1) -> PreTrainedModel:
-    """In bfloat16, and wide and deep enough for its rounding to be seen."""
+    """Return a model in bfloat16, wide and deep enough for its rounding to show."""
     sizes = {
         "llama": {"hidden_size": 256, "num_hidden_layers": 4, "intermediate_size": 512},
         "gpt2": {"n_embd": 256, "n_layer": 4, "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0},
@@ -42,14 +42,14 @@ def wide_model(architecture: str = "llama", seed: int = 1) -> PreTrainedModel:
 
 
 def prepared(feed: Rollouts, micro: int = 4) -> Round:
-    """The first round."""
+    """Prepare and return the first round."""
     feed.prepare(0, micro)
     assert feed.round is not None
     return feed.round
 
 
 def outside(feed: Rollouts, step: int, micro: int) -> float:
-    """Share of a mini-batch's tokens whose ratio is outside the clip, by the update's own passes."""
+    """Return the share of a mini-batch's tokens whose ratio is outside the clip, by the update's own passes."""
     return sum(float(losses["clipped_share"]) for losses in feed.losses(step, micro))
 
 
@@ -79,14 +79,14 @@ def test_a_round_holds_what_full_forward_passes_say():
 @pytest.mark.parametrize("architecture", ["gpt2", "llama"])
 @pytest.mark.parametrize("alpha", [0.0, 0.4])
 def test_in_bfloat16_the_ratio_is_one_before_the_first_update(architecture, alpha):
-    """In every mini-batch of every inner epoch, of rows of all lengths."""
+    """This holds in every mini-batch of every inner epoch, for rows of all lengths."""
     student, teacher = wide_model(architecture), wide_model(architecture, seed=2)
     policy = {"teacher_mix": alpha, "clip_range": TIGHT, "inner_epochs": 3}
     with rollout_feed(student, teacher, PROMPTS, 40, policy, precision="bfloat16") as feed:
         assert len({len(response) for response in prepared(feed).responses}) > 4
         assert max(outside(feed, step, 4) for step in range(feed.steps_per_round)) <= 0.01
         alone = max(outside(feed, step, 1) for step in range(feed.steps_per_round))
-    assert alone > 0.03  # another shape would not do
+    assert alone > 0.03  # passes of another shape would differ
 
 
 def test_the_error_of_the_ratio_is_logged_once_a_round():
@@ -120,7 +120,7 @@ def test_inner_epochs_take_the_same_mini_batches_in_orders_of_their_own():
 
 
 def test_a_response_carries_its_own_tokens_only():
-    """Between processes it is pickled, and in a checkpoint saved."""
+    """A response is pickled between processes and saved in checkpoints."""
     student, teacher = models()
     with rollout_feed(student, teacher, PROMPTS, 12, {}) as feed:
         found = prepared(feed)
@@ -130,7 +130,7 @@ def test_a_response_carries_its_own_tokens_only():
 
 @pytest.fixture(scope="module")
 def real_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """SmolLM2-135M-Instruct."""
+    """Fetch SmolLM2-135M-Instruct; skip the test if that fails."""
     script, folder = ROOT / "../shared/models/smollm2.sh", tmp_path_factory.mktemp("real") / "model"
     if not script.exists():
         pytest.skip(f"no real model: {script} is not there")

@@ -113,7 +113,7 @@ def test_the_real_dolly_is_whole():
 
 
 def test_the_first_name_with_a_value_counts(tmp_path):
-    """Rows of two sources put together have the names of both, one of them empty."""
+    """Rows merged from two sources have the field names of both, one of them empty."""
     values = [
         {"instruction": "a", "context": None, "input": "c", "response": "b", "output": None},
         {"instruction": "a", "context": " ", "input": "c", "response": "", "output": "b"},

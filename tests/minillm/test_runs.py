@@ -1,4 +1,4 @@
-"""Runs against each other, on scores that are made here: what differs, what is paired, what the page says."""
+"""Comparison of runs on scores that are made here: what differs, what is paired, what the page says."""
 
 import re
 from collections.abc import Mapping
@@ -21,13 +21,13 @@ CURVES = {"valid/rouge_l": pd.Series({100: 20.0, 200: 21.0}), "train/loss": pd.S
 
 
 def by_prompt(benchmark: str, above: float, seed: int = 0) -> pd.Series:
-    """Prompts differ far more than methods do; noise of the run's own."""
+    """Return scores whose prompts differ far more than methods do, with noise of the run's own."""
     levels = np.random.default_rng(len(benchmark)).uniform(20, 80, PROMPTS[benchmark])
     return pd.Series(levels + above + np.random.default_rng([seed, PROMPTS[benchmark]]).normal(0, 2, len(levels)))
 
 
 def a_run(label: str, methods: Mapping[str, float], seed: int = 0, **changes: object) -> Run:
-    """Each method as far above the prompts' levels as it says."""
+    """Make a run in which each method is above the prompts' levels by the given amount."""
     facts = {
         "label": label,
         "identity": label * 8,
@@ -180,7 +180,7 @@ def test_a_run_has_its_colour_and_a_method_its_marker():
 
 
 class LinkedPage(Page):
-    """Links that a person follows load nothing."""
+    """Links that only a person follows load nothing."""
 
     def handle_starttag(self, tag, attrs):
         super().handle_starttag(tag, [] if tag == "a" else attrs)

@@ -1,4 +1,4 @@
-"""The sampler: its law, its independence of what is beside a row, its ends."""
+"""The sampler draws from the right law, treats rows independently of their neighbours, and ends them correctly."""
 
 import numpy as np
 import pytest
@@ -31,7 +31,7 @@ def law_after(model, prefix):
 
 
 def assert_follows(got, expected):
-    """χ² test of observed keys against probabilities; those expected fewer than five times are one class."""
+    """Return the χ² test of observed keys against probabilities; keys expected fewer than five times form one class."""
     assert sum(expected.values()) == pytest.approx(1.0)
     likely = [key for key, p in expected.items() if p * len(got) >= 5]
     counts = np.array([sum(g == key for g in got) for key in likely])
@@ -42,7 +42,7 @@ def assert_follows(got, expected):
 
 
 def every_response(law, ends=ENDS):
-    """Probability of each response of at most two tokens, from the law after a prefix."""
+    """Return the probability of each response of at most two tokens, from the law after a prefix."""
     first_law = law([3, 4])
     expected = {}
     for first in range(VOCABULARY):
@@ -64,7 +64,7 @@ def test_responses_follow_the_model(ends):
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_schedule_and_neighbours_change_nothing(name, monkeypatch):
-    """Batch size, order and refills: the same responses in float64, token for token, and the same probabilities."""
+    """In float64, responses and probabilities are the same token for token at any batch size, order and refill."""
     model = small_model(name, VOCABULARY, seed=1).double()
     wanted = [Request([1 + i % 5] * (1 + i % 6), 3 + i % 7, stream(Purpose.ANSWERS, 11, 0, i)) for i in range(14)]
     alone = [Sampler(model, ENDS, VOCABULARY).sample([r])[0] for r in wanted]
@@ -101,7 +101,7 @@ def test_a_response_ends_with_eos_or_at_its_limit():
 
 
 def test_looking_for_ends_less_often_changes_nothing(monkeypatch):
-    """On an accelerator the host looks every few steps which rows have ended; here it is made to do the same."""
+    """On an accelerator the host checks only every few steps which rows have ended; here it does the same."""
     model = small_model("gpt2", VOCABULARY, seed=1).double()
     wanted = [Request([1 + i % 5] * (1 + i % 4), 2 + i % 9, (4, i)) for i in range(20)]
     want = Sampler(model, ENDS, VOCABULARY, batch_size=6).sample(wanted)
@@ -179,7 +179,7 @@ def test_draw_by_blocks_is_the_draw_over_all(size):
 
 
 def test_draw_never_takes_what_is_forbidden():
-    """Float32 sums of blocks and of their entries differ by rounding; numbers at the edges must not fall through."""
+    """Float32 sums of blocks and of their entries differ by rounding; numbers at the edges must still be found."""
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(4000, 3 * BLOCK + 5, generator=generator)
     logits[torch.rand(logits.shape, generator=generator) < 0.9] = -torch.inf

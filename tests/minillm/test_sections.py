@@ -1,4 +1,4 @@
-"""Calibration and held-out text on the page: figures from what was measured, and nothing where nothing was."""
+"""Calibration and held-out text on the page show what was measured, and nothing if nothing was."""
 
 import json
 from pathlib import Path
@@ -19,12 +19,12 @@ from minillm.stages import Job, Report
 from tests.minillm.test_report import ROLES, make_inputs, read_page
 
 SURE = {"teacher": 0.6, "sft": 0.9, "kd": 0.8, "minillm": 0.7}
-"""Probability that each gives its choice; all are right in three of five."""
+"""Probability that each model gives its choice; each is right in three of five."""
 LOSS = {"teacher": 1.0, "sft": 1.5, "kd": 2.0, "minillm": 2.5}
 
 
 def make_measured(folder: Path) -> dict[str, Path]:
-    """What both stages leave behind, by the names of the report's inputs."""
+    """Make the results of both stages, by the names of the report's inputs."""
     inputs = {}
     for role, sure in SURE.items():
         lines = [
@@ -57,7 +57,7 @@ def test_tables_say_what_was_measured(tmp_path):
     assert loss.loc["kd", "story"] == "2.000", "the same in every text"
     assert per_byte.loc["kd", "story"].startswith("1.443 ["), "10 tokens of 2 nats in 20 bytes"
     assert perplexity.loc["kd", "story"] == "7.389"
-    # half of the tokens are the likeliest, at e^−2; where they are not, it is at e^−0.5
+    # half of the tokens are the likeliest, at e^−2; for the others, the likeliest is at e^−0.5
     assert next_token.loc["kd", "dolly"].startswith(f"{((1 - np.exp(-2)) + np.exp(-0.5)) / 2:.3f}")
     assert list(asked.figures) == ["calibration-arc"]
     assert list(scored.figures) == ["held-out-story"], "benchmarks are in the tables"

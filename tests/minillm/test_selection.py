@@ -1,4 +1,4 @@
-"""Which weights are kept: by the metric, then the loss, then the earliest; never those without a figure."""
+"""Weights are kept by the best metric, then the loss, then the earliest step; never weights without a figure."""
 
 import math
 from pathlib import Path
@@ -12,7 +12,7 @@ from minillm.training.selection import Selection
 
 
 def selection(metric: str, *figures: tuple[float, float]) -> Selection:
-    """After validations at steps 100, 200 … of a loss and a score each."""
+    """Return a selection after validations at steps 100, 200 …, with a loss and a score each."""
     history = [
         {"step": 100 * number, "valid/loss": loss, f"valid/{metric}": score}
         for number, (loss, score) in enumerate(figures, start=1)

@@ -18,7 +18,7 @@ from minillm.store.source_digest import source_digest
 print(json.dumps({stage.kind: source_digest(stage.module) for stage in STAGES.values()}))
 """
 TRAINING = {"train", "speed"}
-"""Stages that train, the one that times steps for a plan among them."""
+"""Stages that train, including the one that times steps for a plan."""
 
 
 def digests(package: Path) -> dict[str, str]:
@@ -36,7 +36,7 @@ def original(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, 
 
 
 def stale(original: tuple[Path, dict[str, str]], tmp_path: Path, name: str, old: str, new: str) -> set[str]:
-    """Stages that one change of one file makes stale."""
+    """Return the stages that one change of one file makes stale."""
     package, before = original
     copy = tmp_path / "minillm"
     shutil.copytree(package, copy)

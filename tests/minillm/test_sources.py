@@ -36,7 +36,7 @@ CHAT_FILES = (
     "chat_template.jinja",
     "additional_chat_templates/tool_use.jinja",
 )
-"""What transformers reads of a causal language model and its tokenizer."""
+"""Files that transformers reads of a causal language model and its tokenizer."""
 RESOLVE = """
 import json, sys
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Random streams: every name its own, no source of random numbers beside them, and rollouts that follow p̃."""
+"""Every named random stream is its own, there is no other source of random numbers, and rollouts follow p̃."""
 
 import itertools
 import re
@@ -31,7 +31,7 @@ def test_every_purpose_has_a_number_of_its_own_and_none_is_zero():
 
 
 def test_no_two_names_begin_alike():
-    """Other purposes, neighbouring seeds and rows, and zeros at the end, which numpy would drop from a seed."""
+    """Names differ in purpose, seed or row, or only in trailing zeros, which numpy would drop from a seed."""
     assert len({tuple(generator(name).random(2)) for name in NAMES}) == len(NAMES)
     assert len({torch_seed(name) for name in NAMES}) == len(NAMES)
 
@@ -51,7 +51,7 @@ def test_all_random_numbers_come_from_named_streams(floor):
 
 
 def test_what_a_round_draws_shares_no_stream():
-    """Coins, responses, the order of its rows and of the examples, for the same seed and number."""
+    """Coins, responses, and the orders of rows and examples draw differently for the same seed and number."""
     coins = generator(stream(Purpose.COINS, 1, 7)).random(20).tolist()
     slots = Slots(
         [Request([1], 20, stream(Purpose.ROLLOUTS, 1, 7, i)) for i in range(3)], 3, (EOS,), torch.device("cpu")

@@ -1,4 +1,4 @@
-"""What a study's file says becomes runs, and what cannot be compared is refused before anything starts."""
+"""A study's file becomes runs; studies that cannot be compared are refused before anything starts."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""The result of a study, on scores that are made here: its numbers by hand, and its page."""
+"""A study's result on scores that are made here: its numbers checked by hand, and its page."""
 
 import json
 import re
@@ -26,7 +26,7 @@ VICUNA = {name: [[score + 10 for score in row[:3]] for row in rows] for name, ro
 
 
 def write_run(folder: Path, dolly: list[float], vicuna: list[float], level: float) -> tuple[Path, Path]:
-    """Artifacts `score` and `train` of one run; two generation seeds around the score."""
+    """Write the artifacts `score` and `train` of one run, with two generation seeds around the score."""
     score, train = folder / "score", folder / "train"
     for path in (score, train):
         path.mkdir(parents=True)
@@ -101,7 +101,7 @@ def test_differences_are_paired_by_prompt_and_seed_and_adjusted_for_all(finished
     assert [d["value"] for d in found] == pytest.approx([e.value for e in direct])
     assert [d["low"] for d in found] == pytest.approx([e.low for e in direct])
     assert [d["p_value"] for d in found] == pytest.approx(adjusted([e.p_value for e in direct], ["one"] * 6))
-    # The two seeds agree exactly: off's mean of −1, −2, −1, −2 has the standard error √(1/3)/2 = 0.2887, and the t
+    # The two seeds agree exactly. off's mean of −1, −2, −1, −2 has the standard error √(1/3)/2 = 0.2887, and the t
     # value with 3 degrees of freedom is 3.182.
     assert found[0]["low"] == pytest.approx(-1.5 - 3.182 * 0.2887, abs=1e-3)
 

@@ -1,4 +1,4 @@
-"""Bytes that tokens stand for: every byte of a text once, whatever the tokenizer and wherever the text is cut."""
+"""Tokens stand for every byte of a text exactly once, for any tokenizer and wherever the text is cut."""
 
 import numpy as np
 import pytest
@@ -17,7 +17,7 @@ TEXT = "Ich höre 答え 🙂, naïve café\n\n"
 
 
 def sentence_pieces() -> PreTrainedTokenizerBase:
-    """As LLaMA's: a space before the text, "▁" for spaces, bytes for what is in no piece."""
+    """Make a tokenizer like LLaMA's: a space before the text, "▁" for spaces, bytes for what no piece covers."""
     pieces = ["<unk>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), "▁", "h", "i", "▁h", "▁hi"]
     raw = Tokenizer(
         models.BPE(
@@ -33,7 +33,7 @@ def sentence_pieces() -> PreTrainedTokenizerBase:
 
 
 def words() -> PreTrainedTokenizerBase:
-    """Whole words, between which spaces are lost."""
+    """Make a tokenizer of whole words, which loses the spaces between them."""
     raw = Tokenizer(models.WordLevel({"</s>": 0, "<unk>": 1, "Ich": 2, "höre": 3}, unk_token="<unk>"))
     raw.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     return PreTrainedTokenizerFast(tokenizer_object=raw, eos_token="</s>", unk_token="<unk>")
@@ -46,7 +46,7 @@ def test_a_byte_level_token_stands_for_its_very_bytes():
     assert spelled[0] == 0, "EOS"
     assert spelled[ids].sum() == len(TEXT.encode())
     encoded = TEXT.encode()
-    for cut in range(len(ids)):  # characters of three and four bytes are cut, too
+    for cut in range(len(ids)):  # characters of three and four bytes are cut too
         counted = int(spelled[ids[:cut]].sum())
         assert encoded[:counted].decode(errors="replace") == tokenizer.decode(ids[:cut])
 
@@ -76,6 +76,6 @@ def test_a_block_that_cuts_a_character_loses_none_of_its_bytes(tmp_path):
     sources = {"tokenizer": tmp_path / "tokenizer", "held_out/smiles": tmp_path / "text.txt"}
     texts, _ = run_stage(HeldOutTexts(texts=("smiles",), block_tokens=5), sources, tmp_path / "run")
     of_blocks = blocks(texts / "smiles", spelled_bytes(tokenizer), 5)
-    # 24 bytes and EOS are five blocks of five tokens; of each, all but the first is predicted
+    # 24 bytes and EOS are five blocks of five tokens; in each, all but the first are predicted
     assert of_blocks.text_bytes == [4, 4, 4, 4, 3]
     assert np.array_equal(PlainText(texts / "smiles", 5).block(1)[1:], of_blocks.pairs[1][1])

@@ -1,4 +1,4 @@
-"""Long texts in pieces: the tokens of the whole, for tokenizers of every kind."""
+"""Long texts tokenised in pieces have the tokens of the whole, with tokenizers of every kind."""
 
 from collections.abc import Callable
 from typing import Any
@@ -40,7 +40,7 @@ def byte_level(split: str | None) -> tuple[Tokenizer, Any]:
 
 
 def llama_2() -> tuple[Tokenizer, Any]:
-    """A blank before every text, and no words: merges may go anywhere."""
+    """Return a tokenizer that puts a space before every text and does not split words, so merges may cross them."""
     tokenizer = Tokenizer(models.BPE(unk_token="<unk>", fuse_unk=True))
     tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
     tokenizer.decoder = decoders.Replace("▁", " ")

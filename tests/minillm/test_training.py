@@ -79,7 +79,7 @@ def test_a_damaged_checkpoint_is_told_and_the_one_before_is_taken(damaged, input
     assert run_worker(write_job(whole, long, text_inputs(inputs), checkpoint_every=3)).returncode == 0
     spec = write_job(folder, long, text_inputs(inputs), checkpoint_every=3)
     worker = subprocess.Popen(worker_command(spec), env=worker_environment(), cwd=folder, stdout=subprocess.DEVNULL)
-    # The one before the last two goes when the last is on disk.
+    # Only the last two checkpoints are kept: an older one is deleted once the newest is on disk.
     wait_for(lambda: checkpoint_steps(folder)[-1:] >= [9] and len(checkpoint_steps(folder)) == 2)
     worker.send_signal(signal.SIGSTOP)
     steps = checkpoint_steps(folder)
@@ -102,14 +102,14 @@ def test_a_damaged_checkpoint_is_told_and_the_one_before_is_taken(damaged, input
 
 
 def content(folder: Path) -> dict[str, str]:
-    """Checksums of what the digest of the artifact is of: no clock and no place is in it."""
+    """Return checksums of the files that the artifact's digest covers, which do not depend on time or place."""
     files = [path for path in (folder / "output").rglob("*") if path.is_file() and path.name not in CLOCKED]
     return {str(path.relative_to(folder)): file_sha256(path) for path in files}
 
 
 @pytest.fixture(scope="module")
 def two_steps(inputs, tmp_path_factory) -> Path:
-    """A training of two steps, with its checkpoint, in a folder whose name is full of signs that mean something."""
+    """Train two steps, with a checkpoint, in a folder whose name is full of special characters."""
     folder = tmp_path_factory.mktemp("a?b#c%20d[e]*f\n g") / "[w]*?"
     done = run_worker(write_job(folder, settings("sft", steps=2), text_inputs(inputs), checkpoint_every=1))
     assert done.returncode == 0, done.stderr

@@ -1,4 +1,4 @@
-"""Intervals and p-values against what can be enumerated or computed by hand, and how often they are right."""
+"""Intervals and p-values against values enumerated or computed by hand, and how often they are right."""
 
 import itertools
 from typing import Any
@@ -20,7 +20,7 @@ from minillm.evaluation.uncertainty import (
 
 
 def bounds(found):
-    """Lower and upper end, which are there."""
+    """Return the lower and upper end, which must exist."""
     assert found.low is not None
     assert found.high is not None
     return found.low, found.high
@@ -99,7 +99,7 @@ def test_a_mean_has_an_interval_if_each_benchmark_has_prompts_enough():
 
 
 def test_a_ratio_of_sums_is_the_sum_of_its_linear_shares():
-    """Loss per token: few tokens that are dear, many that are cheap; the delta method by hand."""
+    """A loss per token, where texts of few tokens cost more per token, against the delta method by hand."""
     draw = np.random.default_rng(6)
     tokens = draw.integers(1, 30, 200).astype(float)
     nats = 20 + draw.normal(0, 2, 200) + 0.5 * tokens
@@ -140,7 +140,7 @@ def test_pseudo_values_of_a_mean_are_the_values():
 def test_adjustment_by_hand():
     # Holm: .01·3, then .03·2, then .04·1, never below an earlier one.
     assert adjusted([0.01, 0.04, 0.03], [0, 0, 0]) == pytest.approx([0.03, 0.06, 0.06])
-    # In families of their own; what has no p-value is none of the comparisons.
+    # Each in a family of its own; entries without a p-value are not counted as comparisons.
     assert adjusted([0.01, None, 0.04, 0.03], "abba") == pytest.approx([0.02, None, 0.04, 0.03])
     assert adjusted([0.9, 0.8], [0, 0]) == [1.0, 1.0]
     assert adjusted([], []) == []
@@ -180,7 +180,7 @@ SKEWED = {
     "few good answers": (lambda draw, size: 100 * draw.beta(1.2, 4, size), 100 * 1.2 / 5.2),
     "many zeros": (lambda draw, size: np.where(draw.random(size) < 0.4, 0, 100 * draw.beta(2, 3, size)), 24.0),
 }
-"""Scores like those of Rouge-L on short and on long references, and their mean."""
+"""Laws of scores like Rouge-L's on short and on long references, with their means."""
 
 
 @pytest.mark.parametrize(("prompts", "least"), [(3, 0.90), (5, 0.90), (10, 0.92), (20, 0.93), (100, 0.94)])
@@ -197,7 +197,7 @@ def test_intervals_hold_the_mean_of_skewed_scores(name, prompts, least):
 
 @pytest.mark.parametrize("prompts", [5, 10, 20, 100])
 def test_equal_methods_rarely_differ(prompts):
-    """Two methods answer equally well, 800 times: 7 % is what 5 % reach once in two hundred draws."""
+    """Two methods answer equally well, 800 times: with a rate of 5 %, 7 % is reached once in two hundred draws."""
     draw = np.random.default_rng(10)
     scores = SKEWED["many zeros"][0]
     p_values = [sign_flip_test([scores(draw, prompts) - scores(draw, prompts)]) for _ in range(800)]

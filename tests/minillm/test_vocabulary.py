@@ -1,4 +1,4 @@
-"""Losses taken through the head in chunks against plain autograd over whole logits."""
+"""Losses computed through the head in chunks, against plain autograd over whole logits."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Weights that are damaged, incomplete, quantised or another model's are refused before anything is loaded."""
+"""Weights that are damaged, incomplete, quantised or of another model are refused before anything is loaded."""
 
 import json
 import shutil
@@ -45,7 +45,7 @@ def rewrite(change: Callable[[Weights], Weights]) -> Callable[[Path], None]:
 
 
 def shard(model: Path) -> None:
-    """Two shards with their index in the place of the file."""
+    """Replace the weight file by two shards with their index."""
     weights = load_file(model / FILE)
     names = sorted(weights)
     places = {name: FIRST if i < len(names) // 2 else SECOND for i, name in enumerate(names)}
@@ -175,7 +175,7 @@ OLDER: dict[str, tuple[dict, Weights]] = {
     "codegen": (GPTJ, {"attn.causal_mask": MASK}),
     "falcon": (FALCON, {"self_attention.maybe_rotary.inv_freq": torch.ones(4)}),
 }
-"""Fields of small models, and what older versions saved beside the weights of their first block."""
+"""Fields of small models, and what older versions of transformers also saved in their first block."""
 
 
 @pytest.mark.parametrize("name", OLDER)

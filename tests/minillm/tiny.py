@@ -13,7 +13,7 @@ LIMIT = 3
 
 
 class PrefixModel(nn.Module):
-    """q(y_t | y_<t) from a small recurrent net in float64; prompt tokens do not matter."""
+    """Model q(y_t | y_<t): a small recurrent net in float64 that ignores prompts."""
 
     def __init__(self, seed: int) -> None:
         super().__init__()
@@ -23,15 +23,15 @@ class PrefixModel(nn.Module):
         self.head = nn.Parameter(torch.randn(4, VOCABULARY, generator=generator, dtype=torch.float64))
 
     def logits(self, tokens: Tensor) -> Tensor:
-        """Logits (B, T, V) that predict each of tokens (B, T)."""
+        """Return the logits (B, T, V) that predict each of tokens (B, T)."""
         return self.hidden(tokens) @ self.head
 
     def output_head(self) -> OutputHead:
-        """The head as the losses take it."""
+        """Return the head in the form that the losses take."""
         return OutputHead(self.head.t(), None, VOCABULARY)
 
     def hidden(self, tokens: Tensor) -> Tensor:
-        """Last hidden states (B, T, 4), before the head."""
+        """Return the last hidden states (B, T, 4), before the head."""
         state = self.embed[torch.full((len(tokens),), VOCABULARY)]
         out = []
         for t in range(tokens.shape[1]):
@@ -41,7 +41,7 @@ class PrefixModel(nn.Module):
 
 
 def every_response(limit: int = LIMIT) -> tuple[Tensor, Tensor]:
-    """All responses up to `limit` tokens, some ended by EOS and some cut: tokens (N, limit) and mask (N, limit)."""
+    """Return tokens and mask (N, limit) of all responses up to `limit` tokens, some ended by EOS and some cut."""
     rows = []
     for length in range(1, limit + 1):
         for body in itertools.product(range(VOCABULARY), repeat=length):

@@ -1,4 +1,4 @@
-"""Small trainings of every kind, and what is read of them."""
+"""Small trainings of every kind, and helpers that read their results."""
 
 from pathlib import Path
 from typing import Any
@@ -47,7 +47,7 @@ def without_dropout(stage: Train) -> Train:
 
 
 def make_inputs(folder: Path) -> dict[str, Path]:
-    """A tokenizer, examples and plain text."""
+    """Make a tokenizer, examples and plain text."""
     return {
         "tokenizer": make_tokenizer(folder / "tokenizer"),
         "examples": make_examples(folder / "examples"),
@@ -68,5 +68,5 @@ def losses(folder: Path) -> dict[int, float]:
 
 
 def checkpoint_steps(folder: Path) -> list[int]:
-    """Of the checkpoints that were written to their end."""
+    """Return the steps of the checkpoints that were written completely."""
     return sorted(int(path.parent.name.split("-")[1]) for path in folder.glob("checkpoints/step-*/checkpoint.json"))

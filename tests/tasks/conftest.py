@@ -1,4 +1,4 @@
-"""What the tests of tasks share."""
+"""Fixtures that the tests of tasks share."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from tests.tasks.stages import data_stages, run
 
 @pytest.fixture(scope="session")
 def computed_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Artifacts of the data stages, for tests of what comes after; keys do not depend on where files lie."""
+    """Compute the artifacts of the data stages, for tests of later stages; keys do not depend on where files are."""
     config = small_config(tmp_path_factory.mktemp("data"))
     run(config, data_stages)
     return Path(config.runtime.store) / "artifacts"
@@ -29,7 +29,7 @@ class TrackingServer:
 
 @pytest.fixture(scope="session")
 def tracking_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TrackingServer]:
-    """One for all tests that need no more of it than that it is there."""
+    """Run one server for all tests that only need some server to be there."""
     folder = tmp_path_factory.mktemp("a server?")
     with mlflow_server(folder) as address:
         yield TrackingServer(address, folder)

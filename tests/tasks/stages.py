@@ -1,4 +1,4 @@
-"""Stages in a flow of their own, and what is done to their workers meanwhile."""
+"""Helpers that run stages in a flow of their own and disturb their workers."""
 
 import contextlib
 import json
@@ -34,7 +34,7 @@ Stages = Callable[[Config], Mapping[str, PrefectFuture[Any]]]
 
 @dataclass
 class Outcome:
-    """How the stages of one flow run ended."""
+    """Final states of the stages of one flow run."""
 
     states: dict[str, State]
     task_runs: dict[str, TaskRun]
@@ -49,7 +49,7 @@ class Outcome:
 
 
 def run(config: Config, stages: Stages) -> Outcome:
-    """Run stages in a flow of their own, to the end whatever happens to them."""
+    """Run stages in a flow of their own until all have ended, well or not."""
     states: dict[str, State] = {}
     flow_runs: list[str] = []
 
@@ -131,6 +131,6 @@ def when_training(config: Config, step: int, act: Callable[[psutil.Process], Non
 
 
 def steps_logged(artifact: Artifact) -> list[int]:
-    """Steps with metrics, in the order of the lines."""
+    """Return the steps with metrics, in the order of the lines."""
     lines = (Path(artifact.path) / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     return [record["step"] for record in map(json.loads, lines) if record["metrics"]]

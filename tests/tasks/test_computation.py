@@ -1,4 +1,4 @@
-"""What a stage read is what its key says, whatever happens to its sources; work that nothing continues goes."""
+"""A stage has read what its key says, whatever happens to its sources; work that no run continues is removed."""
 
 import json
 import os
@@ -28,17 +28,17 @@ def computation_of(config: Config, source: Input, stage: Stage = STAGE) -> Compu
 
 
 def prepared(config: Config, source: Input, stage: Stage = STAGE) -> Computation:
-    """A stage that has been computed but for its completion."""
+    """Return a stage that has been computed but not completed."""
     computation = computation_of(config, source, stage)
     work = computation.store.begin(computation._becomes())
     (work / "output" / "dolly.jsonl").write_text("{}\n", encoding="utf-8")
     (work / "summary.json").write_text("{}", encoding="utf-8")
-    time.sleep(0.02)  # a tick of the slowest file systems' clocks
+    time.sleep(0.02)  # one tick of the slowest file system's clock
     return computation
 
 
 def rewrite(path: Path, between: str) -> None:
-    """Another content, and the former one with its former time again."""
+    """Write other content, then restore the former content and modification time."""
     facts, text = path.stat(), path.read_text(encoding="utf-8")
     path.write_text(between, encoding="utf-8")
     path.write_text(text, encoding="utf-8")
@@ -121,12 +121,12 @@ def test_work_that_no_run_can_continue_is_told_and_collected(tmp_path: Path, mon
     config = small_config(tmp_path)
     done = prepared(config, Source(path="benchmark.jsonl"))
     completed, store = done.complete(0.0), done.store
-    prepared(config, Source(path="benchmark.jsonl"))  # killed between the completion and its end
+    prepared(config, Source(path="benchmark.jsonl"))  # killed while completing
     begun = prepared(config, Source(path="rows.jsonl"))
     stale = prepared(config, Source(path="quiz.jsonl"))
     origin = stale._becomes().model_copy(update={"source_digest": "of the code of yesterday"})
     store.begin(origin)
-    (store.root / "work" / "train-0123456789abcdef").mkdir()  # of a version that kept no note
+    (store.root / "work" / "train-0123456789abcdef").mkdir()  # left by a version that kept no record of its origin
     states = {entry.name: entry.state for path in (store.root / "work").iterdir() if (entry := look(path, store))}
     left = {done.work.name, stale.work.name, "train-0123456789abcdef"}
     assert states == {begun.work.name: "unfinished", **dict.fromkeys(left, "left over")}

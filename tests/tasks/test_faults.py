@@ -1,4 +1,4 @@
-"""What the machine does to a run: full and read-only disks, no memory, workers that hang."""
+"""Runs survive faults of the machine: full and read-only disks, lack of memory, workers that hang."""
 
 import contextlib
 import json
@@ -32,7 +32,7 @@ DISK = "64m"
 
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of its own, small enough to be filled."""
+    """Mount a file system of its own, small enough to be filled."""
     folder = tmp_path / "Ein kleiner Datenträger 磁盘"
     folder.mkdir()
     mounted = subprocess.run(
@@ -48,7 +48,7 @@ def disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def fill(disk: Path) -> None:
-    """Take all room, down to the last page; the file system is in memory and holds nothing back."""
+    """Fill the disk to the last page; its file system is in memory and keeps no reserve."""
     with (disk / "filler").open("ab", buffering=0) as stream:
         for size in (1 << 20, 1 << 12):
             with contextlib.suppress(OSError):
@@ -154,7 +154,7 @@ def test_mlflow_that_is_slow_holds_up_no_stage(tmp_path: Path, computed_data: Pa
         assert timings is not None
         assert task.total_run_time.total_seconds() < timings.seconds + 6
         monkeypatch.setenv("MLFLOW_TRACKING_URI", server)
-        assert run(config, training).names() == {"train": "Cached"}  # and sends what there was no time for
+        assert run(config, training).names() == {"train": "Cached"}  # and it sends what the first run had no time for
         client = MlflowClient(server)
         assert points(client, "valid/loss") == steps_with(artifact, "valid/loss")
         runs = client.search_runs([found.experiment_id for found in client.search_experiments()])
@@ -166,7 +166,7 @@ def store_of(config: Config) -> Path:
 
 
 def points(client: MlflowClient, name: str) -> list[int]:
-    """Steps of a curve of the training, as MLflow has them."""
+    """Return the steps of one of the training's curves, as MLflow has them."""
     runs = client.search_runs([found.experiment_id for found in client.search_experiments()], "tags.stage = 'train'")
     (training_run,) = [found for found in runs if found.data.tags["cached"] == "false"]
     return [point.step for point in client.get_metric_history(training_run.info.run_id, name)]

@@ -1,4 +1,4 @@
-"""One worker group on two machines, by ssh: it trains as one process does, and never leaves a part behind."""
+"""A worker group on two machines, over ssh, trains like one process and never leaves a worker behind."""
 
 import shutil
 import signal
@@ -32,7 +32,7 @@ class Cluster:
         self.inputs = text_inputs(make_inputs(shared))
 
     def job(self, name: str, hosts: list[str], steps: int = 6) -> Job:
-        """Fine-tuning, by one process on each of some hosts; by one process here if there are none."""
+        """Return a fine-tuning job with one process on each host, or one process here if no hosts are given."""
         work = self.shared / name
         (work / "output").mkdir(parents=True)
         stage = without_dropout(settings("sft", steps=steps, select_by="validation_loss"))
@@ -56,7 +56,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 
 
 def workers(job: Job) -> list[psutil.Process]:
-    """Of all machines."""
+    """Return the worker processes of a job on all machines."""
     spec = str(job.work / "job.json")
     found = [process for process in psutil.process_iter(["cmdline"]) if spec in (process.info["cmdline"] or [])]
     return [process for process in found if "minillm.worker" in process.info["cmdline"][:4]]
@@ -114,7 +114,7 @@ def test_when_one_rank_dies_all_end_at_once_and_another_attempt_continues(cluste
     assert time.monotonic() - died[0] < 10
     assert workers(job) == []
     stop, log = threading.Event(), []
-    # It says that it continues before it can leave at a checkpoint; with its first step it can.
+    # The worker says that it continues before it can stop at a checkpoint; after its first step it can.
     stopper = when(lambda: any(" steps," in line for line in log), stop.set)
     with pytest.raises(Exception, match="the flow was cancelled"):
         run_worker(job, log.append, stop)

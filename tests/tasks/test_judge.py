@@ -1,4 +1,4 @@
-"""Judging under a real Prefect server, with real workers, a real endpoint and a real MLflow database."""
+"""Judging with a real Prefect server, real workers, a real endpoint and a real MLflow database."""
 
 import logging
 from collections.abc import Iterator
@@ -73,7 +73,7 @@ def test_every_method_is_judged_and_the_key_reaches_nothing(tmp_path, server, ca
 
 
 def responses(config: Config) -> Artifact:
-    """What a model that talks of cats is taken to have answered."""
+    """Store responses of an imagined model that always talks of cats."""
     store = Store(config.runtime.store)
     rows = [{"index": i, "seed": s, "response": f"A {c} cat."} for s in (10, 20) for i, c in enumerate(COLOURS[:3])]
     write_rows(store.work_directory("generate", "g" * 64) / "output" / "dolly.jsonl", rows)

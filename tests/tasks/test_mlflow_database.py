@@ -1,4 +1,4 @@
-"""A store that was copied or moved, and stores whose paths have characters that mean something in addresses."""
+"""MLflow's database in a copied or moved store, and in stores whose paths have characters special in addresses."""
 
 import shutil
 import subprocess
@@ -21,7 +21,7 @@ from tests.conftest import ROOT
 
 
 def track(store: Path, identity: str) -> None:
-    """A finished run with a file and a model."""
+    """Track a finished run with a file and a model."""
     box = Outbox(store / "tracking", Tracker(store))
     page = store / "artifacts" / "report-1" / "report.md"
     page.parent.mkdir(exist_ok=True)
@@ -44,7 +44,7 @@ store = pathlib.Path(sys.argv[1])
 connect(store).log_text(first.info.run_id, "more", "more.txt")
 track(store, "second")
 """
-"""In a copied store: an old run gets another file, and a new one is tracked."""
+"""Program that adds a file to an old run of a copied store and tracks a new run."""
 
 
 def content(folder: Path) -> dict[str, str]:
@@ -62,7 +62,7 @@ def test_a_copied_store_lives_on_its_own(original: Path, tmp_path: Path):
     before = content(original)
     copy = tmp_path / "50% #2?"
     shutil.copytree(original, copy)
-    command = [sys.executable, "-c", GOES_ON, str(copy)]  # MLflow remembers places of runs in a process
+    command = [sys.executable, "-c", GOES_ON, str(copy)]  # within a process, MLflow caches where runs are
     subprocess.run(command, cwd=ROOT, check=True, timeout=120)
     client = connect(copy)
     assert content(original) == before, "not a byte of it changed"

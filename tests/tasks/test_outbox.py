@@ -1,4 +1,4 @@
-"""Against a real MLflow database: everything arrives, once, in spite of crashes, retries and servers that are away."""
+"""The outbox against a real MLflow database: everything arrives once, despite crashes, retries and server outages."""
 
 import contextlib
 import http.server
@@ -36,7 +36,7 @@ from tests.waiting import wait_for
 
 @pytest.fixture(scope="module")
 def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """MLflow's database without a run: making one takes seconds, copying it none."""
+    """Make an empty MLflow database to copy: making one takes seconds, copying it almost none."""
     store = Store(tmp_path_factory.mktemp("database")).root
     connect(store)
     return store / DATABASE
@@ -86,7 +86,7 @@ def steps(store: Path, run: Run) -> list[int]:
 
 @contextlib.contextmanager
 def refusing(status: int) -> Iterator[str]:
-    """Address of a server that answers everything with one status."""
+    """Run a server that answers everything with one status; yield its address."""
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def answer(self) -> None:
@@ -98,7 +98,7 @@ def refusing(status: int) -> Iterator[str]:
         do_GET = do_POST = answer  # noqa: N815
 
         def log_message(self, format: str, *arguments: object) -> None:  # noqa: A002
-            """Say nothing."""
+            """Log nothing."""
 
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
@@ -145,11 +145,11 @@ def test_points_are_followed_and_repeated_steps_are_sent_once(store: Path, tmp_p
     box.close()
     assert runs(store)[0].info.status == "FAILED"
     with metrics.open("a", encoding="utf-8") as stream:
-        stream.write('{"time": 1.0, "st')  # where the disk was full
+        stream.write('{"time": 1.0, "st')  # the disk was full here
     for step in range(5, 12):  # resumed from a checkpoint at step 5
         append_line(metrics, {"time": time.time(), "step": step, "metrics": {"train/loss": 1.0 / (step + 1)}})
     again = outbox(store)
-    again.open("stage", wanted(live=str(metrics)))  # the record is gone: what was sent is learnt from the server
+    again.open("stage", wanted(live=str(metrics)))  # the record is gone, so the server is asked what was sent
     finish(again, "stage")
     again.close()
     (run,) = runs(store)

@@ -1,4 +1,4 @@
-"""Plans as runs read them: as they were written, or not at all."""
+"""A run reads a plan exactly as it was written, or not at all."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Against a real MLflow database: who becomes champion, who does not and why, and the way back."""
+"""Promotion against a real MLflow database: which students become champion, which do not and why, and rolling back."""
 
 import re
 import threading
@@ -45,14 +45,14 @@ class Experiment:
     def add(
         self, name: str, gains: tuple[float, ...], weights: str = "", status: str = "FINISHED", **changes: str
     ) -> str:
-        """A run whose prompt number n scores 30 + n plus the gain whose turn it is; its id in MLflow.
+        """Track a run whose prompt n scores 30 + n + gains[n % len(gains)], and return its id in MLflow.
 
         Args:
-            name: Of the run.
-            gains: In turn, of its prompts.
-            weights: Digest of its student; without it, one of its own.
-            status: How the run ended.
-            changes: Digest of the benchmark's data, `digest`; how it was sampled, `strategy`; `promotion.…`.
+            name: Name of the run.
+            gains: Gains of the prompts, used in turn.
+            weights: Digest of its student's weights; by default, one of its own.
+            status: Status with which the run ended.
+            changes: `digest`, of the benchmark's data; `strategy`, of sampling; and params `promotion.…`.
         """
         identity = f"{self.name}-{name}"
         wanted = contents.flow_run(self.config, identity, name)
@@ -88,7 +88,7 @@ class Experiment:
         return promote.fn(run_id, str(self.root), by_hand=by_hand)
 
     def champion(self) -> str:
-        """Key of its artifact."""
+        """Return the key of the champion's artifact."""
         return self.client.get_model_version_by_alias(self.name, "champion").tags["minillm.key"]
 
 
@@ -99,7 +99,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Config:
 
 @pytest.fixture
 def experiment(config: Config, request: pytest.FixtureRequest) -> Experiment:
-    """One of each test's own, in one database."""
+    """Make an experiment for each test, all in one database."""
     return Experiment(config.model_copy(update={"name": f"e{request.session.items.index(request.node)}"}))
 
 

@@ -1,4 +1,4 @@
-"""A real run whose addresses have passwords in them, and what it leaves: files, pages, logs, tags, the console."""
+"""A real run with passwords in its addresses leaves none of them in files, pages, logs, tags or on the console."""
 
 import os
 import subprocess
@@ -34,13 +34,13 @@ run(small_config(Path(sys.argv[1])), benchmark_only)
 
 @dataclass
 class Left:
-    """What a run with secrets leaves."""
+    """Everything that a run with secrets leaves behind."""
 
     console: str
     folders: tuple[Path, ...]
 
     def everything(self) -> Iterator[tuple[str, bytes]]:
-        """Name and content of each thing that a secret could stand in."""
+        """Yield name and content of each thing that could contain a secret."""
         yield "console", self.console.encode()
         for path in (path for folder in self.folders for path in folder.rglob("*")):
             if path.is_file():
@@ -50,7 +50,7 @@ class Left:
 
 
 def run_with_secrets(folder: Path, tracking: str) -> str:
-    """A flow of one stage in a process of its own; what it says."""
+    """Run a flow of one stage in a process of its own; return its output."""
     plain = str(PREFECT_API_URL.value())
     environment = {
         "MLFLOW_TRACKING_URI": tracking.replace("http://", f"http://ann:{PASSWORDS[0]}@"),

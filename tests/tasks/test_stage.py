@@ -1,4 +1,4 @@
-"""Stages under a real Prefect server, with real workers and a real MLflow database."""
+"""Stages with a real Prefect server, real workers and a real MLflow database."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Process groups are real: what is started is heard, ended and never left behind."""
+"""Supervision of real process groups: workers are heard, ended and never left behind."""
 
 import os
 import signal
@@ -101,9 +101,9 @@ def test_a_signal_is_named_with_its_likely_reason_and_remedy():
 
 @pytest.mark.parametrize("processes", [1, 2])
 def test_a_failed_worker_is_told_in_one_line_with_its_last_words(tmp_path: Path, processes: int):
-    """The flow's last line is this one; the log above has the rest."""
+    """This line is the flow's last; the log above it has the rest."""
     job = Job(
-        kind="exposure",  # joins a process group, in which tracebacks look otherwise
+        kind="exposure",  # joins a process group, where tracebacks look different
         settings=Exposure(role="sft", benchmark="dolly", max_length=4, prompts=None, precision="float32"),
         inputs={},
         output=tmp_path / "output",

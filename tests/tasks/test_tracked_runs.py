@@ -1,4 +1,4 @@
-"""Against a real MLflow database: runs are found by whatever a person has at hand, and read whole."""
+"""Tracked runs in a real MLflow database are found by any name or id that a person has, and read completely."""
 
 import json
 import socket
@@ -31,7 +31,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Config:
 
 @pytest.fixture(scope="module")
 def store(config: Config, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three flow runs, one of them of another experiment that found in the store what the first had trained."""
+    """Track three flow runs; one is of another experiment and reused what the first had trained."""
     root = Store(config.runtime.store).root
     box = Outbox(root / "tracking", Tracker(root))
     scores = tmp_path_factory.mktemp("scores") / "scores.parquet"

@@ -1,4 +1,4 @@
-"""What is told to MLflow of the data that a stage reads."""
+"""Facts that MLflow is told about the data that a stage reads."""
 
 from pathlib import Path
 
