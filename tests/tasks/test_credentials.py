@@ -400,7 +400,7 @@ def test_a_run_names_what_is_wrong_with_its_own_server(variable: str, value: str
 
 
 @pytest.mark.parametrize(
-    "command", [["-m", "tasks.serving", "version"], ["-c", "from tasks.tracking.contents import preload; preload()"]]
+    "command", [["-m", "tasks.serving", "version"], ["-c", "from tasks.tracking.connection import preload; preload()"]]
 )
 def test_records_that_others_may_have_written_end_commands_with_a_message(command: list[str]):
     records_folder().mkdir(mode=0o777, parents=True)
