@@ -29,7 +29,7 @@ RIGHT: dict[str, Callable[[NDArray[np.float64]], NDArray[np.float64]]] = {
 """Functions that map a model's confidence to its share of right answers."""
 
 
-def of_scores(name: str, prompts: int) -> float:
+def score_coverage(name: str, prompts: int) -> float:
     """Return the share of intervals that hold the mean, in percent, among samples that have an interval."""
     draw, mean = SCORES[name]
     found = [estimate([sample]) for sample in draw_samples(draw, prompts)]
@@ -37,14 +37,14 @@ def of_scores(name: str, prompts: int) -> float:
     return 100 * float(np.mean(held))
 
 
-def of_p_values(name: str, prompts: int) -> float:
+def false_alarms(name: str, prompts: int) -> float:
     """Return the share of p < 0.05, in percent, if two methods answer equally well."""
     draw, _ = SCORES[name]
     differences = draw_samples(draw, prompts) - draw_samples(draw, prompts, seed=1)
     return 100 * float(np.mean([sign_flip_test([of]) < 0.05 for of in differences]))
 
 
-def of_calibration(name: str, prompts: int) -> float:
+def calibration_coverage(name: str, prompts: int) -> float:
     """Return the share of intervals that hold the calibration error, in percent."""
     right, draw = RIGHT[name], np.random.default_rng(0)
     everywhere = np.linspace(0.3, 1, 100_001)[1:]
@@ -72,8 +72,8 @@ def table(measure: Callable[[str, int], float], names: dict, counts: tuple[int, 
 
 if __name__ == "__main__":
     print("95 % intervals of a score that hold its mean, %, by prompts\n")
-    print(table(of_scores, SCORES, (3, 5, 10, 20, 100, 500)))
+    print(table(score_coverage, SCORES, (3, 5, 10, 20, 100, 500)))
     print("\np < 0.05 between methods that are equal, %, by prompts\n")
-    print(table(of_p_values, SCORES, (5, 10, 20, 100)))
+    print(table(false_alarms, SCORES, (5, 10, 20, 100)))
     print("\n95 % intervals of an ECE that hold the true one, %, by prompts\n")
-    print(table(of_calibration, RIGHT, (20, 100, 300, 1000)))
+    print(table(calibration_coverage, RIGHT, (20, 100, 300, 1000)))

@@ -29,7 +29,7 @@ PARTS: dict[str, tuple[Any, str]] = {
     "optimizer": (minillm_step, "take_step"),
 }
 """Functions to time, by the name of the part."""
-AROUND = {
+INNER_PARTS = {
     "sampling": [name for name in PARTS if name.startswith("sampling: ")],
     "scoring": [name for name in PARTS if name.startswith("scoring: ")],
     "student's forward pass": ["losses over the vocabulary with their gradients"],
@@ -73,7 +73,7 @@ def _timed(function: Callable[..., Any], name: str, seconds: Counter[str]) -> Ca
 def _own(seconds: Counter[str], whole: float) -> dict[str, float]:
     """Return each part's own seconds, which add up to those of the whole step."""
     own: dict[str, float] = dict(seconds)
-    for name, inner in AROUND.items():
+    for name, inner in INNER_PARTS.items():
         own[name] -= sum(seconds[part] for part in inner)
     own["sampling: the rest"] = own.pop("sampling")
     own["scoring: the student's body"] = own.pop("scoring")
