@@ -1,11 +1,11 @@
-"""Errors a user can mend: the message names the thing, the value and the remedy, and no secret."""
+"""Errors a user can fix: the message names the thing, the value and the remedy, and holds no secret."""
 
 from minillm.redaction import redacted
 
 BAD_INPUT = 3
-"""Exit status of a StageError: retrying does not help. Its message stands in the work folder's error.txt."""
+"""Exit status after a StageError, which a retry cannot fix. Its message is in the work folder's error.txt."""
 FAILED = "FAILED "
-"""Begins the line that says what ended a worker other than a StageError."""
+"""Prefix of the line that names the error, other than a StageError, that ended a worker."""
 STOPPED = 143
 """Exit status after SIGTERM: a checkpoint was written, and the next attempt continues from it."""
 
@@ -25,12 +25,12 @@ class ConfigError(ValueError):
 
 
 def first_line(error: BaseException) -> str:
-    """First line of an error's message, of at most 300 characters; its type where it has no message."""
+    """First line of an error's message, cut to 300 characters; the error's type if it has no message."""
     lines = str(error).strip().splitlines()
     return lines[0][:300] if lines else type(error).__name__
 
 
 def error_words(error: Exception) -> str:
-    """Type and first line of what a library raised, for the message of an error of ours."""
+    """Type and first line of a library's error, to be quoted in the message of our own."""
     kind, line = type(error).__name__, first_line(error)
     return kind if line == kind else f"{kind}: {line}"

@@ -1,9 +1,11 @@
-"""Files and folders that people name: checked before they are opened, and named with what is wrong and what to do."""
+"""Files and folders that users name, checked before they are opened, and JSON files that the project wrote itself."""
 
+import json
 import os
 import stat
+from collections.abc import Iterable
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from minillm.errors import StageError
 from minillm.nearest import missing_path
@@ -17,17 +19,17 @@ OTHER_KINDS = {
 
 
 def local_path(text: str | Path) -> Path:
-    """A path as a person writes it: taken literally, but for a `~` at its beginning, which is the home."""
+    """Return a path as users write it: a `~` at its beginning is the home folder, all else is literal."""
     try:
         return Path(text).expanduser()
-    except RuntimeError:  # nobody of this name has a home
+    except RuntimeError:  # there is no user of this name
         return Path(text)
 
 
 def problem(path: Path) -> str | None:
-    """Why a file or folder cannot be read and what to do about it; None where nothing stands in the way.
+    """Say why a file or folder cannot be read and what to do about it; None if it can be read.
 
-    Pipes, sockets and devices are never opened: reading one may wait for ever, and what it holds has no checksum.
+    Pipes, sockets and devices are never opened: reading one may block for ever, and its content has no checksum.
     """
     try:
         mode = path.stat().st_mode
@@ -53,7 +55,7 @@ def require_readable(path: Path) -> None:
     """Check that a file or folder can be read.
 
     Raises:
-        StageError: It cannot; see `problem`.
+        StageError: It cannot be read; see `problem`.
     """
     if reason := problem(path):
         raise StageError(reason)
@@ -72,12 +74,27 @@ def open_file(path: Path) -> BinaryIO:
 
 
 def files_of(folder: Path) -> list[Path]:
-    """Files of a folder and its subfolders in the order of their names; hidden ones are left out, links followed.
+    """Files of a folder and its subfolders, sorted by path. Hidden ones are left out and links are followed.
 
     Raises:
         StageError: One of them cannot be read, or a link leads back to a folder that holds it.
     """
     return sorted(_walk(folder, ()))
+
+
+def read_json(path: Path) -> Any:
+    """Return the value in a JSON file."""
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def read_json_lines(path: Path) -> list[Any]:
+    """Return the values in a file that `write_json_lines` wrote."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def write_json_lines(path: Path, values: Iterable[Any]) -> None:
+    """Write one JSON value a line."""
+    path.write_text("".join(json.dumps(value) + "\n" for value in values), encoding="utf-8")
 
 
 def _walk(folder: Path, above: tuple[Path, ...]) -> list[Path]:

@@ -1,7 +1,8 @@
-"""Secrets kept out of whatever is shown or stored: passwords in addresses, keys in queries, values of secret variables.
+"""Removal of secrets from all that is shown or stored: passwords in URLs, keys in queries, secret variables' values.
 
-Two functions take them out of a text, `install` out of everything that a process logs or prints. Errors that users
-read pass through it as well (see errors), and so does what the tracking server is told (see tasks.tracking.outbox).
+`redacted` and `without_known_secrets` take them out of a text, `install` out of everything that a process logs or
+prints. Errors that users read are redacted too (see errors), and so is what the tracking server is told (see
+tasks.tracking.outbox).
 """
 
 import functools
@@ -21,34 +22,35 @@ import markupsafe
 
 MASK = "***"
 SHORTEST = 8
-"""Characters of a secret that is recognised wherever it stands; what is shorter may be an ordinary word."""
+"""Least characters of a secret that is recognised by its value; anything shorter may be an ordinary word."""
 VARIABLES = re.compile(
     r"(?:^|_)(?:PASSWORD|PASSWD|TOKEN|SECRET|CREDENTIALS?|AUTH_STRING|(?:API|ACCESS|SECRET|ACCOUNT)_KEY)$",
     re.IGNORECASE,
 )
-"""Ends of the names of environment variables whose values are secrets."""
-WORDS = (
+"""Endings of the names of environment variables whose values are secrets."""
+SECRET_NAMES = (
     r"(?:[\w.-]*(?:password|passwd|token|secret|signature|credential)|(?:[\w.-]*[_.-])?(?:pwd|auth|sig)"
     r"|(?:[\w.-]*(?:api|access|secret|account|private|shared|subscription|license|auth)[_.-]?)?key)"
 )
-"""Names of what is secret in a query. Short ones stand alone or behind a separator: not `monkey`, not `sort_key`."""
+"""Names of secret parameters in a query. Short names must stand alone or follow a separator: `monkey` and `sort_key`
+are no secrets."""
 USER = r"""(?<=://)(?!(?:localhost|\d+(?:\.\d+){3}):\d+[,;|][^\s:/"'<>]*@)(?:[^\s/?#:@\["'<>]{,200}:(?!\d+[/?#])[^\s"'<>]{,500}@|[^\s/?#"'<>]{,500}@)"""
-"""User and password of an address, before its host; a password may have slashes and at signs in it.
+"""User and password in a URL, before its host. A password may contain slashes and at signs.
 
-A mail address behind a machine's address and port, with a comma between them, is none.
+A mail address that follows a host and port and a comma does not count as one.
 """
-QUERY = rf"""(?<=[?&;#])(?P<name>{WORDS}=)[^\s&#;"'<>)\]]+"""
+QUERY = rf"""(?<=[?&;#])(?P<name>{SECRET_NAMES}=)[^\s&#;"'<>)\]]+"""
 HEADER = r"""(?P<header>\bauthorization\W{1,4}(?:basic|bearer)\s+)[\w.~+/=-]+"""
 SETTING = r"""(?P<setting>\b(?:password|passwd|pwd)\s?=\s?)(?:'[^']*'|[^\s'"&,;)]+)"""
-"""As in a connection string of PostgreSQL."""
+"""Password in a connection string such as PostgreSQL's."""
 FORMS = re.compile("|".join((USER, QUERY, HEADER, SETTING)), re.IGNORECASE)
 MAY_HOLD = re.compile("://|=|authorization", re.IGNORECASE)
-"""What every form has in it; most texts have none of it."""
+"""Quick test: every form contains one of these, and most texts contain none."""
 _HIDDEN: set[str] = set()
 
 
 def redacted(text: str) -> str:
-    """A text without anything that is a secret by its form or by its value; addresses keep all else.
+    """Return a text without its secrets, which are known by their form or by their value. URLs keep all else.
 
     >>> redacted("no reply from https://ann:pass@host:5000/api?page=2&token=abc")
     'no reply from https://host:5000/api?page=2&token=***'
@@ -58,23 +60,23 @@ def redacted(text: str) -> str:
 
 
 def without_known_secrets(text: str) -> str:
-    """A text without the values that the environment says are secret; what only looks like one stays.
+    """Return a text without the values that are secret in this environment; text that only looks secret stays.
 
-    It is for pages with texts of others, in which an address with a password is an example.
+    This is for pages that quote other people's texts, in which a URL with a password is an example.
     """
     found = (secret for variable in os.environ.items() for secret in _secrets(*variable))
-    known = _known((*found, *sorted(_HIDDEN)))
+    known = _values_pattern((*found, *sorted(_HIDDEN)))
     return known.sub(MASK, text) if known is not None else text
 
 
 def hide(secret: str) -> None:
-    """Take a value for a secret in this process, wherever it comes from."""
+    """Treat a value as a secret from now on in this process."""
     if len(secret) >= SHORTEST:
         _HIDDEN.add(secret)
 
 
 def redact_error(error: BaseException) -> None:
-    """Take secrets out of an error and of those behind it, in place: other libraries put addresses into theirs."""
+    """Remove secrets in place from an error and from its causes: libraries quote URLs in their errors."""
     waiting, seen = [error], set[int]()
     while waiting:
         one = waiting.pop()
@@ -90,18 +92,18 @@ def redact_error(error: BaseException) -> None:
 
 
 def install() -> None:
-    """Redact all that this process logs, prints and shows of errors, from here on; a second time changes nothing."""
+    """Redact everything that this process logs or prints from now on, errors included. A second call does nothing."""
     if getattr(logging.getLogRecordFactory(), "redacts", False):
         return
     logging.setLogRecordFactory(_record_factory(logging.getLogRecordFactory()))
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # as of stderr: no character ends a run whose locale lacks it
+        sys.stdout.reconfigure(errors="backslashreplace")  # as on stderr: no character that the locale lacks ends a run
     sys.stdout = cast(TextIO, _Redacting(sys.stdout))
     sys.stderr = cast(TextIO, _Redacting(sys.stderr))
 
 
 class _Redacting:
-    """A stream that redacts what is written to it; in all else it is the stream behind it."""
+    """A stream that redacts what is written to it and otherwise behaves as the one it wraps."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -119,13 +121,13 @@ class _Redacting:
 
 
 def _record_factory(before: Any) -> Any:
-    """Makes log records without secrets, for every logger and handler there is or will be."""
+    """Make log records without secrets, for every present and future logger and handler."""
 
     def make(*arguments: Any, **named: Any) -> logging.LogRecord:
         record = before(*arguments, **named)
         try:
             said = record.getMessage()
-        except Exception:  # a caller's mistake, of which logging tells by itself
+        except Exception:  # a caller's mistake, which logging reports itself
             return record
         if (clean := redacted(said)) != said:
             record.msg, record.args = clean, ()
@@ -139,7 +141,7 @@ def _record_factory(before: Any) -> Any:
 
 @functools.lru_cache(maxsize=1024)
 def _secrets(name: str, value: str) -> tuple[str, ...]:
-    """What is secret of a variable: its value, where its name says so, or else that of the addresses in it."""
+    """Secrets in a variable: its value if its name says so, or else the secrets of the URLs in it."""
     if VARIABLES.search(name):
         return value, value.partition(":")[2]  # USER:PASSWORD, as Prefect's servers take it
     found: list[str] = []
@@ -153,20 +155,21 @@ def _secrets(name: str, value: str) -> tuple[str, ...]:
 
 
 @functools.lru_cache(maxsize=8)
-def _known(values: tuple[str, ...]) -> re.Pattern[str] | None:
+def _values_pattern(values: tuple[str, ...]) -> re.Pattern[str] | None:
+    """Pattern of secret values in all their spellings; None if no value is long enough."""
     long = {value for value in values if len(value) >= SHORTEST}
-    written = {form for value in long for form in _written(value)}
+    written = {form for value in long for form in _spellings(value)}
     words = "|".join(re.escape(form) for form in sorted(written, key=len, reverse=True))
     return re.compile(rf"(?:(?<![A-Za-z0-9])|(?<=\\[nrt]))(?:{words})(?![A-Za-z0-9])") if words else None
 
 
-def _written(value: str) -> tuple[str, ...]:
-    """A value as texts have it: as it is, in an address, in HTML, in the text of an SVG figure and in JSON."""
+def _spellings(value: str) -> tuple[str, ...]:
+    """A value as it is, and as it is written in a URL, in HTML, in the text of an SVG figure and in JSON."""
     in_json = (json.dumps(value, ensure_ascii=escaped)[1:-1] for escaped in (True, False))
     return (value, urllib.parse.quote(value, safe=""), str(markupsafe.escape(value)), saxutils.escape(value), *in_json)
 
 
 def _masked(found: re.Match[str]) -> str:
-    if found.lastgroup is None:  # user and password: the address works without them in what it shows
+    if found.lastgroup is None:  # user and password: the URL can be shown without them
         return ""
     return f"{found[found.lastgroup]}{MASK}"

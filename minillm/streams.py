@@ -1,7 +1,7 @@
-"""Random streams by name: what the numbers are for, the seed, and which stream of that kind.
+"""Random streams by name: the purpose, the seed, and numbers that tell apart the streams of one purpose.
 
-No two purposes share a stream, and neither do two names of one purpose. Names go to numpy as the spawn key of a seed
-sequence: given as a bare seed, (s, i) and (s, i, 0) would be one stream, for numpy drops trailing zeros.
+No two purposes share a stream, nor do two names of one purpose. A name goes to numpy as the spawn key of a seed
+sequence: as a bare seed, (s, i) and (s, i, 0) would be the same stream, because numpy drops trailing zeros.
 """
 
 from enum import IntEnum
@@ -9,77 +9,77 @@ from enum import IntEnum
 import numpy as np
 
 Name = tuple[int, ...]
-"""Seed, then which stream of its kind, and the purpose last."""
+"""The seed, then the numbers that tell streams of one purpose apart, then the purpose."""
 
 
 class Purpose(IntEnum):
-    """What random numbers are drawn for; never zero, and never renumbered: results would move."""
+    """Uses of random numbers. A value is never zero, and never changed: results would move."""
 
     SPLIT = 1
-    """Which rows are held out. (seed)"""
+    """Choice of the held-out rows. (seed)"""
     INITIAL_WEIGHTS = 2
     """Weights of a model trained from scratch. (seed)"""
     ADAPTERS = 3
-    """First weights of low-rank adapters. (seed)"""
+    """Initial weights of low-rank adapters. (seed)"""
     DROPOUT = 4
-    """What is dropped out in training. (seed, process)"""
+    """Dropout in training. (seed, process)"""
     EXAMPLES = 5
     """Order of the training examples. (seed, epoch)"""
     PLAIN_TEXT = 6
     """Order of the plain-text blocks. (seed, epoch)"""
     COINS = 7
-    """Which model draws each token of a round's responses. (seed, round)"""
+    """Choice between teacher and student for each token of a round's responses. (seed, round)"""
     ROLLOUTS = 8
     """Tokens of a rollout. (seed, round, response)"""
     MINI_BATCHES = 9
-    """Which of a round's rollouts are in one mini-batch. (seed, round)"""
+    """Assignment of a round's rollouts to mini-batches. (seed, round)"""
     INNER_EPOCHS = 10
     """Order of a round's mini-batches. (seed, round, epoch)"""
     TEACHER_RESPONSES = 11
     """Tokens of the teacher's response to a training prompt. (seed, row)"""
     VALIDATION_PROMPTS = 12
-    """Which rows a model in training is validated on. (0)"""
+    """Choice of the rows that models are validated on during training. (0)"""
     VALIDATION_RESPONSES = 13
-    """Tokens of a response in validation. (0, row)"""
+    """Tokens of a validation response. (0, row)"""
     ANSWERS = 14
-    """Tokens of an answer to a benchmark, the same when what it costs is measured. (seed, benchmark, prompt)"""
+    """Tokens of an answer to a benchmark prompt, also when its cost is measured. (seed, benchmark, prompt)"""
     SPEED = 15
-    """Tokens of a response that a plan is timed on. (0, number)"""
+    """Tokens of the responses that a plan times. (0, number)"""
     SIGN_FLIPS = 16
-    """Which prompts' differences change their sign in a test. (0)"""
+    """Prompts whose difference changes its sign in a sign-flip test. (0)"""
     JUDGED = 17
-    """Which prompts a judge is asked about. (0)"""
+    """Choice of the prompts that a judge is asked about. (0)"""
     ANNOTATED = 18
-    """Which prompts people compare answers to, and in which order. (seed)"""
+    """Choice and order of the prompts whose answers people compare. (seed)"""
     CALIBRATION_NOISE = 19
-    """How far the gaps of a reliability diagram may be off by chance. (0)"""
+    """Chance gaps in a reliability diagram. (0)"""
     TRIED_WEIGHTS = 20
     """Weights of the small model that an architecture is tried on. (seed)"""
     TRIED_ROWS = 21
-    """Tokens of the rows that it is tried with. (0, length)"""
+    """Tokens of the rows that this model is tried with. (0, length)"""
     TRIED_RESPONSES = 22
-    """Tokens that it draws in that trial. (0, row)"""
+    """Tokens that this model draws. (0, row)"""
     TRIED_COINS = 23
-    """Which model draws each token of the trial's mixed rollouts. (0)"""
+    """Choice of the model that draws each token of the trial's mixed rollouts. (0)"""
 
 
 def stream(purpose: Purpose, seed: int, *numbers: int) -> Name:
     """Name a random stream.
 
     Args:
-        purpose: What it is drawn for.
-        seed: Of the run, of the evaluation, or 0 where nobody chooses one.
-        numbers: Which stream of this purpose: a round, a row.
+        purpose: What the numbers are for.
+        seed: Seed of the run or of the evaluation, or 0 where nobody chooses one.
+        numbers: Numbers that tell streams of this purpose apart, e.g. a round or a row.
     """
     return (seed, *numbers, int(purpose))
 
 
 def generator(name: Name) -> np.random.Generator:
-    """The random numbers of a stream, from their beginning."""
+    """Return a numpy generator at the beginning of a stream."""
     seed, *key = name
     return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=tuple(key)))
 
 
 def torch_seed(name: Name) -> int:
-    """A seed of a stream for PyTorch, which has generators of its own."""
+    """Return a stream's seed for PyTorch, which has its own generators."""
     return int(generator(name).integers(2**63))
