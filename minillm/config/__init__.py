@@ -1,7 +1,7 @@
-"""The configuration: typed, frozen, loaded from YAML and validated whole before anything starts.
+"""The configuration: typed, frozen, loaded from YAML and fully validated before anything starts.
 
-Every field has a unit and a source in the docstring under it. "Paper" is arXiv 2306.08543; "reference code"
-is the authors' public implementation, whose deviations `minillm.config.parity` sets in one word.
+The docstring under each field gives its unit and its source. "Paper" is arXiv 2306.08543. "Reference code" is the
+authors' public implementation; one word turns on all its deviations from the paper (`minillm.config.parity`).
 """
 
 from minillm.config.base import Model, Source, Strict

@@ -17,16 +17,16 @@ RESERVED = {
     "system_metrics": "the file of a stage's use of the machine",
     "manifest": "the file that lists a result's files",
 }
-"""Names that the project itself uses beside those of entries, and for what."""
+"""Names that the project itself uses beside those of entries, each with its meaning."""
 SUFFIXES = {"_spread": "the spread over seeds", "_stderr": "a standard error"}
-"""Endings of the names of metrics that stand beside an entry's own."""
+"""Endings that the project adds to names of metrics, each with its meaning."""
 
 
 def check_name(name: str) -> str:
-    """Return a name that can stand in files, keys, metrics, labels and Markdown.
+    """Return a name if it can be used in files, keys, metrics, labels and Markdown.
 
     Raises:
-        ValueError: It cannot, or the project uses it itself.
+        ValueError: It cannot be used there, or is reserved.
     """
     if not NAME.fullmatch(name) or len(name.encode()) > NAME_BYTES:
         raise ValueError(
@@ -42,10 +42,10 @@ def check_name(name: str) -> str:
 
 
 def tell_apart(entries: "dict[str, Entry]") -> "dict[str, Entry]":
-    """Return entries whose names a file system that ignores case, or a reader, can tell apart.
+    """Return entries if a reader, and a file system that ignores case, can tell their names apart.
 
     Raises:
-        ValueError: Two differ only in the form of their letters.
+        ValueError: Two names differ only in the form of their letters.
     """
     known: dict[str, str] = {}
     for name in entries:
@@ -55,7 +55,7 @@ def tell_apart(entries: "dict[str, Entry]") -> "dict[str, Entry]":
     return entries
 
 
-def _no_doubles(seeds: tuple[int, ...]) -> tuple[int, ...]:
+def _without_duplicates(seeds: tuple[int, ...]) -> tuple[int, ...]:
     if twice := sorted({seed for seed in seeds if seeds.count(seed) > 1}):
         raise ValueError(f"{list(seeds)} has {twice[0]} twice, which would count as evidence; leave it out")
     return seeds
@@ -63,31 +63,31 @@ def _no_doubles(seeds: tuple[int, ...]) -> tuple[int, ...]:
 
 Entry = TypeVar("Entry")
 Name = Annotated[str, AfterValidator(check_name)]
-"""The name of an experiment, or of an entry that the user adds."""
+"""Name of an experiment, or of an entry that the user adds."""
 Entries = Annotated[dict[Name, Entry], AfterValidator(tell_apart)]
 """Entries by their names."""
 Seed = Annotated[int, Field(ge=0, lt=1 << 32)]
-"""A seed of random numbers."""
-Seeds = Annotated[tuple[Seed, ...], Field(min_length=1), AfterValidator(_no_doubles)]
+"""Seed of random numbers."""
+Seeds = Annotated[tuple[Seed, ...], Field(min_length=1), AfterValidator(_without_duplicates)]
 """Different seeds, at least one."""
 Temperature = Annotated[float, Field(ge=0.01, le=100.0)]
-"""Divisor of the logits. Below this range, logits leave float32: take the likeliest token instead."""
+"""Divisor of the logits. Below the range, logits overflow float32: take the likeliest token instead."""
 LocalPath = Annotated[str, AfterValidator(lambda text: str(local_path(text)))]
-"""A path of this machine (see `local_path`)."""
+"""Path on this machine (see `local_path`)."""
 
 
 class Strict(BaseModel):
-    """Base of every configuration section: unknown keys are refused and values never change."""
+    """Base of every configuration section: unknown keys are refused, and values never change."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
     def _changed(self, *fields: str) -> list[str]:
-        """Those of the fields that were given another value than their default."""
+        """Return those of the fields whose value is not their default."""
         return [name for name in fields if getattr(self, name) != type(self).model_fields[name].default]
 
 
 class Source(Strict):
-    """Where rows of data come from: a local file or directory, or a dataset by its hub name."""
+    """Origin of rows of data: a local file or directory, or a dataset on the hub."""
 
     path: LocalPath | None = None
     """Local file (JSONL, JSON, plain text) or directory, relative to `data.directory`."""
@@ -96,21 +96,21 @@ class Source(Strict):
     revision: str = "main"
     """Branch, tag or commit on the hub."""
     file: str | None = None
-    """File or folder inside a directory or hub dataset that holds several."""
+    """File or folder to read inside a directory or hub dataset that holds several."""
     sha256: str | None = Field(default=None, pattern="^[0-9a-f]{64}$")
-    """SHA-256 of the local file, where no other content will do."""
+    """SHA-256 that the local file must have; without it, any content is accepted."""
 
     @model_validator(mode="after")
     def _one_origin(self) -> Self:
         if (self.path is None) == (self.hub is None):
             raise ValueError("give exactly one of `path` (local) and `hub` (hub name)")
         if self.sha256 is not None and self.hub is not None:
-            raise ValueError("`sha256` is of a local file; pin a hub dataset by a commit in `revision`")
+            raise ValueError("`sha256` is for a local file; pin a hub dataset by a commit in `revision`")
         return self
 
 
 class Model(Strict):
-    """Where a model's weights come from: the hub, a local directory, or random initialisation."""
+    """Origin of a model's weights: the hub, a local directory, or random initialisation."""
 
     path: LocalPath | None = None
     """Local Hugging Face model directory."""
@@ -120,7 +120,7 @@ class Model(Strict):
     """Branch, tag or commit on the hub."""
     architecture: dict[str, Any] | None = None
     """Hugging Face configuration of a model to initialise at random; needs `model_type`.
-    Vocabulary size and special tokens are taken from the tokenizer."""
+    Vocabulary size and special tokens come from the tokenizer."""
 
     @model_validator(mode="after")
     def _one_origin(self) -> Self:

@@ -1,4 +1,4 @@
-"""The data and how it becomes tokens (method.md §6)."""
+"""The data and how they become tokens (method.md §6)."""
 
 from typing import Self
 
@@ -8,9 +8,10 @@ from minillm.config.base import LocalPath, Source, Strict
 
 
 class Template(Strict):
-    """How an instruction becomes a prompt; the response follows directly (method.md §6).
+    """Template that turns an instruction into a prompt; the response follows directly (method.md §6).
 
-    The name of a special token in a template, say `<s>`, is that token; in an instruction or context it is plain text.
+    The name of a special token, say `<s>`, stands for that token in a template and is plain text in an instruction or
+    context.
     """
 
     with_context: str = (
@@ -18,13 +19,13 @@ class Template(Strict):
         "Write a response that appropriately completes the request.\n\n"
         "### Instruction:\n{instruction}\n\n### Input:\n{context}\n\n### Response:\n"
     )
-    """Used where there is context. The default is the Alpaca template of the paper."""
+    """Template for instructions with a context. The default is the paper's Alpaca template."""
     without_context: str = (
         "Below is an instruction that describes a task. "
         "Write a response that appropriately completes the request.\n\n"
         "### Instruction:\n{instruction}\n\n### Response:\n"
     )
-    """Used where there is none."""
+    """Template for instructions without a context."""
 
     @model_validator(mode="after")
     def _placeholders(self) -> Self:
@@ -36,15 +37,15 @@ class Template(Strict):
 
 
 class Prompts(Strict):
-    """How an instruction becomes a prompt, and how long that may be (method.md §6)."""
+    """How instructions become prompts, and how long prompts may be (method.md §6)."""
 
     directory: LocalPath = "."
-    """Folder that relative `path`s of sources start from, itself relative to the working directory."""
+    """Folder that relative paths of sources start from, itself relative to the working directory."""
     template: Template = Template()
     max_prompt_tokens: PositiveInt = 256
-    """Longest prompt, tokens (reference scripts: 256)."""
+    """Longest prompt, in tokens (reference scripts: 256)."""
     max_tokens: PositiveInt = 512
-    """Longest prompt with response, tokens; also the length of a plain-text block (reference scripts: 512)."""
+    """Longest prompt with response, in tokens; also the length of a plain-text block (reference scripts: 512)."""
 
     @property
     def response_room(self) -> int:
@@ -62,29 +63,29 @@ class Prompts(Strict):
 
 
 class Data(Prompts):
-    """The instruction data D, the plain text D_PT and how they are filtered (method.md §6)."""
+    """The instruction data D and the plain text D_PT, and how they are filtered (method.md §6)."""
 
     instructions: Source
-    """Rows with instruction, context, response, category (the schema of Dolly)."""
+    """Rows with instruction, context, response and category (the schema of Dolly)."""
     split: Source | None = None
-    """Rows {row, split} naming each row's part (train, dev, test, unused); without it, a random split."""
+    """Rows {row, split} that name each row's part (train, dev, test, unused); without it, a random split."""
     validation_size: PositiveInt = 1000
-    """Rows of the random split kept for validation (paper: 1K). Not used with `split`."""
+    """Validation rows of the random split (paper: 1K). Not used with `split`."""
     test_size: PositiveInt = 500
-    """Rows of the random split kept apart for DollyEval (paper: 0.5K). Not used with `split`."""
+    """Rows of the random split set apart for DollyEval (paper: 0.5K). Not used with `split`."""
     plain_text: Source | None = None
-    """D_PT: plain text, or JSONL with a `text` field; needed where a method's plain-text coefficient is > 0."""
+    """D_PT: plain text, or JSONL with a `text` field; needed if a method's plain-text coefficient is above 0."""
     max_malformed_share: float = Field(default=0.01, ge=0.0, lt=1.0)
-    """Share of rows that may be malformed before the run stops."""
+    """Largest share of malformed rows; above it the run stops."""
 
 
 class Tokenizer(Strict):
     """The tokenizer that teacher and student share."""
 
     train_vocabulary: PositiveInt | None = None
-    """Entries of a byte-level BPE trained on the training rows and D_PT; without it, the teacher's tokenizer."""
+    """Entries of a byte-level BPE to train on the training rows and D_PT; without it, the teacher's tokenizer."""
     path: LocalPath | None = None
-    """Local directory of a tokenizer to use instead."""
+    """Local directory of a tokenizer to use instead of the teacher's."""
 
     @model_validator(mode="after")
     def _one_origin(self) -> Self:

@@ -1,4 +1,4 @@
-"""What is measured of the models, and on what (method.md §7)."""
+"""Measurements of the models, and the data they are made on (method.md §7)."""
 
 from typing import Any, Literal, Self
 
@@ -10,79 +10,80 @@ from minillm.nearest import suggestion
 
 
 class Fields(Strict):
-    """Names of the fields in a benchmark's rows; without them, those of Dolly or of the authors' files."""
+    """Names of the fields in a benchmark's rows; the defaults are those of Dolly and of the authors' files."""
 
     instruction: str = "instruction"
-    """What is asked."""
+    """Field with the instruction."""
     context: str | None = None
-    """What it is asked about; without a name, `context` or `input`, where there is one."""
+    """Field with the context of the instruction; without a name, `context` or `input` if the row has one."""
     references: str | None = None
-    """One right answer or a list of them; without a name, `output` or `response`."""
+    """Field with one right answer or a list of them; without a name, `output` or `response`."""
     topic: str | None = None
-    """What the row is about; without a name, `topic` or `category`, where there is one."""
+    """Field with the row's topic; without a name, `topic` or `category` if the row has one."""
 
 
 Metric = Literal["rouge_l", "rouge_l_characters", "exact_match"]
-"""Scores of a response against its references. Rouge-L of words knows a–z and digits alone (as the paper's); that of
-characters, letters and digits of any script."""
+"""Score of a response against its references. `rouge_l` compares words of a–z and digits only (as in the paper),
+`rouge_l_characters` letters and digits of any script."""
 
 
 class Benchmark(Strict):
-    """One evaluation set, as a record: a new one needs no code."""
+    """One evaluation set, described by data: a new one needs no code."""
 
     source: Source
-    """Its rows, pinned by `revision` on the hub and by `sha256` on disk."""
+    """Rows of the set, pinned by `revision` on the hub and by `sha256` on disk."""
     fields: Fields = Fields()
     topics: tuple[str, ...] | None = Field(default=None, min_length=1)
-    """Only rows of these topics count; without it, all rows."""
+    """Topics whose rows count; without it, all rows do."""
     metric: Metric = "rouge_l"
-    """Score of the tables, intervals and ranks (paper: rouge_l). Rouge-L and exact match are always measured,
-    rouge_l_characters where a benchmark asks for it."""
+    """Score of the tables, intervals and ranks (paper: rouge_l). rouge_l and exact_match are always measured,
+    rouge_l_characters only if a benchmark asks for it."""
     min_reference_tokens: int = Field(default=0, ge=0)
-    """The headline score is over prompts whose first reference has at least this many tokens
+    """Least tokens of the first reference: the headline score leaves out prompts with a shorter one
     (paper: 11 for S-NI and UnNI)."""
     length_subsets: bool = False
     """Also report the score by reference length: [0,5], [6,10], [11,∞) tokens."""
 
 
 class ExposureBias(Strict):
-    """Excess accumulated error of every student, over the stored responses to one benchmark (method.md §7)."""
+    """Excess accumulated error of every student over the stored responses to one benchmark (method.md §7)."""
 
     benchmark: str | None = None
     """Name of the benchmark; without it, the first one (reference scripts: dolly)."""
     max_length: PositiveInt | None = None
-    """Longest l, tokens of a response; without it, what every prompt leaves room for:
+    """Longest l, in tokens of a response; without it, the room after the longest prompt:
     `data.max_tokens` − `data.max_prompt_tokens`."""
     prompts: PositiveInt | None = None
-    """At most so many prompts, evenly spread over the benchmark; without it, all of them."""
+    """Most prompts to measure on, evenly spaced over the benchmark; without it, all."""
 
 
 class QuestionFields(Strict):
     """Names of the fields in the rows of a multiple-choice set."""
 
     question: str = "question"
-    """What `{question}` stands for."""
+    """Field that replaces `{question}` in the instruction."""
     context: str | None = None
-    """What it is asked about; without a name, nothing."""
+    """Field with the context of the question; without a name, there is no context."""
     choices: str = "choices"
-    """A list of texts or, as in ARC, {text, label} of two lists. Not read where the record has `choices`."""
+    """Field with the list of choices or, as in ARC, {text, label} with a list each. Not read if the set has its own
+    `choices`."""
     answer: str = "answer"
-    """The right choice: where there are labels, its label; else its text, its number counted from 0, or false and true
-    for 0 and 1."""
+    """Field with the right choice: its label if there are labels, or else its text, its number counted from 0, or false
+    and true for 0 and 1."""
 
 
 class MultipleChoice(Strict):
-    """One classification set to measure calibration on, as a record: a new one needs no code."""
+    """One classification set to measure calibration on, described by data: a new one needs no code."""
 
     source: Source
-    """Its rows, pinned by `revision` on the hub and by `sha256` on disk."""
+    """Rows of the set, pinned by `revision` on the hub and by `sha256` on disk."""
     fields: QuestionFields = QuestionFields()
     instruction: str = "{question}"
-    """What is asked, for `data.template`; {question} stands for the row's."""
+    """Instruction for `data.template`; {question} stands for the row's question."""
     choices: tuple[str, ...] | None = Field(default=None, min_length=2)
-    """The classes, where every row has the same, e.g. negative and positive."""
+    """Choices that are the same for every row, e.g. negative and positive; without it, each row has its own."""
     prompts: PositiveInt | None = None
-    """Rows to measure on, evenly spaced over the set; without it, all."""
+    """Most rows to measure on, evenly spaced over the set; without it, all."""
 
     @model_validator(mode="after")
     def _choices_are_told_apart(self) -> Self:
@@ -91,7 +92,7 @@ class MultipleChoice(Strict):
         if not all(map(str.strip, self.choices)) or len(set(self.choices)) < len(self.choices):
             raise ValueError(f"choices {list(self.choices)} must be different texts, none of them blank")
         if self.fields._changed("choices"):
-            raise ValueError("`choices` are the same for every row, so that fields.choices is not read; leave one out")
+            raise ValueError("`choices` are the same for every row, so fields.choices is not read; leave one out")
         return self
 
     @model_validator(mode="after")
@@ -103,22 +104,21 @@ class MultipleChoice(Strict):
                 "every prompt would be the same; write {question} into `instruction` or name a context in `fields`"
             )
         if self.fields._changed("question"):
-            raise ValueError("`instruction` has no {question}, so that fields.question is not read; leave it out")
+            raise ValueError("`instruction` has no {question}, so fields.question is not read; leave it out")
         return self
 
 
 class LocalTask(Strict):
-    """Local rows in the place of a harness task's data set on the hub; they have the fields of the hub's."""
+    """Local rows instead of a harness task's data set on the hub, with the same fields."""
 
     source: Source
-    """The questions."""
+    """Rows with the questions."""
     examples: Source | None = None
-    """Rows that few-shot examples are taken from; needed where `few_shot` is not 0."""
+    """Rows that few-shot examples are taken from; needed unless `few_shot` is 0."""
     part: str | None = None
-    """Field that says which of a group's tasks a row belongs to, by the harness's `dataset_name`: subject for mmlu."""
+    """Field that says which task of a group a row belongs to, by the harness's `dataset_name`: subject for mmlu."""
     changes: dict[str, Any] = Field(default_factory=dict)
-    """Fields of the harness's task that these rows need otherwise, e.g. {process_docs: null} for rows that have been
-    through it."""
+    """Fields of the harness's task to change for these rows, e.g. {process_docs: null} for rows already processed."""
 
 
 class Downstream(Strict):
@@ -127,11 +127,11 @@ class Downstream(Strict):
     tasks: tuple[str, ...] = Field(min_length=1)
     """Names of the harness's tasks, groups or tags: arc_easy, hellaswag, mmlu …"""
     few_shot: int | None = Field(default=None, ge=0)
-    """Examples before each question; without it, as many as the task itself says. A task that says 0 stays at 0."""
+    """Examples before each question; without it, the task's own number. A task that itself says 0 stays at 0."""
     limit: PositiveInt | None = None
-    """Questions of each task (of each of a group's tasks), from the first; without it, all."""
+    """First questions of each task (of each task of a group) that are asked; without it, all."""
     local: dict[str, LocalTask] = Field(default_factory=dict)
-    """By name of the task: rows at hand, so that the hub is not asked."""
+    """Local rows by the name of their task; the hub is not asked for these tasks."""
 
     @model_validator(mode="after")
     def _local_tasks_are_asked_for(self) -> Self:
@@ -141,18 +141,18 @@ class Downstream(Strict):
 
 
 class Sampling(Strict):
-    """How responses are generated; the defaults are the paper's."""
+    """Rules by which responses are generated; the defaults are the paper's."""
 
     strategy: Literal["sample", "greedy"] = "sample"
-    """Draw each token, or take the likeliest (paper: draw)."""
+    """Draw each token (sample), or take the likeliest (greedy); paper: sample."""
     temperature: Temperature = 1.0
     """Sampling temperature (paper: 1)."""
     top_k: PositiveInt | None = None
-    """Draw from this many likeliest tokens only (paper: from all)."""
+    """Number of likeliest tokens to draw from; without it, all (paper: all)."""
     top_p: float | None = Field(default=None, gt=0.0, lt=1.0)
-    """Draw from the likeliest tokens that together have this probability (paper: from all)."""
+    """Total probability of the likeliest tokens to draw from; without it, all tokens (paper: all)."""
     no_repeat_ngram: PositiveInt | None = None
-    """Forbid repeating n-grams of this length in a response (paper: none; reference code: 6)."""
+    """Length of n-grams that a response must not repeat, in tokens (paper: none; reference code: 6)."""
 
     @model_validator(mode="after")
     def _greedy_draws_nothing(self) -> Self:
@@ -162,38 +162,38 @@ class Sampling(Strict):
 
 
 class Evaluation(Sampling):
-    """Final evaluation (method.md §7): plain sampling, one generation per seed, stored and scored apart."""
+    """Final evaluation (method.md §7): plain sampling, one generation per seed, stored and scored separately."""
 
     benchmarks: Entries[Benchmark] = Field(min_length=1)
     calibration: Entries[MultipleChoice] = Field(default_factory=dict)
     """Sets on which calibration and accuracy are measured, zero-shot (paper: SST-2, BoolQ). Empty: not measured."""
     held_out: Entries[Source] = Field(default_factory=dict)
-    """Plain texts that no model trains on, whose loss is measured; with them, that of the benchmarks' first references
-    too. Empty: neither is measured."""
+    """Plain texts that no model trains on, to measure the loss on them and on the benchmarks' first references.
+    Empty: neither is measured."""
     seeds: Seeds = (10, 20, 30, 40, 50)
-    """One generation each (paper: these five)."""
+    """Seeds of sampling, one generation each (paper: these five)."""
     precision: Literal["float32", "bfloat16"] = "float32"
-    """Of weights and matrix products where responses are generated, for benchmarks and for SeqKD, and where given text
-    is scored; log-probabilities are float32 either way."""
+    """Precision of weights and matrix products when responses are generated, for benchmarks and for SeqKD, and when
+    given text is scored; log-probabilities are float32 either way."""
     max_prompt_tokens: PositiveInt | None = None
-    """Longest prompt of a benchmark or of `calibration`, tokens; without it, `data.max_prompt_tokens`."""
+    """Longest prompt of a benchmark or of `calibration`, in tokens; without it, `data.max_prompt_tokens`."""
     long_prompts: Literal["refuse", "cut"] = "refuse"
-    """What happens to a longer prompt: an error, or its beginning is cut off and it is reported."""
+    """Treatment of longer prompts: refuse with an error, or cut off their beginning and report it."""
     preference: Source | None = None
-    """What people said of pairs of answers, as `python -m minillm.annotation --export` writes it (CSV)."""
+    """Judgements of people on pairs of answers, as `python -m minillm.annotation --export` writes them (CSV)."""
     validation_prompts: PositiveInt = 1000
-    """Validation prompts that a response is sampled for when selecting by Rouge-L."""
+    """Validation prompts to sample a response for when weights are selected by Rouge-L."""
     judge: Judge | None = None
-    """Rates the answers; without it, no endpoint is asked."""
+    """Model that rates the answers; without it, no endpoint is asked."""
     exposure_bias: ExposureBias | None = None
-    """What the students' own mistakes cost them (paper §3.3); without it, not measured."""
+    """Measurement of what the students' own mistakes cost them (paper §3.3); without it, not measured."""
     downstream: Downstream | None = None
-    """General abilities beside the benchmarks (ARC, HellaSwag, MMLU …); without it, none."""
+    """Tasks that measure general abilities (ARC, HellaSwag, MMLU …); without it, none."""
 
     @field_validator("benchmarks")
     @classmethod
     def _settings_have_one_owner(cls, benchmarks: dict[str, Benchmark]) -> dict[str, Benchmark]:
-        """MLflow keeps `evaluation.benchmarks.NAME.FIELD`, which comparisons of runs read by the name."""
+        """Refuse a name that reads like a setting: comparisons find `evaluation.benchmarks.NAME.FIELD` by the name."""
         for name in benchmarks:
             if within := [other for other in benchmarks if name.startswith(f"{other}.")]:
                 raise ValueError(

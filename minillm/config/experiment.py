@@ -1,4 +1,4 @@
-"""Whole experiments, of distillation or of evaluation alone, and where they run."""
+"""Configurations of whole experiments, distillation or evaluation only, and of where they run."""
 
 from collections.abc import Iterator
 from typing import Any, Literal, Self
@@ -14,15 +14,15 @@ from minillm.nearest import suggestion
 
 
 class Runtime(Strict):
-    """Where and on what it runs; nothing here changes a result beyond floating-point rounding."""
+    """Place and resources of a run; nothing here changes a result beyond floating-point rounding."""
 
     store: LocalPath = ".minillm"
     """Folder of artifacts, checkpoints and, unless MLFLOW_TRACKING_URI is set, tracked runs."""
     processes: PositiveInt = 1
-    """Processes of a worker group, one per GPU; on this machine, or in all on those of `hostfile`."""
+    """Processes of a worker group, one per GPU: on this machine, or the total over the machines of `hostfile`."""
     hostfile: LocalPath | None = None
-    """DeepSpeed's hostfile, lines of `HOST slots=PROCESSES`, for a worker group on several machines: each is reached by
-    ssh without a password and has this checkout, its environment and the store under the same paths."""
+    """DeepSpeed's hostfile, with lines `HOST slots=PROCESSES`, for a worker group on several machines. Each must be
+    reachable by ssh without a password and have this checkout, its environment and the store under the same paths."""
     threads: PositiveInt | None = None
     """CPU threads per process; without it, torch's default."""
     parallel_stages: PositiveInt = 1
@@ -33,18 +33,18 @@ class Runtime(Strict):
     """Responses generated at once per process; lower it when memory runs out."""
     zero_stage: Literal[0, 1, 2, 3] = 0
     """DeepSpeed ZeRO stage: 1 shards optimizer state over processes, 2 also gradients, 3 also weights.
-    Training in bfloat16 takes 1 for 0 (see `minillm.training.engine.zero_stage`)."""
+    In bfloat16, 0 is treated as 1 (see `minillm.training.engine.zero_stage`)."""
     offload_optimizer: bool = False
-    """Keep optimizer state in the CPU's memory and step there (ZeRO-Offload, arXiv 2101.06840); zero_stage 1 up."""
+    """Keep optimizer state on the CPU and step there (ZeRO-Offload, arXiv 2101.06840); needs zero_stage 1, 2 or 3."""
     checkpoint_every: PositiveInt = 100
     """Optimizer steps between checkpoints: a killed stage loses at most this many."""
     retries: int = Field(default=2, ge=0)
-    """Times a failed stage is started again, from its last checkpoint."""
+    """Number of times a failed stage is restarted from its last checkpoint."""
     timeout_hours: PositiveFloat = 168.0
-    """A stage that runs longer is stopped and counts as failed."""
+    """Hours after which a running stage is stopped and counts as failed."""
     silent_minutes: PositiveFloat = 60.0
-    """A worker that says and writes nothing for so long is taken for hung, killed and started again; a round of
-    rollouts and a checkpoint must take less."""
+    """Minutes without output after which a worker counts as hung and is killed and restarted; a round of rollouts and
+    a checkpoint must each take less."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -54,27 +54,27 @@ class Runtime(Strict):
 
 
 class Tracked(Strict):
-    """What has a tracked run: a name, and where it runs."""
+    """Fields of everything that has a tracked run: its name, and where it runs."""
 
     name: Name
-    """Experiment name in MLflow and in the report."""
+    """Name of the experiment in MLflow and in the report."""
     runtime: Runtime = Runtime()
 
 
 class BaseConfig(Tracked):
-    """What every experiment has: how prompts are made, what is measured, and where it runs."""
+    """Fields of every experiment: how prompts are made, what is measured, and where it runs."""
 
     data: Prompts
     evaluation: Evaluation
 
     @property
     def rows(self) -> tuple[str, ...]:
-        """Names of the rows of the result table; the first is what the others are measured against."""
+        """Names of the rows of the result table; the others are measured against the first."""
         raise NotImplementedError
 
     @model_validator(mode="after")
     def _judge_can_be_paid(self) -> Self:
-        """Where the number of prompts is set, a budget that is too small is known before anything runs."""
+        """Refuse a budget that is too small; this can be told here only if the number of prompts is set."""
         judge = self.evaluation.judge
         if judge is None or judge.prompts is None:
             return self
@@ -93,9 +93,9 @@ class Config(BaseConfig):
     """A whole experiment, from raw rows to the report."""
 
     seed: Seed = 1
-    """Of model initialisation, data order and rollouts."""
+    """Seed of model initialisation, data order and rollouts."""
     parity: Literal["paper", "lmops"] = "paper"
-    """lmops sets every deviation of the reference code from the paper (method.md §4)."""
+    """Follow the paper or, with lmops, the reference code in every deviation from it (method.md §4)."""
     data: Data  # type: ignore[assignment]  # values never change, so a narrower one is safe
     tokenizer: Tokenizer = Tokenizer()
     teacher: Teacher
@@ -103,7 +103,7 @@ class Config(BaseConfig):
     methods: Entries[Method] = Field(min_length=1)
     """Rows of the result table beside the teacher, e.g. sft, kd, seqkd, minillm."""
     promotion: Promotion | None = None
-    """What the best student must show to become the champion of this experiment; without it, none is put forward."""
+    """Conditions for the best student to become this experiment's champion; without it, none is put forward."""
 
     @property
     def rows(self) -> tuple[str, ...]:
@@ -119,19 +119,19 @@ class Config(BaseConfig):
 
     @property
     def trainings(self) -> dict[str, Training]:
-        """Every training of the run, by its field in the configuration."""
+        """All trainings of the run, by their fields in the configuration."""
         found = {"teacher.training": self.teacher.training} if self.teacher.training else {}
         found["student.initial"] = self.student.initial
         return found | {f"methods.{name}.training": method.training for name, method in self.methods.items()}
 
     @property
     def adapters(self) -> dict[str, tuple[Lora, ...]]:
-        """The different adapters that each model is trained with, by the field of the model."""
+        """Distinct adapters that each model is trained with, by the field of the model."""
         found: dict[str, dict[Lora, None]] = {"teacher.model": {}, "student.model": {}}
         for field, training in self.trainings.items():
             if training.lora is not None:
                 found["teacher.model" if field == "teacher.training" else "student.model"][training.lora] = None
-        return {model: tuple(of) for model, of in found.items()}
+        return {model: tuple(adapters) for model, adapters in found.items()}
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -174,7 +174,7 @@ class Config(BaseConfig):
 
     @model_validator(mode="after")
     def _batches_can_be_divided(self) -> Self:
-        """Batch sizes are global, so that the number of processes never changes the experiment."""
+        """Refuse uneven batches: batch sizes are global, so the number of processes never changes the experiment."""
         processes = self.runtime.processes
         if uneven := [f"{field} ({size})" for field, size in self._batch_sizes() if size % processes]:
             raise ValueError(
@@ -184,7 +184,7 @@ class Config(BaseConfig):
         return self
 
     def _batch_sizes(self) -> Iterator[tuple[str, int]]:
-        """Sequences per optimizer step, by the field that says so."""
+        """Fields that set sequences per optimizer step, each with its value."""
         for field, training in self.trainings.items():
             yield f"{field}.batch_size", training.batch_size
         for name, method in self.methods.items():
@@ -193,11 +193,11 @@ class Config(BaseConfig):
 
 
 class EvaluationConfig(BaseConfig):
-    """The evaluation of models that are there already."""
+    """An evaluation of existing models."""
 
     models: Entries[Model] = Field(min_length=1)
-    """Rows of the result table; on the command line, MODEL or NAME=MODEL each. The first is what the others are
-    measured against, and its tokenizer counts the lengths of references for all."""
+    """Rows of the result table; on the command line, MODEL or NAME=MODEL each. The others are measured against the
+    first, whose tokenizer counts the lengths of references for all."""
 
     @property
     def rows(self) -> tuple[str, ...]:
@@ -218,5 +218,5 @@ class EvaluationConfig(BaseConfig):
         if unread:
             raise ValueError(f"nothing is trained here, so {' and '.join(unread)} would do nothing; leave it out")
         if self.evaluation.exposure_bias is not None:
-            raise ValueError("evaluation.exposure_bias is of students and the teacher they learned from; leave it out")
+            raise ValueError("evaluation.exposure_bias needs students and the teacher they learned from; leave it out")
         return self

@@ -6,16 +6,16 @@ from pathlib import Path
 from minillm.config import Runtime
 from minillm.errors import ConfigError
 
-NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._:-]*[A-Za-z0-9])?")
-"""A host's name or address: nothing that ssh, or a shell behind it, could take for an option or a command."""
+HOST_NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._:-]*[A-Za-z0-9])?")
+"""Name or address of a host, which neither ssh nor a shell can take for an option or a command."""
 
 
 def read_hosts(runtime: Runtime) -> dict[str, int]:
-    """Processes of each host of `runtime.hostfile`, in its order; the first one is where they meet.
+    """Return the number of processes on each host of `runtime.hostfile`, in its order; they meet on the first host.
 
     Raises:
-        ConfigError: The file is missing or malformed, names what is no host, or has other than `runtime.processes`
-            slots.
+        ConfigError: The file is missing or malformed, has an invalid host name, or its slots do not add up to
+            `runtime.processes`.
     """
     from deepspeed.launcher.runner import fetch_hostfile  # takes seconds to import
 
@@ -40,7 +40,7 @@ def read_hosts(runtime: Runtime) -> dict[str, int]:
 def _require_names(hostfile: Path) -> None:
     for number, line in enumerate(hostfile.read_text(encoding="utf-8").splitlines(), start=1):
         name = next(iter(line.split()), "#")
-        if not name.startswith("#") and NAME.fullmatch(name) is None:
+        if not name.startswith("#") and HOST_NAME.fullmatch(name) is None:
             raise ConfigError(
                 f"runtime.hostfile {hostfile}, line {number}: {name!r} is no host; names are letters, digits "
                 "and . _ - : and begin and end with a letter or digit (users and ports belong in ~/.ssh/config)"

@@ -1,4 +1,4 @@
-"""The judge: a strong model behind an endpoint, and what asking it may cost (method.md §7)."""
+"""The judge, a strong model behind an endpoint, and how much asking it may cost (method.md §7)."""
 
 import re
 from typing import Self
@@ -9,51 +9,52 @@ from minillm.config.base import Seeds, Strict
 
 
 class Prices(Strict):
-    """What the endpoint charges, in any one currency."""
+    """Prices of the endpoint, in any one currency."""
 
     prompt: float = Field(ge=0.0)
-    """Per million prompt tokens."""
+    """Price of a million prompt tokens."""
     completion: float = Field(ge=0.0)
-    """Per million completion tokens."""
+    """Price of a million completion tokens."""
 
 
 class Judge(Strict):
-    """A model that rates answers beside their references from 1 to 10, behind any OpenAI-compatible endpoint."""
+    """A model behind an OpenAI-compatible endpoint that rates answers beside their references from 1 to 10."""
 
     base_url: str
     """Address of the endpoint up to its version, e.g. https://api.openai.com/v1."""
     api_key_variable: str = "OPENAI_API_KEY"
-    """Environment variable that holds the endpoint's key; the key itself stands in no file."""
+    """Environment variable with the endpoint's key; the key itself is in no file."""
     model: str = Field(min_length=1)
-    """Name by which the endpoint knows the judge."""
+    """Name of the judge at the endpoint."""
     benchmarks: tuple[str, ...] = Field(min_length=1)
     """Names of the benchmarks that are judged (paper: DollyEval, SelfInst, VicunaEval)."""
     prompts: PositiveInt | None = None
-    """Prompts judged of each benchmark, drawn once: more of them keep those of fewer. Without it, all."""
+    """Prompts of each benchmark to judge, drawn at random; a larger number keeps the prompts of a smaller one.
+    Without it, all."""
     seeds: Seeds | None = None
-    """Of the generations that are judged; without it, the first of `evaluation.seeds`."""
+    """Seeds of the generations that are judged; without it, the first of `evaluation.seeds`."""
     samples: PositiveInt = 1
-    """Times that each question is put, for each of the two orders of model and reference."""
+    """Number of times each question is asked, for each of the two orders of model and reference."""
     temperature: float | None = Field(default=0.0, ge=0.0)
-    """Sampling temperature of the judge; null leaves it to the endpoint, as some models demand."""
+    """Sampling temperature of the judge; null leaves it to the endpoint, as some models require."""
     max_tokens: PositiveInt = 256
-    """Longest answer, tokens, with what a reasoning model thinks before it."""
+    """Longest answer, in tokens, including what a reasoning model thinks before it."""
     attempts: PositiveInt = 3
-    """Times that a question is asked until its answer has the form asked for."""
+    """Most times a question is asked until its answer has the required form."""
     parallel: PositiveInt = 8
     """Questions under way at once, over all stages of the store."""
     timeout_seconds: PositiveFloat = 120.0
-    """Until a request without an answer is sent again."""
+    """Seconds after which a request without an answer is sent again."""
     max_questions: PositiveInt
-    """Most questions that the results of one run may take, those asked again included; methods share it equally."""
+    """Most questions that the results of one run may take, repeats included; methods share them equally."""
     prices: Prices | None = None
-    """Without them, only questions and tokens are counted."""
+    """Prices of the endpoint; without them, only questions and tokens are counted."""
     max_cost: PositiveFloat | None = None
-    """Most money that the results of one run may take, in the currency of `prices`; methods share it equally."""
+    """Most money that the results of one run may cost, in the currency of `prices`; methods share it equally."""
 
     @model_validator(mode="after")
     def _no_secrets(self) -> Self:
-        """The messages do not quote what was given: it may be a key."""
+        """Refuse values that hold a secret; the messages do not quote them, since they may be keys."""
         if not re.fullmatch(r"https?://[^\s@?#]+", self.base_url):
             raise ValueError(
                 "`base_url` must be http:// or https:// with a host and a path, without user, key or query; "

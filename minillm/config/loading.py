@@ -1,4 +1,4 @@
-"""Reading a configuration: YAML, overrides, validation, and one message for everything that is wrong with it."""
+"""Loading of configurations: YAML, overrides, validation, and one message that lists everything that is wrong."""
 
 import importlib.util
 import json
@@ -21,27 +21,27 @@ from minillm.files import local_path, problem
 from minillm.nearest import suggestion
 
 DOWNSTREAM_PACKAGES = ("lm_eval", "accelerate")
-"""Of the extra `downstream`."""
+"""Packages of the extra `downstream`."""
 
 HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 """`gpt2` or `owner/gpt2`."""
-NAMED = re.compile(r"([^=/]+)=(.+)")
-"""NAME=MODEL; in a path, an = may also stand after the first slash."""
+NAMED_MODEL = re.compile(r"([^=/]+)=(.+)")
+"""NAME=MODEL. An = after the first slash is part of a path."""
 
 ENTRIES = (
     ("methods",), ("models",), ("variants",), ("grid",),
     ("evaluation", "benchmarks"), ("evaluation", "calibration"), ("evaluation", "held_out"),
 )  # fmt: skip
-"""Sections of entries by their names; one that is null is left out."""
+"""Sections that hold entries by name; an entry that is null is left out."""
 
 UNREADABLE = (YAMLError, OmegaConfBaseException, OSError, ValueError, TypeError, RecursionError)
-"""What comes of a file that is no YAML, or of values that do not go together."""
+"""Errors from a file that is not YAML, or from values that do not go together."""
 
 Kind = TypeVar("Kind", bound=Tracked)
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
-    """The validated configuration of a distillation, from a YAML file.
+    """Load and validate the configuration of a distillation.
 
     Args:
         path: YAML file, merged over the file that it names as `base`, if any (relative to the working directory);
@@ -50,38 +50,38 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
             method, and likewise a benchmark or another set to measure on.
 
     Raises:
-        ConfigError: With every problem found (unreadable file, unknown key, wrong value, contradiction, missing
-            data, no key for the judge), each by its dotted field.
+        ConfigError: The configuration cannot run. The message lists every problem found (unreadable file, unknown
+            key, wrong value, contradiction, missing data, no key for the judge), each with its dotted field.
     """
     return _validated(Config, path, _read(local_path(path), overrides))
 
 
 def load_evaluation(path: str | Path, models: Sequence[str] = (), overrides: Sequence[str] = ()) -> EvaluationConfig:
-    """The validated configuration of an evaluation, from a YAML file.
+    """Load and validate the configuration of an evaluation.
 
     Args:
         path: As for `load_config`.
-        models: MODEL or NAME=MODEL each, a directory or a hub name; where given, they stand for the file's `models`.
+        models: MODEL or NAME=MODEL each, a directory or a hub name; if given, they replace the file's `models`.
         overrides: As for `load_config`.
 
     Raises:
-        ConfigError: As `load_config`, and if two models would have the same name.
+        ConfigError: As in `load_config`, or two models would have the same name.
     """
     return _validated(EvaluationConfig, path, _read(local_path(path), overrides, named_models(models)))
 
 
 def load_study(path: str | Path, overrides: Sequence[str] = ()) -> Study:
-    """The validated configuration of a study, with that of each of its runs.
+    """Load and validate the configuration of a study and those of its runs.
 
     Args:
         path: As for `load_config`.
         overrides: `key.sub=value` each, applied over the study's own fields.
 
     Returns:
-        The study with `runtime` and `overrides` as its runs have them.
+        The study, with the `runtime` and `overrides` that its runs use.
 
     Raises:
-        ConfigError: As `load_config`, naming the variant that cannot run, and if variants cannot be compared.
+        ConfigError: As in `load_config`, naming the variant that cannot run; or variants cannot be compared.
     """
     study = _validated(Study, path, _read(local_path(path), overrides, inherits=False))  # its base is a field
     changed = study.runtime.model_dump(mode="json", include=study.runtime.model_fields_set)
@@ -98,7 +98,7 @@ def load_study(path: str | Path, overrides: Sequence[str] = ()) -> Study:
     study = study.model_copy(update={"overrides": (*common, *others), "runtime": base.runtime})
     loaded: dict[str, Config] = {}
     problems: list[str] = []
-    for run in study.runs[: len(study.changes)]:  # of the first seed
+    for run in study.runs[: len(study.changes)]:  # the runs of the first seed
         try:
             loaded[run.variant] = load_config(study.base, run.overrides)
         except ConfigError as error:
@@ -110,16 +110,16 @@ def load_study(path: str | Path, overrides: Sequence[str] = ()) -> Study:
 
 
 def named_models(words: Sequence[str]) -> dict[str, dict[str, str]]:
-    """Models of the command line as they stand in a configuration, by their names: NAME, or the last part of MODEL.
+    """Return models of the command line as a configuration has them, by name: NAME, or the last part of MODEL.
 
-    What exists, or can be no hub name, is a path.
+    A MODEL that exists on disk, or that cannot be a hub name, is a path.
 
     Raises:
-        ConfigError: If two have the same name.
+        ConfigError: Two models have the same name.
     """
     models: dict[str, dict[str, str]] = {}
     for word in words:
-        match = NAMED.fullmatch(word)
+        match = NAMED_MODEL.fullmatch(word)
         name, model = match.groups() if match else ("", word)
         is_path = problem(local_path(model)) is None or not HUB_NAME.fullmatch(model)
         name = name or Path(model).name
@@ -138,9 +138,9 @@ def _validated(kind: type[Kind], path: str | Path, raw: dict[str, Any]) -> Kind:
         problems += [_explain(details, kind) for details in error.errors()]
     problems += [*_missing_sources(raw), *_missing_packages(raw)]
     if isinstance(config, BaseConfig) and config.evaluation.judge is not None:
-        problems += _judge_out_of_reach(config.evaluation.judge)
+        problems += _judge_problems(config.evaluation.judge)
     if config is not None and config.runtime.hostfile is not None:
-        problems += _hosts_out_of_step(config.runtime)
+        problems += _hostfile_problems(config.runtime)
     if problems or config is None:
         lines = "\n".join(f"  - {problem}" for problem in problems)
         raise ConfigError(f"{path} cannot run, {len(problems)} problem{'s'[: len(problems) > 1]}:\n{lines}")
@@ -150,7 +150,7 @@ def _validated(kind: type[Kind], path: str | Path, raw: dict[str, Any]) -> Kind:
 def _read(
     path: Path, overrides: Sequence[str], models: Mapping[str, Any] | None = None, inherits: bool = True
 ) -> dict[str, Any]:
-    """Merge a configuration over its bases and the overrides over both; entries that are null are left out."""
+    """Merge a configuration over its bases, and the overrides over both, and leave out entries that are null."""
     file = _with_bases(path) if inherits else _file(path)
     if models:
         file["models"] = models
@@ -163,14 +163,14 @@ def _read(
 
 
 def _with_bases(path: Path, above: tuple[Path, ...] = ()) -> DictConfig:
-    """A file as it stands, merged over its `base`, which may have one in turn.
+    """Read a file and merge it over its `base`, which may have one in turn.
 
     Args:
         path: The file.
         above: Files that lead to it, each the base of the one before.
 
     Raises:
-        ConfigError: A file is not there or no configuration, or is its own base.
+        ConfigError: A file is missing or no configuration, or is its own base.
     """
     if path.resolve() in above:
         raise ConfigError(f"base: {' → '.join(map(str, [*above, path.resolve()]))} come back to the first; cut one")
@@ -211,7 +211,7 @@ def _leave_out_nulls(raw: dict[Any, Any], file: Any) -> None:
 
 
 def _incomparable(loaded: Mapping[str, Config], study: Study) -> Iterator[str]:
-    """Why variants cannot stand in one table."""
+    """Say why variants cannot be compared in one table."""
     names = list(loaded)
     first = loaded.get(study.baseline)
     for place, name in enumerate(names):
@@ -239,9 +239,9 @@ def _override(text: str) -> DictConfig:
 
 
 def _explain(details: ErrorDetails, kind: type[Tracked]) -> str:
-    """One line for one of pydantic's errors: field, value, what is wrong, what to do."""
+    """Turn one of pydantic's errors into a line: field, value, what is wrong, what to do."""
     location = details["loc"]
-    if location and location[-1] == "[key]":  # an entry's name, which the message quotes
+    if location and location[-1] == "[key]":  # the name of an entry, which the message quotes
         location = location[:-2]
     name, section = ".".join(map(str, location)), _section(kind, location[:-1])
     if details["type"] == "extra_forbidden" and section is not None:
@@ -256,7 +256,7 @@ def _explain(details: ErrorDetails, kind: type[Tracked]) -> str:
 
 
 def _section(kind: type[Tracked], location: tuple[int | str, ...]) -> type[BaseModel] | None:
-    """The model that validates what stands at a location of the configuration; None inside a plain value."""
+    """Return the model that validates a location of the configuration; None inside a plain value."""
     current: Any = kind
     for part in location:
         if get_origin(current) is dict:  # a key such as a method's name
@@ -275,7 +275,7 @@ def _is_model(annotation: Any) -> bool:
 
 
 def _missing_sources(raw: dict[str, Any]) -> Iterator[str]:
-    """Local data and models that the configuration names and that are not there."""
+    """Say which local data and models that the configuration names are missing."""
     directory = _at(raw, "data", "directory") or "."
     data = [("data", "instructions"), ("data", "split"), ("data", "plain_text"), ("evaluation", "preference")]
     for section, source in (("benchmarks", ("source",)), ("calibration", ("source",)), ("held_out", ())):
@@ -299,8 +299,8 @@ def _names(raw: dict[str, Any], *keys: str) -> list[str]:
     return [str(name) for name in section] if isinstance(section, dict) else []
 
 
-def _judge_out_of_reach(judge: Judge) -> Iterator[str]:
-    """What is missing to ask the judge, known without asking; the key is never quoted."""
+def _judge_problems(judge: Judge) -> Iterator[str]:
+    """Say what is missing to ask the judge, without asking it. The key is never quoted."""
     if importlib.util.find_spec("openai") is None:
         yield "evaluation.judge: the package openai is not installed; pip install '.[judge]'"
     variable, key = judge.api_key_variable, os.environ.get(judge.api_key_variable, "")
@@ -316,8 +316,8 @@ def _judge_out_of_reach(judge: Judge) -> Iterator[str]:
         )
 
 
-def _hosts_out_of_step(runtime: Runtime) -> Iterator[str]:
-    """What is wrong with the hostfile."""
+def _hostfile_problems(runtime: Runtime) -> Iterator[str]:
+    """Say what is wrong with the hostfile."""
     try:
         read_hosts(runtime)
     except ConfigError as error:
@@ -325,7 +325,7 @@ def _hosts_out_of_step(runtime: Runtime) -> Iterator[str]:
 
 
 def _missing_packages(raw: dict[str, Any]) -> Iterator[str]:
-    """Optional packages that the configuration needs and that are not installed."""
+    """Say which optional packages the configuration needs and lacks."""
     missing = [name for name in DOWNSTREAM_PACKAGES if importlib.util.find_spec(name) is None]
     if missing and _at(raw, "evaluation", "downstream") is not None:
         yield (

@@ -1,4 +1,4 @@
-"""`parity: lmops`: every switch that makes the run compute what the reference code computes (method.md §4)."""
+"""`parity: lmops`: the switches that make a run compute what the reference code computes (method.md §4)."""
 
 import copy
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 POLICY = {
     "credit": "inclusive",
     "discount": 0.95,  # the reference code's default, which none of its scripts changes
-    "length_normalization": True,  # cannot be switched off there
+    "length_normalization": True,  # cannot be turned off there
     "weight_single_step": False,
     "clip_importance": True,
     "whiten_advantages": True,
@@ -19,17 +19,17 @@ EVALUATION = {"no_repeat_ngram": 6}
 
 
 def apply_lmops(raw: dict[str, Any]) -> dict[str, Any]:
-    """A copy of a raw configuration with the reference code's deviations filled in.
+    """Return a copy of a raw configuration with the reference code's deviations filled in.
 
-    `divergence` has no default, so a method on the teacher's text has to name one; its cross_entropy, the paper's
-    SeqKD, becomes the reference code's mixture with word-level KD. Exposure bias is left out: it is defined on plain
-    samples, and with `no_repeat_ngram` there are none.
+    `divergence` has no default, so a method on the teacher's text must name one. Its cross_entropy (the paper's SeqKD)
+    becomes the reference code's mixture with word-level KD. Exposure bias is left out: it is defined on plain samples,
+    and `no_repeat_ngram` makes them something else.
 
     Args:
-        raw: The configuration as read; its shape is validated later, so what is not a mapping is left alone.
+        raw: The configuration as read. Its shape is validated later, so anything but a mapping is left alone.
 
     Raises:
-        ValueError: If a field was set to a value that contradicts the reference code.
+        ValueError: A field has a value that contradicts the reference code.
     """
     result = copy.deepcopy(raw)
     conflicts: list[str] = []
@@ -52,7 +52,7 @@ def apply_lmops(raw: dict[str, Any]) -> dict[str, Any]:
 
 
 def _fill(section: dict[str, Any], switches: dict[str, Any], where: str) -> list[str]:
-    """Set the switches that are absent; say which of the others contradict."""
+    """Set the switches that are absent, and return the conflicts with those that are present."""
     conflicts = [
         f"{where}.{name} is {section[name]!r}, but `parity: lmops` means {value!r}"
         for name, value in switches.items()

@@ -1,4 +1,4 @@
-"""When a finished run's student becomes the champion of its experiment (docs/promotion.md)."""
+"""Conditions for a finished run's student to become the champion of its experiment (docs/promotion.md)."""
 
 from pydantic import Field
 
@@ -7,11 +7,12 @@ from minillm.config.evaluation import Metric
 
 
 class Promotion(Strict):
-    """What a student must show to take the place of the present champion."""
+    """Conditions for a student to replace the present champion."""
 
     method: str | None = None
-    """Row of the result table that is put forward; without it, the student whose mean of the metric is highest."""
+    """Row of the result table that is put forward; without it, the student with the highest mean of the metric."""
     metric: Metric = "rouge_l"
-    """What is compared prompt by prompt, its mean over all benchmarks; rouge_l_characters where a benchmark has it."""
+    """Metric to compare by, prompt by prompt and as a mean over all benchmarks; rouge_l_characters only if a benchmark
+    has it."""
     significance: float = Field(default=0.05, ge=0.001, lt=1.0)
-    """Two-sided p-value of a sign-flip test over prompts below which a gain counts; it knows none below 0.0001."""
+    """Two-sided p-value below which a gain counts, in a sign-flip test over prompts; the test's lowest is 0.0001."""

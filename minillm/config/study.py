@@ -1,4 +1,4 @@
-"""A study: runs of one configuration under changes and over training seeds, compared with each other."""
+"""Configuration of a study: variants of one configuration, run with several training seeds and compared."""
 
 import itertools
 import json
@@ -22,34 +22,34 @@ class StudyRun(Strict):
     variant: str
     seed: Seed
     overrides: tuple[str, ...]
-    """All of what is applied over the base, so that `minillm distill` with them is the same run."""
+    """All overrides of the base; `minillm distill` with them is the same run."""
 
     @property
     def name(self) -> str:
-        """As the run is called in Prefect and MLflow."""
+        """Name of the run in Prefect and MLflow."""
         return f"{self.variant}, seed {self.seed}"
 
 
 class Study(Tracked):
-    """Variants of one configuration, each distilled with every training seed; `runtime` changes that of all runs."""
+    """Variants of one configuration, each distilled with every training seed; `runtime` applies to all runs."""
 
     base: LocalPath
     """Configuration of a distillation, relative to the working directory."""
     overrides: tuple[str, ...] = ()
-    """`key.sub=value` each, applied over the base in every run; a null leaves out an entry, such as a benchmark."""
+    """Overrides `key.sub=value` of the base in every run; null leaves out an entry, such as a benchmark."""
     method: str = "minillm"
     """Row of the result table that is compared; no other method is trained."""
     variants: Entries[tuple[str, ...]] | None = Field(default=None, min_length=1)
-    """Overrides by the variant's name. Exactly one of `variants` and `grid`."""
+    """Overrides of each variant, by its name. Give exactly one of `variants` and `grid`."""
     grid: dict[str, tuple[Value, ...]] | None = Field(default=None, min_length=1)
-    """Values by dotted field; every combination is a variant, named by the last parts of the fields and its values.
-    Exactly one of `variants` and `grid`."""
+    """Values of each dotted field; every combination is a variant, named after the last parts of the fields and its
+    values. Give exactly one of `variants` and `grid`."""
     baseline: str
     """Variant that the others are compared with."""
     seeds: Seeds = (1,)
-    """Training seeds, the same for every variant: model initialisation, data order and rollouts."""
+    """Training seeds of every variant: they set model initialisation, data order and rollouts."""
     parallel_runs: PositiveInt = 1
-    """Runs that may be under way at once, each with `runtime.parallel_stages`."""
+    """Runs that may be under way at once, each with its own `runtime.parallel_stages`."""
 
     @property
     def changes(self) -> dict[str, tuple[str, ...]]:
@@ -58,7 +58,7 @@ class Study(Tracked):
 
     @property
     def parameter(self) -> str | None:
-        """The field of a grid over one number; None for other studies."""
+        """Field of a grid over one number; None for other studies."""
         if self.grid is None or len(self.grid) > 1:
             return None
         ((field, values),) = self.grid.items()
@@ -66,7 +66,7 @@ class Study(Tracked):
 
     @property
     def runs(self) -> tuple[StudyRun, ...]:
-        """All runs: those of the first seed first, so that every variant has a result early."""
+        """All runs, those of the first seed first, so that every variant has a result early."""
         return tuple(
             StudyRun(
                 variant=name, seed=seed, overrides=(*self.overrides, *changes, f"name={self.name}", f"seed={seed}")
@@ -99,7 +99,7 @@ class Study(Tracked):
 
     @model_validator(mode="after")
     def _seeds_are_the_studys(self) -> Self:
-        given = {"overrides": self.overrides} | {f"variant {name!r}": of for name, of in self._expanded()}
+        given = {"overrides": self.overrides} | {f"variant {name!r}": changes for name, changes in self._expanded()}
         for where, overrides in given.items():
             for key in (text.partition("=")[0] for text in overrides):
                 if key in ("seed", "name") or re.split(r"[.[]", key)[0] == "runtime":

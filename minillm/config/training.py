@@ -1,4 +1,4 @@
-"""What is trained and how: models, methods, the trainer and the policy gradient."""
+"""Configuration of training: models, methods, the trainer and the policy gradient."""
 
 from typing import Annotated, Literal, Self
 
@@ -19,29 +19,29 @@ DIVERGENCES: dict[Divergence, str] = {
     "skewed_reverse_kl": "skewed reverse KL divergence",
     "jensen_shannon": "Jensen–Shannon divergence",
 }
-"""What each is called where people read."""
+"""Name of each divergence in texts for readers."""
 
 
 class Lora(Strict):
-    """Low-rank adapters that are trained in the place of the weights (LoRA, arXiv 2106.09685)."""
+    """Low-rank adapters that are trained instead of the weights (LoRA, arXiv 2106.09685)."""
 
     rank: PositiveInt = 8
     """r: rows of A and columns of B."""
     alpha: PositiveFloat = 16.0
     """α: B·A is scaled by α/r."""
     dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
-    """Of what goes into A, in training."""
+    """Share of the inputs of A that is dropped out in training."""
     modules: tuple[str, ...] | None = None
-    """Ends of the names of the matrices that get an adapter, e.g. q_proj; without it, all of the blocks."""
+    """Endings of the names of the matrices that get an adapter, e.g. q_proj; without it, all matrices of the blocks."""
 
 
 class Training(Strict):
-    """One run of the trainer. Batch sizes are global: the number of processes never changes the experiment."""
+    """One run of the trainer. Batch sizes are global, so the number of processes never changes the experiment."""
 
     learning_rate: PositiveFloat
     """Peak learning rate of AdamW."""
     schedule: Literal["cosine", "constant"] = "cosine"
-    """After warm-up: cosine down to zero, or constant."""
+    """Learning rate after warm-up: cosine down to zero, or constant."""
     warmup_steps: int = Field(default=0, ge=0)
     """Optimizer steps of linear warm-up."""
     weight_decay: float = Field(default=1e-2, ge=0.0)
@@ -53,20 +53,20 @@ class Training(Strict):
     batch_size: PositiveInt
     """Sequences per optimizer step over all processes."""
     epochs: PositiveInt | None = None
-    """Passes over the training examples. Exactly one of `epochs` and `steps`."""
+    """Passes over the training examples. Give exactly one of `epochs` and `steps`."""
     steps: PositiveInt | None = None
-    """Optimizer steps. Exactly one of `epochs` and `steps`."""
+    """Optimizer steps. Give exactly one of `epochs` and `steps`."""
     evaluate_every: PositiveInt
     """Optimizer steps between validations; the last step is always validated."""
     select_by: Literal["validation_loss", "rouge_l", "rouge_l_characters"] = "rouge_l"
-    """Which validated weights are kept: lowest loss (initial student) or highest Rouge-L (final models), of words or,
-    where a–z do not write the language, of characters. Among equal ones the lowest loss, then the earliest."""
+    """Criterion for the validated weights to keep: lowest loss (initial student), or highest Rouge-L (final models) of
+    words or, for languages not written in a–z, of characters. Ties go to the lowest loss, then to the earliest."""
     precision: Literal["float32", "bfloat16"] = "float32"
-    """Of weights and matrix products in training; log-probabilities are float32 either way."""
+    """Precision of weights and matrix products in training; log-probabilities are float32 either way."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
     lora: Lora | None = None
-    """Train adapters, merged into the model that is kept; without it, all weights."""
+    """Adapters to train and then merge into the model; without it, all weights are trained."""
 
     @model_validator(mode="after")
     def _one_length(self) -> Self:
@@ -75,7 +75,7 @@ class Training(Strict):
         return self
 
     def optimizer_steps(self, examples: int) -> int:
-        """Of the whole training, on a number of examples."""
+        """Return the number of optimizer steps of the whole training on so many examples."""
         return self.steps or max(1, (self.epochs or 1) * examples // self.batch_size)
 
 
@@ -93,12 +93,12 @@ class Policy(Strict):
     clip_range: PositiveFloat = 0.2
     """ε of the PPO clip (reference scripts: 0.2)."""
     single_step: bool = True
-    """Add the exact single-step term; off is the ablation of the paper's Table 4."""
+    """Add the exact single-step term; false is the ablation of the paper's Table 4."""
     credit: Literal["future", "inclusive", "token", "none"] = "future"
-    """Reward credited to token t: what follows it (paper), also its own (reference code), its own alone
-    (sampled-token on-policy distillation), or nothing (single-step only: GKD with reverse KL)."""
+    """Rewards credited to token t: later ones (future, paper), later ones and its own (inclusive, reference code), its
+    own only (token, sampled-token on-policy distillation), or none (single-step term only: GKD with reverse KL)."""
     length_normalization: bool = True
-    """Divide the return by the number of tokens it sums; off is the ablation of the paper's Table 4."""
+    """Divide the return by the number of tokens it sums over; false is the ablation of the paper's Table 4."""
     discount: float = Field(default=1.0, gt=0.0, le=1.0)
     """γ of the return (paper: none; reference code: 0.95)."""
     weight_single_step: bool = True
@@ -108,13 +108,13 @@ class Policy(Strict):
     whiten_advantages: bool = False
     """Normalise advantages over the tokens of a round of rollouts (reference code)."""
     reward_scale: PositiveFloat = 1.0
-    """Rewards are divided by this (reference code: 0.5)."""
+    """Divisor of rewards (reference code: 0.5)."""
     reward_clip: PositiveFloat | None = None
-    """Scaled rewards are clipped to ± this (reference code: 100)."""
+    """Limit c of scaled rewards, which are clipped to ±c (reference code: 100)."""
     plain_text_coefficient: float = Field(default=1.0, ge=0.0)
     """Weight of L_PT (paper: 1)."""
     plain_text_batch_size: PositiveInt | None = None
-    """Plain-text blocks per optimizer step over all processes; without it, the batch size (reference scripts)."""
+    """Plain-text blocks per optimizer step over all processes; without it, `batch_size` (reference scripts)."""
     plain_text_kd: float = Field(default=0.0, ge=0.0, le=1.0)
     """Share of word-level KD inside L_PT (paper: 0; reference code: 0.5)."""
 
@@ -126,12 +126,12 @@ class Policy(Strict):
 
 
 class Method(Strict):
-    """One row of the table of methods: where the text comes from, which divergence, how credit flows back."""
+    """One row of the table of methods: the source of the text, the divergence, and how credit flows back."""
 
     text: Literal["dataset", "teacher", "rollouts"]
-    """Responses trained on: the data set's, the teacher's (generated once), or sampled during training."""
+    """Responses to train on: the data set's, the teacher's (generated once), or rollouts sampled during training."""
     divergence: Divergence
-    """Per-token loss over the vocabulary; all but the first compare with the teacher."""
+    """Per-token loss over the vocabulary; all but cross_entropy compare with the teacher."""
     divergence_weight: float = Field(default=1.0, gt=0.0, le=1.0)
     """k of (1−k)·cross-entropy + k·divergence on fixed text (paper's KD: 0.5)."""
     skew: float = Field(default=0.1, gt=0.0, lt=1.0)
@@ -139,14 +139,14 @@ class Method(Strict):
     beta: float = Field(default=0.5, gt=0.0, lt=1.0)
     """β of jensen_shannon (GKD, arXiv 2306.13649)."""
     start: Literal["pretrained", "initial"] = "pretrained"
-    """Weights training starts from: the student as given, or fine-tuned on D (method.md §3, step 2)."""
+    """Weights that training starts from: the student as given, or fine-tuned on D (method.md §3, step 2)."""
     policy: Policy | None = None
-    """How rollouts are made and credited; for `text: rollouts` alone."""
+    """Settings of rollouts and their credit; only for `text: rollouts`."""
     training: Training
 
     @property
     def parameter(self) -> Literal["skew", "beta"] | None:
-        """The field that the divergence reads, where it reads one."""
+        """Field that the divergence reads; None if it reads none."""
         if self.divergence.startswith("skewed"):
             return "skew"
         return "beta" if self.divergence == "jensen_shannon" else None
@@ -184,11 +184,11 @@ class Method(Strict):
 
 
 class Teacher(Strict):
-    """The large model, fine-tuned on D first (paper Algorithm 1, step 1)."""
+    """The large model, first fine-tuned on D (paper Algorithm 1, step 1)."""
 
     model: Model
     training: Training | None
-    """Fine-tuning on D; null where the model given is fine-tuned already."""
+    """Fine-tuning on D; null if the given model is fine-tuned already."""
 
 
 class Student(Strict):
