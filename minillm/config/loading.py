@@ -172,9 +172,9 @@ def _with_bases(path: Path, above: tuple[Path, ...] = ()) -> DictConfig:
     Raises:
         ConfigError: A file is missing or no configuration, or is its own base.
     """
+    file = _file(path)  # first, since a path that no file can have cannot be resolved
     if path.resolve() in above:
         raise ConfigError(f"base: {' → '.join(map(str, [*above, path.resolve()]))} come back to the first; cut one")
-    file = _file(path)
     base = file.pop("base", None)
     if base is None:
         return file
