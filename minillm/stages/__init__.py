@@ -1,8 +1,8 @@
-"""The stages: what each is called, which module computes it, and the settings that decide its result."""
+"""The stages: the name of each, the module that computes it, and the settings that determine its result."""
 
-import json
 from pathlib import Path
 
+from minillm.files import read_json
 from minillm.stages.base import Job, Stage, Summary
 from minillm.stages.measuring import (
     Calibration,
@@ -31,7 +31,7 @@ from minillm.stages.reading import (
 from minillm.stages.training import Respond, Train, training_only
 
 STAGES: dict[str, type[Stage]] = {stage.kind: stage for stage in Stage.__subclasses__()}
-"""By kind."""
+"""Stages by kind."""
 
 __all__ = [
     "STAGES",
@@ -68,6 +68,6 @@ __all__ = [
 
 
 def load_job(spec: Path) -> Job[Stage]:
-    """Read the job that a spec file describes."""
-    raw = json.loads(spec.read_text(encoding="utf-8"))
+    """Read a job from its spec file."""
+    raw = read_json(spec)
     return Job[Stage].model_validate({**raw, "settings": STAGES[raw["kind"]].model_validate(raw["settings"])})

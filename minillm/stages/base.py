@@ -1,7 +1,7 @@
-"""What every stage declares of itself, and the job that a worker is given.
+"""The declarations that every stage makes, and the job that a worker gets.
 
-A stage's settings hold exactly the fields that change its output; its inputs are other artifacts or source files.
-Nothing heavy is imported in this folder, so that a flow that finds everything cached ends within seconds.
+A stage's settings are exactly the fields that change its output. Its inputs are other artifacts or source files.
+Nothing heavy is imported in this folder, so that a flow whose results are all cached ends within seconds.
 """
 
 from pathlib import Path
@@ -12,26 +12,26 @@ from pydantic import Field, SerializeAsAny
 from minillm.config import Runtime, Strict
 
 Summary = dict[str, float | str]
-"""What `run` returns: flat names and values for the manifest and the tracked run."""
+"""Result of `run`: flat names and values for the manifest and the tracked run."""
 
 
 class Stage(Strict):
     """Settings of one stage. Subclasses name the stage and the module whose `run` computes it."""
 
     kind: ClassVar[str]
-    """Begins the names of its artifacts."""
+    """Name of the stage, with which the names of its artifacts begin."""
     module: ClassVar[str]
-    """Has `run(job: Job[…]) -> Summary`, which writes its files under `job.output`."""
+    """Module with `run(job: Job[…]) -> Summary`, which writes the stage's files under `job.output`."""
     shown: ClassVar[tuple[str, ...]] = ()
-    """First parts of the names in its summary that the flow run's own tracked run shows too, by row of the table."""
+    """Summary entries, by the first part of their names, that the flow's tracked run shows too, by row of the table."""
     shares_work: ClassVar[bool] = False
-    """Whether all of `runtime.processes` compute it together; the others are one process each."""
+    """True if all of `runtime.processes` compute the stage together; otherwise it is one process."""
     reads_only: ClassVar[bool] = False
-    """Whether it only reads data, so that a plan computes it, too."""
+    """True if the stage only reads data, so that a plan computes it too."""
     is_page: ClassVar[bool] = False
-    """Whether its files are shown with the run of the whole flow."""
+    """True if the stage's files are shown with the run of the whole flow."""
     for_evaluation: ClassVar[bool] = False
-    """Whether its sources are what models are measured on."""
+    """True if models are measured on the stage's sources."""
 
 
 Settings = TypeVar("Settings", bound=Stage, covariant=True)
@@ -43,9 +43,9 @@ class Job(Strict, Generic[Settings]):
     kind: str
     settings: SerializeAsAny[Settings]
     inputs: dict[str, Path]
-    """Artifact directories and source files, by the names in the stage's docstring."""
+    """Artifact directories and source files, under the names in the stage's docstring."""
     output: Path
     """Folder that becomes the artifact."""
     work: Path
-    """Folder that survives a failure: checkpoints, parts already done."""
+    """Folder that survives a failure, for checkpoints and finished parts."""
     runtime: Runtime = Field(default_factory=Runtime)

@@ -1,4 +1,4 @@
-"""Stages that measure models: responses, generated once and stored, and what is measured on them."""
+"""Stages that measure models: they generate responses once, store them, and measure the stored responses."""
 
 from typing import Any, ClassVar, Literal
 
@@ -10,8 +10,8 @@ from minillm.stages.training import Train
 class Generate(Sampling, Stage):
     """Generate responses to every benchmark, once per seed.
 
-    Inputs: `model`, `tokenizer`, `prompts`. Output, for each benchmark: texts to read and score in `NAME.jsonl`,
-    token ids of prompts and responses in `NAME.parquet`.
+    Inputs: `model`, `tokenizer`, `prompts`. Output for each benchmark: `NAME.jsonl` with texts to read and score,
+    `NAME.parquet` with token ids of prompts and responses.
     """
 
     kind: ClassVar[str] = "generate"
@@ -20,24 +20,27 @@ class Generate(Sampling, Stage):
     seeds: tuple[int, ...]
     precision: Literal["float32", "bfloat16"]
     max_tokens: int
-    """Longest prompt with its response."""
+    """Longest prompt with its response, in tokens."""
 
 
 class Cost(Stage):
-    """What generating takes, of one model after another. Inputs: `model/ROLE`, `tokenizer/ROLE`, `prompts/ROLE`."""
+    """Measure time and memory of generation, one model at a time.
+
+    Inputs: `model/ROLE`, `tokenizer/ROLE`, `prompts/ROLE`.
+    """
 
     kind: ClassVar[str] = "cost"
     module: ClassVar[str] = "minillm.generation.cost"
     shown: ClassVar[tuple[str, ...]] = ("tokens_per_second", "peak_memory_gib")
     roles: tuple[str, ...]
     benchmark: str
-    """Whose prompts are answered."""
+    """Benchmark whose prompts are answered."""
     generate: Generate
-    """How; with its first seed."""
+    """Settings of generation, of which the first seed is used."""
 
 
 class Score(Stage):
-    """Score stored responses; needs no model. Inputs: `responses`, `benchmarks`, `tokenizer`."""
+    """Score stored responses, without the model. Inputs: `responses`, `benchmarks`, `tokenizer`."""
 
     kind: ClassVar[str] = "score"
     module: ClassVar[str] = "minillm.evaluation.scoring"
@@ -48,7 +51,7 @@ class Score(Stage):
 
 
 class Diversity(Stage):
-    """Distinct n-grams and self-overlap of stored responses; needs no model. Inputs: `responses`."""
+    """Measure distinct n-grams and self-overlap of stored responses, without the model. Inputs: `responses`."""
 
     kind: ClassVar[str] = "diversity"
     module: ClassVar[str] = "minillm.evaluation.diversity"
@@ -58,9 +61,10 @@ class Diversity(Stage):
 
 
 class Judging(Stage):
-    """A strong model rates stored responses beside their references. Inputs: `responses`, `benchmarks`.
+    """Let a strong model rate stored responses beside their references. Inputs: `responses`, `benchmarks`.
 
-    How it is asked (timeouts, budget) stands here too: another value computes again, from answers already paid for.
+    Settings of asking (timeouts, budget) are part of the stage too: another value computes it again, from the answers
+    already paid for.
     """
 
     kind: ClassVar[str] = "judge"
@@ -69,13 +73,13 @@ class Judging(Stage):
     role: str
     judge: Judge
     seeds: tuple[int, ...]
-    """Of the generations that are judged."""
+    """Seeds of the generations that are judged."""
     methods: int
-    """Rows of the table, which share the budget equally."""
+    """Number of rows of the table, which share the budget equally."""
 
 
 class Preference(Stage):
-    """What people said of pairs of answers. Inputs: `judgements` (CSV); `responses/ROLE` for each method."""
+    """Count what people said of pairs of answers. Inputs: `judgements` (CSV); `responses/ROLE` of each method."""
 
     kind: ClassVar[str] = "preference"
     module: ClassVar[str] = "minillm.evaluation.preference"
@@ -84,7 +88,7 @@ class Preference(Stage):
 
 
 class Exposure(Stage):
-    """Excess accumulated error of a student, from stored responses of both models.
+    """Measure the excess accumulated error of a student on stored responses of both models.
 
     Inputs: `student`, `teacher` (models), `tokenizer`, `responses` (the student's), `teacher_responses`.
     """
@@ -96,14 +100,14 @@ class Exposure(Stage):
     role: str
     benchmark: str
     max_length: int
-    """Longest l, tokens of a response."""
+    """Longest l, in tokens of a response."""
     prompts: int | None
-    """At most so many; None for all."""
+    """Most prompts to measure on; None for all."""
     precision: Literal["float32", "bfloat16"]
 
 
 class Calibration(Stage):
-    """Accuracy and calibration on multiple-choice sets. Inputs: `model`, `tokenizer`, `questions`."""
+    """Measure accuracy and calibration on multiple-choice sets. Inputs: `model`, `tokenizer`, `questions`."""
 
     kind: ClassVar[str] = "calibration"
     module: ClassVar[str] = "minillm.evaluation.calibration"
@@ -115,7 +119,7 @@ class Calibration(Stage):
 
 
 class HeldOut(Stage):
-    """Loss and calibration of the next token on the benchmarks' first references and on plain texts.
+    """Measure loss and next-token calibration on the benchmarks' first references and on plain texts.
 
     Inputs: `model`, `tokenizer`, `benchmarks`, `prompts`, `texts`.
     """
@@ -129,9 +133,9 @@ class HeldOut(Stage):
     texts: tuple[str, ...]
     precision: Literal["float32", "bfloat16"]
     max_tokens: int
-    """Longest prompt with its reference; what goes beyond is not counted."""
+    """Longest prompt with its reference, in tokens; tokens beyond it are not counted."""
     block_tokens: int
-    """Of plain text."""
+    """Tokens in a block of plain text."""
 
 
 class DownstreamScore(Stage):
@@ -146,18 +150,18 @@ class DownstreamScore(Stage):
 
 
 class Speed(Stage):
-    """How long the steps of a run take, for its plan.
+    """Time the steps of a run, for its plan.
 
-    Inputs: `tokenizer`, `examples`, `plain_text` (where a training reads it); `teacher` and `student`, unless they have
-    an architecture to initialise. Output: `speed.json`.
+    Inputs: `tokenizer`, `examples`, `plain_text` (if a training reads it); `teacher` and `student`, unless they have an
+    architecture to initialise. Output: `speed.json`.
     """
 
     kind: ClassVar[str] = "speed"
     module: ClassVar[str] = "minillm.planning.speed"
     architectures: dict[str, dict[str, Any]]
-    """Of `teacher` and `student`, where their weights are not there yet."""
+    """Architectures of `teacher` and `student` that have no weights yet."""
     trainings: dict[str, Train]
-    """By what tells them apart (see `minillm.planning.trainings`)."""
+    """One training for each speed (see `minillm.planning.work.same_speed`)."""
     generate: Generate
     responses: int
-    """To all benchmarks with all seeds, by one model."""
+    """Number of responses of one model to all benchmarks with all seeds."""

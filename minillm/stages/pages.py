@@ -1,4 +1,4 @@
-"""Stages whose result is read by people: the report, the comparison of a study, the exported model with its card."""
+"""Stages whose results people read: the report, the comparison of a study, the exported model with its card."""
 
 from typing import ClassVar
 
@@ -7,13 +7,12 @@ from minillm.stages.base import Stage
 
 
 class Report(Stage):
-    """Tables, plots and the page.
+    """Write the report: tables, plots and the page.
 
     Inputs: `benchmarks`, `cost`; `prompts/ROLE`, `score/ROLE`, `diversity/ROLE` and `responses/ROLE` (generate) for
-    each row of the table;
-    `exposure/ROLE`, `calibration/ROLE`, `held_out/ROLE`, `downstream/ROLE` and `judge/ROLE` for those measured,
-    `preference` where people compared answers; `train/ROLE` for each model trained here, the initial student too, and
-    `examples` where any was.
+    each row of the table; `exposure/ROLE`, `calibration/ROLE`, `held_out/ROLE`, `downstream/ROLE` and `judge/ROLE` for
+    each row measured so; `preference` if people compared answers; `train/ROLE` for each model trained here, including
+    the initial student, and `examples` if there is one.
     """
 
     kind: ClassVar[str] = "report"
@@ -21,18 +20,18 @@ class Report(Stage):
     is_page: ClassVar[bool] = True
     name: str
     roles: tuple[str, ...]
-    """Rows of the table, in order; the first is the teacher, or else what the others are measured against."""
+    """Rows of the table, in order; the first is the teacher, or else the model the others are measured against."""
     benchmarks: tuple[str, ...]
     models: dict[str, Model]
-    """Where the rows come from that were not trained here."""
+    """Origins of the rows that were not trained here."""
     planned: dict[str, float]
-    """Seconds of each stage, by its name, that `--plan` estimated; none where it was not asked."""
+    """Seconds that `--plan` estimated for each stage, by its label; empty without a plan."""
 
 
 class StudyReport(Stage):
-    """Variants of a configuration against each other.
+    """Compare the variants of a configuration.
 
-    Inputs: `score/VARIANT/SEED` and, where it was trained, `train/VARIANT/SEED`: the compared row of every run.
+    Inputs: `score/VARIANT/SEED` and, if it was trained, `train/VARIANT/SEED`, for the compared row of every run.
     """
 
     kind: ClassVar[str] = "study"
@@ -46,19 +45,19 @@ class StudyReport(Stage):
     """Overrides of each variant whose runs are all there, in the order of the table."""
     baseline: str
     seeds: tuple[int, ...]
-    """Of training."""
+    """Training seeds."""
     points: dict[str, float] | None
-    """Value of the one number that variants differ in; None where they differ in something else."""
+    """Each variant's value of the one number they differ in; None if they differ in something else."""
     parameter: str | None
-    """Its field."""
+    """Field of that number."""
     missing: tuple[str, ...]
-    """Runs that failed; the variants they belong to are left out."""
+    """Runs that failed; their variants are left out."""
 
 
 class Card(Stage):
-    """The distilled model as an ordinary model directory with its card.
+    """Export the distilled model as an ordinary model directory with its card.
 
-    Inputs: `model`, `examples`, `report`; output: what `AutoModelForCausalLM.from_pretrained` loads.
+    Inputs: `model`, `examples`, `report`. Output: a directory that `AutoModelForCausalLM.from_pretrained` loads.
     """
 
     kind: ClassVar[str] = "model"

@@ -1,4 +1,4 @@
-"""Stages that read data and models, and check all of it before anything is trained."""
+"""Stages that read and check all data and models before anything is trained."""
 
 from typing import Any, ClassVar, Literal
 
@@ -9,10 +9,10 @@ from minillm.stages.base import Stage
 
 
 class Prepare(Stage):
-    """Train or load the tokenizer that models share; check that all fit it and the lengths asked for.
+    """Train or load the tokenizer that models share, and check that all models fit it and the lengths asked for.
 
-    Inputs: the directory of each model that has one, by its name in `models`; `tokenizer` (where given); to train
-    one, `instructions`, `split`, `plain_text`. Output: the tokenizer's files and `models.json`.
+    Inputs: the directory of each model that has one, under its name in `models`; `tokenizer` (if given); to train a
+    tokenizer, `instructions`, `split`, `plain_text`. Output: the tokenizer's files and `models.json`.
     """
 
     kind: ClassVar[str] = "prepare"
@@ -21,28 +21,28 @@ class Prepare(Stage):
     tokenizer: Tokenizer
     template: Template
     models: dict[str, dict[str, Any] | None]
-    """By what errors call them, e.g. teacher.model: the architecture of one to initialise at random, or None. The
-    first gives the tokenizer where no other is asked for."""
+    """Architecture of each model to initialise at random, None for the others; keys are the names that errors use, e.g.
+    teacher.model. The tokenizer is the first model's unless another is given."""
     max_tokens: int
     generation_tokens: int
-    """Longest benchmark prompt with response, tokens."""
+    """Longest benchmark prompt with response, in tokens."""
     adapters: dict[str, tuple[Lora, ...]] = Field(default_factory=dict)
-    """That each model is to be trained with, by its name in `models`."""
+    """Adapters that each model is to be trained with, by its name in `models`."""
 
 
 class Benchmarks(Stage):
-    """Read the benchmarks into one format. Inputs: `benchmark/NAME`. Output: `NAME.jsonl` each."""
+    """Read the benchmarks into one format. Inputs: `benchmark/NAME`. Output: `NAME.jsonl` for each."""
 
     kind: ClassVar[str] = "benchmarks"
     module: ClassVar[str] = "minillm.data.benchmarks"
     reads_only: ClassVar[bool] = True
     for_evaluation: ClassVar[bool] = True
     fields: dict[str, Fields]
-    """By the name of the benchmark."""
+    """Names of the fields in each benchmark's rows."""
     topics: dict[str, tuple[str, ...]]
-    """Of the benchmarks that are not whole."""
+    """Topics kept, for benchmarks that are filtered by topic."""
     metrics: dict[str, Metric] = Field(default_factory=dict)
-    """By name of the benchmark, what is to see its references."""
+    """Metric of each benchmark, which must see its references."""
 
 
 class Questions(Stage):
@@ -57,11 +57,11 @@ class Questions(Stage):
     max_prompt_tokens: int
     long_prompts: Literal["refuse", "cut"]
     max_tokens: int
-    """Longest prompt with a choice."""
+    """Longest prompt with a choice, in tokens."""
 
 
 class EncodedPrompts(Stage):
-    """Tokenise the benchmarks' prompts. Inputs: `tokenizer`, `benchmarks`. Output: `NAME.parquet` each."""
+    """Tokenise the benchmarks' prompts. Inputs: `tokenizer`, `benchmarks`. Output: `NAME.parquet` for each."""
 
     kind: ClassVar[str] = "prompts"
     module: ClassVar[str] = "minillm.data.benchmark_prompts"
@@ -72,9 +72,9 @@ class EncodedPrompts(Stage):
 
 
 class Filter(Stage):
-    """Drop what must not be trained on, report it, split and tokenise the rest.
+    """Drop and report rows that must not be trained on; split and tokenise the rest.
 
-    Inputs: `instructions`, `split` (where given), `tokenizer`, `benchmarks`.
+    Inputs: `instructions`, `split` (if given), `tokenizer`, `benchmarks`.
     """
 
     kind: ClassVar[str] = "filter"
@@ -87,9 +87,9 @@ class Filter(Stage):
     validation_size: int | None
     test_size: int | None
     seed: int | None
-    """The last three are None where a split is given."""
+    """Seed of the random split. This and the two sizes above are None if a split is given."""
     selected_by: tuple[Metric, ...] = ()
-    """Metrics that select weights on the validation rows, so that they must see these."""
+    """Metrics that select weights on the validation rows, which they must see."""
 
 
 class Pack(Stage):
@@ -102,7 +102,7 @@ class Pack(Stage):
 
 
 class HeldOutTexts(Stage):
-    """Tokenise plain texts to measure the loss on. Inputs: `tokenizer`, `held_out/NAME`. Output: NAME/ each."""
+    """Tokenise plain texts to measure the loss on. Inputs: `tokenizer`, `held_out/NAME`. Output: `NAME/` for each."""
 
     kind: ClassVar[str] = "held_out_texts"
     module: ClassVar[str] = "minillm.data.held_out_texts"
@@ -113,10 +113,10 @@ class HeldOutTexts(Stage):
 
 
 class DownstreamTasks(Stage):
-    """Find and check the harness's tasks, before anything is trained.
+    """Find and check the harness's tasks before anything is trained.
 
-    Inputs: `prepared/…` (for the models' positions); `rows/NAME` and `examples/NAME` of tasks with local rows.
-    Output: plan.json, and those rows by task.
+    Inputs: `prepared/…` (for the models' positions); `rows/NAME` and `examples/NAME` for tasks with local rows.
+    Output: `plan.json`, and the local rows by task.
     """
 
     kind: ClassVar[str] = "downstream_tasks"
@@ -128,5 +128,5 @@ class DownstreamTasks(Stage):
     tasks: tuple[str, ...]
     few_shot: int | None
     parts: dict[str, str]
-    """By name of the task with local rows, as `changes`."""
+    """Field that names a local row's task within its group, by the name of the group or task in `tasks`."""
     changes: dict[str, dict[str, Any]]

@@ -1,4 +1,4 @@
-"""Stages that train, and the responses of the teacher that one kind of training reads."""
+"""Stages that train models, or make the teacher's responses that one kind of training reads."""
 
 from typing import ClassVar, Literal
 
@@ -9,18 +9,18 @@ from minillm.stages.base import Stage
 class Train(Stage):
     """Train one model by one method.
 
-    Inputs: `tokenizer`, `examples`; `weights` (initial model, unless `model.architecture`); `teacher` where the
-    method compares with it; `responses` for `text: teacher`; `plain_text` where it has a weight.
+    Inputs: `tokenizer`, `examples`; `weights` (initial model, unless there is an `architecture`); `teacher` if the
+    method compares with it; `responses` for `text: teacher`; `plain_text` if its loss has a weight.
     """
 
     kind: ClassVar[str] = "train"
     module: ClassVar[str] = "minillm.training.trainer"
     shares_work: ClassVar[bool] = True
     role: str
-    """What the trained model is called in logs and tables: teacher, initial, sft, minillm …"""
+    """Name of the trained model in logs and tables: teacher, initial, sft, minillm …"""
     method: Method
     architecture: dict | None
-    """Of a model to initialise at random; None where `weights` is an input."""
+    """Architecture of a model to initialise at random; None if `weights` is an input."""
     max_tokens: int
     validation_prompts: int
     seed: int
@@ -38,5 +38,5 @@ class Respond(Stage):
 
 
 def training_only(training: Training) -> Method:
-    """The method of plain fine-tuning on D: teacher and initial student."""
+    """Return the method of plain fine-tuning on D, for the teacher and the initial student."""
     return Method(text="dataset", divergence="cross_entropy", training=training)
