@@ -1,1 +1,1 @@
-"""The store of results: artifacts with their manifests, and the digest of the code that makes them."""
+"""The store of results: artifacts with their manifests, and the digest of the code that computes them."""

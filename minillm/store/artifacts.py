@@ -1,7 +1,7 @@
-"""The store: results as directories that are complete, checked against their manifest, and never half visible.
+"""The store: a folder of results, each a complete directory that is checked against its manifest.
 
-An artifact's key is the digest of its stage's settings, of its inputs and of the library source that computes it,
-so the same key is never computed twice and changing one field recomputes only what depends on it.
+An artifact's key is the digest of its stage's settings, its inputs and the library source that computes it. So the same
+key is never computed twice, and changing one field recomputes only what depends on it.
 """
 
 import errno
@@ -34,23 +34,23 @@ from minillm.store.manifest import (
 METRICS = "metrics.jsonl"
 SYSTEM_METRICS = "system_metrics.jsonl"
 CLOCKED = (METRICS, SYSTEM_METRICS)
-"""Files of an artifact that tell how its computation went: they carry clock times and are no part of its content."""
+"""Files of an artifact that record how its computation went. They hold clock times and are no part of its content."""
 FULL = 1 << 16
-"""Bytes left on a disk that counts as full."""
+"""Free bytes below which a disk counts as full."""
 LOGGER = logging.getLogger(__name__)
 
 
 class Store:
-    """A folder of artifacts and of unfinished work, on one file system.
+    """A folder of artifacts and unfinished work, on one file system.
 
-    Its folders are made for its user alone: whoever may write to it decides what that user's runs load.
+    Its folders are accessible to their user only: whoever may write to them decides what that user's runs load.
     """
 
     def __init__(self, root: str | Path) -> None:
-        """Make the folders that are not there yet.
+        """Make the folders that are missing.
 
         Raises:
-            StageError: It cannot be written to.
+            StageError: The store cannot be written to.
         """
         self.root = Path(root).resolve()
         try:
@@ -63,20 +63,20 @@ class Store:
                 f"runtime.store {self.root} cannot be written to ({error.strerror}): name a folder that can be, or "
                 "give this user the right to"
             ) from error
-        _tell_who_else_may(self.root)
+        _warn_if_shared(self.root)
 
     def work_path(self, kind: str, key: str) -> Path:
-        """Path of a key's work folder, whether or not it is there yet."""
+        """Path of a key's work folder, which need not exist."""
         return self.root / "work" / f"{kind}-{key[:16]}"
 
     def work_directory(self, kind: str, key: str) -> Path:
-        """Folder that survives a failure, for checkpoints and the output under construction."""
+        """Make and return a key's work folder, which survives failures: checkpoints and unfinished output."""
         path = self.work_path(kind, key)
         make_folder(path / "output")
         return path
 
     def begin(self, origin: Origin) -> Path:
-        """Make the work folder of a key, or find it as an earlier attempt left it, and note what it is to become."""
+        """Make the work folder of a key, or find an earlier attempt's, and record what it is to become."""
         work = self.work_directory(origin.kind, origin.key)
         write_atomically(work / ORIGIN, seal(origin.model_dump(mode="json")))
         return work
@@ -86,11 +86,11 @@ class Store:
         shutil.rmtree(self.work_path(kind, key), ignore_errors=True)
 
     def lock(self, key: str) -> FileLock:
-        """Exclusive right to compute `key`; the kernel releases it when its holder dies."""
+        """Lock that gives the exclusive right to compute `key`; the kernel releases it when its holder dies."""
         return FileLock(self.root / "locks" / f"{key[:16]}.lock")
 
     def find(self, kind: str, key: str) -> Artifact | None:
-        """The artifact of `key`, or None if it is absent or any file differs from its manifest."""
+        """Return the artifact of `key`, or None if it is absent or any file differs from its manifest."""
         path = self._path(kind, key)
         if not path.exists():
             return None
@@ -109,9 +109,10 @@ class Store:
         return Artifact(kind=kind, key=key, path=str(path), digest=_content_digest(manifest.files))
 
     def complete(self, kind: str, key: str, facts: Mapping[str, Any]) -> Artifact:
-        """Give the finished output its manifest and its place, and remove the work behind it.
+        """Write the manifest of the finished output, move it into its place, and remove the work folder.
 
-        Each step is on disk before the next one begins, so that a power cut leaves the work or the whole artifact.
+        Each step is on disk before the next one begins, so that a power cut leaves either the work or the whole
+        artifact.
 
         Args:
             kind: Name of the stage.
@@ -139,8 +140,8 @@ class Store:
 
 
 @functools.cache
-def _tell_who_else_may(root: Path) -> None:
-    """Warn once of a store that was made open to other users; it may be meant, so it is left as it is."""
+def _warn_if_shared(root: Path) -> None:
+    """Warn once if other users may read or write the store. That may be intended, so nothing is changed."""
     mode = root.stat().st_mode
     if mode & 0o022:
         LOGGER.warning(
@@ -151,11 +152,11 @@ def _tell_who_else_may(root: Path) -> None:
 
 
 def disk_full(error: BaseException, folder: Path) -> StageError | None:
-    """What to say of an error that a full disk explains; None for any other.
+    """Return the error to report if a full disk explains what a library raised, or else None.
 
     Args:
-        error: Libraries word it in many ways.
-        folder: Where it was written to.
+        error: The library's error; libraries word this one in many ways.
+        folder: Folder that was written to.
     """
     free = shutil.disk_usage(folder).free
     if free >= FULL and getattr(error, "errno", None) not in (errno.ENOSPC, errno.EDQUOT):

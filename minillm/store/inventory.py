@@ -1,4 +1,4 @@
-"""What is in a store: every artifact with its size, its age, what it was made from, and whether it is whole."""
+"""Inventory of a store: every artifact with its size, its age, its inputs, and whether it is whole."""
 
 import datetime
 import shutil
@@ -15,7 +15,7 @@ from minillm.store.manifest import Manifest, Origin, read_manifest, read_origin
 from minillm.store.source_digest import source_digest
 
 DOOMED = ".removed"
-"""Ends the name of a folder that is being deleted."""
+"""Suffix of a folder that is being deleted."""
 
 
 @dataclass(frozen=True)
@@ -25,41 +25,41 @@ class Entry:
     path: Path
     kind: str
     key: str
-    """Whole; the beginning, which its folder is named by, where nothing else is known."""
+    """Whole key, or only its beginning, from the folder's name, if nothing else is known."""
     bytes: int
     changed: datetime.datetime
-    """When it was completed, or last worked on."""
+    """Time of completion, or of the last work on it."""
     role: str
-    """Whose it is, where the stage has one: minillm, teacher …"""
+    """Model that it belongs to (minillm, teacher …); empty if the stage has no role."""
     config: str
     """Name of the configuration that made it."""
     inputs: tuple[str, ...]
     """Keys of the artifacts it was made from."""
     state: Literal["finished", "damaged", "unfinished", "left over"]
-    """Damaged: an artifact whose manifest cannot be used. Left over: work that nothing will continue."""
+    """Damaged is an artifact whose manifest cannot be used, left over is work that nothing will continue."""
 
     @property
     def name(self) -> str:
-        """As its folder is called."""
+        """Name of the folder."""
         return self.path.name
 
 
 def entries(store: Store) -> list[Entry]:
-    """All of a store, oldest first."""
+    """List all entries of a store, oldest first."""
     folders = [path for name in ("artifacts", "work") for path in (store.root / name).iterdir()]
     found = [look(path, store) for path in folders if path.suffix != DOOMED]
     return sorted((entry for entry in found if entry is not None), key=lambda entry: entry.changed)
 
 
 def look(path: Path, store: Store) -> Entry | None:
-    """An entry as it is now; None where it has gone."""
+    """Look at the present state of an entry; None if it has gone."""
     if not path.is_dir():
         return None
     return _artifact(path) if path.parent.name == "artifacts" else _work(path, store)
 
 
 def with_inputs(keys: Iterable[str], found: Iterable[Entry]) -> set[str]:
-    """Keys and those of everything they were made from."""
+    """Return keys together with the keys of everything they were made from."""
     inputs = {entry.key: entry.inputs for entry in found}
     needed: set[str] = set()
     waiting = list(keys)
@@ -72,14 +72,14 @@ def with_inputs(keys: Iterable[str], found: Iterable[Entry]) -> set[str]:
 
 
 def remove(entry: Entry) -> None:
-    """Delete an entry; it is out of sight before its first file is gone."""
+    """Delete an entry. It is renamed first, so that no reader finds half of it."""
     doomed = entry.path.with_name(f"{entry.name}{DOOMED}")
     move(entry.path, doomed)
     shutil.rmtree(doomed)
 
 
 def sweep(store: Store) -> None:
-    """Finish removals that were cut off."""
+    """Finish removals that were interrupted."""
     for doomed in store.root.glob(f"*/*{DOOMED}"):
         shutil.rmtree(doomed)
 
@@ -89,7 +89,7 @@ def _artifact(path: Path) -> Entry:
         manifest = read_manifest(path)
     except StageError:
         return _entry(path, None, "damaged")
-    if path.name != f"{manifest.kind}-{manifest.key[:16]}":  # that of another
+    if path.name != f"{manifest.kind}-{manifest.key[:16]}":  # the manifest of another artifact
         return _entry(path, None, "damaged")
     return _entry(path, manifest, "finished")
 
@@ -97,13 +97,13 @@ def _artifact(path: Path) -> Entry:
 def _work(path: Path, store: Store) -> Entry:
     try:
         origin = read_origin(path)
-    except StageError:  # of another version, or cut off before it began
+    except StageError:  # written by another version, or interrupted before it began
         return _entry(path, None, "left over")
     return _entry(path, origin, "unfinished" if _may_continue(origin, store) else "left over")
 
 
 def _may_continue(origin: Origin, store: Store) -> bool:
-    """Whether some run can still ask for the key: the code is that of today, and its result is not there yet."""
+    """Return True if a run can still ask for the key: it is of today's code, and its result does not exist yet."""
     stage = STAGES.get(origin.kind)
     current = stage is not None and origin.source_digest == source_digest(stage.module)
     return current and store.find(origin.kind, origin.key) is None

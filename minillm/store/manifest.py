@@ -1,4 +1,4 @@
-"""What an artifact says of itself: what it was made from and the checksum of each file, under one of its own."""
+"""Manifests: what each artifact was made from and the checksums of its files, sealed by a checksum of their own."""
 
 import hashlib
 import json
@@ -13,27 +13,27 @@ from minillm.errors import StageError
 
 MANIFEST = "manifest.json"
 ORIGIN = "origin.json"
-"""In the work folder of a stage: what it is to become."""
+"""File in a stage's work folder that says what the work is to become."""
 Facts = TypeVar("Facts", bound="Origin")
 SEAL = "sha256"
-"""Entry of a sealed file: the digest of all others."""
+"""Entry of a sealed file with the digest of all other entries."""
 
 
 class Artifact(Strict):
-    """What travels between tasks: a completed directory in the store, by its content."""
+    """A completed directory in the store, as tasks pass it to each other."""
 
     kind: str
     key: str
     """Digest of what it was computed from."""
     path: str
     digest: str
-    """Digest of what it holds; what carries clock times is left out."""
+    """Digest of its files, except those with clock times."""
 
     def manifest(self) -> "Manifest":
-        """What it says of itself.
+        """Read the artifact's manifest.
 
         Raises:
-            StageError: It was damaged since it was found.
+            StageError: The manifest was damaged since the artifact was found.
         """
         return read_manifest(Path(self.path))
 
@@ -41,25 +41,25 @@ class Artifact(Strict):
 class Origin(BaseModel):
     """Everything that a stage's key is computed from, and the configuration that asked for it."""
 
-    # Pydantic would write null for a number that is none, which cannot be read back.
+    # Pydantic would write NaN and infinity as null, which cannot be read back.
     model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="constants")
 
     kind: str
     key: str
     label: str = ""
-    """What the stage is called in logs and pages, e.g. "train minillm"."""
+    """Name of the stage in logs and pages, e.g. "train minillm"."""
     settings: dict[str, Any] = {}
     inputs: dict[str, Artifact] = {}
     sources: dict[str, str] = {}
     """Fingerprints of the files, data sets and models from outside."""
     source_digest: str = ""
-    """Of the library's code that computes it."""
+    """Digest of the library's code that computes it."""
     config: dict[str, Any] = {}
     """The whole configuration."""
 
 
 class FileFacts(BaseModel):
-    """A file as it was completed."""
+    """Size and checksum of a completed file."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -68,7 +68,7 @@ class FileFacts(BaseModel):
 
 
 class Timings(BaseModel):
-    """When and how long the attempt ran that completed it."""
+    """Start and duration of the attempt that completed an artifact."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -79,33 +79,33 @@ class Timings(BaseModel):
 
 
 class Manifest(Origin):
-    """Of a completed artifact."""
+    """Origin, files and results of a completed artifact."""
 
     created: float
     """Unix time, seconds."""
     versions: dict[str, str] = {}
-    """Of Python and the libraries that results depend on."""
+    """Versions of Python and of the libraries that results depend on."""
     timings: Timings | None = None
     summary: dict[str, float | str] = {}
     """Results at a glance, as the stage returned them."""
     files: dict[str, FileFacts]
-    """By path below the artifact's folder."""
+    """Files by their paths below the artifact's folder."""
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """The manifest of an artifact.
+    """Read the manifest of an artifact.
 
     Raises:
-        StageError: It is missing, damaged or of another version.
+        StageError: The manifest is missing, damaged or of another version.
     """
     return _read_sealed(folder / MANIFEST, Manifest)
 
 
 def read_origin(work: Path) -> Origin:
-    """What unfinished work is to become.
+    """Read what unfinished work is to become.
 
     Raises:
-        StageError: That is not known.
+        StageError: The file that says so is missing, damaged or of another version.
     """
     return _read_sealed(work / ORIGIN, Origin)
 
@@ -121,20 +121,20 @@ def _read_sealed(path: Path, model: type[Facts]) -> Facts:
 
 
 def text_digest(value: object) -> str:
-    """Hex sha256 of a JSON-serialisable value, independent of the order of keys."""
+    """Hex sha256 of a JSON-serialisable value, whatever the order of its keys."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def seal(facts: Mapping[str, Any]) -> str:
-    """JSON text of some facts with their checksum, which `unseal` reads."""
+    """Return facts as JSON text with their checksum, for `unseal` to read."""
     return json.dumps({**facts, SEAL: text_digest(facts)}, indent=2)
 
 
 def unseal(data: bytes) -> dict[str, Any]:
-    """The facts of a sealed text.
+    """Return the facts in a sealed text.
 
     Raises:
-        ValueError: It differs from what `seal` wrote, be it in one bit.
+        ValueError: The text differs from what `seal` wrote, if only by one bit.
     """
     facts = json.loads(data)
     if not isinstance(facts, dict):

@@ -1,9 +1,9 @@
-"""Digest of the code behind a stage: all that computes, and no words.
+"""Digest of the code behind a stage: everything that computes, and no words.
 
-A key that moved with a mended sentence would train models again for nothing; one that stayed where something else is
-computed would serve old models. So what counts is the syntax tree of the stage's module and of all that it imports from
-this package, without comments, docstrings and the texts of errors and log lines. Of modules that declare settings, what
-counts is how they compute: the values are part of the key already.
+If a key changed with an edited sentence, models would be trained again for nothing. If it stayed the same when the
+computation changes, old models would be served. So the digest covers the syntax trees of the stage's module and of all
+it imports from this package, without comments, docstrings and the texts of errors and log lines. In modules that
+declare settings, only their methods count: the values are part of the key already.
 """
 
 import ast
@@ -18,21 +18,21 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).parents[1]
 DECLARING = ("minillm.config", "minillm.stages")
-"""Of these, only the definitions that a stage's code names count, and of a class only its methods: its fields are in
-the key by their values."""
+"""Packages of which only the definitions that a stage's code names count, and only the methods of a class: the values
+of its fields are in the key."""
 TELLING = ("minillm.errors", "minillm.nearest", "minillm.redaction")
 """Modules that only make messages."""
 CHECKS = ("model_validator", "field_validator")
-"""Methods of these decorators leave their values in the key."""
+"""Decorators of methods that only check: the checked values are in the key."""
 PARSING = threading.Lock()
 """The parser of Python 3.11 fails when several threads use it at once."""
 Place = tuple[str, str]
-"""A module, and a definition in it; the empty string for the whole module."""
+"""A module, and a definition in it or, for the whole module, the empty string."""
 
 
 @functools.cache
 def source_digest(module: str) -> str:
-    """Hex sha256 over what computes in a module and in its transitive imports within the package, and their templates.
+    """Hex sha256 of what computes in a module and in its transitive imports within the package, templates included.
 
     Args:
         module: Dotted name, e.g. minillm.training.trainer.
@@ -41,7 +41,7 @@ def source_digest(module: str) -> str:
     with PARSING:
         for place in sorted(_closure((module, ""))):
             source = _read(place)
-            if not source.text and not source.templates:  # a name that nothing is computed by
+            if not source.text and not source.templates:  # a name that computes nothing
                 continue
             digest.update(f"{place}\n{source.text}".encode())
             for template in source.templates:
@@ -51,14 +51,14 @@ def source_digest(module: str) -> str:
 
 @dataclass(frozen=True)
 class _Source:
-    """What the digest needs of one place."""
+    """Content of one place, as the digest needs it."""
 
     text: str
-    """The syntax tree, written out, without words."""
+    """Dump of the syntax tree, without words."""
     imports: tuple[Place, ...]
-    """What it needs of this package; modules that it names in a string, to run them in a process, among it."""
+    """Places in this package that it needs, including modules that it names in a string to run them in a process."""
     templates: tuple[Path, ...] = ()
-    """Files that it names in the folders `templates` beside or above it, and those that they name in turn."""
+    """Files that it names in the folders `templates` beside or above it, and files that these name in turn."""
 
 
 def _closure(place: Place) -> set[Place]:
@@ -85,7 +85,7 @@ def _read(place: Place) -> _Source:
 
 
 def _definition(module: str, name: str) -> _Source:
-    """A definition of a declaring module; an empty source where the module has none of that name."""
+    """Source of a definition in a declaring module; empty if the module has no such definition."""
     for node in _tree(module).body:
         if name in (imported := _imported(node)):
             return _Source("", (imported[name],))
@@ -101,7 +101,7 @@ def _definition(module: str, name: str) -> _Source:
 
 
 def _defined(node: ast.stmt) -> set[str]:
-    """Names that a statement of a module gives a meaning to."""
+    """Names that a module's statement defines."""
     if isinstance(node, ast.ClassDef | ast.FunctionDef):
         return {node.name}
     targets = node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
@@ -109,7 +109,7 @@ def _defined(node: ast.stmt) -> set[str]:
 
 
 def _is_class(module: str, name: str) -> bool:
-    """Whether a name of a declaring module is that of a class; a type of another kind only says what is allowed."""
+    """Return True if a name in a declaring module is a class. Other types only say which values are allowed."""
     for node in _tree(module).body:
         if name in (imported := _imported(node)):
             return _is_class(*imported[name])
@@ -127,7 +127,7 @@ def _names(nodes: Iterable[ast.AST]) -> set[str]:
 
 
 def _imported(node: ast.AST) -> dict[str, Place]:
-    """What an import takes from this package, by the name that it has here."""
+    """Places that a statement imports from this package, by their names in the importing module."""
     found: dict[str, Place] = {}
     if isinstance(node, ast.ImportFrom) and node.module:
         for alias in node.names:
@@ -147,15 +147,15 @@ def _dump(node: ast.AST) -> str:
 
 
 class _WithoutWords(ast.NodeTransformer):
-    """Takes out docstrings, and the texts of errors and of lines in the log."""
+    """Transformer that removes docstrings and the texts of errors and log lines."""
 
     def visit_Expr(self, node: ast.Expr) -> ast.AST | None:
-        """Drop a string that stands alone."""
+        """Drop a string that is a statement of its own."""
         alone = isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
         return None if alone else self.generic_visit(node)
 
     def visit_Call(self, node: ast.Call) -> ast.AST:
-        """Empty the strings in the arguments of an error or of `print`; what is computed for them stays."""
+        """Empty the strings in the arguments of an error or of `print`. Expressions in them stay."""
         called = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
         if called == "print" or called.endswith("Error"):
             for argument in [*node.args, *(keyword.value for keyword in node.keywords)]:
@@ -178,7 +178,7 @@ def _templates(module: str, words: set[str]) -> list[Path]:
 
 
 def _template_folders(module: str) -> Iterator[Path]:
-    """The folders `templates` above and beside a module, the nearest last."""
+    """Yield the folders `templates` above and beside a module, the nearest last."""
     folder = PACKAGE
     for part in module.split(".")[1:-1]:
         folder /= part
@@ -195,7 +195,7 @@ def _tree(module: str) -> ast.Module:
 
 @functools.cache
 def _file(module: str) -> Path | None:
-    """Where a module of this package stands; None if it is none."""
+    """Return the file of a module of this package; None if it is not one."""
     if module.split(".")[0] != PACKAGE.name:
         return None
     path = PACKAGE.joinpath(*module.split(".")[1:])
