@@ -1,1 +1,1 @@
-"""The worker process: it runs one stage, alone or as one of a group, and tells how far it is."""
+"""The worker process, which runs one stage, alone or in a group, and reports its progress."""

@@ -1,6 +1,6 @@
 """Entry point of a worker process: `python -m minillm.worker SPEC` runs one stage and exits with its status.
 
-A stage's module has `run(job: Job[…]) -> Summary`: it writes its files under `job.output` and returns its summary, flat
+A stage's module has `run(job: Job[…]) -> Summary`, which writes the stage's files under `job.output` and returns flat
 names and values for the manifest and the tracked run.
 """
 
@@ -24,11 +24,11 @@ from minillm.worker.startup import load
 
 
 def main(spec: str) -> int:
-    """Run the stage; a StageError ends in its message alone, anything else in a traceback."""
+    """Run the stage. A StageError is reported by its message alone, any other error with a traceback."""
     install()
     if not Path("/dev/nvidia0").exists():
         os.environ["DS_ACCELERATOR"] = "cpu"
-    sys.modules["mlflow"] = None  # type: ignore[assignment]  # DeepSpeed would import it, for a tuner not used here
+    sys.modules["mlflow"] = None  # type: ignore[assignment]  # DeepSpeed would import it for a tuner that is not used
     job = load_job(Path(spec))
     try:
         stage = load(job.settings.module)
@@ -42,7 +42,7 @@ def main(spec: str) -> int:
             sys.stderr.write(f"{FAILED}{error_words(error)}\n")  # at once: other processes write there, too
             return 1
         print(f"ERROR {refusal}", file=sys.stderr, flush=True)
-        with contextlib.suppress(OSError):  # of a full disk; the last line of the log says it, too
+        with contextlib.suppress(OSError):  # the disk may be full; the log's last line has the message too
             write_atomically(job.work / "error.txt", str(refusal))
         return BAD_INPUT
     if _rank() == 0:
@@ -52,8 +52,8 @@ def main(spec: str) -> int:
 
 @contextlib.contextmanager
 def _alone(work: Path) -> Iterator[None]:
-    """No other worker in the folder: that of an attempt whose flow died may still be writing its checkpoint."""
-    if _rank() > 0:  # waits for the first
+    """Keep other workers out of the folder: one whose flow died may still be writing its checkpoint."""
+    if _rank() > 0:  # rank 0 holds the lock for its group
         yield
         return
     lock = FileLock(work / "worker.lock")
@@ -73,7 +73,7 @@ def _rank() -> int:
 
 
 def _beyond_the_machine(error: Exception, work: Path) -> StageError | None:
-    """What to say of an error that another attempt would only repeat: no memory, no disk."""
+    """Return the error to report if memory or disk ran out, which a retry would only repeat; else None."""
     words = f"{type(error).__name__}: {error}"
     if re.search(r"out of memory|can't allocate memory|MemoryError", words, re.IGNORECASE):
         return StageError(

@@ -1,4 +1,4 @@
-"""What a worker tells the outside: lines in its log and an append-only metrics.jsonl."""
+"""Progress reports of a worker: lines in its log and an append-only metrics.jsonl."""
 
 import json
 import logging
@@ -13,8 +13,8 @@ from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 from minillm.store.artifacts import METRICS
 
 LOGGER = logging.getLogger(__name__)
-_TOLD: set[Path] = set()
-"""Files of whose damaged lines this process has told."""
+_WARNED: set[Path] = set()
+"""Files whose damaged lines this process has already warned about."""
 
 
 class Line(BaseModel):
@@ -26,15 +26,15 @@ class Line(BaseModel):
     """Unix time, seconds."""
     step: int = Field(ge=0, lt=2**63)
     total: int = Field(default=0, ge=0)
-    """Steps in all; 0 where nobody knows."""
+    """Steps in all; 0 if unknown."""
     metrics: dict[str, float]
 
 
 class Progress:
-    """Writes progress and metrics of one stage; does nothing on processes other than rank 0.
+    """Writer of the progress and metrics of one stage. It does nothing on processes other than rank 0.
 
     A line is {"time", "step", "total", "metrics": {name: value}}. A resumed stage repeats the steps since its last
-    checkpoint; readers keep the last value of a (name, step).
+    checkpoint, so readers keep the last value of each (name, step).
     """
 
     def __init__(self, output: Path, total: int, unit: str) -> None:
@@ -47,9 +47,9 @@ class Progress:
         self._last_line = 0.0
 
     def log(self, step: int, metrics: Mapping[str, float] | None = None) -> None:
-        """Append metrics of a step, and every two seconds, at metrics worth a line and at the end, say so.
+        """Append the metrics of a step and print a line every two seconds, at validations and at the end.
 
-        A step without metrics that is not said leaves no trace.
+        A step with neither metrics nor a printed line leaves no trace.
         """
         now = time.monotonic()
         said = step >= self.total or now - self._last_line >= 2.0 or any(n.startswith("valid/") for n in metrics or {})
@@ -72,10 +72,10 @@ class Progress:
 
 
 def append_line(path: Path, value: Mapping[str, Any]) -> None:
-    """Append a JSON object as a line of its own, whatever stands before it.
+    """Append a JSON object as a line of its own, even after half a line.
 
-    A full disk or a power cut leaves half a line at the end, or zeros. It is ended rather than cut off: the file only
-    ever grows, so that a reader's place in it stays right, and both go in one write.
+    A full disk or a power cut leaves half a line at the end, or zeros. That line is ended rather than removed: the file
+    only ever grows, so a reader's offset stays valid. The line end and the object go in one write.
     """
     line = json.dumps(value).encode() + b"\n"
     with path.open("ab+") as stream:
@@ -90,10 +90,10 @@ def read_lines(path: Path, offset: int = 0) -> tuple[list[Line], int]:
 
     Args:
         path: A metrics.jsonl or system_metrics.jsonl, which may be growing.
-        offset: In bytes; the end of a line.
+        offset: End of a line, in bytes.
 
     Returns:
-        The lines, and the offset behind the last whole one.
+        The lines, and the offset after the last whole one.
     """
     with path.open("rb") as stream:
         stream.seek(offset)
@@ -106,8 +106,8 @@ def read_lines(path: Path, offset: int = 0) -> tuple[list[Line], int]:
             lines.append(Line.model_validate_json(text))
         except ValidationError:
             damaged.append(text)
-    if damaged and path not in _TOLD:
-        _TOLD.add(path)
+    if damaged and path not in _WARNED:
+        _WARNED.add(path)
         LOGGER.warning(
             "%s: skipped %d line(s) that are no records (a full disk or a power cut leaves such); the first begins %r",
             path,
@@ -118,7 +118,7 @@ def read_lines(path: Path, offset: int = 0) -> tuple[list[Line], int]:
 
 
 def read_metrics(path: Path) -> Iterator[tuple[int, str, float]]:
-    """(step, name, value) of a metrics.jsonl, the last value of each (name, step), in the order of steps."""
+    """Yield (step, name, value) of a metrics.jsonl by step, with the last value of each (name, step)."""
     latest = {(line.step, name): value for line in read_lines(path)[0] for name, value in line.metrics.items()}
     for (step, name), value in sorted(latest.items()):
         yield step, name, value

@@ -1,4 +1,4 @@
-"""Processes that start and end sooner."""
+"""Faster start and end of processes."""
 
 import gc
 import importlib
@@ -6,10 +6,10 @@ from types import ModuleType
 
 
 def load(module: str) -> ModuleType:
-    """Import a module with all that it needs, out of the garbage collector's sight.
+    """Import a module and all it needs, hidden from the garbage collector.
 
-    There is much of it, and none is garbage before the process ends; looking through it again and again, and once more
-    at the end, is a good part of what PyTorch and its neighbours take to start.
+    The imported objects are many, and none is garbage before the process ends. Scanning them again and again, and once
+    more at the end, takes a good part of the time that PyTorch and its like need to start.
     """
     gc.disable()
     try:
