@@ -1,1 +1,1 @@
-"""How a response is compared with references."""
+"""Metrics that compare a response with its references."""

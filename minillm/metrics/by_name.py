@@ -1,4 +1,4 @@
-"""The metrics by name, and whether they see what they are to compare: some scripts mean nothing to some of them."""
+"""The metrics by name, and checks that they see what they compare: some ignore whole scripts."""
 
 import functools
 import unicodedata
@@ -13,18 +13,18 @@ METRICS_BY_NAME: Mapping[Metric, Callable[[str, Sequence[str]], float]] = {
     "rouge_l_characters": rouge_l_characters,
     "exact_match": exact_match,
 }
-"""Of a response against its references, 0 to 1; each benchmark names the one that is its score."""
+"""Metrics of a response against its references, from 0 to 1; each benchmark names the one that is its score."""
 UNSEEN_SHARE = 0.01
-"""Of the references, at most: every set has a few that are an emoji or a pair of brackets."""
+"""Largest share of unseen references: every set has a few that are an emoji or a pair of brackets."""
 QUOTED = 40
-"""Characters of a reference in a message."""
+"""Most characters of a reference that a message quotes."""
 
 
 def sees(metric: Metric, text: str) -> bool:
-    """Whether a metric can tell a text from others.
+    """Return True if a metric can tell a text from others.
 
-    Rouge-L of words needs a word of a–z and digits, and most letters Latin: of 東京 2020 it sees 2020, of any other
-    city too.
+    Rouge-L of words needs a word of a–z and digits, and at least half of the letters must be Latin: in 東京 2020 it
+    sees only 2020, as it would for any other city.
     """
     if metric == "rouge_l":
         letters = [character for character in text if character.isalpha()]
@@ -33,16 +33,17 @@ def sees(metric: Metric, text: str) -> bool:
 
 
 def require_seen(what: str, references: Sequence[Sequence[str]], metric: Metric, remedy: str) -> None:
-    """Refuse references that a metric cannot see; a few of them are told.
+    """Refuse references that a metric cannot see; only print a warning if they are few.
 
     Args:
-        what: They belong to, in words.
-        references: Of each prompt; one that is seen is enough.
-        metric: That compares with them.
+        what: The set that the references belong to, in words.
+        references: References of each prompt; it is enough if one of them is seen.
+        metric: Metric that compares with them.
         remedy: What to change, in words.
 
     Raises:
-        StageError: More than `UNSEEN_SHARE` of the prompts have none; with their number and the first.
+        StageError: More than `UNSEEN_SHARE` of the prompts have no reference that is seen. The message has their number
+            and the first of them.
     """
     unseen = [place for place, texts in enumerate(references) if not any(sees(metric, text) for text in texts)]
     if not unseen:

@@ -1,7 +1,7 @@
 """Rouge-L of words and of characters, and exact match, of a response against its references (method.md §7).
 
-Rouge-L is the F-measure of the longest common subsequence of Porter-stemmed words, equal to the `rouge-score`
-package (its own tokenisation is used), computed with a bit-parallel subsequence instead of its quadratic table.
+Rouge-L is the F-measure of the longest common subsequence of Porter-stemmed words. It equals that of the `rouge-score`
+package, whose tokenisation it uses; a bit-parallel algorithm replaces the package's quadratic table.
 """
 
 import functools
@@ -24,7 +24,7 @@ def rouge_l(response: str, references: Sequence[str]) -> float:
         references: One or more right answers.
 
     Returns:
-        Between 0 and 1; 0 where response or reference has no word (letters a–z and digits make words).
+        A value between 0 and 1; 0 if response or reference has no word (words are of a–z and digits).
 
     Raises:
         ValueError: `references` is empty.
@@ -34,13 +34,13 @@ def rouge_l(response: str, references: Sequence[str]) -> float:
 
 
 def rouge_l_characters(response: str, references: Sequence[str]) -> float:
-    """Rouge-L F-measure over characters, the best over the references: for scripts that rouge-score has no words of.
+    """Rouge-L F-measure over characters, the best over the references, for scripts in which rouge-score finds no words.
 
-    Its tokens are the letters, digits and vowel signs of any script, after NFKC and case folding; as for words, what
-    stands between them does not count.
+    Its tokens are the letters, digits and vowel signs of any script, after NFKC and case folding. As with words,
+    anything between them does not count.
 
     Returns:
-        Between 0 and 1; 0 where response or reference has no such character.
+        A value between 0 and 1; 0 if response or reference has no such character.
 
     Raises:
         ValueError: `references` is empty.
@@ -50,10 +50,10 @@ def rouge_l_characters(response: str, references: Sequence[str]) -> float:
 
 
 def exact_match(response: str, references: Sequence[str]) -> float:
-    """1 if the response equals any reference after normalisation, else 0.
+    """Return 1 if the response equals any reference after normalisation, or else 0.
 
-    Normalisation is that of the reference code and of Super-NaturalInstructions: lower case, ASCII punctuation
-    removed, runs of white space folded into one space.
+    Normalisation follows the reference code and Super-NaturalInstructions: lower case, ASCII punctuation removed, runs
+    of white space folded into one space.
 
     Raises:
         ValueError: `references` is empty.
@@ -63,31 +63,31 @@ def exact_match(response: str, references: Sequence[str]) -> float:
 
 
 def characters(text: str) -> str:
-    """Letters, digits and the signs upon them, of any script."""
+    """Letters and digits of any script, with their combining marks."""
     folded = unicodedata.normalize("NFKC", text).casefold()
     return "".join(character for character in folded if unicodedata.category(character)[0] in "LNM")
 
 
 def words(text: str) -> list[str]:
-    """Stemmed words of a–z and digits, as rouge-score has them."""
+    """Stemmed words of a–z and digits, as in rouge-score."""
     return tokenize(text, _stemmer())
 
 
 def has_words(text: str) -> bool:
-    """Whether rouge-score finds a word in a text, which no stemming changes."""
+    """Return True if rouge-score finds a word in a text. Stemming, which is slow, does not matter for that."""
     return bool(tokenize(text, None))
 
 
 @functools.cache
 def _stemmer() -> SimpleNamespace:
-    """Porter's, with a memory: nearly all the time of Rouge-L is stemming, and texts repeat their words."""
-    from nltk.stem.porter import PorterStemmer  # brings scipy and scikit-learn, which those who only look do without
+    """Porter's stemmer with a cache: Rouge-L spends nearly all its time stemming, and texts repeat their words."""
+    from nltk.stem.porter import PorterStemmer  # imports scipy and scikit-learn, which `has_words` does without
 
     return SimpleNamespace(stem=functools.lru_cache(maxsize=1 << 18)(PorterStemmer().stem))
 
 
 def normalised(text: str) -> str:
-    """What exact match compares."""
+    """Text as exact match compares it."""
     return " ".join(text.lower().translate(_NO_PUNCTUATION).split())
 
 
@@ -96,7 +96,7 @@ _reference_characters = functools.lru_cache(maxsize=1 << 14)(characters)
 
 @functools.lru_cache(maxsize=1 << 14)
 def _reference_words(reference: str) -> tuple[str, ...]:
-    """Kept, because every seed and method meets the same references."""
+    """Words of a reference, cached because every seed and method meets the same references."""
     return tuple(words(reference))
 
 
