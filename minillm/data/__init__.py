@@ -1,1 +1,1 @@
-"""Instruction data, benchmarks and plain text: read, checked, filtered, tokenised."""
+"""Reading, checking, filtering and tokenising of instruction data, benchmarks and plain text."""

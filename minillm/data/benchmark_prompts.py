@@ -1,4 +1,4 @@
-"""Stage `prompts`: the prompts of every benchmark as tokens, refused or cut where they are too long."""
+"""Stage `prompts`: tokenises the prompts of every benchmark, and refuses or cuts those that are too long."""
 
 import json
 from pathlib import Path
@@ -13,10 +13,10 @@ from minillm.stages import EncodedPrompts, Job, Summary
 
 
 def run(job: Job[EncodedPrompts]) -> Summary:
-    """Write NAME.parquet for each benchmark, and how many of its prompts had their beginning cut off.
+    """Write NAME.parquet for each benchmark; the summary has how many of its prompts were cut.
 
     Raises:
-        StageError: If a prompt is too long and not to be cut.
+        StageError: A prompt is too long and must not be cut.
     """
     settings = job.settings
     tokenizer = AutoTokenizer.from_pretrained(job.inputs["tokenizer"])
@@ -30,7 +30,7 @@ def run(job: Job[EncodedPrompts]) -> Summary:
 
 
 def load_prompts(directory: Path) -> dict[str, list[list[int]]]:
-    """Token ids of the prompts of every benchmark, in the order of its rows."""
+    """Load the token ids of every benchmark's prompts, in the order of its rows."""
     return {
         path.stem: [ids.tolist() for ids in pd.read_parquet(path)["prompt_ids"]]
         for path in sorted(directory.glob("*.parquet"))

@@ -1,6 +1,5 @@
-"""Stage `benchmarks`: evaluation sets of any source in one format."""
+"""Stage `benchmarks`: reads evaluation sets of any source into one format."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,24 +9,23 @@ from minillm.data.records import Record
 from minillm.data.rows import field_with_value, text_field
 from minillm.data.tables import read_records
 from minillm.errors import StageError
+from minillm.files import read_json_lines, write_json_lines
 from minillm.metrics.by_name import require_seen
 from minillm.nearest import suggestion
 from minillm.stages import Benchmarks, Job, Summary
 from minillm.store.artifacts import CLOCKED
 
-CONTEXT = ("context", "input")
-"""Where the context stands, if it has one and no other name is given."""
-
-REFERENCES = ("output", "response")
-
-TOPIC = ("topic", "category")
+CONTEXT_FIELDS = ("context", "input")
+"""Fields that may hold the context if the configuration names none; likewise below."""
+REFERENCE_FIELDS = ("output", "response")
+TOPIC_FIELDS = ("topic", "category")
 
 
 def run(job: Job[Benchmarks]) -> Summary:
-    """Write NAME.jsonl per benchmark; the summary has the number of prompts of each.
+    """Write NAME.jsonl for each benchmark; the summary has its number of prompts.
 
     Raises:
-        StageError: If a benchmark has no rows, none about a topic asked for, a row no instruction or reference, or
+        StageError: A benchmark has no rows, none about a topic asked for, a row without instruction or reference, or
             references that its metric cannot see.
     """
     settings = job.settings
@@ -35,7 +33,7 @@ def run(job: Job[Benchmarks]) -> Summary:
     for name, fields in settings.fields.items():
         rows = read_benchmark(name, job.inputs[f"benchmark/{name}"], fields)
         if name in settings.topics:
-            rows = of_topics(name, rows, settings.topics[name])
+            rows = select_topics(name, rows, settings.topics[name])
         if name in settings.metrics:
             require_seen(
                 f"benchmark {name}",
@@ -43,17 +41,16 @@ def run(job: Job[Benchmarks]) -> Summary:
                 settings.metrics[name],
                 f"set evaluation.benchmarks.{name}.metric to one that sees them",
             )
-        lines = [json.dumps(row) + "\n" for row in rows]
-        (job.output / f"{name}.jsonl").write_text("".join(lines), encoding="utf-8")
+        write_json_lines(job.output / f"{name}.jsonl", rows)
         summary[name] = float(len(rows))
     return summary
 
 
 def read_benchmark(name: str, path: Path, fields: Fields) -> list[dict[str, Any]]:
-    """Rows {"index", "instruction", "context", "references", "topic"}; the source's own `prompt` is not used.
+    """Read rows {"index", "instruction", "context", "references", "topic"}. A `prompt` in the source is not used.
 
     Raises:
-        StageError: As `run`.
+        StageError: The benchmark has no rows, or a row has no instruction or reference.
     """
     rows = []
     for index, record in enumerate(read_records(path)):
@@ -66,8 +63,8 @@ def read_benchmark(name: str, path: Path, fields: Fields) -> list[dict[str, Any]
     return rows
 
 
-def of_topics(name: str, rows: list[dict[str, Any]], topics: Sequence[str]) -> list[dict[str, Any]]:
-    """The rows about some topics, numbered anew.
+def select_topics(name: str, rows: list[dict[str, Any]], topics: Sequence[str]) -> list[dict[str, Any]]:
+    """Return the rows about some topics, numbered anew.
 
     Raises:
         StageError: No row is about one of the topics.
@@ -90,14 +87,19 @@ def _parse(record: Record, fields: Fields) -> dict[str, Any]:
         raise ValueError(f"not an object but {type(value).__name__}")
     return {
         "instruction": text_field(value, fields.instruction),
-        "context": text_field(value, fields.context) if fields.context else text_field(value, *CONTEXT, optional=True),
+        "context": _named_or_usual(value, fields.context, CONTEXT_FIELDS),
         "references": _references(value, fields),
-        "topic": text_field(value, fields.topic) if fields.topic else text_field(value, *TOPIC, optional=True),
+        "topic": _named_or_usual(value, fields.topic, TOPIC_FIELDS),
     }
 
 
+def _named_or_usual(value: dict[str, Any], name: str | None, usual: Sequence[str]) -> str:
+    """Text of a field that the configuration names, or else of one of the usual fields if there is one."""
+    return text_field(value, name) if name else text_field(value, *usual, optional=True)
+
+
 def _references(value: dict[str, Any], fields: Fields) -> list[str]:
-    name = fields.references or field_with_value(value, *REFERENCES)
+    name = fields.references or field_with_value(value, *REFERENCE_FIELDS)
     if not isinstance(value.get(name), list):
         return [text_field(value, name)]
     if not value[name]:
@@ -106,9 +108,5 @@ def _references(value: dict[str, Any], fields: Fields) -> list[str]:
 
 
 def load_benchmarks(directory: Path) -> dict[str, list[dict[str, Any]]]:
-    """Rows of every benchmark of an artifact, by name."""
-    return {
-        path.stem: [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-        for path in sorted(directory.glob("*.jsonl"))
-        if path.name not in CLOCKED
-    }
+    """Load the rows of every benchmark in an artifact, by name."""
+    return {path.stem: read_json_lines(path) for path in sorted(directory.glob("*.jsonl")) if path.name not in CLOCKED}

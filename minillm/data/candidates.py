@@ -1,4 +1,4 @@
-"""Rows on their way through the filter: each gets a part of the split and, where it is dropped, one reason."""
+"""Rows on their way through the filter: each gets a part of the split and, if it is dropped, one reason."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,30 +12,30 @@ HELD_OUT_FIRST = {"test": 0, "validation": 1}
 
 @dataclass(slots=True)
 class Candidate:
-    """What deciding about one row takes; its texts and tokens wait in a file (see `minillm.data.examples`)."""
+    """Facts that decide about one row; its texts and tokens wait in a file (see `minillm.data.examples`)."""
 
     row: int
     category: str
     texts: bytes
-    """Digest of its three texts."""
+    """Digest of the row's three texts."""
     question: bytes
-    """Digest of what it asks."""
+    """Digest of the instruction with its context."""
     prompt_tokens: int
     response_tokens: int
-    """With EOS."""
+    """Tokens of the response, EOS included."""
     part: str = ""
-    """train, validation or test; unused where a given split leaves it out; "" before a random split."""
+    """train, validation or test; unused if a given split leaves the row out; "" before a random split."""
     reason: str = ""
-    """Why it is dropped; "" while it is kept."""
+    """Reason for dropping the row; "" while it is kept."""
 
     def drop_if(self, condition: bool, reason: str) -> None:
-        """Drop it for a reason, unless it is dropped already."""
+        """Drop the row for a reason, unless it is dropped already."""
         if condition and not self.reason:
             self.reason = reason
 
 
 def drop_duplicates(candidates: Sequence[Candidate]) -> None:
-    """Of rows with the same three texts keep one: the one held out, if any, and then the first."""
+    """Keep one of the rows with the same three texts: a held-out one if there is one, or else the first."""
     seen: set[bytes] = set()
     for candidate in sorted(kept(candidates), key=lambda c: HELD_OUT_FIRST.get(c.part, 2)):
         candidate.drop_if(candidate.texts in seen, "duplicate")
@@ -43,7 +43,7 @@ def drop_duplicates(candidates: Sequence[Candidate]) -> None:
 
 
 def drop_long(candidates: Sequence[Candidate], max_prompt_tokens: int, max_tokens: int) -> None:
-    """Drop rows that do not fit, of every part."""
+    """Drop rows of any part that are too long."""
     for candidate in candidates:
         candidate.drop_if(candidate.prompt_tokens > max_prompt_tokens, "prompt too long")
         candidate.drop_if(
@@ -52,7 +52,7 @@ def drop_long(candidates: Sequence[Candidate], max_prompt_tokens: int, max_token
 
 
 def split_at_random(candidates: Sequence[Candidate], validation_size: int, test_size: int, seed: int) -> None:
-    """Give the rows still kept a part, by a seeded permutation: validation, then test, and the rest is train."""
+    """Assign the kept rows to parts by a seeded permutation: first validation, then test, the rest train."""
     left = kept(candidates)
     order = generator(stream(Purpose.SPLIT, seed)).permutation(len(left))
     for rank, index in enumerate(order):
@@ -63,7 +63,7 @@ def split_at_random(candidates: Sequence[Candidate], validation_size: int, test_
 def drop_overlaps(
     candidates: Sequence[Candidate], benchmarks: Mapping[str, Iterable[Mapping[str, Any]]]
 ) -> list[Overlap]:
-    """Drop rows of train and validation that an evaluation set also holds, and say which."""
+    """Drop the rows of train and validation that an evaluation set also holds, and return their overlaps."""
     left = {candidate.row: candidate for candidate in kept(candidates)}
     questions = {number: candidate.question for number, candidate in left.items()}
     parts = {number: candidate.part for number, candidate in left.items()}
@@ -74,5 +74,5 @@ def drop_overlaps(
 
 
 def kept(candidates: Sequence[Candidate], part: str | None = None) -> list[Candidate]:
-    """Those not dropped, of one part or of all, in the order given."""
+    """Return the candidates that are not dropped, of one part or of all, in the given order."""
     return [c for c in candidates if not c.reason and part in (None, c.part)]

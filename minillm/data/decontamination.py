@@ -1,4 +1,4 @@
-"""Which training rows also stand in an evaluation set."""
+"""Search for training rows that also stand in an evaluation set."""
 
 import hashlib
 import re
@@ -8,38 +8,38 @@ from dataclasses import dataclass
 from typing import Any
 
 CITATION = re.compile(r"\[(\d+|[a-z])\]")
-"""Footnote marks such as [3] and [a], left in the contexts of some copies of Dolly and not of others."""
+"""Footnote marks such as [3] and [a], which only some copies of Dolly have in their contexts."""
 
 
 @dataclass(frozen=True)
 class Overlap:
-    """A row that may not be trained on, and where it also stands."""
+    """A row that must not be trained on, and the place where it also stands."""
 
     row: int
     found_in: str
-    """A benchmark's name, or validation or test of the same data."""
+    """Name of a benchmark, or validation or test of the same data."""
     found_row: int
-    """Row there: the benchmark's prompt, or the row of the data."""
+    """Row in that place: a prompt of the benchmark, or a row of the data."""
 
 
 def normalise(text: str) -> str:
-    """Text up to Unicode form and white space."""
+    """Normalise Unicode form and white space."""
     return " ".join(unicodedata.normalize("NFC", text).split())
 
 
 def question(instruction: str, context: str) -> tuple[str, str]:
-    """What is asked, up to Unicode form, white space, letter case and footnote marks."""
+    """Return instruction and context without footnote marks, with Unicode form, white space and case normalised."""
     instruction, context = (normalise(CITATION.sub("", text)).casefold() for text in (instruction, context))
     return instruction, context
 
 
 def digest(*texts: str) -> bytes:
-    """Digest of normalised texts, in which there are no line ends: what tells them apart, in 16 bytes."""
+    """Return a 16-byte digest of normalised texts, which contain no line ends."""
     return hashlib.blake2b("\n".join(texts).encode(), digest_size=16).digest()
 
 
 def index_benchmarks(benchmarks: Mapping[str, Iterable[Mapping[str, Any]]]) -> dict[bytes, tuple[str, int]]:
-    """The benchmark and row of every question asked there, by its digest; the first where it is asked twice."""
+    """Index the benchmarks' questions: (benchmark, row) by digest, the first if a question is asked twice."""
     index: dict[bytes, tuple[str, int]] = {}
     for name, rows in benchmarks.items():
         for row in rows:
@@ -52,15 +52,15 @@ def find_overlaps(
     parts: Mapping[int, str],
     benchmarks: Mapping[bytes, tuple[str, int]],
 ) -> list[Overlap]:
-    """Rows of train and validation that a benchmark, or the data held out from them, also asks.
+    """Find rows of train and validation whose question a benchmark, or the data held out from them, also asks.
 
     Args:
         questions: Digests by row.
         parts: train, validation or test, by row.
-        benchmarks: From `index_benchmarks`.
+        benchmarks: Index that `index_benchmarks` made.
 
     Returns:
-        In the order of rows. A test row is never one: it naturally stands in the benchmark made of it.
+        Overlaps in the order of rows. A test row is never one, since it stands in the benchmark made from it.
     """
     overlaps: list[Overlap] = []
     held_out: dict[bytes, tuple[str, int]] = dict(benchmarks)

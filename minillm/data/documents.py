@@ -1,22 +1,22 @@
-"""Documents of a plain-text corpus, streamed."""
+"""Documents of a plain-text corpus, read as a stream."""
 
 from collections.abc import Iterator
 from pathlib import Path
 
 from minillm.data.records import LONGEST, Record, decode_lines, too_long
 from minillm.data.rows import text_field
-from minillm.data.tables import LINES, TABLES, read_records
+from minillm.data.tables import LINE_SUFFIXES, TABLE_SUFFIXES, read_records
 from minillm.errors import StageError
 from minillm.files import files_of, require_readable
 
 
 def read_documents(path: Path) -> Iterator[str]:
-    """Documents of a .txt file, of a directory of them, or of rows with a `text` field; blank ones are skipped.
+    """Yield the documents of a .txt file, of a directory of them, or of rows with a `text` field; skip blank ones.
 
-    In a .txt file, blank lines part documents; where there is none between two lines, every line is a document.
+    In a .txt file, blank lines separate documents. If there is no blank line between lines, every line is a document.
 
     Raises:
-        StageError: If a line cannot be read, or a row has no text.
+        StageError: A line cannot be read, or a row has no text.
     """
     files = _text_files(path)
     if not files:
@@ -26,10 +26,10 @@ def read_documents(path: Path) -> Iterator[str]:
 
 
 def _text_files(path: Path) -> list[Path]:
-    """The .txt files to read; none where the corpus is rows (beside which a .txt is a note)."""
+    """Return the .txt files to read; none if the corpus has files of rows, since a .txt beside them is a note."""
     require_readable(path)
     files = files_of(path) if path.is_dir() else [path]
-    rows = any(p.suffix in (*LINES, *TABLES) for p in files)
+    rows = any(p.suffix in (*LINE_SUFFIXES, *TABLE_SUFFIXES) for p in files)
     return [] if rows else [p for p in files if p.suffix == ".txt"]
 
 
@@ -53,7 +53,7 @@ def _text(line: Record) -> str:
 
 
 def _has_blank_lines(path: Path) -> bool:
-    """Whether a blank line stands between two lines of text."""
+    """Return True if there is a blank line between two lines of text."""
     blank = started = False
     for line in decode_lines(path):
         if _text(line).strip():

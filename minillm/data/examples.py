@@ -1,6 +1,6 @@
-"""Examples of the filter: tokenised a batch at a time into a file, and sorted from there into their parts.
+"""Examples of the filter: tokenised in batches into a file, and distributed from there to their parts.
 
-Texts and tokens pass through the memory only in batches, whatever the number of rows.
+However many rows there are, texts and tokens are in memory only a batch at a time.
 """
 
 import contextlib
@@ -16,7 +16,7 @@ from minillm.config import Template
 from minillm.data.candidates import Candidate
 from minillm.data.decontamination import digest, normalise, question
 from minillm.data.prompts import encode_prompts, encode_texts, render
-from minillm.data.rows import Row
+from minillm.data.rows import InstructionRow
 from minillm.data.tokenising import PIECE, batches
 
 SCHEMA = pa.schema(
@@ -30,21 +30,24 @@ SCHEMA = pa.schema(
     }
 )
 WAITING = SCHEMA.append(pa.field("instruction", pa.string()))
+"""Schema of the file in which rows wait until they are decided upon."""
 GROUP = 1 << 15
-"""Rows of a row group of a part's file: so many are in memory at once."""
+"""Rows in a row group of a part's file; so many are in memory at once."""
 MARGIN = 16
-"""Tokens by which the beginning of a text may have more than the text has there."""
+"""Tokens that cutting a text may add: its beginning alone may have a few more than it has within the text."""
 
 
-def tokenise(rows: Iterable[Row], template: Template, tokenizer: Any, max_tokens: int, target: Path) -> list[Candidate]:
+def tokenise(
+    rows: Iterable[InstructionRow], template: Template, tokenizer: Any, max_tokens: int, target: Path
+) -> list[Candidate]:
     """Render and tokenise rows into a file.
 
     Args:
-        rows: To write, in order.
-        template: Of the prompt.
-        tokenizer: With an EOS token.
-        max_tokens: Where a prompt or response is longer, the row is dropped for it later, and its tokens are not kept.
-        target: An Arrow stream of WAITING.
+        rows: Rows to write, in order.
+        template: Template of the prompt.
+        tokenizer: Tokenizer with an EOS token.
+        max_tokens: Longest prompt or response whose tokens are kept; a longer row is dropped later.
+        target: File for an Arrow stream of WAITING.
     """
     candidates: list[Candidate] = []
     with pa.OSFile(str(target), "wb") as sink, pa.ipc.new_stream(sink, WAITING) as writer:
@@ -66,15 +69,15 @@ def tokenise(rows: Iterable[Row], template: Template, tokenizer: Any, max_tokens
 
 
 Encoded = tuple[str, list[int], list[int]]
-"""Prompt, its tokens, and the response's with EOS."""
+"""A prompt, its tokens, and the response's tokens with EOS."""
 
 
-def _characters(row: Row) -> int:
+def _characters(row: InstructionRow) -> int:
     return sum(min(len(text), PIECE) for text in (row.instruction, row.context, row.response))
 
 
-def _encode(rows: Sequence[Row], template: Template, tokenizer: Any, max_tokens: int) -> list[Encoded]:
-    """Tokens of rows; of one that is far too long, the beginning suffices to tell."""
+def _encode(rows: Sequence[InstructionRow], template: Template, tokenizer: Any, max_tokens: int) -> list[Encoded]:
+    """Tokenise rows. The beginning of a far too long one is enough to tell that it is too long."""
     short = [
         replace(row, **{name: getattr(row, name)[:PIECE] for name in ("instruction", "context", "response")})
         for row in rows
@@ -86,9 +89,9 @@ def _encode(rows: Sequence[Row], template: Template, tokenizer: Any, max_tokens:
     return encoded
 
 
-def _encode_whole(rows: Sequence[Row], template: Template, tokenizer: Any) -> list[Encoded]:
+def _encode_whole(rows: Sequence[InstructionRow], template: Template, tokenizer: Any) -> list[Encoded]:
     asked = [(row.instruction, row.context) for row in rows]
-    prompts = [render(template, *of) for of in asked]
+    prompts = [render(template, instruction, context) for instruction, context in asked]
     prompt_ids = encode_prompts(tokenizer, template, asked)
     response_ids = encode_texts(tokenizer, [row.response for row in rows])
     return [
@@ -97,7 +100,7 @@ def _encode_whole(rows: Sequence[Row], template: Template, tokenizer: Any) -> li
     ]
 
 
-def _waiting(rows: Sequence[Row], encoded: Sequence[Encoded], max_tokens: int) -> pa.RecordBatch:
+def _waiting(rows: Sequence[InstructionRow], encoded: Sequence[Encoded], max_tokens: int) -> pa.RecordBatch:
     kept = [
         (row, *texts)
         if max(map(len, texts[1:])) <= max_tokens
@@ -117,7 +120,7 @@ def _waiting(rows: Sequence[Row], encoded: Sequence[Encoded], max_tokens: int) -
 
 
 def instructions(source: Path, rows: Collection[int]) -> dict[int, str]:
-    """Instructions of some of the rows that `tokenise` wrote."""
+    """Read the instructions of some of the rows that `tokenise` wrote."""
     return {
         row: text
         for batch in _waiting_batches(source)
@@ -127,12 +130,12 @@ def instructions(source: Path, rows: Collection[int]) -> dict[int, str]:
 
 
 def write_parts(source: Path, candidates: Sequence[Candidate], targets: Mapping[str, Path]) -> None:
-    """Write the rows of each part that are kept, in their order.
+    """Write the kept rows of each part, in their order.
 
     Args:
-        source: What `tokenise` wrote.
-        candidates: What it returned, decided upon.
-        targets: A parquet file of SCHEMA for each part.
+        source: File that `tokenise` wrote.
+        candidates: Candidates that it returned, decided upon.
+        targets: Parquet file of SCHEMA for each part.
     """
     with contextlib.ExitStack() as stack:
         files = {part: stack.enter_context(_PartFile(path)) for part, path in targets.items()}
@@ -151,7 +154,7 @@ def _waiting_batches(source: Path) -> Iterator[pa.RecordBatch]:
 
 
 class _PartFile:
-    """A parquet file written a row group at a time; one below GROUP rows is the same as written at once."""
+    """A parquet file that is written by row groups; below GROUP rows it equals one that is written at once."""
 
     def __init__(self, path: Path) -> None:
         self._writer = pq.ParquetWriter(path, SCHEMA)

@@ -1,4 +1,4 @@
-"""What filtering did, as tables and as a page to read."""
+"""Tables and a page that say what filtering did."""
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -12,12 +12,12 @@ from minillm.data.decontamination import Overlap
 from minillm.data.rows import NO_CATEGORY, Malformed
 
 SHOWN = 20
-"""Malformed and decontaminated rows listed in the page; their files list all."""
-UNPARTED = "no part"
+"""Malformed and decontaminated rows that the page lists; their files list all."""
+NO_PART = "no part"
 
 
 def dropped_table(candidates: Sequence[Candidate], malformed: int) -> pd.DataFrame:
-    """Rows dropped, reason × category, with totals; malformed rows have no category.
+    """Count dropped rows, reason × category, with totals. Malformed rows have no category.
 
     Args:
         candidates: All readable rows.
@@ -31,13 +31,13 @@ def dropped_table(candidates: Sequence[Candidate], malformed: int) -> pd.DataFra
 
 
 def part_table(candidates: Sequence[Candidate], malformed: int) -> pd.DataFrame:
-    """Rows kept and dropped of each part; what goes before a random split has no part."""
-    outcomes = [(c.reason or "kept", c.part or UNPARTED) for c in candidates]
-    return _count([*outcomes, *[("malformed", UNPARTED)] * malformed]).rename_axis("outcome")
+    """Count the kept and dropped rows of each part. Rows dropped before a random split have no part."""
+    outcomes = [(c.reason or "kept", c.part or NO_PART) for c in candidates]
+    return _count([*outcomes, *[("malformed", NO_PART)] * malformed]).rename_axis("outcome")
 
 
 def _count(pairs: Iterable[tuple[str, str]]) -> pd.DataFrame:
-    """How often each pair occurs, first × second, both in alphabetical order."""
+    """Count each pair in a table first × second, both in alphabetical order."""
     counts = Counter(pairs)
     lines = sorted({first for first, _ in counts})
     columns = sorted({second for _, second in counts})
@@ -45,7 +45,7 @@ def _count(pairs: Iterable[tuple[str, str]]) -> pd.DataFrame:
 
 
 def length_table(examples: Sequence[Candidate]) -> pd.DataFrame:
-    """Tokens of prompt and response by category and over all: count, mean, 50, 90, 99 % and maximum."""
+    """Summarise tokens of prompts and responses by category and over all: count, mean, 50, 90, 99 % and maximum."""
     groups: dict[str, list[Candidate]] = {}
     for example in examples:
         groups.setdefault(example.category, []).append(example)

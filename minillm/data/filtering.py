@@ -1,6 +1,5 @@
-"""Stage `filter`: what must not be trained on goes, with its reason; the rest is split and tokenised."""
+"""Stage `filter`: drops rows that must not be trained on, with a reason each, and splits and tokenises the rest."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -14,20 +13,21 @@ from minillm.data.candidates import Candidate, drop_duplicates, drop_long, drop_
 from minillm.data.decontamination import Overlap
 from minillm.data.examples import instructions, tokenise, write_parts
 from minillm.data.filter_report import dropped_table, length_table, write_report
-from minillm.data.rows import Malformed, Row, read_rows, read_split, refuse_malformed
+from minillm.data.rows import InstructionRow, Malformed, read_instruction_rows, read_split, refuse_malformed
 from minillm.errors import StageError
+from minillm.files import write_json_lines
 from minillm.metrics.by_name import require_seen
 from minillm.stages import Filter, Job, Summary
 
-PARTS = ("train", "validation", "test")
+OUTPUT_PARTS = ("train", "validation", "test")
 
 
 def run(job: Job[Filter]) -> Summary:
-    """Write train, validation and test .parquet, what was dropped and why, length statistics and filtering.md.
+    """Write train, validation and test .parquet, the dropped rows with reasons, length statistics and filtering.md.
 
     Raises:
-        StageError: If too much is malformed, the split does not fit, train or validation ends up empty, or a metric
-            that selects weights cannot see the validation rows.
+        StageError: Too much is malformed, the split does not fit, train or validation ends up empty, or a metric that
+            selects weights cannot see the validation rows.
     """
     settings = job.settings
     source = job.inputs["instructions"]
@@ -36,7 +36,7 @@ def run(job: Job[Filter]) -> Summary:
     print(f"{total} rows read, {len(malformed)} of them malformed; tokenising", flush=True)
     tokenizer = AutoTokenizer.from_pretrained(job.inputs["tokenizer"])
     waiting = job.work / "rows.arrow"
-    rows = (row for row in read_rows(source) if isinstance(row, Row))
+    rows = (row for row in read_instruction_rows(source) if isinstance(row, InstructionRow))
     candidates = tokenise(rows, settings.template, tokenizer, settings.max_tokens, waiting)
     if parts is not None:
         _apply_split(candidates, parts)
@@ -47,7 +47,7 @@ def run(job: Job[Filter]) -> Summary:
     overlaps = drop_overlaps(candidates, load_benchmarks(job.inputs["benchmarks"]))
     dropped = dropped_table(candidates, len(malformed))
     _require_examples(candidates, dropped, settings)
-    write_parts(waiting, candidates, {part: job.output / f"{part}.parquet" for part in PARTS})
+    write_parts(waiting, candidates, {part: job.output / f"{part}.parquet" for part in OUTPUT_PARTS})
     responses = pd.read_parquet(job.output / "validation.parquet", columns=["response"])["response"]
     for metric in settings.selected_by:
         require_seen(
@@ -60,11 +60,11 @@ def run(job: Job[Filter]) -> Summary:
     malformed = [replace(m, file=Path(m.file).name) for m in malformed]  # the result must not depend on the folder
     dropped.to_csv(job.output / "dropped.csv", encoding="utf-8")
     lengths.to_csv(job.output / "lengths.csv", index=False, encoding="utf-8")
-    _write_lines(job.output / "malformed.jsonl", [asdict(m) for m in malformed])
-    _write_lines(job.output / "decontaminated.jsonl", _described(overlaps, candidates, waiting))
+    write_json_lines(job.output / "malformed.jsonl", [asdict(m) for m in malformed])
+    write_json_lines(job.output / "decontaminated.jsonl", _described(overlaps, candidates, waiting))
     waiting.unlink()
     write_report(job.output / "filtering.md", candidates, malformed, overlaps, dropped, lengths)
-    counts = {part: float(len(kept(candidates, part))) for part in PARTS}
+    counts = {part: float(len(kept(candidates, part))) for part in OUTPUT_PARTS}
     return {
         "rows": float(total),
         "malformed": float(len(malformed)),
@@ -75,10 +75,10 @@ def run(job: Job[Filter]) -> Summary:
 
 
 def _look_through(source: Path, max_malformed_share: float) -> tuple[int, list[Malformed]]:
-    """Number of rows, and those that are malformed: found before the others are tokenised, which takes longer."""
+    """Count the rows and collect the malformed ones, before the others are tokenised, which takes longer."""
     total = 0
     malformed: list[Malformed] = []
-    for row in read_rows(source):
+    for row in read_instruction_rows(source):
         total += 1
         if isinstance(row, Malformed):
             malformed.append(row)
@@ -118,7 +118,3 @@ def _described(overlaps: Sequence[Overlap], candidates: Sequence[Candidate], wai
         }
         for overlap in overlaps
     ]
-
-
-def _write_lines(path: Path, values: Sequence[dict[str, Any]]) -> None:
-    path.write_text("".join(json.dumps(value) + "\n" for value in values), encoding="utf-8")

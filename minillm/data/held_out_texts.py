@@ -1,4 +1,4 @@
-"""Stage `held_out_texts`: plain texts to measure the loss on, each packed as the plain text of training is."""
+"""Stage `held_out_texts`: packs each plain text to measure the loss on, as the plain text of training is packed."""
 
 from transformers import AutoTokenizer
 
@@ -8,10 +8,10 @@ from minillm.worker.progress import Progress
 
 
 def run(job: Job[HeldOutTexts]) -> Summary:
-    """Write a folder of the text's name for each (see `pack`); the summary has the number of its blocks.
+    """Write a folder NAME for each text (see `pack`); the summary has its number of blocks.
 
     Raises:
-        StageError: If a text cannot be read or is shorter than one block.
+        StageError: A text cannot be read or is shorter than one block.
     """
     settings = job.settings
     tokenizer = AutoTokenizer.from_pretrained(job.inputs["tokenizer"])

@@ -1,4 +1,4 @@
-"""Rows of JSON files: one in each line, or the elements of one list."""
+"""Rows of JSON files, one a line or as the elements of one list."""
 
 import io
 import json
@@ -14,14 +14,14 @@ from minillm.files import open_file
 SPACE = re.compile(r"[ \t\r\n]*")
 SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 LONGEST_WORD = 16
-"""Characters that one part of JSON other than a string or a number has at most, with room to spare (`-Infinity`)."""
+"""Bound on the characters of a JSON token other than a string or number; the longest is `-Infinity`."""
 TOO_DEEP = "nested too deeply"
 
 
 class Reader:
-    """A JSON decoder that takes no row of which a part would be lost.
+    """A JSON decoder that reports values of which a part would be lost.
 
-    That is a name given twice, half a character, or a number of thousands of digits, which Python does not read.
+    Such values have a name twice, half a character, or a number of thousands of digits, which Python does not read.
     """
 
     def __init__(self) -> None:
@@ -29,11 +29,11 @@ class Reader:
         self._decoder = json.JSONDecoder(object_pairs_hook=self._object, parse_int=self._whole_number)
 
     def read(self, text: str, start: int = 0) -> tuple[Any, int, str | None]:
-        """The value at a place of a text, where it ends, and what is wrong with it.
+        """Return the value at a place in a text, the place where it ends, and what is wrong with it, if anything.
 
         Raises:
             ValueError: There is no JSON value.
-            RecursionError: It is nested too deeply.
+            RecursionError: The value is nested too deeply.
         """
         self._problems.clear()
         value, end = self._decoder.raw_decode(text, start)
@@ -67,7 +67,7 @@ def _half_character(value: Any) -> str | None:
 
 
 def json_lines(path: Path) -> Iterator[Record]:
-    """A row a line; blank lines are skipped, and what is no JSON comes with a `problem`. Streams.
+    """Yield a row for each line; blank lines are skipped, and a line that is not JSON comes with a `problem`. Streams.
 
     Raises:
         StageError: The file cannot be read.
@@ -93,13 +93,13 @@ def _parsed(reader: Reader, record: Record, text: str) -> Record:
 
 
 def opens_list(path: Path) -> bool:
-    """Whether a JSON file is one list."""
+    """Return True if a JSON file is one list."""
     with open_file(path) as stream:
         return stream.read(4096).removeprefix(b"\xef\xbb\xbf").lstrip()[:1] == b"["
 
 
 def json_list(path: Path) -> Iterator[Record]:
-    """Elements of a JSON list; one of which a part would be lost comes with a `problem`. Streams.
+    """Yield the elements of a JSON list; one of which a part would be lost comes with a `problem`. Streams.
 
     Raises:
         StageError: The file cannot be read, is no such list, or nests an element so deeply that its end is not found.
@@ -125,15 +125,18 @@ def json_list(path: Path) -> Iterator[Record]:
 def _element(
     path: Path, reader: Reader, text: str, place: int, number: int, last: bool
 ) -> tuple[Record | None, int] | None:
-    """The next element and the place behind it; no element at the end of the list, None where more must be read.
+    """Return the next element and the place after it.
 
     Args:
-        path: Of the file.
-        reader: Of values.
+        path: The file.
+        reader: Reader of values.
         text: Part of the file.
-        place: Behind the opening bracket, or at the comma or bracket behind an element.
-        number: Of the element.
-        last: Whether the text reaches to the end of the file.
+        place: Place after the opening bracket, or of the comma or bracket after an element.
+        number: Number of the element.
+        last: True if the text reaches to the end of the file.
+
+    Returns:
+        The element and its end; no element (None, place) at the end of the list; None if more must be read first.
 
     Raises:
         StageError: There is no element where one must be.
@@ -159,5 +162,5 @@ def _element(
         return None
     behind = SPACE.match(text, end).end()  # type: ignore[union-attr]
     if not last and (behind == len(text) or ((problem or isinstance(value, int | float)) and text[behind] not in ",]")):
-        return None  # a number may go on
+        return None  # the number may continue in the next block
     return Record(str(path), number, None if problem else value, problem), end

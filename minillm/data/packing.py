@@ -1,4 +1,4 @@
-"""Stage `pack`: a plain-text corpus, tokenised once into one array that training maps into memory."""
+"""Stage `pack`: tokenises a plain-text corpus into one array that training maps into memory."""
 
 import json
 import os
@@ -30,18 +30,18 @@ def run(job: Job[Pack]) -> Summary:
 
 
 def pack(corpus: Path, tokenizer: Any, block_tokens: int, stream: Path, output: Path, progress: Progress) -> Summary:
-    """Write tokens.npy (documents parted by EOS, a whole number of blocks) and meta.json, and count what is in them.
+    """Write tokens.npy (documents separated by EOS, a whole number of blocks) and meta.json, and return the counts.
 
     Args:
-        corpus: As `read_documents` takes it.
-        tokenizer: With an EOS token.
-        block_tokens: Tokens of a block.
-        stream: File for what is tokenised already, gone at the end.
+        corpus: Corpus as `read_documents` takes it.
+        tokenizer: Tokenizer with an EOS token.
+        block_tokens: Tokens in a block.
+        stream: Temporary file for the tokens, removed at the end.
         output: Folder to write into.
-        progress: In megabytes of the corpus.
+        progress: Progress in megabytes of the corpus.
 
     Raises:
-        StageError: If the corpus cannot be read or is shorter than one block.
+        StageError: The corpus cannot be read or is shorter than one block.
     """
     spelled = spelled_bytes(tokenizer)
     dtype = np.dtype(np.uint16 if len(spelled) <= 1 << 16 else np.uint32)
@@ -60,7 +60,7 @@ def pack(corpus: Path, tokenizer: Any, block_tokens: int, stream: Path, output: 
 
 
 def megabytes(path: Path) -> int:
-    """Size of a corpus, at least one."""
+    """Size of a corpus in MiB, at least 1."""
     files = files_of(path) if path.is_dir() else [path]
     return max(1, sum(p.stat().st_size for p in files) >> 20)
 
@@ -68,7 +68,7 @@ def megabytes(path: Path) -> int:
 def _tokenise(
     corpus: Path, tokenizer: Any, stream: Path, dtype: np.dtype, spelled: NDArray[np.int64], progress: Progress
 ) -> dict[str, int]:
-    """Append every document's tokens and EOS to a file; how much there was (see `written_bytes` for the last two)."""
+    """Write every document's tokens and EOS to a file, and return the counts (see `written_bytes` for the last two)."""
     documents = tokens = seen = text_spelled = 0
     with stream.open("wb") as file:
         parts = (piece for document in read_documents(corpus) for piece in pieces(tokenizer, document))
@@ -86,7 +86,7 @@ def _tokenise(
 
 
 def _save(stream: Path, target: Path, dtype: np.dtype, length: int) -> None:
-    """Make a .npy file of the first `length` tokens, without mapping either into memory."""
+    """Turn the first `length` tokens into a .npy file, without mapping either file into memory."""
     os.truncate(stream, length * dtype.itemsize)
     with stream.open("rb") as source, target.open("wb") as result:
         header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": (length,)}

@@ -6,7 +6,7 @@ import numpy as np
 
 
 class PlainText:
-    """Blocks of equal length of a pack artifact; only the blocks asked for are read from disk."""
+    """Blocks of equal length in an artifact of `pack`. Only the blocks asked for are read from disk."""
 
     def __init__(self, path: Path, block_tokens: int) -> None:
         self._tokens = np.load(path / "tokens.npy", mmap_mode="r")
@@ -16,7 +16,7 @@ class PlainText:
         return len(self._tokens) // self._block_tokens
 
     def block(self, index: int) -> np.ndarray:
-        """Token ids of block `index` (block_tokens,), 0 ≤ index < len(self)."""
+        """Return the token ids (block_tokens,) of block `index`, 0 ≤ index < len(self)."""
         if not 0 <= index < len(self):
             raise IndexError(f"block {index} of {len(self)}")
         return np.asarray(self._tokens[index * self._block_tokens : (index + 1) * self._block_tokens])

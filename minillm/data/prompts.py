@@ -1,4 +1,4 @@
-"""From an instruction to the prompt's text and tokens, the same in training, rollouts and evaluation."""
+"""Prompts as text and as tokens, made the same way for training, rollouts and evaluation."""
 
 import re
 from collections.abc import Sequence
@@ -12,26 +12,26 @@ PLACEHOLDER = re.compile(r"\{(instruction|context)\}")
 
 
 def render(template: Template, instruction: str, context: str) -> str:
-    """The prompt of an instruction; the response follows directly (method.md §6).
+    """Return the prompt of an instruction; the response follows directly (method.md §6).
 
     Braces in the instruction or context are text, never placeholders.
 
     Args:
-        template: With and without context.
-        instruction: What is asked.
-        context: What it is asked about; empty or blank means none.
+        template: Templates with and without context.
+        instruction: The instruction.
+        context: Its context; empty or blank means none.
     """
     return _fill(_variant(template, context), instruction, context)
 
 
 def encode_prompts(tokenizer: Any, template: Template, asked: Sequence[tuple[str, str]]) -> list[list[int]]:
-    """Token ids of the prompts of instructions, each with its context.
+    """Return token ids of the prompts of (instruction, context) pairs.
 
-    They open with the BOS that the tokenizer puts before a text of its own accord (LLaMA, OPT), once, also where the
-    template writes it. The reference code leaves BOS out everywhere; models pretrained with it are worse for that.
+    They begin with the BOS that the tokenizer adds by default (LLaMA, OPT), and only one if the template has it too.
+    The reference code leaves BOS out everywhere, which hurts models pretrained with it.
 
-    The name of a special token is that token where the template writes it. In an instruction or context it is the
-    characters it is written with, as in `encode_texts`: nobody ends a prompt by asking about `</s>`.
+    In the template, the name of a special token is that token. In an instruction or context it is encoded as plain
+    characters, as in `encode_texts`: nobody ends a prompt by asking about `</s>`.
     """
     if not asked:
         return []
@@ -47,7 +47,7 @@ def encode_prompts(tokenizer: Any, template: Template, asked: Sequence[tuple[str
 
 
 def _encode_between(marks: Sequence[str], tokenizer: Any, template: Template, *question: str) -> list[int]:
-    """Token ids of a prompt whose question names special tokens: the template's are tokens, the rest is characters."""
+    """Encode a prompt whose question names special tokens: only those of the template become special tokens."""
     longest_first = "|".join(re.escape(mark) for mark in sorted(marks, key=len, reverse=True))
     ids: list[int] = []
     for piece in re.split(f"({longest_first})", _variant(template, question[1])):
@@ -66,10 +66,10 @@ def _fill(text: str, instruction: str, context: str) -> str:
 
 
 def encode_texts(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
-    """Token ids of responses or plain text, without BOS or EOS.
+    """Return token ids of responses or plain text, without BOS or EOS.
 
-    Encoded apart from the prompt, so that a prompt has the same tokens in training as in generation. The name of a
-    special token in a text (`</s>` is also HTML) is encoded as the characters it is written with.
+    They are encoded separately from the prompt, so that a prompt has the same tokens in training as in generation. The
+    name of a special token in a text (`</s>` is also HTML) is encoded as plain characters.
     """
     if not texts:
         return []
@@ -79,16 +79,16 @@ def encode_texts(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
 def fit_prompts(
     what: str, prompts: Sequence[list[int]], settings: EncodedPrompts | Questions, opening: Sequence[int]
 ) -> tuple[list[list[int]], int]:
-    """Prompts within the limit, and how many had their beginning cut off to fit.
+    """Cut the beginning off prompts above the limit; return all prompts and the number that were cut.
 
     Args:
-        what: Whose they are, for the message, e.g. benchmark sni.
+        what: Set that the prompts belong to, for the message, e.g. benchmark sni.
         prompts: Token ids.
-        settings: Limit, and what happens to longer prompts.
-        opening: Tokens that every prompt begins with (BOS, where the tokenizer adds it) and keeps when cut.
+        settings: The limit, and the treatment of longer prompts.
+        opening: Tokens that every prompt begins with (BOS, if the tokenizer adds it) and keeps when cut.
 
     Raises:
-        StageError: If one is longer and `long_prompts` is refuse.
+        StageError: A prompt is longer and `long_prompts` is refuse.
     """
     limit = settings.max_prompt_tokens
     rest = limit - len(opening)
@@ -104,7 +104,7 @@ def fit_prompts(
 
 
 def opening_tokens(tokenizer: Any) -> list[int]:
-    """What the tokenizer adds before a text: usually nothing, or BOS."""
+    """Return the tokens that the tokenizer adds before a text: usually none, or BOS."""
     bare = tokenizer("a", add_special_tokens=False)["input_ids"]
     whole = tokenizer("a")["input_ids"]
     for start in range(len(whole) - len(bare) + 1):

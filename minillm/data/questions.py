@@ -1,6 +1,5 @@
-"""Stage `questions`: multiple-choice sets of any source in one format, with the tokens that a model is asked with."""
+"""Stage `questions`: reads multiple-choice sets into one format, with the tokens of their prompts and choices."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,16 +12,17 @@ from minillm.data.records import Record
 from minillm.data.rows import text_field
 from minillm.data.tables import read_records
 from minillm.errors import StageError
+from minillm.files import read_json_lines, write_json_lines
 from minillm.stages import Job, Questions, Summary
 
 
 def run(job: Job[Questions]) -> Summary:
-    """Write NAME.jsonl per set, of rows {"index", "prompt", "choices", "answer", "prompt_ids", "choice_ids"}.
+    """Write NAME.jsonl for each set, with rows {"index", "prompt", "choices", "answer", "prompt_ids", "choice_ids"}.
 
     The summary has the number of rows of each set, and how many prompts had their beginning cut off.
 
     Raises:
-        StageError: If a set has no rows, a row no question, choices or right answer, or one is too long.
+        StageError: A set has no rows, a row lacks question, choices or right answer, or a prompt or choice is too long.
     """
     settings = job.settings
     tokenizer = AutoTokenizer.from_pretrained(job.inputs["tokenizer"])
@@ -30,21 +30,21 @@ def run(job: Job[Questions]) -> Summary:
     for name, record in settings.sets.items():
         rows = read_questions(name, job.inputs[f"calibration/{name}"], record)
         encoded, cut = encode_questions(name, rows, tokenizer, settings)
-        (job.output / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in encoded), encoding="utf-8")
+        write_json_lines(job.output / f"{name}.jsonl", encoded)
         summary |= {name: float(len(encoded)), f"cut_prompts/{name}": float(cut)}
     return summary
 
 
 def load_questions(directory: Path, name: str) -> list[dict[str, Any]]:
-    """Rows of one set of an artifact."""
-    return [json.loads(line) for line in (directory / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()]
+    """Load the rows of one set of an artifact."""
+    return read_json_lines(directory / f"{name}.jsonl")
 
 
 def read_questions(name: str, path: Path, record: MultipleChoice) -> list[dict[str, Any]]:
-    """Rows {"index", "instruction", "context", "choices", "answer"}; the answer is a number of a choice, from 0.
+    """Read rows {"index", "instruction", "context", "choices", "answer"}; the answer is a choice's number from 0.
 
     Raises:
-        StageError: If there is no row, or one cannot be asked or judged.
+        StageError: There is no row, or one lacks question, choices or right answer.
     """
     rows = []
     for index, row in enumerate(read_records(path)):
@@ -61,10 +61,10 @@ def read_questions(name: str, path: Path, record: MultipleChoice) -> list[dict[s
 def encode_questions(
     name: str, rows: Sequence[Mapping[str, Any]], tokenizer: PreTrainedTokenizerBase, settings: Questions
 ) -> tuple[list[dict[str, Any]], int]:
-    """Rows as they are stored, and how many prompts were cut.
+    """Return the rows as they are stored, and how many prompts were cut.
 
     Raises:
-        StageError: If a prompt is too long and not to be cut, or a choice leaves the models' window.
+        StageError: A prompt is too long and must not be cut, or a choice does not fit after it.
     """
     asked = [(row["instruction"], row["context"]) for row in rows]
     prompts, cut = fit_prompts(
@@ -101,7 +101,7 @@ def _parse(row: Record, record: MultipleChoice) -> dict[str, Any]:
     context = text_field(value, fields.context) if fields.context else ""
     texts, labels = (list(record.choices), []) if record.choices else _choices(value, fields.choices)
     answer = _answer(value, fields.answer, texts, labels)
-    different = list(dict.fromkeys(texts))  # in MMLU a choice may stand twice, and either is right
+    different = list(dict.fromkeys(texts))  # MMLU has choices that stand twice, and either is right
     if len(different) < 2:
         raise ValueError("fewer than two different choices")
     return {
@@ -113,7 +113,7 @@ def _parse(row: Record, record: MultipleChoice) -> dict[str, Any]:
 
 
 def _choices(value: Mapping[str, Any], name: str) -> tuple[list[str], list[str]]:
-    """Texts, without surrounding white space, and their labels, if they have any."""
+    """Return the texts, without surrounding white space, and their labels, if they have any."""
     if name not in value:
         raise ValueError(f"no field `{name}`")
     found, labels = value[name], []
@@ -127,7 +127,7 @@ def _choices(value: Mapping[str, Any], name: str) -> tuple[list[str], list[str]]
 
 
 def _answer(value: Mapping[str, Any], name: str, texts: Sequence[str], labels: Sequence[str]) -> int:
-    """Number of the right choice: where there are labels, of its label; else of its text, or what is given as such."""
+    """Return the number of the right choice, given by its label if there are labels, or else by its text or number."""
     if name not in value:
         raise ValueError(f"no field `{name}`")
     answer = value[name]

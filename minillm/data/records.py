@@ -1,4 +1,4 @@
-"""Records: what stands in one line or row of a data file, with its place and what is wrong with it."""
+"""Records: the content of one line or row of a data file, with its place and what is wrong with it."""
 
 import codecs
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ from minillm.errors import StageError
 from minillm.files import open_file
 
 LONGEST = 1 << 26
-"""Bytes of one line, row or document at most (64 MiB): a longer one would fill the memory, and is a mistake."""
+"""Most bytes of one line, row or document (64 MiB): a longer one would fill the memory, and is a mistake."""
 BLOCK = 1 << 20
 
 
@@ -20,14 +20,14 @@ class Record:
 
     file: str
     line: int
-    """Counted from 1: the line of a JSONL file, the element of a JSON list, the row of a table."""
+    """Line of a JSONL file, element of a JSON list or row of a table, counted from 1."""
     value: Any
     problem: str | None = None
-    """Why it could not be read; None where it could."""
+    """Reason why the row could not be read; None if it could."""
 
 
 def decode_lines(path: Path) -> Iterator[Record]:
-    """Lines of a text file, without their ends; a line that is not UTF-8 comes with a `problem`. Streams.
+    """Yield the lines of a text file, without line ends; a line that is not UTF-8 comes with a `problem`. Streams.
 
     Raises:
         StageError: The file cannot be opened, or a line is longer than LONGEST.
@@ -43,10 +43,10 @@ def decode_lines(path: Path) -> Iterator[Record]:
 
 
 def bounded_lines(path: Path, stream: BinaryIO) -> Iterator[bytes]:
-    """Lines of a stream with their ends.
+    """Yield the lines of a stream, with line ends.
 
     Raises:
-        StageError: One is longer than LONGEST.
+        StageError: A line is longer than LONGEST.
     """
     number = 0
     while line := stream.readline(LONGEST + 1):
@@ -57,7 +57,7 @@ def bounded_lines(path: Path, stream: BinaryIO) -> Iterator[bytes]:
 
 
 def too_long(path: Path, what: str) -> StageError:
-    """The refusal of a line, row or document that is longer than LONGEST."""
+    """Return the error for a line, row or document that is longer than LONGEST."""
     return StageError(f"{path}: {what} is longer than {LONGEST >> 20} MiB; part it into several, or leave it out")
 
 
@@ -65,7 +65,7 @@ def require_utf8(path: Path) -> None:
     """Check that a whole file is UTF-8, for formats in which one bad byte spoils all that follows.
 
     Raises:
-        StageError: It is not; it names the first byte that does not belong there, counted from 0.
+        StageError: The file is not UTF-8. The message has the first wrong byte and its position from 0.
     """
     decoder = codecs.getincrementaldecoder("utf-8")()
     before = 0

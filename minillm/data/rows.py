@@ -1,4 +1,4 @@
-"""Instruction rows (the schema of Dolly) and their split, read and checked one by one."""
+"""Reading and checking of instruction rows (the schema of Dolly) and of their split."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,16 +10,16 @@ from minillm.data.tables import read_records
 from minillm.errors import StageError
 from minillm.nearest import suggestion
 
-PARTS = ("train", "dev", "test", "unused")
+SPLIT_NAMES = ("train", "dev", "test", "unused")
 NO_CATEGORY = "none"
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
-    """One example: what is asked, about what, and the answer."""
+class InstructionRow:
+    """One example: an instruction, its context, and the response."""
 
     row: int
-    """0-based, malformed rows counted too."""
+    """Number of the row from 0, malformed rows counted too."""
     instruction: str
     context: str
     response: str
@@ -36,13 +36,13 @@ class Malformed:
     reason: str
 
 
-def read_rows(path: Path) -> Iterator[Row | Malformed]:
-    """Rows with instruction, response and, where present, context and category; `input` and `output` do as well.
+def read_instruction_rows(path: Path) -> Iterator[InstructionRow | Malformed]:
+    """Yield rows with instruction, response and, if present, context (or `input`) and category. Streams.
 
-    Where both names of one thing stand in a row, the first that has a value counts. Streams.
+    The response may be under `output`. If a row has both names of one thing, the first that has a value counts.
 
     Raises:
-        StageError: If the file as a whole cannot be read.
+        StageError: The file as a whole cannot be read.
     """
     for number, record in enumerate(read_records(path)):
         try:
@@ -51,11 +51,11 @@ def read_rows(path: Path) -> Iterator[Row | Malformed]:
             yield Malformed(number, record.file, record.line, str(error))
 
 
-def parse_row(number: int, record: Record) -> Row:
-    """One row.
+def parse_row(number: int, record: Record) -> InstructionRow:
+    """Turn a record into an instruction row.
 
     Raises:
-        ValueError: With the reason why it is malformed.
+        ValueError: The row is malformed; the message is the reason.
     """
     if record.problem is not None:
         raise ValueError(record.problem)
@@ -65,14 +65,14 @@ def parse_row(number: int, record: Record) -> Row:
     response = text_field(record.value, "response", "output")
     context = text_field(record.value, "context", "input", optional=True)
     category = text_field(record.value, "category", optional=True)
-    return Row(number, instruction, context, response, category.strip() or NO_CATEGORY)
+    return InstructionRow(number, instruction, context, response, category.strip() or NO_CATEGORY)
 
 
 def field_with_value(value: Mapping[str, Any], *names: str) -> str:
-    """The first of some names for one thing under which a row has a value: neither null, nor blank, nor an empty list.
+    """Return the first of several names for one thing under which a row has a value.
 
-    Rows of several sources put together have every name, and a value under one of them. Where none has a value, the
-    first that is there at all, or else the first.
+    Null, blank text and an empty list are no values. Rows merged from several sources have every name, but a value
+    under one of them only. If no name has a value, return the first that is present, or else the first.
     """
     there = [name for name in names if name in value]
     return next((name for name in there if _has_value(value[name])), there[0] if there else names[0])
@@ -83,10 +83,10 @@ def _has_value(found: Any) -> bool:
 
 
 def text_field(value: Mapping[str, Any], *names: str, optional: bool = False) -> str:
-    """Text under the first of the names that has a value (see `field_with_value`).
+    """Return the text under the first of the names that has a value (see `field_with_value`).
 
     Raises:
-        ValueError: If it is not text, or absent or blank where it must not be.
+        ValueError: The value is not text, or is absent or blank and not optional.
     """
     name = field_with_value(value, *names)
     text = value.get(name)
@@ -102,10 +102,10 @@ def text_field(value: Mapping[str, Any], *names: str, optional: bool = False) ->
 
 
 def refuse_malformed(malformed: Sequence[Malformed], total: int, max_share: float) -> None:
-    """Stop where too many rows are malformed.
+    """Stop if too many rows are malformed.
 
     Raises:
-        StageError: If their share of `total` is above `max_share`; it lists the first ten.
+        StageError: Their share of `total` is above `max_share`. The message lists the first ten.
     """
     if not malformed or len(malformed) <= max_share * total:
         return
@@ -117,14 +117,14 @@ def refuse_malformed(malformed: Sequence[Malformed], total: int, max_share: floa
 
 
 def read_split(path: Path, total: int) -> list[str]:
-    """The part of each row, out of rows {row, split}.
+    """Read the part of each row from a split of rows {row, split}.
 
     Args:
-        path: Of the split.
-        total: Rows of the instruction data, malformed ones included.
+        path: The split.
+        total: Number of rows of the instruction data, malformed ones included.
 
     Raises:
-        StageError: If a row is out of range, named twice or missing, or a part is unknown.
+        StageError: A row is out of range, named twice or missing, or a part is unknown.
     """
     parts: dict[int, str] = {}
     for record in read_records(path):
@@ -133,8 +133,8 @@ def read_split(path: Path, total: int) -> list[str]:
         if record.problem or not isinstance(value, dict) or not {"row", "split"} <= value.keys():
             raise StageError(f"{where}: {record.problem or 'needs the fields `row` and `split`'}")
         row, part = _number(value["row"]), value["split"]
-        if part not in PARTS:
-            raise StageError(f"{where}: unknown part {part!r}; {suggestion(str(part), PARTS)}")
+        if part not in SPLIT_NAMES:
+            raise StageError(f"{where}: unknown part {part!r}; {suggestion(str(part), SPLIT_NAMES)}")
         if row is None or not 0 <= row < total:
             raise StageError(
                 f"{where}: row {value['row']!r} is not one of the {total} rows of the data (counted from 0)"
@@ -146,13 +146,13 @@ def read_split(path: Path, total: int) -> list[str]:
     if missing:
         raise StageError(
             f"split {path} names no part for {len(missing)} of {total} rows, first {missing[:5]}; "
-            "give every row one of " + ", ".join(PARTS)
+            "give every row one of " + ", ".join(SPLIT_NAMES)
         )
     return [parts[row] for row in range(total)]
 
 
 def _number(value: Any) -> int | None:
-    """A whole number, or the text of one: a csv file has nothing but text."""
+    """Return a whole number, also if it is given as text, as in a csv file; None for anything else."""
     if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) < 19:
         return int(value)
     return value if isinstance(value, int) and not isinstance(value, bool) else None

@@ -1,4 +1,4 @@
-"""Where data and models come from: a source of the configuration becomes a local path and a content fingerprint."""
+"""Resolution of sources: data and models of the configuration become local paths with content fingerprints."""
 
 import glob
 from dataclasses import dataclass
@@ -13,25 +13,25 @@ from minillm.store.file_versions import Snapshot, known_sha256
 from minillm.store.manifest import MANIFEST, read_manifest, text_digest
 
 MODEL_FILES = ["*.json", "*.jinja", "*.txt", "*.model", "*.spm", "*.codes", "*.tiktoken", "tokenizer*", WEIGHTS[0]]
-"""All that transformers reads of a causal language model and its tokenizer; chat templates are .jinja files."""
+"""Files that transformers reads of a causal language model and its tokenizer; chat templates are .jinja files."""
 
 
 @dataclass(frozen=True)
 class Resolved:
-    """A source at hand."""
+    """A source that is available locally."""
 
     path: Path
     fingerprint: str
-    """Of the content: sha256 of local files, or name and commit of a hub repository."""
+    """Fingerprint of the content: sha256 of local files, or name and commit of a hub repository."""
     snapshot: Snapshot
-    """Taken before the fingerprint, so that whatever is written later differs from it."""
+    """Snapshot from before the fingerprint, so that any later write differs from it."""
 
 
 def source_path(source: Source | Model, directory: Path) -> Path | None:
-    """Where a local source should be; None for one from the hub.
+    """Return the path where a local source should be; None for one from the hub.
 
     Args:
-        source: With `path`, relative to `directory` unless absolute.
+        source: Data or a model; its `path` is relative to `directory` unless absolute.
         directory: `data.directory` for data, the working directory for models.
     """
     if source.path is None:
@@ -41,15 +41,15 @@ def source_path(source: Source | Model, directory: Path) -> Path | None:
 
 
 def resolve(source: Source | Model, directory: Path) -> Resolved:
-    """Find a local source, or fetch a hub repository pinned to a commit; code in a repository is never fetched.
+    """Find a local source, or fetch a hub repository pinned to a commit. Code in a repository is never fetched.
 
     Args:
-        source: Data, or a model that is not only an `architecture`.
+        source: Data, or a model that is not just an `architecture`.
         directory: Folder that a relative path starts from.
 
     Raises:
-        StageError: If it is missing, unreadable, unreachable, gated, of other content than `sha256`, or a model without
-            weights.
+        StageError: The source is missing, unreadable, unreachable or gated, its content does not match `sha256`, or it
+            is a model without weights.
     """
     path = source_path(source, directory)
     if path is not None:
@@ -83,7 +83,7 @@ def _require_content(path: Path, sha256: str | None) -> None:
 def fingerprint(path: Path) -> str:
     """Digest of a local file, or of the names and contents of a directory's visible files.
 
-    Of an artifact of a store, what carries clock times is left out: its manifest and its metrics.
+    For an artifact of a store, files with clock times are left out: its manifest and its metrics.
     """
     if path.is_file():  # the suffix decides how the content is read
         return f"sha256:{known_sha256(path)}{path.suffix}"
@@ -117,7 +117,7 @@ def _from_hub(source: Source | Model, name: str) -> Resolved:
 
 
 def _snapshot(name: str, kind: str, revision: str, patterns: list[str] | None) -> Path:
-    """The local copy of a repository at a commit, which names the folder."""
+    """Fetch a repository and return its local folder, which is named after the commit."""
     from huggingface_hub import constants, errors, snapshot_download
 
     thing = f"{kind} {name!r} (revision {revision})"

@@ -1,4 +1,4 @@
-"""Raw rows out of any data file or directory, each with the place it came from."""
+"""Raw rows of any data file or directory, each with the place it came from."""
 
 import csv
 import re
@@ -14,44 +14,45 @@ from minillm.data.records import LONGEST, Record, bounded_lines, require_utf8
 from minillm.errors import StageError
 from minillm.files import files_of, open_file, require_readable
 
-LINES = (".jsonl", ".ndjson", ".json")
-TABLES = (".parquet", ".csv", ".arrow")
+LINE_SUFFIXES = (".jsonl", ".ndjson", ".json")
+TABLE_SUFFIXES = (".parquet", ".csv", ".arrow")
 SPLITS = {
     "train": ("train", "training"),
     "validation": ("validation", "valid", "dev", "val"),
     "test": ("test", "testing", "eval", "evaluation"),
 }
-"""Words in the name of a file that say of which split it is, as on the hub."""
+"""Words in a file's name that say which split it holds, as on the hub."""
 BATCH = 64
 """Rows of a table that become Python values at once."""
 
 
 def read_records(path: Path) -> Iterator[Record]:
-    """Rows of a JSONL or JSON file, a parquet, csv or arrow file, or a directory of one of these. Streams.
+    """Yield the rows of a JSONL, JSON, parquet, csv or arrow file, or of a directory of one of these. Streams.
 
-    Blank lines are skipped. A row that is not UTF-8, not JSON, or not whole comes as a record with a `problem`. The
-    fields of a csv file are text as written: NA, null, 007 and True are words.
+    Blank lines are skipped. A row that is not UTF-8, not JSON, or not whole comes as a record with a `problem`. Fields
+    of a csv file are text as written, also NA, null, 007 and True.
 
     Raises:
-        StageError: If the format is unknown or the file as a whole cannot be read.
+        StageError: The format is unknown, or the file as a whole cannot be read.
     """
     require_readable(path)
     if path.is_dir():
         return _directory(path)
-    if path.suffix in LINES:
+    if path.suffix in LINE_SUFFIXES:
         return json_list(path) if path.suffix == ".json" and opens_list(path) else json_lines(path)
     if path.suffix == ".csv":
         return _csv(path)
-    if path.suffix in TABLES:
+    if path.suffix in TABLE_SUFFIXES:
         return _table(path)
-    raise StageError(f"{path}: unknown format {path.suffix!r}; use one of {', '.join((*LINES, *TABLES))}")
+    suffixes = ", ".join((*LINE_SUFFIXES, *TABLE_SUFFIXES))
+    raise StageError(f"{path}: unknown format {path.suffix!r}; use one of {suffixes}")
 
 
 def _directory(path: Path) -> Iterator[Record]:
-    """Rows of the only file of lines, or of one folder's tables of one split, in the order of their names."""
+    """Rows of the only file of lines, or of the tables in one folder if they are of one split, sorted by name."""
     files = files_of(path)
     lines = [p for p in files if p.suffix in (".jsonl", ".ndjson")]
-    tables = [p for p in files if p.suffix in TABLES]
+    tables = [p for p in files if p.suffix in TABLE_SUFFIXES]
     if len(lines) == 1 and not tables:
         return read_records(lines[0])
     if lines or len({(p.parent, p.suffix) for p in tables}) != 1:
@@ -106,10 +107,10 @@ def _batches(path: Path, stream: Any) -> Iterator[pa.RecordBatch]:
     if path.suffix == ".parquet":
         yield from pq.ParquetFile(stream, pre_buffer=False).iter_batches(BATCH)
         return
-    import datasets  # takes a second, and most files are others
+    import datasets  # takes a second, and few files are .arrow
 
     try:
         yield from datasets.Dataset.from_file(str(path)).data.to_batches()  # mapped into memory
-    except pa.ArrowInvalid:  # written by pyarrow's file writer, not by `datasets`
+    except pa.ArrowInvalid:  # the file is by pyarrow's file writer, not by `datasets`
         file = pa.ipc.open_file(stream)
         yield from map(file.get_batch, range(file.num_record_batches))

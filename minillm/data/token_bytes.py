@@ -1,4 +1,4 @@
-"""How many bytes of a text each of its tokens stands for, also where a text is cut within a character."""
+"""Bytes of a text that each of its tokens stands for, even if a text is cut within a character."""
 
 import re
 from collections.abc import Sequence
@@ -11,16 +11,16 @@ from transformers import PreTrainedTokenizerBase
 from minillm.models.shared_tokenizer import entries_of
 
 BYTE = re.compile(r"<0x[0-9A-F]{2}>")
-"""A byte of a character that a SentencePiece vocabulary lacks."""
+"""Spelling of one byte, in SentencePiece, of a character that its vocabulary lacks."""
 SPACE = "▁"
-"""How SentencePiece spells a space."""
+"""Spelling of a space in SentencePiece."""
 
 
 def spelled_bytes(tokenizer: PreTrainedTokenizerBase) -> NDArray[np.int64]:
-    """Bytes that each entry (V,) is spelled with; none for special tokens, which stand for no text, but one for UNK.
+    """Return the number of bytes (V,) that spell each entry: 0 for special tokens, which stand for no text, 1 for UNK.
 
-    A byte-level tokenizer spells every byte as one letter, so these are the bytes of the text exactly. Others add a
-    space before a text or leave out those between words: see `written_bytes`.
+    A byte-level tokenizer spells every byte as one letter, so these are exactly the bytes of the text. Other tokenizers
+    add a space before a text or leave out spaces between words: see `written_bytes`.
     """
     added = tokenizer.added_tokens_decoder
     ordinary = {index: token for token, index in tokenizer.get_vocab().items() if index not in added}
@@ -37,16 +37,16 @@ def spelled_bytes(tokenizer: PreTrainedTokenizerBase) -> NDArray[np.int64]:
 
 
 def written_bytes(part: Sequence[int], spelled: NDArray[np.int64], text_bytes: int, text_spelled: int) -> float:
-    """Bytes of a text that some of its tokens stand for.
+    """Return the bytes of a text that some of its tokens stand for.
 
-    What the text has more or less than its tokens spell is shared among them in proportion, so that the parts of a text
-    add up to it.
+    If the text has more or fewer bytes than its tokens spell, the difference is shared among them in proportion, so
+    that the parts of a text add up to it.
 
     Args:
         part: Token ids.
-        spelled: See `spelled_bytes`.
-        text_bytes: Of the whole text.
-        text_spelled: Bytes that all its tokens are spelled with.
+        spelled: Bytes that spell each entry (V,), from `spelled_bytes`.
+        text_bytes: Bytes of the whole text.
+        text_spelled: Bytes that spell all its tokens.
     """
     return float(spelled[np.asarray(part, np.int64)].sum()) * text_bytes / max(1, text_spelled)
 

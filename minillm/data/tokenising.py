@@ -1,4 +1,4 @@
-"""Texts on their way to a tokenizer: in batches of bounded size, and long ones in pieces that have the same tokens."""
+"""Preparation of texts for a tokenizer: batches of bounded size, and pieces of long texts that keep their tokens."""
 
 import re
 from collections.abc import Callable, Iterable, Iterator
@@ -9,23 +9,23 @@ from minillm.data.prompts import encode_texts
 from minillm.errors import StageError
 
 BATCH_CHARACTERS = 1 << 19
-"""Text tokenised at once: a tokenizer takes some 200 bytes of memory for each character."""
+"""Characters tokenised at once: a tokenizer takes about 200 bytes of memory for each."""
 PIECE = 1 << 18
-"""Characters of a piece at most, where a text can be cut."""
+"""Most characters of a piece, if the text can be cut."""
 LONGEST_PIECE = 1 << 22
-"""Characters of a text that cannot be cut at most: more would take more than 1 GiB of memory."""
-CONTEXT = 1000
-"""Characters on both sides of a cut whose tokens must not change by it."""
+"""Most characters of a text that cannot be cut: more would take more than 1 GiB of memory."""
+CUT_CONTEXT = 1000
+"""Characters on each side of a cut whose tokens the cut must not change."""
 CUTS = 64
-"""Places tried for one cut."""
+"""Most places tried for one cut."""
 BORDERS = re.compile(r"(?<=\S)(?=\s)|(?<=[^\w\s])(?=\w)")
-"""Behind a word or, in scripts that write no blanks, behind a punctuation mark."""
+"""Places to cut: after a word or, in scripts without blanks, after a punctuation mark."""
 
 T = TypeVar("T")
 
 
 def batches(items: Iterable[T], characters: Callable[[T], int]) -> Iterator[list[T]]:
-    """Items in lists of `BATCH_CHARACTERS`, or one item more."""
+    """Group items into lists that end with the item that reaches `BATCH_CHARACTERS`."""
     batch: list[T] = []
     size = 0
     for item in items:
@@ -40,23 +40,23 @@ def batches(items: Iterable[T], characters: Callable[[T], int]) -> Iterator[list
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """A part of a document to tokenise by itself."""
+    """A part of a document that is tokenised by itself."""
 
     text: str
     bytes: int
-    """Of the document that it stands for; a blank between two pieces may be in neither."""
+    """Bytes of the document that the piece stands for, including a blank after it that is in neither piece."""
     last: bool
-    """Whether the document ends with it."""
+    """True if the document ends with the piece."""
 
 
 def pieces(tokenizer: Any, document: str) -> Iterator[Piece]:
-    """Parts of a document whose tokens, one after another, are the tokens of the document.
+    """Cut a document into pieces whose tokens, put together, are the tokens of the document.
 
-    Tokenizers know no such cut, so each is tried: the tokens of the text around it must be the same with and without.
-    Most documents are one piece.
+    Tokenizers guarantee no such cut, so each cut is tried: the tokens of the text around it must be the same with and
+    without it. Most documents are one piece.
 
     Raises:
-        StageError: The document is longer than LONGEST_PIECE, and no place was found where it can be cut.
+        StageError: The document is longer than LONGEST_PIECE, and no place was found to cut it.
     """
     start = 0
     while len(document) - start > PIECE:
@@ -76,17 +76,17 @@ def pieces(tokenizer: Any, document: str) -> Iterator[Piece]:
 
 
 def _cut(tokenizer: Any, text: str, first: int, last: int) -> tuple[int, int]:
-    """Where one piece ends and where the next begins; (0, 0) where there is no place.
+    """Return where one piece ends and where the next begins; (0, 0) if no cut works.
 
-    Tokenizers that put a blank before every text (LLaMA's) need the one at the cut left out.
+    For tokenizers that put a blank before every text (LLaMA's), the blank at the cut must be left out.
     """
     for number, border in enumerate(BORDERS.finditer(text, first, last)):
         if number == CUTS:
             break
         place = border.start()
         for behind in (place, place + 1) if text[place] == " " else (place,):
-            around = text[place - CONTEXT : place], text[behind : behind + CONTEXT]
-            left, right, whole = encode_texts(tokenizer, [*around, text[place - CONTEXT : behind + CONTEXT]])
+            around = text[place - CUT_CONTEXT : place], text[behind : behind + CUT_CONTEXT]
+            left, right, whole = encode_texts(tokenizer, [*around, text[place - CUT_CONTEXT : behind + CUT_CONTEXT]])
             if left + right == whole:
                 return place, behind
     return 0, 0

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from minillm.config import Lora
 from minillm.data.documents import read_documents
 from minillm.data.prompts import render
-from minillm.data.rows import Row, read_rows, read_split
+from minillm.data.rows import InstructionRow, read_instruction_rows, read_split
 from minillm.errors import StageError
 from minillm.models.facts import ModelFacts
 from minillm.models.lora import add_adapters
@@ -137,9 +137,9 @@ def _texts(job: Job[Prepare], settings: Prepare) -> Iterator[str]:
     _require_row(path)
     parts = None
     if "split" in job.inputs:
-        parts = read_split(job.inputs["split"], sum(1 for _ in read_rows(path)))
-    for row in read_rows(path):
-        if isinstance(row, Row) and (parts is None or parts[row.row] == "train"):
+        parts = read_split(job.inputs["split"], sum(1 for _ in read_instruction_rows(path)))
+    for row in read_instruction_rows(path):
+        if isinstance(row, InstructionRow) and (parts is None or parts[row.row] == "train"):
             yield render(settings.template, row.instruction, row.context)
             yield row.response
     if "plain_text" in job.inputs:
@@ -148,8 +148,8 @@ def _texts(job: Job[Prepare], settings: Prepare) -> Iterator[str]:
 
 def _require_row(path: Path) -> None:
     reasons = ""
-    for number, row in enumerate(read_rows(path)):
-        if isinstance(row, Row):
+    for number, row in enumerate(read_instruction_rows(path)):
+        if isinstance(row, InstructionRow):
             return
         if number < 3:
             reasons += f"; {row.file}:{row.line}: {row.reason}"

@@ -1,7 +1,7 @@
 import pytest
 
 from minillm.config import Fields, Metric
-from minillm.data.benchmarks import load_benchmarks, of_topics, read_benchmark
+from minillm.data.benchmarks import load_benchmarks, read_benchmark, select_topics
 from minillm.errors import StageError
 from minillm.stages import Benchmarks
 from tests.minillm.direct import ROOT, real_data, run_stage, write_lines
@@ -81,7 +81,7 @@ def test_a_benchmark_of_some_topics_only(tmp_path):
     kept = load_benchmarks(output)["a"]
     assert [(row["index"], row["topic"]) for row in kept] == [(0, "law"), (1, "law")]
     with pytest.raises(StageError, match=r"benchmarks\.a\.topics: no row is about `laws`; did you mean `law`\?"):
-        of_topics("a", kept, ["laws"])
+        select_topics("a", kept, ["laws"])
     with pytest.raises(StageError, match=r"no field `subject`"):
         read_benchmark("a", path, Fields(topic="subject"))
 

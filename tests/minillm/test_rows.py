@@ -4,7 +4,7 @@ import pytest
 
 from minillm.config import Template
 from minillm.data.prompts import render
-from minillm.data.rows import Malformed, Row, read_rows, read_split, refuse_malformed
+from minillm.data.rows import InstructionRow, Malformed, read_instruction_rows, read_split, refuse_malformed
 from minillm.errors import StageError
 from tests.minillm.direct import PLAIN, read_lines, real_data, write_lines
 
@@ -28,16 +28,17 @@ MALFORMED = {
 }
 
 
-def sorted_out(path: Path) -> tuple[list[Row], list[Malformed]]:
-    found = list(read_rows(path))
-    return [row for row in found if isinstance(row, Row)], [row for row in found if isinstance(row, Malformed)]
+def sorted_out(path: Path) -> tuple[list[InstructionRow], list[Malformed]]:
+    found = list(read_instruction_rows(path))
+    rows = [row for row in found if isinstance(row, InstructionRow)]
+    return rows, [row for row in found if isinstance(row, Malformed)]
 
 
 def test_each_malformed_row_is_listed_with_line_and_reason_and_keeps_its_number(tmp_path):
     path = tmp_path / "rows.jsonl"
     path.write_bytes(b"\n".join([*MALFORMED, b"", b'{"instruction": "a", "response": "b"}']))
     rows, malformed = sorted_out(path)
-    assert rows == [Row(len(MALFORMED), "a", "", "b", "none")]
+    assert rows == [InstructionRow(len(MALFORMED), "a", "", "b", "none")]
     assert [(m.row, m.line) for m in malformed] == [(i, i + 1) for i in range(len(MALFORMED))]
     for found, reason in zip(malformed, MALFORMED.values(), strict=True):
         assert found.reason.startswith(reason)

@@ -81,7 +81,7 @@ def make(kind: str) -> PreTrainedTokenizerFast:
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_pieces_of_a_text_have_the_tokens_of_the_whole(monkeypatch, kind):
     monkeypatch.setattr(tokenising, "PIECE", 500)
-    monkeypatch.setattr(tokenising, "CONTEXT", 100)
+    monkeypatch.setattr(tokenising, "CUT_CONTEXT", 100)
     tokenizer = make(kind)
     whole = text(60_000, seed=1)
     found = list(pieces(tokenizer, whole))
