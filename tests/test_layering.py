@@ -1,4 +1,4 @@
-"""Imports run in one direction, cli → flows → tasks → minillm; dependencies are pinned; text files name their encoding."""
+"""Imports run one way, cli → flows → tasks → minillm; dependencies are pinned; text files name their encoding."""
 
 import ast
 import itertools
