@@ -37,7 +37,7 @@ class Template(Strict):
 
 
 class Prompts(Strict):
-    """How instructions become prompts, and how long prompts may be (method.md §6)."""
+    """Settings that turn instructions into prompts, and limit their length (method.md §6)."""
 
     directory: LocalPath = "."
     """Folder that relative paths of sources start from, itself relative to the working directory."""

@@ -107,7 +107,7 @@ class Config(BaseConfig):
 
     @property
     def rows(self) -> tuple[str, ...]:
-        """The teacher and the methods."""
+        """Names of the rows: the teacher and the methods."""
         return ("teacher", *self.methods)
 
     @model_validator(mode="before")
@@ -201,7 +201,7 @@ class EvaluationConfig(BaseConfig):
 
     @property
     def rows(self) -> tuple[str, ...]:
-        """The models."""
+        """Names of the rows: the models."""
         return tuple(self.models)
 
     @model_validator(mode="after")
