@@ -1,1 +1,1 @@
-"""The stage `prepare`: checks, before anything is trained, that every model can do what will be asked of it."""
+"""The stage `prepare`, which checks before any training that every model can do what will be asked of it."""

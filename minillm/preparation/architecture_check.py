@@ -1,8 +1,8 @@
-"""Whether an architecture computes here what its own forward pass computes, tried on a small model of its kind.
+"""Check that an architecture computes here what its own forward pass computes, tried on a small model of its kind.
 
-Generation, rollouts and training run a model in ways of their own: rows of unequal length in the slots of one cache,
-two models that catch up with each other, padding on both sides, the head apart from the body. Each is compared with
-the plainest run there is: one row alone, without cache or padding.
+Generation, rollouts and training run a model in unusual ways: rows of unequal length in the slots of one cache, two
+models that catch up with each other, padding on both sides, the head apart from the body. Each way is compared with
+the plainest one: a row alone, without cache or padding.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -24,36 +24,37 @@ from minillm.preparation.small_likeness import SPREADS, layers_of_every_kind, li
 from minillm.streams import Purpose, generator, stream
 
 TOLERANCE = 1e-3
-"""Nats by which a log-probability may differ; float32 rounding stays below a tenth of it."""
+"""Nats by which a log-probability may differ; float32 rounding stays below a tenth of this."""
 SHORTEST = 8
-"""Tokens of the shortest rows that a refused architecture is tried with."""
+"""Length, in tokens, of the shortest rows that a refused architecture is tried with."""
 PADDED = 10
 """Embedding rows beyond the tokenizer's entries."""
 AT_ONCE = 3
-"""Slots, fewer than there are rows: the others get theirs when one has ended."""
+"""Slots. There are more rows than slots, so later rows wait until a slot is free."""
 STEPS = ((1, 3, 2), (0, 2, 1), (3, 0, 1), (2, 1, 0))
-"""Tokens by which three rows grow at once."""
+"""Tokens by which each of three rows grows, step by step."""
 
 
 @dataclass(frozen=True)
 class _Finding:
-    """Where an architecture fails."""
+    """The first failure of an architecture."""
 
     what: str
     reason: str
 
 
 def require_faithful(name: str, config: PretrainedConfig, skeleton: PreTrainedModel, length: int) -> None:
-    """Check that an architecture can be generated from, distilled and trained here with rows of a length.
+    """Check that an architecture can be generated from, distilled and trained here with rows of a given length.
 
     Args:
-        name: Of the model, for errors.
-        config: Of the model.
+        name: Name of the model, for errors.
+        config: Configuration of the model.
         skeleton: The model on the meta device.
-        length: Tokens of the longest row of the run.
+        length: Longest row of the run, in tokens.
 
     Raises:
-        StageError: Naming what differs or fails, and the length up to which it would serve, if there is one.
+        StageError: Something differs or fails. The message names it, and the length up to which the architecture would
+            serve, if there is one.
     """
     kind = f"{name} ({config.model_type})"
     try:
@@ -80,7 +81,7 @@ def require_faithful(name: str, config: PretrainedConfig, skeleton: PreTrainedMo
 
 
 def _longest_that_serves(models: Sequence[PreTrainedModel], failing: int) -> int | None:
-    """The longest rows, in tokens, with which nothing differs; None if even short ones fail."""
+    """Search for the longest rows, in tokens, with which nothing differs; None if even short ones fail."""
     serves = SHORTEST
     if failing <= serves or _try_all(models, serves) is not None:
         return None
@@ -94,13 +95,13 @@ def _longest_that_serves(models: Sequence[PreTrainedModel], failing: int) -> int
 
 
 def _try_all(models: Sequence[PreTrainedModel], length: int) -> _Finding | None:
-    """What the first of the models that fails fails at."""
+    """Return the finding of the first model that fails."""
     return next((finding for model in models if (finding := _try(model, length)) is not None), None)
 
 
 @torch.no_grad()
 def _try(model: PreTrainedModel, length: int) -> _Finding | None:
-    """The first comparison that fails with rows of up to `length` tokens."""
+    """Return the first comparison that fails with rows of up to `length` tokens."""
     trial = _Trial(model, length)
     steps: dict[str, Callable[[], Iterator[tuple[list[int], Tensor, Tensor]]]] = {
         "its plain forward pass": trial.plain,
@@ -127,9 +128,9 @@ def _try(model: PreTrainedModel, length: int) -> _Finding | None:
 
 
 class _Trial:
-    """Rows of unequal length, and what each way of running a model makes of them.
+    """Rows of unequal length, run through a model in each way to compare.
 
-    Every comparison yields the rows, log-probabilities (n, …) of their last n tokens, and the right values.
+    Every comparison yields rows, log-probabilities (n, …) of their last n tokens, and the correct values.
     """
 
     def __init__(self, model: PreTrainedModel, length: int) -> None:
@@ -155,7 +156,7 @@ class _Trial:
         self._laws: dict[tuple[int, ...], Tensor] = {}
 
     def law(self, row: list[int]) -> Tensor:
-        """Log p (T, V) of what follows each token of a row alone."""
+        """Log p (T, V) of the next token after each token of a row, run alone."""
         if tuple(row) not in self._laws:
             self._laws[tuple(row)] = self._run(row)
         return self._laws[tuple(row)]
@@ -165,29 +166,29 @@ class _Trial:
         return torch.log_softmax(logits[:, : self.vocabulary].float(), dim=-1)
 
     def right(self, row: list[int], response: int) -> Tensor:
-        """Log p (T,) of the last tokens of a row alone."""
+        """Log p (T,) of the last T = `response` tokens of a row, run alone."""
         law = self.law(row)[-response - 1 : -1]
         return law.gather(1, torch.tensor(row[-response:])[:, None])[:, 0]
 
     def plain(self) -> Iterator[tuple[list[int], Tensor, Tensor]]:
-        """The longest row twice: it must run, give finite numbers and keep nothing of the first time."""
+        """Run the longest row twice: it must run, give finite numbers and keep no state from the first run."""
         yield self.rows[0], self._run(self.rows[0]), self.law(self.rows[0])
 
     def head(self) -> Iterator[tuple[list[int], Tensor, Tensor]]:
-        """The head in blocks of the vocabulary on the body's hidden states."""
+        """Run the head, in blocks of the vocabulary, on the body's hidden states."""
         row = self.rows[0]
         hidden = self.model.base_model(input_ids=torch.tensor([row]), use_cache=False).last_hidden_state[0]
         logits = output_head(self.model, self.vocabulary).logits(hidden)
         yield row, torch.log_softmax(logits.float(), dim=-1), self.law(row)
 
     def causality(self) -> Iterator[tuple[list[int], Tensor, Tensor]]:
-        """What is said of the first tokens does not depend on those that follow, nor on their number."""
+        """Cut a row: predictions for its first tokens must not depend on later tokens, nor on their number."""
         law = self.law(self.rows[0])
         for kept in sorted({max(1, len(law) // 2), min(3, len(law))}):
             yield self.rows[0][:kept], self.law(self.rows[0][:kept]), law[:kept]
 
     def padded_batch(self) -> Iterator[tuple[list[int], Tensor, Tensor]]:
-        """Prompts padded on the left, responses on the right."""
+        """Run a batch with prompts padded on the left and responses on the right."""
         responses = self.responses[:AT_ONCE]
         batch = make_batch([r.prompt for r in self.requests[:AT_ONCE]], responses)
         logits = output_head(self.model, self.vocabulary).logits(response_hidden(self.model, batch))
@@ -196,7 +197,7 @@ class _Trial:
             yield row, law, self.law(row)[-len(law) - 1 : -1]
 
     def catching_up(self) -> Iterator[tuple[list[int], Tensor, Tensor]]:
-        """Rows in one cache that lack different numbers of tokens, none among them; then one takes another's slot."""
+        """Let rows in one cache catch up by unequal numbers of tokens, also none; then give a row another's slot."""
         rows = self.rows[:AT_ONCE]
         width = max(map(len, rows))
         tokens = torch.tensor([[*row, *[0] * (width - len(row))] for row in rows])
@@ -215,7 +216,7 @@ class _Trial:
     def _seen(
         self, rows: list[list[int]], hidden: Tensor, columns: np.ndarray, cached: CachedModel
     ) -> Iterator[tuple[list[int], Tensor, Tensor]]:
-        """What a cached model says after the columns (rows, k) that it has run."""
+        """Compare a cached model's predictions after the columns (rows, k) that it has just run."""
         for row, states, places in zip(rows, hidden, columns, strict=True):
             at = places[places >= 0]
             if len(at):
@@ -223,14 +224,14 @@ class _Trial:
                 yield row[: at[-1] + 1], law, self.law(row)[at]
 
     def generation(self) -> Iterator[tuple[list[int], Tensor, Tensor]]:
-        """Slots at different lengths, given to further rows when theirs have ended."""
+        """Generate in slots at different lengths, which go to waiting rows when theirs have ended."""
         sampler = Sampler(self.model, (0,), self.vocabulary, batch_size=AT_ONCE)
         for request, response in zip(self.requests, sampler.sample(self.requests), strict=True):
             row = [*request.prompt, *response.tokens]
             yield row, response.log_prob, self.right(row, len(response.tokens))
 
     def rollouts(self) -> Iterator[tuple[list[int], Tensor, Tensor]]:
-        """The model as its own teacher: each catches up with what the other has drawn."""
+        """Sample mixed rollouts with the model as its own teacher: each catches up with the other's tokens."""
         sampler = RolloutSampler(self.model, self.model, (0,), self.vocabulary, 0.5, 1.0, AT_ONCE)
         for request, response in zip(
             self.requests, sampler.sample(self.requests, stream(Purpose.TRIED_COINS, 0)), strict=True

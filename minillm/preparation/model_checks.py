@@ -1,4 +1,4 @@
-"""What a model is and whether it fits the run, found without loading its weights."""
+"""Facts about a model, and checks that it fits the run, without loading its weights."""
 
 import dataclasses
 from collections.abc import Iterator, Mapping
@@ -19,17 +19,17 @@ from minillm.nearest import suggestion
 
 
 def require_loadable(name: str, directory: Path) -> dict[str, Any]:
-    """Check that a model's files are those of an architecture that transformers has.
+    """Check that a model's files are of an architecture that transformers has.
 
     Args:
-        name: Of the model, for errors.
-        directory: Of its files.
+        name: Name of the model, for errors.
+        directory: Directory of its files.
 
     Returns:
         The fields of its config.json.
 
     Raises:
-        StageError: If it has no weights or no readable configuration, or needs code of its own.
+        StageError: The model has no weights or no readable configuration, or needs code of its own.
     """
     require_weights(directory)
     with explained(name, f"read the configuration in {directory}"):
@@ -46,10 +46,10 @@ def require_loadable(name: str, directory: Path) -> dict[str, Any]:
 
 @contextmanager
 def explained(name: str, attempt: str) -> Iterator[None]:
-    """Turn what a library raises into an error that names the model and what was tried with it.
+    """Turn a library's error into one that names the model and what was attempted.
 
     Raises:
-        StageError: Whatever is raised within.
+        StageError: Anything was raised within.
     """
     try:
         yield
@@ -62,15 +62,15 @@ def explained(name: str, attempt: str) -> Iterator[None]:
 def build_skeleton(
     name: str, origin: Mapping[str, Any] | Path, entries: int
 ) -> tuple[PreTrainedConfig, PreTrainedModel]:
-    """A model's configuration, and the model built from it on the meta device, without memory for its weights.
+    """Read a model's configuration and build the model on the meta device, without memory for its weights.
 
     Args:
-        name: Of the model, for errors.
-        origin: Its architecture, or the directory of its files.
-        entries: Of the tokenizer.
+        name: Name of the model, for errors.
+        origin: Architecture of the model, or the directory of its files.
+        entries: Number of the tokenizer's entries.
 
     Raises:
-        StageError: If it is not a causal language model, or transformers cannot build it.
+        StageError: It is not a causal language model, or transformers cannot build it.
     """
     with explained(name, f"read the configuration in {origin}" if isinstance(origin, Path) else "build it"):
         config = AutoConfig.from_pretrained(origin) if isinstance(origin, Path) else _architecture(origin, entries)
@@ -80,16 +80,16 @@ def build_skeleton(
 
 
 def inspect_model(name: str, config: PreTrainedConfig, skeleton: PreTrainedModel, entries: int) -> ModelFacts:
-    """Count what a model consists of.
+    """Collect the sizes of a model.
 
     Args:
-        name: Of the model, for errors.
-        config: Of the model.
+        name: Name of the model, for errors.
+        config: Configuration of the model.
         skeleton: The model on the meta device.
-        entries: Of the tokenizer.
+        entries: Number of the tokenizer's entries.
 
     Raises:
-        StageError: If its embedding is too small, or its configuration does not say what is asked.
+        StageError: The model's embedding is too small, or its configuration lacks a size.
     """
     with explained(name, f"tell the sizes of {config.model_type}"):
         text = config.get_text_config()
@@ -118,7 +118,7 @@ def require_positions(name: str, facts: ModelFacts, max_tokens: int, generation_
     """Check that the longest sequence of the run fits the model.
 
     Raises:
-        StageError: If it does not.
+        StageError: The sequence is longer than the model's positions.
     """
     if facts.positions is not None and facts.positions < max(max_tokens, generation_tokens):
         raise StageError(
@@ -129,14 +129,14 @@ def require_positions(name: str, facts: ModelFacts, max_tokens: int, generation_
 
 
 def _cache_width(layer: PreTrainedConfig) -> int:
-    """Entries of keys and values of one layer; a model without attention counts as if its state were one head."""
+    """Width of one layer's keys and values. A model without attention counts as if its state were one head."""
     heads = getattr(layer, "num_attention_heads", 1)
     head_width = getattr(layer, "head_dim", None) or layer.hidden_size // heads
     return 2 * head_width * (getattr(layer, "num_key_value_heads", None) or heads)
 
 
 def _body(model: PreTrainedModel) -> list[nn.Parameter]:
-    """Weights that are neither embeddings nor the head."""
+    """Weights that belong neither to embeddings nor to the head."""
     outside = {
         id(parameter)
         for module in model.modules()
@@ -159,8 +159,8 @@ def _require_causal(config: PreTrainedConfig) -> None:
 
 
 def _architecture(architecture: Mapping[str, Any], entries: int) -> PreTrainedConfig:
-    """The configuration of a model to initialise; fields that its class does not know are refused."""
-    fields = initial_fields(architecture, entries, eos=0)  # only its being an entry counts here
+    """Make the configuration of a model to initialise, and refuse fields that its class does not know."""
+    fields = initial_fields(architecture, entries, eos=0)  # any entry will do as EOS here
     name = str(fields.pop("model_type"))
     try:
         default = AutoConfig.for_model(name)

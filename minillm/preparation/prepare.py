@@ -1,4 +1,4 @@
-"""Stage `prepare`: the tokenizer that models share, and whether they fit it and the lengths asked for."""
+"""Stage `prepare`: makes the tokenizer that models share, and checks that they fit it and the lengths asked for."""
 
 import copy
 import json
@@ -19,18 +19,23 @@ from minillm.models.tokenizers_bpe import SMALLEST, train_bpe
 from minillm.models.weight_files import require_fitting_weights
 from minillm.preparation.architecture_check import require_faithful
 from minillm.preparation.model_checks import build_skeleton, inspect_model, require_loadable, require_positions
-from minillm.preparation.tokenizer_checks import has_tokenizer, load_tokenizer, require_end, require_same_tokenizer
+from minillm.preparation.tokenizer_checks import (
+    has_tokenizer,
+    load_original_tokenizer,
+    require_end,
+    require_same_tokenizer,
+)
 from minillm.stages import Job, Prepare, Summary
 
 PLAIN_TEXT_CHARACTERS = 10_000_000
-"""Of D_PT that a tokenizer is trained on: more changes few merges and takes long."""
+"""Characters of D_PT to train a tokenizer on: more would change few merges and take long."""
 
 
 def run(job: Job[Prepare]) -> Summary:
     """Write the tokenizer's files, generation_config.json with the tokens that end a response, and models.json.
 
     Raises:
-        StageError: If the tokenizer or a model cannot serve the run.
+        StageError: The tokenizer or a model cannot serve the run.
     """
     settings = job.settings
     ready_made = {name: require_loadable(name, job.inputs[name]) for name in _ready_made(settings)}
@@ -40,7 +45,7 @@ def run(job: Job[Prepare]) -> Summary:
     for name, architecture in settings.models.items():
         origin = job.inputs[name] if architecture is None else architecture
         if isinstance(origin, Path) and owner != name and has_tokenizer(origin):
-            require_same_tokenizer(tokenizer, owner, load_tokenizer(origin, name), name)
+            require_same_tokenizer(tokenizer, owner, load_original_tokenizer(origin, name), name)
         config, skeleton = build_skeleton(name, origin, entries)
         if isinstance(origin, Path):
             require_fitting_weights(name, origin, ready_made[name], skeleton)
@@ -49,7 +54,7 @@ def run(job: Job[Prepare]) -> Summary:
         for lora in settings.adapters.get(name, ()):
             _require_adaptable(name, skeleton, lora)
         require_faithful(name, config, skeleton, max(settings.max_tokens, settings.generation_tokens))
-    if tokenizer.pad_token is None:  # padding is always masked; libraries still ask for a token
+    if tokenizer.pad_token is None:  # padding is always masked, but libraries require a token
         tokenizer.pad_token = tokenizer.eos_token
     shared = share(tokenizer, _named_ends(job, settings, entries))
     shared.generation_config().save_pretrained(job.output)
@@ -59,7 +64,7 @@ def run(job: Job[Prepare]) -> Summary:
     return {
         "tokenizer": owner,
         "vocabulary": float(entries),
-        "end_tokens": " ".join(_ends_in_words(shared)),
+        "end_tokens": " ".join(_tell_end_tokens(shared)),
         **{f"parameters/{name}": float(fact.parameters) for name, fact in facts.items()},
     }
 
@@ -72,10 +77,10 @@ def _require_adaptable(name: str, skeleton: PreTrainedModel, lora: Lora) -> None
 
 
 def _named_ends(job: Job[Prepare], settings: Prepare, entries: int) -> list[int]:
-    """End tokens that the checkpoints name, of all together.
+    """Collect the end tokens that all checkpoints name.
 
-    One set serves teacher and student: a response of the mixture p̃ may be ended by either, the student learns the end
-    that its teacher draws, and rewards compare the two over the same responses.
+    One set serves teacher and student: either may end a response of the mixture p̃, the student learns the end that its
+    teacher draws, and rewards compare the two over the same responses.
     """
     ends: list[int] = []
     for name in _ready_made(settings):
@@ -87,8 +92,8 @@ def _named_ends(job: Job[Prepare], settings: Prepare, entries: int) -> list[int]
     return ends
 
 
-def _ends_in_words(shared: SharedTokenizer) -> list[str]:
-    """The end tokens as text; the log says which, and which of them are ordinary tokens."""
+def _tell_end_tokens(shared: SharedTokenizer) -> list[str]:
+    """Log the end tokens, and which of them are ordinary tokens, and return them as text."""
     words = [str(shared.tokenizer.convert_ids_to_tokens(token)) for token in shared.ends]
     marked = shared.tokenizer.added_tokens_decoder
     told = [
@@ -105,7 +110,7 @@ def _ready_made(settings: Prepare) -> list[str]:
 
 
 def _tokenizer(job: Job[Prepare], settings: Prepare) -> tuple[PreTrainedTokenizerBase, str]:
-    """The tokenizer, and what errors call the place it comes from."""
+    """Load or train the tokenizer; return it with the name of its origin, for errors."""
     wanted = settings.tokenizer.train_vocabulary
     if wanted is None:
         if "tokenizer" in job.inputs:
@@ -113,7 +118,7 @@ def _tokenizer(job: Job[Prepare], settings: Prepare) -> tuple[PreTrainedTokenize
         else:
             owner = next(iter(settings.models))
             directory = job.inputs[owner]
-        tokenizer = load_tokenizer(directory, owner)
+        tokenizer = load_original_tokenizer(directory, owner)
         require_end(tokenizer, directory, owner)
         return tokenizer, owner
     if given := _ready_made(settings):
@@ -129,9 +134,9 @@ def _tokenizer(job: Job[Prepare], settings: Prepare) -> tuple[PreTrainedTokenize
 
 
 def _texts(job: Job[Prepare], settings: Prepare) -> Iterator[str]:
-    """Prompts and responses of the training rows, then the beginning of the plain text.
+    """Yield prompts and responses of the training rows, then the beginning of the plain text.
 
-    Without a split file every row counts, as which will be trained on is not known yet.
+    Without a split file all rows count, since it is not known yet which will be trained on.
     """
     path = job.inputs["instructions"]
     _require_row(path)

@@ -1,4 +1,4 @@
-"""A small random model of another's architecture: every kind of layer, few and narrow ones, all else as it is."""
+"""Small random models of a given architecture: a few narrow layers of every kind, and all else as in the original."""
 
 import copy
 import re
@@ -13,34 +13,34 @@ from minillm.errors import StageError
 from minillm.streams import Purpose, stream, torch_seed
 
 ROWS = 300
-"""Embedding rows of the likeness."""
+"""Most embedding rows of a likeness."""
 LARGEST = 100_000_000
-"""Weights of a likeness at most."""
+"""Most weights of a likeness."""
 HEADS = 2
 """Attention heads of a likeness."""
 NARROW = 32
-"""Width of a feed-forward layer."""
+"""Greatest width of a feed-forward layer."""
 SPREADS = (0.5, 1.5)
-"""Standard deviations of what a matrix makes of a state of standard deviation 1. Attention then looks at many tokens,
-which shows a wrong mask, or at few, which shows a wrong position."""
+"""Standard deviations of a matrix's output for an input of standard deviation 1. With the small one attention looks at
+many tokens, which reveals a wrong mask; with the large one at few, which reveals a wrong position."""
 LOGITS = 4.0
 """Standard deviation of the logits: a soft cap at 30 moves them by tenths, and no token is certain."""
 
 
 def likeness(config: PretrainedConfig, layers: int, seed: int, spread: float) -> PreTrainedModel:
-    """Make a small model of the same computation, in float32 on the CPU, in evaluation mode.
+    """Make a small model that computes in the same way, in float32 on the CPU, in evaluation mode.
 
     Widths of heads, patterns of layers, windows, rotary parameters, caps and multipliers stay as they are; the
     numbers of layers and heads, the widths between them and the vocabulary shrink.
 
     Args:
-        config: Of the model.
-        layers: To keep, counted from the first (`layers_of_every_kind`).
-        seed: Of the weights.
-        spread: Of what they make of a state (see `SPREADS`).
+        config: Configuration of the model.
+        layers: Number of first layers to keep (`layers_of_every_kind`).
+        seed: Seed of the weights.
+        spread: Spread of the outputs of matrices (see `SPREADS`).
 
     Raises:
-        StageError: If it cannot be made small.
+        StageError: The model cannot be made small.
     """
     small = shrunken(config, layers)
     with torch.device("meta"):
@@ -55,7 +55,7 @@ def likeness(config: PretrainedConfig, layers: int, seed: int, spread: float) ->
 
 
 def shrunken(config: PretrainedConfig, layers: int) -> PretrainedConfig:
-    """The configuration of a likeness."""
+    """Return the configuration of a likeness."""
     small = copy.deepcopy(config)
     text = small.get_text_config()
     for part in _parts(small):
@@ -67,7 +67,7 @@ def shrunken(config: PretrainedConfig, layers: int) -> PretrainedConfig:
 
 
 def layers_of_every_kind(skeleton: PreTrainedModel) -> int:
-    """How many layers, from the first, hold one of each kind: modules, shapes of weights and settings alike.
+    """Return how many first layers include every kind. Layers of a kind have equal modules, shapes and settings.
 
     Args:
         skeleton: The model on the meta device.
@@ -86,7 +86,7 @@ def layers_of_every_kind(skeleton: PreTrainedModel) -> int:
 
 
 def _counts(values: dict[int, Any]) -> bool:
-    """Whether a setting, by layer, is the number of the layer, and so says nothing of its kind."""
+    """Return True if a setting, by layer, counts the layers, and so says nothing about their kind."""
     whole = all(type(value) is int for value in values.values())
     return whole and len(values) > 1 and len({value - layer for layer, value in values.items()}) == 1
 
@@ -103,7 +103,7 @@ def _settings(layer: nn.Module) -> dict[str, Any]:
 
 
 def _parts(config: PretrainedConfig) -> Iterator[PretrainedConfig]:
-    """A configuration and those within it."""
+    """Yield a configuration and those nested in it."""
     yield config
     for value in vars(config).values():
         if isinstance(value, PretrainedConfig):
@@ -111,14 +111,14 @@ def _parts(config: PretrainedConfig) -> Iterator[PretrainedConfig]:
 
 
 def _narrow(config: PretrainedConfig) -> None:
-    """Two heads of the same width, narrow feed-forward layers, few embedding rows."""
+    """Reduce a configuration to two heads of the same width, narrow feed-forward layers and few embedding rows."""
     hidden, heads = getattr(config, "hidden_size", None), getattr(config, "num_attention_heads", None)
     if isinstance(hidden, int) and isinstance(heads, int) and heads > HEADS:
         wide = getattr(config, "head_dim", None)
-        bound = wide is None or wide * heads == hidden  # the heads' widths sum to the model's
+        bound = wide is None or wide * heads == hidden  # the heads' widths add up to the model's
         width = hidden // heads * HEADS if bound else 2 * NARROW
         shared = getattr(config, "num_key_value_heads", None)
-        # One head for keys and values stays one, one for each head stays one for each; a few become one.
+        # Key-value heads: as many as heads stay as many as heads; any smaller number becomes one.
         counts = {shared: 1, heads: HEADS}
         for name, value in _whole_numbers(config):
             if value in counts and re.fullmatch(r"\w*heads?(_kv)?", name):
@@ -145,7 +145,7 @@ def _at_most(value: Any, limit: int) -> Any:
 
 
 def _cut_layers(text: PretrainedConfig, layers: int) -> None:
-    """Keep the first layers, in lists with an entry for each too."""
+    """Keep the first layers, also in lists that have an entry for each layer."""
     count = text.num_hidden_layers
     for name, value in list(vars(text).items()):
         if isinstance(value, list | tuple) and len(value) == count:
@@ -155,7 +155,7 @@ def _cut_layers(text: PretrainedConfig, layers: int) -> None:
 
 @torch.no_grad()
 def _randomise(model: PreTrainedModel, spread: float) -> None:
-    """Weights with which every part of the computation shows in the logits."""
+    """Draw weights that make every part of the computation visible in the logits."""
     for parameter in model.parameters():
         if parameter.dim() < 2:
             parameter.add_(torch.randn_like(parameter), alpha=0.1)
@@ -163,8 +163,8 @@ def _randomise(model: PreTrainedModel, spread: float) -> None:
             parameter.normal_(std=spread / max(parameter.shape[-2:]) ** 0.5)
     for module in model.modules():
         if isinstance(module, nn.Embedding):
-            module.weight.normal_(std=module.weight.shape[1] ** -0.5)  # small beside what layers add to it
+            module.weight.normal_(std=module.weight.shape[1] ** -0.5)  # small beside the layers' contributions
     head = model.get_output_embeddings()
     if head is not None:
-        # Apart from a tied embedding: with it, most of a logit would be what token stands there, not what was before.
+        # Untie the head: with the embedding's weights, logits would mostly show the token itself, not its context.
         head.weight = nn.Parameter(torch.randn_like(head.weight) * LOGITS / head.weight.shape[1] ** 0.5)

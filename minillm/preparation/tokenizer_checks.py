@@ -1,4 +1,4 @@
-"""Whether a tokenizer serves, and whether models share it."""
+"""Checks that a tokenizer can be used, and that models share it."""
 
 from pathlib import Path
 
@@ -7,17 +7,21 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from minillm.errors import StageError, error_words
 
 PROBE = "Naïve café №3:\n\n### Response:\n  1,234.5 × 10⁶ → 答え \t’tis “so”.\n"
-"""Spaces, line ends, digits, accents, punctuation and another script: what pre-tokenisers treat differently."""
+"""Text with what pre-tokenisers treat differently: spaces, line ends, digits, accents, punctuation, another script."""
 
 VOCABULARY_FILES = ("tokenizer.json", "vocab.*", "*.model", "*.spm", "*.tiktoken", "tekken.json")
-"""What the tokenizers of transformers read their tokens from."""
+"""Files from which the tokenizers of transformers read their tokens."""
 
 
-def load_tokenizer(directory: Path, owner: str) -> PreTrainedTokenizerBase:
-    """The tokenizer of a directory, `owner` naming it in errors; no code from the directory is run.
+def load_original_tokenizer(directory: Path, owner: str) -> PreTrainedTokenizerBase:
+    """Load a tokenizer as its directory has it. No code from the directory is run.
+
+    Args:
+        directory: Directory of the tokenizer's files.
+        owner: Name of the directory's owner in errors, e.g. teacher.model.
 
     Raises:
-        StageError: If there is none.
+        StageError: There is no tokenizer that transformers can load.
     """
     try:
         return AutoTokenizer.from_pretrained(directory)
@@ -33,7 +37,7 @@ def require_end(tokenizer: PreTrainedTokenizerBase, directory: Path, owner: str)
     """Check that a tokenizer has an end-of-sequence token.
 
     Raises:
-        StageError: If it has none.
+        StageError: The tokenizer has none.
     """
     if tokenizer.eos_token_id is None:
         raise StageError(
@@ -43,20 +47,20 @@ def require_end(tokenizer: PreTrainedTokenizerBase, directory: Path, owner: str)
 
 
 def has_tokenizer(directory: Path) -> bool:
-    """Whether a directory holds a tokenizer's files."""
+    """Return True if a directory holds a tokenizer's files."""
     return any(next(directory.glob(name), None) for name in VOCABULARY_FILES)
 
 
 def require_same_tokenizer(
     ours: PreTrainedTokenizerBase, our_name: str, theirs: PreTrainedTokenizerBase, their_name: str
 ) -> None:
-    """Check that two tokenizers mean the same tokens by the same ids, and part a text into the same ones.
+    """Check that two tokenizers have the same tokens under the same ids, and split a text into the same ones.
 
-    The roles of tokens (EOS, BOS, padding) may differ, as between the base and the chat model of one family. So may
-    added tokens that one of them lacks.
+    The roles of tokens (EOS, BOS, padding) may differ, as between the base and the chat model of one family. One
+    tokenizer may also have added tokens that the other lacks.
 
     Raises:
-        StageError: Naming the first token or piece of a probe text that differs.
+        StageError: They differ. The message has the first token that differs, or the encodings of a probe text.
     """
     difference = _difference(ours, theirs)
     if difference:
@@ -90,5 +94,5 @@ def _quoted(token: str | None) -> str:
 
 
 def _only_in(tokenizer: PreTrainedTokenizerBase, index: int, token: str | None, other: dict[str, int]) -> bool:
-    """Whether a token is one that was added to a tokenizer's vocabulary, and that the other has under no id."""
+    """Return True if a token was added to a tokenizer's vocabulary and the other tokenizer lacks it."""
     return index in tokenizer.added_tokens_decoder and token not in other
