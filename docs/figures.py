@@ -10,9 +10,9 @@ from torch import Tensor
 
 from minillm.config import Policy
 from minillm.objectives.divergences import reverse_kl
-from minillm.objectives.experience import Experience, make_experience
-from minillm.objectives.losses import rollout_loss
+from minillm.objectives.experience import Experience
 from minillm.objectives.vocabulary import Teacher, TokenTerms, head_loss
+from minillm.training.rounds import policy_experience, policy_loss
 from tests.minillm.tiny import PrefixModel, every_response
 
 FOLDER = Path(__file__).parent / "figures"
@@ -56,7 +56,7 @@ class Enumeration:
         self.tokens, self.mask = every_response(limit)
         log_probs = [self.log_probs(model) for model in (self.student, self.teacher)]
         responses = [row[: int(n)].tolist() for row, n in zip(self.tokens, self.mask.sum(dim=1), strict=True)]
-        self.experience = make_experience(*(x.detach() for x in log_probs), responses, policy)
+        self.experience = policy_experience(*(x.detach() for x in log_probs), responses, policy)
         alpha = policy.teacher_mix
         mixed = alpha * log_probs[1].exp() + (1 - alpha) * log_probs[0].exp()
         self.probability = torch.where(self.mask, mixed, torch.ones_like(mixed)).prod(dim=1).detach()
@@ -78,7 +78,7 @@ class Enumeration:
         experience: Experience = self.experience.of([row], torch.device("cpu"))
 
         def per_token(terms: TokenTerms, part: slice) -> Tensor:
-            loss = rollout_loss(terms, experience.part(part), self.policy)
+            loss = policy_loss(terms, experience.part(part), self.policy)
             return loss.single_step + loss.long_term
 
         teacher = Teacher(self.teacher.hidden(tokens)[mask].detach(), self.teacher.output_head())

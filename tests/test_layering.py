@@ -62,6 +62,12 @@ def test_the_command_loads_nothing_before_it_knows_what_is_asked():
     subprocess.run([sys.executable, "-c", script], check=True, cwd=ROOT)
 
 
+def test_the_mathematics_knows_no_configuration():
+    files = imports("minillm/objectives")
+    assert files
+    assert [(file, name) for file, name in files if name.startswith("minillm.config")] == []
+
+
 @pytest.mark.parametrize("flow", ["distill", "study", "evaluation", "compare", "promote"])
 def test_the_flow_process_loads_no_model_library(flow: str):
     heavy = "{'torch', 'transformers', 'datasets', 'deepspeed', 'mlflow'} & set(sys.modules)"

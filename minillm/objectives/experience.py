@@ -6,8 +6,7 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
-from minillm.config import Policy
-from minillm.objectives.policy import credited_return, importance_weight, token_reward, whiten
+from minillm.objectives.policy import Credit, credited_return, importance_weight, token_reward, whitened
 
 
 @dataclass(frozen=True)
@@ -32,7 +31,17 @@ class Experience:
 
 
 def make_experience(
-    student_log_prob: Tensor, teacher_log_prob: Tensor, responses: Sequence[Sequence[int]], policy: Policy
+    student_log_prob: Tensor,
+    teacher_log_prob: Tensor,
+    responses: Sequence[Sequence[int]],
+    *,
+    teacher_mix: float,
+    credit: Credit,
+    discount: float,
+    length_normalization: bool,
+    reward_scale: float,
+    reward_clip: float | None,
+    whiten: bool,
 ) -> Experience:
     """Reward, importance weight and credited return of a round, once, before its inner epochs (Algorithm 1).
 
@@ -40,13 +49,19 @@ def make_experience(
         student_log_prob: log q(y_t) under the sampling student, (N, T).
         teacher_log_prob: log p(y_t), (N, T).
         responses: N token lists, which give the mask.
-        policy: The switches of method.md §4.
+        teacher_mix: α, share of the teacher in the distribution that the tokens were sampled from.
+        credit: Which rewards a token is credited with (see `credited_return`).
+        discount: γ of the return.
+        length_normalization: Divide the return by the number of rewards that it sums.
+        reward_scale: Divides the reward.
+        reward_clip: Bound on the size of a scaled reward; None for no bound.
+        whiten: Shift and scale the returns to mean 0 and variance 1 over all tokens.
     """
     lengths = torch.tensor([len(r) for r in responses])
     mask = torch.arange(student_log_prob.shape[1]) < lengths[:, None]
-    reward = token_reward(student_log_prob, teacher_log_prob, policy.reward_scale, policy.reward_clip) * mask
-    returns = credited_return(reward, mask, policy.credit, policy.length_normalization, policy.discount)
-    if policy.whiten_advantages:
-        returns = whiten(returns, mask)
-    weight = importance_weight(student_log_prob, teacher_log_prob, policy.teacher_mix) * mask
+    reward = token_reward(student_log_prob, teacher_log_prob, reward_scale, reward_clip) * mask
+    returns = credited_return(reward, mask, credit, length_normalization, discount)
+    if whiten:
+        returns = whitened(returns, mask)
+    weight = importance_weight(student_log_prob, teacher_log_prob, teacher_mix) * mask
     return Experience(student_log_prob, teacher_log_prob, weight, returns, mask)

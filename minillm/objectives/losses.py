@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from minillm.config import Policy
 from minillm.objectives.experience import Experience
 from minillm.objectives.policy import clipped_policy_loss
 from minillm.objectives.vocabulary import TokenTerms
@@ -37,7 +36,15 @@ class RolloutLoss:
     """ρ_t, for the log."""
 
 
-def rollout_loss(terms: TokenTerms, experience: Experience, policy: Policy) -> RolloutLoss:
+def rollout_loss(
+    terms: TokenTerms,
+    experience: Experience,
+    *,
+    clip_range: float,
+    clip_importance: bool,
+    single_step: bool,
+    weight_single_step: bool,
+) -> RolloutLoss:
     """Both terms of MiniLLM's loss on rollouts (method.md §2).
 
     The single-step term is w_t·D_t with D_t = KL[q(·|y_<t) ‖ p(·|y_<t)], exact over the vocabulary; the long-term term
@@ -47,14 +54,17 @@ def rollout_loss(terms: TokenTerms, experience: Experience, policy: Policy) -> R
     Args:
         terms: Of N sampled tokens, under the student as it is now.
         experience: Of the same tokens, from when they were sampled, (N,) each.
-        policy: The switches of method.md §4.
+        clip_range: ε of the clip.
+        clip_importance: Clip ρ·w instead of ρ (the reference code's choice, method.md §4).
+        single_step: Add the single-step term; without it, it is zero.
+        weight_single_step: Weight the single-step term by w_t.
     """
     weight = experience.importance_weight
     ratio = (terms.log_prob - experience.student_log_prob).exp()
-    if policy.clip_importance:
-        long_term = clipped_policy_loss(ratio * weight, experience.credited_return, policy.clip_range)
+    if clip_importance:
+        long_term = clipped_policy_loss(ratio * weight, experience.credited_return, clip_range)
     else:
-        long_term = clipped_policy_loss(ratio, weight * experience.credited_return, policy.clip_range)
-    if not policy.single_step:
+        long_term = clipped_policy_loss(ratio, weight * experience.credited_return, clip_range)
+    if not single_step:
         return RolloutLoss(torch.zeros_like(long_term), long_term, ratio)
-    return RolloutLoss(terms.divergence * (weight if policy.weight_single_step else 1.0), long_term, ratio)
+    return RolloutLoss(terms.divergence * (weight if weight_single_step else 1.0), long_term, ratio)

@@ -74,7 +74,7 @@ def credited_return(
     return total * real
 
 
-def whiten(values: Tensor, mask: Tensor) -> Tensor:
+def whitened(values: Tensor, mask: Tensor) -> Tensor:
     """Shift and scale to mean 0 and variance 1 over real tokens; zero where masked (a deviation, off by default)."""
     real = mask.to(values.dtype)
     count = real.sum()

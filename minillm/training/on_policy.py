@@ -17,28 +17,13 @@ from minillm.generation.slots import Request
 from minillm.models.batches import make_batch, micro_batches
 from minillm.models.output_head import OutputHead, output_head, response_hidden
 from minillm.objectives.divergences import forward_kl, functional
-from minillm.objectives.experience import Experience, make_experience
-from minillm.objectives.losses import rollout_loss
 from minillm.objectives.vocabulary import Teacher, TokenTerms, head_loss, token_log_probs
 from minillm.streams import Purpose, generator, stream
 from minillm.training.engine import whole_weights
 from minillm.training.feeds import Losses, Models, take
 from minillm.training.fixed_text import text_losses
+from minillm.training.rounds import Round, policy_experience, policy_loss
 from minillm.worker.processes import gather_lists, gather_rows, rank, world_size
-
-
-@dataclass
-class Round:
-    """One round of rollouts and what was computed of it once."""
-
-    index: int
-    prompts: list[list[int]]
-    responses: list[list[int]]
-    experience: Experience
-    teacher_hidden: list[Tensor]
-    """The teacher's last hidden states (T, H) of each response, so that it runs once per round, not per epoch."""
-    teacher_log_normalizer: list[Tensor]
-    """log Σ exp of its logits (T,)."""
 
 
 @dataclass
@@ -63,7 +48,7 @@ class Rollouts:
             return {}
         prompts = self._prompts(index)
         self.round = self._score(index, prompts, self._sample(index, prompts), micro_batch_size)
-        return _round_metrics(self.round, self.models.ends)
+        return self.round.metrics(self.models.ends)
 
     def losses(self, step: int, micro_batch_size: int) -> Iterator[Losses]:
         """Single-step and long-term terms as means per response token, L_PT as mean per plain-text token."""
@@ -95,14 +80,14 @@ class Rollouts:
         )
 
         def per_token(terms: TokenTerms, part: slice) -> Tensor:
-            loss = rollout_loss(terms, experience.part(part), policy)
+            loss = policy_loss(terms, experience.part(part), policy)
             return (loss.single_step + loss.long_term) / tokens
 
         def losses(hidden: Tensor, head: OutputHead) -> Losses:
             divergence = functional(self.method.divergence, self.method.skew, self.method.beta)
             response = batch.response[batch.response_mask]
             loss, terms = head_loss(hidden, head, response, per_token, divergence, teacher, policy.temperature)
-            shares = rollout_loss(terms, experience, policy)
+            shares = policy_loss(terms, experience, policy)
             change = (shares.policy_ratio - 1).abs()
             found = {
                 "loss": loss,
@@ -177,7 +162,7 @@ class Rollouts:
         student, teacher, log_normalizer, hidden = (
             list(of) for of in zip(*(scores[i] for i in range(len(prompts))), strict=True)
         )
-        experience = make_experience(_pad(student), _pad(teacher), responses, self.policy)
+        experience = policy_experience(_pad(student), _pad(teacher), responses, self.policy)
         return Round(index, prompts, responses, experience, hidden, log_normalizer)
 
     @property
@@ -226,7 +211,7 @@ class Rollouts:
     def restore(self, state: dict[str, Any]) -> None:
         """Take back the round."""
         if state:
-            experience = make_experience(
+            experience = policy_experience(
                 state["student_log_prob"], state["teacher_log_prob"], state["responses"], self.policy
             )
             self.round = Round(
@@ -241,16 +226,3 @@ class Rollouts:
 
 def _pad(rows: list[Tensor]) -> Tensor:
     return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
-
-
-def _round_metrics(sampled: Round, ends: tuple[int, ...]) -> dict[str, float]:
-    """Means per token of the round: reward, weight; and per response: length, share that ended by itself."""
-    experience, count = sampled.experience, len(sampled.responses)
-    tokens = experience.mask.sum()
-    reward = (experience.teacher_log_prob - experience.student_log_prob) * experience.mask
-    return {
-        "reward": float(reward.sum() / tokens),
-        "importance_weight": float(experience.importance_weight.sum() / tokens),
-        "response_tokens": float(tokens / count),
-        "finished": sum(response[-1] in ends for response in sampled.responses) / count,
-    }

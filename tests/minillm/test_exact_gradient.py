@@ -10,9 +10,9 @@ from minillm.config import Policy
 from minillm.models import output_head
 from minillm.objectives import vocabulary
 from minillm.objectives.divergences import reverse_kl
-from minillm.objectives.experience import Experience, make_experience
-from minillm.objectives.losses import rollout_loss
+from minillm.objectives.experience import Experience
 from minillm.objectives.vocabulary import Teacher, TokenTerms, head_loss
+from minillm.training.rounds import policy_experience, policy_loss
 from tests.minillm.tiny import EOS, LIMIT, VOCABULARY, PrefixModel, every_response
 
 TOKENS, MASK = every_response()
@@ -39,7 +39,7 @@ def behaviour_probability(policy: Policy) -> Tensor:
 
 def experience_of(policy: Policy) -> Experience:
     responses = [row[: int(n)].tolist() for row, n in zip(TOKENS, MASK.sum(dim=1), strict=True)]
-    return make_experience(log_probs_of(STUDENT).detach(), log_probs_of(TEACHER).detach(), responses, policy)
+    return policy_experience(log_probs_of(STUDENT).detach(), log_probs_of(TEACHER).detach(), responses, policy)
 
 
 def estimator_gradient(policy: Policy, experience: Experience, student: PrefixModel = STUDENT) -> list[Tensor]:
@@ -48,7 +48,7 @@ def estimator_gradient(policy: Policy, experience: Experience, student: PrefixMo
     probability = behaviour_probability(policy)[:, None].expand_as(MASK)[MASK]
 
     def per_token(terms: TokenTerms, part: slice) -> Tensor:
-        loss = rollout_loss(terms, real.part(part), policy)
+        loss = policy_loss(terms, real.part(part), policy)
         return probability[part] * (loss.single_step + loss.long_term)
 
     teacher = Teacher(TEACHER.hidden(TOKENS)[MASK].detach(), TEACHER.output_head())

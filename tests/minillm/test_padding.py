@@ -7,10 +7,10 @@ from minillm.config import Policy
 from minillm.models.batches import Batch, make_batch, shuffled_stream
 from minillm.models.output_head import output_head, response_hidden
 from minillm.objectives.divergences import reverse_kl
-from minillm.objectives.experience import make_experience
-from minillm.objectives.losses import fixed_text_loss, rollout_loss
+from minillm.objectives.losses import fixed_text_loss
 from minillm.objectives.vocabulary import Teacher, head_loss, token_log_probs
 from minillm.streams import Purpose
+from minillm.training.rounds import policy_experience, policy_loss
 from tests.minillm.models_in_small import ARCHITECTURES, response_logits, small_model
 
 PROMPTS = [[5, 6, 7, 8, 9], [11, 12], [13]]
@@ -73,7 +73,7 @@ def test_every_loss_of_a_batch_is_the_sum_of_its_rows(name):
     def gradients(prompts, responses, extra_padding=0):
         policy = Policy()
         (of_student, *_), (of_teacher, normalizer, _) = rollouts_of(student, teacher, prompts, responses)
-        experience = make_experience(of_student, of_teacher, responses, policy)
+        experience = policy_experience(of_student, of_teacher, responses, policy)
         experience = experience.of(range(len(prompts)), torch.device("cpu"))
         batch = make_batch(prompts, responses)
         if extra_padding:
@@ -81,7 +81,7 @@ def test_every_loss_of_a_batch_is_the_sum_of_its_rows(name):
         compared = Teacher(response_hidden(teacher, batch), output_head(teacher, VOCABULARY), normalizer)
 
         def per_token(terms, part):
-            loss = rollout_loss(terms, experience.part(part), policy)
+            loss = policy_loss(terms, experience.part(part), policy)
             return loss.single_step + loss.long_term + fixed_text_loss(terms, 0.5)
 
         loss, _ = head_loss(

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from minillm.objectives.policy import clipped_policy_loss, credited_return, importance_weight, token_reward, whiten
+from minillm.objectives.policy import clipped_policy_loss, credited_return, importance_weight, token_reward, whitened
 
 REWARD = torch.tensor([[1.0, 2.0, 4.0, 99.0]])
 MASK = torch.tensor([[True, True, True, False]])  # T = 3, one padding column
@@ -78,4 +78,4 @@ def test_no_gradient_flows_through_the_advantage():
 
 def test_whitening_never_sees_padding():
     values, mask = torch.tensor([[1.0, 3.0, 1e6]]), torch.tensor([[True, True, False]])
-    assert whiten(values, mask)[0].tolist() == pytest.approx([-1.0, 1.0, 0.0], abs=1e-6)
+    assert whitened(values, mask)[0].tolist() == pytest.approx([-1.0, 1.0, 0.0], abs=1e-6)

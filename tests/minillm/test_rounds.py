@@ -14,7 +14,8 @@ from minillm.models.batches import make_batch
 from minillm.models.causal_lm import load_model
 from minillm.models.output_head import output_head
 from minillm.models.shared_tokenizer import load_shared_tokenizer
-from minillm.training.on_policy import Rollouts, Round
+from minillm.training.on_policy import Rollouts
+from minillm.training.rounds import Round
 from tests.conftest import ROOT
 from tests.minillm.models_in_small import ARCHITECTURES, response_logits, small_model
 from tests.minillm.on_policy import rollout_feed

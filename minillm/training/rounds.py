@@ -1,0 +1,67 @@
+"""A round of rollouts: what is kept of it, and the mathematics on it with the switches of a configured policy."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from minillm.config import Policy
+from minillm.objectives.experience import Experience, make_experience
+from minillm.objectives.losses import RolloutLoss, rollout_loss
+from minillm.objectives.vocabulary import TokenTerms
+
+
+@dataclass
+class Round:
+    """One round of rollouts and what was computed of it once."""
+
+    index: int
+    prompts: list[list[int]]
+    responses: list[list[int]]
+    experience: Experience
+    teacher_hidden: list[Tensor]
+    """The teacher's last hidden states (T, H) of each response, so that it runs once per round, not per epoch."""
+    teacher_log_normalizer: list[Tensor]
+    """log Σ exp of its logits (T,)."""
+
+    def metrics(self, ends: tuple[int, ...]) -> dict[str, float]:
+        """Means per token of the round: reward, weight; and per response: length, share that ended by itself."""
+        experience, count = self.experience, len(self.responses)
+        tokens = experience.mask.sum()
+        reward = (experience.teacher_log_prob - experience.student_log_prob) * experience.mask
+        return {
+            "reward": float(reward.sum() / tokens),
+            "importance_weight": float(experience.importance_weight.sum() / tokens),
+            "response_tokens": float(tokens / count),
+            "finished": sum(response[-1] in ends for response in self.responses) / count,
+        }
+
+
+def policy_experience(
+    student_log_prob: Tensor, teacher_log_prob: Tensor, responses: Sequence[Sequence[int]], policy: Policy
+) -> Experience:
+    """Return `make_experience` with a policy's switches."""
+    return make_experience(
+        student_log_prob,
+        teacher_log_prob,
+        responses,
+        teacher_mix=policy.teacher_mix,
+        credit=policy.credit,
+        discount=policy.discount,
+        length_normalization=policy.length_normalization,
+        reward_scale=policy.reward_scale,
+        reward_clip=policy.reward_clip,
+        whiten=policy.whiten_advantages,
+    )
+
+
+def policy_loss(terms: TokenTerms, experience: Experience, policy: Policy) -> RolloutLoss:
+    """Return `rollout_loss` with a policy's switches."""
+    return rollout_loss(
+        terms,
+        experience,
+        clip_range=policy.clip_range,
+        clip_importance=policy.clip_importance,
+        single_step=policy.single_step,
+        weight_single_step=policy.weight_single_step,
+    )
