@@ -11,7 +11,8 @@ from torch import Tensor
 from minillm.config import Policy
 from minillm.objectives.divergences import reverse_kl
 from minillm.objectives.experience import Experience
-from minillm.objectives.vocabulary import Teacher, TokenTerms, head_loss
+from minillm.objectives.terms import Teacher, TokenTerms
+from minillm.objectives.vocabulary import head_loss
 from minillm.training.rounds import policy_experience, policy_loss
 from tests.minillm.tiny import PrefixModel, every_response
 

@@ -11,7 +11,8 @@ from benchmarks.protocol import serve
 from minillm.models.batches import make_batch
 from minillm.models.output_head import output_head, response_hidden
 from minillm.objectives.divergences import reverse_kl
-from minillm.objectives.vocabulary import Teacher, head_loss, token_log_probs
+from minillm.objectives.terms import Teacher
+from minillm.objectives.vocabulary import head_loss, token_log_probs
 
 SQUARE = 2048
 """Side of the square matrices with which the machine's rate is measured."""

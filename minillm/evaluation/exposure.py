@@ -24,7 +24,8 @@ from minillm.models.causal_lm import DTYPES, load_model
 from minillm.models.output_head import output_head, response_hidden
 from minillm.models.shared_tokenizer import load_shared_tokenizer
 from minillm.objectives.divergences import forward_kl
-from minillm.objectives.vocabulary import Teacher, head_loss
+from minillm.objectives.terms import Teacher
+from minillm.objectives.vocabulary import head_loss
 from minillm.stages import Exposure, Job, Summary
 from minillm.worker.processes import device, gather_lists, process_group, rank, world_size
 from minillm.worker.progress import Progress

@@ -58,12 +58,12 @@ class RolloutSampler:
         responses: dict[int, Response] = {}
         for start in range(0, len(order), self.batch_size):
             chosen = order[start : start + self.batch_size]
-            batch = _Mixed(self, [requests[i] for i in chosen], from_teacher)
+            batch = _MixedBatch(self, [requests[i] for i in chosen], from_teacher)
             responses |= dict(zip(chosen, batch.sample(), strict=True))
         return [responses[i] for i in range(len(requests))]
 
 
-class _Mixed:
+class _MixedBatch:
     """One batch of responses from p̃. Its rows start together, so that one coin is every row's."""
 
     def __init__(self, sampler: RolloutSampler, requests: Sequence[Request], from_teacher: np.ndarray) -> None:

@@ -8,7 +8,7 @@ import torch
 from minillm.config import Method, Runtime
 from minillm.models.causal_lm import DTYPES
 from minillm.models.facts import ModelFacts
-from minillm.objectives.vocabulary import CHUNK_ENTRIES
+from minillm.objectives.fused_head import CHUNK_ENTRIES
 from minillm.training.engine import zero_stage
 
 LIBRARIES = 600 << 20

@@ -82,7 +82,7 @@ def take_step(engine: Any) -> float:
 
 
 @contextlib.contextmanager
-def whole_weights(engine: Any) -> Iterator[PreTrainedModel]:
+def gathered_weights(engine: Any) -> Iterator[PreTrainedModel]:
     """The model with all of its weights in place, which generation and saving need under ZeRO-3.
 
     DeepSpeed's hooks, which would fetch and release the weights of every layer at every token and wait for the other

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 from minillm.models.batches import Batch, shuffled_stream
 from minillm.models.output_head import output_head, response_hidden
-from minillm.objectives.vocabulary import Teacher
+from minillm.objectives.terms import Teacher
 from minillm.streams import Purpose
 
 Losses = dict[str, Tensor]
@@ -58,7 +58,7 @@ class Feed(Protocol):
         ...
 
 
-def take(count: int, purpose: Purpose, seed: int, start: int, number: int) -> list[int]:
+def shuffled_slice(count: int, purpose: Purpose, seed: int, start: int, number: int) -> list[int]:
     """The `number` examples of a shuffled stream (see `shuffled_stream`) from position `start`."""
     return list(itertools.islice(shuffled_stream(count, purpose, seed, start), number))
 

@@ -14,7 +14,7 @@ from minillm.objectives.divergences import Functional, functional
 from minillm.objectives.losses import fixed_text_loss
 from minillm.objectives.vocabulary import head_loss
 from minillm.streams import Purpose
-from minillm.training.feeds import Losses, Models, take, teacher_of
+from minillm.training.feeds import Losses, Models, shuffled_slice, teacher_of
 
 
 def text_losses(models: Models, batch: Batch, tokens: int, divergence: Functional | None, weight: float) -> Losses:
@@ -76,7 +76,7 @@ class FixedText:
 
     def _rows(self, step: int) -> list[int]:
         size = self.method.training.batch_size
-        return take(len(self.examples), Purpose.EXAMPLES, self.seed, step * size, size)
+        return shuffled_slice(len(self.examples), Purpose.EXAMPLES, self.seed, step * size, size)
 
     def describe(self, step: int) -> str:
         """Numbers of the training rows in the raw file."""

@@ -17,10 +17,11 @@ from minillm.generation.slots import Request
 from minillm.models.batches import make_batch, micro_batches
 from minillm.models.output_head import OutputHead, output_head, response_hidden
 from minillm.objectives.divergences import forward_kl, functional
-from minillm.objectives.vocabulary import Teacher, TokenTerms, head_loss, token_log_probs
+from minillm.objectives.terms import Teacher, TokenTerms
+from minillm.objectives.vocabulary import head_loss, token_log_probs
 from minillm.streams import Purpose, generator, stream
-from minillm.training.engine import whole_weights
-from minillm.training.feeds import Losses, Models, take
+from minillm.training.engine import gathered_weights
+from minillm.training.feeds import Losses, Models, shuffled_slice
 from minillm.training.fixed_text import text_losses
 from minillm.training.rounds import Round, policy_experience, policy_loss
 from minillm.worker.processes import gather_lists, gather_rows, rank, world_size
@@ -109,7 +110,7 @@ class Rollouts:
 
     def _prompts(self, index: int) -> list[list[int]]:
         rollouts = self.policy.rollouts
-        chosen = take(len(self.examples), Purpose.EXAMPLES, self.seed, index * rollouts, rollouts)
+        chosen = shuffled_slice(len(self.examples), Purpose.EXAMPLES, self.seed, index * rollouts, rollouts)
         return [[int(t) for t in p] for p in self.examples["prompt_ids"].iloc[chosen]]
 
     def _sample(self, index: int, prompts: list[list[int]]) -> list[list[int]]:
@@ -121,7 +122,7 @@ class Rollouts:
             for number, prompt in enumerate(prompts)
         ]
         models.student.eval()
-        with whole_weights(models.student) as student:
+        with gathered_weights(models.student) as student:
             sampler = RolloutSampler(
                 student,
                 models.teacher,
@@ -188,7 +189,7 @@ class Rollouts:
         if self.plain_text is None or self.policy.plain_text_coefficient == 0:
             return []
         size = self.policy.plain_text_batch_size or self.method.training.batch_size
-        return take(len(self.plain_text), Purpose.PLAIN_TEXT, self.seed, step * size, size)
+        return shuffled_slice(len(self.plain_text), Purpose.PLAIN_TEXT, self.seed, step * size, size)
 
     def describe(self, step: int) -> str:
         """The round and the rollouts in it."""

@@ -8,7 +8,7 @@ from torch import Tensor
 from minillm.config import Policy
 from minillm.objectives.experience import Experience, make_experience
 from minillm.objectives.losses import RolloutLoss, rollout_loss
-from minillm.objectives.vocabulary import TokenTerms
+from minillm.objectives.terms import TokenTerms
 
 
 @dataclass

@@ -23,7 +23,7 @@ from minillm.models.causal_lm import save_model
 from minillm.models.shared_tokenizer import SharedTokenizer
 from minillm.objectives.vocabulary import token_log_probs
 from minillm.streams import Purpose, stream
-from minillm.training.engine import whole_weights
+from minillm.training.engine import gathered_weights
 from minillm.training.feeds import Models
 from minillm.worker.processes import gather_lists, rank, world_size
 
@@ -74,7 +74,7 @@ class Validation:
             Request(prompt, self.max_tokens - len(prompt), stream(Purpose.VALIDATION_RESPONSES, 0, int(row)))
             for prompt, row in zip(self.examples["prompt_ids"], self.examples["row"], strict=True)
         ]
-        with whole_weights(self.models.student) as student:
+        with gathered_weights(self.models.student) as student:
             sampler = Sampler(student, self.models.ends, self.models.vocabulary, batch_size=self.generation_batch_size)
             responses = gather_lists([r.tokens for r in sampler.sample(requests[rank() :: world_size()])])
         texts = self.tokenizer.texts(responses)
@@ -132,7 +132,7 @@ class Selection:
             print(words, flush=True)
         if not self._sound or self.best["step"] != step:
             return
-        with whole_weights(engine) as model:
+        with gathered_weights(engine) as model:
             if rank() == 0:
                 shutil.rmtree(self._folder(step), ignore_errors=True)
                 save_model(model, tokenizer, self._folder(step))  # type: ignore[arg-type]

@@ -14,7 +14,7 @@ from minillm.models.batches import make_batch
 from minillm.models.output_head import HeadedModel
 from minillm.objectives.losses import fixed_text_loss
 from minillm.objectives.vocabulary import head_loss
-from minillm.training.engine import make_engine, take_step, whole_weights
+from minillm.training.engine import gathered_weights, make_engine, take_step
 from minillm.worker.processes import process_group
 from tests.minillm.direct import alone
 from tests.minillm.models_in_small import ARCHITECTURES
@@ -55,7 +55,7 @@ def trained(sharing: dict[str, Any], precision: str) -> tuple[dict[str, Any], di
                 take_step(engine)
         named = list(engine.module.named_parameters())
         masters = {name: safe_get_full_fp32_param(p) for name, p in named} if precision == "bfloat16" else {}
-        with whole_weights(engine):
+        with gathered_weights(engine):
             return masters, {name: p.detach().clone() for name, p in named}, rates
 
 

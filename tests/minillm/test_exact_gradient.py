@@ -8,10 +8,11 @@ from torch import Tensor
 
 from minillm.config import Policy
 from minillm.models import output_head
-from minillm.objectives import vocabulary
+from minillm.objectives import fused_head
 from minillm.objectives.divergences import reverse_kl
 from minillm.objectives.experience import Experience
-from minillm.objectives.vocabulary import Teacher, TokenTerms, head_loss
+from minillm.objectives.terms import Teacher, TokenTerms
+from minillm.objectives.vocabulary import head_loss
 from minillm.training.rounds import policy_experience, policy_loss
 from tests.minillm.tiny import EOS, LIMIT, VOCABULARY, PrefixModel, every_response
 
@@ -60,7 +61,7 @@ def estimator_gradient(policy: Policy, experience: Experience, student: PrefixMo
 
 @pytest.fixture(autouse=True)
 def several_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(vocabulary, "CHUNK_ENTRIES", 7 * VOCABULARY)
+    monkeypatch.setattr(fused_head, "CHUNK_ENTRIES", 7 * VOCABULARY)
     monkeypatch.setattr(output_head, "CPU_BLOCK", 7 * 2)
 
 

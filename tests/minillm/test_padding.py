@@ -8,7 +8,8 @@ from minillm.models.batches import Batch, make_batch, shuffled_stream
 from minillm.models.output_head import output_head, response_hidden
 from minillm.objectives.divergences import reverse_kl
 from minillm.objectives.losses import fixed_text_loss
-from minillm.objectives.vocabulary import Teacher, head_loss, token_log_probs
+from minillm.objectives.terms import Teacher
+from minillm.objectives.vocabulary import head_loss, token_log_probs
 from minillm.streams import Purpose
 from minillm.training.rounds import policy_experience, policy_loss
 from tests.minillm.models_in_small import ARCHITECTURES, response_logits, small_model

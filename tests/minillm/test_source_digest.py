@@ -80,7 +80,7 @@ def test_words_make_nothing_stale(original, tmp_path: Path, name: str, old: str,
 
 
 def test_a_constant_makes_stale_what_computes_with_it(original, tmp_path: Path):
-    found = stale(original, tmp_path, "objectives/vocabulary.py", "CHUNK_ENTRIES = ", "CHUNK_ENTRIES = 2 * ")
+    found = stale(original, tmp_path, "objectives/fused_head.py", "CHUNK_ENTRIES = ", "CHUNK_ENTRIES = 2 * ")
     assert found == TRAINING | {"calibration", "exposure", "held_out"}
 
 

@@ -5,9 +5,10 @@ import torch
 
 from minillm.models import output_head
 from minillm.models.output_head import OutputHead
-from minillm.objectives import vocabulary
+from minillm.objectives import fused_head
 from minillm.objectives.divergences import entropy, functional
-from minillm.objectives.vocabulary import Teacher, head_loss, likeliest_log_probs, token_log_probs
+from minillm.objectives.terms import Teacher
+from minillm.objectives.vocabulary import head_loss, likeliest_log_probs, token_log_probs
 
 TOKENS, WIDTH, TEACHER_WIDTH, VOCABULARY, PADDED_ROWS = 23, 6, 9, 17, 20
 SKEW, BETA = 0.3, 0.7
@@ -49,7 +50,7 @@ def plain_logits(hidden, head):
 
 @pytest.fixture(autouse=True)
 def several_chunks(monkeypatch):
-    monkeypatch.setattr(vocabulary, "CHUNK_ENTRIES", 5 * VOCABULARY)  # chunks of five tokens, the last of three
+    monkeypatch.setattr(fused_head, "CHUNK_ENTRIES", 5 * VOCABULARY)  # chunks of five tokens, the last of three
     monkeypatch.setattr(output_head, "CPU_BLOCK", 5 * 4)  # blocks of four entries, the last of one
 
 
