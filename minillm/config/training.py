@@ -1,6 +1,6 @@
 """Configuration of training: models, methods, the trainer and the policy gradient."""
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal, Self, get_args
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
@@ -11,15 +11,13 @@ Decay = Annotated[float, Field(ge=0.0, lt=1.0)]
 Divergence = Literal[
     "cross_entropy", "forward_kl", "reverse_kl", "skewed_forward_kl", "skewed_reverse_kl", "jensen_shannon"
 ]
+"""Each but the first is a function of `minillm.objectives.divergences`."""
 DIVERGENCES: dict[Divergence, str] = {
+    **{name: name.replace("_", " ").replace("kl", "KL divergence") for name in get_args(Divergence)},
     "cross_entropy": "cross-entropy",
-    "forward_kl": "forward KL divergence",
-    "reverse_kl": "reverse KL divergence",
-    "skewed_forward_kl": "skewed forward KL divergence",
-    "skewed_reverse_kl": "skewed reverse KL divergence",
     "jensen_shannon": "Jensen–Shannon divergence",
 }
-"""Name of each divergence in texts for readers."""
+"""The words for each on pages; only those that its name does not give are written here."""
 
 
 class Lora(Strict):

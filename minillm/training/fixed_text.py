@@ -67,7 +67,7 @@ class FixedText:
         tokens = sum(response_tokens)
         method = self.method
         plain = method.divergence == "cross_entropy"
-        divergence = None if plain else functional(method.divergence, method.skew, method.beta)
+        divergence = None if plain else functional(method.divergence, skew=method.skew, beta=method.beta)
         weight = 0.0 if plain else method.divergence_weight
         for chosen in micro_batches(rows, lengths, micro_batch_size):
             part = self.examples.iloc[chosen]

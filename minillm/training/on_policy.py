@@ -70,7 +70,8 @@ class Rollouts:
     def _rollout_losses(self, rows: list[int], tokens: int, before_updates: bool) -> Losses:
         """Means over the `tokens` of the global mini-batch, of this process's rows."""
         assert self.round is not None
-        sampled, models, policy, device = self.round, self.models, self.policy, self.models.student.device
+        sampled, models, policy, method = self.round, self.models, self.policy, self.method
+        device = models.student.device
         batch = make_batch([sampled.prompts[i] for i in rows], [sampled.responses[i] for i in rows]).to(device)
         experience = sampled.experience.of(rows, device)
         assert models.teacher is not None
@@ -85,7 +86,7 @@ class Rollouts:
             return (loss.single_step + loss.long_term) / tokens
 
         def losses(hidden: Tensor, head: OutputHead) -> Losses:
-            divergence = functional(self.method.divergence, self.method.skew, self.method.beta)
+            divergence = functional(method.divergence, skew=method.skew, beta=method.beta)
             response = batch.response[batch.response_mask]
             loss, terms = head_loss(hidden, head, response, per_token, divergence, teacher, policy.temperature)
             shares = policy_loss(terms, experience, policy)
@@ -94,7 +95,7 @@ class Rollouts:
                 "loss": loss,
                 "single_step": shares.single_step.sum() / tokens,
                 "long_term": shares.long_term.sum() / tokens,
-                self.method.divergence: terms.divergence.sum() / tokens,
+                method.divergence: terms.divergence.sum() / tokens,
                 "clipped_share": (change > policy.clip_range).sum() / tokens,
             }
             return found | ({"policy_ratio_error": change.sum() / tokens} if before_updates else {})

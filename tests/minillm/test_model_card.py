@@ -12,10 +12,9 @@ from huggingface_hub import ModelCard
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, GPT2LMHeadModel
 
-from minillm.config import DIVERGENCES, Config, Divergence, Method
+from minillm.config import DIVERGENCES, Config, Divergence
 from minillm.models.causal_lm import build_model
 from minillm.models.tokenizers_bpe import train_bpe
-from minillm.objectives.divergences import functional
 from minillm.reporting import model_card
 from minillm.reporting.plots import CURVES
 from minillm.reporting.study.page import SHOWN_CURVES
@@ -66,8 +65,12 @@ def table(role: str, mean: float) -> dict:
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory) -> Path:
-    """Export a tiny real GPT-2 with a real tokenizer as `minillm`."""
-    folder = tmp_path_factory.mktemp("card")
+    """A tiny model exported as `minillm`."""
+    return export(tmp_path_factory.mktemp("card"), "minillm", CONFIG["methods"])
+
+
+def export(folder: Path, role: str, methods: dict[str, Any]) -> Path:
+    """A tiny real GPT-2 with a real tokenizer, with its card, as one of a configuration's methods."""
     for name in ("train/model", "examples", "report", "output", "work"):
         (folder / name).mkdir(parents=True)
     tokenizer = train_bpe(["Name three colours. red green blue ### Instruction: ### Response:\n"] * 5, 300)
@@ -82,12 +85,12 @@ def exported(tmp_path_factory) -> Path:
     results = {
         "verdict": ["The best student is minillm.", "It is above kd.", f"It was asked with {TOKEN}."],
         "benchmarks": ["dolly"],
-        "tables": {"teacher": table("teacher", 27.6), "minillm": table("minillm", 24.64)},
+        "tables": {"teacher": table("teacher", 27.6), role: table(role, 24.64)},
     }
     (folder / "report" / "results.json").write_text(json.dumps(results), encoding="utf-8")
-    config = Config.model_validate(CONFIG).model_dump(mode="json", exclude={"runtime"})
+    config = Config.model_validate({**CONFIG, "methods": methods}).model_dump(mode="json", exclude={"runtime"})
     inputs = {"model": folder / "train", "examples": folder / "examples", "report": folder / "report"}
-    settings = Card(role="minillm", config=config)
+    settings = Card(role=role, config=config)
     job = Job(kind="model", settings=settings, inputs=inputs, output=folder / "output", work=folder / "work")
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("HF_TOKEN", TOKEN)
@@ -215,16 +218,18 @@ def test_a_mixture_of_losses_is_written_out(exported):
 
 
 @pytest.mark.parametrize("divergence", get_args(Divergence))
-def test_every_divergence_has_its_words_its_function_and_the_title_of_its_curve(divergence):
-    method = Method.model_validate({"text": "dataset", "divergence": divergence, "training": TRAINING})
-    words = model_card.divergence_words(method)
-    assert words.startswith(DIVERGENCES[divergence])
+def test_a_model_trained_with_any_divergence_gets_its_card(divergence, tmp_path):
+    methods = {"tried": {"text": "dataset", "divergence": divergence, "training": TRAINING}}
+    text = (export(tmp_path, "tried", methods) / "README.md").read_text(encoding="utf-8")
+    assert f"- Loss per token: {DIVERGENCES[divergence]}" in text
+    assert re.search(rf"\| divergence +\| +{divergence} \|", text)
+
+
+@pytest.mark.parametrize("divergence", get_args(Divergence))
+def test_the_curve_of_every_divergence_has_a_title_and_is_shown(divergence):
     if divergence == "cross_entropy":
-        assert words == "cross-entropy"
         assert "train/cross_entropy" not in CURVES, "the training loss is its curve"
         assert "train/cross_entropy" not in SHOWN_CURVES
     else:
         assert CURVES[f"train/{divergence}"].lower().startswith(DIVERGENCES[divergence].lower())
         assert f"train/{divergence}" in SHOWN_CURVES
-        functional(divergence, method.skew, method.beta)
-        assert ("skew 0.1" in words, "beta 0.5" in words) == (divergence[:4] == "skew", divergence == "jensen_shannon")
