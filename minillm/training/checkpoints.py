@@ -43,8 +43,8 @@ class CheckpointRecord(BaseModel):
 class Checkpoints:
     """Checkpoints under one folder, `step-…` each.
 
-    Weights, optimizer and schedule are DeepSpeed's own files; random states are kept per process, and what the feed and
-    the selection need beside them.
+    Weights, optimizer and schedule are DeepSpeed's own files. Beside them are the random state and the feed's state of
+    each process; the record holds what the selection needs.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -71,8 +71,7 @@ class Checkpoints:
         folder = self.directory / f"step-{step:08d}"
         engine.save_checkpoint(str(self.directory), tag=folder.name, save_latest=False)
         torch.save(_random_state(), folder / f"random-{rank()}.pt")
-        if rank() == 0:
-            torch.save(feed_state, folder / "feed.pt")
+        torch.save(feed_state, folder / f"feed-{rank()}.pt")
         dist.barrier()
         if rank() == 0:
             paths = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != RECORD]
@@ -89,14 +88,14 @@ class Checkpoints:
             for old in (*sorted(self.directory.glob("step-*"))[:-KEPT], *self.directory.glob(f"{UNIVERSAL}*")):
                 shutil.rmtree(old)
 
-    def load(self, engine: Any) -> tuple[int, dict[str, Any], dict[str, Any]] | None:
+    def load(self, engine: Any) -> tuple[int, list[dict[str, Any]], dict[str, Any]] | None:
         """Bring the engine and the random states back from the checkpoint that was chosen.
 
         Args:
             engine: Made to load a universal checkpoint where this is one (see `universal`).
 
         Returns:
-            (step, feed state, selection), or None if there is none.
+            (step, feed state of each process that saved it, selection), or None if there is none.
 
         Raises:
             StageError: It was written under another ZeRO stage, or holds more than data.
@@ -128,8 +127,10 @@ class Checkpoints:
         # Of other processes than there were: these only draw what is dropped out.
         random_state = folder / f"random-{rank() % record.processes}.pt"
         _restore_random_state(torch.load(random_state, weights_only=True))
-        feed_state = torch.load(folder / "feed.pt", weights_only=True)
-        return record.step, feed_state, record.selection
+        # Mapped, so that a process reads only what it takes out of the others' parts.
+        parts = [folder / f"feed-{number}.pt" for number in range(record.processes)]
+        feed_states = [torch.load(part, weights_only=True, mmap=True) for part in parts]
+        return record.step, feed_states, record.selection
 
     def _put_together(self, folder: Path) -> Path:
         """The checkpoint in DeepSpeed's universal form, which any number of processes can load."""

@@ -5,7 +5,7 @@ the current round of rollouts is a pure function of the seed and the step, so a 
 """
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -50,11 +50,11 @@ class Feed(Protocol):
         ...
 
     def state(self) -> dict[str, Any]:
-        """What cannot be computed from the seed and the step."""
+        """Return what this process needs and cannot compute from the seed and the step."""
         ...
 
-    def restore(self, state: dict[str, Any]) -> None:
-        """Take back what `state` gave."""
+    def restore(self, states: Sequence[dict[str, Any]]) -> None:
+        """Take back what `state` gave on each process; there may be more or fewer of them now."""
         ...
 
 

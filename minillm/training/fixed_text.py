@@ -1,6 +1,6 @@
 """Training on fixed text, the data set's or the teacher's: SFT, KD and SeqKD (method.md §5)."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -86,5 +86,5 @@ class FixedText:
         """Nothing: seed and step say all."""
         return {}
 
-    def restore(self, state: dict[str, Any]) -> None:
+    def restore(self, states: Sequence[dict[str, Any]]) -> None:
         """Nothing to take back."""

@@ -1,7 +1,7 @@
 """Training on rollouts of the student mixed with its teacher: MiniLLM and its special cases (paper Algorithm 1)."""
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,7 +24,7 @@ from minillm.training.engine import gathered_weights
 from minillm.training.feeds import Losses, Models, shuffled_slice
 from minillm.training.fixed_text import text_losses
 from minillm.training.rounds import Round, policy_experience, policy_loss
-from minillm.worker.processes import gather_lists, gather_rows, rank, world_size
+from minillm.worker.processes import gather_lists, rank, world_size
 
 
 @dataclass
@@ -142,8 +142,11 @@ class Rollouts:
 
         In bfloat16 a pass in another shape, or one token at a time with a cache, would differ by some percent.
         """
-        models, mine = self.models, {}
+        models = self.models
         assert models.teacher is not None
+        log_probs: dict[int, tuple[Tensor, Tensor]] = {}
+        teacher_hidden: dict[int, Tensor] = {}
+        teacher_log_normalizer: dict[int, Tensor] = {}
         teacher_head = output_head(models.teacher, models.vocabulary)
         lengths = [len(p) + len(r) for p, r in zip(prompts, responses, strict=True)]
         for rows in self._mini_batches(index):
@@ -156,16 +159,16 @@ class Rollouts:
                 student = models.student(batch, lambda hidden, head, score=score: {"log_prob": score(hidden, head)[0]})
                 hidden = response_hidden(models.teacher, batch)  # (N, H)
                 values = (student["log_prob"], *score(hidden, teacher_head), hidden)
-                # Each response's in memory of its own: pickled views would each carry the whole.
+                # Each response gets memory of its own: pickled views would each carry the whole micro-batch.
                 counts = [len(responses[i]) for i in chosen]
                 parts = zip(*([part.clone() for part in of.cpu().split(counts)] for of in values), strict=True)
-                mine |= dict(zip(chosen, parts, strict=True))
-        scores = gather_rows(mine)
-        student, teacher, log_normalizer, hidden = (
-            list(of) for of in zip(*(scores[i] for i in range(len(prompts))), strict=True)
-        )
+                for row, (of_student, of_teacher, normalizer, states) in zip(chosen, parts, strict=True):
+                    log_probs[row] = (of_student, of_teacher)
+                    teacher_log_normalizer[row], teacher_hidden[row] = normalizer, states
+        scores = dict(gather_lists(list(log_probs.items())))
+        student, teacher = zip(*(scores[i] for i in range(len(prompts))), strict=True)
         experience = policy_experience(_pad(student), _pad(teacher), responses, self.policy)
-        return Round(index, prompts, responses, experience, hidden, log_normalizer)
+        return Round(index, prompts, responses, experience, teacher_hidden, teacher_log_normalizer)
 
     @property
     def steps_per_round(self) -> int:
@@ -197,7 +200,7 @@ class Rollouts:
         return f"round {step // self.steps_per_round}, rollouts {self._rows(step)}"
 
     def state(self) -> dict[str, Any]:
-        """The current round: the student that sampled it exists no more."""
+        """Return the current round, with this process's part: the student that sampled it exists no more."""
         if self.round is None:
             return {}
         return {
@@ -210,21 +213,33 @@ class Rollouts:
             "teacher_log_normalizer": self.round.teacher_log_normalizer,
         }
 
-    def restore(self, state: dict[str, Any]) -> None:
-        """Take back the round."""
-        if state:
-            experience = policy_experience(
-                state["student_log_prob"], state["teacher_log_prob"], state["responses"], self.policy
-            )
-            self.round = Round(
-                state["index"],
-                state["prompts"],
-                state["responses"],
-                experience,
-                state["teacher_hidden"],
-                state["teacher_log_normalizer"],
-            )
+    def restore(self, states: Sequence[dict[str, Any]]) -> None:
+        """Take back the round from the states of all processes that saved it, which may have been another number."""
+        state = states[0]
+        if not state:
+            return
+        prompts, responses = state["prompts"], state["responses"]
+        experience = policy_experience(state["student_log_prob"], state["teacher_log_prob"], responses, self.policy)
+        own = self._own_rows(state["index"], [len(p) + len(r) for p, r in zip(prompts, responses, strict=True)])
+        hidden, log_normalizer = (
+            {row: tensor for part in states for row, tensor in part[name].items()}
+            for name in ("teacher_hidden", "teacher_log_normalizer")
+        )
+        self.round = Round(
+            state["index"],
+            prompts,
+            responses,
+            experience,
+            # Copied out of the files, which are mapped, not read, and go when newer checkpoints are there.
+            {row: hidden[row].clone() for row in own},
+            {row: log_normalizer[row].clone() for row in own},
+        )
+
+    def _own_rows(self, index: int, lengths: Sequence[int]) -> list[int]:
+        """Rows of a round that this process scores and updates on; the micro-batch size does not matter to it."""
+        shares = (micro_batches(rows, [lengths[i] for i in rows], len(rows)) for rows in self._mini_batches(index))
+        return [row for share in shares for chosen in share for row in chosen]
 
 
-def _pad(rows: list[Tensor]) -> Tensor:
-    return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
+def _pad(rows: Sequence[Tensor]) -> Tensor:
+    return torch.nn.utils.rnn.pad_sequence(list(rows), batch_first=True)

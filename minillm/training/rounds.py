@@ -19,10 +19,11 @@ class Round:
     prompts: list[list[int]]
     responses: list[list[int]]
     experience: Experience
-    teacher_hidden: list[Tensor]
-    """The teacher's last hidden states (T, H) of each response, so that it runs once per round, not per epoch."""
-    teacher_log_normalizer: list[Tensor]
-    """log Σ exp of its logits (T,)."""
+    teacher_hidden: dict[int, Tensor]
+    """The teacher's last hidden states (T, H) by response, so that it runs once per round, not per epoch. Only of the
+    responses that this process updates on: they are much larger than all else here."""
+    teacher_log_normalizer: dict[int, Tensor]
+    """log Σ exp of its logits (T,), of the same responses."""
 
     def metrics(self, ends: tuple[int, ...]) -> dict[str, float]:
         """Means per token of the round: reward, weight; and per response: length, share that ended by itself."""

@@ -210,8 +210,8 @@ class Trainer:
         found = self.checkpoints.load(self.engine)
         if found is None:
             return 0
-        step, feed_state, selection = found
-        self.feed.restore(feed_state)
+        step, feed_states, selection = found
+        self.feed.restore(feed_states)
         self.selection.history = selection["history"]
         print(f"continuing from the checkpoint of step {step}", flush=True)
         return step

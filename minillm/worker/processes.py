@@ -35,22 +35,20 @@ def world_size() -> int:
 
 
 def gather_lists(mine: list[Any]) -> list[Any]:
-    """Put together what every process computed for its rows rank, rank + world_size, … in the order of rows."""
+    """Join the lists of all processes in the order they were dealt out: one entry of each process, then the next.
+
+    Args:
+        mine: Values of rows rank, rank + world_size, …, so no process has more than one entry more than another.
+
+    Returns:
+        The values of all rows, on every process alike.
+    """
     if world_size() == 1:
         return mine  # nothing to pickle
     parts: list[list[Any] | None] = [None] * world_size()
     dist.all_gather_object(parts, mine)
     rows = sum(len(part or []) for part in parts)
     return [(parts[i % len(parts)] or [])[i // len(parts)] for i in range(rows)]
-
-
-def gather_rows(mine: dict[int, Any]) -> dict[int, Any]:
-    """Put together what every process computed for rows of its own."""
-    if world_size() == 1:
-        return mine  # nothing to pickle
-    parts: list[dict[int, Any]] = [{}] * world_size()
-    dist.all_gather_object(parts, mine)
-    return {row: value for part in parts for row, value in part.items()}
 
 
 def device() -> torch.device:

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -129,6 +130,32 @@ def test_a_killed_run_continues_on_another_number_of_processes(
     assert "continuing from the checkpoint of step" in done.stdout
     assert ("put together" in done.stdout) == (zero_stage > 0)
     assert history(tmp_path) == pytest.approx(history(undisturbed), rel=1e-4)
+
+
+@pytest.mark.parametrize(("before", "after"), [(2, 1), pytest.param(1, 2, marks=pytest.mark.long)])
+def test_a_round_of_rollouts_continues_on_another_number_of_processes(before, after, inputs, teacher, tmp_path):
+    """Each process keeps the teacher's hidden states of its own rows; the others' are other rows afterwards."""
+    stage = without_dropout(settings("minillm", steps=6, evaluate_every=6, select_by="validation_loss"))
+    _run_rollouts(tmp_path, stage, given("minillm", inputs, teacher), before)
+    undisturbed = history(tmp_path), weights(tmp_path)
+    parts = [tmp_path / "checkpoints" / "step-00000003" / f"feed-{number}.pt" for number in range(before)]
+    rows = [row for part in parts for row in torch.load(part)["teacher_hidden"]]
+    assert sorted(rows) == list(range(16))
+    shutil.rmtree(tmp_path / "checkpoints" / "step-00000006")  # as if killed in the middle of the round
+    shutil.rmtree(tmp_path / "output")
+    done = _run_rollouts(tmp_path, stage, given("minillm", inputs, teacher), after)
+    assert "continuing from the checkpoint of step 3" in done.stdout
+    assert history(tmp_path) == pytest.approx(undisturbed[0], rel=1e-5)
+    for name, tensor in weights(tmp_path).items():
+        torch.testing.assert_close(tensor, undisturbed[1][name], rtol=1e-3, atol=1e-4)
+
+
+def _run_rollouts(
+    folder: Path, stage: Train, inputs: dict[str, Path], processes: int
+) -> subprocess.CompletedProcess[str]:
+    done = run_worker(write_job(folder, stage, inputs, processes=processes, checkpoint_every=3), processes)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done
 
 
 def test_another_zero_stage_in_the_middle_is_refused_with_the_remedy(inputs, tmp_path):
