@@ -144,14 +144,16 @@ def token_divergences(
         rows = order[start : start + batch_size]
         batch = make_batch([prompts[i] for i in rows], [responses[i] for i in rows]).to(student.device)
         _, terms = head_loss(
-            response_hidden(student, batch),
+            response_hidden(student, batch),  # (N, H), N the real response tokens of the batch
             output_head(student, vocabulary),
-            batch.response[batch.response_mask],
+            batch.response[batch.response_mask],  # (N,), which the divergence does not depend on
             lambda terms, part: terms.divergence,
             forward_kl,
             Teacher(response_hidden(teacher, batch), output_head(teacher, vocabulary)),
         )
-        ends = np.cumsum([len(responses[i]) for i in rows])[:-1]
+        ends = np.cumsum([len(responses[i]) for i in rows])[
+            :-1
+        ]  # (rows − 1,), where one response gives way to the next
         found |= dict(zip(rows, np.split(terms.divergence.double().cpu().numpy(), ends), strict=True))
         report(len(found))
     return [found[i] for i in range(len(prompts))]
@@ -172,10 +174,10 @@ def require_numbers(divergences: Sequence[NDArray[np.float64]], role: str) -> No
 
 def accumulated(divergences: Sequence[NDArray[np.float64]], max_length: int) -> NDArray[np.float64]:
     """Σ_{t≤l} k_t of each response (N, max_length), for l = 1 … max_length."""
-    steps = np.zeros((len(divergences), max_length))
+    steps = np.zeros((len(divergences), max_length))  # zero after the end: a response that has ended adds nothing
     for row, values in zip(steps, divergences, strict=True):
         row[: len(values)] = values[:max_length]
-    return steps.cumsum(axis=1)
+    return steps.cumsum(axis=1)  # (N, max_length)
 
 
 def prompt_means(sums: NDArray[np.float64], prompts: NDArray[np.int64]) -> NDArray[np.float64]:
@@ -190,8 +192,8 @@ def prompt_means(sums: NDArray[np.float64], prompts: NDArray[np.int64]) -> NDArr
 
 def curves_of(means: NDArray[np.float64]) -> NDArray[np.float64]:
     """R, l·ε and ExAccErr (…, 3, L) of the mean sums on the student's and the teacher's text (…, 2, L)."""
-    of_student, of_teacher = np.moveaxis(means, -2, 0)
-    more = of_student - of_teacher
+    of_student, of_teacher = np.moveaxis(means, -2, 0)  # (…, L) each
+    more = of_student - of_teacher  # (…, L)
     # A student that equals its teacher has no error to exceed.
     excess = np.divide(more, of_teacher, out=np.zeros_like(more), where=more != 0)
     return np.stack([of_student, of_teacher, 100 * excess], axis=-2)

@@ -75,8 +75,8 @@ def likelihoods(
 def _of_batch(model: PreTrainedModel, vocabulary: int, pairs: Sequence[Pair]) -> list[Likelihood]:
     prompts, responses = zip(*pairs, strict=True)
     batch = make_batch(prompts, responses).to(model.device)
-    tokens = batch.response[batch.response_mask]
-    scores = likeliest_log_probs(response_hidden(model, batch), output_head(model, vocabulary), tokens)
-    ends = np.cumsum([len(response) for response in responses])[:-1]
+    tokens = batch.response[batch.response_mask]  # (N,), N the real response tokens
+    scores = likeliest_log_probs(response_hidden(model, batch), output_head(model, vocabulary), tokens)  # (N,) each
+    ends = np.cumsum([len(response) for response in responses])[:-1]  # (rows − 1,)
     of_rows = [np.split(score.double().cpu().numpy(), ends) for score in scores]
     return [Likelihood(*row) for row in zip(*of_rows, strict=True)]

@@ -41,8 +41,9 @@ class _Cursor:
         if heads not in self._places:
             assert self.written is not None
             device = self.written.device
-            slot = torch.arange(self.first, self.first + self.rows, device=device)[:, None, None]
-            head = torch.arange(heads, device=device)[:, None]
+            slot = torch.arange(self.first, self.first + self.rows, device=device)[:, None, None]  # (rows, 1, 1)
+            head = torch.arange(heads, device=device)[:, None]  # (heads, 1)
+            # (rows, heads, k), flattened: one index for each vector that `_store` writes
             self._places[heads] = ((slot * heads + head) * self.columns + self.written[:, None]).flatten()
         return self._places[heads]
 
@@ -78,14 +79,15 @@ class _SlotLayer(CacheLayerMixin):
 
     def _store(self, kept: Tensor, states: Tensor) -> Tensor:
         cursor = self.cursor
+        # One row of memory for each slot, head and column, (slots · heads · columns, size), so one copy writes all.
         kept.view(-1, kept.shape[-1]).index_copy_(0, cursor.places(kept.shape[1]), states.flatten(0, 2))
-        return kept[cursor.first : cursor.first + cursor.rows, :, : cursor.width]
+        return kept[cursor.first : cursor.first + cursor.rows, :, : cursor.width]  # (rows, heads, width, size)
 
     def move(self, sources: Tensor, targets: Tensor, width: int) -> None:
         """Copy the first columns of slots into others."""
         for kept in (self.keys, self.values):
             assert kept is not None
-            kept[targets, :, :width] = kept[sources, :, :width]
+            kept[targets, :, :width] = kept[sources, :, :width]  # no slot is both (see Slots.release)
 
     def get_seq_length(self) -> int:
         """Nothing that a model could use: rows differ in length."""
@@ -114,7 +116,7 @@ class CachedModel:
         """
         self.model = model
         self.head: OutputHead = output_head(model, vocabulary)
-        self.seen = np.zeros(slots, dtype=np.int64)
+        self.seen = np.zeros(slots, dtype=np.int64)  # (slots,)
         # The last column takes what is written for padding; no mask ever lets it be read.
         self._cursor = _Cursor(slots, columns + 1)
         self._layers = [_SlotLayer(self._cursor) for _ in range(model.config.get_text_config().num_hidden_layers)]
@@ -134,19 +136,21 @@ class CachedModel:
             −1 where a row lacked fewer.
         """
         cursor, slots = self._cursor, slice(first, first + rows)
-        seen, until = self.seen[slots, None], lengths[slots, None]
-        columns = seen + np.arange(int((until - seen).max()))
-        real = columns < until
+        seen, until = self.seen[slots, None], lengths[slots, None]  # (rows, 1) each
+        columns = seen + np.arange(int((until - seen).max()))  # (rows, k), k the most that any row lacks
+        real = columns < until  # (rows, k)
         device = tokens.device
-        position = torch.from_numpy(np.minimum(columns, until - 1)).to(device)
+        # Where a row lacks fewer than k, its last token is repeated at its own position, but written out of the way.
+        position = torch.from_numpy(np.minimum(columns, until - 1)).to(device)  # (rows, k)
         written = torch.from_numpy(np.where(real, columns, cursor.columns - 1)).to(device)
         cursor.aim(first, rows, int(until.max()), written)
         dtype = next(self.model.parameters()).dtype
-        visible = torch.arange(cursor.width, device=device) <= position[:, :, None]
+        # A token sees its row's columns up to its own; what a slot held before lies behind them.
+        visible = torch.arange(cursor.width, device=device) <= position[:, :, None]  # (rows, k, width)
         mask = torch.zeros(visible.shape, dtype=dtype, device=device).masked_fill_(~visible, torch.finfo(dtype).min)
         output = self.model.base_model(
-            input_ids=tokens[slots].gather(1, position),
-            attention_mask=mask[:, None],
+            input_ids=tokens[slots].gather(1, position),  # (rows, k)
+            attention_mask=mask[:, None],  # (rows, 1, k, width), the same for every head
             position_ids=position,
             past_key_values=self._cache,
             use_cache=True,

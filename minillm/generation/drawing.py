@@ -70,31 +70,33 @@ def draw(logits: Tensor, uniform: Tensor) -> Draw:
     Returns:
         Tokens, never one of probability zero.
     """
-    highest = over_vocabulary(torch.amax, logits)
-    mass = torch.sub(logits, highest[:, None]).exp_()
-    columns, whole = mass.t(), mass.shape[1] // BLOCK * BLOCK
+    highest = over_vocabulary(torch.amax, logits)  # (N,)
+    mass = torch.sub(logits, highest[:, None]).exp_()  # (N, V), probabilities but for their sum
+    columns, whole = mass.t(), mass.shape[1] // BLOCK * BLOCK  # (V, N)
     # Entries in the first dimension, as logits are laid out: the other way around these sums are far slower.
-    sums = columns[:whole].reshape(whole // BLOCK, BLOCK, len(mass)).sum(dim=1)
-    sums = torch.cat([sums, columns[whole:].sum(dim=0, keepdim=True)]).t()
-    log_normalizer = sums.sum(dim=1).log() + highest
-    below = sums.double().cumsum(dim=1)
-    total = below[:, -1:]
-    block = _first_above(below, uniform[:, None] * total)
+    sums = columns[:whole].reshape(whole // BLOCK, BLOCK, len(mass)).sum(dim=1)  # (V // BLOCK, N)
+    sums = torch.cat([sums, columns[whole:].sum(dim=0, keepdim=True)]).t()  # (N, B), the last block is what is left
+    log_normalizer = sums.sum(dim=1).log() + highest  # (N,)
+    below = sums.double().cumsum(dim=1)  # (N, B)
+    total = below[:, -1:]  # (N, 1)
+    block = _first_above(below, uniform[:, None] * total)  # (N, 1)
+    # Mass still to go inside the block; rounding of the cumulative sums may leave a little less than none.
     rest = (uniform[:, None] * total - (below.gather(1, block) - sums.gather(1, block))).clamp(min=0)
-    inside = block * BLOCK + torch.arange(BLOCK, device=logits.device)
+    inside = block * BLOCK + torch.arange(BLOCK, device=logits.device)  # (N, BLOCK), may run beyond V
     candidates = mass.gather(1, inside.clamp(max=mass.shape[1] - 1)).masked_fill(inside >= mass.shape[1], 0.0)
-    token = (block * BLOCK + _first_above(candidates.double().cumsum(dim=1), rest)).squeeze(1)
+    token = (block * BLOCK + _first_above(candidates.double().cumsum(dim=1), rest)).squeeze(1)  # (N,)
     return Draw(token, logits.gather(1, token[:, None]).squeeze(1) - log_normalizer, log_normalizer)
 
 
 def greedy(logits: Tensor) -> Draw:
     """The likeliest token of each row of logits (N, V)."""
-    token = logits.argmax(dim=-1)
-    log_normalizer = torch.logsumexp(logits, dim=-1)
+    token = logits.argmax(dim=-1)  # (N,)
+    log_normalizer = torch.logsumexp(logits, dim=-1)  # (N,)
     return Draw(token, logits.gather(1, token[:, None]).squeeze(1) - log_normalizer, log_normalizer)
 
 
 def _first_above(cumulative: Tensor, threshold: Tensor) -> Tensor:
     """The first entry (N, 1) above a threshold (N, 1), or the last that adds anything where rounding left none."""
+    # The largest number below the total, so that one entry is always above the threshold.
     threshold = torch.minimum(threshold, torch.nextafter(cumulative[:, -1:], cumulative.new_zeros(())))
     return torch.searchsorted(cumulative, threshold, right=True)

@@ -54,7 +54,7 @@ class RolloutSampler:
             return Sampler(self.student, self.ends, self.vocabulary, decoding, self.batch_size).sample(requests)
         order = sorted(range(len(requests)), key=lambda i: (len(requests[i].prompt), requests[i].max_tokens))
         longest = max(r.max_tokens for r in requests)
-        from_teacher = generator(coins).random(longest) < self.teacher_mix
+        from_teacher = generator(coins).random(longest) < self.teacher_mix  # (longest,), a coin for each position
         responses: dict[int, Response] = {}
         for start in range(0, len(order), self.batch_size):
             chosen = order[start : start + self.batch_size]
@@ -82,7 +82,7 @@ class _MixedBatch:
         slots, look_every = self.slots, steps_between_looks(self.slots.device)
         step = 0
         while slots.active:
-            going = (slots.lengths < slots.limits)[: slots.active]
+            going = (slots.lengths < slots.limits)[: slots.active]  # (active,)
             slots.append(draw(self._logits(int(self.from_teacher[step])), slots.uniforms()), going)
             step += 1
             # Another step needs a row that goes on: where all are at their limit, nothing is left to be run.
@@ -93,17 +93,18 @@ class _MixedBatch:
     def _logits(self, which: int) -> Tensor:
         """What one model says (rows, V) of every row's next token, after it has seen those that it lacked."""
         slots, model = self.slots, self.models[which]
+        # k counts the tokens since this model last ran; at its first turn, the prompt too.
         hidden, columns = model.run(slots.tokens, slots.lengths, 0, slots.active)  # (rows, k, H), (rows, k)
         # A row at its limit may lack nothing; what is said of it is not used.
-        last = torch.from_numpy((columns >= 0).sum(axis=1) - 1).clamp(min=0).to(slots.device)
+        last = torch.from_numpy((columns >= 0).sum(axis=1) - 1).clamp(min=0).to(slots.device)  # (rows,)
         after = hidden[torch.arange(slots.active, device=slots.device), last]  # (rows, H)
         return model.head.logits(after, self.sampler.temperature)
 
     def _release_ended(self) -> None:
         """Keep the responses of rows at their end and let go of them."""
         slots = self.slots
-        ended = np.flatnonzero(slots.finished())
+        ended = np.flatnonzero(slots.finished())  # (e,), ascending
         self.responses |= {int(slots.request[slot]): slots.response(slot) for slot in ended.tolist()}
         sources, targets = slots.release(ended)
-        for model in self.models:
+        for model in self.models:  # both caches follow, whichever model ran last
             model.move(sources, targets)

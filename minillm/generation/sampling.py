@@ -62,15 +62,16 @@ class Sampler:
         look_every = steps_between_looks(device)
         for step in itertools.count(1):
             hidden = []
-            if slots.active:
-                hidden.append(cached.run(slots.tokens, slots.lengths, 0, slots.active)[0][:, -1])
+            if slots.active:  # a row lacks at most the token it drew last: k = 1
+                hidden.append(cached.run(slots.tokens, slots.lengths, 0, slots.active)[0][:, -1])  # (active, H)
             free = slots.capacity - slots.active
             if queue and free >= max(1, int(REFILL_SHARE * slots.capacity)):
                 hidden.append(self._admit(cached, slots, [queue.popleft() for _ in range(min(free, len(queue)))]))
-            going = (slots.lengths < slots.limits)[: slots.active]
+            # New rows stand behind the others, so hidden states and slots are in one order.
+            going = (slots.lengths < slots.limits)[: slots.active]  # (active,)
             slots.append(self._draw(torch.cat(hidden), cached, slots), going)
             if step % look_every and going.any():
-                continue
+                continue  # a look waits for the device
             done = np.flatnonzero(slots.finished())
             if len(done):
                 responses |= {int(slots.request[slot]): slots.response(slot) for slot in done.tolist()}
@@ -85,10 +86,10 @@ class Sampler:
         first = slots.active
         slots.admit(numbers)
         cached.forget(first, len(numbers))
-        hidden, _ = cached.run(slots.tokens, slots.lengths, first, len(numbers))
-        last = torch.from_numpy(slots.prompts[first : slots.active] - 1).to(hidden.device)
-        return hidden[torch.arange(len(numbers), device=hidden.device), last]
+        hidden, _ = cached.run(slots.tokens, slots.lengths, first, len(numbers))  # (rows, longest prompt, H)
+        last = torch.from_numpy(slots.prompts[first : slots.active] - 1).to(hidden.device)  # (rows,)
+        return hidden[torch.arange(len(numbers), device=hidden.device), last]  # (rows, H)
 
     def _draw(self, hidden: Tensor, cached: CachedModel, slots: Slots) -> Draw:
-        logits = self.decoding.warp(cached.head.logits(hidden), slots.sequence)
+        logits = self.decoding.warp(cached.head.logits(hidden), slots.sequence)  # (active, V)
         return greedy(logits) if self.decoding.strategy == "greedy" else draw(logits, slots.uniforms())

@@ -55,24 +55,26 @@ class Slots:
         self.columns = max(len(r.prompt) + r.max_tokens for r in requests)
         self.capacity = slots
         self.active = 0
-        self.tokens = torch.zeros(slots, self.columns, dtype=torch.long, device=device)
-        self.ended = torch.zeros(slots, dtype=torch.bool, device=device)
-        self.log_probs = torch.zeros(slots, self.columns, dtype=torch.float64, device=device)
+        self.tokens = torch.zeros(slots, self.columns, dtype=torch.long, device=device)  # (S, C), prompt then response
+        self.ended = torch.zeros(slots, dtype=torch.bool, device=device)  # (S,), an end token has been drawn
+        # float64 keeps each log-probability as it was drawn, whichever precision the logits had.
+        self.log_probs = torch.zeros(slots, self.columns, dtype=torch.float64, device=device)  # (S, C)
+        # (S, longest response): drawn when a row is admitted, so a row's numbers depend on its stream alone.
         self._uniforms = torch.zeros(slots, max(r.max_tokens for r in requests), dtype=torch.float64, device=device)
-        self.request = np.zeros(slots, dtype=np.int64)
+        self.request = np.zeros(slots, dtype=np.int64)  # (S,)
         """Which request a slot works on."""
-        self.prompts = np.ones(slots, dtype=np.int64)
+        self.prompts = np.ones(slots, dtype=np.int64)  # (S,)
         """Tokens of its prompt."""
-        self.lengths = np.ones(slots, dtype=np.int64)
+        self.lengths = np.ones(slots, dtype=np.int64)  # (S,)
         """Tokens of prompt and response so far."""
-        self.limits = np.ones(slots, dtype=np.int64)
+        self.limits = np.ones(slots, dtype=np.int64)  # (S,)
         """Longest prompt with response."""
 
     def admit(self, numbers: Sequence[int]) -> None:
         """Give the next free slots to requests."""
         chosen = slice(self.active, self.active + len(numbers))
-        tokens = np.zeros((len(numbers), self.columns), dtype=np.int64)
-        uniforms = np.zeros((len(numbers), self._uniforms.shape[1]))
+        tokens = np.zeros((len(numbers), self.columns), dtype=np.int64)  # (n, C), the n rows admitted
+        uniforms = np.zeros((len(numbers), self._uniforms.shape[1]))  # (n, longest response)
         for row, number in enumerate(numbers):
             request = self.requests[number]
             tokens[row, : len(request.prompt)] = request.prompt
@@ -87,8 +89,9 @@ class Slots:
 
     def uniforms(self) -> Tensor:
         """The random number (active,) that decides each row's next token."""
-        position = np.minimum(self.lengths, self.limits - 1) - self.prompts
-        chosen = torch.from_numpy(position[: self.active, None]).to(self.device)
+        # Place in the response. A row at its limit draws too, and its draw is thrown away: any number will do.
+        position = np.minimum(self.lengths, self.limits - 1) - self.prompts  # (S,)
+        chosen = torch.from_numpy(position[: self.active, None]).to(self.device)  # (active, 1)
         return self._uniforms[: self.active].gather(1, chosen).squeeze(1)
 
     def sequence(self, slot: int) -> Tensor:
@@ -97,9 +100,9 @@ class Slots:
 
     def append(self, drawn: Draw, going: np.ndarray) -> None:
         """Add what was drawn for every active row to those that are going (active,)."""
-        rows = np.flatnonzero(going)
+        rows = np.flatnonzero(going)  # (g,), the rows that are going
         row, column = torch.from_numpy(rows).to(self.device), torch.from_numpy(self.lengths[rows]).to(self.device)
-        token = drawn.token[row]
+        token = drawn.token[row]  # (g,)
         self.tokens[row, column] = token
         self.log_probs[row, column] = drawn.log_prob[row].to(self.log_probs.dtype)
         self.ended[row] |= torch.isin(token, self._end_tokens)
@@ -111,7 +114,7 @@ class Slots:
 
     def response(self, slot: int) -> Response:
         """The response in a slot, no further than its end token."""
-        columns = slice(self.prompts[slot], self.lengths[slot])
+        columns = slice(self.prompts[slot], self.lengths[slot])  # may reach beyond the end token: looks are rare
         tokens = self.tokens[slot, columns].tolist()
         end = next((place for place, token in enumerate(tokens) if token in self.ends), None)
         if end is not None:
@@ -126,8 +129,9 @@ class Slots:
             The moves made, from slots and to slots, which caches must follow.
         """
         left = self.active - len(slots)
-        targets = slots[slots < left]
-        sources = np.setdiff1d(np.arange(left, self.active), slots)
+        # Rows behind the first `left` slots move into the holes among these; there are as many of one as of the other.
+        targets = slots[slots < left]  # (m,)
+        sources = np.setdiff1d(np.arange(left, self.active), slots)  # (m,)
         self.active = left
         if len(sources):
             from_, to = torch.from_numpy(sources).to(self.device), torch.from_numpy(targets).to(self.device)

@@ -44,8 +44,8 @@ def make_batch(prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[in
     """
     prompt_width = max(len(p) for p in prompts)
     width = prompt_width + max(len(r) for r in responses)
-    tokens = torch.zeros(len(prompts), width, dtype=torch.long)
-    mask = torch.zeros(len(prompts), width, dtype=torch.bool)
+    tokens = torch.zeros(len(prompts), width, dtype=torch.long)  # (B, P + T)
+    mask = torch.zeros(len(prompts), width, dtype=torch.bool)  # (B, P + T)
     for row, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
         if not len(prompt):
             raise ValueError(f"row {row} has an empty prompt; render it through the template first")
@@ -64,7 +64,7 @@ def micro_batches(rows: Sequence[int], lengths: Sequence[int], size: int) -> Ite
         size: Rows of a micro-batch.
     """
     ordered = [row for _, row in sorted(zip(lengths, rows, strict=True), key=lambda pair: pair[0])]
-    mine = ordered[rank() :: world_size()]
+    mine = ordered[rank() :: world_size()]  # every process gets short and long rows
     for start in range(0, len(mine), size):
         yield mine[start : start + size]
 

@@ -66,6 +66,7 @@ def merged_weights(model: PreTrainedModel) -> dict[str, Tensor]:
         product: Callable[[str], Tensor] | None = getattr(layer, "get_delta_weight", None)  # of peft's layers
         if product is not None:
             matrix = weights[f"{name}.weight"]
+            # (α/r)·B·A, transposed where the layer's matrix is; the name is peft's for its only adapter.
             weights[f"{name}.weight"] = (matrix + product("default")).to(matrix.dtype)
     return weights
 

@@ -44,11 +44,11 @@ class OutputHead:
         Returns:
             (N, r), a view of `out`.
         """
-        weight = self.weight.detach()[rows]
+        weight = self.weight.detach()[rows]  # (r, H)
         if hidden.dtype == out.dtype:
             torch.mm(weight, hidden.t(), out=out)
         else:
-            out.copy_(weight @ hidden.t())
+            out.copy_(weight @ hidden.t())  # a product in bfloat16, all that follows in float32
         if self.bias is not None:
             out.add_(self.bias.detach()[rows, None])
         if self.soft_cap is not None:
@@ -65,7 +65,7 @@ class OutputHead:
             temperature: Divides the logits.
         """
         wide = torch.promote_types(hidden.dtype, torch.float32)
-        out = torch.empty(self.vocabulary, len(hidden), dtype=wide, device=hidden.device)
+        out = torch.empty(self.vocabulary, len(hidden), dtype=wide, device=hidden.device)  # (V, N)
         for rows in self.blocks(len(hidden)):
             self.block(hidden, rows, temperature, out[rows])
         return out.t()
@@ -94,11 +94,13 @@ def response_hidden(model: PreTrainedModel, batch: Batch) -> Tensor:
     Returns:
         (N, H), N the number of real response tokens: prompts and padding go no further than the body.
     """
-    positions = (batch.mask.cumsum(dim=1) - 1).clamp(min=0)
+    # Positions count real tokens, so a prompt padded on the left starts at 0 as it would alone.
+    positions = (batch.mask.cumsum(dim=1) - 1).clamp(min=0)  # (B, P + T)
     output = model.base_model(
         input_ids=batch.tokens, attention_mask=batch.mask.long(), position_ids=positions, use_cache=False
     )
-    return output.last_hidden_state[:, batch.prompt_width - 1 : -1][batch.response_mask]
+    # A state predicts the next token: one column to the left of the response, (B, T, H), then its real tokens.
+    return output.last_hidden_state[:, batch.prompt_width - 1 : -1][batch.response_mask]  # (N, H)
 
 
 class HeadedModel(nn.Module):

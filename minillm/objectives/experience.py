@@ -13,16 +13,16 @@ from minillm.objectives.policy import Credit, credited_return, importance_weight
 class Experience:
     """Per-token values of rollouts under the student that sampled them, (N, T), zero at padding."""
 
-    student_log_prob: Tensor
-    teacher_log_prob: Tensor
-    importance_weight: Tensor
-    credited_return: Tensor
-    mask: Tensor
+    student_log_prob: Tensor  # log q(y_t)
+    teacher_log_prob: Tensor  # log p(y_t)
+    importance_weight: Tensor  # w_t
+    credited_return: Tensor  # R_t, as credited
+    mask: Tensor  # bool, True at real tokens
 
     def of(self, rows: Sequence[int], device: torch.device) -> "Experience":
         """The values of the real tokens of some rows, (n,) each, row after row."""
         chosen = list(rows)
-        real = self.mask[chosen]
+        real = self.mask[chosen]  # (rows, T)
         return Experience(*(getattr(self, f.name)[chosen][real].to(device) for f in fields(self)))
 
     def part(self, chosen: slice) -> "Experience":
@@ -57,8 +57,8 @@ def make_experience(
         reward_clip: Bound on the size of a scaled reward; None for no bound.
         whiten: Shift and scale the returns to mean 0 and variance 1 over all tokens.
     """
-    lengths = torch.tensor([len(r) for r in responses])
-    mask = torch.arange(student_log_prob.shape[1]) < lengths[:, None]
+    lengths = torch.tensor([len(r) for r in responses])  # (N,)
+    mask = torch.arange(student_log_prob.shape[1]) < lengths[:, None]  # (N, T)
     reward = token_reward(student_log_prob, teacher_log_prob, reward_scale, reward_clip) * mask
     returns = credited_return(reward, mask, credit, length_normalization, discount)
     if whiten:

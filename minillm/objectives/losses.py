@@ -59,9 +59,9 @@ def rollout_loss(
         single_step: Add the single-step term; without it, it is zero.
         weight_single_step: Weight the single-step term by w_t.
     """
-    weight = experience.importance_weight
-    ratio = (terms.log_prob - experience.student_log_prob).exp()
-    if clip_importance:
+    weight = experience.importance_weight  # (N,)
+    ratio = (terms.log_prob - experience.student_log_prob).exp()  # (N,), 1 before the first update of a round
+    if clip_importance:  # where w ≠ 1 this clips at the first step already
         long_term = clipped_policy_loss(ratio * weight, experience.credited_return, clip_range)
     else:
         long_term = clipped_policy_loss(ratio, weight * experience.credited_return, clip_range)

@@ -18,8 +18,8 @@ def importance_weight(student_log_prob: Tensor, teacher_log_prob: Tensor, teache
     """
     if teacher_mix == 0.0:
         return torch.ones_like(student_log_prob)
-    alpha = student_log_prob.new_tensor(teacher_mix)
-    behaviour = torch.logaddexp(alpha.log() + teacher_log_prob, (1 - alpha).log() + student_log_prob)
+    alpha = student_log_prob.new_tensor(teacher_mix)  # (), in the precision of the log-probabilities
+    behaviour = torch.logaddexp(alpha.log() + teacher_log_prob, (1 - alpha).log() + student_log_prob)  # (B, T) log p̃
     return (student_log_prob - behaviour).exp()
 
 
@@ -54,14 +54,15 @@ def credited_return(
     inclusive: R_t = Σ_{t'≥t} γ^{t'−t} r_t', normalised by the T−t tokens it sums (reference code).
     token: r_t alone (sampled-token on-policy distillation). none: zero (single-step only).
     """
-    real = mask.to(reward.dtype)
+    real = mask.to(reward.dtype)  # (B, T), 1 at real tokens
     reward = reward * real
     if credit == "none":
         return torch.zeros_like(reward)
     if credit == "token":
         return reward
-    total, count = torch.zeros_like(reward), torch.zeros_like(reward)
-    ahead, ahead_count = torch.zeros_like(reward[:, 0]), torch.zeros_like(reward[:, 0])
+    total, count = torch.zeros_like(reward), torch.zeros_like(reward)  # (B, T) each: the return, and how many it sums
+    # Walk from the last token to the first, carrying what lies ahead; padding adds zero to both.
+    ahead, ahead_count = torch.zeros_like(reward[:, 0]), torch.zeros_like(reward[:, 0])  # (B,) each
     for t in reversed(range(reward.shape[1])):
         if credit == "future":
             total[:, t], count[:, t] = ahead, ahead_count
@@ -70,7 +71,7 @@ def credited_return(
         if credit == "inclusive":
             total[:, t], count[:, t] = ahead, ahead_count
     if length_normalization:
-        total = total / count.clamp(min=1)
+        total = total / count.clamp(min=1)  # nothing follows the last token: 0 / 1
     return total * real
 
 
@@ -78,7 +79,7 @@ def whitened(values: Tensor, mask: Tensor) -> Tensor:
     """Shift and scale to mean 0 and variance 1 over real tokens; zero where masked (a deviation, off by default)."""
     real = mask.to(values.dtype)
     count = real.sum()
-    mean = (values * real).sum() / count
+    mean = (values * real).sum() / count  # (), over all rows together
     variance = ((values - mean).square() * real).sum() / count
     return (values - mean) * torch.rsqrt(variance + 1e-8) * real
 

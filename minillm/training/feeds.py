@@ -67,4 +67,5 @@ def shuffled_slice(count: int, purpose: Purpose, seed: int, start: int, number: 
 def teacher_of(models: Models, batch: Batch) -> Teacher:
     """The teacher's hidden states at the batch's real response tokens, without gradient."""
     assert models.teacher is not None
-    return Teacher(response_hidden(models.teacher, batch), output_head(models.teacher, models.vocabulary))
+    hidden = response_hidden(models.teacher, batch)  # (N, H_teacher)
+    return Teacher(hidden, output_head(models.teacher, models.vocabulary))

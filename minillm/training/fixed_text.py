@@ -31,10 +31,10 @@ def text_losses(models: Models, batch: Batch, tokens: int, divergence: Functiona
 
     def losses(hidden: Tensor, head: OutputHead) -> Losses:
         loss, _ = head_loss(
-            hidden,
+            hidden,  # (N, H)
             head,
-            batch.response[batch.response_mask],
-            lambda terms, part: fixed_text_loss(terms, weight) / tokens,
+            batch.response[batch.response_mask],  # (N,)
+            lambda terms, part: fixed_text_loss(terms, weight) / tokens,  # (n,), shares of one mean
             divergence,
             teacher,
         )

@@ -59,6 +59,7 @@ class Rollouts:
         lengths = [len(self.round.prompts[i]) + len(self.round.responses[i]) for i in rows]
         micros = list(micro_batches(rows, lengths, micro_batch_size))
         blocks = self._blocks(step)
+        # Plain text is spread over the micro-batches, so that none of them needs memory for all of it.
         shares = np.array_split(np.array(blocks[rank() :: world_size()], dtype=int), len(micros))
         for chosen, share in zip(micros, shares, strict=True):
             losses = self._rollout_losses(chosen, tokens, before_updates=step % self.steps_per_round == 0)
@@ -73,12 +74,12 @@ class Rollouts:
         sampled, models, policy, method = self.round, self.models, self.policy, self.method
         device = models.student.device
         batch = make_batch([sampled.prompts[i] for i in rows], [sampled.responses[i] for i in rows]).to(device)
-        experience = sampled.experience.of(rows, device)
+        experience = sampled.experience.of(rows, device)  # (n,) each, n the real response tokens of these rows
         assert models.teacher is not None
         teacher = Teacher(
-            torch.cat([sampled.teacher_hidden[i] for i in rows]).to(device),
+            torch.cat([sampled.teacher_hidden[i] for i in rows]).to(device),  # (n, H_teacher)
             output_head(models.teacher, models.vocabulary),
-            torch.cat([sampled.teacher_log_normalizer[i] for i in rows]).to(device),
+            torch.cat([sampled.teacher_log_normalizer[i] for i in rows]).to(device),  # (n,)
         )
 
         def per_token(terms: TokenTerms, part: slice) -> Tensor:
@@ -87,10 +88,10 @@ class Rollouts:
 
         def losses(hidden: Tensor, head: OutputHead) -> Losses:
             divergence = functional(method.divergence, skew=method.skew, beta=method.beta)
-            response = batch.response[batch.response_mask]
+            response = batch.response[batch.response_mask]  # (n,)
             loss, terms = head_loss(hidden, head, response, per_token, divergence, teacher, policy.temperature)
-            shares = policy_loss(terms, experience, policy)
-            change = (shares.policy_ratio - 1).abs()
+            shares = policy_loss(terms, experience, policy)  # the same arithmetic again, for the log
+            change = (shares.policy_ratio - 1).abs()  # (n,)
             found = {
                 "loss": loss,
                 "single_step": shares.single_step.sum() / tokens,
@@ -104,9 +105,10 @@ class Rollouts:
 
     def _plain_text_loss(self, plain_text: PlainText, blocks: list[int], total: int) -> Tensor:
         texts = [plain_text.block(i).tolist() for i in blocks]
+        # The first token of a block is only read: nothing stands before it that could predict it.
         batch = make_batch([t[:1] for t in texts], [t[1:] for t in texts]).to(self.models.student.device)
         kd = self.policy.plain_text_kd
-        count = total * int(batch.response_mask[0].sum())
+        count = total * int(batch.response_mask[0].sum())  # tokens learnt of all blocks of the step, which are alike
         return text_losses(self.models, batch, count, forward_kl if kd else None, kd)["loss"]
 
     def _prompts(self, index: int) -> list[list[int]]:
@@ -123,6 +125,7 @@ class Rollouts:
             for number, prompt in enumerate(prompts)
         ]
         models.student.eval()
+        # Every process generates its share with a whole copy of the weights; under ZeRO-3 they are gathered for that.
         with gathered_weights(models.student) as student:
             sampler = RolloutSampler(
                 student,
@@ -157,7 +160,8 @@ class Rollouts:
                     token_log_probs, tokens=batch.response[batch.response_mask], temperature=self.policy.temperature
                 )
                 student = models.student(batch, lambda hidden, head, score=score: {"log_prob": score(hidden, head)[0]})
-                hidden = response_hidden(models.teacher, batch)  # (N, H)
+                hidden = response_hidden(models.teacher, batch)  # (n, H_teacher)
+                # (n,), (n,), (n,), (n, H_teacher): log q, log p, the teacher's log-normaliser, its hidden states
                 values = (student["log_prob"], *score(hidden, teacher_head), hidden)
                 # Each response gets memory of its own: pickled views would each carry the whole micro-batch.
                 counts = [len(responses[i]) for i in chosen]
@@ -178,7 +182,7 @@ class Rollouts:
     def _mini_batches(self, index: int) -> list[list[int]]:
         """Rows of the mini-batches of a round, the same in all of its inner epochs."""
         order = generator(stream(Purpose.MINI_BATCHES, self.seed, index)).permutation(self.policy.rollouts)
-        return order.reshape(-1, self.method.training.batch_size).tolist()
+        return order.reshape(-1, self.method.training.batch_size).tolist()  # (mini-batches, batch_size)
 
     def _rows(self, step: int) -> list[int]:
         """Rows of the current round; each inner epoch takes the mini-batches in an order of its own."""

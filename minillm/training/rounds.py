@@ -28,8 +28,8 @@ class Round:
     def metrics(self, ends: tuple[int, ...]) -> dict[str, float]:
         """Means per token of the round: reward, weight; and per response: length, share that ended by itself."""
         experience, count = self.experience, len(self.responses)
-        tokens = experience.mask.sum()
-        reward = (experience.teacher_log_prob - experience.student_log_prob) * experience.mask
+        tokens = experience.mask.sum()  # ()
+        reward = (experience.teacher_log_prob - experience.student_log_prob) * experience.mask  # (N, T)
         return {
             "reward": float(reward.sum() / tokens),
             "importance_weight": float(experience.importance_weight.sum() / tokens),

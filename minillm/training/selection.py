@@ -50,14 +50,14 @@ class Validation:
     @torch.no_grad()
     def _loss(self) -> float:
         mine = self.examples.iloc[rank() :: world_size()]
-        total = torch.zeros(2, dtype=torch.float64)
+        total = torch.zeros(2, dtype=torch.float64)  # (2,): sum of −log q, number of tokens
         # Every process makes the same number of forward passes, which ZeRO-3 needs.
         for start in range(0, -(-len(self.examples) // world_size()), self.micro_batch_size):
             part = mine.iloc[start : start + self.micro_batch_size]
             counted = part if len(part) else self.examples.iloc[:1]
             batch = make_batch(counted["prompt_ids"].tolist(), counted["response_ids"].tolist())
             batch = batch.to(self.models.student.device)
-            tokens = batch.response[batch.response_mask]
+            tokens = batch.response[batch.response_mask]  # (N,)
             log_prob = self.models.student(
                 batch, lambda hidden, head, tokens=tokens: {"log_prob": token_log_probs(hidden, head, tokens)[0]}
             )["log_prob"]

@@ -190,7 +190,7 @@ class Trainer:
             self.engine.backward(losses["loss"] * scale)
             norm = take_step(self.engine)
         self._refuse_non_finite(torch.tensor(norm), step, "gradient")
-        packed = torch.stack([value.double() for value in sums.values()])
+        packed = torch.stack([value.double() for value in sums.values()])  # (losses,): one message for all of them
         dist.all_reduce(packed)
         means = dict(zip(sums, packed.tolist(), strict=True))
         means |= {**prepared, "gradient_norm": norm}
