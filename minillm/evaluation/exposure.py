@@ -1,9 +1,9 @@
-"""Stage exposure: what a student's own mistakes cost it, found on stored responses (method.md §7, paper §3.3).
+"""Stage `exposure`: excess error that a student's own mistakes cause, on stored responses (method.md §7, paper §3.3).
 
 With k_t = KL[p(·|y_<t) ‖ q(·|y_<t)], teacher p and student q, exact over the vocabulary,
 R(l) = Σ_{t≤l} E_{y∼q} k_t over the student's responses, l·ε(l) = Σ_{t≤l} E_{y∼p} k_t over the teacher's, and
-ExAccErr(l) = (R(l) − l·ε(l)) / (l·ε(l)) × 100 %. The first token is t = 1: nothing has been said before it, so there
-both sums agree. A response that has ended adds nothing more.
+ExAccErr(l) = (R(l) − l·ε(l)) / (l·ε(l)) × 100 %. The first token is t = 1: nothing precedes it, so both sums agree
+there. A response that has ended adds nothing more.
 """
 
 import json
@@ -33,11 +33,11 @@ from minillm.worker.progress import Progress
 CURVES = ("student_text", "teacher_text", "exaccerr")
 """R(l) and l·ε(l) in nats, and ExAccErr(l) in percent."""
 ALIKE = 16
-"""Responses of lengths this close share their batches by the lengths of their prompts."""
+"""Responses whose lengths fall into the same interval of this many tokens are batched by prompt length."""
 
 
 def run(job: Job[Exposure]) -> Summary:
-    """Write exposure.json, the curves for l = 1 … max_length with their intervals, and return where they end."""
+    """Write exposure.json, the curves for l = 1 … max_length with their intervals; return their last values."""
     settings = job.settings
     with process_group():
         return _run(job, settings)
@@ -76,13 +76,13 @@ def _run(job: Job[Exposure], settings: Exposure) -> Summary:
 
 
 def read_texts(inputs: Mapping[str, Path], settings: Exposure) -> pd.DataFrame:
-    """The responses of both models to the chosen prompts, none longer than `max_length`.
+    """Read the responses of both models to the chosen prompts, cut at `max_length` tokens.
 
     Returns:
         Columns author (student or teacher), index (of the prompt), prompt_ids, response_ids.
 
     Raises:
-        StageError: There are none to this benchmark, or the two models were not asked the same prompts as often.
+        StageError: There are no responses to this benchmark, or the two models were not asked the same.
     """
     parts = {}
     for author, name in (("student", "responses"), ("teacher", "teacher_responses")):
@@ -108,7 +108,7 @@ def read_texts(inputs: Mapping[str, Path], settings: Exposure) -> pd.DataFrame:
 
 
 def evenly(values: Sequence[int], count: int | None) -> list[int]:
-    """`count` of the values, evenly spread; all of them if there are no more."""
+    """Return `count` of the values, evenly spread; all of them if there are no more."""
     count = min(count or len(values), len(values))
     return [values[place * len(values) // count] for place in range(count)]
 
@@ -123,21 +123,21 @@ def token_divergences(
     batch_size: int,
     report: Callable[[int], None] = lambda done: None,
 ) -> list[NDArray[np.float64]]:
-    """k_t at every token of each response: before it, of the distributions that it was to be drawn from.
+    """Return k_t at every token of each response: KL[p ‖ q] of the next-token distributions there.
 
     Args:
         student: q, in evaluation mode.
-        teacher: p, likewise.
-        vocabulary: Entries of the tokenizer; what the models have beyond is padding.
+        teacher: p, in evaluation mode.
+        vocabulary: Entries of the tokenizer; further rows of the models are padding.
         prompts: Token ids.
-        responses: Token ids, with the end token of those that ended.
+        responses: Token ids, end tokens included.
         batch_size: Responses in one forward pass.
         report: Called with the number of finished responses.
 
     Returns:
         (T,) nats for each response of T tokens.
     """
-    # Both lengths should be alike within a batch, for prompts are padded on the left and responses on the right.
+    # Prompts are padded on the left and responses on the right, so both lengths should be alike within a batch.
     order = sorted(range(len(prompts)), key=lambda i: (len(responses[i]) // ALIKE, len(prompts[i])), reverse=True)
     found: dict[int, NDArray[np.float64]] = {}
     for start in range(0, len(prompts), batch_size):
@@ -160,10 +160,10 @@ def token_divergences(
 
 
 def require_numbers(divergences: Sequence[NDArray[np.float64]], role: str) -> None:
-    """Refuse divergences that are not a number: their sums would be none either.
+    """Refuse divergences that are not numbers, since their sums would not be either.
 
     Raises:
-        StageError: With how many responses have such.
+        StageError: Some are not; the message says on how many responses.
     """
     if lost := sum(bool(np.isnan(of).any()) for of in divergences):
         raise StageError(
@@ -173,7 +173,7 @@ def require_numbers(divergences: Sequence[NDArray[np.float64]], role: str) -> No
 
 
 def accumulated(divergences: Sequence[NDArray[np.float64]], max_length: int) -> NDArray[np.float64]:
-    """Σ_{t≤l} k_t of each response (N, max_length), for l = 1 … max_length."""
+    """Return Σ_{t≤l} k_t of each response, (N, max_length), for l = 1 … max_length."""
     steps = np.zeros((len(divergences), max_length))  # zero after the end: a response that has ended adds nothing
     for row, values in zip(steps, divergences, strict=True):
         row[: len(values)] = values[:max_length]
@@ -181,17 +181,17 @@ def accumulated(divergences: Sequence[NDArray[np.float64]], max_length: int) -> 
 
 
 def prompt_means(sums: NDArray[np.float64], prompts: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Mean over the responses to each prompt, (max_length, n), in the order of the prompts' numbers.
+    """Average over the responses to each of n prompts, (max_length, n), in the order of the prompts' numbers.
 
     Args:
-        sums: Of each response (N, max_length).
-        prompts: Number of the prompt that it answers (N,).
+        sums: Sums of each response, (N, max_length).
+        prompts: Number of the prompt that each response answers, (N,).
     """
     return np.stack([sums[prompts == prompt].mean(axis=0) for prompt in np.unique(prompts)], axis=1)
 
 
 def curves_of(means: NDArray[np.float64]) -> NDArray[np.float64]:
-    """R, l·ε and ExAccErr (…, 3, L) of the mean sums on the student's and the teacher's text (…, 2, L)."""
+    """Return R, l·ε and ExAccErr, (…, 3, L), from the mean sums on the student's and teacher's text, (…, 2, L)."""
     of_student, of_teacher = np.moveaxis(means, -2, 0)  # (…, L) each
     more = of_student - of_teacher  # (…, L)
     # A student that equals its teacher has no error to exceed.
@@ -200,11 +200,11 @@ def curves_of(means: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def measure(student_text: NDArray[np.float64], teacher_text: NDArray[np.float64]) -> dict[str, dict[str, list[float]]]:
-    """Value, low and high of each curve by l; without low and high, the ends of the interval, for too few prompts.
+    """Return value, low and high of each curve by l; too few prompts give no interval, so no low and high.
 
     Args:
-        student_text: Σ_{t≤l} k_t on the student's responses (L, n), the mean over each prompt's responses.
-        teacher_text: The same on the teacher's responses to the same prompts.
+        student_text: Σ_{t≤l} k_t on the student's responses, averaged over each prompt's responses, (L, n).
+        teacher_text: The same on the teacher's responses to the same prompts, (L, n).
     """
     sums = np.stack([student_text, teacher_text]).transpose(2, 0, 1)  # (n, 2, L)
     found = {"value": curves_of(sums.mean(axis=0))}

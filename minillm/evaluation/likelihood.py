@@ -1,4 +1,4 @@
-"""How likely a model finds given responses: log-probabilities of their tokens, without a tensor over the vocabulary."""
+"""Log-probabilities of given responses under a model, made without a tensor of all tokens over the vocabulary."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,26 +15,26 @@ from minillm.objectives.vocabulary import likeliest_log_probs
 from minillm.worker.processes import gather_lists, world_size
 
 Pair = tuple[Sequence[int], Sequence[int]]
-"""Token ids of a prompt and of the response that follows it, at least one each."""
+"""Token ids of a prompt and of the response that follows it, at least one token each."""
 
 
 @dataclass(frozen=True)
 class Likelihood:
-    """Of one response of T tokens."""
+    """Log-probabilities of one response of T tokens."""
 
     log_prob: NDArray[np.float64]
-    """Of each token, given all before it (T,)."""
+    """Log-probability of each token, given all before it, (T,)."""
     likeliest: NDArray[np.float64]
-    """Of the likeliest token in its place (T,): the same number where the token is the likeliest."""
+    """Log-probability of the likeliest token in its place, (T,): equal, bit by bit, where that is the token itself."""
 
     @property
     def confidence(self) -> NDArray[np.float64]:
-        """Probability of the likeliest token (T,)."""
+        """Probability of the likeliest token in each place, (T,)."""
         return np.exp(self.likeliest)
 
     @property
     def correct(self) -> NDArray[np.bool_]:
-        """Whether the token is the likeliest (T,)."""
+        """Mask of the tokens that are the likeliest in their place, (T,)."""
         return self.log_prob == self.likeliest
 
 
@@ -45,17 +45,17 @@ def likelihoods(
     micro_batch_size: int,
     report: Callable[[int], None] = lambda done: None,
 ) -> list[Likelihood]:
-    """Of every response, in the order given; the processes of the group share the work.
+    """Compute the likelihood of every response, in the order given; the processes of the group share the work.
 
     Args:
-        model: In evaluation mode, on the device to compute on.
+        model: Model in evaluation mode, on the device to compute on.
         vocabulary: Entries of the tokenizer.
-        pairs: At least one.
-        micro_batch_size: Pairs at once.
-        report: Told how many pairs are done, by all processes together.
+        pairs: Prompts and responses, at least one pair.
+        micro_batch_size: Most pairs of one forward pass.
+        report: Called with the number of pairs done by all processes together.
 
     Raises:
-        StageError: Some log-probabilities are not a number; what is measured on them would be none either.
+        StageError: Some log-probabilities are not numbers, so nothing can be measured with them.
     """
     lengths = [len(prompt) + len(response) for prompt, response in pairs]
     mine: list[tuple[int, Likelihood]] = []

@@ -1,4 +1,4 @@
-"""Responses of one model to every benchmark, generated once per seed and stored (stage `generate`)."""
+"""Stage `generate`: one model's responses to every benchmark, generated once per seed and stored."""
 
 import json
 from collections.abc import Sequence
@@ -22,21 +22,27 @@ from minillm.worker.progress import Progress
 
 
 def run(job: Job[Generate]) -> Summary:
-    """Generate benchmark by benchmark; those finished before a failure are not generated again."""
+    """Generate benchmark by benchmark; skip those that an earlier attempt finished."""
     settings = job.settings
     with process_group():
         return _run(job, settings)
 
 
 def make_sampler(model: Path, tokenizer: SharedTokenizer, settings: Generate, runtime: Runtime) -> Sampler:
-    """A model on this process's device, and how it answers benchmarks."""
+    """Load a model onto this process's device, with the decoding of a stage `generate`."""
     decoding = Decoding(**settings.model_dump(include=set(Sampling.model_fields)))
     loaded = load_model(model, DTYPES[settings.precision]).to(device()).eval()  # type: ignore[arg-type]
     return Sampler(loaded, tokenizer.ends, tokenizer.entries, decoding, runtime.generation_batch_size)
 
 
 def make_requests(prompts: Sequence[list[int]], settings: Generate, benchmark: int) -> list[Request]:
-    """Every prompt of a benchmark, given by its number, once per seed."""
+    """Return a request for every prompt and seed of a benchmark.
+
+    Args:
+        prompts: Token ids.
+        settings: Seeds and length limit.
+        benchmark: Number of the benchmark, part of the name of each response's random stream.
+    """
     return [
         Request(prompt, settings.max_tokens - len(prompt), stream(Purpose.ANSWERS, seed, benchmark, i))
         for seed in settings.seeds
@@ -68,9 +74,9 @@ def _run(job: Job[Generate], settings: Generate) -> Summary:
 
 
 def _write(target: Path, requests: Sequence[Request], texts: Sequence[str], responses: Sequence[Any]) -> None:
-    """Store the texts, and beside them the token ids that a model can be run on again.
+    """Store the texts and, for stages that run a model on them, their token ids.
 
-    The texts come last: where they are, the benchmark is finished.
+    The texts are written last, so a benchmark that has them is complete.
     """
     ids = {
         "index": [r.stream[2] for r in requests],

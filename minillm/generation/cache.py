@@ -1,8 +1,8 @@
-"""A key–value cache of slots: every row writes at its own length, and a slot can be given to another row.
+"""A key–value cache made of slots: each row writes at its own length, and a freed slot can take another row.
 
-Rows need no common length, so prompts are not padded on the left and a response that has ended makes room at once.
-The mask and positions that go with it are passed to the model ready-made (`CachedModel.run`). An architecture that
-would have other masks, or keeps more than keys and values, is found by `minillm.preparation.architecture_check`.
+Rows need no common length, so prompts are not padded on the left and a finished response makes room at once. The model
+gets mask and positions ready-made (`CachedModel.run`). `minillm.preparation.architecture_check` refuses architectures
+that need other masks or keep more than keys and values.
 """
 
 from dataclasses import dataclass, field
@@ -18,26 +18,27 @@ from minillm.models.output_head import OutputHead, output_head
 
 @dataclass
 class _Cursor:
-    """Where the forward pass at hand writes and reads, the same in every layer."""
+    """Place in the cache that the current forward pass writes to and reads from, the same in every layer."""
 
     slots: int
     columns: int
-    rows: int = 0
-    """Slots [first, first + rows) are read."""
+    """Tokens of a slot."""
     first: int = 0
+    rows: int = 0
+    """Slots [first, first + rows) are read and written."""
     width: int = 0
-    """Columns read."""
+    """Columns [0, width) are read."""
     written: Tensor | None = None
-    """Columns written to, (rows, k)."""
+    """Columns written, (rows, k)."""
     _places: dict[int, Tensor] = field(default_factory=dict)
 
     def aim(self, first: int, rows: int, width: int, written: Tensor) -> None:
-        """Set all of it for a forward pass."""
+        """Point at the rows and columns of a forward pass."""
         self.first, self.rows, self.width, self.written = first, rows, width, written
         self._places.clear()
 
     def places(self, heads: int) -> Tensor:
-        """Flat indices into (slots, heads, columns) of what is written (rows × heads × k,); computed by one layer."""
+        """Return flat indices into (slots, heads, columns) to write at, (rows · heads · k,); layers share them."""
         if heads not in self._places:
             assert self.written is not None
             device = self.written.device
@@ -49,9 +50,9 @@ class _Cursor:
 
 
 class _SlotLayer(CacheLayerMixin):
-    """Keys and values of a layer, (slots, heads, columns, size), allocated once.
+    """Keys and values of one layer, (slots, heads, columns, size), allocated once.
 
-    Columns stand next to each other in memory: attention reads them faster than with heads in between.
+    The columns of a head are adjacent in memory: attention reads them faster than with heads in between.
     """
 
     is_sliding = False
@@ -70,7 +71,7 @@ class _SlotLayer(CacheLayerMixin):
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
     ) -> tuple[Tensor, Tensor]:
-        """Store new states (rows, heads, k, size); all states of these rows (rows, heads, width, size)."""
+        """Store new states (rows, heads, k, size); return all states of these rows, (rows, heads, width, size)."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         assert self.keys is not None
@@ -84,56 +85,56 @@ class _SlotLayer(CacheLayerMixin):
         return kept[cursor.first : cursor.first + cursor.rows, :, : cursor.width]  # (rows, heads, width, size)
 
     def move(self, sources: Tensor, targets: Tensor, width: int) -> None:
-        """Copy the first columns of slots into others."""
+        """Copy the first `width` columns of source slots into target slots."""
         for kept in (self.keys, self.values):
             assert kept is not None
             kept[targets, :, :width] = kept[sources, :, :width]  # no slot is both (see Slots.release)
 
     def get_seq_length(self) -> int:
-        """Nothing that a model could use: rows differ in length."""
+        """Return 0: rows differ in length, and positions are passed ready-made."""
         return 0
 
     def get_max_length(self) -> int:
-        """Columns of a slot."""
+        """Return the columns of a slot."""
         return self.cursor.columns
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        """Never asked for: the mask is passed ready-made."""
+        """Required by the interface; unused, since the mask is passed ready-made."""
         return self.cursor.width, 0
 
 
 class CachedModel:
-    """A model with a slot cache, which knows how many tokens of each row it has seen."""
+    """A model with a slot cache; it counts the tokens of each row that the model has seen."""
 
     def __init__(self, model: PreTrainedModel, vocabulary: int, slots: int, columns: int) -> None:
-        """Make room for keys and values.
+        """Allocate nothing yet: each layer allocates its part at its first keys and values.
 
         Args:
-            model: In evaluation mode.
+            model: Model in evaluation mode.
             vocabulary: Entries of the tokenizer.
-            slots: Rows at once.
+            slots: Most rows at once.
             columns: Tokens of the longest row.
         """
         self.model = model
         self.head: OutputHead = output_head(model, vocabulary)
         self.seen = np.zeros(slots, dtype=np.int64)  # (slots,)
-        # The last column takes what is written for padding; no mask ever lets it be read.
+        # A spare last column takes what is written for padding; no mask lets it be read.
         self._cursor = _Cursor(slots, columns + 1)
         self._layers = [_SlotLayer(self._cursor) for _ in range(model.config.get_text_config().num_hidden_layers)]
         self._cache = Cache(layers=list(self._layers))
 
     def run(self, tokens: Tensor, lengths: np.ndarray, first: int, rows: int) -> tuple[Tensor, np.ndarray]:
-        """Catch up with rows of which the model has not seen all tokens.
+        """Run the model on the tokens of some rows that it has not seen yet.
 
         Args:
             tokens: (slots, columns) token ids.
-            lengths: (slots,) tokens to have been seen afterwards.
-            first: First slot of those to run.
+            lengths: (slots,) number of tokens of each row, all seen afterwards.
+            first: First slot to run.
             rows: Number of slots to run.
 
         Returns:
-            Last hidden states (rows, k, H) of the k tokens at most that a row lacked, and each one's column (rows, k),
-            −1 where a row lacked fewer.
+            Last hidden states (rows, k, H) and their columns (rows, k), k being the most unseen tokens of any row. The
+            column is −1 where a row had fewer.
         """
         cursor, slots = self._cursor, slice(first, first + rows)
         seen, until = self.seen[slots, None], lengths[slots, None]  # (rows, 1) each
@@ -159,11 +160,11 @@ class CachedModel:
         return output.last_hidden_state, np.where(real, columns, -1)
 
     def forget(self, first: int, rows: int) -> None:
-        """Slots hold other rows from now on."""
+        """Mark slots as holding new rows, of which nothing has been seen."""
         self.seen[first : first + rows] = 0
 
     def move(self, sources: np.ndarray, targets: np.ndarray) -> None:
-        """Give the rows of `sources` the slots `targets`."""
+        """Move rows from slots `sources` to slots `targets`, (m,) each."""
         if not len(sources):
             return
         width = int(self.seen[sources].max())

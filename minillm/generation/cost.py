@@ -1,7 +1,7 @@
-"""Stage `cost`: what generating takes, in tokens per second and memory, of one model after another.
+"""Stage `cost`: speed of generation (tokens per second) and peak memory, one model after another.
 
-Each model answers the same prompts several times in a process of its own, so that no model's memory counts for
-another. The flow starts this stage when all others that measure have ended; what else the machine does is not known.
+Each model answers the same prompts several times in a process of its own, so that no model's memory counts towards
+another's. The flow starts this stage after all others that measure; other programs on the machine may still disturb it.
 """
 
 import json
@@ -20,12 +20,13 @@ from minillm.worker.processes import peak_bytes
 from minillm.worker.progress import Progress
 
 PROMPTS = 64
+"""Prompts that each model answers."""
 ROUNDS = 5
-"""Timed, after one that is not."""
+"""Timed rounds; an untimed one precedes them."""
 
 
 def run(job: Job[Cost]) -> Summary:
-    """Write cost.json; the summary has the tokens per second and the peak memory (GiB) of each model."""
+    """Write cost.json; return each model's tokens per second and peak memory (GiB)."""
     settings = job.settings
     progress = Progress(job.output, len(settings.roles), "models")
     context = multiprocessing.get_context("forkserver")
@@ -50,9 +51,9 @@ def run(job: Job[Cost]) -> Summary:
 
 
 def measure(job: Job[Cost], settings: Cost, role: str) -> dict[str, Any]:
-    """Tokens per second, the median over the rounds with the slowest and the fastest, and peak memory, of one model.
+    """Measure one model: tokens per second (median, slowest and fastest round) and peak memory.
 
-    Memory is the accelerator's or, without one, all that the process holds, its libraries too.
+    Memory is that of the accelerator or, without one, all of the process's memory, libraries included.
     """
     tokenizer = load_shared_tokenizer(job.inputs[f"tokenizer/{role}"])
     prompts = load_prompts(job.inputs[f"prompts/{role}"])[settings.benchmark][:PROMPTS]

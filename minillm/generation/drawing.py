@@ -1,4 +1,4 @@
-"""Choosing the next token: one uniform number and one pass over the logits decide it."""
+"""Choice of the next token: one uniform number and one pass over the logits decide it."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,12 +16,12 @@ from transformers import (
 from minillm.objectives.divergences import over_vocabulary
 
 BLOCK = 256
-"""Entries of the vocabulary summed together before one of them is looked for."""
+"""Entries of the vocabulary summed together, before one of them is searched for."""
 
 
 @dataclass(frozen=True)
 class Decoding:
-    """How the next token follows from a model's logits; the defaults are plain sampling."""
+    """Rules by which the next token follows from a model's logits; the defaults are plain sampling."""
 
     strategy: Literal["sample", "greedy"] = "sample"
     temperature: float = 1.0
@@ -30,11 +30,14 @@ class Decoding:
     no_repeat_ngram: int | None = None
 
     def warp(self, logits: Tensor, sequence: Callable[[int], Tensor]) -> Tensor:
-        """Apply what forbids tokens and the temperature.
+        """Forbid tokens and apply the temperature.
 
         Args:
             logits: (N, V), in float32 at least; may be written over.
-            sequence: Gives the tokens so far of a row; asked only where n-grams must not repeat.
+            sequence: Returns the tokens of a row so far; called only if n-grams must not repeat.
+
+        Returns:
+            (N, V), −inf where a token is forbidden.
         """
         if self.no_repeat_ngram is not None:
             forbid = NoRepeatNGramLogitsProcessor(self.no_repeat_ngram)
@@ -52,7 +55,7 @@ class Decoding:
 
 @dataclass(frozen=True)
 class Draw:
-    """Next tokens of N rows, (N,) each."""
+    """Next tokens of N rows, their log-probabilities and log-normalisers, (N,) each."""
 
     token: Tensor
     log_prob: Tensor
@@ -68,7 +71,7 @@ def draw(logits: Tensor, uniform: Tensor) -> Draw:
         uniform: (N,) float64 in [0, 1), one number for each row.
 
     Returns:
-        Tokens, never one of probability zero.
+        Tokens and their log-probabilities; a token of probability zero is never drawn.
     """
     highest = over_vocabulary(torch.amax, logits)  # (N,)
     mass = torch.sub(logits, highest[:, None]).exp_()  # (N, V), probabilities but for their sum
@@ -89,14 +92,17 @@ def draw(logits: Tensor, uniform: Tensor) -> Draw:
 
 
 def greedy(logits: Tensor) -> Draw:
-    """The likeliest token of each row of logits (N, V)."""
+    """Choose the likeliest token of each row of logits (N, V)."""
     token = logits.argmax(dim=-1)  # (N,)
     log_normalizer = torch.logsumexp(logits, dim=-1)  # (N,)
     return Draw(token, logits.gather(1, token[:, None]).squeeze(1) - log_normalizer, log_normalizer)
 
 
 def _first_above(cumulative: Tensor, threshold: Tensor) -> Tensor:
-    """The first entry (N, 1) above a threshold (N, 1), or the last that adds anything where rounding left none."""
+    """Return the first entry (N, 1) above each row's threshold (N, 1) in cumulative sums (N, n).
+
+    Where rounding puts the threshold at the total, return the last entry that adds anything.
+    """
     # The largest number below the total, so that one entry is always above the threshold.
     threshold = torch.minimum(threshold, torch.nextafter(cumulative[:, -1:], cumulative.new_zeros(())))
     return torch.searchsorted(cumulative, threshold, right=True)

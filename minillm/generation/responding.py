@@ -1,4 +1,4 @@
-"""The teacher's responses to the training prompts, which SeqKD trains on (stage `respond`)."""
+"""Stage `respond`: the teacher's responses to the training prompts, on which SeqKD trains."""
 
 import pandas as pd
 

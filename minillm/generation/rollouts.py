@@ -1,9 +1,9 @@
 """Rollouts: responses sampled from p̃ = α·p + (1−α)·q.
 
-A coin of probability α says which model the next token is drawn from, which has exactly the law p̃ (method.md §2). A
-model therefore runs only where its coin falls, over all tokens since it last ran at once. The coins belong to the
-position in the response and are the same for all responses of a round: each response has exactly the law p̃, while two
-responses of a round are dependent through their coins.
+For each token a coin of probability α chooses the model that draws it; a token so drawn has exactly the law p̃
+(method.md §2). A model therefore runs only where its coin falls, and then over all tokens since it last ran at once.
+There is one coin for each position, shared by all responses of a round. Each response still has exactly the law p̃; two
+responses of one round depend on each other through their coins.
 """
 
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ from minillm.streams import Name, generator
 
 @dataclass(frozen=True)
 class RolloutSampler:
-    """Student, teacher, and how responses are sampled from their mixture."""
+    """Student and teacher, and the rules to sample responses from their mixture."""
 
     student: PreTrainedModel
     teacher: PreTrainedModel
@@ -32,22 +32,22 @@ class RolloutSampler:
     vocabulary: int
     """Entries of the tokenizer."""
     teacher_mix: float
-    """α."""
+    """α, the teacher's share."""
     temperature: float
-    """Of both models."""
+    """Sampling temperature of both models."""
     batch_size: int
-    """Rows at once in generation."""
+    """Most rows at once."""
 
     @torch.no_grad()
     def sample(self, requests: Sequence[Request], coins: Name) -> list[Response]:
-        """Sample every request, in the order of the requests.
+        """Sample a response to every request.
 
         Args:
-            requests: Of one round, or this process's share of it.
-            coins: Names the random stream of the round's coins.
+            requests: Requests of one round, or this process's share of them.
+            coins: Name of the random stream of the round's coins.
 
         Returns:
-            Responses, with the log-probability of each token under the model that drew it.
+            Responses in the order of the requests, with each token's log-probability under the model that drew it.
         """
         if self.teacher_mix == 0.0:
             decoding = Decoding(temperature=self.temperature)
@@ -64,7 +64,7 @@ class RolloutSampler:
 
 
 class _MixedBatch:
-    """One batch of responses from p̃. Its rows start together, so that one coin is every row's."""
+    """One batch of responses from p̃. Its rows start together, so that one coin serves every row."""
 
     def __init__(self, sampler: RolloutSampler, requests: Sequence[Request], from_teacher: np.ndarray) -> None:
         self.sampler, self.from_teacher = sampler, from_teacher
@@ -78,30 +78,30 @@ class _MixedBatch:
         self.responses: dict[int, Response] = {}
 
     def sample(self) -> list[Response]:
-        """Draw token after token until all rows have ended."""
+        """Draw token after token until every row has ended."""
         slots, look_every = self.slots, steps_between_looks(self.slots.device)
         step = 0
         while slots.active:
             going = (slots.lengths < slots.limits)[: slots.active]  # (active,)
             slots.append(draw(self._logits(int(self.from_teacher[step])), slots.uniforms()), going)
             step += 1
-            # Another step needs a row that goes on: where all are at their limit, nothing is left to be run.
+            # The next step needs a row that goes on; if all are at their limit, they must be released now.
             if step % look_every == 0 or (slots.lengths >= slots.limits)[: slots.active].all():
                 self._release_ended()
         return [self.responses[i] for i in range(len(self.responses))]
 
     def _logits(self, which: int) -> Tensor:
-        """What one model says (rows, V) of every row's next token, after it has seen those that it lacked."""
+        """Run one model (0 student, 1 teacher) on the tokens it has not seen; return logits of the next, (rows, V)."""
         slots, model = self.slots, self.models[which]
         # k counts the tokens since this model last ran; at its first turn, the prompt too.
         hidden, columns = model.run(slots.tokens, slots.lengths, 0, slots.active)  # (rows, k, H), (rows, k)
-        # A row at its limit may lack nothing; what is said of it is not used.
+        # A row at its limit may have no unseen token; its logits are not used.
         last = torch.from_numpy((columns >= 0).sum(axis=1) - 1).clamp(min=0).to(slots.device)  # (rows,)
         after = hidden[torch.arange(slots.active, device=slots.device), last]  # (rows, H)
         return model.head.logits(after, self.sampler.temperature)
 
     def _release_ended(self) -> None:
-        """Keep the responses of rows at their end and let go of them."""
+        """Keep the responses of ended rows and free their slots."""
         slots = self.slots
         ended = np.flatnonzero(slots.finished())  # (e,), ascending
         self.responses |= {int(slots.request[slot]): slots.response(slot) for slot in ended.tolist()}

@@ -1,7 +1,7 @@
-"""Sampling responses from one model with continuous batching: whoever ends makes room for the next prompt.
+"""Sampling from one model with continuous batching: a response that ends makes room for the next prompt.
 
-One uniform number decides each token, and every response has its own stream of them, so what is in a batch beside it,
-and when it got there, changes nothing but floating-point rounding.
+One uniform number decides each token, and every response has its own stream of them. So the other rows of a batch, and
+the moment at which a row joined it, change nothing but floating-point rounding.
 """
 
 import itertools
@@ -21,19 +21,19 @@ from minillm.generation.slots import Request, Response, Slots
 PLAIN = Decoding()
 
 REFILL_SHARE = 1 / 8
-"""Share of the slots that must be free before prompts are run for them: fewer, larger prompt passes."""
+"""Share of the slots that must be free before new prompts are run: makes prompt passes fewer and larger."""
 HOST_STEPS, DEVICE_STEPS = 1, 8
-"""Steps between looks at which rows have ended: on the CPU, and on a device that each look has to wait for."""
+"""Steps between checks for ended rows, on the CPU and on a device, where each check waits for the device."""
 
 
 def steps_between_looks(device: torch.device) -> int:
-    """How often a generation asks which rows have ended; what they draw meanwhile is thrown away."""
+    """Return the number of steps between checks for ended rows; tokens drawn after an end are thrown away."""
     return HOST_STEPS if device.type == "cpu" else DEVICE_STEPS
 
 
 @dataclass(frozen=True)
 class Sampler:
-    """A model and how to decode it."""
+    """A model and the rules to decode it by."""
 
     model: PreTrainedModel
     ends: tuple[int, ...]
@@ -46,11 +46,14 @@ class Sampler:
 
     @torch.no_grad()
     def sample(self, requests: Sequence[Request], report: Callable[[int], None] = lambda done: None) -> list[Response]:
-        """Sample every request; responses come back in the order of the requests.
+        """Sample a response to every request.
 
         Args:
-            requests: Taken longest prompt first, so that prompts run together are alike.
+            requests: Requests in any order; long prompts are run first, so that prompts run together are alike.
             report: Called with the number of finished requests whenever some have finished.
+
+        Returns:
+            Responses in the order of the requests.
         """
         if not requests:
             return []
@@ -71,7 +74,7 @@ class Sampler:
             going = (slots.lengths < slots.limits)[: slots.active]  # (active,)
             slots.append(self._draw(torch.cat(hidden), cached, slots), going)
             if step % look_every and going.any():
-                continue  # a look waits for the device
+                continue  # a check waits for the device
             done = np.flatnonzero(slots.finished())
             if len(done):
                 responses |= {int(slots.request[slot]): slots.response(slot) for slot in done.tolist()}
@@ -82,7 +85,7 @@ class Sampler:
         return [responses[i] for i in range(len(requests))]
 
     def _admit(self, cached: CachedModel, slots: Slots, numbers: list[int]) -> Tensor:
-        """Give free slots to requests and run their prompts; the hidden states (rows, H) that predict what follows."""
+        """Admit requests and run their prompts; return the hidden states that predict their first tokens, (rows, H)."""
         first = slots.active
         slots.admit(numbers)
         cached.forget(first, len(numbers))

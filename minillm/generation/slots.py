@@ -1,4 +1,7 @@
-"""Rows being generated at once: their tokens, limits and random numbers. Caches are beside them (see cache)."""
+"""Rows in generation: their tokens, limits and random numbers. The models' caches are apart (see cache).
+
+S is the number of slots, C the tokens of the longest row (prompt and response).
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,9 +21,9 @@ class Request:
     prompt: Sequence[int]
     """Token ids."""
     max_tokens: int
-    """Length limit of the response, its end token included; at least 1."""
+    """Longest response, in tokens, end token included; at least 1."""
     stream: Name
-    """Of the random numbers that decide its tokens."""
+    """Name of the random stream that decides its tokens."""
 
 
 @dataclass(frozen=True)
@@ -28,27 +31,27 @@ class Response:
     """A sampled response of T tokens."""
 
     tokens: list[int]
-    """Token ids, with the end token where it ended by itself."""
+    """Token ids, the end token included if one was drawn."""
     finished: bool
-    """Ended with an end token; otherwise cut at the length limit."""
+    """True if it ended with an end token, False if it was cut at the length limit."""
     log_prob: Tensor
-    """log-probability of each token as it was drawn (T,), on the CPU."""
+    """Log-probability of each token under the distribution it was drawn from, (T,), on the CPU."""
 
 
 class Slots:
-    """Room for a number of rows; the first `active` slots are in use.
+    """A fixed number of slots for rows; the first `active` of them are in use.
 
-    What the host must know at every step (lengths) it counts itself, so no step waits for the device.
+    The host counts lengths itself, so no step waits for the device.
     """
 
     def __init__(self, requests: Sequence[Request], slots: int, ends: Sequence[int], device: torch.device) -> None:
-        """Make room.
+        """Allocate slots for the longest request.
 
         Args:
-            requests: All that will ever be admitted.
-            slots: Rows at once.
-            ends: Tokens that end a response, each by itself.
-            device: Of the tokens.
+            requests: All requests that will ever be admitted.
+            slots: Most rows at once.
+            ends: Tokens that end a response; any one of them does.
+            device: Device of the tokens.
         """
         self.requests, self.ends, self.device = requests, frozenset(ends), device
         self._end_tokens = torch.tensor(list(ends), dtype=torch.long, device=device)
@@ -62,16 +65,16 @@ class Slots:
         # (S, longest response): drawn when a row is admitted, so a row's numbers depend on its stream alone.
         self._uniforms = torch.zeros(slots, max(r.max_tokens for r in requests), dtype=torch.float64, device=device)
         self.request = np.zeros(slots, dtype=np.int64)  # (S,)
-        """Which request a slot works on."""
+        """Number of the request in each slot."""
         self.prompts = np.ones(slots, dtype=np.int64)  # (S,)
-        """Tokens of its prompt."""
+        """Tokens of each prompt."""
         self.lengths = np.ones(slots, dtype=np.int64)  # (S,)
-        """Tokens of prompt and response so far."""
+        """Tokens of each prompt and response so far."""
         self.limits = np.ones(slots, dtype=np.int64)  # (S,)
-        """Longest prompt with response."""
+        """Most tokens of each prompt and response."""
 
     def admit(self, numbers: Sequence[int]) -> None:
-        """Give the next free slots to requests."""
+        """Give the next free slots to requests, by their numbers."""
         chosen = slice(self.active, self.active + len(numbers))
         tokens = np.zeros((len(numbers), self.columns), dtype=np.int64)  # (n, C), the n rows admitted
         uniforms = np.zeros((len(numbers), self._uniforms.shape[1]))  # (n, longest response)
@@ -88,18 +91,18 @@ class Slots:
         self.active += len(numbers)
 
     def uniforms(self) -> Tensor:
-        """The random number (active,) that decides each row's next token."""
+        """Return the random number that decides each active row's next token, (active,)."""
         # Place in the response. A row at its limit draws too, and its draw is thrown away: any number will do.
         position = np.minimum(self.lengths, self.limits - 1) - self.prompts  # (S,)
         chosen = torch.from_numpy(position[: self.active, None]).to(self.device)  # (active, 1)
         return self._uniforms[: self.active].gather(1, chosen).squeeze(1)
 
     def sequence(self, slot: int) -> Tensor:
-        """Prompt and response so far."""
+        """Return a row's prompt and response so far, (length,)."""
         return self.tokens[slot, : self.lengths[slot]]
 
     def append(self, drawn: Draw, going: np.ndarray) -> None:
-        """Add what was drawn for every active row to those that are going (active,)."""
+        """Append the tokens drawn for all active rows to those that are still going, (active,) bool."""
         rows = np.flatnonzero(going)  # (g,), the rows that are going
         row, column = torch.from_numpy(rows).to(self.device), torch.from_numpy(self.lengths[rows]).to(self.device)
         token = drawn.token[row]  # (g,)
@@ -109,11 +112,11 @@ class Slots:
         self.lengths[rows] += 1
 
     def finished(self) -> np.ndarray:
-        """Which active rows (active,) are at their end; waits for the device."""
+        """Return a mask (active,) of the rows at their end; waits for the device."""
         return self.ended[: self.active].cpu().numpy() | (self.lengths >= self.limits)[: self.active]
 
     def response(self, slot: int) -> Response:
-        """The response in a slot, no further than its end token."""
+        """Return the response in a slot, up to and including its first end token."""
         columns = slice(self.prompts[slot], self.lengths[slot])  # may reach beyond the end token: looks are rare
         tokens = self.tokens[slot, columns].tolist()
         end = next((place for place, token in enumerate(tokens) if token in self.ends), None)
@@ -123,10 +126,10 @@ class Slots:
         return Response(tokens, end is not None, kept)
 
     def release(self, slots: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Free slots; the last rows take their places.
+        """Free slots and move the last rows into the gaps.
 
         Returns:
-            The moves made, from slots and to slots, which caches must follow.
+            Source and target slots of the moves, (m,) each, which caches must follow.
         """
         left = self.active - len(slots)
         # Rows behind the first `left` slots move into the holes among these; there are as many of one as of the other.

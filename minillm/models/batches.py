@@ -12,9 +12,9 @@ from minillm.worker.processes import rank, world_size
 
 @dataclass(frozen=True)
 class Batch:
-    """Rows of a prompt, padded on the left, and a response, padded on the right, meeting at one column.
+    """Rows of prompt and response that meet at one column: prompts padded on the left, responses on the right.
 
-    Padding holds token 0 and is known by the mask alone, so the tokenizer needs no padding token.
+    Padding is token 0 and is marked by the mask alone, so the tokenizer needs no padding token.
     """
 
     tokens: Tensor  # (B, P + T) int64
@@ -32,15 +32,15 @@ class Batch:
         return self.mask[:, self.prompt_width :]
 
     def to(self, device: torch.device) -> "Batch":
-        """The batch on another device."""
+        """Return the batch on another device."""
         return Batch(self.tokens.to(device), self.mask.to(device), self.prompt_width)
 
 
 def make_batch(prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]]) -> Batch:
-    """Pad prompts and responses of token ids to one batch.
+    """Pad B prompts and responses, lists of token ids, to one batch.
 
     Raises:
-        ValueError: If a prompt is empty: a model has nothing to predict the first response token from.
+        ValueError: A prompt is empty, so a model has nothing to predict the first response token from.
     """
     prompt_width = max(len(p) for p in prompts)
     width = prompt_width + max(len(r) for r in responses)
@@ -56,12 +56,12 @@ def make_batch(prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[in
 
 
 def micro_batches(rows: Sequence[int], lengths: Sequence[int], size: int) -> Iterator[list[int]]:
-    """This process's share of a global mini-batch, in micro-batches of similar length, so with little padding.
+    """Yield this process's share of a global mini-batch, in micro-batches of similar length to save padding.
 
     Args:
-        rows: The mini-batch.
-        lengths: Tokens of each of its rows.
-        size: Rows of a micro-batch.
+        rows: Row numbers of the mini-batch.
+        lengths: Tokens of each of these rows.
+        size: Most rows of a micro-batch.
     """
     ordered = [row for _, row in sorted(zip(lengths, rows, strict=True), key=lambda pair: pair[0])]
     mine = ordered[rank() :: world_size()]  # every process gets short and long rows
@@ -70,14 +70,14 @@ def micro_batches(rows: Sequence[int], lengths: Sequence[int], size: int) -> Ite
 
 
 def shuffled_stream(count: int, purpose: Purpose, seed: int, start: int) -> Iterator[int]:
-    """Endless passes over range(count), each in an order of its own, entered at position `start`.
+    """Yield endless passes over range(count), each in an order of its own, from position `start` on.
 
-    A pure function of its arguments, so a resumed run needs no more than the position to go on.
+    This is a pure function of its arguments: a resumed run needs only the position to go on.
 
     Args:
         count: Number of examples.
-        purpose: What is shuffled.
-        seed: Of all orders.
+        purpose: Names the random stream.
+        seed: Seed of all orders.
         start: Number of examples already taken.
     """
     epoch, offset = divmod(start, count)

@@ -27,20 +27,20 @@ transformers.logging.disable_progress_bar()  # a worker's log is read line by li
 
 
 def model_directory(path: Path) -> Path:
-    """Where an input's model is: a train artifact holds it in model/, a plain model directory is it."""
+    """Return the folder of an input's model: `model/` in a train artifact, else the directory itself."""
     return path / "model" if (path / "model").is_dir() else path
 
 
 def load_model(path: Path, dtype: torch.dtype = torch.float32, dropout: bool = True) -> PreTrainedModel:
-    """Load a train artifact's or directory's weights, all of them; never runs code from it.
+    """Load all weights of a train artifact or model directory; code in it is never run.
 
     Args:
         path: Train artifact or model directory.
-        dtype: Of the weights.
-        dropout: Keep the dropout of the model's configuration; otherwise none.
+        dtype: Precision of the weights.
+        dropout: Keep the dropout of the model's configuration; otherwise there is none.
 
     Raises:
-        StageError: If a weight is missing, left over or of another shape.
+        StageError: A weight is missing, left over or of another shape.
     """
     directory = model_directory(path)
     require_weights(directory)
@@ -61,14 +61,14 @@ def build_model(
     dtype: torch.dtype = torch.float32,
     dropout: bool = True,
 ) -> PreTrainedModel:
-    """Initialise a model at random.
+    """Build a model with random weights.
 
     Args:
         architecture: Fields of its Hugging Face configuration, `model_type` among them.
         tokenizer: Gives the vocabulary size and the special tokens.
-        seed: Of the initial weights; the same seed gives the same weights.
-        dtype: Of the weights.
-        dropout: Keep the dropout of the architecture; otherwise none.
+        seed: Seed of the weights; the same seed gives the same weights.
+        dtype: Precision of the weights.
+        dropout: Keep the dropout of the architecture; otherwise there is none.
     """
     shared = share(tokenizer)
     config = AutoConfig.for_model(**initial_fields(architecture, shared.entries, shared.eos))
@@ -81,19 +81,19 @@ def build_model(
 
 
 def initial_fields(architecture: Mapping[str, Any], entries: int, eos: int) -> dict[str, Any]:
-    """Fields of the configuration of a model to initialise: those given, and the tokenizer's.
+    """Return the configuration fields of a model to build: those given, completed by the tokenizer's.
 
-    There is no padding token: padding is masked, and the defaults of some classes (1 of OPT, 0 of Gemma) are the ids of
-    real tokens here, whose embedding would start at zero and never learn.
+    There is no padding token: padding is masked, and the default ids of some classes (OPT 1, Gemma 0) are real tokens
+    here, whose embeddings would start at zero and never learn.
     """
     special = {"bos_token_id": eos, "eos_token_id": eos, "pad_token_id": None}
     return {"vocab_size": entries, **special, **architecture}
 
 
 def _all_rows_learn(model: PreTrainedModel) -> PreTrainedModel:
-    """Give every row of the embedding its gradient, which PyTorch withholds from the row `padding_idx`.
+    """Let every row of the embedding learn: PyTorch gives the row `padding_idx` no gradient.
 
-    Checkpoints name EOS there, or whatever token their tokenizer had to spare. Padding is masked here.
+    Checkpoints name EOS there, or any token their tokenizer had to spare. Padding is masked here.
     """
     embedding = model.get_input_embeddings()
     if isinstance(embedding, nn.Embedding):
@@ -108,15 +108,15 @@ def _disable_dropout(config: PretrainedConfig) -> None:
 
 
 def parameter_count(model: nn.Module) -> int:
-    """Number of weights without adapters, tied ones counted once; right under ZeRO-3 too."""
+    """Count the weights without adapters, tied ones once; correct under ZeRO-3 too."""
     return sum(getattr(p, "ds_numel", p.numel()) for name, p in model.named_parameters() if ADAPTER not in name)
 
 
 def save_model(model: PreTrainedModel, shared: SharedTokenizer, directory: Path) -> None:
     """Write weights (safetensors; adapters merged) and tokenizer as an ordinary Hugging Face directory.
 
-    Its generation settings are this run's. Those of the checkpoint that the model comes from (penalties, forced
-    tokens, lengths) say nothing of the trained model.
+    Its generation settings are this run's; those of the original checkpoint (penalties, forced tokens, lengths) do not
+    apply to the trained model.
     """
     model.generation_config = shared.generation_config()
     model.save_pretrained(directory, state_dict=merged_weights(model))

@@ -1,4 +1,4 @@
-"""What is known of a model from its configuration alone."""
+"""Facts about a model that follow from its configuration alone."""
 
 from minillm.config import Strict
 
@@ -10,15 +10,15 @@ class ModelFacts(Strict):
     parameters: int
     """Weights, tied ones counted once."""
     body_parameters: int
-    """Of these, what each token is multiplied with before the output head: neither embeddings nor the head."""
+    """Weights that each token is multiplied with before the output head: without embeddings and head."""
     matrix_edges: int
-    """Rows and columns of all matrices among them, which an adapter has r weights for each of."""
+    """Rows plus columns of all matrices among these; an adapter of rank r has r weights for each."""
     layers: int
     width: int
     """H, entries of a hidden state."""
     cache_width: int
-    """Entries of keys and values that a layer keeps of each token, the largest where layers differ."""
+    """Entries of keys and values that a layer keeps for each token; the largest if layers differ."""
     embedding_rows: int
     tokenizer_entries: int
     positions: int | None
-    """Tokens it can see at most; None where it has no such limit."""
+    """Longest input, in tokens; None without such a limit."""

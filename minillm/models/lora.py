@@ -1,6 +1,6 @@
-"""Low-rank adapters (LoRA, arXiv 2106.09685), by peft: trained in the place of weights, and merged where one is saved.
+"""Low-rank adapters (LoRA, arXiv 2106.09685), by peft: trained instead of the weights, merged when a model is saved.
 
-W + (α/r)·B·A takes the place of a matrix W, with B = 0 at the start; W and all else stay as they were.
+W + (α/r)·B·A replaces a matrix W, with B = 0 at the start; W and everything else stay as they were.
 """
 
 import warnings
@@ -15,11 +15,11 @@ from minillm.config import Lora
 from minillm.errors import StageError
 
 ADAPTER = ".lora_"
-"""In the names of an adapter's weights."""
+"""Part of the name of every adapter weight."""
 
 
 def add_adapters(model: PreTrainedModel, lora: Lora) -> None:
-    """Put adapters beside a model's matrices and freeze all else; A is drawn from torch's random stream.
+    """Add adapters to a model's matrices and freeze everything else; A is drawn from torch's random stream.
 
     Raises:
         StageError: The model has no such modules, or one of them is its embedding or its output head.
@@ -46,7 +46,7 @@ def add_adapters(model: PreTrainedModel, lora: Lora) -> None:
 
 
 def _require_no_adapter_at_the_ends(model: PreTrainedModel) -> None:
-    """Losses take the head's matrix as it is, and a tied embedding is the head's: adapters there would go unused."""
+    """Refuse adapters on embedding and head: losses use the head's matrix alone, which may be the embedding's too."""
     ends = (model.get_input_embeddings(), model.get_output_embeddings())
     names = [name for name, module in model.named_modules() if module in ends and hasattr(module, "get_delta_weight")]
     if names:
@@ -58,7 +58,7 @@ def _require_no_adapter_at_the_ends(model: PreTrainedModel) -> None:
 
 @torch.no_grad()
 def merged_weights(model: PreTrainedModel) -> dict[str, Tensor]:
-    """A model's weights with its adapters added in, under the names that they have without; nothing in it changes."""
+    """Return a model's weights with its adapters merged, under the original names; the model does not change."""
     weights = {
         name.replace(".base_layer.", "."): tensor for name, tensor in model.state_dict().items() if ADAPTER not in name
     }

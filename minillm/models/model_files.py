@@ -1,4 +1,4 @@
-"""What a model directory must hold, seen without loading anything."""
+"""Checks of a model directory's files that load nothing."""
 
 import json
 from pathlib import Path
@@ -16,7 +16,7 @@ def require_weights(directory: Path) -> None:
     """Check that a Hugging Face model directory holds a configuration and weights, and no adapter.
 
     Raises:
-        StageError: If either is missing, or an adapter lies beside the weights.
+        StageError: Either is missing, or an adapter lies beside the weights.
     """
     if not directory.is_dir():
         raise StageError(f"{directory} is a file; a model is a directory with config.json and model.safetensors")
@@ -37,13 +37,13 @@ def require_weights(directory: Path) -> None:
 
 
 def weight_files(directory: Path) -> dict[Path, set[str] | None]:
-    """The files that transformers loads from a directory.
+    """List the files that transformers loads from a directory.
 
     Returns:
-        Each file with the tensors that the index says are in it; None of weights in one file.
+        Each file with the tensors that the index lists for it; None if all weights are in one file.
 
     Raises:
-        StageError: If files are missing, or others lie beside them that no index mentions.
+        StageError: Files are missing, or others lie beside them that no index mentions.
     """
     for pattern, whole in zip(WEIGHTS, WHOLE, strict=True):
         index = directory / f"{whole}.index.json"
@@ -68,7 +68,7 @@ def weight_files(directory: Path) -> dict[Path, set[str] | None]:
 
 
 def _shards(index: Path) -> dict[Path, set[str]]:
-    """The shards that an index names, with the tensors of each."""
+    """Return the shards that an index names, with the tensors of each."""
     try:
         places = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
         named = {str(shard) for shard in places.values()}
@@ -84,5 +84,5 @@ def _shards(index: Path) -> dict[Path, set[str]]:
 
 
 def few(names: list[str]) -> str:
-    """The first names of a list, and how many more there are."""
+    """Join the first three names of a list and the number of the others."""
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

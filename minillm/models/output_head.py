@@ -1,4 +1,4 @@
-"""The output head apart from the body of a model, so that losses can take the vocabulary in chunks of tokens."""
+"""The output head, apart from a model's body, so that losses can go over the vocabulary in chunks of tokens."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,12 +10,12 @@ from transformers import PreTrainedModel
 from minillm.models.batches import Batch
 
 CPU_BLOCK = 1 << 19
-"""Logits made at once on a CPU: 2 MB in float32, which stay in its cache for what is done with them next."""
+"""Logits made at once on a CPU: 2 MB in float32, which are still in its cache for the next operation."""
 
 
 @dataclass(frozen=True)
 class OutputHead:
-    """What turns the last hidden states into logits over the tokenizer's entries."""
+    """The map from last hidden states (N, H) to logits (N, V) over the tokenizer's entries."""
 
     weight: Tensor
     """(R, H); R ≥ `vocabulary` where the embedding is padded."""
@@ -27,19 +27,19 @@ class OutputHead:
     """c of c·tanh(logits/c) (Gemma 2)."""
 
     def blocks(self, tokens: int) -> list[slice]:
-        """The vocabulary in parts for a number of tokens: small ones on a CPU, all at once on a device."""
+        """Divide the vocabulary into blocks for a number of tokens: small ones on a CPU, one on a device."""
         size = max(1, CPU_BLOCK // tokens) if self.weight.device.type == "cpu" else self.vocabulary
         return [slice(start, min(start + size, self.vocabulary)) for start in range(0, self.vocabulary, size)]
 
     @torch.no_grad()
     def block(self, hidden: Tensor, rows: slice, temperature: float, out: Tensor) -> Tensor:
-        """Logits of some entries over the temperature, without gradient.
+        """Compute the logits of some entries, divided by the temperature, without gradient.
 
         Args:
             hidden: (N, H).
-            rows: The r entries.
+            rows: Slice of r entries of the vocabulary.
             temperature: Divides the logits.
-            out: (r, N), in float32 at least, written over. Few tokens and many entries multiply faster that way around.
+            out: (r, N), in float32 at least, written over; entries first, since the product is faster that way around.
 
         Returns:
             (N, r), a view of `out`.
@@ -58,7 +58,7 @@ class OutputHead:
         return out.t()
 
     def logits(self, hidden: Tensor, temperature: float = 1.0) -> Tensor:
-        """Logits (N, V) over the temperature, laid out in memory as (V, N), without gradient.
+        """Return logits (N, V) divided by the temperature, laid out in memory as (V, N), without gradient.
 
         Args:
             hidden: (N, H).
@@ -72,14 +72,14 @@ class OutputHead:
 
 
 HeadLosses = Callable[[Tensor, OutputHead], dict[str, Tensor]]
-"""From hidden states (N, H), which predict N tokens, and the head to named losses."""
+"""From the hidden states (N, H) that predict N tokens, and the head, to losses by name."""
 
 
 def output_head(model: PreTrainedModel, vocabulary: int) -> OutputHead:
-    """The head of a causal language model, as a view of its weights.
+    """Return the head of a causal language model, as a view of its weights.
 
     Args:
-        model: Any whose logits are a linear map of its last hidden states, soft-capped or not
+        model: Any model whose logits are a linear map of its last hidden states, soft-capped or not
             (`minillm.preparation.architecture_check`).
         vocabulary: Entries of the tokenizer.
     """
@@ -89,10 +89,10 @@ def output_head(model: PreTrainedModel, vocabulary: int) -> OutputHead:
 
 
 def response_hidden(model: PreTrainedModel, batch: Batch) -> Tensor:
-    """Last hidden states that predict the real response tokens of a batch, row after row.
+    """Run a model's body; return the hidden states that predict the real response tokens, row after row.
 
     Returns:
-        (N, H), N the number of real response tokens: prompts and padding go no further than the body.
+        (N, H), N being the number of real response tokens: the head need not see prompts and padding.
     """
     # Positions count real tokens, so a prompt padded on the left starts at 0 as it would alone.
     positions = (batch.mask.cumsum(dim=1) - 1).clamp(min=0)  # (B, P + T)
@@ -115,5 +115,5 @@ class HeadedModel(nn.Module):
         self.vocabulary = vocabulary
 
     def forward(self, batch: Batch, losses: HeadLosses) -> dict[str, Tensor]:
-        """`losses` of the hidden states that predict the batch's response tokens."""
+        """Return `losses` of the hidden states that predict the batch's response tokens."""
         return losses(response_hidden(self.model, batch), output_head(self.model, self.vocabulary))

@@ -13,7 +13,7 @@ from minillm.errors import StageError
 
 @dataclass(frozen=True)
 class SharedTokenizer:
-    """A tokenizer, and what generation and losses need to know of it."""
+    """A tokenizer with the facts that generation and losses need."""
 
     tokenizer: PreTrainedTokenizerBase
     entries: int
@@ -30,17 +30,17 @@ class SharedTokenizer:
         return self.ends[0]
 
     def texts(self, responses: Sequence[Sequence[int]]) -> list[str]:
-        """Responses as text, without the token that ended them and without special tokens."""
+        """Decode responses to text, without their end tokens and other special tokens."""
         ended = [len(ids) > 0 and ids[-1] in self.ends for ids in responses]
         bodies = [ids[:-1] if end else ids for ids, end in zip(responses, ended, strict=True)]
         bodies = [[token for token in body if token not in self.holes] for body in bodies]
         return self.tokenizer.batch_decode(bodies, skip_special_tokens=True)
 
     def generation_config(self, **decoding: Any) -> GenerationConfig:
-        """What `generate` of transformers is to do with a model: end where this run ends responses, and no more.
+        """Return settings with which `generate` of transformers samples and ends responses as this run does.
 
         Args:
-            decoding: Further fields; without them, sampling from the model's own distribution.
+            decoding: Further fields; without any, plain sampling from the model's distribution.
         """
         tokens = {
             "eos_token_id": list(self.ends),
@@ -52,10 +52,10 @@ class SharedTokenizer:
 
 
 def share(tokenizer: PreTrainedTokenizerBase, named: Iterable[int] = ()) -> SharedTokenizer:
-    """A tokenizer with the tokens that end a response: its EOS, and those `named` that are entries.
+    """Return a tokenizer with the tokens that end a response: its EOS, and those of `named` that are entries.
 
     Raises:
-        StageError: If the tokenizer has no EOS token.
+        StageError: The tokenizer has no EOS token.
     """
     eos = tokenizer.eos_token_id
     if not isinstance(eos, int):
@@ -67,22 +67,22 @@ def share(tokenizer: PreTrainedTokenizerBase, named: Iterable[int] = ()) -> Shar
 
 
 def load_shared_tokenizer(directory: Path) -> SharedTokenizer:
-    """The tokenizer of a `prepare` artifact or a model directory, with the end tokens named there; runs no code."""
+    """Load the tokenizer of a `prepare` artifact or model directory, with the end tokens named there; runs no code."""
     return share(AutoTokenizer.from_pretrained(directory), named_end_tokens(directory))
 
 
 def entries_of(tokenizer: PreTrainedTokenizerBase) -> int:
-    """The largest token id + 1; `len(tokenizer)` is less where ids have holes."""
+    """Return the largest token id + 1; `len(tokenizer)` is less where ids have holes."""
     return max(tokenizer.get_vocab().values()) + 1
 
 
 def named_end_tokens(directory: Path) -> list[int]:
-    """End tokens that a checkpoint names: in generation_config.json or, if none there, in config.json.
+    """Read the end tokens of a checkpoint from generation_config.json or, if it has none, config.json.
 
     These are the tokens at which `generate` of transformers would end.
 
     Raises:
-        StageError: If a file names something that is no token id.
+        StageError: A file names something that is no token id.
     """
     for name in ("generation_config.json", "config.json"):
         path = directory / name

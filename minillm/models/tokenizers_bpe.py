@@ -7,14 +7,14 @@ from transformers import PreTrainedTokenizerFast
 
 END_OF_TEXT = "<|endoftext|>"
 SMALLEST = 257
-"""The 256 bytes and the end of text: below this some text could not be written."""
+"""Smallest vocabulary: the 256 bytes and the end of text."""
 
 
 def train_bpe(texts: Iterable[str], vocabulary: int) -> PreTrainedTokenizerFast:
-    """Train on texts; every string of bytes can be encoded, and decoding gives it back.
+    """Train a tokenizer on texts; it encodes every string of bytes, and decoding gives it back.
 
     Args:
-        texts: What to learn merges from.
+        texts: Texts to learn merges from.
         vocabulary: Entries at most, ≥ 257; fewer result where the texts have no more pairs to merge.
     """
     tokenizer = Tokenizer(models.BPE())

@@ -1,4 +1,4 @@
-"""The weights of a model directory, looked at without reading them: whole files, the model's names and shapes."""
+"""Checks of a model directory's weights by their headers: complete files, the model's names and shapes."""
 
 import json
 import re
@@ -17,20 +17,20 @@ from minillm.errors import StageError, error_words
 from minillm.models.model_files import few, weight_files
 
 LFS = b"version https://git-lfs"
-"""What a file of git-lfs begins with that was not fetched."""
+"""First bytes of a git-lfs file that was not fetched."""
 COMPUTED = re.compile(r"\.(masked_bias|causal_mask|inv_freq)$|(^|\.)h\.\d+\.attn\.bias$")
 """Masks and rotary frequencies that older versions saved and newer ones compute (GPT-2, GPT-J, CodeGen, Falcon)."""
 
 
 def require_fitting_weights(name: str, directory: Path, fields: Mapping[str, Any], skeleton: PreTrainedModel) -> None:
-    """Check that a model's files hold each of its weights, in its shape and as plain numbers, and nothing else.
+    """Check that files hold every weight of a model, in its shape and as plain numbers, and nothing else.
 
-    Only headers are read. Names are compared as transformers will compare them when it loads, its renamings included.
+    Only headers are read. Names are compared as transformers compares them when it loads, renamings included.
 
     Args:
-        name: Of the model, for errors.
-        directory: Of its files.
-        fields: Of its config.json.
+        name: Name of the model, for errors.
+        directory: Folder of its files.
+        fields: Fields of its config.json.
         skeleton: The model on the meta device.
 
     Raises:
@@ -69,11 +69,11 @@ def require_fitting_weights(name: str, directory: Path, fields: Mapping[str, Any
 
 
 def require_all_loaded(place: str, model: PreTrainedModel, found: Mapping[str, Any]) -> None:
-    """Check what transformers says of a loading: it fills what is missing with random numbers and goes on.
+    """Check the report of transformers on a loaded model: missing weights would have been filled at random.
 
     Args:
-        place: Where the weights are, for errors.
-        model: Loaded.
+        place: Place of the weights, for errors.
+        model: The loaded model.
         found: Its `output_loading_info`.
 
     Raises:
@@ -93,19 +93,19 @@ def require_all_loaded(place: str, model: PreTrainedModel, found: Mapping[str, A
 
 
 def _names_one(name: str, buffers: list[str]) -> bool:
-    """Whether a name is that of a buffer, which the model computes, under another prefix or none."""
+    """Return True if a name is that of a buffer, which the model computes, under another prefix or none."""
     return any(f".{name}".endswith(f".{buffer}") or f".{buffer}".endswith(f".{name}") for buffer in buffers)
 
 
 def read_headers(name: str, directory: Path) -> dict[str, Tensor]:
-    """Names, shapes and types of all tensors in a directory's weight files, as tensors on the meta device.
+    """Read names, shapes and types of all tensors in a directory, as tensors on the meta device.
 
     Args:
-        name: Of the model, for errors.
-        directory: Of its files.
+        name: Name of the model, for errors.
+        directory: Folder of its files.
 
     Raises:
-        StageError: If a file is not whole, holds more than tensors, or not what the index says.
+        StageError: A file is incomplete, holds more than tensors, or differs from the index.
     """
     tensors: dict[str, Tensor] = {}
     for path, indexed in weight_files(directory).items():

@@ -1,4 +1,4 @@
-"""What is computed once of a round of rollouts: reward, importance weight and credited return (Algorithm 1)."""
+"""Values computed once per round of rollouts: reward, importance weight and credited return (Algorithm 1)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
@@ -20,13 +20,13 @@ class Experience:
     mask: Tensor  # bool, True at real tokens
 
     def of(self, rows: Sequence[int], device: torch.device) -> "Experience":
-        """The values of the real tokens of some rows, (n,) each, row after row."""
+        """Return the values of the n real tokens of some rows, row after row, (n,) each."""
         chosen = list(rows)
         real = self.mask[chosen]  # (rows, T)
         return Experience(*(getattr(self, f.name)[chosen][real].to(device) for f in fields(self)))
 
     def part(self, chosen: slice) -> "Experience":
-        """A slice along the first dimension."""
+        """Return a slice along the first dimension."""
         return Experience(*(getattr(self, f.name)[chosen] for f in fields(self)))
 
 
@@ -43,12 +43,12 @@ def make_experience(
     reward_clip: float | None,
     whiten: bool,
 ) -> Experience:
-    """Reward, importance weight and credited return of a round, once, before its inner epochs (Algorithm 1).
+    """Compute importance weight and credited return of a round, once, before its inner epochs (Algorithm 1).
 
     Args:
         student_log_prob: log q(y_t) under the sampling student, (N, T).
         teacher_log_prob: log p(y_t), (N, T).
-        responses: N token lists, which give the mask.
+        responses: N lists of token ids; their lengths give the mask.
         teacher_mix: α, share of the teacher in the distribution that the tokens were sampled from.
         credit: Which rewards a token is credited with (see `credited_return`).
         discount: γ of the return.

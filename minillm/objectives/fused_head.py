@@ -290,7 +290,7 @@ def _slopes(
 
 
 def _inside(tokens: Tensor, rows: slice) -> tuple[Tensor, Tensor]:
-    """Which tokens (n,) are among a block's entries, and at which of them (n,); an arbitrary one for other tokens."""
+    """Return a mask (n,) of the tokens in a block, and their places in it (n,); of other tokens any valid place."""
     entry = tokens - rows.start
     last = rows.stop - rows.start - 1
     return (entry >= 0) & (entry <= last), entry.clamp(0, last)

@@ -1,6 +1,6 @@
 """Losses per token, made of log q(y_t) and a divergence D_t (paper eq. 8, Algorithm 1; method.md §2 and §5).
 
-Pure arithmetic on (N,) tensors. What is over the vocabulary, and its gradient, is in `minillm.objectives.vocabulary`.
+Pure arithmetic on (N,) tensors; sums over the vocabulary are in `minillm.objectives.vocabulary`.
 """
 
 from dataclasses import dataclass
@@ -14,11 +14,11 @@ from minillm.objectives.vocabulary import TokenTerms
 
 
 def fixed_text_loss(terms: TokenTerms, divergence_weight: float) -> Tensor:
-    """(1−k)·cross-entropy + k·divergence on given text: SFT and SeqKD (k = 0), KD (method.md §5).
+    """Return (1−k)·cross-entropy + k·divergence on given text: SFT and SeqKD (k = 0), KD (method.md §5).
 
     Args:
-        terms: Of N tokens.
-        divergence_weight: k.
+        terms: Terms at N tokens.
+        divergence_weight: k, from 0 to 1.
 
     Returns:
         (N,) loss per token.
@@ -28,7 +28,7 @@ def fixed_text_loss(terms: TokenTerms, divergence_weight: float) -> Tensor:
 
 @dataclass(frozen=True)
 class RolloutLoss:
-    """Terms of the loss on rollouts, (N,) each."""
+    """Terms of the loss on rollouts at N tokens, (N,) each."""
 
     single_step: Tensor
     long_term: Tensor
@@ -45,15 +45,15 @@ def rollout_loss(
     single_step: bool,
     weight_single_step: bool,
 ) -> RolloutLoss:
-    """Both terms of MiniLLM's loss on rollouts (method.md §2).
+    """Return both terms of MiniLLM's loss on rollouts (method.md §2).
 
     The single-step term is w_t·D_t with D_t = KL[q(·|y_<t) ‖ p(·|y_<t)], exact over the vocabulary; the long-term term
     is −min(ρ_t A_t, clip(ρ_t) A_t) with A_t = w_t·R_t as credited. Differentiating their sum over tokens gives the
     estimator of ∇KL[q ‖ p] that the enumeration tests compare with autograd.
 
     Args:
-        terms: Of N sampled tokens, under the student as it is now.
-        experience: Of the same tokens, from when they were sampled, (N,) each.
+        terms: Terms at N sampled tokens, under the current student.
+        experience: Values of the same tokens under the student that sampled them, (N,) each.
         clip_range: ε of the clip.
         clip_importance: Clip ρ·w instead of ρ (the reference code's choice, method.md §4).
         single_step: Add the single-step term; without it, it is zero.

@@ -48,7 +48,7 @@ def credited_return(
     length_normalization: bool = True,
     discount: float = 1.0,
 ) -> Tensor:
-    """What token t is credited with, zero where masked.
+    """Return the rewards credited to each token, (B, T), zero where masked.
 
     future: R_{t+1} = Σ_{t'>t} γ^{t'−t−1} r_t', normalised R_{t+1}/(T−t−1) (paper eq. 7; zero at the last token).
     inclusive: R_t = Σ_{t'≥t} γ^{t'−t} r_t', normalised by the T−t tokens it sums (reference code).

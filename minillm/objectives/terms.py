@@ -1,4 +1,4 @@
-"""What a loss per token is made of, and what the head needs to make it (method.md §2)."""
+"""Ingredients of a loss per token, shared by the losses and the head that computes them (method.md §2)."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from minillm.models.output_head import OutputHead
 
 @dataclass(frozen=True)
 class Teacher:
-    """What a loss needs from the teacher for N tokens: its hidden states, not its logits."""
+    """The teacher at N tokens: its hidden states and head, from which its logits are made chunk by chunk."""
 
     hidden: Tensor  # (N, H_teacher)
     """Last hidden states that predict the tokens."""
@@ -21,7 +21,7 @@ class Teacher:
 
 @dataclass(frozen=True)
 class TokenTerms:
-    """What a loss is made of, for N tokens; no gradient flows through these."""
+    """Terms of a loss at N tokens; no gradient flows through these."""
 
     log_prob: Tensor  # (N,)
     """log q(y_t)."""

@@ -59,7 +59,7 @@ def head_loss(
         tokens: y, (N,).
         loss: From the terms of a slice of the tokens to a loss for each of them.
         functional: D; None where the loss needs log q(y_t) alone.
-        teacher: What D compares with; None where D needs none.
+        teacher: Teacher at the same tokens; None where D needs none.
         temperature: Divides the logits of both models.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Checkpoints of a training run: everything that the next step depends on, whole or not used at all."""
+"""Checkpoints of a training run: everything the next step depends on, used complete or not at all."""
 
 import contextlib
 import pickle
@@ -22,11 +22,11 @@ from minillm.worker.processes import rank, world_size
 KEPT = 2
 UNIVERSAL = "universal-"
 RECORD = "checkpoint.json"
-"""Written last, so a folder without it is one whose writing was cut off."""
+"""Written last, so a folder without it was not finished."""
 
 
 class CheckpointRecord(BaseModel):
-    """What a checkpoint says of itself."""
+    """Record of a checkpoint's origin and files."""
 
     # Pydantic would write null for a loss that is not a number, and no later attempt could read the history.
     model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="constants")
@@ -48,7 +48,7 @@ class Checkpoints:
     """
 
     def __init__(self, directory: Path) -> None:
-        """Choose the newest checkpoint that is whole, on every process alike."""
+        """Choose the newest complete checkpoint, the same on every process."""
         self.directory = directory
         make_folder(self.directory)
         chosen = [newest_whole(directory) if rank() == 0 else None]
@@ -57,9 +57,9 @@ class Checkpoints:
 
     @property
     def universal(self) -> bool:
-        """Whether the newest checkpoint is of another number of processes, whose shards must be put together first.
+        """True if the newest checkpoint has shards of another number of processes, which must be merged first.
 
-        Without ZeRO there are none.
+        Without ZeRO there are no shards.
         """
         if self._newest is None:
             return False
@@ -67,7 +67,7 @@ class Checkpoints:
         return written.processes != world_size() and written.zero_stage > 0
 
     def save(self, engine: Any, step: int, feed_state: dict[str, Any], selection: dict[str, Any]) -> None:
-        """Write the checkpoint of a step, on every process; when it is on disk, older ones but the last go."""
+        """Write the checkpoint of a step, on every process; once it is on disk, remove all older ones but the last."""
         folder = self.directory / f"step-{step:08d}"
         engine.save_checkpoint(str(self.directory), tag=folder.name, save_latest=False)
         torch.save(_random_state(), folder / f"random-{rank()}.pt")
@@ -89,17 +89,17 @@ class Checkpoints:
                 shutil.rmtree(old)
 
     def load(self, engine: Any) -> tuple[int, list[dict[str, Any]], dict[str, Any]] | None:
-        """Bring the engine and the random states back from the checkpoint that was chosen.
+        """Restore the engine and the random states from the chosen checkpoint.
 
         Args:
-            engine: Made to load a universal checkpoint where this is one (see `universal`).
+            engine: Engine made with `universal` as this object's.
 
         Returns:
             (step, feed state of each process that saved it, selection), or None if there is none.
 
         Raises:
-            StageError: It was written under another ZeRO stage, or holds more than data.
-            RuntimeError: DeepSpeed did not find what was checked a moment ago.
+            StageError: The checkpoint was written under another ZeRO stage, or holds more than data.
+            RuntimeError: DeepSpeed did not find the files that were just checked.
         """
         if self._newest is None:
             return None
@@ -124,7 +124,7 @@ class Checkpoints:
             ) from error
         if found is None:
             raise RuntimeError(f"DeepSpeed found nothing to load in {self.directory / tag}")
-        # Of other processes than there were: these only draw what is dropped out.
+        # With more processes than before, some share a state: it only decides what dropout drops.
         random_state = folder / f"random-{rank() % record.processes}.pt"
         _restore_random_state(torch.load(random_state, weights_only=True))
         # Mapped, so that a process reads only what it takes out of the others' parts.
@@ -133,7 +133,7 @@ class Checkpoints:
         return record.step, feed_states, record.selection
 
     def _put_together(self, folder: Path) -> Path:
-        """The checkpoint in DeepSpeed's universal form, which any number of processes can load."""
+        """Return the checkpoint in DeepSpeed's universal form, which any number of processes can load."""
         target = self.directory / f"{UNIVERSAL}{folder.name}"
         if rank() == 0:
             shutil.rmtree(target, ignore_errors=True)
@@ -148,7 +148,7 @@ class Checkpoints:
 
 
 def newest_whole(directory: Path) -> str | None:
-    """Name of the newest checkpoint that is as it was written, None without one; what was cut off is removed."""
+    """Return the name of the newest undamaged checkpoint, or None; remove unfinished ones."""
     for folder in sorted(directory.glob("step-*"), reverse=True):
         if not (folder / RECORD).exists():
             shutil.rmtree(folder)
@@ -160,7 +160,7 @@ def newest_whole(directory: Path) -> str | None:
 
 
 def newest_step(directory: Path) -> int:
-    """Step of the newest checkpoint under a folder, 0 without one."""
+    """Return the step of the newest checkpoint under a folder, 0 without one."""
     for record in sorted(directory.glob(f"step-*/{RECORD}"), reverse=True):
         with contextlib.suppress(OSError, ValueError):
             return read_record(record.parent).step
@@ -168,7 +168,7 @@ def newest_step(directory: Path) -> int:
 
 
 def read_record(folder: Path) -> CheckpointRecord:
-    """The record of a checkpoint.
+    """Read the record of a checkpoint.
 
     Raises:
         OSError: There is none.
@@ -178,7 +178,7 @@ def read_record(folder: Path) -> CheckpointRecord:
 
 
 def _altered(folder: Path) -> list[str]:
-    """Names of files that are not as they were written."""
+    """Return the names of files that are missing or altered."""
     try:
         files = read_record(folder).files
     except (OSError, ValueError):

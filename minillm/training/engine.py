@@ -13,14 +13,14 @@ from minillm.config import Runtime, Training
 from minillm.models.output_head import HeadedModel
 from minillm.worker.processes import world_size
 
-# DeepSpeed would compile this at start-up, half a minute that a machine without a compiler does not survive; gloo does.
+# DeepSpeed would compile this at start-up: half a minute, and an error without a compiler. Gloo serves as well.
 deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
 
 def micro_batch_size(batch_size: int, largest: int) -> int:
-    """Rows of one forward pass: the largest divisor of a process's share that is no more than `largest`.
+    """Return the rows of one forward pass: the largest divisor of a process's share that is at most `largest`.
 
-    The configuration sees to it that a batch can be divided among the processes.
+    The configuration guarantees that a batch can be divided among the processes.
     """
     share = batch_size // world_size()
     return max(size for size in range(1, min(share, largest) + 1) if share % size == 0)
@@ -40,11 +40,11 @@ def make_engine(
     """Wrap a model in a DeepSpeed engine with AdamW, its schedule, clipping and ZeRO.
 
     Args:
-        model: In the dtype of `training.precision`.
+        model: Model in the dtype of `training.precision`.
         training: Hyper-parameters; the batch size is global.
-        total_steps: Optimizer steps of the whole run, which the cosine ends at.
+        total_steps: Optimizer steps of the whole run, at which the cosine ends.
         runtime: Micro-batch size and ZeRO stage.
-        universal: It will load a checkpoint in DeepSpeed's universal form.
+        universal: Prepare to load a checkpoint in DeepSpeed's universal form.
     """
     micro = micro_batch_size(training.batch_size, runtime.micro_batch_size)
     zero: dict[str, Any] = {"stage": zero_stage(runtime, training.precision)}
@@ -67,7 +67,7 @@ def make_engine(
 
 
 def take_step(engine: Any) -> float:
-    """Step the engine; the global gradient norm before clipping, or 0 where gradients still accumulate.
+    """Step the engine; return the global gradient norm before clipping, or 0 while gradients still accumulate.
 
     DeepSpeed keeps no norm of plain float32 gradients, so it is measured here.
     """
@@ -83,10 +83,10 @@ def take_step(engine: Any) -> float:
 
 @contextlib.contextmanager
 def gathered_weights(engine: Any) -> Iterator[PreTrainedModel]:
-    """The model with all of its weights in place, which generation and saving need under ZeRO-3.
+    """Yield the model with all of its weights in place, as generation and saving need under ZeRO-3.
 
-    DeepSpeed's hooks, which would fetch and release the weights of every layer at every token and wait for the other
-    processes each time, are taken off meanwhile.
+    Meanwhile DeepSpeed's hooks are off: they would fetch and release every layer's weights at every token, and wait for
+    the other processes each time.
     """
     if not engine.zero_optimization_partition_weights():
         yield engine.module.model
@@ -109,7 +109,7 @@ def _optimizer(model: torch.nn.Module, training: Training) -> torch.optim.Optimi
 
 
 def _schedule(step: int, training: Training, total_steps: int) -> float:
-    """Factor on the peak learning rate: linear warm-up, then constant or a cosine down to zero."""
+    """Return the factor on the peak learning rate: linear warm-up, then constant or a cosine down to zero."""
     if step < training.warmup_steps:
         return (step + 1) / training.warmup_steps
     if training.schedule == "constant":

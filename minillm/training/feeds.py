@@ -1,7 +1,7 @@
-"""Where the text of a training step comes from: the interface that the trainer asks (see fixed_text, on_policy).
+"""Feeds: the source of text and losses for each training step (implemented in fixed_text and on_policy).
 
-A feed gives, for a step number, the global mini-batch, and turns this process's rows of it into losses. Everything but
-the current round of rollouts is a pure function of the seed and the step, so a resumed run continues the same stream.
+For a step number, a feed chooses the global mini-batch and turns this process's rows of it into losses. Everything but
+the current round of rollouts is a pure function of seed and step, so a resumed run continues the same stream.
 """
 
 import itertools
@@ -19,12 +19,12 @@ from minillm.objectives.terms import Teacher
 from minillm.streams import Purpose
 
 Losses = dict[str, Tensor]
-"""Sums over this process's tokens of a step, each divided by the step's global count; `loss` is what is learnt."""
+"""Sums over this process's tokens of a step, divided by the step's global count; `loss` is differentiated."""
 
 
 @dataclass(frozen=True)
 class Models:
-    """The student, its frozen teacher where there is one, and what they share."""
+    """The student, its frozen teacher if there is one, and their vocabulary and end tokens."""
 
     student: Any
     """DeepSpeed engine around a `HeadedModel`."""
@@ -35,18 +35,18 @@ class Models:
 
 
 class Feed(Protocol):
-    """What the trainer asks of a source of text."""
+    """Interface between the trainer and a source of text."""
 
     def prepare(self, step: int, micro_batch_size: int) -> dict[str, float]:
-        """Make ready what the step needs (a new round of rollouts, say), on every process; metrics of what is new."""
+        """Prepare the step on every process, for instance sample a new round; return metrics of what is new."""
         ...
 
     def losses(self, step: int, micro_batch_size: int) -> Iterator[Losses]:
-        """Losses of this process's micro-batches of the step, one after the other, with gradient."""
+        """Yield the losses of this process's micro-batches of the step, with gradient."""
         ...
 
     def describe(self, step: int) -> str:
-        """Which rows the step trains on, for error messages."""
+        """Name the rows the step trains on, for error messages."""
         ...
 
     def state(self) -> dict[str, Any]:
@@ -54,18 +54,18 @@ class Feed(Protocol):
         ...
 
     def restore(self, states: Sequence[dict[str, Any]]) -> None:
-        """Take back what `state` gave on each process; there may be more or fewer of them now."""
+        """Restore from what `state` returned on each process; there may be more or fewer processes now."""
         ...
 
 
 def shuffled_slice(count: int, purpose: Purpose, seed: int, start: int, number: int) -> list[int]:
-    """The `number` examples of a shuffled stream (see `shuffled_stream`) from position `start`."""
+    """Return `number` examples of a shuffled stream (see `shuffled_stream`) from position `start`."""
     return list(itertools.islice(shuffled_stream(count, purpose, seed, start), number))
 
 
 @torch.no_grad()
 def teacher_of(models: Models, batch: Batch) -> Teacher:
-    """The teacher's hidden states at the batch's real response tokens, without gradient."""
+    """Run the teacher on a batch, without gradient; return it at the N real response tokens."""
     assert models.teacher is not None
     hidden = response_hidden(models.teacher, batch)  # (N, H_teacher)
     return Teacher(hidden, output_head(models.teacher, models.vocabulary))

@@ -18,14 +18,14 @@ from minillm.training.feeds import Losses, Models, shuffled_slice, teacher_of
 
 
 def text_losses(models: Models, batch: Batch, tokens: int, divergence: Functional | None, weight: float) -> Losses:
-    """The loss on a batch of given text, with gradient.
+    """Return the loss on a batch of given text, with gradient.
 
     Args:
-        models: Student, and teacher where there is a divergence.
-        batch: Its responses are what is learnt.
-        tokens: What the sum over the batch's tokens is divided by.
-        divergence: From the teacher; None for plain cross-entropy.
-        weight: Of the divergence, against cross-entropy.
+        models: Student, and teacher if there is a divergence.
+        batch: Prompts and the responses to learn.
+        tokens: Divides the sum over the batch's tokens.
+        divergence: Divergence from the teacher; None for plain cross-entropy.
+        weight: Share of the divergence, the rest being cross-entropy.
     """
     teacher = None if divergence is None else teacher_of(models, batch)
 
@@ -54,11 +54,11 @@ class FixedText:
     seed: int
 
     def prepare(self, step: int, micro_batch_size: int) -> dict[str, float]:
-        """Nothing to do: the text is fixed."""
+        """Return no metrics: the text is fixed, so there is nothing to prepare."""
         return {}
 
     def losses(self, step: int, micro_batch_size: int) -> Iterator[Losses]:
-        """Mean loss per response token of the global mini-batch."""
+        """Yield micro-batches' shares of the mean loss per response token of the global mini-batch."""
         rows = self._rows(step)
         prompt_tokens, response_tokens = (
             self.examples[column].iloc[rows].map(len).tolist() for column in ("prompt_ids", "response_ids")
@@ -79,12 +79,12 @@ class FixedText:
         return shuffled_slice(len(self.examples), Purpose.EXAMPLES, self.seed, step * size, size)
 
     def describe(self, step: int) -> str:
-        """Numbers of the training rows in the raw file."""
+        """Name the training rows by their numbers in the raw file."""
         return f"training rows {self.examples['row'].iloc[self._rows(step)].tolist()}"
 
     def state(self) -> dict[str, Any]:
-        """Nothing: seed and step say all."""
+        """Return an empty state: seed and step determine everything."""
         return {}
 
     def restore(self, states: Sequence[dict[str, Any]]) -> None:
-        """Nothing to take back."""
+        """Do nothing: the state is empty."""

@@ -43,7 +43,7 @@ class Rollouts:
     round: Round | None = field(default=None, init=False)
 
     def prepare(self, step: int, micro_batch_size: int) -> dict[str, float]:
-        """Sample the round that the step belongs to, unless it is at hand."""
+        """Sample and score the step's round, unless it is the current one; return the metrics of a new round."""
         index = step // self.steps_per_round
         if self.round is not None and self.round.index == index:
             return {}
@@ -52,7 +52,10 @@ class Rollouts:
         return self.round.metrics(self.models.ends)
 
     def losses(self, step: int, micro_batch_size: int) -> Iterator[Losses]:
-        """Single-step and long-term terms as means per response token, L_PT as mean per plain-text token."""
+        """Yield the losses of this process's micro-batches.
+
+        Single-step and long-term terms are means per response token, L_PT is a mean per plain-text token.
+        """
         assert self.round is not None
         rows = self._rows(step)
         tokens = sum(len(self.round.responses[i]) for i in rows)
@@ -69,7 +72,7 @@ class Rollouts:
             yield losses
 
     def _rollout_losses(self, rows: list[int], tokens: int, before_updates: bool) -> Losses:
-        """Means over the `tokens` of the global mini-batch, of this process's rows."""
+        """Return the losses of some rows as shares of the means over the `tokens` of the global mini-batch."""
         assert self.round is not None
         sampled, models, policy, method = self.round, self.models, self.policy, self.method
         device = models.student.device
@@ -117,7 +120,7 @@ class Rollouts:
         return [[int(t) for t in p] for p in self.examples["prompt_ids"].iloc[chosen]]
 
     def _sample(self, index: int, prompts: list[list[int]]) -> list[list[int]]:
-        """A response to each prompt of the round, divided among the processes."""
+        """Sample a response to each prompt of the round; the processes share the work."""
         policy, models = self.policy, self.models
         assert models.teacher is not None
         requests = [
@@ -141,9 +144,9 @@ class Rollouts:
 
     @torch.no_grad()
     def _score(self, index: int, prompts: list[list[int]], responses: list[list[int]], micro_batch_size: int) -> Round:
-        """What both models say of the round, from the very passes that the updates make: ρ is 1 before the first.
+        """Score the round with both models, in the same micro-batches as the updates, so that ρ is 1 before the first.
 
-        In bfloat16 a pass in another shape, or one token at a time with a cache, would differ by some percent.
+        In bfloat16, passes of another shape, or token by token with a cache, differ by some percent.
         """
         models = self.models
         assert models.teacher is not None
@@ -176,16 +179,16 @@ class Rollouts:
 
     @property
     def steps_per_round(self) -> int:
-        """Optimizer steps over one round of rollouts."""
+        """Optimizer steps on one round of rollouts."""
         return self.policy.inner_epochs * self.policy.rollouts // self.method.training.batch_size
 
     def _mini_batches(self, index: int) -> list[list[int]]:
-        """Rows of the mini-batches of a round, the same in all of its inner epochs."""
+        """Return the rows of each mini-batch of a round; they are the same in all of its inner epochs."""
         order = generator(stream(Purpose.MINI_BATCHES, self.seed, index)).permutation(self.policy.rollouts)
         return order.reshape(-1, self.method.training.batch_size).tolist()  # (mini-batches, batch_size)
 
     def _rows(self, step: int) -> list[int]:
-        """Rows of the current round; each inner epoch takes the mini-batches in an order of its own."""
+        """Return the rows of a step's mini-batch; each inner epoch takes the mini-batches in an order of its own."""
         index, step_in_round = divmod(step, self.steps_per_round)
         batches = self._mini_batches(index)
         epoch, place = divmod(step_in_round, len(batches))
@@ -193,18 +196,18 @@ class Rollouts:
         return batches[order[place]]
 
     def _blocks(self, step: int) -> list[int]:
-        """Plain-text blocks of the step; none where L_PT has no weight."""
+        """Return the plain-text blocks of a step; none where L_PT has no weight."""
         if self.plain_text is None or self.policy.plain_text_coefficient == 0:
             return []
         size = self.policy.plain_text_batch_size or self.method.training.batch_size
         return shuffled_slice(len(self.plain_text), Purpose.PLAIN_TEXT, self.seed, step * size, size)
 
     def describe(self, step: int) -> str:
-        """The round and the rollouts in it."""
+        """Name the round and the rollouts of a step."""
         return f"round {step // self.steps_per_round}, rollouts {self._rows(step)}"
 
     def state(self) -> dict[str, Any]:
-        """Return the current round, with this process's part: the student that sampled it exists no more."""
+        """Return the current round, of the teacher's states this process's part; its student no longer exists."""
         if self.round is None:
             return {}
         return {
@@ -218,7 +221,7 @@ class Rollouts:
         }
 
     def restore(self, states: Sequence[dict[str, Any]]) -> None:
-        """Take back the round from the states of all processes that saved it, which may have been another number."""
+        """Restore the round from the states of all processes that saved it, however many they were."""
         state = states[0]
         if not state:
             return
@@ -234,13 +237,13 @@ class Rollouts:
             prompts,
             responses,
             experience,
-            # Copied out of the files, which are mapped, not read, and go when newer checkpoints are there.
+            # Copied, since the files are memory-mapped and removed once newer checkpoints exist.
             {row: hidden[row].clone() for row in own},
             {row: log_normalizer[row].clone() for row in own},
         )
 
     def _own_rows(self, index: int, lengths: Sequence[int]) -> list[int]:
-        """Rows of a round that this process scores and updates on; the micro-batch size does not matter to it."""
+        """Return the rows of a round that this process scores and updates on, whatever the micro-batch size."""
         shares = (micro_batches(rows, [lengths[i] for i in rows], len(rows)) for rows in self._mini_batches(index))
         return [row for share in shares for chosen in share for row in chosen]
 

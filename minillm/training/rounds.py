@@ -1,4 +1,4 @@
-"""A round of rollouts: what is kept of it, and the mathematics on it with the switches of a configured policy."""
+"""A round of rollouts, and the mathematics on it with the switches of a configured policy."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from minillm.objectives.terms import TokenTerms
 
 @dataclass
 class Round:
-    """One round of rollouts and what was computed of it once."""
+    """One round of rollouts and the values computed from it once."""
 
     index: int
     prompts: list[list[int]]
@@ -26,7 +26,7 @@ class Round:
     """log Σ exp of its logits (T,), of the same responses."""
 
     def metrics(self, ends: tuple[int, ...]) -> dict[str, float]:
-        """Means per token of the round: reward, weight; and per response: length, share that ended by itself."""
+        """Return means per token (reward, weight) and per response (length, share with an end token) for the log."""
         experience, count = self.experience, len(self.responses)
         tokens = experience.mask.sum()  # ()
         reward = (experience.teacher_log_prob - experience.student_log_prob) * experience.mask  # (N, T)

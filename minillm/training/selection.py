@@ -40,7 +40,7 @@ class Validation:
     generation_batch_size: int
 
     def measure(self, select_by: Metric | Literal["validation_loss"]) -> dict[str, float]:
-        """valid/loss (nats per response token) and, where a metric selects, valid/METRIC (0–100)."""
+        """Return valid/loss (nats per response token) and, if a metric selects, valid/METRIC (0–100)."""
         self.models.student.eval()
         metrics = {"valid/loss": self._loss()}
         if select_by != "validation_loss":
@@ -87,7 +87,7 @@ class Selection:
     """Keeps the weights of the best validated step, and the history of validations."""
 
     directory: Path
-    """Work folder; each kept model stands in a folder of its own until a checkpoint no longer needs it."""
+    """Work folder; each kept model has a folder of its own in it until no checkpoint needs it."""
     select_by: str
     history: list[dict[str, float]] = field(default_factory=list)
 
@@ -107,12 +107,12 @@ class Selection:
 
     @property
     def equal(self) -> list[dict[str, float]]:
-        """Other validations that the metric does not tell from the best one."""
+        """Other validations with the same value of the metric as the best one."""
         best = self.best
         return [record for record in self._sound if record is not best and self._rank(record) == self._rank(best)]
 
     def remark(self) -> str:
-        """What the log is to say of the latest validation; nothing where its figures say all."""
+        """Return a remark on the latest validation for the log, or an empty string if its figures suffice."""
         latest = self.history[-1]
         names = dict.fromkeys([self._name, "valid/loss"])
         if not all(math.isfinite(latest[name]) for name in names):
@@ -141,13 +141,13 @@ class Selection:
         dist.barrier()
 
     def forget_others(self) -> None:
-        """Remove kept models that are the best no more; safe once a checkpoint knows of the best."""
+        """Remove models that are no longer the best; call only after a checkpoint has recorded the best."""
         for folder in self.directory.glob("best-*") if self._sound else ():
             if folder != self._folder(int(self.best["step"])):
                 shutil.rmtree(folder)
 
     def finish(self, output: Path) -> None:
-        """Move the selected weights to output/model and say how they were selected.
+        """Move the selected weights to output/model and record how they were selected.
 
         Raises:
             StageError: No validation has a number.

@@ -34,7 +34,7 @@ LOG_SECONDS = 1.0
 
 
 def run(job: Job[Train]) -> Summary:
-    """Train, select and save a model; continues from the last checkpoint in the work folder."""
+    """Train, select and save a model, continuing from the last checkpoint in the work folder."""
     settings = job.settings
     with process_group():
         return _run(job, settings)
@@ -52,7 +52,7 @@ def _run(job: Job[Train], settings: Train) -> Summary:
 
 
 def make_trainer(job: Job[Train], settings: Train) -> "Trainer":
-    """Models, engine, data and all else of a training, ready for its first step; inside a process group."""
+    """Return a trainer ready for its first step, with models, engine and data; call inside a process group."""
     training = settings.method.training
     shared = load_shared_tokenizer(job.inputs["tokenizer"])
     examples = pd.read_parquet(job.inputs.get("responses", job.inputs["examples"]) / _examples_file(job))
@@ -151,7 +151,7 @@ class Trainer:
     stop_asked: bool = field(default=False, init=False)
 
     def train(self) -> None:
-        """Run to the last step from wherever the last checkpoint left off."""
+        """Train to the last step, from where the last checkpoint left off."""
         signal.signal(signal.SIGTERM, self._ask_to_stop)
         start = self._resume()
         training = self.settings.method.training
@@ -175,7 +175,7 @@ class Trainer:
                 sys.exit(STOPPED)
 
     def step(self, step: int) -> dict[str, float]:
-        """One optimizer step over the global mini-batch; its mean losses over all processes."""
+        """Take one optimizer step on the global mini-batch; return its mean losses over all processes."""
         micro = micro_batch_size(self.settings.method.training.batch_size, self.runtime.micro_batch_size)
         prepared = self.feed.prepare(step, micro)
         self.engine.train()
@@ -217,7 +217,7 @@ class Trainer:
         return step
 
     def checkpoint(self, step: int) -> None:
-        """Write a checkpoint; kept models that no checkpoint needs any more go."""
+        """Write a checkpoint and remove models that no checkpoint needs any more."""
         self.checkpoints.save(self.engine, step, self.feed.state(), {"history": self.selection.history})
         if rank() == 0 and self.selection.history:
             self.selection.forget_others()
@@ -227,7 +227,7 @@ class Trainer:
         self.stop_asked = True
 
     def _agree_to_stop(self) -> bool:
-        """Whether any process was asked to stop: all of them must leave at the same step."""
+        """Return True on every process if any of them was asked to stop: all must leave at the same step."""
         asked = torch.tensor(float(self.stop_asked), device=self.engine.device)
         dist.all_reduce(asked, dist.ReduceOp.MAX)
         return bool(asked)
@@ -242,13 +242,13 @@ class Meter:
         self._since = time.monotonic()
 
     def add(self, metrics: dict[str, float]) -> None:
-        """Count the metrics of a step."""
+        """Add the metrics of a step."""
         self._steps += 1
         for name, value in metrics.items():
             self._values.setdefault(name, []).append(value)
 
     def due(self, engine: Any, now: bool) -> dict[str, float]:
-        """Means since the last time, if that is long enough ago or `now`; otherwise nothing."""
+        """Return the means since the last call that returned any, if that is long enough ago or `now`; else nothing."""
         elapsed = time.monotonic() - self._since
         if not now and elapsed < LOG_SECONDS:
             return {}

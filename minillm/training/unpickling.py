@@ -1,6 +1,6 @@
-"""Reading DeepSpeed's checkpoints as data alone: whatever else a pickle in them asks for is refused, never run.
+"""DeepSpeed's checkpoints read as plain data: anything else that a pickle in them asks for is refused, never run.
 
-`python -m minillm.training.unpickling FOLDER …` is DeepSpeed's ds_to_universal in a folder, under the same rule.
+`python -m minillm.training.unpickling FOLDER …` runs DeepSpeed's ds_to_universal in a folder under the same rule.
 """
 
 import contextlib
@@ -15,7 +15,7 @@ from deepspeed.runtime.zero.config import ZeroStageEnum
 from deepspeed.utils.tensor_fragment import fragment_address
 
 HOLDS = [LossScaler, ZeroStageEnum, fragment_address]
-"""Classes of DeepSpeed in its own files, beside tensors and plain values."""
+"""Classes that DeepSpeed's files hold beside tensors and plain values."""
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""The processes of a worker group and what they say to each other."""
+"""The processes of a worker group and their messages."""
 
 import contextlib
 import os
@@ -13,7 +13,7 @@ import torch.distributed as dist
 
 @contextlib.contextmanager
 def process_group() -> Iterator[None]:
-    """The processes of this worker group, joined for the duration of a stage."""
+    """Join the processes of this worker group for the duration of a stage."""
     on_gpu = torch.cuda.is_available()
     if on_gpu:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
@@ -21,16 +21,16 @@ def process_group() -> Iterator[None]:
     try:
         yield
     finally:
-        dist.destroy_process_group()  # or the exit status may be 1
+        dist.destroy_process_group()  # without this the exit status may be 1
 
 
 def rank() -> int:
-    """This process's number in the group."""
+    """Return this process's number in the group."""
     return dist.get_rank()
 
 
 def world_size() -> int:
-    """Number of processes in the group."""
+    """Return the number of processes in the group."""
     return dist.get_world_size()
 
 
@@ -52,13 +52,13 @@ def gather_lists(mine: list[Any]) -> list[Any]:
 
 
 def device() -> torch.device:
-    """This process's accelerator, or the CPU."""
+    """Return this process's accelerator, or the CPU."""
     return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
 
 
 def peak_bytes() -> int:
-    """Most memory that this process has held: of its accelerator or, without one, all, its libraries too."""
+    """Return the most memory this process has held: the accelerator's or, without one, all, libraries included."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
-    unit = 1 if sys.platform == "darwin" else 1024  # Linux tells kilobytes
+    unit = 1 if sys.platform == "darwin" else 1024  # Linux reports kilobytes
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
