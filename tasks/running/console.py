@@ -47,6 +47,8 @@ class Console:
         self.messages: deque[tuple[int, str]] = deque(maxlen=MESSAGES)
         self.started = time.monotonic()
         self._said: list[str] = []
+        self._errors: list[str] = []
+        """Said by loggers, but for those of tasks, whose rows tell the same."""
         self._results: list[str] = []
         self._handlers: list[tuple[logging.Logger, PrefectConsoleHandler, logging.Handler]] = []
         self._ended = threading.Event()
@@ -83,11 +85,18 @@ class Console:
             self._tell_the_end()
         self.log.close()
 
-    def message(self, level: int, text: str) -> None:
-        """Take what a logger says, a line at a time."""
+    def message(self, level: int, text: str, error: bool = False) -> None:
+        """Take what is said, a line at a time.
+
+        Args:
+            level: Of logging.
+            text: Without secrets.
+            error: Whether it is to be shown again at the end, if nothing else tells what went wrong.
+        """
         for line in map(plain, text.splitlines()):
             self.messages.append((level, line))
             self.log.add(line)
+            self._errors += [line] if error else []
 
     def _shown_as_line(self, record: logging.LogRecord) -> bool:
         return not self.live
@@ -115,7 +124,8 @@ class Console:
     def _tell_the_end(self) -> None:
         """Leave the stages on the terminal, and below them what was printed."""
         self._screen.leave(lambda width: final_lines(self._seen(list(self.board)), width))
-        for line in self._said[-MESSAGES:]:
+        explained = self.board.stopping or any(row.state == "failed" for row in self.board)
+        for line in [*self._said[-MESSAGES:], *([] if explained else self._errors[-MESSAGES:])]:
             print(line, file=self._err)
         for line in self._results:
             print(line, file=self._out)
@@ -131,7 +141,9 @@ class _Keeper(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
-            self._console.message(record.levelno, redacted(self._beside.format(record)))
+            words = redacted(self._beside.format(record))
+            error = record.levelno >= logging.ERROR and record.name != "prefect.task_runs"
+            self._console.message(record.levelno, words, error)
         except Exception:  # what cannot be written down ends nothing
             self.handleError(record)
 

@@ -1,7 +1,9 @@
 """A run's log file: all that it logs and prints, without secrets and control characters."""
 
+import contextlib
 import re
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import TextIO
@@ -37,32 +39,37 @@ class LogFile:
         self.path: Path | None = None
         self._waiting: list[str] = []
         self._stream: TextIO | None = None
+        self._lock = threading.RLock()  # which a signal handler of the thread that holds it may take, too
 
     def open(self, path: Path) -> None:
         """Begin to write, with what was said before."""
-        self.path = path
-        try:
-            make_folder(path.parent)
-            self._stream = path.open("a", encoding="utf-8", errors="replace")
-        except OSError as error:
-            self._lose(error)
-        waiting, self._waiting = self._waiting, []
-        for line in waiting:
-            self._write(line)
+        with self._lock:
+            self.path = path
+            try:
+                make_folder(path.parent)
+                self._stream = path.open("a", encoding="utf-8", errors="replace")
+            except OSError as error:
+                self._lose(error)
+            waiting, self._waiting = self._waiting, []
+            for line in waiting:
+                self._write(line)
 
     def add(self, line: str) -> None:
         """Write one line, with the date; it is on its way to the disk at once."""
         dated = f"{time.strftime('%Y-%m-%d')} {line}\n"
-        if self.path is not None:
-            self._write(dated)
-        elif len(self._waiting) < KEPT_LINES:
-            self._waiting.append(dated)
+        with self._lock:
+            if self.path is not None:
+                self._write(dated)
+            elif len(self._waiting) < KEPT_LINES:
+                self._waiting.append(dated)
 
     def close(self) -> None:
         """End the file."""
-        stream, self._stream = self._stream, None
-        if stream is not None:
-            stream.close()
+        with self._lock:
+            stream, self._stream = self._stream, None
+            if stream is not None:
+                with contextlib.suppress(OSError):  # of a disk that has become full
+                    stream.close()
 
     def _write(self, line: str) -> None:
         if self._stream is None:
@@ -71,7 +78,7 @@ class LogFile:
             self._stream.write(line)
             self._stream.flush()
         except OSError as error:
-            self._stream = None
+            self.close()
             self._lose(error)
 
     def _lose(self, error: OSError) -> None:

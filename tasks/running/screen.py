@@ -7,6 +7,9 @@ from typing import TextIO
 from rich.console import Console
 from rich.text import Text
 
+ASCII = str.maketrans("━─…", "=-~")
+"""For a terminal whose locale has no lines."""
+
 
 class Screen:
     """The last lines of a terminal, which belong to one table."""
@@ -48,7 +51,10 @@ class Screen:
     def _styled(self, line: Text) -> str:
         with self._console.capture() as captured:
             self._console.print(line, end="", soft_wrap=True)
-        return captured.get()
+        words, encoding = captured.get(), self._stream.encoding
+        if encoding.lower().startswith("utf"):
+            return words
+        return words.translate(ASCII).encode(encoding, "replace").decode(encoding)
 
     def _write(self, words: str) -> None:
         self._stream.write(words)

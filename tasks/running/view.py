@@ -29,7 +29,8 @@ COUNTED_FIRST: tuple[State, ...] = (
     "skipped", "cached", "not computed", "waiting", "done", "stopped", "retrying", "running", "saving", "failed",
 )  # fmt: skip
 """What a low terminal leaves out of the table and only counts, in this order."""
-WIDEST_NAME = 28
+LEAST_NAME = 16
+"""Columns that a stage's name has at least; on a wide terminal, a third of it."""
 LAST_MESSAGES = 8
 FIGURES = 3
 BAR_LINE = re.compile(r": \[[█·]{20}\] ")
@@ -103,7 +104,7 @@ def _table(rows: Sequence[BoardRow], width: int, height: int) -> list[Text]:
     """One line for each stage; where there is no room, the less interesting ones are counted in the last."""
     shown, counts = _chosen(rows, height)
     longest = max((cell_len(plain(row.name)) for row in shown), default=0)
-    name_width = min(longest, WIDEST_NAME if width >= 60 else 16)
+    name_width = min(longest, max(LEAST_NAME, width // 3))
     lines = [_row_line(row, name_width, width) for row in shown]
     if counts:
         parts = [(f"{count} {state}", STYLES[state]) for state, count in counts.items()]

@@ -1,5 +1,6 @@
 """What a person sees of a run on a real pseudo-terminal, and what stands in its log file."""
 
+import io
 import os
 import re
 import subprocess
@@ -10,7 +11,10 @@ from pathlib import Path
 import psutil
 import pytest
 from prefect.settings import PREFECT_API_URL
+from rich.text import Text
 
+from tasks.running.log_file import LogFile
+from tasks.running.screen import Screen
 from tests.conftest import ROOT
 from tests.small import small_config, write_rows
 from tests.tasks.stages import LONG, with_data
@@ -40,7 +44,7 @@ with shown("rows"), followed("quickstart", "amber-fox", Path(sys.argv[1])) as co
     for number in range(24):
         board.begin(f"stage {number}", "", Path(sys.argv[1]) / "metrics.jsonl")
         print(f"said of {number} https://ann:tell-nobody-this@host/", file=sys.stderr)
-        time.sleep(0.3)
+        time.sleep(0.15)
         board.end(f"stage {number}", "", "done")
     print("the result")
 """
@@ -67,6 +71,19 @@ def on_terminal(tmp_path: Path) -> Iterator[object]:
     yield start
     for one in open_ones:
         one.__exit__(None, None, None)
+
+
+BROKEN = """
+import flows
+from prefect import State, flow
+from tasks.serving.server import run_flow
+
+@flow(name="broken")
+def broken() -> State:
+    raise RuntimeError("no stage tells of this: http://ann:tell-nobody-this@host/")
+
+state = run_flow(broken)
+"""
 
 
 def log_of(store: Path) -> str:
@@ -140,6 +157,32 @@ def test_a_stage_that_fails_is_told_at_the_end(on_terminal, tmp_path: Path):
     assert any(line.startswith("read benchmarks    failed") for line in end)
     assert any(line.startswith("filter examples    not computed") for line in end)
     assert any(line.startswith("read benchmarks failed: ") for line in end)
+
+
+@pytest.mark.usefixtures("prefect_server")
+def test_an_error_that_belongs_to_no_stage_is_told_at_the_end(on_terminal):
+    there = on_terminal(started(BROKEN), 80, 24)
+    assert there.wait() == 0
+    shown = "\n".join(row.rstrip() for row in there.picture.rows)
+    assert "RuntimeError: no stage tells of this: http://host/" in shown
+    assert PASSWORD not in there.written
+
+
+def test_a_terminal_without_lines_has_other_signs():
+    stream = io.TextIOWrapper(io.BytesIO(), encoding="latin-1", errors="backslashreplace")
+    Screen(stream).paint(lambda width, height: [Text("a ━━ ─ 模 é…")])
+    stream.flush()
+    assert stream.buffer.getvalue().decode("latin-1") == "\ra == - ? é~\x1b[K\n\x1b[J"  # type: ignore[attr-defined]
+
+
+def test_a_disk_that_is_gone_ends_the_log_file_and_nothing_else(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
+    log = LogFile()
+    log.add("12:00:00  before it was known where to")
+    (tmp_path / "logs").write_text("no folder", encoding="utf-8")
+    log.open(tmp_path / "logs" / "run.log")
+    log.add("12:00:01  after")
+    log.close()
+    assert "no log file any more" in capfd.readouterr().err
 
 
 @pytest.mark.usefixtures("prefect_server")
