@@ -11,21 +11,21 @@ from minillm.config import Config, Model
 from minillm.data.sources import resolve
 from minillm.durable import write_atomically
 from minillm.errors import StageError
+from minillm.planning.demand import stage_demand
 from minillm.planning.estimate import mean_speed, stage_seconds
-from minillm.planning.outlook import (
-    Outlook,
+from minillm.planning.schedule import Step, span
+from minillm.planning.stage_estimate import (
+    StageEstimate,
     as_record,
     duration,
     memory_table,
     read_amounts,
     read_models,
     require_fit,
-    stage_memory,
     stage_table,
     summary_value,
 )
-from minillm.planning.schedule import Step, span
-from minillm.planning.work import same_speed, stage_work
+from minillm.planning.work import same_speed
 from minillm.stages import (
     EncodedPrompts,
     Filter,
@@ -82,34 +82,33 @@ def plan(config: Config, stages: Callable[[Config], Any], log: Callable[[str], N
         config.data.max_tokens,
         4 * summary_value(read.get(Questions)),
     )
-    outlooks = []
+    estimates = []
     for stage in missing:
-        who, done = _who(stage), _done(stage)
-        memory = stage_memory(stage.stage, who, models, runtime, amounts, config.data.max_tokens)
-        work = stage_work(stage.stage, who, models, amounts, done)
-        outlooks.append(Outlook(stage.label, stage.stage, who, stage.after, work, memory, done))
-    room = require_fit(outlooks, models, runtime, dry_run.store.root)
+        model, done = _model(stage), _done(stage)
+        demand = stage_demand(stage.stage, model, models, amounts, runtime, config.data.max_tokens, done)
+        estimates.append(StageEstimate(stage.label, stage.stage, model, stage.after, demand, done))
+    room = require_fit(estimates, models, runtime, dry_run.store.root)
     responses = sum(amounts.benchmark_prompts.values()) * len(config.evaluation.seeds)
     log(f"measuring a few steps of everything ({runtime.parallel_stages} at once)")
     speed = _measure(config, dry_run, missing, read, responses)
-    seconds = {o.label: stage_seconds(o.stage, o.work, speed, runtime.processes, responses) for o in outlooks}
-    steps = [Step(o.label, seconds[o.label], o.after) for o in outlooks]
+    seconds = {e.label: stage_seconds(e.stage, e.demand.work, speed, runtime.processes, responses) for e in estimates}
+    steps = [Step(e.label, seconds[e.label], e.after) for e in estimates]
     total = FLOW_SECONDS + span(steps, runtime.parallel_stages)
-    write_atomically(plan_path(dry_run.store.root, config), json.dumps(as_record(outlooks, seconds, total), indent=2))
+    write_atomically(plan_path(dry_run.store.root, config), json.dumps(as_record(estimates, seconds, total), indent=2))
     return "\n\n".join(
         [
             head,
-            stage_table(outlooks, seconds),
+            stage_table(estimates, seconds),
             "Memory of each process in training:",
-            memory_table(outlooks),
+            memory_table(estimates),
             f"{room}; the measurement's processes held {speed['peak_memory'] / 2**30:.1f} GiB at most",
             f"Estimated time: {duration(total)}, at most {runtime.parallel_stages} stages at once",
         ]
     )
 
 
-def _who(stage: DryStage) -> str:
-    """Whom a stage trains or measures."""
+def _model(stage: DryStage) -> str:
+    """`teacher` or `student`, whichever a stage trains or measures."""
     if isinstance(stage.stage, Train):
         return "teacher" if stage.stage.role == "teacher" else "student"
     model = stage.inputs.get("model")

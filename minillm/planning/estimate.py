@@ -23,9 +23,9 @@ def stage_seconds(stage: Stage, work: Work, speed: Mapping[str, Any], processes:
         measured = speed["trainings"][same_speed(stage)]
         seconds += work.steps * measured["step_seconds"] + work.validations * measured["validation_seconds"]
         seconds += work.rounds * measured.get("round_seconds", 0.0) + measured["checkpoint_seconds"]
-    for name, tokens in (work.generated or {}).items():
+    for name, tokens in work.generated.items():
         seconds += tokens / speed["models"][name]["generated_per_second"] / processes
-    for name, tokens in (work.scored or {}).items():
+    for name, tokens in work.scored.items():
         seconds += tokens / speed["models"][name]["scored_per_second"] / processes
     if isinstance(stage, Score):
         seconds += responses * speed["rouge_seconds"]

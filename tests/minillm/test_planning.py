@@ -1,5 +1,6 @@
 """Plans checked by hand: operations, memory, what cannot fit, and stages that wait for each other."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -7,13 +8,14 @@ import pytest
 from minillm.config import Lora, Method, Policy, Runtime, Training
 from minillm.errors import StageError
 from minillm.models.facts import ModelFacts
+from minillm.planning.demand import Demand, stage_demand
 from minillm.planning.estimate import mean_speed, stage_seconds
 from minillm.planning.memory import ADAM, LIBRARIES, training_memory
-from minillm.planning.outlook import Outlook, require_fit
 from minillm.planning.schedule import Step, span
-from minillm.planning.work import Amounts, Work, forward_operations, same_speed, stage_work
+from minillm.planning.stage_estimate import StageEstimate, require_fit
+from minillm.planning.work import Amounts, Work, forward_operations, same_speed
 from minillm.preparation.model_checks import build_skeleton, inspect_model
-from minillm.stages import Cost, Exposure, Generate, Train
+from minillm.stages import Calibration, Cost, Exposure, Generate, HeldOut, Respond, Stage, Train
 
 TRAINING = Training(learning_rate=1e-3, batch_size=4, steps=10, evaluate_every=4)
 MODEL = ModelFacts(
@@ -30,6 +32,16 @@ MODEL = ModelFacts(
 )
 LARGE = MODEL.model_copy(update={"parameters": 4000, "body_parameters": 3000, "width": 16, "cache_width": 32})
 MODELS = {"teacher": LARGE, "student": MODEL}
+GENERATE = Generate(
+    seeds=(1, 2),
+    strategy="sample",
+    temperature=1.0,
+    top_k=None,
+    top_p=None,
+    no_repeat_ngram=None,
+    precision="float32",
+    max_tokens=32,
+)
 AMOUNTS = Amounts(examples=40, validation=6, prompt=12, response=8, benchmark_prompts={"dolly": 5, "sni": 7})
 
 
@@ -45,6 +57,10 @@ def on_text(divergence: str = "cross_entropy", **changes: object) -> Method:
 def on_rollouts() -> Method:
     policy = Policy(rollouts=8, inner_epochs=2, plain_text_coefficient=0.0)
     return Method(text="rollouts", divergence="reverse_kl", policy=policy, training=TRAINING)
+
+
+def stage_work(stage: Stage, model: str, done: int = 0) -> Work:
+    return stage_demand(stage, model, MODELS, AMOUNTS, Runtime(), 32, done).work
 
 
 def inspected(architecture: dict) -> ModelFacts:
@@ -80,37 +96,46 @@ def test_a_forward_pass_is_two_operations_per_weight_and_token():
 def test_training_takes_three_forward_passes_and_the_teachers_one():
     once, teacher = (forward_operations(model, 1, 12, 8) for model in (MODEL, LARGE))
     validated = 3 * 3 * 2 * once  # after steps 4, 8 and 10, of 3 rows: loss and responses
-    sft = stage_work(train(on_text()), "student", MODELS, AMOUNTS)
+    sft = stage_work(train(on_text()), "student")
     assert (sft.steps, sft.validations, sft.tokens) == (10, 3, 10 * 4 * 20)
     assert sft.operations == 3 * 40 * once + validated
-    kd = stage_work(train(on_text("forward_kl")), "student", MODELS, AMOUNTS)
+    kd = stage_work(train(on_text("forward_kl")), "student")
     assert kd.operations == sft.operations + 40 * teacher
-    minillm = stage_work(train(on_rollouts()), "student", MODELS, AMOUNTS)
+    minillm = stage_work(train(on_rollouts()), "student")
     assert minillm.rounds == 3  # of 4 steps each
     assert minillm.operations == sft.operations + 2 * 3 * 8 * (once + teacher)  # sampled, then scored
 
 
 def test_a_checkpoint_leaves_less_to_do():
-    left = stage_work(train(on_rollouts()), "student", MODELS, AMOUNTS, done=8)
+    left = stage_work(train(on_rollouts()), "student", done=8)
     assert (left.steps, left.rounds, left.validations) == (2, 1, 1)
 
 
 def test_measurements_count_their_texts():
-    generate = Generate(
-        seeds=(1, 2),
-        strategy="sample",
-        temperature=1.0,
-        top_k=None,
-        top_p=None,
-        no_repeat_ngram=None,
-        precision="float32",
-        max_tokens=32,
-    )
-    assert stage_work(generate, "teacher", MODELS, AMOUNTS).generated == {"teacher": 12 * 2 * 8}
+    assert stage_work(GENERATE, "teacher").generated == {"teacher": 12 * 2 * 8}
     exposure = Exposure(role="sft", benchmark="sni", max_length=8, prompts=6, precision="float32")
-    assert stage_work(exposure, "student", MODELS, AMOUNTS).scored == {"teacher": 12 * 20, "student": 12 * 20}
-    cost = Cost(roles=("teacher", "sft", "kd"), benchmark="dolly", generate=generate)
-    assert stage_work(cost, "student", MODELS, AMOUNTS).generated == {"teacher": 6 * 64 * 8, "student": 2 * 6 * 64 * 8}
+    assert stage_work(exposure, "student").scored == {"teacher": 12 * 20, "student": 12 * 20}
+    cost = Cost(roles=("teacher", "sft", "kd"), benchmark="dolly", generate=GENERATE)
+    assert stage_work(cost, "student").generated == {"teacher": 6 * 64 * 8, "student": 2 * 6 * 64 * 8}
+
+
+@pytest.mark.parametrize(
+    "stage",
+    [
+        train(on_rollouts()),
+        Calibration(role="sft", sets=("quiz",), precision="float32"),
+        Cost(roles=("teacher",), benchmark="dolly", generate=GENERATE),
+        Exposure(role="sft", benchmark="sni", max_length=8, prompts=6, precision="float32"),
+        GENERATE,
+        HeldOut(role="sft", benchmarks=(), texts=(), precision="float32", max_tokens=32, block_tokens=32),
+        Respond(max_tokens=32, precision="float32", seed=1),
+    ],
+    ids=lambda stage: stage.kind,
+)
+def test_every_stage_that_runs_a_model_has_its_work_and_memory(stage: Stage):
+    demand = stage_demand(stage, "student", MODELS, replace(AMOUNTS, choices=3), Runtime(), 32)
+    assert demand.work.tokens > 0
+    assert demand.memory is not None
 
 
 @pytest.mark.parametrize(
@@ -147,9 +172,9 @@ def test_memory_by_its_parts():
     )
 
 
-def outlook(model: ModelFacts, runtime: Runtime, label: str = "train sft") -> Outlook:
+def estimate(model: ModelFacts, runtime: Runtime, label: str = "train sft") -> StageEstimate:
     memory = training_memory(model, None, on_text(), runtime, 32, 8)
-    return Outlook(label, train(on_text()), "student", frozenset(), Work(), memory)
+    return StageEstimate(label, train(on_text()), "student", frozenset(), Demand(Work(), memory))
 
 
 def test_what_cannot_fit_is_refused_with_the_knob(tmp_path: Path):
@@ -157,28 +182,28 @@ def test_what_cannot_fit_is_refused_with_the_knob(tmp_path: Path):
     with pytest.raises(
         StageError, match=r"train sft needs .* TiB in each process \(weights .*: set runtime.zero_stage: 1"
     ):
-        require_fit([outlook(huge, Runtime())], {"student": huge}, Runtime(), tmp_path)
+        require_fit([estimate(huge, Runtime())], {"student": huge}, Runtime(), tmp_path)
     wide = MODEL.model_copy(update={"width": 10**9})
     with pytest.raises(StageError, match=r"lower runtime\.micro_batch_size"):
-        require_fit([outlook(wide, Runtime())], {"student": wide}, Runtime(), tmp_path)
+        require_fit([estimate(wide, Runtime())], {"student": wide}, Runtime(), tmp_path)
 
 
 def test_several_stages_that_fit_one_by_one_but_not_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    one = outlook(MODEL, Runtime())
-    assert one.memory is not None
-    room = round(1.5 * one.memory.total)
-    monkeypatch.setattr("minillm.planning.outlook._room", lambda processes: (room, "this machine has little"))
-    both = [one, outlook(MODEL, Runtime(), "train kd")]
+    one = estimate(MODEL, Runtime())
+    assert one.demand.memory is not None
+    room = round(1.5 * one.demand.memory.total)
+    monkeypatch.setattr("minillm.planning.stage_estimate._room", lambda processes: (room, "this machine has little"))
+    both = [one, estimate(MODEL, Runtime(), "train kd")]
     assert require_fit(both, MODELS, Runtime(), tmp_path)
     with pytest.raises(StageError, match=r"train sft and train kd at once .* lower runtime.parallel_stages"):
         require_fit(both, MODELS, Runtime(parallel_stages=2), tmp_path)
 
 
 def test_a_disk_that_is_too_small_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("minillm.planning.outlook._room", lambda processes: (10**18, "this machine has much"))
+    monkeypatch.setattr("minillm.planning.stage_estimate._room", lambda processes: (10**18, "this machine has much"))
     huge = MODEL.model_copy(update={"parameters": 10**13})
     with pytest.raises(StageError, match=r"checkpoints and models need .* TiB, but .*set runtime.store"):
-        require_fit([outlook(huge, Runtime())], {"student": huge}, Runtime(), tmp_path)
+        require_fit([estimate(huge, Runtime())], {"student": huge}, Runtime(), tmp_path)
 
 
 def test_stages_run_side_by_side_after_what_they_need():
@@ -207,5 +232,5 @@ def test_seconds_are_counts_times_measurements():
         {"start_seconds": start, "training_start_seconds": start, "trainings": {same_speed(stage): measured}}
         for start in (4.0, 6.0)
     ]
-    work = stage_work(stage, "student", MODELS, AMOUNTS)
+    work = stage_work(stage, "student")
     assert stage_seconds(stage, work, mean_speed(speeds), 1, 0) == 5 + 10 * 2 + 3 * 10 + 3 * 3 + 1

@@ -17,27 +17,26 @@ from minillm.config.hosts import read_hosts
 from minillm.data.benchmark_prompts import load_prompts
 from minillm.errors import StageError
 from minillm.models.facts import ModelFacts
-from minillm.planning.memory import Memory, generation_memory, scoring_memory, training_disk, training_memory
-from minillm.planning.work import Amounts, Work
-from minillm.stages import Exposure, Generate, HeldOut, Respond, Stage, Train
+from minillm.planning.demand import Demand
+from minillm.planning.memory import training_disk
+from minillm.planning.work import Amounts
+from minillm.stages import Stage, Train
 from minillm.store.manifest import Artifact
 
 
 @dataclass(frozen=True)
-class Outlook:
-    """Of one stage that has to be computed."""
+class StageEstimate:
+    """Needs of one stage that has to be computed."""
 
     label: str
     stage: Stage
-    who: str
-    """`teacher` or `student`: whom it trains or measures."""
+    model: str
+    """`teacher` or `student`, whichever the stage trains or measures."""
     after: frozenset[str]
     """Labels of stages to be computed before."""
-    work: Work
-    memory: Memory | None
-    """Of each process; None where no model is loaded."""
+    demand: Demand
     continues_at: int = 0
-    """Optimizer step of the checkpoint that it goes on from."""
+    """Optimizer step of the checkpoint that it continues from."""
 
 
 def read_amounts(examples: Path, prompts: Path, held_out_blocks: float, block_tokens: int, choices: float) -> Amounts:
@@ -67,29 +66,9 @@ def _mean_length(column: Any) -> float:
     return float(column.map(len).mean())
 
 
-def stage_memory(
-    stage: Stage, who: str, models: Mapping[str, ModelFacts], runtime: Runtime, amounts: Amounts, max_tokens: int
-) -> Memory | None:
-    """Of each process of a stage; None where it loads no model."""
-    teacher, model = models["teacher"], models[who]
-    match stage:
-        case Train():
-            compared = teacher if stage.method.divergence != "cross_entropy" else None
-            return training_memory(model, compared, stage.method, runtime, stage.max_tokens, round(amounts.response))
-        case Respond():
-            return generation_memory(model, stage.precision, runtime, amounts.examples, stage.max_tokens)
-        case Generate():
-            rows = len(stage.seeds) * max(amounts.benchmark_prompts.values())
-            return generation_memory(model, stage.precision, runtime, rows, stage.max_tokens)
-        case Exposure():
-            return scoring_memory([teacher, models["student"]], stage.precision, runtime, max_tokens)
-        case HeldOut():
-            return scoring_memory([model], stage.precision, runtime, max_tokens)
-        case _:
-            return None
-
-
-def require_fit(outlooks: Sequence[Outlook], models: Mapping[str, ModelFacts], runtime: Runtime, store: Path) -> str:
+def require_fit(
+    estimates: Sequence[StageEstimate], models: Mapping[str, ModelFacts], runtime: Runtime, store: Path
+) -> str:
     """Compare memory and disk with this machine's.
 
     Returns:
@@ -100,7 +79,9 @@ def require_fit(outlooks: Sequence[Outlook], models: Mapping[str, ModelFacts], r
     """
     # Hosts of a hostfile are taken to be like this one.
     room, words = _room(max(read_hosts(runtime).values()) if runtime.hostfile else runtime.processes)
-    by_memory = sorted(((o.memory, o.label) for o in outlooks if o.memory), key=lambda o: o[0].total, reverse=True)
+    by_memory = sorted(
+        ((e.demand.memory, e.label) for e in estimates if e.demand.memory), key=lambda pair: pair[0].total, reverse=True
+    )
     at_once = by_memory[: runtime.parallel_stages]
     for memory, label in at_once[:1]:
         if memory.total > room:
@@ -113,7 +94,7 @@ def require_fit(outlooks: Sequence[Outlook], models: Mapping[str, ModelFacts], r
         raise StageError(
             f"{names} at once need {_size(together)} for each process, but {words}: lower runtime.parallel_stages"
         )
-    needed = sum(training_disk(models[o.who], o.stage.method) for o in outlooks if isinstance(o.stage, Train))
+    needed = sum(training_disk(models[e.model], e.stage.method) for e in estimates if isinstance(e.stage, Train))
     free = psutil.disk_usage(str(store)).free
     if needed > free:
         raise StageError(
@@ -138,27 +119,27 @@ def _room(processes: int) -> tuple[int, str]:
     return available // processes, f"{_size(available)} of memory are free{shared}"
 
 
-def stage_table(outlooks: Sequence[Outlook], seconds: Mapping[str, float]) -> str:
+def stage_table(estimates: Sequence[StageEstimate], seconds: Mapping[str, float]) -> str:
     """Stages with tokens, operations, memory and time, as Markdown."""
     rows = []
-    for o in outlooks:
-        start = f" from step {o.continues_at}" if o.continues_at else ""
+    for e in estimates:
+        start = f" from step {e.continues_at}" if e.continues_at else ""
         rows.append(
             [
-                o.label + start,
-                intword(round(o.work.tokens), "%.1f") if o.work.tokens else "",
-                metric(o.work.operations, "FLOP", 2) if o.work.operations else "",
-                _size(o.memory.total) if o.memory else "",
-                f"{seconds[o.label]:.0f} s",
+                e.label + start,
+                intword(round(e.demand.work.tokens), "%.1f") if e.demand.work.tokens else "",
+                metric(e.demand.work.operations, "FLOP", 2) if e.demand.work.operations else "",
+                _size(e.demand.memory.total) if e.demand.memory else "",
+                f"{seconds[e.label]:.0f} s",
             ]
         )
     headers = ["to compute", "tokens", "operations", "memory per process", "time"]
     return tabulate(rows, headers, "github", colalign=("left", *["right"] * 4), disable_numparse=True)
 
 
-def memory_table(outlooks: Sequence[Outlook]) -> str:
+def memory_table(estimates: Sequence[StageEstimate]) -> str:
     """Memory of each training by its parts, as Markdown."""
-    trainings = {o.label: o.memory.parts for o in outlooks if o.memory and isinstance(o.stage, Train)}
+    trainings = {e.label: e.demand.memory.parts for e in estimates if e.demand.memory and isinstance(e.stage, Train)}
     table = pd.DataFrame.from_dict(trainings, orient="index").fillna(0)
     table = table.loc[:, (table > 0).any()]
     return table.map(_size).to_markdown(colalign=("left", *["right"] * len(table.columns)))
@@ -186,6 +167,6 @@ def _size(size: float) -> str:
     return naturalsize(size, binary=True, format="%.1f")
 
 
-def as_record(outlooks: Sequence[Outlook], seconds: Mapping[str, float], total: float) -> dict[str, Any]:
+def as_record(estimates: Sequence[StageEstimate], seconds: Mapping[str, float], total: float) -> dict[str, Any]:
     """What the run's report compares with."""
-    return {"stages": {o.label: seconds[o.label] for o in outlooks}, "total": total}
+    return {"stages": {e.label: seconds[e.label] for e in estimates}, "total": total}

@@ -1,0 +1,83 @@
+"""Work and memory of each kind of stage: the one table that says which stages run models, and how."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from minillm.config import Runtime
+from minillm.generation.cost import PROMPTS, ROUNDS
+from minillm.models.facts import ModelFacts
+from minillm.planning.memory import Memory, generation_memory, scoring_memory, training_memory
+from minillm.planning.work import Amounts, Work, generating, scoring, total_work, training_work
+from minillm.stages import Calibration, Cost, Exposure, Generate, HeldOut, Respond, Stage, Train
+
+
+@dataclass(frozen=True)
+class Demand:
+    """Needs of one stage."""
+
+    work: Work
+    memory: Memory | None
+    """Of each process; None where no model is loaded."""
+
+
+def stage_demand(
+    stage: Stage,
+    model: str,
+    models: Mapping[str, ModelFacts],
+    amounts: Amounts,
+    runtime: Runtime,
+    max_tokens: int,
+    done: int = 0,
+) -> Demand:
+    """Work and memory of a stage; no work and no memory for a stage that runs no model.
+
+    Args:
+        stage: Settings of the stage.
+        model: `teacher` or `student`, whichever the stage trains or measures.
+        models: Facts of both.
+        amounts: Amounts of data.
+        runtime: Processes and batch sizes.
+        max_tokens: Longest prompt with response, for stages whose settings do not say.
+        done: Optimizer steps behind the last checkpoint.
+    """
+    facts, teacher, student = models[model], models["teacher"], models["student"]
+    prompts = sum(amounts.benchmark_prompts.values())
+    match stage:
+        case Train(method=method):
+            compared = teacher if method.divergence != "cross_entropy" else None
+            memory = training_memory(facts, compared, method, runtime, stage.max_tokens, round(amounts.response))
+            return Demand(training_work(stage, facts, teacher, amounts, done), memory)
+        case Respond():
+            work = generating(model, facts, amounts.examples, amounts)
+            return Demand(work, generation_memory(facts, stage.precision, runtime, amounts.examples, stage.max_tokens))
+        case Generate():
+            sets = amounts.benchmark_prompts
+            work = generating(model, facts, prompts * len(stage.seeds), amounts, calls=len(sets))
+            rows = len(stage.seeds) * max(sets.values())
+            return Demand(work, generation_memory(facts, stage.precision, runtime, rows, stage.max_tokens))
+        case Cost(generate=generate):
+            # One model after another, each in a process of its own.
+            names = ["teacher" if role == "teacher" else "student" for role in stage.roles]
+            calls = 1 + ROUNDS
+            work = total_work([generating(name, models[name], calls * PROMPTS, amounts, calls) for name in names])
+            largest = max((models[name] for name in names), key=lambda facts: facts.parameters)
+            memory = generation_memory(largest, generate.precision, runtime, PROMPTS, generate.max_tokens)
+            return Demand(work, memory)
+        case Exposure():
+            own = min(stage.prompts or prompts, amounts.benchmark_prompts[stage.benchmark])
+            return Demand(
+                scoring(models, 2 * own, amounts),
+                scoring_memory([teacher, student], stage.precision, runtime, max_tokens),
+            )
+        case HeldOut():
+            texts = prompts + amounts.held_out_tokens / amounts.sequence
+            return Demand(
+                scoring({model: facts}, texts, amounts), scoring_memory([facts], stage.precision, runtime, max_tokens)
+            )
+        case Calibration():
+            return Demand(
+                scoring({model: facts}, amounts.choices, amounts),
+                scoring_memory([facts], stage.precision, runtime, max_tokens),
+            )
+        case _:
+            return Demand(Work(), None)
