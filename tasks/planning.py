@@ -1,8 +1,9 @@
-"""What a run will take, told before it starts: `minillm plan CONFIG`."""
+"""Plan of a run, made before it starts: what it will take, in tokens, operations, memory, disk and time."""
 
 import json
 import threading
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,10 @@ from minillm.data.sources import resolve
 from minillm.durable import write_atomically
 from minillm.errors import StageError
 from minillm.planning.demand import stage_demand
-from minillm.planning.estimate import mean_speed, stage_seconds
+from minillm.planning.estimate import Speeds, mean_speed
+from minillm.planning.extrapolation import Seconds
 from minillm.planning.schedule import Step, span
+from minillm.planning.speed import SAID
 from minillm.planning.stage_estimate import (
     StageEstimate,
     as_record,
@@ -32,7 +35,6 @@ from minillm.stages import (
     Generate,
     HeldOutTexts,
     Job,
-    Pack,
     Prepare,
     Questions,
     Speed,
@@ -47,23 +49,30 @@ from tasks.running.session import walked
 from tasks.running.supervision import WorkerError, run_worker
 
 FLOW_SECONDS = 10.0
-"""Of a flow beside its stages: Prefect's server, and the last words to MLflow."""
+"""Time of a flow beside its stages: Prefect's server, and the last words to MLflow."""
+PLAN_SECONDS = 45.0
+"""Time of a plan beside what it computes for the run itself; Python's start comes before."""
+FEWEST_SECONDS = 25.0
+"""Time of the measurement at least, from the start of its workers, however long the walk took."""
 
 
 def plan(config: Config, stages: Callable[[Config], Any], log: Callable[[str], None] = print) -> str:
-    """Walk the flow's body, measure what repeats, and tell what the run will take.
+    """Walk the flow's body, time pieces of what repeats, and estimate the run.
+
+    Stages that only read data are computed, which takes as long as it takes; the run finds them done.
 
     Args:
-        config: Of the run.
-        stages: The flow's body.
+        config: Configuration of the run.
+        stages: Body of the flow.
         log: Gets lines that tell of progress.
 
     Returns:
         Tables in Markdown. The estimate is kept in the store, and the run's report compares with it.
 
     Raises:
-        StageError: It cannot fit this machine, or died in the measurement; the message names what to change.
+        StageError: The run cannot fit this machine, or died in the measurement; the message names what to change.
     """
+    began = time.monotonic()
     dry_run = DryRun(config, log)
     with walked(dry_run):
         stages(config)
@@ -89,12 +98,15 @@ def plan(config: Config, stages: Callable[[Config], Any], log: Callable[[str], N
         estimates.append(StageEstimate(stage.label, stage.stage, model, stage.after, demand, done))
     room = require_fit(estimates, models, runtime, dry_run.store.root)
     responses = sum(amounts.benchmark_prompts.values()) * len(config.evaluation.seeds)
-    log(f"measuring a few steps of everything ({runtime.parallel_stages} at once)")
-    speed = _measure(config, dry_run, missing, read, responses)
-    seconds = {e.label: stage_seconds(e.stage, e.demand.work, speed, runtime.processes, responses) for e in estimates}
-    steps = [Step(e.label, seconds[e.label], e.after) for e in estimates]
-    total = FLOW_SECONDS + span(steps, runtime.parallel_stages)
-    write_atomically(plan_path(dry_run.store.root, config), json.dumps(as_record(estimates, seconds, total), indent=2))
+    spent = time.monotonic() - began - dry_run.reading_seconds
+    limit = max(FEWEST_SECONDS, PLAN_SECONDS - spent)
+    log(f"measuring for about {limit:.0f} seconds ({runtime.parallel_stages} at once)")
+    speed = _measure(config, dry_run, missing, read, responses, limit, log)
+    speeds = Speeds(speed, models, amounts, runtime, config.evaluation.precision, responses)
+    seconds = {e.label: speeds.stage(e.stage, e.demand.work) for e in estimates}
+    total = _total(estimates, seconds, runtime.parallel_stages)
+    write_atomically(plan_path(dry_run.store.root, config), json.dumps(as_record(seconds, total.value), indent=2))
+    untimed = [e.label for e in estimates if not speeds.was_timed(e.stage, e.demand.work)]
     return "\n\n".join(
         [
             head,
@@ -102,9 +114,21 @@ def plan(config: Config, stages: Callable[[Config], Any], log: Callable[[str], N
             "Memory of each process in training:",
             memory_table(estimates),
             f"{room}; the measurement's processes held {speed['peak_memory'] / 2**30:.1f} GiB at most",
-            f"Estimated time: {duration(total)}, at most {runtime.parallel_stages} stages at once",
+            *[f"Estimated from operations alone, as one step exceeds the time to measure: {', '.join(untimed)}"]
+            * bool(untimed),
+            f"Estimated time: {duration(total.value)}, probably between {duration(total.low)} and "
+            f"{duration(total.high)}, at most {runtime.parallel_stages} stages at once",
         ]
     )
+
+
+def _total(estimates: Sequence[StageEstimate], seconds: Mapping[str, Seconds], at_once: int) -> Seconds:
+    """Time of the whole run; its range is that of all stages as fast, or as slow, as each may be."""
+
+    def run(bound: Callable[[Seconds], float]) -> float:
+        return FLOW_SECONDS + span([Step(e.label, bound(seconds[e.label]), e.after) for e in estimates], at_once)
+
+    return Seconds(run(lambda s: s.value), run(lambda s: s.low), run(lambda s: s.high))
 
 
 def _model(stage: DryStage) -> str:
@@ -120,18 +144,24 @@ def _model(stage: DryStage) -> str:
 
 
 def _done(stage: DryStage) -> int:
-    """Optimizer steps behind the newest checkpoint."""
+    """Count the optimizer steps behind the newest checkpoint."""
     return 0 if stage.computation is None else newest_step(stage.computation.work / "checkpoints")
 
 
 def _measure(
-    config: Config, dry_run: DryRun, missing: list[DryStage], read: Mapping[type[Stage], Artifact], responses: int
+    config: Config,
+    dry_run: DryRun,
+    missing: list[DryStage],
+    read: Mapping[type[Stage], Artifact],
+    responses: int,
+    seconds: float,
+    log: Callable[[str], None],
 ) -> dict[str, Any]:
-    """Time what repeats, in as many workers as stages may run at once."""
+    """Time what repeats, in as many workers as stages may run at once; the first one's progress is logged."""
     trainings = [stage.stage for stage in missing if isinstance(stage.stage, Train)]
     generate = next(s.stage for s in dry_run.stages if isinstance(s.stage, Generate))
     models = {"teacher": config.teacher.model, "student": config.student.model}
-    needed: dict[str, type[Stage]] = {"tokenizer": Prepare, "examples": Filter, "plain_text": Pack}
+    needed: dict[str, type[Stage]] = {"tokenizer": Prepare, "examples": Filter}
     inputs = {name: Path(read[stage].path) for name, stage in needed.items() if stage in read}
     directories = {n: resolve(model, Path()).path for n, model in models.items() if model.architecture is None}
     settings = Speed(
@@ -139,9 +169,13 @@ def _measure(
         trainings={same_speed(training): training for training in trainings},
         generate=generate,
         responses=responses,
+        seconds=seconds,
     )
-    lines: list[str] = []
     job_inputs = inputs | directories
+
+    def tell(line: str) -> None:
+        if line.startswith(SAID):
+            log(line)
 
     def one(work: Path) -> dict[str, Any]:
         output = work / "output"
@@ -154,7 +188,7 @@ def _measure(
             work=work,
             runtime=config.runtime,
         )
-        run_worker(job, lines.append, threading.Event())
+        run_worker(job, tell if work.name == "0" else lambda line: None, threading.Event())
         return json.loads((output / "speed.json").read_text(encoding="utf-8"))
 
     count = config.runtime.parallel_stages

@@ -1,1 +1,1 @@
-"""What a run will take, before it is paid for: tokens, operations, memory, disk and time."""
+"""Needs of a run, before it is paid for: tokens, operations, memory, disk and time."""

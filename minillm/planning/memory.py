@@ -12,14 +12,14 @@ from minillm.objectives.fused_head import CHUNK_ENTRIES
 from minillm.training.engine import zero_stage
 
 LIBRARIES = 600 << 20
-"""What a worker holds before its first model: Python, PyTorch and the other libraries."""
+"""Bytes that a worker holds before its first model: Python, PyTorch and the other libraries."""
 ADAM = {"float32": 8, "bfloat16": 12}
-"""Bytes of AdamW's state per weight: two moments in float32, and for bfloat16 the weight in float32 besides."""
+"""Bytes of AdamW's state per weight: two moments in float32 and, for bfloat16, the weight in float32."""
 SAVED_PER_LAYER = 17
 """Activations that a layer keeps for the backward pass, per token and entry of its hidden state (Korthikanti et al.,
 arXiv 2205.05198, eq. 1: 34 bytes in 16 bit); the scores of attention are not kept."""
 VOCABULARY_BUFFERS = 3
-"""Of a chunk of tokens × vocabulary in float32, at once, in losses taken chunk by chunk."""
+"""Buffers of tokens × vocabulary in float32 that a loss taken chunk by chunk holds at once."""
 KNOBS = {
     "weights": "set runtime.zero_stage: 3 and more runtime.processes, or take a smaller student",
     "gradients": "set runtime.zero_stage: 2 or more and more runtime.processes, or training.lora",
@@ -29,25 +29,25 @@ KNOBS = {
     "caches": "lower runtime.generation_batch_size",
     "rollouts": "lower policy.rollouts",
 }
-"""What makes a part smaller."""
+"""Remedy for each part that is too large."""
 
 
 @dataclass(frozen=True)
 class Memory:
-    """Of one process, bytes by part."""
+    """Memory of one process, in bytes by part."""
 
     parts: Mapping[str, int]
 
     @property
     def total(self) -> int:
-        """With the libraries; caches and activations are never there at once."""
+        """Bytes of all parts and the libraries; caches and activations are never there at once."""
         both = ("caches", "activations")
         others = sum(size for name, size in self.parts.items() if name not in both)
         return LIBRARIES + others + max(self.parts.get(name, 0) for name in both)
 
     @property
     def knob(self) -> str:
-        """What to change where it does not fit: what makes the largest part smaller."""
+        """Remedy for the largest part."""
         largest = max(self.parts, key=lambda name: self.parts[name])
         return KNOBS[largest]
 
@@ -55,15 +55,15 @@ class Memory:
 def training_memory(
     student: ModelFacts, teacher: ModelFacts | None, method: Method, runtime: Runtime, max_tokens: int, response: int
 ) -> Memory:
-    """Of training a student.
+    """Memory of training a student.
 
     Args:
-        student: What is trained.
-        teacher: What it learns from, if it does.
-        method: How; its precision and rollouts count.
+        student: Model that is trained.
+        teacher: Model that it learns from, if it does.
+        method: Method of training, whose precision and rollouts count.
         runtime: ZeRO stage, processes and batch sizes.
         max_tokens: Longest prompt with response.
-        response: Tokens of a response, mean.
+        response: Mean length of a response, in tokens.
     """
     training, policy = method.training, method.policy
     value, trained = DTYPES[training.precision].itemsize, trained_parameters(student, method)
@@ -93,13 +93,13 @@ def training_memory(
 
 
 def trained_parameters(student: ModelFacts, method: Method) -> int:
-    """Weights that get gradients: all, or at most those of adapters beside every matrix."""
+    """Number of weights that get gradients: all, or at most those of adapters beside every matrix."""
     lora = method.training.lora
     return student.parameters if lora is None else lora.rank * student.matrix_edges
 
 
 def generation_memory(model: ModelFacts, precision: str, runtime: Runtime, rows: int, max_tokens: int) -> Memory:
-    """Of generating `rows` responses in all."""
+    """Memory of generating `rows` responses in all."""
     value, at_once = DTYPES[precision].itemsize, min(runtime.generation_batch_size, rows)
     chunk = 4 * at_once * model.tokenizer_entries
     return Memory(
@@ -111,7 +111,7 @@ def generation_memory(model: ModelFacts, precision: str, runtime: Runtime, rows:
 
 
 def scoring_memory(models: list[ModelFacts], precision: str, runtime: Runtime, max_tokens: int) -> Memory:
-    """Of running models over given text."""
+    """Memory of running models over given text."""
     value, tokens = DTYPES[precision].itemsize, runtime.micro_batch_size * max_tokens
     widest = max(model.width for model in models)
     chunk = min(CHUNK_ENTRIES, tokens * models[0].tokenizer_entries)
@@ -124,10 +124,15 @@ def scoring_memory(models: list[ModelFacts], precision: str, runtime: Runtime, m
 
 
 def training_disk(student: ModelFacts, method: Method) -> int:
-    """Bytes: the model, its export, and while it trains two checkpoints and the best weights so far."""
+    """Bytes on disk: the model, its export, and while it trains two checkpoints and the best weights so far."""
     value = DTYPES[method.training.precision].itemsize
-    checkpoint = student.parameters * value + trained_parameters(student, method) * ADAM[method.training.precision]
-    return student.parameters * value * 3 + 2 * checkpoint
+    return student.parameters * value * 3 + 2 * checkpoint_bytes(student, method)
+
+
+def checkpoint_bytes(student: ModelFacts, method: Method) -> int:
+    """Size of one checkpoint: weights and the optimizer's state."""
+    precision = method.training.precision
+    return student.parameters * DTYPES[precision].itemsize + trained_parameters(student, method) * ADAM[precision]
 
 
 def _cache_width(model: ModelFacts) -> int:

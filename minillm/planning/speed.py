@@ -1,8 +1,4 @@
-"""Stage speed: how long everything that repeats takes on this machine, from a few repetitions of each.
-
-Weights that are not trained yet are random, and never end a response: every response gets the mean length of the
-training data.
-"""
+"""Stage `speed`: how long everything that repeats takes on this machine, within the seconds that it is given."""
 
 import importlib
 import json
@@ -13,20 +9,23 @@ import psutil
 from minillm.durable import write_atomically
 from minillm.stages import Job, Speed, Summary
 
+SAID = "measuring: "
+"""Begins the lines that a plan shows while it measures."""
+
 
 def run(job: Job[Speed]) -> Summary:
     """Write speed.json: what `time_everything` measures, and how long a worker takes to start."""
     settings = job.settings
-    # What other workers import is part of their start: PyTorch and transformers all, the engine those that train.
+    # Imports are part of a worker's start: all of them import PyTorch and transformers, those that train the engine.
     importlib.import_module("minillm.models.causal_lm")
     starts = {"start_seconds": _seconds_since_start()}
     timing = importlib.import_module("minillm.planning.timing")
     starts["training_start_seconds"] = _seconds_since_start()
-    facts = timing.time_everything(job, settings)
+    facts = timing.time_everything(job, settings, settings.seconds - _seconds_since_start())
     write_atomically(job.output / "speed.json", json.dumps({**starts, **facts}, indent=2))
     return {**starts}
 
 
 def _seconds_since_start() -> float:
-    """Of this process."""
+    """Age of this process."""
     return time.time() - psutil.Process().create_time()

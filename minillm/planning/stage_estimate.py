@@ -1,4 +1,4 @@
-"""The plan of a run: every stage that has to be computed, with its work, memory, disk and time, and whether it fits."""
+"""Plan of a run: every stage that has to be computed, with its work, memory, disk and time, and whether it fits."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -18,6 +18,7 @@ from minillm.data.benchmark_prompts import load_prompts
 from minillm.errors import StageError
 from minillm.models.facts import ModelFacts
 from minillm.planning.demand import Demand
+from minillm.planning.extrapolation import Seconds
 from minillm.planning.memory import training_disk
 from minillm.planning.work import Amounts
 from minillm.stages import Stage, Train
@@ -40,14 +41,14 @@ class StageEstimate:
 
 
 def read_amounts(examples: Path, prompts: Path, held_out_blocks: float, block_tokens: int, choices: float) -> Amounts:
-    """How much there is of everything, from what the stages that read data have made.
+    """Count the data in the artifacts of the stages that read it.
 
     Args:
         examples: Filtered training examples.
-        prompts: Of the benchmarks.
-        held_out_blocks: Of plain texts to measure the loss on.
-        block_tokens: Of each.
-        choices: Of multiple-choice questions.
+        prompts: Prompts of the benchmarks.
+        held_out_blocks: Blocks of plain text to measure the loss on.
+        block_tokens: Tokens of a block.
+        choices: Choices of all multiple-choice questions together.
     """
     train = pd.read_parquet(examples / "train.parquet", columns=["prompt_ids", "response_ids"])
     validation = pd.read_parquet(examples / "validation.parquet", columns=["row"])
@@ -72,7 +73,7 @@ def require_fit(
     """Compare memory and disk with this machine's.
 
     Returns:
-        What there is of both, in words.
+        Both in words.
 
     Raises:
         StageError: If a stage, or several at once, cannot fit; the message names what to change.
@@ -105,7 +106,7 @@ def require_fit(
 
 
 def _room(processes: int) -> tuple[int, str]:
-    """Memory for each process, and where it is, in words."""
+    """Return the memory for each process, and where it is in words."""
     if torch.cuda.is_available():
         count = torch.cuda.device_count()
         if processes > count:
@@ -119,22 +120,24 @@ def _room(processes: int) -> tuple[int, str]:
     return available // processes, f"{_size(available)} of memory are free{shared}"
 
 
-def stage_table(estimates: Sequence[StageEstimate], seconds: Mapping[str, float]) -> str:
+def stage_table(estimates: Sequence[StageEstimate], seconds: Mapping[str, Seconds]) -> str:
     """Stages with tokens, operations, memory and time, as Markdown."""
     rows = []
     for e in estimates:
         start = f" from step {e.continues_at}" if e.continues_at else ""
+        work, memory, taken = e.demand.work, e.demand.memory, seconds[e.label]
         rows.append(
             [
                 e.label + start,
-                intword(round(e.demand.work.tokens), "%.1f") if e.demand.work.tokens else "",
-                metric(e.demand.work.operations, "FLOP", 2) if e.demand.work.operations else "",
-                _size(e.demand.memory.total) if e.demand.memory else "",
-                f"{seconds[e.label]:.0f} s",
+                intword(round(work.tokens), "%.1f") if work.tokens else "",
+                metric(work.operations, "FLOP", 2) if work.operations else "",
+                _size(memory.total) if memory else "",
+                f"{taken.value:.0f} s",
+                f"{taken.low:.0f} to {taken.high:.0f} s",
             ]
         )
-    headers = ["to compute", "tokens", "operations", "memory per process", "time"]
-    return tabulate(rows, headers, "github", colalign=("left", *["right"] * 4), disable_numparse=True)
+    headers = ["to compute", "tokens", "operations", "memory per process", "time", "probably"]
+    return tabulate(rows, headers, "github", colalign=("left", *["right"] * 5), disable_numparse=True)
 
 
 def memory_table(estimates: Sequence[StageEstimate]) -> str:
@@ -146,19 +149,19 @@ def memory_table(estimates: Sequence[StageEstimate]) -> str:
 
 
 def duration(seconds: float) -> str:
-    """In words: 4 minutes and 22 seconds."""
+    """Return a duration in words: 4 minutes and 22 seconds."""
     return precisedelta(round(seconds), format="%d", minimum_unit="minutes" if seconds > 7200 else "seconds")
 
 
 def summary_value(artifact: Artifact | None) -> float:
-    """Sum of an artifact's numbers: of blocks, say; 0 without one."""
+    """Sum of the numbers in an artifact's summary, blocks for example; 0 without an artifact."""
     if artifact is None:
         return 0.0
     return float(sum(value for value in artifact.manifest().summary.values() if not isinstance(value, str)))
 
 
 def read_models(prepared: Path) -> dict[str, ModelFacts]:
-    """Teacher and student, from what `prepare` found."""
+    """Read the facts of teacher and student from the artifact of `prepare`."""
     found = json.loads((prepared / "models.json").read_text(encoding="utf-8"))
     return {name: ModelFacts.model_validate(found[f"{name}.model"]) for name in ("teacher", "student")}
 
@@ -167,6 +170,6 @@ def _size(size: float) -> str:
     return naturalsize(size, binary=True, format="%.1f")
 
 
-def as_record(estimates: Sequence[StageEstimate], seconds: Mapping[str, float], total: float) -> dict[str, Any]:
-    """What the run's report compares with."""
-    return {"stages": {e.label: seconds[e.label] for e in estimates}, "total": total}
+def as_record(seconds: Mapping[str, Seconds], total: float) -> dict[str, Any]:
+    """Record of a plan that the run's report compares with."""
+    return {"stages": {label: taken.value for label, taken in seconds.items()}, "total": total}

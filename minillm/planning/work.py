@@ -55,14 +55,24 @@ class Work:
     """Tokens of given text run through `teacher` and `student`."""
 
 
-def forward_operations(model: ModelFacts, sequences: float, prompt: float, response: float) -> float:
+def forward_operations(
+    model: ModelFacts, sequences: float, prompt: float, response: float, scored: float | None = None
+) -> float:
     """Operations of running a model over sequences.
 
-    2 per weight and token, attention to half the sequence on average, and the output head at the response alone.
+    There are 2 per weight and token, attention goes to half the sequence on average, and the output head runs at the
+    response alone.
+
+    Args:
+        model: Facts of the model.
+        sequences: Number of sequences.
+        prompt: Columns of a prompt.
+        response: Columns of a response.
+        scored: Tokens of a response that are not padding; without it, all.
     """
     length = prompt + response
     attention = 4 * model.layers * model.width * length / 2
-    head = 2 * model.width * model.tokenizer_entries * response
+    head = 2 * model.width * model.tokenizer_entries * (response if scored is None else scored)
     return sequences * (length * (2 * model.body_parameters + attention) + head)
 
 
@@ -131,17 +141,22 @@ def training_work(stage: Train, student: ModelFacts, teacher: ModelFacts, amount
     return Work(tokens, operations, left, rounds, validations)
 
 
+def trained_model(train: Train) -> str:
+    """`teacher` or `student`, whichever a training starts from."""
+    return "teacher" if train.role == "teacher" else "student"
+
+
 def same_speed(train: Train) -> str:
     """Digest of the settings that decide how long a step of a training takes."""
     training = train.method.training
     return text_digest(
         {
             "architecture": train.architecture,
-            "teacher": train.role == "teacher",
+            "model": trained_model(train),
             "method": train.method.model_dump(mode="json", include={"divergence", "policy"}),
             "training": training.model_dump(
-                mode="json", include={"batch_size", "precision", "gradient_checkpointing", "lora", "select_by"}
+                mode="json", include={"batch_size", "precision", "gradient_checkpointing", "lora"}
             ),
-            "lengths": [train.max_tokens, train.validation_prompts],
+            "max_tokens": train.max_tokens,
         }
     )

@@ -150,18 +150,20 @@ class DownstreamScore(Stage):
 
 
 class Speed(Stage):
-    """Time the steps of a run, for its plan.
+    """Time what repeats in a run, for its plan.
 
-    Inputs: `tokenizer`, `examples`, `plain_text` (if a training reads it); `teacher` and `student`, unless they have an
-    architecture to initialise. Output: `speed.json`.
+    Inputs: `tokenizer`, `examples`; `teacher` and `student`, unless they have an architecture to initialise. Output:
+    `speed.json`.
     """
 
     kind: ClassVar[str] = "speed"
     module: ClassVar[str] = "minillm.planning.speed"
     architectures: dict[str, dict[str, Any]]
-    """Architectures of `teacher` and `student` that have no weights yet."""
+    """Architectures of `teacher` and `student`, where their weights are not there yet."""
     trainings: dict[str, Train]
-    """One training for each speed (see `minillm.planning.work.same_speed`)."""
+    """Trainings whose steps take different times, by `minillm.planning.work.same_speed`."""
     generate: Generate
     responses: int
-    """Number of responses of one model to all benchmarks with all seeds."""
+    """Responses of one model to all benchmarks with all seeds."""
+    seconds: float
+    """Seconds that the worker should take from its start to its end."""

@@ -4,6 +4,7 @@ Stages that only read data are computed all the same, as all else depends on wha
 """
 
 import threading
+import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -53,6 +54,8 @@ class DryRun:
     """Gets the lines of the stages that read data."""
     stages: list[DryStage] = field(default_factory=list)
     """In the order of the flow."""
+    reading_seconds: float = 0.0
+    """Spent on stages that read data, which the run then finds done."""
 
     def __post_init__(self) -> None:
         self.store = Store(self.config.runtime.store)
@@ -88,6 +91,7 @@ class DryRun:
                     self.log(f"reading the data: {label}")
                     started = computation.run(self.log, threading.Event())
                     found = computation.complete(started)
+                    self.reading_seconds += time.monotonic() - started
         self.stages.append(DryStage(label, stage, inputs, self._waits | pending, found, computation))
         if found is not None:
             return found

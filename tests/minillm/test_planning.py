@@ -1,16 +1,20 @@
 """Plans checked by hand: operations, memory, what cannot fit, and stages that wait for each other."""
 
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import asdict, replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from minillm.config import Lora, Method, Policy, Runtime, Training
 from minillm.errors import StageError
 from minillm.models.facts import ModelFacts
 from minillm.planning.demand import Demand, stage_demand
-from minillm.planning.estimate import mean_speed, stage_seconds
+from minillm.planning.estimate import Speeds, mean_speed
+from minillm.planning.extrapolation import Budget, Effort, Line, Size, Timed, climb, fit, steps_up_to
 from minillm.planning.memory import ADAM, LIBRARIES, training_memory
+from minillm.planning.micro_batches import MicroBatch, mean_longest, mean_micro_batch
 from minillm.planning.schedule import Step, span
 from minillm.planning.stage_estimate import StageEstimate, require_fit
 from minillm.planning.work import Amounts, Work, forward_operations, same_speed
@@ -225,12 +229,111 @@ def test_trainings_that_differ_in_rates_alone_are_timed_once():
     assert same_speed(train(on_text())) != same_speed(train(on_text(), "teacher"))
 
 
+def machine(calls: float, operations: float, seconds_of: list[float]) -> Callable[[Size], float]:
+    """A machine that takes seconds per call and per operation; what it takes is noted."""
+
+    def action(size: Size) -> float:
+        seconds_of.append(calls * size.response + operations * size.rows * (size.prompt + size.response))
+        return seconds_of[-1]
+
+    return action
+
+
+def effort(size: Size) -> Effort:
+    return Effort(size.response, size.rows * (size.prompt + size.response))
+
+
+def climbed(real: Size, share: float, calls: float = 0.01, operations: float = 0.001) -> tuple[list[Timed], float]:
+    taken: list[float] = []
+    pieces = climb(real, effort, machine(calls, operations, taken), lambda: sum(taken), share, 0.0)
+    return pieces, sum(taken)
+
+
+def test_pieces_grow_until_the_next_would_exceed_the_share():
+    real = Size(64, 200, 100)
+    assert steps_up_to(real)[:4] == [Size(1, 8, 4), Size(4, 8, 4), Size(16, 8, 4), Size(64, 8, 4)]
+    assert steps_up_to(real)[-1] == real
+    pieces, spent = climbed(real, share=5.0)
+    assert 1.0 < spent <= 5.0
+    assert max(piece.effort.operations for piece in pieces) < effort(real).operations
+
+
+@pytest.mark.parametrize("share", [2.0, 5.0, 1000.0])
+def test_a_line_through_small_pieces_tells_what_the_whole_takes(share: float):
+    real = Size(64, 200, 100)
+    pieces, _ = climbed(real, share)
+    seconds = fit(pieces).at(effort(real))
+    assert seconds.value == pytest.approx(100 * 0.01 + 64 * 300 * 0.001, rel=0.01)
+    assert seconds.low < seconds.value < seconds.high
+
+
+def test_an_estimate_is_surer_the_more_of_the_work_was_timed():
+    real, widths = Size(64, 200, 100), []
+    for share in (2.0, 20.0, 1000.0):
+        seconds = fit(climbed(real, share)[0]).at(effort(real))
+        widths.append(seconds.high / seconds.low)
+    assert widths == sorted(widths, reverse=True)
+    assert widths[-1] == pytest.approx(1.1**2)
+
+
+def test_work_whose_smallest_piece_exceeds_the_share_is_not_begun():
+    taken: list[float] = []
+    assert climb(Size(4, 8, 8), effort, machine(1.0, 1.0, taken), lambda: sum(taken), 1.0, first_seconds=2.0) == []
+    assert taken == []
+
+
+def test_a_budget_is_divided_among_what_is_left_to_measure(monkeypatch: pytest.MonkeyPatch):
+    now = 100.0
+    monkeypatch.setattr("minillm.planning.extrapolation.time.monotonic", lambda: now)
+    budget = Budget(30.0, 3)
+    assert budget.share() == 10.0
+    now = 102.0  # took less, so the others get more
+    assert budget.share() == 14.0
+    now = 140.0
+    assert (budget.share(), budget.left) == (0.0, 0.0)
+
+
+def test_micro_batches_are_as_wide_as_their_longest_rows():
+    lengths = np.array([2, 4, 6, 8])
+    micro = mean_micro_batch(lengths, np.full(4, 5), batch_size=400, rows=100, processes=1)
+    assert (micro.count, micro.response, micro.tokens) == (4, 5.0, 5.0)
+    assert micro.prompt == pytest.approx(5.0, abs=1.5), "sorted, each is of one length and a few of the next"
+    assert mean_micro_batch(lengths, np.full(4, 5), batch_size=400, rows=400, processes=1).prompt == 8.0
+    assert mean_longest(np.array([1, 9]), rows=50) == 9.0
+
+
+def line(call: float, operation: float = 0.0) -> dict[str, float]:
+    return asdict(Line(call, operation, 0.1, 1.0))
+
+
 def test_seconds_are_counts_times_measurements():
     stage = train(on_rollouts())
-    measured = {"step_seconds": 2.0, "round_seconds": 10.0, "validation_seconds": 3.0, "checkpoint_seconds": 1.0}
+    micro = asdict(MicroBatch(1, 4, 12, 8, 8))
+    measured = {"line": line(2.0), "step": asdict(Effort(1, 0)), "update_seconds": 0.5, "engine_seconds": 1.0}
+    measured |= {"micro_batch": micro, "rows": 8, "longest": 10.0}
+    model = {"scoring": line(0.25), "generating": line(0.1), "rows": 4, "longest": 10.0}
     speeds = [
-        {"start_seconds": start, "training_start_seconds": start, "trainings": {same_speed(stage): measured}}
+        {
+            "start_seconds": start,
+            "training_start_seconds": start,
+            "load_seconds": {"teacher": 1.0, "student": 1.0},
+            "trainings": {same_speed(stage): measured},
+            "models": {"teacher.float32": model, "student.float32": model},
+            "rouge_seconds": 0.1,
+            "disk_bytes_per_second": 4000.0,
+        }
         for start in (4.0, 6.0)
     ]
     work = stage_work(stage, "student")
-    assert stage_seconds(stage, work, mean_speed(speeds), 1, 0) == 5 + 10 * 2 + 3 * 10 + 3 * 3 + 1
+    runtime = Runtime(micro_batch_size=3)
+    speed = Speeds(mean_speed(speeds), MODELS, AMOUNTS, runtime, "float32", responses=0)
+    # Start 5, engine 1, two models 1 each, 10 steps of 2 + 0.5; a checkpoint of 12 bytes for each of 1000 weights.
+    begun = 5 + 1 + 2 + 10 * 2.5 + 3.0
+    # A round: 10 tokens drawn, by the student 8 and by the teacher 2, and 2 micro-batches of 4 scored by each.
+    rounds = 3 * (10 * 0.1 + 2 * 2 * 0.25)
+    # A validation: 1 micro-batch of 3 scored, 3 responses of 10 tokens at most at once, Rouge-L, 4000 bytes written.
+    validations = 3 * (0.25 + 10 * 0.1 + 3 * 0.1 + 1.0)
+    seconds = speed.stage(stage, work)
+    assert seconds.value == pytest.approx(begun + rounds + validations)
+    assert seconds.low < seconds.value / 1.09 < seconds.value * 1.09 < seconds.high
+    assert speed.was_timed(stage, work)

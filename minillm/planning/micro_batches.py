@@ -1,0 +1,54 @@
+"""Micro-batches of real examples: as wide as their longest rows, and so wider than the mean example."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+DRAWN = 64
+"""Mini-batches that the mean is taken over."""
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """Mean micro-batch of one process in a training."""
+
+    count: int
+    """Micro-batches in an optimizer step of one process."""
+    rows: int
+    prompt: float
+    """Columns of its longest prompt."""
+    response: float
+    """Columns of its longest response."""
+    tokens: float
+    """Real response tokens of a row, which alone go through the output head."""
+
+
+def mean_micro_batch(
+    prompts: NDArray[np.int64], responses: NDArray[np.int64], batch_size: int, rows: int, processes: int
+) -> MicroBatch:
+    """Draw mini-batches as a training does and divide them as it does (`minillm.models.batches.micro_batches`).
+
+    Args:
+        prompts: Tokens of every prompt.
+        responses: Tokens of every response.
+        batch_size: Rows of a mini-batch, over all processes.
+        rows: Rows of a micro-batch.
+        processes: Processes that share the mini-batch.
+    """
+    drawn = np.random.default_rng(0).integers(len(prompts), size=(DRAWN, batch_size))
+    widths: list[tuple[int, int]] = []
+    for batch in drawn:
+        ordered = batch[np.argsort(prompts[batch] + responses[batch], kind="stable")][::processes]
+        for start in range(0, len(ordered), rows):
+            chosen = ordered[start : start + rows]
+            widths.append((prompts[chosen].max(), responses[chosen].max()))
+    prompt, response = np.mean(widths, axis=0)
+    return MicroBatch(
+        -(-batch_size // processes // rows), rows, float(prompt), float(response), float(responses.mean())
+    )
+
+
+def mean_longest(responses: NDArray[np.int64], rows: int) -> float:
+    """Mean length of the longest of some responses, in tokens."""
+    return float(np.random.default_rng(0).choice(responses, size=(DRAWN, rows)).max(axis=1).mean())
