@@ -100,7 +100,7 @@ def plan(config: Config, stages: Callable[[Config], Any], log: Callable[[str], N
     responses = sum(amounts.benchmark_prompts.values()) * len(config.evaluation.seeds)
     spent = time.monotonic() - began - dry_run.reading_seconds
     limit = max(FEWEST_SECONDS, PLAN_SECONDS - spent)
-    log(f"measuring for about {limit:.0f} seconds ({runtime.parallel_stages} at once)")
+    log(f"timing pieces of the work for about {limit:.0f} seconds ({runtime.parallel_stages} at once)")
     speed = _measure(config, dry_run, missing, read, responses, limit, log)
     speeds = Speeds(speed, models, amounts, runtime, config.evaluation.precision, responses)
     seconds = {e.label: speeds.stage(e.stage, e.demand.work) for e in estimates}
@@ -114,7 +114,9 @@ def plan(config: Config, stages: Callable[[Config], Any], log: Callable[[str], N
             "Memory of each process in training:",
             memory_table(estimates),
             f"{room}; the measurement's processes held {speed['peak_memory'] / 2**30:.1f} GiB at most",
-            *[f"Estimated from operations alone, as one step exceeds the time to measure: {', '.join(untimed)}"]
+            *[
+                f"Not timed, as even a small piece takes too long here, but estimated from operations: {', '.join(untimed)}"
+            ]
             * bool(untimed),
             f"Estimated time: {duration(total.value)}, probably between {duration(total.low)} and "
             f"{duration(total.high)}, at most {runtime.parallel_stages} stages at once",

@@ -3,6 +3,10 @@
 Each part hangs on its connection. The shell at the other end waits for the end of standard input, which comes when this
 process closes it or dies in whatever way, and then ends that machine's processes: first by SIGTERM (checkpoint, then
 leave), after a grace period by SIGKILL.
+
+DeepSpeed's own launcher reads the same hostfile, but it needs pdsh, and only if a SIGINT or SIGTERM reaches it does it
+end remote workers, by a `pkill -f` that also hits other runs on the same machines. Killed outright or cut off, it
+leaves workers behind that hold their GPUs and write into the store.
 """
 
 import os
@@ -21,20 +25,20 @@ from minillm.stages import load_job
 from tasks.running.supervision import TICK_SECONDS, free_port, piped, watched, worker_environment
 
 SSH = ("-T", "-o", "BatchMode=yes", "-o", "ConnectTimeout=15", "-o", "ServerAliveInterval=15")
-"""It never asks, and notices within a minute that a machine is gone."""
+"""Options of ssh: never ask, and notice within a minute that a machine is gone."""
 PASSED = ("NCCL_", "GLOO_", "TORCH_")
-"""Beginnings of further environment variables that every machine gets; secrets are not among them."""
+"""Prefixes of further environment variables that every machine gets; secrets are not among them."""
 
 
 class Part:
-    """What runs on one machine."""
+    """Processes of one machine."""
 
     def __init__(self, host: str, command: list[str], environment: dict[str, str], spec: Path) -> None:
         """Start it.
 
         Args:
-            host: As ssh knows it.
-            command: With the paths of this machine.
+            host: Name that ssh knows it by.
+            command: Command to run, with the paths of this machine.
             environment: Variables to set there.
             spec: File that must be readable there, too.
         """
@@ -48,12 +52,12 @@ class Part:
         self._reader.start()
 
     def end(self) -> None:
-        """Have its processes leave."""
+        """Ask its processes to leave."""
         assert self.process.stdin is not None
         self.process.stdin.close()
 
     def status(self) -> int:
-        """Exit status, once all that it wrote is printed."""
+        """Return the exit status, once all that it wrote is printed."""
         self._reader.join()
         return self.process.wait()
 

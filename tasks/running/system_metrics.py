@@ -1,7 +1,9 @@
-"""What a worker takes of the machine while it runs: CPU, memory and GPU, sampled by MLflow's own monitors.
+"""Use of the machine by a worker while it runs: CPU, memory and GPU, sampled by MLflow's own monitors.
 
-MLflow's thread that logs samples gives up when the server is away, and begins its steps anew; here they are appended
-to a file, and reach MLflow by the outbox, as the worker's own points do: none is lost, and none comes twice.
+MLflow's SystemMetricsMonitor (3.17.2) would not do: its thread ends for good at the first request that fails (5 s after
+the server went away, and all points since were lost, those after its return too), and it knows the machine but not the
+worker. Samples are appended to a file instead and reach MLflow by the outbox, as the worker's own points do: none is
+lost, and none comes twice.
 """
 
 import contextlib
@@ -19,15 +21,15 @@ from tasks.environment.settings import set_mlflow_defaults
 
 FIRST_SECONDS = 1.0
 EVERY_SECONDS = 10.0
-"""Between samples, unless MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL says otherwise; as in MLflow."""
+"""Seconds between samples, as in MLflow, unless MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL says otherwise."""
 LOGGER = logging.getLogger("prefect.system_metrics")
 
 
 class SystemMetrics:
     """Samples of one attempt at a stage, taken in the background until it ends.
 
-    The whole machine's stand under MLflow's names (`system/cpu_utilization_percentage`, …), those of the worker and its
-    processes beside them as `system/worker_…`.
+    Figures of the whole machine have MLflow's names (`system/cpu_utilization_percentage`, …); those of the worker and
+    its processes stand beside them as `system/worker_…`.
     """
 
     def __init__(self, process: int, path: Path) -> None:
@@ -35,7 +37,7 @@ class SystemMetrics:
 
         Args:
             process: Id of the worker, or of the launcher of several.
-            path: Lines as in metrics.jsonl are appended; a step is a sample, counted over all attempts.
+            path: File to append lines to, as in metrics.jsonl; a step is a sample, counted over all attempts.
         """
         self._process, self._path = process, path
         self._known: dict[psutil.Process, psutil.Process] = {}
@@ -71,9 +73,9 @@ class SystemMetrics:
             monitor.collect_metrics()
             values |= {f"system/{name}": float(value) for name, value in monitor.aggregate_metrics().items()}
             monitor.clear_metrics()
-        return values | self._of_worker()
+        return values | self._worker_use()
 
-    def _of_worker(self) -> dict[str, float]:
+    def _worker_use(self) -> dict[str, float]:
         cpu, memory = 0.0, 0.0
         with contextlib.suppress(psutil.NoSuchProcess):
             worker = psutil.Process(self._process)
@@ -92,7 +94,7 @@ class SystemMetrics:
 
 
 def _monitors() -> tuple[list[Any], float]:
-    """MLflow's monitors, that of GPUs where nvidia-ml-py finds any; and seconds between samples."""
+    """Return MLflow's monitors, with that of GPUs where nvidia-ml-py finds any, and the seconds between samples."""
     set_mlflow_defaults()
     from mlflow.environment_variables import MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL
     from mlflow.system_metrics.metrics.cpu_monitor import CPUMonitor

@@ -1,0 +1,183 @@
+"""Times of training steps: micro-batches of every kind of training, on copies of the models in engines of their own."""
+
+import copy
+import gc
+import time
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from minillm.models.lora import add_adapters
+from minillm.models.output_head import HeadedModel
+from minillm.objectives.experience import make_experience
+from minillm.planning.clock import agreed, timed
+from minillm.planning.extrapolation import Effort, Size
+from minillm.planning.micro_batches import MicroBatch, mean_longest, mean_micro_batch
+from minillm.planning.work import forward_operations, trained_model
+from minillm.stages import Train
+from minillm.training.engine import make_engine, micro_batch_size, take_step
+from minillm.training.feeds import Feed, Models
+from minillm.training.fixed_text import FixedText
+from minillm.training.on_policy import Rollouts, Round
+from minillm.worker.processes import world_size
+
+if TYPE_CHECKING:
+    from minillm.planning.timing import Measurement
+
+ENGINE_BYTES = 20
+"""Bytes of a model's copy in an engine and of the optimizer's state, per weight."""
+CPU_WRITES, DEVICE_WRITES = 5e8, 2e10
+"""Bytes per second at which an engine is expected to be made."""
+UPDATES = 2
+"""Optimizer steps timed with each engine; the first one makes the optimizer's state."""
+ACCUMULATED = 1 << 20
+"""Micro-batches that an engine would wait for by itself."""
+
+
+class Trainings:
+    """Trainings of a measurement; those whose engines are alike share one, and there is one at a time."""
+
+    def __init__(self, measurement: "Measurement") -> None:
+        self.measurement = measurement
+        self.engine: Any = None
+        self.engine_kind: tuple[Any, ...] = ()
+        self.engine_seconds = 0.0
+        self.update_seconds: list[float] = []
+
+    def time_all(self) -> dict[str, Any]:
+        """Time every training, those of one kind of engine after each other, the student's first."""
+        trainings = self.measurement.settings.trainings.items()
+        ordered = sorted(trainings, key=lambda item: str(self._engine_kind(item[1], trained_model(item[1]))))
+        return {key: self._time_training(train) for key, train in ordered}
+
+    def _time_training(self, train: Train) -> dict[str, Any]:
+        """Time micro-batches and optimizer steps; the effort of a whole step is to be looked up on their line."""
+        name, method = trained_model(train), train.method
+        training, policy = method.training, method.policy
+        rows = micro_batch_size(training.batch_size, self.measurement.runtime.micro_batch_size)
+        micro = mean_micro_batch(
+            self.measurement.prompts, self.measurement.responses, training.batch_size, rows, world_size()
+        )
+        step = self._micro_effort(train, rows, micro.prompt, micro.response, micro.tokens).times(micro.count)
+        if policy is not None and policy.plain_text_coefficient:
+            blocks = (policy.plain_text_batch_size or training.batch_size) / world_size()
+            block = forward_operations(self.measurement.facts[name], blocks, 1, train.max_tokens - 1)
+            step += Effort(min(micro.count, blocks), (3 + training.gradient_checkpointing) * block)
+        facts = {"step": asdict(step), "micro_batch": asdict(micro)}
+        if policy is not None:
+            at_once = min(self.measurement.runtime.generation_batch_size, -(-policy.rollouts // world_size()))
+            facts |= {"rows": at_once, "longest": mean_longest(self.measurement.responses, at_once)}
+        label = f"{name} trains ({method.divergence}{' on rollouts' * (policy is not None)})"
+        if not self._engine_fits(train, name):
+            self.measurement.say(f"{label}: not timed, as its engine would take too long to make")
+            self.measurement.budget.share()
+            line = self.measurement.untimed((name, training.precision))
+            return facts | {"line": asdict(line), "update_seconds": 0.0, "engine_seconds": 0.0}
+        return facts | self._time_steps(train, name, label, micro)
+
+    def _micro_effort(self, train: Train, rows: float, prompt: float, response: float, tokens: float) -> Effort:
+        """Forward and backward pass of a micro-batch, and the teacher's part of its loss."""
+        facts, teacher = self.measurement.facts[trained_model(train)], self.measurement.facts["teacher"]
+        passes = 3 + train.method.training.gradient_checkpointing  # the backward pass is two forward ones
+        operations = passes * forward_operations(facts, rows, prompt, response, tokens)
+        if train.method.divergence == "cross_entropy":
+            return Effort(1, operations)
+        if train.method.policy is None:
+            return Effort(1, operations + forward_operations(teacher, rows, prompt, response, tokens))
+        return Effort(1, operations + 2 * teacher.width * teacher.tokenizer_entries * rows * tokens)
+
+    def _time_steps(self, train: Train, name: str, label: str, micro: MicroBatch) -> dict[str, Any]:
+        precision = train.method.training.precision
+        self._make_engine(train, name)
+        teacher = self.measurement.model("teacher", precision) if train.method.divergence != "cross_entropy" else None
+        models = Models(self.engine, teacher, self.measurement.shared.entries, ())
+
+        def one_micro_batch(size: Size) -> float:
+            feed = self._feed(train, models, size)
+            updating = len(self.update_seconds) < UPDATES
+            self.engine.set_gradient_accumulation_boundary(updating)
+            self.engine.train()
+
+            def backward(size: Size) -> None:
+                losses = next(iter(feed.losses(0, size.rows)))
+                self.engine.backward(losses["loss"])
+
+            seconds = timed(backward)(size)
+            update = timed(lambda _: take_step(self.engine))(size)
+            if updating:
+                self.update_seconds.append(update)
+            return seconds
+
+        def effort(size: Size) -> Effort:
+            return self._micro_effort(train, size.rows, size.prompt, size.response, size.response)
+
+        real = Size(micro.rows, round(micro.prompt), round(micro.response))
+        line = self.measurement.line(label, real, effort, one_micro_batch, (name, precision))
+        update = min(self.update_seconds, default=0.0)  # the first one makes the optimizer's state
+        return {"line": asdict(line), "update_seconds": update, "engine_seconds": self.engine_seconds}
+
+    def _engine_fits(self, train: Train, name: str) -> bool:
+        if self._engine_kind(train, name) == self.engine_kind:
+            return True
+        writes = DEVICE_WRITES if torch.cuda.is_available() else CPU_WRITES
+        return (
+            ENGINE_BYTES * self.measurement.facts[name].parameters / writes < agreed(self.measurement.budget.left) / 2
+        )
+
+    def _engine_kind(self, train: Train, name: str) -> tuple[Any, ...]:
+        training = train.method.training
+        return (name, training.precision, training.lora, training.gradient_checkpointing)
+
+    def _make_engine(self, train: Train, name: str) -> None:
+        """Put a copy of a model into an engine, unless the one at hand is alike.
+
+        It accumulates gradients until it is told to step, so that micro-batches are timed without optimizer steps.
+        """
+        kind, training = self._engine_kind(train, name), train.method.training
+        if kind == self.engine_kind:
+            return
+        began = time.monotonic()
+        self.engine, self.engine_kind, self.update_seconds = None, kind, []
+        gc.collect()  # engines hold themselves
+        model = copy.deepcopy(self.measurement.model(name, training.precision)).requires_grad_(True)
+        if training.lora is not None:
+            add_adapters(model, training.lora)
+        if training.gradient_checkpointing:
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        accumulated = training.model_copy(update={"batch_size": world_size() * ACCUMULATED})
+        runtime = self.measurement.runtime.model_copy(update={"micro_batch_size": 1})
+        self.engine = make_engine(HeadedModel(model, self.measurement.shared.entries), accumulated, 10**6, runtime)
+        self.engine_seconds = time.monotonic() - began
+
+    def _feed(self, train: Train, models: Models, size: Size) -> Feed:
+        """A feed whose mini-batch has one micro-batch of the size on each process."""
+        method, rows = train.method, size.rows * world_size()
+        once = method.training.model_copy(update={"batch_size": rows})
+        method = method.model_copy(update={"training": once})
+        if method.policy is None:
+            return FixedText(models, method, self._examples(rows, size), train.seed)
+        policy = method.policy.model_copy(update={"rollouts": rows, "inner_epochs": 1})
+        feed = Rollouts(
+            models, policy, method, self._examples(rows, size), None, size.prompt + size.response, rows, train.seed
+        )
+        feed.round = self._sampled_round(train, models, size, rows)
+        return feed
+
+    def _sampled_round(self, train: Train, models: Models, size: Size, rows: int) -> Round:
+        """A round as if it had been sampled and scored: both models find every token equally likely."""
+        assert models.teacher is not None
+        assert train.method.policy is not None
+        prompts, responses = [self.measurement.text(size.prompt)] * rows, [self.measurement.text(size.response)] * rows
+        even = torch.full((rows, size.response), -float(np.log(self.measurement.shared.entries)))  # (B, T)
+        hidden = torch.zeros(
+            size.response, self.measurement.facts["teacher"].width, dtype=models.teacher.dtype
+        )  # (T, H)
+        experience = make_experience(even, even.clone(), responses, train.method.policy)
+        return Round(0, prompts, responses, experience, [hidden] * rows, [-even[0]] * rows)
+
+    def _examples(self, rows: int, size: Size) -> pd.DataFrame:
+        prompts, responses = [self.measurement.text(size.prompt)] * rows, [self.measurement.text(size.response)] * rows
+        return pd.DataFrame({"row": range(rows), "prompt_ids": prompts, "response_ids": responses})
