@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from minillm.evaluation.uncertainty import Values, adjusted, paired_estimate
+from minillm.words import with_interval
 
 LEVEL = 0.05
 """A difference counts as clear below this p-value, adjusted for the comparisons of its family."""
@@ -33,8 +34,12 @@ class Difference:
         return self.p_value is not None and self.p_value < LEVEL
 
     def __str__(self) -> str:
-        interval = "" if self.low is None else f" [{self.low:+.1f}, {self.high:+.1f}]"
-        return f"{self.value:+.1f}{interval}".replace("-", "−")
+        return with_interval(self.value, (self.low, self.high), signed=True)
+
+    @property
+    def marked(self) -> str:
+        """The difference in words, with a star where it is clear."""
+        return f"{self}{' *' if self.clear else ''}"
 
 
 def family(method: str, other: str) -> str:

@@ -22,7 +22,7 @@ from minillm.errors import StageError
 from minillm.evaluation.uncertainty import Values, estimate, prompt_values
 from minillm.metrics.by_name import METRICS_BY_NAME
 from minillm.stages import Job, Score, Summary
-from minillm.words import formatted
+from minillm.words import score
 
 ALWAYS: tuple[Metric, ...] = ("rouge_l", "exact_match")
 """Metrics that are always measured, whatever the benchmarks ask for."""
@@ -47,7 +47,7 @@ def run(job: Job[Score]) -> Summary:
         scores["headline"] = scores["reference_tokens"] >= benchmark.min_reference_tokens
         rows[name] = summarise(name, benchmark, scores, metrics)
         parts.append(scores)
-        print(f"{settings.role} {name}: {benchmark.metric} {formatted(rows[name]['score'])}", flush=True)
+        print(f"{settings.role} {name}: {benchmark.metric} {score(rows[name]['score'])}", flush=True)
     scores = pd.concat(parts, ignore_index=True)
     means = {metric: _mean_over_benchmarks(rows, metric) for metric in ("score", *metrics)}
     by_prompt = prompt_values(scores)

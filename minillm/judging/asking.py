@@ -9,6 +9,7 @@ from minillm.judging.answers import Answer, Answers
 from minillm.judging.budget import Bill, Budget, expected, paid
 from minillm.judging.endpoint import Endpoint, RefusedError
 from minillm.judging.questions import read_ratings
+from minillm.words import counted, number
 from minillm.worker.progress import Progress
 
 ALL_REFUSED = 20
@@ -46,7 +47,7 @@ def ask_what_is_open(
     asking = _Asking(Endpoint(judge), answers, budget, judge)
     refused = asking.all(open_questions, known, progress)
     took = bill(answers.to(texts)) - spent
-    print(f"asked {took.questions:,} questions: {tokens(took, judge)}; {len(refused)} refused", flush=True)
+    print(f"asked {counted(took.questions, 'question')}: {tokens(took, judge)}; {len(refused)} refused", flush=True)
     return refused
 
 
@@ -77,14 +78,15 @@ def bill(found: Mapping[str, Sequence[Answer]]) -> Bill:
 def statement(questions: int, ahead: Bill, judge: Judge) -> str:
     """What is about to be spent."""
     return (
-        f"judge {judge.model}: {questions:,} questions, {questions - ahead.questions:,} of them settled already; "
-        f"to ask: {ahead.questions:,}, an estimated {tokens(ahead, judge, most='at most ')}"
+        f"judge {judge.model}: {counted(questions, 'question')}, "
+        f"{questions - ahead.questions:,} of them settled already; to ask: {ahead.questions:,}, "
+        f"an estimated {tokens(ahead, judge, most='at most ')}"
     )
 
 
 def tokens(spent: Bill, judge: Judge, most: str = "") -> str:
     """Tokens and, with prices, money."""
-    cost = "" if judge.prices is None else f", {most}{spent.cost(judge.prices):.4f} in money"
+    cost = "" if judge.prices is None else f", {most}{number(spent.cost(judge.prices), 4)} in money"
     return f"{spent.prompt_tokens:,} prompt tokens and {most}{spent.completion_tokens:,} completion tokens{cost}"
 
 

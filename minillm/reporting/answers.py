@@ -9,6 +9,7 @@ import pandas as pd
 from minillm.data.tables import read_records
 from minillm.reporting.comparison import MEAN, Comparison
 from minillm.reporting.rendering import SHOWN_CHARACTERS
+from minillm.words import number
 
 
 def rival(comparison: Comparison) -> str | None:
@@ -29,10 +30,10 @@ def answers(inputs: Mapping[str, Path], benchmark: str, comparison: Comparison) 
         seed = table["seeds"][0]
         responses = (record.value for record in read_records(inputs[f"responses/{role}"] / f"{benchmark}.jsonl"))
         texts = {row["index"]: row["response"] for row in responses if row["seed"] == seed}
-        of_seed = scores[role].query("seed == @seed").set_index("index")["score"]
+        of_seed = scores[role].query("seed == @seed").set_index("index")["score"].to_dict()
         for prompt in shown:
             index = prompt["index"]
-            prompt["answers"][role] = {"text": texts[index], "score": f"{100 * of_seed[index]:.1f}"}
+            prompt["answers"][role] = {"text": texts[index], "score": number(100 * of_seed[index])}
     return shown
 
 
@@ -58,7 +59,7 @@ def _reasons(means: Mapping[str, Any], comparison: Comparison, prompts: int) -> 
     gains = (100 * (means[comparison.compared] - means[other])).to_dict()
     best, worst = max(gains, key=gains.__getitem__), min(gains, key=gains.__getitem__)
     picked = {
-        int(index): f"{comparison.compared} {verb} most against {other}: {gains[index]:+.1f}".replace("-", "−")
+        int(index): f"{comparison.compared} {verb} most against {other}: {number(gains[index], signed=True)}"
         for index, verb in ((best, "gains"), (worst, "loses"))
         if (gains[index] > 0 if verb == "gains" else gains[index] < 0)
     }

@@ -15,7 +15,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from minillm.evaluation.differences import LEVEL, TEACHER, Difference, family, paired_differences
-from minillm.words import formatted, human, percent
+from minillm.words import counted, number, percent, score, short_count
 
 WORDS = {"rouge_l": "Rouge-L", "rouge_l_characters": "Rouge-L of characters", "exact_match": "Exact match"}
 """Names of the metrics."""
@@ -150,8 +150,8 @@ def verdict(comparison: Comparison, parameters: Mapping[str, int]) -> list[str]:
         over = f"on {comparison.benchmarks[0]}"
     best = comparison.best
     who = best if len(comparison.roles) == 1 else f"The best {comparison.best_word} is {best}"
-    score = f"{comparison.measure} {formatted(comparison.score(best, MEAN))} ({over})"
-    return [f"{who}: {score}{_beside_yardstick(comparison, parameters)}.", *_against_others(comparison)]
+    reached = f"{comparison.measure} {score(comparison.score(best, MEAN))} ({over})"
+    return [f"{who}: {reached}{_beside_yardstick(comparison, parameters)}.", *_against_others(comparison)]
 
 
 def _beside_yardstick(comparison: Comparison, parameters: Mapping[str, int]) -> str:
@@ -160,12 +160,13 @@ def _beside_yardstick(comparison: Comparison, parameters: Mapping[str, int]) -> 
     if best == first:
         return ""
     words, whose = "", f"{comparison.yardstick}'s"
-    score, full = (comparison.score(role, MEAN)["mean"] for role in (best, first))
+    reached, full = (comparison.score(role, MEAN)["mean"] for role in (best, first))
     if full > 0:
-        words, whose = f", {percent(score / full)} of {whose} {full:.1f}", "its"
+        words, whose = f", {percent(reached / full)} of {whose} {number(full)}", "its"
     if first in parameters and best in parameters:
         share = percent(parameters[best] / parameters[first])
-        words += f", with {share} of {whose} parameters ({human(parameters[best])} of {human(parameters[first])})"
+        counts = f"{short_count(parameters[best])} of {short_count(parameters[first])}"
+        words += f", with {share} of {whose} parameters ({counts})"
     return words
 
 
@@ -198,9 +199,8 @@ def how_tested(comparison: Comparison) -> str:
         words += " Differences from the teacher are adjusted among themselves."
     fewest = min(len(of) for of in comparison.prompts[comparison.roles[0]].values())
     if 2 * 0.5**fewest >= LEVEL:
-        number = f"{fewest} prompt{'s'[: fewest > 1]}"
         words += (
-            f" A benchmark of {number} cannot tell {comparison.row_word}s apart by itself: its p-value is never below "
-            f"{2 * 0.5**fewest:.2g}."
+            f" A benchmark of {counted(fewest, 'prompt')} cannot tell {comparison.row_word}s apart by itself: "
+            f"its p-value is never below {2 * 0.5**fewest:.2g}."
         )
     return words

@@ -8,6 +8,7 @@ import pandas as pd
 import pyarrow.parquet as pq
 
 from minillm.reporting.comparison import Comparison
+from minillm.words import number
 
 
 def kept_rows(examples: Path) -> str:
@@ -22,7 +23,7 @@ def data_tables(examples: Path) -> dict[str, pd.DataFrame]:
     dropped = pd.read_csv(examples / "dropped.csv", index_col=0, keep_default_na=False).rename_axis(None).map(str)
     lengths = pd.read_csv(examples / "lengths.csv", keep_default_na=False)
     lengths.index = lengths.pop("category") + ", " + lengths.pop("text")  # type: ignore[assignment]
-    lengths = lengths.map(lambda value: f"{value:.1f}" if isinstance(value, float) else str(value))
+    lengths = lengths.map(lambda value: number(value) if isinstance(value, float) else str(value))
     return {"Dropped rows by reason and category": dropped, "Lengths of the kept rows in tokens": lengths}
 
 

@@ -23,7 +23,7 @@ from minillm.reporting.models import count_parameters
 from minillm.reporting.provenance import provenance, versions
 from minillm.reporting.rendering import TEMPLATES, markdown
 from minillm.stages import Card, Job, Summary
-from minillm.words import formatted, human
+from minillm.words import score, short_count
 
 TEXT = {
     "dataset": "the responses of the data",
@@ -48,7 +48,7 @@ def run(job: Job[Card]) -> Summary:
         card_metadata(settings, results),
         template_path=str(TEMPLATES / "model_card.md.jinja"),
         title=f"{settings.config['name']}: {settings.role}",
-        parameters=human(parameters),
+        parameters=short_count(parameters),
         **training_words(settings),
         **_result_words(settings, results),
         **_usage_words(settings.config, shared),
@@ -181,7 +181,7 @@ def _result_words(settings: Card, results: Mapping[str, Any]) -> dict[str, Any]:
     tables = {"this model": results["tables"][settings.role], "teacher": results["tables"][teacher]}
     rows = [*results["benchmarks"], "mean"]
     columns = {
-        f"{label}, {words}": [formatted({**table["benchmarks"], "mean": table["mean"]}[row][metric]) for row in rows]
+        f"{label}, {words}": [score({**table["benchmarks"], "mean": table["mean"]}[row][metric]) for row in rows]
         for metric, words in WORDS.items()
         if metric in tables["this model"]["mean"]
         for label, table in tables.items()

@@ -11,7 +11,7 @@ import pandas as pd
 from minillm.config import Model
 from minillm.reporting.comparison import WORDS, Comparison
 from minillm.reporting.provenance import manifest_of
-from minillm.words import human, percent
+from minillm.words import ABSENT, number, percent, short_count, span
 
 SELECTED_BY = {**WORDS, "validation_loss": "validation loss"}
 Cost = Mapping[str, Any]
@@ -43,13 +43,13 @@ def model_table(
     rows = {}
     for role in [*ready_made, *trained]:
         rows[role] = {
-            "parameters": human(parameters[role]),
-            share: percent(parameters[role] / first) if first else "–",
+            "parameters": short_count(parameters[role]),
+            share: percent(parameters[role] / first) if first else ABSENT,
             **(_cost_cells(cost["models"][role]) if role in cost["models"] else {}),
             **(_origin(ready_made[role], inputs[f"responses/{role}"]) if role in ready_made else {}),
             **(_selection(trained[role]) if role in trained else {}),
         }
-    table = pd.DataFrame.from_dict(rows, orient="index").fillna("–")
+    table = pd.DataFrame.from_dict(rows, orient="index").fillna(ABSENT)
     return table if len(rows) > 1 else table.drop(columns=share)
 
 
@@ -61,23 +61,23 @@ def cost_words(comparison: Comparison, cost: Cost) -> list[str]:
     ours, theirs = cost["models"][best], cost["models"][first]
     ratio = ours["tokens_per_second"] / theirs["tokens_per_second"]
     return [
-        f"{best} generates {ours['tokens_per_second']:,.0f} tokens per second, {ratio:.1f} times as many as "
-        f"{comparison.yardstick} ({theirs['tokens_per_second']:,.0f}), at a peak memory of "
-        f"{ours['peak_memory_gib']:.2f} against {theirs['peak_memory_gib']:.2f} GiB: medians of {cost['rounds']} "
-        f"rounds over {ours['responses']} prompts of {cost['benchmark']}, at most {cost['at_once']} at once, "
-        "in one process, with no other stage of this run beside it."
+        f"{best} generates {number(ours['tokens_per_second'], 0)} tokens per second, {number(ratio)} times as many as "
+        f"{comparison.yardstick} ({number(theirs['tokens_per_second'], 0)}), at a peak memory of "
+        f"{number(ours['peak_memory_gib'], 2)} against {number(theirs['peak_memory_gib'], 2)} GiB: medians of "
+        f"{cost['rounds']} rounds over {ours['responses']} prompts of {cost['benchmark']}, at most "
+        f"{cost['at_once']} at once, in one process, with no other stage of this run beside it."
     ]
 
 
 def _cost_cells(cost: Mapping[str, float]) -> dict[str, str]:
-    speed = "{tokens_per_second:,.0f} ({slowest:,.0f} to {fastest:,.0f})".format_map(cost)
-    return {"tokens/s": speed, "peak GiB": f"{cost['peak_memory_gib']:.2f}"}
+    speed = f"{number(cost['tokens_per_second'], 0)} ({span(cost['slowest'], cost['fastest'])})"
+    return {"tokens/s": speed, "peak GiB": number(cost["peak_memory_gib"], 2)}
 
 
 def _origin(model: Model, responses: Path) -> dict[str, str]:
     """Where a model is from, and the beginning of its commit or digest as its generation tells."""
     manifest = manifest_of(responses)
-    fingerprint = "–" if manifest is None else manifest.sources.get("model", "–")
+    fingerprint = ABSENT if manifest is None else manifest.sources.get("model", ABSENT)
     place = str(model.path) if model.hub is None else f"{model.hub}, revision {model.revision}"
     return {"from": place, "content": fingerprint.replace(":", "@").split("@")[-1][:SHOWN_DIGITS]}
 
@@ -87,9 +87,9 @@ def _selection(train_artifact: Path) -> dict[str, str]:
     selection = json.loads((train_artifact / "selection.json").read_text(encoding="utf-8"))
     return {
         "selected by": SELECTED_BY[selection["select_by"]] + (", then loss" if selection["equal"] else ""),
-        "value": f"{selection['value']:.2f}",
-        "at step": f"{selection['step']:.0f}",
-        "last step": f"{selection['history'][-1]['step']:.0f}",
+        "value": number(selection["value"], 2),
+        "at step": number(selection["step"], 0),
+        "last step": number(selection["history"][-1]["step"], 0),
     }
 
 

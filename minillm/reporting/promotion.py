@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from minillm.config import Promotion, Sampling
 from minillm.evaluation.differences import Difference
 from minillm.evaluation.uncertainty import paired_estimate
-from minillm.reporting.comparing.runs import ABSENT, Row, differences_by_prompt
+from minillm.reporting.comparing.runs import Row, differences_by_prompt
 from minillm.reporting.comparison import MEAN, WORDS
+from minillm.words import ABSENT, counted, p_statement
 
 SAMPLING = tuple(Sampling.model_fields)
 """Fields of `evaluation` that change what a score is of; other seeds only draw again."""
@@ -41,11 +42,9 @@ def judge(candidate: Row, champion: Row, rule: Promotion, called: str = "the cha
     groups = [differences_by_prompt(candidate, champion, name).to_numpy(dtype=float) for name in champion.scores]
     found = paired_estimate(groups)
     gain = Difference(candidate.name, champion.name, MEAN, found.value, found.low, found.high, found.p_value)
-    number = sum(map(len, groups))
-    prompts = f"{number} prompt{'s'[: number > 1]} of {len(groups)} benchmark{'s'[: len(groups) > 1]}"
+    prompts = f"{counted(sum(map(len, groups)), 'prompt')} of {counted(len(groups), 'benchmark')}"
     assert found.p_value is not None, "one training seed each"
-    chance = f"p = {found.p_value:.3f}" if found.p_value >= 0.001 else "p < 0.001"
-    words = f"{WORDS[rule.metric]} {gain} against {called}, {chance}, {prompts}"
+    words = f"{WORDS[rule.metric]} {gain} against {called}, {p_statement(found.p_value)}, {prompts}"
     if found.value > 0 and found.p_value < rule.significance:
         return Verdict(True, words)
     return Verdict(False, f"{words}; it takes a gain with p < {rule.significance:g}")

@@ -7,6 +7,7 @@ import pandas as pd
 
 from minillm.errors import StageError
 from minillm.store.manifest import Manifest, read_manifest
+from minillm.words import ABSENT
 
 
 def provenance(inputs: Mapping[str, Path]) -> pd.DataFrame:
@@ -16,8 +17,8 @@ def provenance(inputs: Mapping[str, Path]) -> pd.DataFrame:
         manifest = manifest_of(path)
         seed = None if manifest is None else manifest.settings.get("seed")
         rows[name] = {
-            "kind": "–" if manifest is None else manifest.kind,
-            "key": "–" if manifest is None else manifest.key[:16],
+            "kind": ABSENT if manifest is None else manifest.kind,
+            "key": ABSENT if manifest is None else manifest.key[:16],
             "seed": "" if seed is None else str(seed),
         }
     return pd.DataFrame.from_dict(rows, orient="index")

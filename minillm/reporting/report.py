@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import pandas as pd
@@ -31,7 +32,7 @@ from minillm.reporting.sections.preference import preference_section
 from minillm.reporting.sections.time import time_section
 from minillm.stages import Job, Report, Summary
 from minillm.store.artifacts import METRICS
-from minillm.words import formatted, percent
+from minillm.words import ABSENT, interval, number, p_value, percent, score, span
 from minillm.worker.progress import read_metrics
 
 MakeSection = Callable[[Mapping[str, Path], Sequence[str], plots.Look], Section | None]
@@ -116,17 +117,15 @@ def run(job: Job[Report]) -> Summary:
 
 def result_table(comparison: Comparison) -> pd.DataFrame:
     """Method × benchmark and their mean, 'mean ± spread' of the score, and the ranks a method may have among others."""
-    table = _by_cell(comparison, formatted)
+    table = _by_cell(comparison, score)
     if len(comparison.roles) > 1:
-        table["rank"] = [f"{best}" if best == worst else f"{best}–{worst}" for best, worst in comparison.ranks.values()]
+        table["rank"] = [span(*ranks) for ranks in comparison.ranks.values()]
     return table
 
 
 def interval_table(comparison: Comparison) -> pd.DataFrame:
     """Method × benchmark and their mean, the 95 % interval of the score over prompts."""
-    return _by_cell(
-        comparison, lambda cell: "–" if None in cell["interval"] else "{:.1f} to {:.1f}".format(*cell["interval"])
-    )
+    return _by_cell(comparison, lambda cell: interval(cell["interval"]) or ABSENT)
 
 
 def _ends(comparison: Comparison, role: str) -> list[float | None]:
@@ -146,7 +145,7 @@ def _by_cell(comparison: Comparison, words: Callable[[Mapping[str, Any]], str]) 
 def difference_table(comparison: Comparison) -> pd.DataFrame:
     """The compared method minus each other one; clear differences are marked with *."""
     of_compared = [d for d in comparison.differences if d.method == comparison.compared]
-    cells = {(d.other, d.benchmark): f"{d}{' *' if d.clear else ''}" for d in of_compared}
+    cells = {(d.other, d.benchmark): d.marked for d in of_compared}
     others = [role for role in comparison.roles if role != comparison.compared]
     return pd.DataFrame(
         {comparison.label(name): [cells[role, name] for role in others] for name in comparison.columns},
@@ -160,7 +159,7 @@ def pair_table(comparison: Comparison) -> pd.DataFrame:
     rows = {
         f"{d.method} − {d.other}": {
             "difference": str(d),
-            "p": "–" if d.p_value is None else "<0.001" if d.p_value < 0.001 else f"{d.p_value:.3f}",
+            "p": p_value(d.p_value),
             "": "" if d.clear else "not distinguishable",
         }
         for d in comparison.differences
@@ -173,15 +172,15 @@ def behaviour_table(comparison: Comparison, diversities: Mapping[str, Mapping[st
     """Exact match, response length, share of finished responses and diversity, averaged over the benchmarks."""
     rows = {}
     for role, table in comparison.tables.items():
-        benchmarks = pd.DataFrame(list(table["benchmarks"].values()))
+        benchmarks = list(table["benchmarks"].values())
         rows[role] = {
-            "exact match": formatted(table["mean"]["exact_match"]),
-            "response tokens": f"{benchmarks['response_tokens'].mean():.1f}",
-            "finished, %": f"{benchmarks['finished'].mean():.1f}",
-            "distinct 4-grams, %": f"{diversities[role][MEAN]['distinct_4']:.1f}",
-            "self-overlap": f"{diversities[role][MEAN]['self_overlap']:.1f}"
+            "exact match": score(table["mean"]["exact_match"]),
+            "response tokens": number(fmean(row["response_tokens"] for row in benchmarks)),
+            "finished, %": number(fmean(row["finished"] for row in benchmarks)),
+            "distinct 4-grams, %": number(diversities[role][MEAN]["distinct_4"]),
+            "self-overlap": number(diversities[role][MEAN]["self_overlap"])
             if "self_overlap" in diversities[role][MEAN]
-            else "–",
+            else ABSENT,
         }
     return pd.DataFrame.from_dict(rows, orient="index")
 
@@ -234,11 +233,12 @@ def _summary(comparison: Comparison, sentences: list[str]) -> Summary:
 
 def _tiles(comparison: Comparison, parameters: Mapping[str, int]) -> list[tuple[str, str]]:
     first, best = comparison.roles[0], comparison.best
-    score, full = comparison.score(best, MEAN), comparison.score(first, MEAN)["mean"]
+    reached, full = comparison.score(best, MEAN), comparison.score(first, MEAN)["mean"]
     praise = f", the best {comparison.best_word}" if len(comparison.roles) > 1 else ""
-    tiles = [(formatted(score), f"{comparison.measure} of {best}{praise}")]
+    tiles = [(score(reached), f"{comparison.measure} of {best}{praise}")]
     if best != first and full > 0:
-        tiles.append((percent(score["mean"] / full), f"of {comparison.yardstick}'s {comparison.measure} ({full:.1f})"))
+        words = f"of {comparison.yardstick}'s {comparison.measure} ({number(full)})"
+        tiles.append((percent(reached["mean"] / full), words))
     if best != first and first in parameters and best in parameters:
         tiles.append((percent(parameters[best] / parameters[first]), f"of {comparison.yardstick}'s parameters"))
     return tiles

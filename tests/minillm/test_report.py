@@ -22,7 +22,6 @@ from minillm.reporting.models import cost_words, model_table
 from minillm.reporting.plots import looks
 from minillm.reporting.sections.exposure import exposure_section
 from minillm.stages import Diversity, Job, Report, Score
-from minillm.words import human, percent
 from tests.manifests import write_manifest
 
 ROLES = ("teacher", "sft", "kd", "minillm")
@@ -280,7 +279,7 @@ def test_every_two_methods_are_compared_with_p_values():
     assert list(table.index) == [
         *("minillm − teacher", "minillm − sft", "minillm − kd", "teacher − sft", "teacher − kd", "sft − kd"),
     ]
-    assert table.loc["teacher − sft"].tolist() == ["+9.0", "<0.001", ""]
+    assert table.loc["teacher − sft"].tolist() == ["+9.0", "< 0.001", ""]
     value, p_value, words = table.loc["sft − kd"]
     assert str(value).startswith("−0.5 [−")
     # −2 on 25 prompts of 40 and +2 on the others: how often 25 coins or more of 40 agree, two-sided. Twice that:
@@ -381,29 +380,6 @@ def test_a_single_prompt_claims_no_certainty():
     assert sentences[1] == "minillm cannot be told apart from sft (+10.0)."
 
 
-@pytest.mark.parametrize(
-    ("count", "words"),
-    [
-        (999, "999"),
-        (34_200, "34.2\u00a0K"),
-        (833_000, "833\u00a0K"),
-        (999_900, "1\u00a0M"),
-        (1_557_611_200, "1.56\u00a0B"),
-    ],
-)
-def test_counts_are_written_with_three_digits(count, words):
-    assert human(count) == words
-
-
-def test_small_shares_keep_their_digits():
-    assert [percent(share) for share in (0.861, 0.0413, 0.0035, 1.024)] == [
-        "86\u00a0%",
-        "4.1\u00a0%",
-        "0.35\u00a0%",
-        "102\u00a0%",
-    ]
-
-
 def test_every_number_of_the_table_comes_from_the_scores(finished):
     summary, output = finished
     frame = pd.read_csv(output / "results.csv")
@@ -500,11 +476,11 @@ def test_models_that_were_there_already_stand_in_the_table_with_their_origin(tmp
         "of the teacher's": "100\u00a0%",
         "from": "gpt2-xl, revision main",
         "content": "15ea56dee5df",
-        "tokens/s": "617 (555 to 679)",
+        "tokens/s": "617 (555–679)",
         "peak GiB": "2.00",
         **dict.fromkeys(("selected by", "value", "at step", "last step"), "–"),
     }
-    assert table.loc["kd", ["tokens/s", "peak GiB"]].tolist() == ["1,234 (1,111 to 1,357)", "0.50"]
+    assert table.loc["kd", ["tokens/s", "peak GiB"]].tolist() == ["1,234 (1,111–1,357)", "0.50"]
     assert table.loc["kd", ["of the teacher's", "from", "at step"]].tolist() == ["10\u00a0%", "–", "500"]
 
 

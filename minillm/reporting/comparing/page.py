@@ -15,7 +15,6 @@ from minillm.durable import write_atomically
 from minillm.evaluation.differences import Difference
 from minillm.reporting import plots
 from minillm.reporting.comparing.runs import (
-    ABSENT,
     Row,
     Run,
     RunComparison,
@@ -26,6 +25,7 @@ from minillm.reporting.comparing.runs import (
 from minillm.reporting.comparison import MEAN
 from minillm.reporting.rendering import render, save_figures
 from minillm.reporting.sections.base import doubt_words
+from minillm.words import ABSENT, number, p_statement, p_value, with_interval
 
 DIGEST_CHARACTERS = 12
 MARKS = 8
@@ -85,7 +85,7 @@ def verdict(comparison: RunComparison) -> list[str]:
             sentences.append(f"{row.name} and {other.name}: no mean, for all runs share no benchmark of one version.")
         else:
             words = f"is {_reading(found)}" if found.clear else "cannot be told apart from"
-            sentences.append(f"{row.name} {words} {other.name}: {found}, {_probability(found)}.")
+            sentences.append(f"{row.name} {words} {other.name}: {found}, {p_statement(found.p_value)}.")
     return sentences
 
 
@@ -105,7 +105,10 @@ def score_table(comparison: RunComparison) -> pd.DataFrame:
     columns = [name for name in dict.fromkeys(n for row in comparison.cells.values() for n in row) if name != MEAN]
     columns += [MEAN] if comparison.shared else []
     rows = {
-        name: [_score(cells[column]) if column in cells else ABSENT for column in columns]
+        name: [
+            with_interval(cells[column]["mean"], cells[column]["interval"]) if column in cells else ABSENT
+            for column in columns
+        ]
         for name, cells in comparison.cells.items()
     }
     headings = [comparison.label(column) for column in columns]
@@ -129,7 +132,7 @@ def other_figures(comparison: RunComparison) -> pd.DataFrame:
     names = sorted({name for of_row in columns.values() for name in of_row})
     means = {name.split("/")[0] for name in names if name.endswith(f"/{MEAN}")}
     shown = [name for name in names if name.split("/")[0] not in means or name.endswith(f"/{MEAN}")]
-    rows = {name: [f"{of[name]:.2f}" if name in of else ABSENT for of in columns.values()] for name in shown}
+    rows = {name: [number(of[name], 2) if name in of else ABSENT for of in columns.values()] for name in shown}
     return pd.DataFrame.from_dict(rows, orient="index", columns=list(columns), dtype=str)
 
 
@@ -171,7 +174,7 @@ def _difference(comparison: RunComparison, row: Row, other: Row, benchmark: str)
     return {
         "difference": str(found),
         "prompts": str(paired) if paired == most else f"{paired} of {most}",
-        "p, adjusted": _probability(found).removeprefix("p\u00a0").removeprefix("=\u00a0"),
+        "p, adjusted": p_value(found.p_value),
         "": _reading(found),
     }
 
@@ -184,17 +187,6 @@ def _reading(difference: Difference) -> str:
     if not difference.clear:
         return "not distinguishable"
     return "above" if difference.value > 0 else "below"
-
-
-def _probability(difference: Difference) -> str:
-    if difference.p_value is None:
-        return "p\u00a0unknown"
-    return "p\u00a0<\u00a00.001" if difference.p_value < 0.001 else f"p\u00a0=\u00a0{difference.p_value:.3f}"
-
-
-def _score(cell: Mapping[str, Any]) -> str:
-    low, high = cell["interval"]
-    return f"{cell['mean']:.1f}" + ("" if low is None else f" [{low:.1f},\u00a0{high:.1f}]")
 
 
 def _metrics(row: Row, known: Set[str]) -> dict[str, float]:

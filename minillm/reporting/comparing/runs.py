@@ -16,8 +16,8 @@ import pandas as pd
 from minillm.evaluation.differences import Difference, family, paired_differences
 from minillm.evaluation.uncertainty import estimate
 from minillm.reporting.comparison import MEAN, WORDS
+from minillm.words import ABSENT
 
-ABSENT = "–"
 NOT_STUDENTS = ("teacher", "initial")
 NOT_OF_SCORE = ("source.", "min_reference_tokens", "length_subsets")
 """Settings of a benchmark that leave each prompt's score as it is; the digest stands for the source."""

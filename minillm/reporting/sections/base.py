@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 import pandas as pd
 from matplotlib.figure import Figure
@@ -32,14 +31,3 @@ def doubt_words(ends: Iterable[float | None], prompts: Iterable[int] = ()) -> st
     """
     words = f" {WITHOUT_INTERVAL}" if any(end is None for end in ends) else ""
     return words + (f" {FEW_PROMPTS}" if any(FEWEST <= number < FEW for number in prompts) else "")
-
-
-def with_interval(found: Mapping[str, Any], digits: int) -> str:
-    """A figure with its 95 % interval, which has no ends where there is none.
-
-    Args:
-        found: {"value", "interval"}.
-        digits: Behind the point.
-    """
-    figures = [None if figure is None else f"{figure:.{digits}f}" for figure in (found["value"], *found["interval"])]
-    return f"{figures[0]}" if None in figures else "{} [{}, {}]".format(*figures)

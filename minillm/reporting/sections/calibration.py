@@ -11,7 +11,8 @@ from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 
 from minillm.reporting.plots import INK, Look, empty_figure, legend
-from minillm.reporting.sections.base import Section, doubt_words, with_interval
+from minillm.reporting.sections.base import Section, doubt_words
+from minillm.words import number, with_interval
 
 WORDS = (
     "Each model chooses among given answers by the probability that it gives them as responses to the prompt, and "
@@ -62,7 +63,7 @@ def reliability_figure(measured: Mapping[str, Mapping[str, Any]], look: Look, co
     axes.plot([0, 1], [0, 1], color=INK, linewidth=0.8, linestyle=":")
     for role, found in measured.items():
         colour, marker = look[role]
-        label = f"{role} {found['ece']['value']:.3f}"
+        label = f"{role} {number(found['ece']['value'], 3)}"
         sure, right, share = points(found["bins"])
         axes.plot(sure, right, color=colour, linewidth=0.8, marker=marker, markersize=2, label=label, clip_on=False)
         axes.scatter(sure, right, s=120 * share, color=colour, marker=marker, linewidths=0, clip_on=False)
@@ -82,7 +83,9 @@ def _ends(found: Mapping[str, Any]) -> list[float | None]:
 def _table(measured: Mapping[str, Mapping[str, Any]], metric: str, digits: int) -> pd.DataFrame:
     """Method × set."""
     rows = {
-        role: {name: with_interval(found[metric], digits) for name, found in of.items()}
+        role: {
+            name: with_interval(found[metric]["value"], found[metric]["interval"], digits) for name, found in of.items()
+        }
         for role, of in measured.items()
     }
     return pd.DataFrame.from_dict(rows, orient="index")

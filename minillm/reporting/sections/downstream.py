@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 
 from minillm.reporting import plots
 from minillm.reporting.sections.base import Section
+from minillm.words import ABSENT, span, with_spread
 
 WORDS = (
     "Tasks of lm-evaluation-harness {version}, with its own prompts and metrics: the score and its standard error as "
@@ -57,9 +58,9 @@ def score_table(rows: Mapping[str, Mapping[str, Row]]) -> pd.DataFrame:
         table[task] = {
             "metric": facts["metric"] + lower,
             "version": facts["version"],
-            "examples": "–" if facts["shots"] is None else str(facts["shots"]),
+            "examples": ABSENT if facts["shots"] is None else str(facts["shots"]),
             "questions": str(facts["questions"]),
-            "cut": str(cut[0]) if len(set(cut)) == 1 else f"{min(cut)}–{max(cut)}",
+            "cut": span(min(cut), max(cut)),
             **{role: _words(of_role[task]) for role, of_role in rows.items()},
         }
     return pd.DataFrame.from_dict(table, orient="index")
@@ -81,4 +82,4 @@ def _cell(row: Row) -> dict[str, Any]:
 
 
 def _words(row: Row) -> str:
-    return f"{row['value']:.3f}" + ("" if row["stderr"] is None else f" ± {row['stderr']:.3f}")
+    return with_spread(row["value"], row["stderr"], 3)

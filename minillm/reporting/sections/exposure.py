@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 
 from minillm.reporting.plots import Look, empty_figure, legend
 from minillm.reporting.sections.base import Section, doubt_words
+from minillm.words import with_interval
 
 COLUMNS = 4
 """Lengths in the table, evenly spread up to the longest."""
@@ -88,5 +89,5 @@ def excess_figure(measured: Mapping[str, Mapping[str, Any]], look: Look) -> Figu
 
 def _cell(curve: Mapping[str, Sequence[float]], length: int, digits: int) -> str:
     """'value [low, high]' at a length; 0 for the longest."""
-    value, *ends = (f"{curve[end][length - 1]:.{digits}f}" for end in ("value", "low", "high") if end in curve)
-    return (value + (f" [{', '.join(ends)}]" if ends else "")).replace("-", "−")
+    value, *ends = (curve[end][length - 1] for end in ("value", "low", "high") if end in curve)
+    return with_interval(value, ends, digits)

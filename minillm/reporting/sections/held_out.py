@@ -9,8 +9,9 @@ from typing import Any
 import pandas as pd
 
 from minillm.reporting.plots import Look
-from minillm.reporting.sections.base import Section, doubt_words, with_interval
+from minillm.reporting.sections.base import Section, doubt_words
 from minillm.reporting.sections.calibration import reliability_figure
+from minillm.words import with_interval
 
 WORDS = (
     "Loss: mean of −log probability over the tokens of the first reference of each benchmark prompt, and over those "
@@ -33,10 +34,10 @@ def held_out_section(inputs: Mapping[str, Path], roles: Sequence[str], look: Loo
         role: json.loads((inputs[f"held_out/{role}"] / "held_out.json").read_text(encoding="utf-8")) for role in roles
     }
     tables = {
-        "Loss, nats per token": _table(measured, lambda found: with_interval(found["loss"], 3)),
-        "Bits per byte": _table(measured, lambda found: with_interval(found["bits_per_byte"], 3)),
+        "Loss, nats per token": _table(measured, lambda found: _measured(found["loss"])),
+        "Bits per byte": _table(measured, lambda found: _measured(found["bits_per_byte"])),
         "Perplexity": _table(measured, lambda found: f"{math.exp(found['loss']['value']):.4g}"),
-        "ECE of the next token": _table(measured, lambda found: with_interval(found["ece"], 3)),
+        "ECE of the next token": _table(measured, lambda found: _measured(found["ece"])),
     }
     figures = {
         f"held-out-{name}": (
@@ -48,6 +49,10 @@ def held_out_section(inputs: Mapping[str, Path], roles: Sequence[str], look: Loo
     sets = [found for of in measured.values() for part in of.values() for found in part.values()]
     ends = (end for found in sets for what in ("loss", "bits_per_byte", "ece") for end in found[what]["interval"])
     return Section("Held-out text", WORDS + doubt_words(ends), tables, figures)
+
+
+def _measured(found: Mapping[str, Any]) -> str:
+    return with_interval(found["value"], found["interval"], 3)
 
 
 def _table(measured: Mapping[str, Any], words: Callable[[Mapping[str, Any]], str]) -> pd.DataFrame:

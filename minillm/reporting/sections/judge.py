@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import pandas as pd
@@ -13,6 +14,7 @@ from minillm.judging.results import difference, prompt_ratings
 from minillm.reporting.comparison import MEAN
 from minillm.reporting.plots import Look, interval_figure
 from minillm.reporting.sections.base import Section, doubt_words
+from minillm.words import ABSENT, number, with_interval
 
 WORDS = (
     "{judge} rated each answer of the model beside the reference answer, from 1 to 10, in both orders. Shown is the "
@@ -73,10 +75,10 @@ def difference_table(compared: str, prompts: Mapping[str, Mapping[str, pd.DataFr
     )
     rows: dict[str, dict[str, str]] = {}
     for ((other, name), of), p_value in zip(found.items(), p_values, strict=True):
-        words = "–"
+        words = ABSENT
         if of is not None:
             shown = Difference(compared, other, name, of.value, of.low, of.high, p_value)
-            words = f"{shown}{' *' if shown.clear else ''}"
+            words = shown.marked
         rows.setdefault(other, {})[name] = words
     return pd.DataFrame.from_dict(rows, orient="index")
 
@@ -85,19 +87,20 @@ def trust_table(results: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
     """Agreement of the two orders, over the benchmarks; what was not rated; what the ratings took."""
     rows: dict[str, dict[str, str]] = {}
     for role, result in results.items():
-        of = pd.DataFrame(list(result["benchmarks"].values()))
+        benchmarks = list(result["benchmarks"].values())
+        rated, asked = (sum(row[what] for row in benchmarks) for what in ("prompts", "all_prompts"))
         spent = result["spent"]
         rows[role] = {
-            "order agreement, %": f"{of['order_agreement'].mean():.0f}",
-            "first place, points": f"{of['first_advantage'].mean():+.2f}".replace("-", "−"),
-            "prompts": f"{of['prompts'].sum()}",
-            "left out": f"{of['all_prompts'].sum() - of['prompts'].sum()}",
-            "questions": f"{spent['questions']:,}",
-            "prompt tokens": f"{spent['prompt_tokens']:,}",
-            "completion tokens": f"{spent['completion_tokens']:,}",
+            "order agreement, %": number(fmean(row["order_agreement"] for row in benchmarks), 0),
+            "first place, points": number(fmean(row["first_advantage"] for row in benchmarks), 2, signed=True),
+            "prompts": number(rated, 0),
+            "left out": number(asked - rated, 0),
+            "questions": number(spent["questions"], 0),
+            "prompt tokens": number(spent["prompt_tokens"], 0),
+            "completion tokens": number(spent["completion_tokens"], 0),
         }
         if "cost" in spent:
-            rows[role]["cost"] = f"{spent['cost']:.4f}"
+            rows[role]["cost"] = number(spent["cost"], 4)
     return pd.DataFrame.from_dict(rows, orient="index")
 
 
@@ -111,5 +114,4 @@ def _columns(benchmarks: Mapping[str, Any]) -> dict[str, list[str]]:
 
 
 def _with_interval(cell: Mapping[str, Any]) -> str:
-    interval = "" if None in cell["interval"] else " [{:.1f}, {:.1f}]".format(*cell["interval"])
-    return f"{cell['ratio']:.1f}{interval}"
+    return with_interval(cell["ratio"], cell["interval"])

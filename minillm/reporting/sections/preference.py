@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from minillm.evaluation.differences import LEVEL, Difference
 from minillm.reporting.plots import Look, empty_figure, legend
 from minillm.reporting.sections.base import Section, doubt_words
+from minillm.words import ABSENT, number, with_interval
 
 TIE = "#C8C8C8"
 LABELLED_SHARE = 8.0
@@ -47,7 +48,7 @@ def share_table(comparisons: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
         net = Difference(row["method"], row["other"], "", **row["net"])
         rows[f"{row['method']} against {row['other']}"] = {
             **{f"{choice}, %": _with_interval(row[choice]) for choice in ("win", "tie", "loss")},
-            "win − loss": f"{net}{' *' if net.clear else ''}",
+            "win − loss": net.marked,
             **{counted: str(row[counted]) for counted in ("prompts", "judgements")},
         }
     return pd.DataFrame.from_dict(rows, orient="index")
@@ -58,8 +59,8 @@ def agreement_table(agreement: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     rows = {
         f"{row['first']} and {row['second']}": {
             "pairs of both": str(row["pairs"]),
-            "same choice, %": f"{row['same']:.1f}",
-            "Cohen's κ": "–" if row["kappa"] is None else f"{row['kappa']:.2f}".replace("-", "−"),
+            "same choice, %": number(row["same"]),
+            "Cohen's κ": ABSENT if row["kappa"] is None else number(row["kappa"], 2),
         }
         for row in agreement
     }
@@ -78,7 +79,7 @@ def preference_figure(comparisons: Sequence[Mapping[str, Any]], look: Look) -> F
             named = winner in axes.get_legend_handles_labels()[1]
             bars = axes.barh(place, share, left=left, height=0.7, color=colour, label="_" if named else winner)
             if share >= LABELLED_SHARE:
-                axes.bar_label(bars, [f"{share:.0f}"], label_type="center", color="black")
+                axes.bar_label(bars, [number(share, 0)], label_type="center", color="black")
             left += share
     axes.set_yticks(range(len(comparisons)), [f"{row['method']}\nagainst {row['other']}" for row in comparisons])
     axes.tick_params(axis="y", length=0)
@@ -92,4 +93,4 @@ def preference_figure(comparisons: Sequence[Mapping[str, Any]], look: Look) -> F
 
 
 def _with_interval(share: Mapping[str, Any]) -> str:
-    return f"{share['value']:.1f}" + ("" if share["low"] is None else f" [{share['low']:.1f}, {share['high']:.1f}]")
+    return with_interval(share["value"], (share["low"], share["high"]))

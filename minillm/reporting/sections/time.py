@@ -7,6 +7,7 @@ import pandas as pd
 
 from minillm.reporting.provenance import manifest_of
 from minillm.reporting.sections.base import Section
+from minillm.words import duration, number, percent_more
 
 
 def time_section(inputs: Mapping[str, Path], planned: Mapping[str, float]) -> Section | None:
@@ -27,17 +28,18 @@ def time_section(inputs: Mapping[str, Path], planned: Mapping[str, float]) -> Se
     table = pd.DataFrame(
         {
             label: {
-                "planned, s": f"{planned[label]:.0f}",
-                "taken, s": f"{taken[label].seconds:.0f}",
-                "planned / taken": f"{planned[label] / taken[label].seconds:.2f}",
+                "planned, s": number(planned[label], 0),
+                "taken, s": number(taken[label].seconds, 0),
+                "planned / taken": number(planned[label] / taken[label].seconds, 2),
             }
             for label in longest_first
         }
     ).T
     before, after = sum(planned[label] for label in taken), sum(timings.seconds for timings in taken.values())
     words = (
-        f"`--plan` said {before:.0f} s for these stages together, before any of them ran; they took {after:.0f} s "
-        f"({before / after - 1:+.0%} planned against taken). Stages that ran at once are added up."
+        f"`--plan` said {duration(before)} for these stages together, before any of them ran; they "
+        f"took {duration(after)} ({percent_more(before / after)} planned against taken). Stages that ran "
+        "at once are added up."
     )
     if again := [label for label, timings in taken.items() if timings.attempt > 1]:
         words += f" Of {', '.join(again)} only the last attempt is counted."

@@ -18,6 +18,7 @@ from minillm.reporting.rendering import render, save_figures
 from minillm.reporting.sections.base import doubt_words
 from minillm.reporting.study.variants import Curve, StudyComparison
 from minillm.stages import StudyReport
+from minillm.words import ABSENT, number, p_statement, p_value, with_interval
 
 SHOWN_CURVES = (*plots.DIVERGENCE_CURVES, "train/response_tokens", "valid/rouge_l", "valid/rouge_l_characters")
 MARKS = 8
@@ -71,34 +72,34 @@ def verdict(comparison: StudyComparison) -> list[str]:
         f"Below {comparison.baseline}": [d for d in means if d.clear and d.value < 0],
         "Not distinguishable from it": [d for d in means if not d.clear],
     }
-    first = f"{comparison.baseline}: {comparison.measure} {_score(base.value, base.low, base.high)}."
+    first = f"{comparison.baseline}: {comparison.measure} {with_interval(base.value, (base.low, base.high))}."
     return [first, *(f"{words}: {'; '.join(map(_named, of))}." for words, of in groups.items() if of)]
 
 
 def change_table(settings: StudyReport) -> pd.DataFrame:
     """What each variant changes of the base."""
-    rows = {name: [", ".join(changes) or "–"] for name, changes in settings.changes.items()}
+    rows = {name: [", ".join(changes) or ABSENT] for name, changes in settings.changes.items()}
     return pd.DataFrame.from_dict(rows, orient="index", columns=["changes"], dtype=str)
 
 
 def score_table(comparison: StudyComparison) -> pd.DataFrame:
     """Variant × benchmark and their mean, 'mean [low, high]' of the score."""
     estimates = comparison.estimates
-    cells = {key: _score(found.value, found.low, found.high) for key, found in estimates.items()}
+    cells = {key: with_interval(found.value, (found.low, found.high)) for key, found in estimates.items()}
     return _table(cells, comparison.variants, list(comparison.columns))
 
 
 def difference_table(comparison: StudyComparison) -> pd.DataFrame:
     """Variant × benchmark and their mean, minus the baseline, clear ones marked with *; last, the mean's p-value."""
-    cells = {key: f"{d}{' *' if d.clear else ''}" for key, d in comparison.differences.items()}
+    cells = {key: d.marked for key, d in comparison.differences.items()}
     table = _table(cells, comparison.others, list(comparison.columns))
-    table["p"] = [_probability(comparison.differences[variant, MEAN]) for variant in comparison.others]
+    table["p"] = [p_value(comparison.differences[variant, MEAN].p_value) for variant in comparison.others]
     return table
 
 
 def seed_table(comparison: StudyComparison, seeds: Sequence[int]) -> pd.DataFrame:
     """The mean over benchmarks of every variant with each training seed."""
-    rows = {variant: [f"{value:.1f}" for value in comparison.by_seed(variant, MEAN)] for variant in comparison.variants}
+    rows = {variant: [number(value) for value in comparison.by_seed(variant, MEAN)] for variant in comparison.variants}
     return pd.DataFrame.from_dict(rows, orient="index", columns=[f"seed {seed}" for seed in seeds], dtype=str)
 
 
@@ -162,19 +163,9 @@ def _table(cells: Mapping[tuple[str, str], str], rows: Sequence[str], columns: l
     return pd.DataFrame.from_dict(found, orient="index", columns=columns, dtype=str)
 
 
-def _score(value: float, low: float | None, high: float | None) -> str:
-    return f"{value:.1f}" + ("" if low is None else f" [{low:.1f},\u00a0{high:.1f}]")
-
-
 def _cell(difference: Difference) -> dict[str, Any]:
     return {"mean": difference.value, "interval": [difference.low, difference.high]}
 
 
 def _named(difference: Difference) -> str:
-    return f"{difference.method} ({difference}, p\u00a0{_probability(difference)})"
-
-
-def _probability(difference: Difference) -> str:
-    if difference.p_value is None:
-        return "unknown"
-    return "<\u00a00.001" if difference.p_value < 0.001 else f"{difference.p_value:.3f}"
+    return f"{difference.method} ({difference}, {p_statement(difference.p_value)})"
