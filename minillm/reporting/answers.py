@@ -8,7 +8,7 @@ import pandas as pd
 
 from minillm.data.tables import read_records
 from minillm.reporting.comparison import MEAN, Comparison
-from minillm.reporting.rendering import SHOWN_CHARACTERS
+from minillm.reporting.markdown import SHOWN_CHARACTERS
 from minillm.words import number
 
 

@@ -19,9 +19,9 @@ from minillm.models.shared_tokenizer import SharedTokenizer, load_shared_tokeniz
 from minillm.redaction import without_known_secrets
 from minillm.reporting.comparison import WORDS
 from minillm.reporting.data import kept_rows
+from minillm.reporting.markdown import TEMPLATES, table
 from minillm.reporting.models import count_parameters
 from minillm.reporting.provenance import provenance, versions
-from minillm.reporting.rendering import TEMPLATES, markdown
 from minillm.stages import Card, Job, Summary
 from minillm.words import score, short_count
 
@@ -53,7 +53,7 @@ def run(job: Job[Card]) -> Summary:
         **_result_words(settings, results),
         **_usage_words(settings.config, shared),
         kept_words=kept_rows(job.inputs["examples"]),
-        provenance=markdown(provenance(job.inputs)),
+        provenance=table(provenance(job.inputs)),
         versions=", ".join(f"{library} {version}" for library, version in versions(job.inputs).items()),
     )
     ModelCard(without_known_secrets(str(card))).save(job.output / "README.md")
@@ -171,7 +171,7 @@ def training_words(settings: Card) -> dict[str, Any]:
         "data_words": origin(config["data"]["instructions"]),
         "plain_text_words": origin(config["data"]["plain_text"]) if plain_text else "none",
         "seed": config["seed"],
-        "hyper_parameters": markdown(hyper_parameters(method)),
+        "hyper_parameters": table(hyper_parameters(method)),
         "configuration": config["name"],
     }
 
@@ -187,7 +187,7 @@ def _result_words(settings: Card, results: Mapping[str, Any]) -> dict[str, Any]:
         for label, table in tables.items()
     }
     return {
-        "results": markdown(pd.DataFrame(columns, index=pd.Index(rows))),
+        "results": table(pd.DataFrame(columns, index=pd.Index(rows))),
         "seeds": ", ".join(str(seed) for seed in tables["this model"]["seeds"]),
         "decoding": ", ".join(f"{name} {value}" for name, value in decoding(settings.config).items()),
         "verdict": " ".join(results["verdict"]),

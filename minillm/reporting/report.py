@@ -20,8 +20,8 @@ from minillm.reporting.answers import answers, words
 from minillm.reporting.comparison import MEAN, WORDS, Comparison, how_tested, verdict
 from minillm.reporting.data import cut_words, data_tables, kept_rows, prompt_words
 from minillm.reporting.models import cost_words, model_table, sizes
+from minillm.reporting.pages import write_page
 from minillm.reporting.provenance import provenance, versions
-from minillm.reporting.rendering import render, save_figures
 from minillm.reporting.sections.base import Section, doubt_words
 from minillm.reporting.sections.calibration import calibration_section
 from minillm.reporting.sections.downstream import downstream_section
@@ -75,20 +75,16 @@ def run(job: Job[Report]) -> Summary:
     sections = [section for make in SECTIONS if (section := make(job.inputs, settings.roles, look))]
     sections += [section for section in [time_section(job.inputs, settings.planned)] if section]
     figures = draw(comparison, trained, look)
-    drawn = save_figures(
-        figures | {name: of for section in sections for name, of in section.figures.items()}, job.output
-    )
     page = {
-        "name": settings.name,
+        "title": settings.name,
         "measure": comparison.measure,
         "measures": {name: WORDS[comparison.metric(name)] for name in comparison.benchmarks},
         "sentences": sentences,
-        "tiles": _tiles(comparison, parameters),
         "row_word": comparison.row_word,
         "best_word": comparison.best_word,
         "best": comparison.best if len(comparison.roles) > 1 else "",
         "compared": comparison.compared,
-        "seeds": tables[settings.roles[0]]["seeds"],
+        "seeds": ", ".join(str(seed) for seed in tables[settings.roles[0]]["seeds"]),
         "result": result_table(comparison),
         "intervals": interval_table(comparison),
         "differences": difference_table(comparison),
@@ -107,11 +103,10 @@ def run(job: Job[Report]) -> Summary:
         "first": comparison.roles[0],
         "figures": [name for name in figures if name != "benchmarks"],
         "sections": sections,
-        "drawn": drawn,
         **_inputs_of_page(job.inputs, comparison),
     }
-    for name in ("report.md", "report.html"):
-        write_atomically(job.output / name, render(name, page))
+    all_figures = figures | {name: of for section in sections for name, of in section.figures.items()}
+    write_page("report", page, all_figures, job.output, _tiles(comparison, parameters))
     return _summary(comparison, sentences)
 
 
@@ -218,7 +213,7 @@ def _inputs_of_page(inputs: Mapping[str, Path], comparison: Comparison) -> dict[
         "answers": {name: answers(inputs, name, comparison) for name in comparison.benchmarks},
         "answers_words": words(comparison),
         "provenance": provenance(inputs),
-        "versions": versions(inputs),
+        "versions": ", ".join(f"{library} {version}" for library, version in versions(inputs).items()),
     }
 
 

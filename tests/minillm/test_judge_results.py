@@ -104,7 +104,9 @@ def test_the_report_shows_ratings_trust_and_cost(tmp_path, judged):
     page = read_page(output)
     assert "gpt-exactly rated each answer" in page.text
     teacher, minillm = 100 * 23 / 25, 100 * 20 / 25  # on a
-    row = re.findall(r"^\| (teacher|minillm) +\|(.*)\|$", (output / "report.md").read_text(encoding="utf-8"), re.M)
+    row = re.findall(
+        r"^\| \**(teacher|minillm)\** +\|(.*)\|$", (output / "report.md").read_text(encoding="utf-8"), re.M
+    )
     shown = {role: cells for role, cells in row if f"{teacher:.1f} [" in cells or f"{minillm:.1f} [" in cells}
     assert list(shown) == ["teacher", "minillm"]
     assert f"{(teacher + 100 * 23 / 25) / 2:.1f} [" in shown["teacher"], "the mean of both benchmarks"

@@ -431,7 +431,7 @@ def test_the_page_shows_data_cut_prompts_answers_and_provenance(finished):
     )["response"]
     assert answer.replace("\x00", "\ufffd") in page.text
     markdown = (output / "report.md").read_text(encoding="utf-8")
-    assert f"    Describe <b>scene</b> {MIDDLE} & say | what happens." in markdown
+    assert f"```\nDescribe <b>scene</b> {MIDDLE} & say | what happens.\n```" in markdown
 
 
 def test_exposure_bias_has_a_part_of_its_own(finished):
@@ -505,10 +505,10 @@ def test_answers_are_shown_where_a_method_gains_and_loses_most(finished):
     gains = {index: 100 * (score - mean[other][index]) for index, score in mean["minillm"].items()}
     best, worst = max(gains, key=gains.__getitem__), min(gains, key=gains.__getitem__)
     page = (output / "report.md").read_text(encoding="utf-8").split("### sni")[1].split("\n## ")[0]
-    assert f"Prompt {best}, minillm gains most against {other}: +{gains[best]:.1f}:" in page
-    assert f"Prompt {worst}, minillm loses most against {other}: −{-gains[worst]:.1f}:" in page
-    assert f"Prompt {MIDDLE}, " in page
-    assert len(re.findall(r"^Prompt \d+, ", page, re.M)) <= 3
+    assert f"#### Prompt {best}, minillm gains most against {other}: +{gains[best]:.1f}\n" in page
+    assert f"#### Prompt {worst}, minillm loses most against {other}: −{-gains[worst]:.1f}\n" in page
+    assert f"#### Prompt {MIDDLE}, " in page
+    assert len(re.findall(r"^#### Prompt \d+, ", page, re.M)) <= 3
 
 
 def test_plots_are_written_for_what_was_measured(finished):

@@ -11,7 +11,6 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
-from minillm.durable import write_atomically
 from minillm.evaluation.differences import Difference
 from minillm.reporting import plots
 from minillm.reporting.comparing.runs import (
@@ -23,7 +22,8 @@ from minillm.reporting.comparing.runs import (
     why_not_paired,
 )
 from minillm.reporting.comparison import MEAN
-from minillm.reporting.rendering import render, save_figures
+from minillm.reporting.markdown import render
+from minillm.reporting.pages import images, write_page
 from minillm.reporting.sections.base import doubt_words
 from minillm.words import ABSENT, number, p_statement, p_value, with_interval
 
@@ -45,10 +45,9 @@ def write(comparison: RunComparison, other_page: str, output: Path) -> str:
     """
     figures = draw(comparison, looks(comparison))
     page = page_of(comparison, other_page)
-    drawn = save_figures(figures, output)
-    for name in ("compare.md", "compare.html"):
-        write_atomically(output / name, render(name, page | {"drawn": drawn}))
-    return render("compare.md", page | {"drawn": drawn, "glance": True})
+    page["curves"] = [name for name in figures if name != "benchmarks"]
+    write_page("compare", page, figures, output)
+    return render("compare.md", page | {"images": images(figures), "glance": True})
 
 
 def page_of(comparison: RunComparison, other_page: str) -> dict[str, Any]:

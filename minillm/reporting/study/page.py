@@ -10,11 +10,11 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
-from minillm.durable import write_atomically
 from minillm.evaluation.differences import Difference
 from minillm.reporting import plots
 from minillm.reporting.comparison import MEAN
-from minillm.reporting.rendering import render, save_figures
+from minillm.reporting.markdown import render
+from minillm.reporting.pages import images, write_page
 from minillm.reporting.sections.base import doubt_words
 from minillm.reporting.study.variants import Curve, StudyComparison
 from minillm.stages import StudyReport
@@ -40,8 +40,10 @@ def write(
         The Markdown without figures, to read at a glance, and the sentences of the verdict.
     """
     sentences = [*verdict(comparison), *_missing(settings)]
+    figures = draw(comparison, settings, curves)
     page = {
-        "name": settings.name,
+        "title": settings.name,
+        "glance": False,
         "base": settings.base,
         "method": settings.method,
         "measure": comparison.measure,
@@ -56,11 +58,10 @@ def write(
             (of.shape[1] for of in comparison.scores[comparison.baseline].values()),
         ),
         "by_seed": seed_table(comparison, settings.seeds),
-        "drawn": save_figures(draw(comparison, settings, curves), output),
+        "curves": [name for name in figures if name not in ("differences", "parameter")],
     }
-    for name in ("study.md", "study.html"):
-        write_atomically(output / name, render(name, page | {"glance": False}))
-    return render("study.md", page | {"glance": True}), sentences
+    write_page("study", page, figures, output)
+    return render("study.md", page | {"images": images(figures), "glance": True}), sentences
 
 
 def verdict(comparison: StudyComparison) -> list[str]:
