@@ -6,8 +6,8 @@ a benchmark's score on 0–100. Differences are paired: both methods answered th
 
 import functools
 import itertools
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -34,6 +34,8 @@ class Comparison:
     benchmarks: Sequence[str]
     prompts: Mapping[str, Mapping[str, NDArray[np.float64]]]
     """Scores per prompt (n,) by role and benchmark, the same prompts in the same order for every role."""
+    trained_on: Mapping[str, str] = field(default_factory=dict)
+    """The `text` of each method's configuration, for methods trained here."""
 
     @property
     def roles(self) -> list[str]:
@@ -72,8 +74,8 @@ class Comparison:
 
     @property
     def compared(self) -> str:
-        """The method that differences are taken from: minillm or, where there is none, the best."""
-        return "minillm" if "minillm" in self.tables else self.best
+        """The method that differences are taken from: the on-policy one or, if there is none, the best."""
+        return on_policy_method(self.roles, self.trained_on) or self.best
 
     def metric(self, benchmark: str) -> str:
         """The benchmark's metric."""
@@ -136,6 +138,16 @@ class Comparison:
                 above[lower] += 1
                 below[upper] += 1
         return {role: (1 + above[role], len(self.roles) - below[role]) for role in self.roles}
+
+
+def on_policy_method(methods: Iterable[str], trained_on: Mapping[str, str]) -> str | None:
+    """Return the first method trained on its own rollouts, which a run is about; None if there is none.
+
+    Args:
+        methods: In the order of the table.
+        trained_on: The `text` of each method's configuration, where known.
+    """
+    return next((method for method in methods if trained_on.get(method) == "rollouts"), None)
 
 
 def verdict(comparison: Comparison, parameters: Mapping[str, int]) -> list[str]:

@@ -103,6 +103,17 @@ def sizes(inputs: Mapping[str, Path], roles: Sequence[str], trained: Mapping[str
     return known
 
 
+def trained_on(trained: Mapping[str, Path]) -> dict[str, str]:
+    """Return the `text` of each method's configuration, by role.
+
+    Args:
+        trained: Train artifacts by role.
+    """
+    manifests = {role: manifest_of(path) for role, path in trained.items()}
+    methods = {role: manifest.settings.get("method", {}) for role, manifest in manifests.items() if manifest}
+    return {role: method["text"] for role, method in methods.items() if "text" in method}
+
+
 def count_parameters(train_artifact: Path) -> int:
     """Number of weights in a train artifact's safetensors files, tied ones once; the weights are not read."""
     metadata = huggingface_hub.get_local_safetensors_metadata(train_artifact / "model")

@@ -19,7 +19,7 @@ from minillm.reporting import plots
 from minillm.reporting.answers import answers, words
 from minillm.reporting.comparison import MEAN, WORDS, Comparison, how_tested, verdict
 from minillm.reporting.data import cut_words, data_tables, kept_rows, prompt_words
-from minillm.reporting.models import cost_words, model_table, sizes
+from minillm.reporting.models import cost_words, model_table, sizes, trained_on
 from minillm.reporting.pages import write_page
 from minillm.reporting.provenance import provenance, versions
 from minillm.reporting.sections.base import Section, doubt_words
@@ -38,9 +38,9 @@ from minillm.worker.progress import read_metrics
 MakeSection = Callable[[Mapping[str, Path], Sequence[str], plots.Look], Section | None]
 """From the stage's inputs, the rows of the table and how they look; None where nothing was measured."""
 SECTIONS: tuple[MakeSection, ...] = (
-    judge_section, preference_section, exposure_section, calibration_section, held_out_section, downstream_section
+    preference_section, exposure_section, calibration_section, held_out_section, downstream_section
 )  # fmt: skip
-"""In the order of the page."""
+"""In the order of the page, after the judge's."""
 
 
 def run(job: Job[Report]) -> Summary:
@@ -48,8 +48,9 @@ def run(job: Job[Report]) -> Summary:
     settings = job.settings
     tables = {role: _read_json(job.inputs[f"score/{role}"] / "table.json") for role in settings.roles}
     scores = {role: pd.read_parquet(job.inputs[f"score/{role}"] / "scores.parquet") for role in settings.roles}
-    comparison = Comparison(tables, settings.benchmarks, {role: prompt_values(of) for role, of in scores.items()})
     trained = {name.removeprefix("train/"): path for name, path in job.inputs.items() if name.startswith("train/")}
+    prompts = {role: prompt_values(of) for role, of in scores.items()}
+    comparison = Comparison(tables, settings.benchmarks, prompts, trained_on(trained))
     parameters = sizes(job.inputs, settings.roles, trained)
     cost = _read_json(job.inputs["cost"] / "cost.json")
     first, *rest = verdict(comparison, parameters)
@@ -72,8 +73,12 @@ def run(job: Job[Report]) -> Summary:
     }
     write_atomically(job.output / "results.json", json.dumps(results, indent=2))
     look = plots.looks([*comparison.roles, *(role for role in trained if role not in comparison.roles)])
-    sections = [section for make in SECTIONS if (section := make(job.inputs, settings.roles, look))]
-    sections += [section for section in [time_section(job.inputs, settings.planned)] if section]
+    made = [
+        judge_section(job.inputs, settings.roles, look, comparison.compared),
+        *(make(job.inputs, settings.roles, look) for make in SECTIONS),
+        time_section(job.inputs, settings.planned),
+    ]
+    sections = [section for section in made if section is not None]
     figures = draw(comparison, trained, look)
     page = {
         "title": settings.name,

@@ -162,7 +162,8 @@ def make_train(path: Path, role: str) -> Path:
     write_jsonl(path / "metrics.jsonl", lines)
     selection = {"select_by": "rouge_l", "step": 500, "value": 40.0, "equal": [], "history": history}
     (path / "selection.json").write_text(json.dumps(selection), encoding="utf-8")
-    write_manifest(path, "train", "f" * 64, settings={"seed": 4}, versions={"torch": "2.13.0"})
+    method = {"text": "rollouts" if role == "minillm" else "dataset"}
+    write_manifest(path, "train", "f" * 64, settings={"seed": 4, "method": method}, versions={"torch": "2.13.0"})
     return path
 
 
@@ -236,7 +237,7 @@ def comparison_of(scores: dict[str, list[float]]) -> Comparison:
         role: {"benchmarks": {"x": {"metric": "rouge_l", "score": c}}, "mean": {"score": c}}
         for role, c in cells.items()
     }
-    return Comparison(tables, ["x"], {role: {"x": of} for role, of in values.items()})
+    return Comparison(tables, ["x"], {role: {"x": of} for role, of in values.items()}, {"minillm": "rollouts"})
 
 
 def test_benchmarks_with_metrics_of_their_own_say_so():
@@ -314,6 +315,15 @@ def test_the_verdict_says_how_close_how_small_and_how_sure():
     assert sentences[2].startswith("minillm cannot be told apart from kd (+0.2 [")
     assert sentences[3] == "minillm is below seqkd (−5.0)."
     assert len(sentences) == 4
+
+
+def test_differences_are_those_of_the_on_policy_method_whatever_it_is_called():
+    scores = {"teacher": better(9), "sft": better(4), "on-policy": EASY_AND_HARD}
+    tables = comparison_of(scores).tables
+    prompts = {role: {"x": np.array(of)} for role, of in scores.items()}
+    texts = {"sft": "dataset", "on-policy": "rollouts"}
+    assert Comparison(tables, ["x"], prompts, texts).compared == "on-policy"
+    assert Comparison(tables, ["x"], prompts, {"sft": "dataset"}).compared == "sft", "the best student"
 
 
 def test_without_a_teacher_the_best_of_all_is_measured_against_the_first():

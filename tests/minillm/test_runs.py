@@ -16,7 +16,9 @@ from tests.minillm.test_report import Page
 
 PROMPTS = {"dolly": 40, "vicuna": 12}
 DIGESTS = {f"benchmark/{name}": name[0] * 36 for name in PROMPTS}
-PARAMS = {"name": "small"} | {f"evaluation.benchmarks.{name}.metric": "rouge_l" for name in PROMPTS}
+PARAMS = {"name": "small", "methods.minillm.text": "rollouts", "methods.sft.text": "dataset"} | {
+    f"evaluation.benchmarks.{name}.metric": "rouge_l" for name in PROMPTS
+}
 CURVES = {"valid/rouge_l": pd.Series({100: 20.0, 200: 21.0}), "train/loss": pd.Series({s: 1 / s for s in range(1, 50)})}
 
 
@@ -142,7 +144,7 @@ def test_a_benchmark_of_one_run_alone_and_prompts_that_count_in_one_run_alone():
         ({"teacher": 9.0}, "teacher"),
     ],
 )
-def test_a_run_is_about_minillm_or_else_its_best_student(methods: dict[str, float], main: str):
+def test_a_run_is_about_its_on_policy_method_or_else_its_best_student(methods: dict[str, float], main: str):
     assert a_run("x", methods).main_methods == [main]
 
 

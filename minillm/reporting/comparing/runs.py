@@ -15,7 +15,7 @@ import pandas as pd
 
 from minillm.evaluation.differences import Difference, family, paired_differences
 from minillm.evaluation.uncertainty import estimate
-from minillm.reporting.comparison import MEAN, WORDS
+from minillm.reporting.comparison import MEAN, WORDS, on_policy_method
 from minillm.words import ABSENT
 
 NOT_STUDENTS = ("teacher", "initial")
@@ -54,10 +54,11 @@ class Run:
 
     @property
     def main_methods(self) -> list[str]:
-        """The method that the run is about: minillm or else the best student; all trained ones if none was scored."""
+        """The method that the run is about: an on-policy one or else the best student; if none was scored, all."""
         methods = [name for name in self.scores or self.curves if name not in NOT_STUDENTS]
-        if "minillm" in methods:
-            return ["minillm"]
+        trained_on = {name: self.params.get(f"methods.{name}.text", "") for name in methods}
+        if (on_policy := on_policy_method(methods, trained_on)) is not None:
+            return [on_policy]
         if not self.scores:
             return methods
         return [max(methods or self.scores, key=lambda name: fmean(of.mean() for of in self.scores[name].values()))]

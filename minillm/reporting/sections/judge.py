@@ -27,8 +27,15 @@ WORDS = (
 )
 
 
-def judge_section(inputs: Mapping[str, Path], roles: Sequence[str], look: Look) -> Section | None:
-    """Tables and a figure of the ratings; None where nothing was judged."""
+def judge_section(inputs: Mapping[str, Path], roles: Sequence[str], look: Look, compared: str) -> Section | None:
+    """Show the ratings of each method; None if nothing was judged.
+
+    Args:
+        inputs: Of the report; `judge/ROLE` are read.
+        roles: Rows of the result table.
+        look: Colour and marker of each.
+        compared: The method that differences are taken from; the best rated one if it was not judged.
+    """
     folders = {role: inputs[f"judge/{role}"] for role in roles if f"judge/{role}" in inputs}
     if not folders:
         return None
@@ -43,7 +50,8 @@ def judge_section(inputs: Mapping[str, Path], roles: Sequence[str], look: Look) 
         for role, of in cells.items()
     }
     figure = interval_figure(drawn, "Σ model / Σ reference, %, with 95 % interval over prompts", look)
-    compared = "minillm" if "minillm" in folders else max(folders, key=lambda role: results[role][MEAN]["ratio"])
+    if compared not in folders:
+        compared = max(folders, key=lambda role: results[role][MEAN]["ratio"])
     return Section(
         title="Judge",
         words=WORDS.format(judge=", ".join(sorted(judges))) + doubt_words(ends, rated),
