@@ -1,7 +1,6 @@
 """Pairs of answers to the same prompt, drawn from the stored responses behind a report."""
 
 import functools
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,8 +8,9 @@ from typing import Any
 
 from minillm.annotation.judgements import Compared
 from minillm.data.benchmarks import load_benchmarks
-from minillm.data.tables import read_records
 from minillm.errors import StageError
+from minillm.evaluation.responses import read_responses
+from minillm.files import read_json
 from minillm.nearest import suggestion
 from minillm.store.artifacts import CLOCKED
 from minillm.store.manifest import MANIFEST, read_manifest, text_digest
@@ -70,7 +70,7 @@ def read_report(path: Path) -> FinishedRun:
     if not (folder / MANIFEST).is_file() or not (folder / "results.json").is_file():
         raise StageError(f"{path} is not the report of a run; give the path of the report.html that the run printed")
     inputs = read_manifest(folder).inputs
-    results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    results = read_json(folder / "results.json")
     # a store that was moved or copied still has them side by side
     places = {name: folder.parent / Path(artifact.path).name for name, artifact in inputs.items()}
     roles = list(results["tables"])
@@ -135,11 +135,8 @@ def _pair(run: FinishedRun, method: str, other: str, benchmark: str, row: Mappin
     return Pair(compared, row["instruction"], row["context"], (text, its))
 
 
-@functools.cache
-def read_answers(responses: Path, benchmark: str) -> dict[tuple[int, int], str]:
-    """Text of every response of one method to a benchmark, by prompt and seed."""
-    rows = (record.value for record in read_records(responses / f"{benchmark}.jsonl"))
-    return {(row["index"], row["seed"]): row["response"] for row in rows}
+read_answers = functools.cache(read_responses)
+"""Every pair asks for its two texts, so each file is read once."""
 
 
 def answers_digest(text: str, other_text: str) -> str:

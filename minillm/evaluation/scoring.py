@@ -16,9 +16,9 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from minillm.config import Benchmark, Metric
 from minillm.data.prompts import encode_texts
-from minillm.data.tables import read_records
 from minillm.durable import write_atomically
 from minillm.errors import StageError
+from minillm.evaluation.responses import read_rows
 from minillm.evaluation.uncertainty import Values, estimate, prompt_values
 from minillm.metrics.by_name import METRICS_BY_NAME
 from minillm.stages import Job, Score, Summary
@@ -39,8 +39,8 @@ def run(job: Job[Score]) -> Summary:
     parts: list[pd.DataFrame] = []
     rows: dict[str, dict[str, Any]] = {}
     for name, benchmark in settings.benchmarks.items():
-        prompts = pd.DataFrame([record.value for record in read_records(job.inputs["benchmarks"] / f"{name}.jsonl")])
-        responses = pd.DataFrame([record.value for record in read_records(job.inputs["responses"] / f"{name}.jsonl")])
+        prompts = pd.DataFrame(read_rows(job.inputs["benchmarks"], name))
+        responses = pd.DataFrame(read_rows(job.inputs["responses"], name))
         check_complete(name, prompts, responses, settings.seeds)
         scores = score_benchmark(name, prompts, responses, tokenizer, metrics)
         scores["score"] = scores[benchmark.metric]

@@ -11,9 +11,9 @@ from typing import Any
 import pandas as pd
 
 from minillm.config import Judge
-from minillm.data.tables import read_records
 from minillm.durable import write_atomically
 from minillm.errors import STOPPED, StageError
+from minillm.evaluation.responses import read_responses, read_rows
 from minillm.judging.answers import Answer, Answers
 from minillm.judging.asking import ask_what_is_open, bill, ratings_in
 from minillm.judging.questions import Question, questions_about
@@ -63,9 +63,7 @@ def read_questions(inputs: Mapping[str, Path], settings: Judging) -> list[Questi
     """
     questions: list[Question] = []
     for name in settings.judge.benchmarks:
-        prompts = [record.value for record in read_records(inputs["benchmarks"] / f"{name}.jsonl")]
-        rows = (record.value for record in read_records(inputs["responses"] / f"{name}.jsonl"))
-        responses = {(row["index"], row["seed"]): row["response"] for row in rows}
+        prompts, responses = read_rows(inputs["benchmarks"], name), read_responses(inputs["responses"], name)
         try:
             questions += questions_about(name, prompts, responses, settings.seeds, settings.judge)
         except KeyError as error:

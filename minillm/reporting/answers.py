@@ -6,7 +6,7 @@ from typing import Any
 
 import pandas as pd
 
-from minillm.data.tables import read_records
+from minillm.evaluation.responses import read_responses, read_rows
 from minillm.reporting.comparison import MEAN, Comparison
 from minillm.reporting.markdown import SHOWN_CHARACTERS
 from minillm.words import number
@@ -21,19 +21,18 @@ def rival(comparison: Comparison) -> str | None:
 
 def answers(inputs: Mapping[str, Path], benchmark: str, comparison: Comparison) -> list[dict[str, Any]]:
     """Prompts of a benchmark with why they are shown, their references and every method's answer of the first seed."""
-    prompts = [record.value for record in read_records(inputs["benchmarks"] / f"{benchmark}.jsonl")]
+    prompts = read_rows(inputs["benchmarks"], benchmark)
     scores = {role: _scores(inputs[f"score/{role}"], benchmark) for role in comparison.roles}
     means = {role: of.groupby("index")["score"].mean() for role, of in scores.items()}
     reasons = _reasons(means, comparison, len(prompts))
     shown = [{**prompts[index], "why": why, "answers": {}} for index, why in reasons.items()]
     for role, table in comparison.tables.items():
         seed = table["seeds"][0]
-        responses = (record.value for record in read_records(inputs[f"responses/{role}"] / f"{benchmark}.jsonl"))
-        texts = {row["index"]: row["response"] for row in responses if row["seed"] == seed}
+        texts = read_responses(inputs[f"responses/{role}"], benchmark)
         of_seed = scores[role].query("seed == @seed").set_index("index")["score"].to_dict()
         for prompt in shown:
             index = prompt["index"]
-            prompt["answers"][role] = {"text": texts[index], "score": number(100 * of_seed[index])}
+            prompt["answers"][role] = {"text": texts[index, seed], "score": number(100 * of_seed[index])}
     return shown
 
 

@@ -1,12 +1,12 @@
 """What the page says of the data: rows kept and dropped, prompts that count, and prompts that were cut."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 
 import pandas as pd
 import pyarrow.parquet as pq
 
+from minillm.files import read_json
 from minillm.reporting.comparison import Comparison
 from minillm.words import number
 
@@ -38,10 +38,7 @@ def prompt_words(comparison: Comparison) -> str:
 
 def cut_words(inputs: Mapping[str, Path], comparison: Comparison) -> str:
     """Prompts whose beginning was cut to fit, in words; by model where tokenizers of their own make them differ."""
-    counts = {
-        role: json.loads((inputs[f"prompts/{role}"] / "cut_prompts.json").read_text(encoding="utf-8"))
-        for role in comparison.roles
-    }
+    counts = {role: read_json(inputs[f"prompts/{role}"] / "cut_prompts.json") for role in comparison.roles}
     words = {
         role: ", ".join(f"{name} {count}" for name, count in of.items() if count) or "none"
         for role, of in counts.items()

@@ -3,7 +3,6 @@
 The wording stands in templates/model_card.md.jinja; the metadata is written by `huggingface_hub`.
 """
 
-import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from minillm.config import DIVERGENCES, Method, Template
 from minillm.data.prompts import encode_prompts, render
+from minillm.files import read_json
 from minillm.models.shared_tokenizer import SharedTokenizer, load_shared_tokenizer
 from minillm.redaction import without_known_secrets
 from minillm.reporting.comparison import WORDS
@@ -42,7 +42,7 @@ def run(job: Job[Card]) -> Summary:
     shutil.copytree(job.inputs["model"] / "model", job.output, dirs_exist_ok=True)
     shared = load_shared_tokenizer(job.output)
     shared.generation_config(**decoding(settings.config)).save_pretrained(job.output)
-    results = json.loads((job.inputs["report"] / "results.json").read_text(encoding="utf-8"))
+    results = read_json(job.inputs["report"] / "results.json")
     parameters = count_parameters(job.inputs["model"])
     card = ModelCard.from_template(
         card_metadata(settings, results),

@@ -1,6 +1,5 @@
 """What the page says of the models: where each is from, how large it is, and when it was selected."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,7 @@ import huggingface_hub
 import pandas as pd
 
 from minillm.config import Model
+from minillm.files import read_json
 from minillm.reporting.comparison import WORDS, Comparison
 from minillm.reporting.provenance import manifest_of
 from minillm.words import ABSENT, number, percent, short_count, span
@@ -84,7 +84,7 @@ def _origin(model: Model, responses: Path) -> dict[str, str]:
 
 def _selection(train_artifact: Path) -> dict[str, str]:
     """By what, and at which step, weights were selected."""
-    selection = json.loads((train_artifact / "selection.json").read_text(encoding="utf-8"))
+    selection = read_json(train_artifact / "selection.json")
     return {
         "selected by": SELECTED_BY[selection["select_by"]] + (", then loss" if selection["equal"] else ""),
         "value": number(selection["value"], 2),

@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 
 from minillm.durable import write_atomically
 from minillm.evaluation.uncertainty import prompt_values
+from minillm.files import read_json
 from minillm.reporting import plots
 from minillm.reporting.answers import answers, words
 from minillm.reporting.comparison import MEAN, WORDS, Comparison, how_tested, verdict
@@ -46,13 +47,13 @@ SECTIONS: tuple[MakeSection, ...] = (
 def run(job: Job[Report]) -> Summary:
     """Write results.csv, results.json, plots, report.md and report.html, and return the table's numbers."""
     settings = job.settings
-    tables = {role: _read_json(job.inputs[f"score/{role}"] / "table.json") for role in settings.roles}
+    tables = {role: read_json(job.inputs[f"score/{role}"] / "table.json") for role in settings.roles}
     scores = {role: pd.read_parquet(job.inputs[f"score/{role}"] / "scores.parquet") for role in settings.roles}
     trained = {name.removeprefix("train/"): path for name, path in job.inputs.items() if name.startswith("train/")}
     prompts = {role: prompt_values(of) for role, of in scores.items()}
     comparison = Comparison(tables, settings.benchmarks, prompts, trained_on(trained))
     parameters = sizes(job.inputs, settings.roles, trained)
-    cost = _read_json(job.inputs["cost"] / "cost.json")
+    cost = read_json(job.inputs["cost"] / "cost.json")
     first, *rest = verdict(comparison, parameters)
     sentences = [first, *cost_words(comparison, cost), *rest]
 
@@ -101,7 +102,7 @@ def run(job: Job[Report]) -> Summary:
         "pairs": pair_table(comparison),
         "behaviour": behaviour_table(
             comparison,
-            {role: _read_json(job.inputs[f"diversity/{role}"] / "diversity.json") for role in settings.roles},
+            {role: read_json(job.inputs[f"diversity/{role}"] / "diversity.json") for role in settings.roles},
         ),
         "models": model_table(job.inputs, settings.models, trained, parameters, comparison, cost),
         "trained": bool(trained),
@@ -242,7 +243,3 @@ def _tiles(comparison: Comparison, parameters: Mapping[str, int]) -> list[tuple[
     if best != first and first in parameters and best in parameters:
         tiles.append((percent(parameters[best] / parameters[first]), f"of {comparison.yardstick}'s parameters"))
     return tiles
-
-
-def _read_json(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8"))

@@ -1,6 +1,5 @@
 """The report's part on calibration: accuracy and calibration error on multiple-choice sets, reliability diagrams."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 
+from minillm.files import read_json
 from minillm.reporting.plots import INK, Look, empty_figure, legend
 from minillm.reporting.sections.base import Section, doubt_words
 from minillm.words import number, with_interval
@@ -31,10 +31,7 @@ def calibration_section(inputs: Mapping[str, Path], roles: Sequence[str], look: 
     """Accuracy and ECE of each method on each set; None where they were not measured."""
     if f"calibration/{roles[0]}" not in inputs:
         return None
-    measured = {
-        role: json.loads((inputs[f"calibration/{role}"] / "calibration.json").read_text(encoding="utf-8"))
-        for role in roles
-    }
+    measured = {role: read_json(inputs[f"calibration/{role}"] / "calibration.json") for role in roles}
     tables = {
         "Accuracy, %": _table(measured, "accuracy", 1),
         "Expected calibration error": _table(measured, "ece", 3),

@@ -1,6 +1,5 @@
 """Part of the report on lm-evaluation-harness's tasks: what each asks, and the score of every method."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -8,6 +7,7 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
+from minillm.files import read_json
 from minillm.reporting import plots
 from minillm.reporting.sections.base import Section
 from minillm.words import ABSENT, span, with_spread
@@ -31,9 +31,7 @@ def downstream_section(inputs: Mapping[str, Path], roles: Sequence[str], look: p
     """
     if f"downstream/{roles[0]}" not in inputs:
         return None
-    found = {
-        role: json.loads((inputs[f"downstream/{role}"] / "table.json").read_text(encoding="utf-8")) for role in roles
-    }
+    found = {role: read_json(inputs[f"downstream/{role}"] / "table.json") for role in roles}
     rows = {role: facts["tasks"] for role, facts in found.items()}
     figure = accuracy_figure(rows, look)
     return Section(

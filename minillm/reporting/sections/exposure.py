@@ -1,6 +1,5 @@
 """The report's part on exposure bias: excess accumulated error by length (see `minillm.evaluation.exposure`)."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -8,6 +7,7 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
+from minillm.files import read_json
 from minillm.reporting.plots import Look, empty_figure, legend
 from minillm.reporting.sections.base import Section, doubt_words
 from minillm.words import with_interval
@@ -36,7 +36,7 @@ def exposure_section(inputs: Mapping[str, Path], roles: Sequence[str], look: Loo
         look: Colour of each.
     """
     paths = {role: inputs[f"exposure/{role}"] for role in roles if f"exposure/{role}" in inputs}
-    measured = {role: json.loads((path / "exposure.json").read_text(encoding="utf-8")) for role, path in paths.items()}
+    measured = {role: read_json(path / "exposure.json") for role, path in paths.items()}
     if not measured:
         return None
     ends = (None for of in measured.values() if "low" not in of["exaccerr"])

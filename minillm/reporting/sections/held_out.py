@@ -1,6 +1,5 @@
 """The report's part on text that no model trained on: loss, perplexity and calibration of the next token."""
 
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -8,6 +7,7 @@ from typing import Any
 
 import pandas as pd
 
+from minillm.files import read_json
 from minillm.reporting.plots import Look
 from minillm.reporting.sections.base import Section, doubt_words
 from minillm.reporting.sections.calibration import reliability_figure
@@ -30,9 +30,7 @@ def held_out_section(inputs: Mapping[str, Path], roles: Sequence[str], look: Loo
     """Loss, perplexity and ECE of each method on each benchmark and text; None where they were not measured."""
     if f"held_out/{roles[0]}" not in inputs:
         return None
-    measured = {
-        role: json.loads((inputs[f"held_out/{role}"] / "held_out.json").read_text(encoding="utf-8")) for role in roles
-    }
+    measured = {role: read_json(inputs[f"held_out/{role}"] / "held_out.json") for role in roles}
     tables = {
         "Loss, nats per token": _table(measured, lambda found: _measured(found["loss"])),
         "Bits per byte": _table(measured, lambda found: _measured(found["bits_per_byte"])),

@@ -1,6 +1,5 @@
 """The report's part on the judge: ratings against those of the references, and how far to trust them."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
@@ -10,6 +9,7 @@ import pandas as pd
 
 from minillm.evaluation.differences import Difference, family
 from minillm.evaluation.uncertainty import adjusted
+from minillm.files import read_json
 from minillm.judging.results import difference, prompt_ratings
 from minillm.reporting.comparison import MEAN
 from minillm.reporting.plots import Look, interval_figure
@@ -39,7 +39,7 @@ def judge_section(inputs: Mapping[str, Path], roles: Sequence[str], look: Look, 
     folders = {role: inputs[f"judge/{role}"] for role in roles if f"judge/{role}" in inputs}
     if not folders:
         return None
-    results = {role: json.loads((path / "judge.json").read_text(encoding="utf-8")) for role, path in folders.items()}
+    results = {role: read_json(path / "judge.json") for role, path in folders.items()}
     prompts = {role: prompt_ratings(pd.read_parquet(path / "ratings.parquet")) for role, path in folders.items()}
     cells = {role: _cells(result) for role, result in results.items()}
     judges = {name for result in results.values() for name in result["answered_by"]}

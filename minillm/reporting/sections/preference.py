@@ -1,6 +1,5 @@
 """Human preference in the report: wins, ties and losses, and how far annotators agree."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from minillm.evaluation.differences import LEVEL, Difference
+from minillm.files import read_json
 from minillm.reporting.plots import Look, empty_figure, legend
 from minillm.reporting.sections.base import Section, doubt_words
 from minillm.words import ABSENT, number, with_interval
@@ -30,7 +30,7 @@ def preference_section(inputs: Mapping[str, Path], roles: Sequence[str], look: L
     del roles
     if "preference" not in inputs:
         return None
-    found = json.loads((inputs["preference"] / "preference.json").read_text(encoding="utf-8"))
+    found = read_json(inputs["preference"] / "preference.json")
     tables = {"Wins, ties and losses": share_table(found["comparisons"])}
     if found["agreement"]:
         tables["Agreement of annotators"] = agreement_table(found["agreement"])

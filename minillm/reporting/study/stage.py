@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from minillm.durable import write_atomically
 from minillm.errors import StageError
 from minillm.evaluation.uncertainty import prompt_scores
+from minillm.files import read_json
 from minillm.reporting.comparison import WORDS
 from minillm.reporting.study.page import write
 from minillm.reporting.study.variants import Curve, StudyComparison
@@ -66,7 +67,7 @@ def read_scores(job: Job[StudyReport], settings: StudyReport) -> dict[str, dict[
 def read_measure(job: Job[StudyReport]) -> str:
     """What the scores are, in words."""
     path = next(path for name, path in job.inputs.items() if name.startswith("score/"))
-    benchmarks = json.loads((path / "table.json").read_text(encoding="utf-8"))["benchmarks"].values()
+    benchmarks = read_json(path / "table.json")["benchmarks"].values()
     metrics = {row["metric"] for row in benchmarks}
     return WORDS[metrics.pop()] if len(metrics) == 1 else "Score"
 

@@ -1,0 +1,16 @@
+"""Read what the stages of an evaluation leave behind: prompts of a benchmark, and a model's responses to them."""
+
+from pathlib import Path
+from typing import Any
+
+from minillm.data.tables import read_records
+
+
+def read_rows(folder: Path, benchmark: str) -> list[dict[str, Any]]:
+    """Return the rows of a benchmark's file, prompts or responses, in their order."""
+    return [record.value for record in read_records(folder / f"{benchmark}.jsonl")]
+
+
+def read_responses(folder: Path, benchmark: str) -> dict[tuple[int, int], str]:
+    """Return the text of every response of one model to a benchmark, by prompt and seed of generation."""
+    return {(row["index"], row["seed"]): row["response"] for row in read_rows(folder, benchmark)}
