@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from mlflow.entities import Run as TrackedRun
     from mlflow.entities.model_registry import ModelVersion
 
-    from minillm.reporting.promotion import Verdict
+    from minillm.reporting.promotion import Decision
 
 PROMOTED, NOT_PROMOTED = "Promoted", "Not promoted"
 """Names of the states in which `minillm promote` ends."""
@@ -224,9 +224,9 @@ class _Proposal:
             tags=tags | score_tags(self.run.data.metrics, role),
         )
 
-    def _compared(self, role: str, present: "ModelVersion") -> "Verdict":
-        from minillm.reporting.comparing.runs import Row
-        from minillm.reporting.promotion import judge
+    def _compared(self, role: str, present: "ModelVersion") -> "Decision":
+        from minillm.reporting.comparing.runs import MethodOfRun
+        from minillm.reporting.promotion import decide
 
         tracked = tracked_runs(str(self.root))
         runs = (self.run, self.client.get_run(str(present.run_id)))
@@ -234,7 +234,8 @@ class _Proposal:
             tracked.read(run, label, self.rule.metric, with_curves=False)
             for run, label in zip(runs, ("candidate", "champion"), strict=True)
         )
-        return judge(Row(candidate, role), Row(champion, present.tags["role"]), self.rule, _called(present))
+        rows = MethodOfRun(candidate, role), MethodOfRun(champion, present.tags["role"])
+        return decide(*rows, self.rule, _called(present))
 
     def _crowned(self, facts: ModelFacts, before: "ModelVersion | None", words: str) -> Outcome:
         from tasks.tracking.registry import crown

@@ -1,6 +1,111 @@
 """`python -m minillm.annotation`: show pairs of a run's answers to people, and write what they chose for its report."""
 
-import typer
+import argparse
+import contextlib
+import errno
+import signal
+import socket
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import uvicorn
+
+from minillm.annotation.judgements import Judgement, Judgements, write_csv
+from minillm.annotation.page import make_app
+from minillm.annotation.pairs import FinishedRun, draw_pairs, mismatch, newest_report, read_report
+from minillm.annotation.session import AnnotationSession
+from minillm.errors import StageError
+from minillm.files import local_path
+
+HOST = "127.0.0.1"
+STORE = Path(".minillm")
+"""Where runs keep their results unless told otherwise (`runtime.store`)."""
+
+
+def main() -> int:
+    """Command line: 0 at the end of the serving or writing, 2 with what is wrong."""
+    arguments = _parser().parse_args()
+    try:
+        run = read_report(arguments.report or newest_report(STORE))
+        judgements = Judgements(run.store / "preference.db")
+        if arguments.export:
+            return _export(run, judgements.all(), arguments.export)
+        pairs = draw_pairs(
+            run, arguments.method, arguments.against, arguments.benchmark, arguments.prompts, arguments.seed
+        )
+        return _serve(AnnotationSession(pairs, judgements), arguments.port)
+    except StageError as error:
+        print(error, file=sys.stderr)
+        return 2
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m minillm.annotation", description="Let people compare the answers of a finished run's methods."
+    )
+    parser.add_argument(
+        "report", nargs="?", type=local_path, help="report.html of the run (default: the last made in .minillm)"
+    )
+    parser.add_argument("--method", help="whose answers win or lose (default: the method that the report compares)")
+    parser.add_argument(
+        "--against", nargs="+", default=(), metavar="METHOD", help="the others (default: the first student beside it)"
+    )
+    parser.add_argument("--benchmark", help="whose prompts (default: self_inst, as in the paper, or the first)")
+    parser.add_argument("--prompts", type=_count, default=60, help="how many, drawn at random (default: %(default)s)")
+    parser.add_argument(
+        "--seed", type=_seed, default=1, help="of the prompts drawn and their order (default: %(default)s)"
+    )
+    parser.add_argument("--port", type=int, default=4400, help="0 for any that is free (default: %(default)s)")
+    parser.add_argument(
+        "--export", type=local_path, metavar="FILE", help="write the judgements of this run as CSV and end"
+    )
+    return parser
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of prompts, 1 or more")
+    return int(text)
+
+
+def _seed(text: str) -> int:
+    if not text.isdecimal() or int(text) >= 1 << 32:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a seed, a whole number from 0 to {(1 << 32) - 1}")
+    return int(text)
+
+
+def _serve(session: AnnotationSession, port: int) -> int:
+    """Serve until Ctrl-C or SIGTERM."""
+    try:
+        listening = socket.create_server((HOST, port))
+    except (OSError, OverflowError) as error:
+        taken = isinstance(error, OSError) and error.errno == errno.EADDRINUSE
+        reason = "another program listens there" if taken else str(error)
+        raise StageError(f"port {port} of {HOST} cannot be used: {reason}; choose another with --port") from error
+    pairs = [pair.compared for pair in session.pairs]
+    others = ", ".join(sorted({pair.other for pair in pairs}))
+    print(f"{len(pairs)} pairs of answers to {pairs[0].benchmark}: {pairs[0].method} against {others}")
+    print(f"Choices are kept in {session.judgements.path}")
+    print(f"http://{HOST}:{listening.getsockname()[1]} — Ctrl-C stops it", flush=True)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
+    server = uvicorn.Server(uvicorn.Config(make_app(session), log_level="warning", timeout_graceful_shutdown=2))
+    with contextlib.suppress(KeyboardInterrupt):
+        server.run(sockets=[listening])
+    counts = ", ".join(f"{annotator} {len(judged)}" for annotator, judged in session.judged().items())
+    print(f"\nJudged: {counts or 'none'}. --export FILE writes what was chosen.")
+    return 0
+
+
+def _export(run: FinishedRun, judgements: Sequence[Judgement], path: Path) -> int:
+    """Write the judgements of all answers that are this run's, however they were drawn."""
+    own = [judgement for judgement in judgements if mismatch(judgement, run.responses) is None]
+    if not own:
+        raise StageError(f"nobody has judged answers of this run yet, so {path} is not written")
+    write_csv(path, own)
+    print(f"{path}: {len(own)} judgements by {', '.join(sorted({judgement.annotator for judgement in own}))}")
+    print(f"For the report, run its configuration again with --set evaluation.preference.path={path.resolve()}")
+    return 0
 
 from minillm.annotation.command import AnnotateCommand, annotate
 

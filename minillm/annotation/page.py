@@ -17,7 +17,7 @@ from fastapi.templating import Jinja2Templates
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from pydantic import StringConstraints
 
-from minillm.annotation.study import Preferred, Study
+from minillm.annotation.session import AnnotationSession, Preferred
 
 HERE = Path(__file__).parent
 NAME = r"^\w[\w .'-]{0,39}$"
@@ -46,10 +46,10 @@ TEMPLATES = Jinja2Templates(env=PAGES)
 ROUTER = APIRouter()
 
 
-def make_app(study: Study) -> FastAPI:
-    """The application that shows a study."""
+def make_app(session: AnnotationSession) -> FastAPI:
+    """The application that shows a session."""
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
-    app.state.study = study
+    app.state.session = session
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=["127.0.0.1", "localhost"])
     app.middleware("http")(_with_headers)
     app.mount("/static", StaticFiles(directory=HERE / "static"))
@@ -63,17 +63,17 @@ async def _with_headers(request: Request, answer: Callable[[Request], Awaitable[
     return response
 
 
-def _study(request: Request) -> Study:
-    return request.app.state.study
+def _session(request: Request) -> AnnotationSession:
+    return request.app.state.session
 
 
-Shown = Annotated[Study, Depends(_study)]
+Shown = Annotated[AnnotationSession, Depends(_session)]
 Annotator = Annotated[str, StringConstraints(pattern=NAME)]
 
 
-def _number(study: Shown, number: int) -> int:
-    if not 1 <= number <= len(study.pairs):
-        raise HTTPException(404, f"there are pairs 1 to {len(study.pairs)}")
+def _number(session: Shown, number: int) -> int:
+    if not 1 <= number <= len(session.pairs):
+        raise HTTPException(404, f"there are pairs 1 to {len(session.pairs)}")
     return number
 
 
@@ -88,68 +88,68 @@ FROM_THIS_PAGE = [Depends(_from_this_page)]
 
 
 @ROUTER.get("/")
-def welcome(request: Request, study: Shown) -> HTMLResponse:
+def welcome(request: Request, session: Shown) -> HTMLResponse:
     """Ask for a name, and say who has begun."""
-    return _welcome(request, study)
+    return _welcome(request, session)
 
 
 @ROUTER.post("/", dependencies=FROM_THIS_PAGE)
-def begin(request: Request, study: Shown, name: Annotated[str, Form()]) -> Response:
+def begin(request: Request, session: Shown, name: Annotated[str, Form()]) -> Response:
     """Go on where the annotator of this name stopped."""
     name = " ".join(name.split())
     if not re.fullmatch(NAME, name):
-        return _welcome(request, study, name, NAME_WORDS)
-    known = (annotator for annotator in study.judged() if annotator.casefold() == name.casefold())
-    return _to_next(study, next(known, name))
+        return _welcome(request, session, name, NAME_WORDS)
+    known = (annotator for annotator in session.judged() if annotator.casefold() == name.casefold())
+    return _to_next(session, next(known, name))
 
 
 @ROUTER.get("/annotators/{annotator}")
-def resume(study: Shown, annotator: Annotator) -> RedirectResponse:
+def resume(session: Shown, annotator: Annotator) -> RedirectResponse:
     """The first pair without a choice."""
-    return _to_next(study, annotator)
+    return _to_next(session, annotator)
 
 
 @ROUTER.get("/annotators/{annotator}/pairs/{number}")
-def show(request: Request, study: Shown, annotator: Annotator, number: Number) -> HTMLResponse:
+def show(request: Request, session: Shown, annotator: Annotator, number: Number) -> HTMLResponse:
     """One pair, with the choice made earlier if there is one."""
-    judged = study.judged_by(annotator)
+    judged = session.judged_by(annotator)
     facts = {
         "annotator": annotator,
-        "pair": study.pairs[number - 1],
-        "answers": study.texts(annotator, number),
+        "pair": session.pairs[number - 1],
+        "answers": session.texts(annotator, number),
         "choice": judged.get(number),
         "number": number,
         "judged": len(judged),
-        "total": len(study.pairs),
+        "total": len(session.pairs),
     }
     return TEMPLATES.TemplateResponse(request, "pair.html.jinja", facts)
 
 
 @ROUTER.post("/annotators/{annotator}/pairs/{number}", dependencies=FROM_THIS_PAGE)
 def choose(
-    study: Shown, annotator: Annotator, number: Number, preferred: Annotated[Preferred, Form()]
+    session: Shown, annotator: Annotator, number: Number, preferred: Annotated[Preferred, Form()]
 ) -> RedirectResponse:
     """Keep a choice, then show the next pair."""
-    study.judge(annotator, number, preferred)
-    return _to_next(study, annotator, after=number)
+    session.choose(annotator, number, preferred)
+    return _to_next(session, annotator, after=number)
 
 
 @ROUTER.get("/annotators/{annotator}/done")
-def done(request: Request, study: Shown, annotator: Annotator) -> Response:
+def done(request: Request, session: Shown, annotator: Annotator) -> Response:
     """All pairs have a choice."""
-    if study.next_open(annotator) is not None:
-        return _to_next(study, annotator)
-    facts = {"annotator": annotator, "total": len(study.pairs)}
+    if session.next_open(annotator) is not None:
+        return _to_next(session, annotator)
+    facts = {"annotator": annotator, "total": len(session.pairs)}
     return TEMPLATES.TemplateResponse(request, "done.html.jinja", facts)
 
 
-def _welcome(request: Request, study: Study, name: str = "", problem: str = "") -> HTMLResponse:
-    counts = {annotator: len(judged) for annotator, judged in study.judged().items()}
-    facts = {"annotators": counts, "total": len(study.pairs), "name": name, "problem": problem}
+def _welcome(request: Request, session: AnnotationSession, name: str = "", problem: str = "") -> HTMLResponse:
+    counts = {annotator: len(judged) for annotator, judged in session.judged().items()}
+    facts = {"annotators": counts, "total": len(session.pairs), "name": name, "problem": problem}
     return TEMPLATES.TemplateResponse(request, "welcome.html.jinja", facts, status_code=422 if problem else 200)
 
 
-def _to_next(study: Study, annotator: str, after: int = 0) -> RedirectResponse:
-    number = study.next_open(annotator, after)
+def _to_next(session: AnnotationSession, annotator: str, after: int = 0) -> RedirectResponse:
+    number = session.next_open(annotator, after)
     page = "done" if number is None else f"pairs/{number}"
     return RedirectResponse(f"/annotators/{annotator}/{page}", status_code=303)

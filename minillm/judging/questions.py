@@ -17,7 +17,7 @@ ORDERS: tuple[Order, ...] = ("model first", "reference first")
 
 # The request is worded as in the paper's appendix, but for its end: there, two values on a line and an explanation
 # after them, which could not change them any more and would be paid for.
-WORDS = """[Instruction]
+REQUEST = """[Instruction]
 {instruction}
 {context}
 [The Start of Assistant 1's Response]
@@ -105,7 +105,7 @@ def chosen(prompts: Sequence[Mapping[str, Any]], count: int | None) -> list[Mapp
 def message(instruction: str, context: str, first: str, second: str) -> str:
     """The question as the judge reads it."""
     given = f"\n[Input]\n{context}\n" if context.strip() else ""
-    text = WORDS.format(instruction=instruction, context=given, first=first, second=second)
+    text = REQUEST.format(instruction=instruction, context=given, first=first, second=second)
     return text.encode(errors="replace").decode()  # JSON files can hold halves of characters, requests cannot
 
 

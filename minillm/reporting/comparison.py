@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from minillm.evaluation.differences import LEVEL, TEACHER, Difference, family, paired_differences
 from minillm.words import counted, number, percent, score, short_count
 
-WORDS = {"rouge_l": "Rouge-L", "rouge_l_characters": "Rouge-L of characters", "exact_match": "Exact match"}
+METRIC_NAMES = {"rouge_l": "Rouge-L", "rouge_l_characters": "Rouge-L of characters", "exact_match": "Exact match"}
 """Names of the metrics."""
 MEAN = "mean"
 """Name of the column over all benchmarks, each weighing the same."""
@@ -83,13 +83,15 @@ class Comparison:
 
     def label(self, column: str) -> str:
         """A column's heading, with its metric where they differ."""
-        return f"{column}, {WORDS[self.metric(column)]}" if self.measure == "Score" and column != MEAN else column
+        return (
+            f"{column}, {METRIC_NAMES[self.metric(column)]}" if self.measure == "Score" and column != MEAN else column
+        )
 
     @property
     def measure(self) -> str:
         """What the scores are, in words."""
         metrics = {self.metric(name) for name in self.benchmarks}
-        return WORDS[metrics.pop()] if len(metrics) == 1 else "Score"
+        return METRIC_NAMES[metrics.pop()] if len(metrics) == 1 else "Score"
 
     def score(self, role: str, benchmark: str) -> Mapping[str, Any]:
         """Mean, spread and per-seed values of one cell."""

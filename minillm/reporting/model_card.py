@@ -17,10 +17,10 @@ from minillm.data.prompts import encode_prompts, render
 from minillm.files import read_json
 from minillm.models.shared_tokenizer import SharedTokenizer, load_shared_tokenizer
 from minillm.redaction import without_known_secrets
-from minillm.reporting.comparison import WORDS
-from minillm.reporting.data import kept_rows
+from minillm.reporting.comparison import METRIC_NAMES
+from minillm.reporting.data_words import kept_rows
 from minillm.reporting.markdown import TEMPLATES, table
-from minillm.reporting.models import count_parameters
+from minillm.reporting.model_words import count_parameters
 from minillm.reporting.provenance import provenance, versions
 from minillm.stages import Card, Job, Summary
 from minillm.words import score, short_count
@@ -81,7 +81,7 @@ def card_metadata(settings: Card, results: Mapping[str, Any]) -> ModelCardData:
                 dataset_type=benchmarks[name]["source"]["hub"] or name,
                 dataset_name=name,
                 metric_type=HUB_METRICS[table[name]["metric"]],
-                metric_name=WORDS[table[name]["metric"]],
+                metric_name=METRIC_NAMES[table[name]["metric"]],
                 metric_value=round(table[name]["score"]["mean"], 2),
             )
             for name in results["benchmarks"]
@@ -182,7 +182,7 @@ def _result_words(settings: Card, results: Mapping[str, Any]) -> dict[str, Any]:
     rows = [*results["benchmarks"], "mean"]
     columns = {
         f"{label}, {words}": [score({**table["benchmarks"], "mean": table["mean"]}[row][metric]) for row in rows]
-        for metric, words in WORDS.items()
+        for metric, words in METRIC_NAMES.items()
         if metric in tables["this model"]["mean"]
         for label, table in tables.items()
     }

@@ -17,7 +17,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from minillm.config import DIVERGENCES
-from minillm.reporting.comparison import MEAN, WORDS, Comparison
+from minillm.reporting.comparison import MEAN, METRIC_NAMES, Comparison
 
 INK = "#010203"
 """Colour of text and axes; in a page it becomes the page's own text colour."""
@@ -145,7 +145,7 @@ def length_figure(benchmark: str, comparison: Comparison, look: Look) -> Figure 
     axes.set_xlim(-0.5, len(labels) - 0.5)
     axes.grid(visible=False, axis="x")
     axes.set_xlabel("tokens of the first reference")
-    axes.set_ylabel(f"{WORDS[comparison.metric(benchmark)]} (0–100)")
+    axes.set_ylabel(f"{METRIC_NAMES[comparison.metric(benchmark)]} (0–100)")
     legend(axes)
     return figure
 

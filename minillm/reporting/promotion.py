@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from minillm.config import Promotion, Sampling
 from minillm.evaluation.differences import Difference
 from minillm.evaluation.uncertainty import paired_estimate
-from minillm.reporting.comparing.runs import Row, differences_by_prompt
-from minillm.reporting.comparison import MEAN, WORDS
+from minillm.reporting.comparing.runs import MethodOfRun, differences_by_prompt
+from minillm.reporting.comparison import MEAN, METRIC_NAMES
 from minillm.words import ABSENT, counted, p_statement
 
 SAMPLING = tuple(Sampling.model_fields)
@@ -17,14 +17,14 @@ OWN_METRIC = "metric"
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Decision:
     """What came of it, and why."""
 
     promoted: bool
     reason: str
 
 
-def judge(candidate: Row, champion: Row, rule: Promotion, called: str = "the champion") -> Verdict:
+def decide(candidate: MethodOfRun, champion: MethodOfRun, rule: Promotion, called: str = "the champion") -> Decision:
     """Compare a candidate with the present champion by a sign-flip test over prompts.
 
     Args:
@@ -34,7 +34,7 @@ def judge(candidate: Row, champion: Row, rule: Promotion, called: str = "the cha
         called: What the champion is called in the reason.
     """
     if reasons := other_versions(candidate, champion):
-        return Verdict(
+        return Decision(
             False,
             f"it was not measured as {called} was: {'; '.join(reasons)}; measure it on the same, or begin anew by "
             "removing the alias `champion` in MLflow",
@@ -44,13 +44,13 @@ def judge(candidate: Row, champion: Row, rule: Promotion, called: str = "the cha
     gain = Difference(candidate.name, champion.name, MEAN, found.value, found.low, found.high, found.p_value)
     prompts = f"{counted(sum(map(len, groups)), 'prompt')} of {counted(len(groups), 'benchmark')}"
     assert found.p_value is not None, "one training seed each"
-    words = f"{WORDS[rule.metric]} {gain} against {called}, {p_statement(found.p_value)}, {prompts}"
+    words = f"{METRIC_NAMES[rule.metric]} {gain} against {called}, {p_statement(found.p_value)}, {prompts}"
     if found.value > 0 and found.p_value < rule.significance:
-        return Verdict(True, words)
-    return Verdict(False, f"{words}; it takes a gain with p < {rule.significance:g}")
+        return Decision(True, words)
+    return Decision(False, f"{words}; it takes a gain with p < {rule.significance:g}")
 
 
-def other_versions(candidate: Row, champion: Row) -> list[str]:
+def other_versions(candidate: MethodOfRun, champion: MethodOfRun) -> list[str]:
     """In what the two were measured differently: by benchmark, and how answers were sampled."""
     unscored = [whose for row, whose in ((candidate, THIS), (champion, OTHER)) if not row.scores]
     if unscored:
@@ -66,7 +66,7 @@ def other_versions(candidate: Row, champion: Row) -> list[str]:
     return [*(f"{name}: {reason}" for name, reason in found.items() if reason), *sampling]
 
 
-def _other_version(candidate: Row, champion: Row, benchmark: str) -> str | None:
+def _other_version(candidate: MethodOfRun, champion: MethodOfRun, benchmark: str) -> str | None:
     for row, whose in ((candidate, THIS), (champion, OTHER)):
         if benchmark not in row.scores:
             return f"not measured in {whose}"

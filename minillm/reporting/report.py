@@ -17,10 +17,9 @@ from minillm.durable import write_atomically
 from minillm.evaluation.uncertainty import prompt_values
 from minillm.files import read_json
 from minillm.reporting import plots
-from minillm.reporting.answers import answers, words
-from minillm.reporting.comparison import MEAN, WORDS, Comparison, how_tested, verdict
-from minillm.reporting.data import cut_words, data_tables, kept_rows, prompt_words
-from minillm.reporting.models import cost_words, model_table, sizes, trained_on
+from minillm.reporting.comparison import MEAN, METRIC_NAMES, Comparison, how_tested, verdict
+from minillm.reporting.data_words import cut_words, data_tables, kept_rows, prompt_words
+from minillm.reporting.model_words import cost_words, model_table, sizes, trained_on
 from minillm.reporting.pages import write_page
 from minillm.reporting.provenance import provenance, versions
 from minillm.reporting.sections.base import Section, doubt_words
@@ -31,6 +30,7 @@ from minillm.reporting.sections.held_out import held_out_section
 from minillm.reporting.sections.judge import judge_section
 from minillm.reporting.sections.preference import preference_section
 from minillm.reporting.sections.time import time_section
+from minillm.reporting.shown_answers import answers, choice_words
 from minillm.stages import Job, Report, Summary
 from minillm.store.artifacts import METRICS
 from minillm.words import ABSENT, interval, number, p_value, percent, score, span
@@ -84,7 +84,7 @@ def run(job: Job[Report]) -> Summary:
     page = {
         "title": settings.name,
         "measure": comparison.measure,
-        "measures": {name: WORDS[comparison.metric(name)] for name in comparison.benchmarks},
+        "measures": {name: METRIC_NAMES[comparison.metric(name)] for name in comparison.benchmarks},
         "sentences": sentences,
         "row_word": comparison.row_word,
         "best_word": comparison.best_word,
@@ -195,7 +195,7 @@ def draw(comparison: Comparison, trained: Mapping[str, Path], look: plots.Look) 
     for name in comparison.benchmarks:
         figure = plots.length_figure(name, comparison, look)
         if figure is not None:
-            figures[f"length-{name}"] = (f"{WORDS[comparison.metric(name)]} by reference length: {name}", figure)
+            figures[f"length-{name}"] = (f"{METRIC_NAMES[comparison.metric(name)]} by reference length: {name}", figure)
     metrics = {role: list(read_metrics(path / METRICS)) for role, path in trained.items()}
     for metric in plots.CURVES:
         curves = {
@@ -217,7 +217,7 @@ def _inputs_of_page(inputs: Mapping[str, Path], comparison: Comparison) -> dict[
         "prompt_words": prompt_words(comparison),
         "cut_words": cut_words(inputs, comparison),
         "answers": {name: answers(inputs, name, comparison) for name in comparison.benchmarks},
-        "answers_words": words(comparison),
+        "answers_words": choice_words(comparison),
         "provenance": provenance(inputs),
         "versions": ", ".join(f"{library} {version}" for library, version in versions(inputs).items()),
     }

@@ -68,7 +68,7 @@ class Judging(Stage):
     """
 
     kind: ClassVar[str] = "judge"
-    module: ClassVar[str] = "minillm.judging.stage"
+    module: ClassVar[str] = "minillm.judging.rating"
     shown: ClassVar[tuple[str, ...]] = ("judge",)
     role: str
     judge: Judge

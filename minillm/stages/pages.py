@@ -35,7 +35,7 @@ class StudyReport(Stage):
     """
 
     kind: ClassVar[str] = "study"
-    module: ClassVar[str] = "minillm.reporting.study.stage"
+    module: ClassVar[str] = "minillm.reporting.study.study_report"
     is_page: ClassVar[bool] = True
     shown: ClassVar[tuple[str, ...]] = ("score", "difference", "p_value")
     name: str

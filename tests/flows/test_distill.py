@@ -18,7 +18,7 @@ from prefect.settings import PREFECT_API_URL
 
 from minillm.annotation.judgements import Judgements
 from minillm.annotation.pairs import draw_pairs, read_report
-from minillm.annotation.study import Study
+from minillm.annotation.session import AnnotationSession
 from tests.conftest import ROOT
 from tests.small import write_experiment, write_rows
 
@@ -273,10 +273,10 @@ def test_one_failing_method_leaves_the_others_standing(first: Finished, server: 
 def test_what_people_said_of_the_answers_stands_in_the_report_and_in_mlflow(first: Finished, server: str):
     (page,) = re.findall(r"^report +(\S+)$", first.output, re.MULTILINE)
     run = read_report(Path(page))
-    study = Study(draw_pairs(run, None, (), None, 60, 1), Judgements(run.store / "preference.db"))
+    study = AnnotationSession(draw_pairs(run, None, (), None, 60, 1), Judgements(run.store / "preference.db"))
     for number in range(1, len(study.pairs) + 1):
-        study.judge("ada", number, "tie")
-        study.judge("ben", number, "a")
+        study.choose("ada", number, "tie")
+        study.choose("ben", number, "a")
     judgements = first.config.parent / "judgements.csv"
     command = [sys.executable, "-m", "minillm.annotation", page, "--export", str(judgements)]
     subprocess.run(command, cwd=ROOT, check=True, timeout=60)

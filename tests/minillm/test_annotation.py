@@ -19,7 +19,7 @@ import pytest
 
 from minillm.annotation.judgements import Compared, Judgement, Judgements, read_csv, write_csv
 from minillm.annotation.pairs import Pair, answers_digest, draw_pairs, mismatch, newest_report, read_report
-from minillm.annotation.study import Study, swapped
+from minillm.annotation.session import AnnotationSession, swapped
 from minillm.errors import StageError
 from tests.conftest import ROOT
 from tests.minillm.annotated import ROLES, response, serving, write_run
@@ -148,43 +148,43 @@ def test_sides_are_the_same_in_every_process():
 
 def test_what_is_said_of_a_and_b_counts_for_the_method_that_wrote_it(tmp_path: Path):
     pairs = [make_pair(index) for index in range(20)]
-    study = Study(pairs, Judgements(tmp_path / "preference.db"))
+    session = AnnotationSession(pairs, Judgements(tmp_path / "preference.db"))
     for number in range(1, 21):
-        study.judge("ada", number, "a" if study.texts("ada", number)[0] == "One." else "b")
-        study.judge("ben", number, "a" if study.texts("ben", number)[0] == "Another." else "b")
-    choices = Counter((judgement.annotator, judgement.choice) for judgement in study.judgements.all())
+        session.choose("ada", number, "a" if session.texts("ada", number)[0] == "One." else "b")
+        session.choose("ben", number, "a" if session.texts("ben", number)[0] == "Another." else "b")
+    choices = Counter((judgement.annotator, judgement.choice) for judgement in session.judgements.all())
     assert choices == {("ada", "win"): 20, ("ben", "loss"): 20}
-    sides = Counter(study.judged()["ada"].values())
+    sides = Counter(session.judged()["ada"].values())
     assert min(sides["a"], sides["b"]) > 4, "the method stood on both sides"
-    study.judge("ada", 7, "tie")
-    assert study.judged()["ada"][7] == "tie"
-    assert len(study.judgements.all()) == 40, "a choice replaces the one before it"
+    session.choose("ada", 7, "tie")
+    assert session.judged()["ada"][7] == "tie"
+    assert len(session.judgements.all()) == 40, "a choice replaces the one before it"
 
 
 def test_the_next_open_pair_is_after_this_one_then_from_the_beginning(tmp_path: Path):
-    study = Study([make_pair(index) for index in range(4)], Judgements(tmp_path / "preference.db"))
-    assert study.next_open("ada") == 1
-    study.judge("ada", 2, "tie")
-    assert study.next_open("ada", after=1) == 3
-    study.judge("ada", 4, "tie")
-    assert study.next_open("ada", after=4) == 1
-    study.judge("ada", 1, "tie")
-    study.judge("ada", 3, "tie")
-    assert study.next_open("ada", after=3) is None
-    assert study.next_open("ben") == 1
+    session = AnnotationSession([make_pair(index) for index in range(4)], Judgements(tmp_path / "preference.db"))
+    assert session.next_open("ada") == 1
+    session.choose("ada", 2, "tie")
+    assert session.next_open("ada", after=1) == 3
+    session.choose("ada", 4, "tie")
+    assert session.next_open("ada", after=4) == 1
+    session.choose("ada", 1, "tie")
+    session.choose("ada", 3, "tie")
+    assert session.next_open("ada", after=3) is None
+    assert session.next_open("ben") == 1
 
 
 def test_a_page_costs_the_same_however_many_judgements_there_are(tmp_path: Path):
-    study = Study([make_pair(index) for index in range(60)], Judgements(tmp_path / "preference.db"))
+    session = AnnotationSession([make_pair(index) for index in range(60)], Judgements(tmp_path / "preference.db"))
     others = ((str(index), index, 1, "x", "y", "d", f"annotator {index % 50}", "win", "2026-01-01T00:00:00Z")
               for index in range(100_000))  # fmt: skip
-    with contextlib.closing(sqlite3.connect(study.judgements.path)) as connection, connection:
+    with contextlib.closing(sqlite3.connect(session.judgements.path)) as connection, connection:
         connection.executemany("INSERT INTO judgement VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", others)
     before = time.process_time()
-    study.judge("ada", 1, "b")
-    assert study.judged_by("ada") == {1: "b"}
-    assert study.judged() == {"ada": {1: "b"}}
-    assert study.next_open("ada", after=0) == 2
+    session.choose("ada", 1, "b")
+    assert session.judged_by("ada") == {1: "b"}
+    assert session.judged() == {"ada": {1: "b"}}
+    assert session.next_open("ada", after=0) == 2
     assert time.process_time() - before < 0.3, "reading all of them takes a second"
 
 
@@ -327,9 +327,9 @@ def test_judgements_of_this_run_are_exported_however_they_were_drawn(tmp_path: P
     nothing = command(str(report), "--export", str(tmp_path / "x.csv"))
     assert (nothing.returncode, (tmp_path / "x.csv").exists()) == (2, False)
     assert "nobody has judged" in nothing.stderr
-    Study(draw_pairs(run, None, (), None, 5, 1), judgements).judge("ada", 1, "a")
-    Study(draw_pairs(run, "kd", ("teacher",), "dolly", 5, 2), judgements).judge("ben", 2, "tie")
-    judgements.keep(make_judgement())  # on the answers of another run
+    AnnotationSession(draw_pairs(run, None, (), None, 5, 1), judgements).choose("ada", 1, "a")
+    AnnotationSession(draw_pairs(run, "kd", ("teacher",), "dolly", 5, 2), judgements).choose("ben", 2, "tie")
+    judgements.keep(make_judgement())  # of the answers of another run
     done = command(str(report), "--export", str(tmp_path / "x.csv"))
     assert done.returncode == 0, done.stderr
     assert "2 judgements by ada, ben" in done.stdout

@@ -8,19 +8,19 @@ import pytest
 from minillm.config import Promotion
 from minillm.config.loading import load_config
 from minillm.errors import ConfigError
-from minillm.reporting.comparing.runs import Row
-from minillm.reporting.promotion import judge, other_versions
+from minillm.reporting.comparing.runs import MethodOfRun
+from minillm.reporting.promotion import decide, other_versions
 from tests.minillm.test_runs import DIGESTS, PARAMS, a_run
 from tests.small import write_experiment
 
 
-def row(label: str, above: float, seed: int = 0, **changes: object) -> Row:
-    return Row(a_run(label, {"minillm": above}, seed, **changes), "minillm")
+def row(label: str, above: float, seed: int = 0, **changes: object) -> MethodOfRun:
+    return MethodOfRun(a_run(label, {"minillm": above}, seed, **changes), "minillm")
 
 
 def test_a_clear_gain_over_both_benchmarks_is_promoted_and_the_other_way_round_it_is_not():
     champion, candidate = row("champion", 0.0), row("candidate", 3.0, seed=1)
-    up, down = judge(candidate, champion, Promotion()), judge(champion, candidate, Promotion())
+    up, down = decide(candidate, champion, Promotion()), decide(champion, candidate, Promotion())
     assert up.promoted
     assert up.reason.startswith("Rouge-L +")
     assert "against the champion, p < 0.001, 52 prompts of 2 benchmarks" in up.reason
@@ -49,7 +49,7 @@ def test_every_way_in_which_the_two_were_measured_differently_is_named():
         "vicuna: not measured in this run",
     ]
     assert other_versions(row("none", 9.0, scores={}), champion) == ["MLflow has no scores per prompt of this run"]
-    refused = judge(some, champion, Promotion())
+    refused = decide(some, champion, Promotion())
     assert not refused.promoted
     assert "begin anew by removing the alias `champion` in MLflow" in refused.reason
 
@@ -59,7 +59,7 @@ def test_a_single_prompt_tells_nothing():
     champion, candidate = row("champion", 0.0, scores=one), row("candidate", 0.0, scores=one)
     far = row("far", 0.0, scores={"minillm": {"dolly": pd.Series([99.0])}})
     for challenger, gain in ((candidate, "+0.0"), (far, "+49.0")):
-        verdict = judge(challenger, champion, Promotion())
+        verdict = decide(challenger, champion, Promotion())
         assert verdict.reason == (
             f"Rouge-L {gain} against the champion, p = 1.000, 1 prompt of 1 benchmark; it takes a gain with p < 0.05"
         )

@@ -18,7 +18,7 @@ from minillm.evaluation import exposure, scoring
 from minillm.evaluation.differences import TEACHER
 from minillm.reporting import report
 from minillm.reporting.comparison import Comparison, how_tested, verdict
-from minillm.reporting.models import cost_words, model_table
+from minillm.reporting.model_words import cost_words, model_table
 from minillm.reporting.plots import looks
 from minillm.reporting.sections.exposure import exposure_section
 from minillm.stages import Diversity, Job, Report, Score

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from minillm.evaluation.uncertainty import adjusted, paired_estimate
-from minillm.reporting.comparing.page import difference_tables, looks, other_figures, score_table, verdict, write
+from minillm.reporting.comparing.page import difference_tables, looks, other_figures, run_verdict, score_table, write
 from minillm.reporting.comparing.runs import Run, RunComparison, differing
 from minillm.reporting.plots import COLOURS, score_figure
 from tests.minillm.test_report import Page
@@ -85,7 +85,7 @@ def test_differences_of_teachers_are_a_family_of_their_own():
 def test_the_verdict_tells_what_can_be_told_apart():
     swinging = {name: scores + np.resize([1.0, -1.0], len(scores)) for name, scores in FIRST.scores["minillm"].items()}
     same = a_run("same", {}, scores={"minillm": swinging})
-    higher, equal = verdict(RunComparison([FIRST, LATER, same]))
+    higher, equal = run_verdict(RunComparison([FIRST, LATER, same]))
     assert re.fullmatch(r"later:minillm is above first:minillm: \+[23]\.\d \[\+.*\], p\s<\s0\.001\.", higher)
     assert re.match(r"same:minillm cannot be told apart from first:minillm: [+−]0\.0 \[−", equal)
 
@@ -99,7 +99,7 @@ def test_a_benchmark_whose_data_changed_is_not_paired_and_stays_out_of_the_mean(
     assert table.loc["mean", "difference"] == table.loc["dolly", "difference"]
     assert score_table(comparison).loc["later:minillm", "vicuna"] != "–", "its own score still stands"
     nothing = a_run("later", {"minillm": 7.0}, seed=1, data={})
-    (sentence,) = verdict(RunComparison([FIRST, nothing]))
+    (sentence,) = run_verdict(RunComparison([FIRST, nothing]))
     assert sentence == "later:minillm and first:minillm: no mean, for all runs share no benchmark of one version."
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from minillm.errors import StageError
 from minillm.evaluation.uncertainty import adjusted, estimate, paired_estimate
-from minillm.reporting.study import stage as study
+from minillm.reporting.study import study_report as study
 from minillm.reporting.study.variants import StudyComparison
 from minillm.stages import Job, StudyReport
 from tests.minillm.test_report import Page

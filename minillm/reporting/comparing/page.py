@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from minillm.evaluation.differences import Difference
 from minillm.reporting import plots
 from minillm.reporting.comparing.runs import (
-    Row,
+    MethodOfRun,
     Run,
     RunComparison,
     differences_by_prompt,
@@ -59,7 +59,7 @@ def page_of(comparison: RunComparison, other_page: str) -> dict[str, Any]:
         "runs": runs,
         "started": [datetime.fromtimestamp(run.started).strftime("%Y-%m-%d %H:%M") for run in runs],
         "other_page": other_page,
-        "sentences": [*verdict(comparison), *silent_runs(comparison)],
+        "sentences": [*run_verdict(comparison), *silent_runs(comparison)],
         "measure": comparison.measure,
         "shared": comparison.shared,
         "scores": score_table(comparison),
@@ -75,7 +75,7 @@ def page_of(comparison: RunComparison, other_page: str) -> dict[str, Any]:
     }
 
 
-def verdict(comparison: RunComparison) -> list[str]:
+def run_verdict(comparison: RunComparison) -> list[str]:
     """A sentence for each row of a later run: where its mean stands beside the first run's; main methods first."""
     sentences = []
     for row, other in sorted(comparison.pairs, key=lambda pair: pair[0].method not in pair[0].run.main_methods):
@@ -100,7 +100,7 @@ def silent_runs(comparison: RunComparison) -> list[str]:
 
 
 def score_table(comparison: RunComparison) -> pd.DataFrame:
-    """Row × benchmark and their mean, 'mean [low, high]' of the score; no columns where nothing was scored."""
+    """MethodOfRun × benchmark and their mean, 'mean [low, high]' of the score; no columns where nothing was scored."""
     columns = [name for name in dict.fromkeys(n for row in comparison.cells.values() for n in row) if name != MEAN]
     columns += [MEAN] if comparison.shared else []
     rows = {
@@ -162,7 +162,7 @@ def draw(comparison: RunComparison, look: plots.Look) -> dict[str, tuple[str, Fi
     return figures
 
 
-def _difference(comparison: RunComparison, row: Row, other: Row, benchmark: str) -> Mapping[str, str]:
+def _difference(comparison: RunComparison, row: MethodOfRun, other: MethodOfRun, benchmark: str) -> Mapping[str, str]:
     found = comparison.differences.get((row.name, other.name, benchmark))
     if found is None:
         reason = why_not_paired(row, other, benchmark) or ""
@@ -188,7 +188,7 @@ def _reading(difference: Difference) -> str:
     return "above" if difference.value > 0 else "below"
 
 
-def _metrics(row: Row, known: Set[str]) -> dict[str, float]:
+def _metrics(row: MethodOfRun, known: Set[str]) -> dict[str, float]:
     """Metrics of the row's method that are not known, without its name: METRIC/METHOD/BENCHMARK is METRIC/BENCHMARK."""
     parts = {tuple(name.split("/")): value for name, value in row.run.metrics.items()}
     return {

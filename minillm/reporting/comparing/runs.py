@@ -15,7 +15,7 @@ import pandas as pd
 
 from minillm.evaluation.differences import Difference, family, paired_differences
 from minillm.evaluation.uncertainty import estimate
-from minillm.reporting.comparison import MEAN, WORDS, on_policy_method
+from minillm.reporting.comparison import MEAN, METRIC_NAMES, on_policy_method
 from minillm.words import ABSENT
 
 NOT_STUDENTS = ("teacher", "initial")
@@ -80,7 +80,7 @@ class Run:
 
 
 @dataclass(frozen=True, eq=False)
-class Row:
+class MethodOfRun:
     """One method of one run."""
 
     run: Run
@@ -106,22 +106,22 @@ class RunComparison:
     """Whether each method of a run has a row, or only its main one."""
 
     @functools.cached_property
-    def rows(self) -> list[Row]:
+    def rows(self) -> list[MethodOfRun]:
         """Of all runs, those without scores too."""
         return [
-            Row(run, method)
+            MethodOfRun(run, method)
             for run in self.runs
             for method in (dict.fromkeys([*run.scores, *run.curves]) if self.every_method else run.main_methods)
             if method != "initial"
         ]
 
     @property
-    def scored(self) -> list[Row]:
+    def scored(self) -> list[MethodOfRun]:
         """The rows of the score table."""
         return [row for row in self.rows if row.scores]
 
     @functools.cached_property
-    def pairs(self) -> list[tuple[Row, Row]]:
+    def pairs(self) -> list[tuple[MethodOfRun, MethodOfRun]]:
         """Each row of a later run with the one of the first run that it is compared with."""
         first = [row for row in self.scored if row.run is self.scored[0].run]
         main = next((row for row in first if row.method in row.run.main_methods), None)
@@ -142,11 +142,11 @@ class RunComparison:
     @property
     def measure(self) -> str:
         """What the scores are, in words."""
-        return WORDS[next(iter(self.metrics))] if len(self.metrics) == 1 else "Score"
+        return METRIC_NAMES[next(iter(self.metrics))] if len(self.metrics) == 1 else "Score"
 
     def label(self, column: str) -> str:
         """A column's heading, with its metric where they are several."""
-        words = sorted({WORDS[row.run.metric(column)] for row in self.scored if column in row.scores})
+        words = sorted({METRIC_NAMES[row.run.metric(column)] for row in self.scored if column in row.scores})
         return f"{column}, {' or '.join(words)}" if words and len(self.metrics) > 1 else column
 
     @functools.cached_property
@@ -180,7 +180,7 @@ class RunComparison:
         having = {name: curves[metric] for name, curves in found.items() if metric in curves}
         return {name: list(zip(of.index.tolist(), of.tolist(), strict=True)) for name, of in having.items()}
 
-    def _cells(self, row: Row) -> Iterator[tuple[str, dict[str, Any]]]:
+    def _cells(self, row: MethodOfRun) -> Iterator[tuple[str, dict[str, Any]]]:
         groups = {name: [scores] for name, scores in row.scores.items()}
         groups |= {MEAN: [row.scores[name] for name in self.shared]} if self.shared else {}
         for name, group in groups.items():
@@ -188,7 +188,7 @@ class RunComparison:
             yield name, {"mean": found.value, "interval": [found.low, found.high]}
 
 
-def why_not_paired(row: Row, other: Row, benchmark: str) -> str | None:
+def why_not_paired(row: MethodOfRun, other: MethodOfRun, benchmark: str) -> str | None:
     """Why two rows are not compared on a benchmark; None where they are."""
     for one in (row, other):
         if benchmark not in one.scores:
@@ -203,7 +203,7 @@ def why_not_paired(row: Row, other: Row, benchmark: str) -> str | None:
     return None
 
 
-def differences_by_prompt(row: Row, other: Row, benchmark: str) -> pd.Series:
+def differences_by_prompt(row: MethodOfRun, other: MethodOfRun, benchmark: str) -> pd.Series:
     """Score of one row minus that of the other on each prompt that counts in both, by its index."""
     return (row.scores[benchmark] - other.scores[benchmark]).dropna()
 

@@ -14,7 +14,7 @@ from minillm.reporting.plots import INK, Look, empty_figure, legend
 from minillm.reporting.sections.base import Section, doubt_words
 from minillm.words import number, with_interval
 
-WORDS = (
+EXPLANATION = (
     "Each model chooses among given answers by the probability that it gives them as responses to the prompt, and "
     "is shown no example. Accuracy: how often it chooses the right one, in percent. Expected calibration error "
     "(ECE), from 0 to 1: how far the probability of its choice is from how often it is right, over 15 bins of that "
@@ -45,7 +45,7 @@ def calibration_section(inputs: Mapping[str, Path], roles: Sequence[str], look: 
     }
     ends = (end for of in measured.values() for found in of.values() for end in _ends(found))
     prompts = [found["prompts"] for of in measured.values() for found in of.values()]
-    return Section("Calibration", WORDS + doubt_words(ends, prompts), tables, figures)
+    return Section("Calibration", EXPLANATION + doubt_words(ends, prompts), tables, figures)
 
 
 def reliability_figure(measured: Mapping[str, Mapping[str, Any]], look: Look, confidence: str) -> Figure:

@@ -12,13 +12,13 @@ from minillm.reporting import plots
 from minillm.reporting.sections.base import Section
 from minillm.words import ABSENT, span, with_spread
 
-WORDS = (
+EXPLANATION = (
     "Tasks of lm-evaluation-harness {version}, with its own prompts and metrics: the score and its standard error as "
     "the harness gives them. Accuracies are between 0 and 1, and guessing among four answers gets 0.25. Cut: questions "
     "longer than the models see at once, whose beginning was left out; a range where models see different lengths."
 )
 
-Row = Mapping[str, Any]
+TaskScore = Mapping[str, Any]
 
 
 def downstream_section(inputs: Mapping[str, Path], roles: Sequence[str], look: plots.Look) -> Section | None:
@@ -36,13 +36,13 @@ def downstream_section(inputs: Mapping[str, Path], roles: Sequence[str], look: p
     figure = accuracy_figure(rows, look)
     return Section(
         title="Downstream tasks",
-        words=WORDS.format(version=found[roles[0]]["harness"]),
+        words=EXPLANATION.format(version=found[roles[0]]["harness"]),
         tables={"Scores": score_table(rows)},
         figures={"downstream": ("Downstream tasks", figure)} if figure else {},
     )
 
 
-def score_table(rows: Mapping[str, Mapping[str, Row]]) -> pd.DataFrame:
+def score_table(rows: Mapping[str, Mapping[str, TaskScore]]) -> pd.DataFrame:
     """Task × what was asked and the score of each method.
 
     Args:
@@ -64,7 +64,7 @@ def score_table(rows: Mapping[str, Mapping[str, Row]]) -> pd.DataFrame:
     return pd.DataFrame.from_dict(table, orient="index")
 
 
-def accuracy_figure(rows: Mapping[str, Mapping[str, Row]], look: plots.Look) -> Figure | None:
+def accuracy_figure(rows: Mapping[str, Mapping[str, TaskScore]], look: plots.Look) -> Figure | None:
     """Score and standard error of every method on the tasks scored from 0 to 1; None where there is none."""
     first = next(iter(rows.values()))
     tasks = [task for task in first if all(0 <= of_role[task]["value"] <= 1 for of_role in rows.values())]
@@ -74,10 +74,10 @@ def accuracy_figure(rows: Mapping[str, Mapping[str, Row]], look: plots.Look) -> 
     return plots.interval_figure(cells, "score (0–1) and its standard error", look)
 
 
-def _cell(row: Row) -> dict[str, Any]:
+def _cell(row: TaskScore) -> dict[str, Any]:
     value, error = row["value"], row["stderr"]
     return {"mean": value, "interval": [None, None] if error is None else [value - error, value + error]}
 
 
-def _words(row: Row) -> str:
+def _words(row: TaskScore) -> str:
     return with_spread(row["value"], row["stderr"], 3)

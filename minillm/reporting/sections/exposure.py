@@ -16,7 +16,7 @@ COLUMNS = 4
 """Lengths in the table, evenly spread up to the longest."""
 MARKS = 10
 """Markers on a curve, about."""
-WORDS = """\
+EXPLANATION = """\
 What a student's own mistakes cost it, over {responses} responses to {prompts} prompts of {benchmark}. At every token, \
 teacher and student are compared by the forward KL of the next one, and these are added up by length, along the \
 student's own responses and along the teacher's. The excess of the first sum over the second comes of going on from \
@@ -43,7 +43,7 @@ def exposure_section(inputs: Mapping[str, Path], roles: Sequence[str], look: Loo
     longest = len(next(iter(measured.values()))["exaccerr"]["value"])
     return Section(
         title="Exposure bias",
-        words=WORDS.format(**next(iter(measured.values()))) + doubt_words(ends),
+        words=EXPLANATION.format(**next(iter(measured.values()))) + doubt_words(ends),
         tables={
             "Excess accumulated error by length in tokens, %": excess_table(measured, longest),
             f"Summed divergence from the teacher up to {longest} tokens, nats": sum_table(measured),

@@ -13,7 +13,7 @@ from minillm.reporting.sections.base import Section, doubt_words
 from minillm.reporting.sections.calibration import reliability_figure
 from minillm.words import with_interval
 
-WORDS = (
+EXPLANATION = (
     "Loss: mean of −log probability over the tokens of the first reference of each benchmark prompt, and over those "
     "of plain text that no model was trained on, in nats per token; perplexity is its exponential. Tokens are those "
     "of each model's tokenizer: where these differ, compare bits per byte of the text. A method that seeks the "
@@ -46,7 +46,7 @@ def held_out_section(inputs: Mapping[str, Path], roles: Sequence[str], look: Loo
     }
     sets = [found for of in measured.values() for part in of.values() for found in part.values()]
     ends = (end for found in sets for what in ("loss", "bits_per_byte", "ece") for end in found[what]["interval"])
-    return Section("Held-out text", WORDS + doubt_words(ends), tables, figures)
+    return Section("Held-out text", EXPLANATION + doubt_words(ends), tables, figures)
 
 
 def _measured(found: Mapping[str, Any]) -> str:

@@ -16,7 +16,7 @@ from minillm.reporting.plots import Look, interval_figure
 from minillm.reporting.sections.base import Section, doubt_words
 from minillm.words import ABSENT, number, with_interval
 
-WORDS = (
+EXPLANATION = (
     "{judge} rated each answer of the model beside the reference answer, from 1 to 10, in both orders. Shown is the "
     "sum of the model's ratings as a share of the sum of the reference's: at 100 % the judge likes both the same. "
     "In brackets stands the 95 % interval over prompts; * marks p < 0.05, by a sign-flip test over prompts, "
@@ -54,7 +54,7 @@ def judge_section(inputs: Mapping[str, Path], roles: Sequence[str], look: Look, 
         compared = max(folders, key=lambda role: results[role][MEAN]["ratio"])
     return Section(
         title="Judge",
-        words=WORDS.format(judge=", ".join(sorted(judges))) + doubt_words(ends, rated),
+        words=EXPLANATION.format(judge=", ".join(sorted(judges))) + doubt_words(ends, rated),
         tables={
             "Σ model / Σ reference, %": ratio_table(cells),
             f"{compared} minus each other method, points": difference_table(compared, prompts),

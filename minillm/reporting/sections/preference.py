@@ -16,7 +16,7 @@ from minillm.words import ABSENT, number, with_interval
 TIE = "#C8C8C8"
 LABELLED_SHARE = 8.0
 """Percent; a narrower part of a bar has no room for its figure."""
-WORDS = (
+EXPLANATION = (
     "They saw two answers to each prompt, in random order and without the methods' names, and said which is better. "
     "Percent with 95 % intervals over prompts; a prompt counts as the mean over its annotators. * marks wins minus "
     f"losses with p < {LEVEL}, by a sign-flip test over prompts, adjusted (Holm) for the comparisons between "
@@ -36,7 +36,7 @@ def preference_section(inputs: Mapping[str, Path], roles: Sequence[str], look: L
         tables["Agreement of annotators"] = agreement_table(found["agreement"])
     ends = (row[what]["low"] for row in found["comparisons"] for what in ("win", "tie", "loss", "net"))
     doubts = doubt_words(ends, (row["prompts"] for row in found["comparisons"]))
-    words = f"Annotators: {', '.join(found['annotators'])}. {WORDS}{doubts}"
+    words = f"Annotators: {', '.join(found['annotators'])}. {EXPLANATION}{doubts}"
     figure = preference_figure(found["comparisons"], look)
     return Section("Human preference", words, tables, {"preference": ("Human preference", figure)})
 

@@ -39,7 +39,7 @@ def write(
     Returns:
         The Markdown without figures, to read at a glance, and the sentences of the verdict.
     """
-    sentences = [*verdict(comparison), *_missing(settings)]
+    sentences = [*study_verdict(comparison), *_missing(settings)]
     figures = draw(comparison, settings, curves)
     page = {
         "title": settings.name,
@@ -64,7 +64,7 @@ def write(
     return render("study.md", page | {"images": images(figures), "glance": True}), sentences
 
 
-def verdict(comparison: StudyComparison) -> list[str]:
+def study_verdict(comparison: StudyComparison) -> list[str]:
     """The baseline's mean, and which variants are above it, below it, or neither that can be told."""
     base = comparison.estimates[comparison.baseline, MEAN]
     means = [comparison.differences[variant, MEAN] for variant in comparison.others]

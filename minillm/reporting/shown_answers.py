@@ -36,7 +36,7 @@ def answers(inputs: Mapping[str, Path], benchmark: str, comparison: Comparison) 
     return shown
 
 
-def words(comparison: Comparison) -> str:
+def choice_words(comparison: Comparison) -> str:
     """How the prompts were chosen."""
     seed = comparison.tables[comparison.roles[0]]["seeds"][0]
     other = rival(comparison)

@@ -9,11 +9,11 @@ import pandas as pd
 
 from minillm.config import Model
 from minillm.files import read_json
-from minillm.reporting.comparison import WORDS, Comparison
+from minillm.reporting.comparison import METRIC_NAMES, Comparison
 from minillm.reporting.provenance import manifest_of
 from minillm.words import ABSENT, number, percent, short_count, span
 
-SELECTED_BY = {**WORDS, "validation_loss": "validation loss"}
+SELECTED_BY = {**METRIC_NAMES, "validation_loss": "validation loss"}
 Cost = Mapping[str, Any]
 """The measured cost of generating (see `minillm.generation.cost`)."""
 SHOWN_DIGITS = 12

@@ -11,7 +11,7 @@ from minillm.durable import write_atomically
 from minillm.errors import StageError
 from minillm.evaluation.uncertainty import prompt_scores
 from minillm.files import read_json
-from minillm.reporting.comparison import WORDS
+from minillm.reporting.comparison import METRIC_NAMES
 from minillm.reporting.study.page import write
 from minillm.reporting.study.variants import Curve, StudyComparison
 from minillm.stages import Job, StudyReport, Summary
@@ -69,7 +69,7 @@ def read_measure(job: Job[StudyReport]) -> str:
     path = next(path for name, path in job.inputs.items() if name.startswith("score/"))
     benchmarks = read_json(path / "table.json")["benchmarks"].values()
     metrics = {row["metric"] for row in benchmarks}
-    return WORDS[metrics.pop()] if len(metrics) == 1 else "Score"
+    return METRIC_NAMES[metrics.pop()] if len(metrics) == 1 else "Score"
 
 
 def training_curves(job: Job[StudyReport], settings: StudyReport) -> dict[str, dict[str, Curve]]:

@@ -18,7 +18,7 @@ SAID: dict[Choice, Preferred] = {"win": "a", "tie": "tie", "loss": "b"}
 
 
 @dataclass(frozen=True)
-class Study:
+class AnnotationSession:
     """Pairs in the order in which everybody sees them, numbered from 1, and what was said of them."""
 
     pairs: Sequence[Pair]
@@ -29,7 +29,7 @@ class Study:
         first, second = self.pairs[number - 1].texts
         return (second, first) if swapped(annotator, self.pairs[number - 1]) else (first, second)
 
-    def judge(self, annotator: str, number: int, preferred: Preferred) -> None:
+    def choose(self, annotator: str, number: int, preferred: Preferred) -> None:
         """Keep a choice, instead of the annotator's earlier one on this pair."""
         pair = self.pairs[number - 1]
         choice = CHOICES[OPPOSITE[preferred] if swapped(annotator, pair) else preferred]
