@@ -1,1 +1,1 @@
-"""Human preference: pairs of answers that people compare, blind, on a page of this machine (method.md §7)."""
+"""Human preference: people compare pairs of answers, blind, on a page of this machine (method.md §7)."""

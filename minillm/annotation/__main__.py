@@ -1,4 +1,4 @@
-"""`python -m minillm.annotation`: show pairs of a run's answers to people, and write what they chose for its report."""
+"""`python -m minillm.annotation`: show pairs of a run's answers to people, and export their choices for its report."""
 
 import argparse
 import contextlib
@@ -20,11 +20,11 @@ from minillm.files import local_path
 
 HOST = "127.0.0.1"
 STORE = Path(".minillm")
-"""Where runs keep their results unless told otherwise (`runtime.store`)."""
+"""Default place of results (`runtime.store`)."""
 
 
 def main() -> int:
-    """Command line: 0 at the end of the serving or writing, 2 with what is wrong."""
+    """Run the command line; return 0 when serving or writing has ended, 2 after an error."""
     arguments = _parser().parse_args()
     try:
         run = read_report(arguments.report or newest_report(STORE))
@@ -42,23 +42,31 @@ def main() -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m minillm.annotation", description="Let people compare the answers of a finished run's methods."
+        prog="python -m minillm.annotation", description="Let people compare answers of the methods of a finished run."
     )
     parser.add_argument(
-        "report", nargs="?", type=local_path, help="report.html of the run (default: the last made in .minillm)"
+        "report", nargs="?", type=local_path, help="report.html of the run (default: the newest one in .minillm)"
     )
-    parser.add_argument("--method", help="whose answers win or lose (default: the method that the report compares)")
+    parser.add_argument("--method", help="method whose answers win or lose (default: the one that the report compares)")
     parser.add_argument(
-        "--against", nargs="+", default=(), metavar="METHOD", help="the others (default: the first student beside it)"
+        "--against",
+        nargs="+",
+        default=(),
+        metavar="METHOD",
+        help="methods compared with it (default: the first other student)",
     )
-    parser.add_argument("--benchmark", help="whose prompts (default: self_inst, as in the paper, or the first)")
-    parser.add_argument("--prompts", type=_count, default=60, help="how many, drawn at random (default: %(default)s)")
+    parser.add_argument("--benchmark", help="default: self_inst, as in the paper, or else the first")
     parser.add_argument(
-        "--seed", type=_seed, default=1, help="of the prompts drawn and their order (default: %(default)s)"
+        "--prompts", type=_count, default=60, help="number of prompts, drawn at random (default: %(default)s)"
     )
-    parser.add_argument("--port", type=int, default=4400, help="0 for any that is free (default: %(default)s)")
     parser.add_argument(
-        "--export", type=local_path, metavar="FILE", help="write the judgements of this run as CSV and end"
+        "--seed", type=_seed, default=1, help="seed of the prompts drawn and of their order (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--port", type=int, default=4400, help="port to serve on; 0 takes a free one (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--export", type=local_path, metavar="FILE", help="write the judgements of this run as CSV and exit"
     )
     return parser
 
@@ -81,24 +89,24 @@ def _serve(session: AnnotationSession, port: int) -> int:
         listening = socket.create_server((HOST, port))
     except (OSError, OverflowError) as error:
         taken = isinstance(error, OSError) and error.errno == errno.EADDRINUSE
-        reason = "another program listens there" if taken else str(error)
+        reason = "another program uses it" if taken else str(error)
         raise StageError(f"port {port} of {HOST} cannot be used: {reason}; choose another with --port") from error
     pairs = [pair.compared for pair in session.pairs]
     others = ", ".join(sorted({pair.other for pair in pairs}))
     print(f"{len(pairs)} pairs of answers to {pairs[0].benchmark}: {pairs[0].method} against {others}")
     print(f"Choices are kept in {session.judgements.path}")
     print(f"http://{HOST}:{listening.getsockname()[1]} — Ctrl-C stops it", flush=True)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # like Ctrl-C
     server = uvicorn.Server(uvicorn.Config(make_app(session), log_level="warning", timeout_graceful_shutdown=2))
     with contextlib.suppress(KeyboardInterrupt):
         server.run(sockets=[listening])
     counts = ", ".join(f"{annotator} {len(judged)}" for annotator, judged in session.judged().items())
-    print(f"\nJudged: {counts or 'none'}. --export FILE writes what was chosen.")
+    print(f"\nJudged: {counts or 'none'}. --export FILE writes the choices.")
     return 0
 
 
 def _export(run: FinishedRun, judgements: Sequence[Judgement], path: Path) -> int:
-    """Write the judgements of all answers that are this run's, however they were drawn."""
+    """Write the judgements of all answers of this run, however they were drawn."""
     own = [judgement for judgement in judgements if mismatch(judgement, run.responses) is None]
     if not own:
         raise StageError(f"nobody has judged answers of this run yet, so {path} is not written")

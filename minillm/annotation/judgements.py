@@ -1,4 +1,4 @@
-"""What annotators chose: kept in a database that survives a killed server, and exchanged as a CSV file."""
+"""Choices of annotators: kept in a database that survives a killed server, and exchanged as a CSV file."""
 
 import contextlib
 import csv
@@ -18,21 +18,21 @@ Choice = Literal["win", "tie", "loss"]
 
 
 class Compared(Strict):
-    """Which two answers are compared: those of two methods to one prompt."""
+    """The two answers that are compared, of two methods to one prompt."""
 
     benchmark: str
     index: int
-    """Of the prompt in the benchmark."""
+    """Index of the prompt in the benchmark."""
     seed: int
-    """Of the generation."""
+    """Seed of the generation."""
     method: str
     other: str
     answers: str
-    """Digest of the two texts: a choice between others does not count."""
+    """Digest of the two texts; a choice between different ones does not count."""
 
     @property
     def identity(self) -> tuple[Any, ...]:
-        """The same for every judgement of these answers."""
+        """Key that all judgements of these answers share."""
         return tuple(getattr(self, field) for field in Compared.model_fields)
 
 
@@ -41,7 +41,7 @@ class Judgement(Compared):
 
     annotator: str = Field(min_length=1)
     choice: Choice
-    """What `method` did against `other`."""
+    """Outcome of `method` against `other`."""
     time: AwareDatetime
 
 
@@ -62,10 +62,10 @@ class Judgements:
     """The judgements of all annotators of a store, in one SQLite file; several servers may share it."""
 
     def __init__(self, path: Path) -> None:
-        """Open or make the file.
+        """Open the file, or make it.
 
         Raises:
-            StageError: It is no such database, or cannot be written.
+            StageError: It is not such a database, or cannot be written.
         """
         self.path = path
         try:
@@ -78,16 +78,16 @@ class Judgements:
             ) from error
 
     def keep(self, judgement: Judgement) -> None:
-        """Have a choice on disk when this returns; it replaces the annotator's earlier one on the same pair."""
+        """Write a choice to disk; it replaces the annotator's earlier one on the same pair."""
         with self._connection() as connection:
             connection.execute(_KEEP, judgement.model_dump(mode="json"))
 
     def of(self, pairs: Iterable[Compared], annotator: str | None = None) -> Iterator[tuple[Compared, str, Choice]]:
-        """Pair, annotator and choice of every judgement of some pairs, each pair looked up by the table's key.
+        """Yield pair, annotator and choice of every judgement of some pairs, each looked up by the table's key.
 
         Args:
-            pairs: In any number; what else the table holds costs nothing.
-            annotator: Whose judgements; without it, everybody's.
+            pairs: Any number of pairs; the size of the table does not matter.
+            annotator: Only judgements of this annotator; by default those of all.
         """
         with self._connection() as connection:
             for pair in pairs:
@@ -97,24 +97,24 @@ class Judgements:
                     yield pair, name, choice
 
     def all(self) -> list[Judgement]:
-        """In the order of time."""
+        """Return all judgements in the order of time."""
         with self._connection() as connection:
             rows = connection.execute("SELECT * FROM judgement ORDER BY time").fetchall()
         return [Judgement(**dict(zip(COLUMNS, row, strict=True))) for row in rows]
 
     @contextlib.contextmanager
     def _connection(self) -> Iterator[sqlite3.Connection]:
-        """A connection of the calling thread's own; what it did is committed at the end, if nothing went wrong."""
+        """Open a connection for the calling thread; its changes are committed at the end unless there was an error."""
         with contextlib.closing(sqlite3.connect(self.path, timeout=30)) as connection, connection:
-            connection.execute("PRAGMA synchronous = EXTRA")  # a commit outlives a power cut too
+            connection.execute("PRAGMA synchronous = EXTRA")  # a commit survives a power cut too
             yield connection
 
 
 def write_csv(path: Path, judgements: Sequence[Judgement]) -> None:
-    """Write judgements to a file, whole or not at all.
+    """Write judgements to a file atomically.
 
     Raises:
-        StageError: It cannot be written.
+        StageError: The file cannot be written.
     """
     stream = io.StringIO()
     writer = csv.DictWriter(stream, COLUMNS, lineterminator="\n")
@@ -127,10 +127,10 @@ def write_csv(path: Path, judgements: Sequence[Judgement]) -> None:
 
 
 def read_csv(path: Path) -> list[Judgement]:
-    """Judgements of a file that `write_csv` wrote; further columns are left aside.
+    """Read judgements from a file that `write_csv` wrote; other columns are ignored.
 
     Raises:
-        StageError: The file is no CSV file with these columns, has a wrong value, a choice twice or none at all.
+        StageError: The file is not a CSV file with these columns, has a wrong value, a choice twice, or none at all.
     """
     try:
         with path.open(encoding="utf-8-sig", newline="") as stream:

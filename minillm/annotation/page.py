@@ -1,7 +1,7 @@
-"""The page that annotators see, without a word of which method wrote what.
+"""The page that annotators see, which does not reveal which method wrote which answer.
 
-Every choice is a form, answered when it is on disk. What models wrote is escaped by the templates, and the browser is
-told to run no script but the page's own. Only this machine is answered, and only forms of this page are.
+Every choice is a form, and the reply means that it is on disk. Templates escape the texts of models, and the browser is
+told to run no script but the page's own. Only requests from this machine and forms of this page are accepted.
 """
 
 import re
@@ -21,7 +21,7 @@ from minillm.annotation.session import AnnotationSession, Preferred
 
 HERE = Path(__file__).parent
 NAME = r"^\w[\w .'-]{0,39}$"
-"""What an annotator may be called: nothing that has a meaning in an address or a spreadsheet."""
+"""Names that an annotator may have: nothing that has a meaning in an address or a spreadsheet."""
 NAME_WORDS = (
     "A name begins with a letter or digit; letters, digits, spaces, dots, hyphens and apostrophes may follow, "
     "40 characters at most."
@@ -36,7 +36,7 @@ HEADERS = {
 
 
 def visible(text: str) -> str:
-    """A text whose control characters, which models do write, are replaced."""
+    """Replace control characters, which models do write."""
     return re.sub(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]", "\N{REPLACEMENT CHARACTER}", text)
 
 
@@ -47,7 +47,7 @@ ROUTER = APIRouter()
 
 
 def make_app(session: AnnotationSession) -> FastAPI:
-    """The application that shows a session."""
+    """Make the application that serves a session."""
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     app.state.session = session
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=["127.0.0.1", "localhost"])
@@ -89,13 +89,13 @@ FROM_THIS_PAGE = [Depends(_from_this_page)]
 
 @ROUTER.get("/")
 def welcome(request: Request, session: Shown) -> HTMLResponse:
-    """Ask for a name, and say who has begun."""
+    """Ask for a name, and list the annotators who have begun."""
     return _welcome(request, session)
 
 
 @ROUTER.post("/", dependencies=FROM_THIS_PAGE)
 def begin(request: Request, session: Shown, name: Annotated[str, Form()]) -> Response:
-    """Go on where the annotator of this name stopped."""
+    """Continue where the annotator of this name stopped."""
     name = " ".join(name.split())
     if not re.fullmatch(NAME, name):
         return _welcome(request, session, name, NAME_WORDS)
@@ -105,13 +105,13 @@ def begin(request: Request, session: Shown, name: Annotated[str, Form()]) -> Res
 
 @ROUTER.get("/annotators/{annotator}")
 def resume(session: Shown, annotator: Annotator) -> RedirectResponse:
-    """The first pair without a choice."""
+    """Go to the first pair without a choice."""
     return _to_next(session, annotator)
 
 
 @ROUTER.get("/annotators/{annotator}/pairs/{number}")
 def show(request: Request, session: Shown, annotator: Annotator, number: Number) -> HTMLResponse:
-    """One pair, with the choice made earlier if there is one."""
+    """Show one pair, with the earlier choice if there is one."""
     judged = session.judged_by(annotator)
     facts = {
         "annotator": annotator,
@@ -136,7 +136,7 @@ def choose(
 
 @ROUTER.get("/annotators/{annotator}/done")
 def done(request: Request, session: Shown, annotator: Annotator) -> Response:
-    """All pairs have a choice."""
+    """Say that all pairs have a choice, or go to one that has none."""
     if session.next_open(annotator) is not None:
         return _to_next(session, annotator)
     facts = {"annotator": annotator, "total": len(session.pairs)}

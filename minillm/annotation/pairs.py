@@ -1,4 +1,4 @@
-"""Pairs of answers to the same prompt, drawn from the stored responses behind a report."""
+"""Draw pairs of answers to the same prompt from the stored responses behind a report."""
 
 import functools
 from collections.abc import Mapping, Sequence
@@ -17,23 +17,23 @@ from minillm.store.manifest import MANIFEST, read_manifest, text_digest
 from minillm.streams import Purpose, generator, stream
 
 PAPER_BENCHMARK = "self_inst"
-"""What the paper's annotators were shown."""
+"""The benchmark that the paper's annotators were shown."""
 
 
 @dataclass(frozen=True)
 class Pair:
-    """The answers of two methods to one prompt."""
+    """Answers of two methods to one prompt."""
 
     compared: Compared
     instruction: str
     context: str
     texts: tuple[str, str]
-    """Of `compared.method` and of `compared.other`."""
+    """Answers of `compared.method` and of `compared.other`."""
 
 
 @dataclass(frozen=True)
 class FinishedRun:
-    """What the page and the judgements need of a run."""
+    """A finished run, as far as the page and the judgements need it."""
 
     store: Path
     roles: Sequence[str]
@@ -41,15 +41,15 @@ class FinishedRun:
     compared: str
     """The method that its report compares with the others."""
     seed: int
-    """The first of the generation."""
+    """First seed of the generation."""
     prompts: Mapping[str, Sequence[Mapping[str, Any]]]
-    """By benchmark."""
+    """Prompts by benchmark."""
     responses: Mapping[str, Path]
     """Folder of the stored responses of each method."""
 
 
 def newest_report(store: Path) -> Path:
-    """The report that was made last.
+    """Return the report that was made last.
 
     Raises:
         StageError: The store has none.
@@ -61,22 +61,22 @@ def newest_report(store: Path) -> Path:
 
 
 def read_report(path: Path) -> FinishedRun:
-    """The run behind a report, from its folder or its page.
+    """Read the run behind a report, given its folder or its page.
 
     Raises:
-        StageError: It is no report of a finished run, or what it was made of is gone.
+        StageError: It is not the report of a finished run, or its inputs are gone.
     """
     folder = (path.parent if path.is_file() else path).resolve()
     if not (folder / MANIFEST).is_file() or not (folder / "results.json").is_file():
         raise StageError(f"{path} is not the report of a run; give the path of the report.html that the run printed")
     inputs = read_manifest(folder).inputs
     results = read_json(folder / "results.json")
-    # a store that was moved or copied still has them side by side
+    # in a store that was moved or copied they are still side by side
     places = {name: folder.parent / Path(artifact.path).name for name, artifact in inputs.items()}
     roles = list(results["tables"])
     needed = {name: places[name] for name in ("benchmarks", *(f"responses/{role}" for role in roles))}
     if missing := [str(place) for place in needed.values() if not place.is_dir()]:
-        raise StageError(f"{path} was made of {', '.join(missing)}, which is gone; run its configuration again")
+        raise StageError(f"{path} was made from {', '.join(missing)}, which is gone; run its configuration again")
     prompts = load_benchmarks(needed.pop("benchmarks"))
     return FinishedRun(
         store=folder.parents[1],
@@ -91,15 +91,15 @@ def read_report(path: Path) -> FinishedRun:
 def draw_pairs(
     run: FinishedRun, method: str | None, against: Sequence[str], benchmark: str | None, prompts: int, seed: int
 ) -> list[Pair]:
-    """Answers to prompts drawn at random, in random order; more prompts with the same seed include the fewer.
+    """Draw prompts at random and pair their answers, in random order; more prompts of a seed include the fewer.
 
     Args:
-        run: Where the answers are.
-        method: The one that wins or loses; without it, the one that the report compares.
-        against: The others; without any, the first student beside the method, or the teacher.
-        benchmark: Without it, the paper's or, where the run has not got that, the first.
-        prompts: How many are drawn; all where the benchmark has fewer.
-        seed: Of the prompts drawn and of their order.
+        run: The run whose answers are compared.
+        method: The method that wins or loses; by default the one that the report compares.
+        against: The others; by default the first other student, or else the teacher.
+        benchmark: By default the paper's or, if the run does not have it, the first.
+        prompts: Number of prompts drawn; all if the benchmark has fewer.
+        seed: Seed of the prompts drawn and of their order.
 
     Raises:
         StageError: The run has no such method or benchmark, or a method is compared with itself.
@@ -136,19 +136,19 @@ def _pair(run: FinishedRun, method: str, other: str, benchmark: str, row: Mappin
 
 
 read_answers = functools.cache(read_responses)
-"""Every pair asks for its two texts, so each file is read once."""
+"""Responses of a file, which is read once however many pairs need it."""
 
 
 def answers_digest(text: str, other_text: str) -> str:
-    """What tells that the answers of a run are those that were judged."""
+    """Return the digest by which judged answers are recognised in a run."""
     return text_digest([text, other_text])[:16]
 
 
 def mismatch(compared: Compared, responses: Mapping[str, Path]) -> str | None:
-    """Why the answers that were judged are not among a run's, in words; None where they are.
+    """Say why judged answers are not among a run's; None if they are.
 
     Args:
-        compared: What was judged.
+        compared: The judged answers.
         responses: Folder of the stored responses of each method of the run.
     """
     for role in (compared.method, compared.other):

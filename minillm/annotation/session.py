@@ -1,4 +1,4 @@
-"""What one annotator sees and does: the pairs one by one, their answers in an order of the annotator's own."""
+"""A session of annotation: pairs one by one, with the two answers in an order that differs between annotators."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -10,41 +10,41 @@ from minillm.annotation.pairs import Pair
 from minillm.store.manifest import text_digest
 
 Preferred = Literal["a", "tie", "b"]
-"""What the annotator says, knowing the answers only as A and B."""
+"""Choice of an annotator, who knows the answers only as A and B."""
 OPPOSITE: dict[Preferred, Preferred] = {"a": "b", "tie": "tie", "b": "a"}
 CHOICES: dict[Preferred, Choice] = {"a": "win", "tie": "tie", "b": "loss"}
-"""What it means where A is the method's answer."""
+"""Meaning of a choice if A is the method's answer."""
 SAID: dict[Choice, Preferred] = {"win": "a", "tie": "tie", "loss": "b"}
 
 
 @dataclass(frozen=True)
 class AnnotationSession:
-    """Pairs in the order in which everybody sees them, numbered from 1, and what was said of them."""
+    """Pairs in the order in which everybody sees them, numbered from 1, and their judgements."""
 
     pairs: Sequence[Pair]
     judgements: Judgements
 
     def texts(self, annotator: str, number: int) -> tuple[str, str]:
-        """Answers A and B of a pair."""
+        """Return answers A and B of a pair."""
         first, second = self.pairs[number - 1].texts
         return (second, first) if swapped(annotator, self.pairs[number - 1]) else (first, second)
 
     def choose(self, annotator: str, number: int, preferred: Preferred) -> None:
-        """Keep a choice, instead of the annotator's earlier one on this pair."""
+        """Keep a choice; it replaces the annotator's earlier one on this pair."""
         pair = self.pairs[number - 1]
         choice = CHOICES[OPPOSITE[preferred] if swapped(annotator, pair) else preferred]
         said = {"annotator": annotator, "choice": choice, "time": datetime.now(UTC)}
         self.judgements.keep(Judgement(**pair.compared.model_dump(), **said))
 
     def judged(self) -> dict[str, dict[int, Preferred]]:
-        """What each annotator said of the pairs judged so far, by their numbers."""
+        """Return each annotator's choices so far, by the number of the pair."""
         judged: dict[str, dict[int, Preferred]] = {}
         for number, annotator, preferred in self._said(None):
             judged.setdefault(annotator, {})[number] = preferred
         return judged
 
     def judged_by(self, annotator: str) -> dict[int, Preferred]:
-        """Return an annotator's judgements so far, by the number of the pair."""
+        """Return one annotator's choices so far, by the number of the pair."""
         return {number: preferred for number, _, preferred in self._said(annotator)}
 
     def _said(self, annotator: str | None) -> Iterator[tuple[int, str, Preferred]]:
@@ -54,12 +54,12 @@ class AnnotationSession:
             yield number, name, OPPOSITE[preferred] if swapped(name, self.pairs[number - 1]) else preferred
 
     def next_open(self, annotator: str, after: int = 0) -> int | None:
-        """The next pair without a choice, from the beginning again after the last; None where all have one."""
+        """Return the next pair without a choice, starting again after the last one; None if all have one."""
         done = self.judged_by(annotator)
         numbers = range(1, len(self.pairs) + 1)
         return next((number for number in (*numbers[after:], *numbers[:after]) if number not in done), None)
 
 
 def swapped(annotator: str, pair: Pair) -> bool:
-    """Whether A is the other method's answer: a coin for each annotator and pair that always falls the same way."""
+    """Decide whether A is the other method's answer, by a fixed coin for each annotator and pair."""
     return int(text_digest([annotator, *pair.compared.identity]), 16) % 2 == 1

@@ -1,4 +1,4 @@
-"""Differences between methods, with p-values adjusted within the family of comparisons that are read together."""
+"""Differences between methods, with p-values adjusted within families of comparisons that are read together."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from minillm.words import with_interval
 LEVEL = 0.05
 """A difference counts as clear below this p-value, adjusted for the comparisons of its family."""
 TEACHER = "teacher"
-"""Name of the first row of a table whose other rows are its students."""
+"""Name of the first row if the others are its students."""
 
 
 @dataclass(frozen=True)
@@ -23,14 +23,14 @@ class Difference:
     value: float
     """Score of `method` minus that of `other`."""
     low: float | None
-    """Lower end of the 95 % interval over prompts; None without an interval (see `uncertainty.WITHOUT_INTERVAL`)."""
+    """Lower end of the 95 % interval over prompts; None if there is none (see `uncertainty.WITHOUT_INTERVAL`)."""
     high: float | None
     p_value: float | None
-    """Two-sided p-value, adjusted within its family (see `family`); None if it cannot be computed."""
+    """Two-sided, adjusted for the differences of its family (see `family`); None if it cannot be computed."""
 
     @property
     def clear(self) -> bool:
-        """True if the difference is too large to be explained by the choice of prompts."""
+        """True if the choice of prompts does not explain the difference."""
         return self.p_value is not None and self.p_value < LEVEL
 
     def __str__(self) -> str:
@@ -43,10 +43,10 @@ class Difference:
 
 
 def family(method: str, other: str) -> str:
-    """Name the family within which a p-value is adjusted: comparisons with the teacher, or between other methods.
+    """Name the family that a p-value is adjusted for: comparisons with the teacher, or between other methods.
 
-    "Does a student equal its teacher?" is a different question from "which method is best?", and usually an easy one.
-    Each family covers all benchmarks and their mean, because a reader looks at all of them.
+    "Does a student equal its teacher?" is a different question from "which method is best?", and mostly an easy one.
+    Each family includes all benchmarks and their mean, because all of them are read.
     """
     return "with the teacher" if TEACHER in (method, other) else "between methods"
 
@@ -54,12 +54,12 @@ def family(method: str, other: str) -> str:
 def paired_differences(
     values: Mapping[tuple[str, str, str], Values], families: Callable[[str, str], str]
 ) -> list[Difference]:
-    """Return one difference for each entry, with p-values adjusted within families.
+    """Return the difference of each entry, with p-values adjusted within families.
 
     Args:
-        values: The method's score minus the other's, per prompt, for each benchmark that the difference covers; keyed
-            by (method, other, benchmark).
-        families: Maps method and other to the name of their family.
+        values: Score of the method minus that of the other one, per prompt, for each benchmark averaged over; by
+            (method, other, benchmark).
+        families: Names the family of a method and another one.
     """
     estimates = [paired_estimate(of_pair) for of_pair in values.values()]
     p_values = adjusted(

@@ -1,7 +1,7 @@
-"""Stage `preference`: shares of wins, ties and losses from people's judgements of pairs of answers (method.md §7).
+"""Stage preference: turn people's judgements of pairs of answers into shares of wins, ties and losses (method.md §7).
 
-Shares are on 0–100. A prompt counts once, with the mean over its annotators, and every benchmark has the same weight.
-Intervals are over prompts.
+Shares are on 0–100. A prompt counts once, as the mean over its annotators, and every benchmark weighs the same;
+intervals are over prompts.
 """
 
 import itertools
@@ -32,7 +32,7 @@ MEASURES: dict[str, Mapping[Choice, float]] = {
     "loss": {"win": 0.0, "tie": 0.0, "loss": 100.0},
     "net": {"win": 100.0, "tie": 0.0, "loss": -100.0},
 }
-"""Points of each choice in each measure. Their means are the shares of wins, ties and losses, and wins minus losses."""
+"""Points of a choice: their means are the shares of wins, ties and losses, and wins minus losses."""
 
 
 def run(job: Job[Preference]) -> Summary:
@@ -58,7 +58,7 @@ def require_same_answers(path: Path, judgements: Sequence[Judgement], responses:
     """Check that every judgement is of answers that this run has.
 
     Raises:
-        StageError: If one is not; the message names the first.
+        StageError: One is not; the message names the first.
     """
     for line, judgement in enumerate(judgements, start=2):
         problem = mismatch(judgement, responses)
@@ -70,7 +70,7 @@ def require_same_answers(path: Path, judgements: Sequence[Judgement], responses:
 
 
 def compare(judgements: Sequence[Judgement]) -> list[dict[str, Any]]:
-    """Count wins, ties and losses of each method against every other that it was compared with.
+    """Count wins, ties and losses of each method against each other one that it was compared with.
 
     Returns:
         A row per comparison: method, other; numbers of prompts and judgements; win, tie, loss and net (see
@@ -96,11 +96,11 @@ def compare(judgements: Sequence[Judgement]) -> list[dict[str, Any]]:
 
 
 def agreement(judgements: Sequence[Judgement]) -> list[dict[str, Any]]:
-    """Measure how far annotators agree, two by two, on the pairs that both have judged.
+    """Measure the agreement of every two annotators on the pairs that both have judged, if there are any.
 
     Returns:
-        A row per two annotators who share a pair: first, second; pairs; same, the percentage of equal choices; kappa,
-        Cohen's, or None if both made the same choice throughout, where chance would agree as well.
+        first, second; pairs; same, the percentage of equal choices; Cohen's kappa, or None if both made
+        the same choice throughout: chance would do as well.
     """
     chosen: dict[str, dict[tuple[Any, ...], Choice]] = {}
     for judgement in judgements:

@@ -1,8 +1,8 @@
-"""Stage `score`: turn stored responses into scores per prompt and seed, and into a table; no model is needed.
+"""Stage score: turn stored responses into scores per prompt and seed, and a table; no model is needed.
 
-All figures of a table are on 0–100. A benchmark's score is its `metric`; the other metrics are listed beside it. Its
-row covers its headline prompts, those whose first reference has at least `min_reference_tokens` tokens. It has the mean
-over prompts for each seed, the mean and spread of these over seeds, and the interval over prompts.
+All figures of a table are on 0–100. A benchmark's score is its `metric`; the other metrics are given too. Its row
+covers its headline prompts, those whose first reference has at least `min_reference_tokens` tokens: the mean over
+prompts for each seed, then mean and spread over seeds, and the interval over prompts.
 """
 
 import json
@@ -25,13 +25,13 @@ from minillm.stages import Job, Score, Summary
 from minillm.words import score
 
 ALWAYS: tuple[Metric, ...] = ("rouge_l", "exact_match")
-"""Metrics that are always measured, whatever the benchmarks ask for."""
+"""Measured in any case."""
 LENGTH_SUBSETS = {"0-5": (0, 5), "6-10": (6, 10), "11-up": (11, sys.maxsize)}
 """Subsets by the tokens of the first reference, both ends included (method.md §7: [0,5], [6,10], [11,∞))."""
 
 
 def run(job: Job[Score]) -> Summary:
-    """Write scores.parquet and table.json, and return the table's numbers under their names in the tracked run."""
+    """Write scores.parquet and table.json, and return the table's figures by their names in the tracked run."""
     settings = job.settings
     tokenizer = AutoTokenizer.from_pretrained(job.inputs["tokenizer"])
     asked: set[Metric] = {benchmark.metric for benchmark in settings.benchmarks.values()}
@@ -61,10 +61,10 @@ def run(job: Job[Score]) -> Summary:
 
 
 def check_complete(benchmark: str, prompts: pd.DataFrame, responses: pd.DataFrame, seeds: Sequence[int]) -> None:
-    """Check that every prompt is answered exactly once for every seed, and that nothing else is.
+    """Check that every prompt is answered exactly once for every seed, and nothing else is.
 
     Raises:
-        StageError: If prompts are missing, answered twice or unknown; the message names them.
+        StageError: Prompts are missing, answered twice or unknown; it names them.
     """
     if responses.empty:
         raise StageError(f"benchmark {benchmark}: there are no responses; generate them again")

@@ -1,11 +1,11 @@
 """Uncertainty of scores over the choice of prompts: t intervals over prompts, sign-flip tests of differences.
 
 A prompt counts once, with its mean over the generation seeds: answers to the same prompt are not independent evidence.
-All benchmarks have the same weight. If models were trained with several seeds, intervals cover other seeds as well.
+Every benchmark weighs the same. If models were trained with several seeds, intervals cover other seeds too.
 
-Every estimate here is a sum of means over prompts, one mean for each benchmark. Its variance is the sum of theirs, and
-Student's t has Welch and Satterthwaite's degrees of freedom. A function of means, such as a ratio of two, enters with
-its jackknife pseudo-values (Tukey 1958). docs/evaluation.md has the measured coverage.
+Every estimate here is a sum of means over prompts, one mean for each benchmark, so that its variance is the sum of
+theirs and Student's t has Welch and Satterthwaite's degrees of freedom. Functions of means, such as a ratio of two,
+enter with their jackknife pseudo-values (Tukey 1958). docs/evaluation.md has the measured coverage.
 """
 
 from collections.abc import Callable, Hashable, Sequence
@@ -20,21 +20,21 @@ from minillm.streams import Purpose, generator, stream
 
 CONFIDENCE = 0.95
 FEWEST = 3
-"""Fewest prompts of a benchmark for which there is an interval."""
+"""A benchmark with fewer prompts has no interval."""
 ENUMERATED = 13
-"""Most prompts for which a test enumerates all 2^n signs; above that, it draws some."""
+"""With up to this many prompts a test goes through all 2^n signs; with more it draws some."""
 FLIPS = 9999
 FLIPPED_AT_ONCE = 1 << 22
-"""Signs drawn at once, so that memory stays small."""
+"""Signs drawn at once, to keep memory small."""
 WITHOUT_INTERVAL = (
-    f"Where no interval stands, none can be had: fewer than {FEWEST} prompts, or the same value on each of them, say "
-    "nothing of other prompts."
+    f"Where no interval is given, none can be computed: fewer than {FEWEST} prompts, or the same value on all of them, "
+    "say nothing about other prompts."
 )
 """Sentence for pages where an interval is missing."""
 FEW = 10
 FEW_PROMPTS = (
-    f"Intervals over fewer than {FEW} prompts are too short where most scores are 0 or 100: they then hold the mean in "
-    "about 80 of a hundred cases, not in 95."
+    f"Intervals over fewer than {FEW} prompts are too short if most scores are 0 or 100: they then contain the mean in "
+    "about 80 of 100 cases, not in 95."
 )
 """Sentence for pages with intervals over so few prompts (measured by benchmarks.coverage)."""
 
@@ -44,22 +44,22 @@ Values = Sequence[NDArray[np.float64]]
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean and its likely range on other prompts of the same kind (and on other seeds, if trained with several)."""
+    """A mean, and its range on other prompts of the same kind and, with several training seeds, other seeds."""
 
     value: float
     low: float | None
-    """Lower end of the 95 % interval; None if there is no interval (see `WITHOUT_INTERVAL`)."""
+    """Lower end of the 95 % interval; None if there is none (see `WITHOUT_INTERVAL`)."""
     high: float | None
     p_value: float | None = None
-    """Two-sided p-value of "no difference"; None for a single score, and if it cannot be computed."""
+    """Two-sided, of no difference; None for a single score, or if it cannot be computed."""
 
 
 def prompt_scores(scores: pd.DataFrame, metric: str = "score") -> dict[str, pd.Series]:
-    """Return each headline prompt's score (0–100), averaged over seeds, by prompt index for each benchmark.
+    """Return the score (0–100) of each headline prompt, its mean over seeds, by benchmark and index.
 
     Args:
         scores: One row per prompt and seed (see `minillm.evaluation.scoring`).
-        metric: Column to average, such as rouge_l; by default, each benchmark's own metric.
+        metric: rouge_l or exact_match; by default each benchmark's own.
     """
     headline = scores.query("headline")
     return {
@@ -74,10 +74,10 @@ def prompt_values(scores: pd.DataFrame) -> dict[str, NDArray[np.float64]]:
 
 
 def estimate(values: Values) -> Estimate:
-    """Return the mean over benchmarks of the mean over prompts, with its interval.
+    """Estimate the mean over benchmarks of the mean over prompts.
 
     Args:
-        values: Scores on 0–100; the interval is cut to this range.
+        values: Scores on 0–100; the interval does not go beyond.
     """
     found = _estimate(_over_seeds(values) or _shares(values), _prompts(values))
     if found.low is None or found.high is None:
@@ -86,10 +86,10 @@ def estimate(values: Values) -> Estimate:
 
 
 def paired_estimate(values: Values) -> Estimate:
-    """Return the mean difference of two methods, with its interval and p-value, from paired values.
+    """Estimate the mean difference of two methods, and its p-value, on pairs.
 
     Args:
-        values: Differences on the same prompt and, with several training seeds, of the same seed.
+        values: Differences on the same prompt and, with several training seeds, for the same seed.
     """
     prompts = _prompts(values)
     if (parts := _over_seeds(values)) is not None:
@@ -99,7 +99,7 @@ def paired_estimate(values: Values) -> Estimate:
 
 
 def ratio_of_sums(ratios: Values) -> Estimate:
-    """Return the mean over benchmarks of Σ part / Σ whole over prompts, with its interval.
+    """Estimate the mean over benchmarks of Σ part / Σ whole over prompts.
 
     Args:
         ratios: Part and whole of every prompt (2, n), for each benchmark.
@@ -108,7 +108,7 @@ def ratio_of_sums(ratios: Values) -> Estimate:
 
 
 def difference_of_ratios(ratios: Values, others: Values) -> Estimate:
-    """Return one method's `ratio_of_sums` minus another's on the same prompts, with its interval and p-value."""
+    """Estimate how far one method's `ratio_of_sums` is above another's on the same prompts, and its p-value."""
     parts = _shares([_ratio(of) - _ratio(other) for of, other in zip(ratios, others, strict=True)])
     return _estimate(parts, _prompts(ratios), sign_flip_test(parts))
 
@@ -119,7 +119,7 @@ def interval(
     """Return both ends (*T) of the 95 % intervals of a function of means over prompts; None for too few prompts.
 
     Args:
-        parts: Values to average, for each of n prompts (n, *S).
+        parts: The averaged quantities of each of n prompts (n, *S).
         statistic: Maps means (..., *S) to values (..., *T).
     """
     if len(parts) < FEWEST:
@@ -132,7 +132,7 @@ def interval(
 def pseudo_values(
     parts: NDArray[np.float64], statistic: Callable[[NDArray[np.float64]], NDArray[np.float64]]
 ) -> NDArray[np.float64]:
-    """Return each prompt's share (n, *T) in a function of means over prompts; the mean of the shares is its value θ.
+    """Return the share of each prompt in a function of means over prompts (n, *T); their mean is its value.
 
     Jackknife pseudo-values n·θ − (n−1)·θ₋ᵢ, shifted so that their mean is θ itself and not its jackknife estimate.
     """
@@ -145,16 +145,16 @@ def pseudo_values(
 
 
 def sign_flip_test(parts: Values) -> float:
-    """Return the two-sided p-value of a sum of means being zero, if each prompt's value might have either sign.
+    """Return the two-sided p-value of Σ of means being zero, if each value could equally have the other sign.
 
-    That is so if two methods are alike. The test holds for any number of prompts; n of them cannot give less than 2/2ⁿ.
-    It is the test of `scipy.stats.permutation_test`, whose draws take ten times as long.
+    That is the case if two methods are alike. It is exact for any number of prompts; n of them cannot give less than
+    2/2ⁿ. The test is that of `scipy.stats.permutation_test`, whose draws take ten times as long.
 
     Args:
-        parts: Each prompt's contribution to the mean of its benchmark (n,), for each benchmark.
+        parts: Contribution of each prompt to the mean of its benchmark (n,), for each benchmark.
     """
     weighted = np.concatenate([part / len(part) for part in parts])
-    # Sums of the same numbers in another order differ by rounding.
+    # sums of the same numbers in another order differ by rounding
     reached = abs(weighted.sum()) - 1e-9 * np.abs(weighted).sum()
     n = len(weighted)
     if n <= ENUMERATED:
@@ -168,7 +168,7 @@ def sign_flip_test(parts: Values) -> float:
 
 
 def t_test(parts: Values) -> float | None:
-    """Return the two-sided p-value of a sum of means being zero, by Student's t; None if a nonzero sum never varies."""
+    """Return the two-sided p-value of Σ of means being 0, by Student's t; None if nothing varies and it is not 0."""
     value, error, freedom = _spread(parts)
     if error == 0:
         return 1.0 if value == 0 else None
@@ -176,14 +176,14 @@ def t_test(parts: Values) -> float | None:
 
 
 def adjusted(p_values: Sequence[float | None], families: Sequence[Hashable]) -> list[float | None]:
-    """Adjust the p-values of several comparisons, after Holm (1979) within each family.
+    """Adjust the p-values of several comparisons after Holm (1979), within each family.
 
-    Whatever the family's other differences are, the chance that any two equal methods look different stays below the
-    level. Controlling the false discovery rate does not promise that: obvious differences let more through.
+    Whatever the other differences of the family, the chance that any of its equal methods look different stays below
+    the level. Controlling the false discovery rate does not promise that: obvious differences let others pass.
 
     Args:
-        p_values: One for each comparison; None stays None.
-        families: Name of each comparison's family, the comparisons that are read together.
+        p_values: None, where there is none, stays None.
+        families: The family of each.
     """
     found: list[float | None] = [None] * len(p_values)
     for family in set(families):
@@ -202,25 +202,25 @@ def _prompts(values: Values) -> int:
 
 
 def _shares(values: Values) -> list[NDArray[np.float64]]:
-    """Return each prompt's contribution to the mean over benchmarks."""
+    """Return the contribution of each prompt to the mean over benchmarks."""
     return [of_benchmark.reshape(-1) / len(values) for of_benchmark in values]
 
 
 def _over_seeds(values: Values) -> list[NDArray[np.float64]] | None:
-    """Return each seed's and each prompt's contribution; None if there is only one training seed.
+    """Return the contributions of each seed and each prompt; None for a single training seed.
 
-    Every seed answers every prompt, so the variances of the two means add up. Variance of a seed on a single prompt
-    counts twice, which errs on the safe side. A bootstrap over a handful of seeds would be far too sure.
+    Every seed answers every prompt, so the variances of the two means add up. Their interaction counts twice, which
+    errs on the safe side. A bootstrap over a handful of seeds would be far too sure.
     """
     if values[0].ndim == 1 or len(values[0]) == 1:
         return None
     by_seed = np.mean([of_benchmark.mean(axis=1) for of_benchmark in values], axis=0)
-    # The mean over prompts equals the mean over seeds, so it is subtracted: only its variance is to count.
+    # the mean over prompts is the same mean again: only its variance counts
     return [by_seed, *((of.mean(axis=0) - of.mean()) / len(values) for of in values)]
 
 
 def _ratio(pairs: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return each prompt's share (n,) in Σ part / Σ whole, given part and whole (2, n)."""
+    """Return the share of each prompt (n,) in Σ part / Σ whole of (2, n)."""
     return pseudo_values(pairs.T, lambda means: means[..., 0] / means[..., 1])
 
 
@@ -235,9 +235,9 @@ def _estimate(parts: Values, prompts: int, p_value: float | None = None) -> Esti
 
 
 def _spread(parts: Values) -> tuple[float, float, float]:
-    """Return the sum of means, its standard error, and Welch and Satterthwaite's degrees of freedom.
+    """Return Σ of means, its standard error, and Welch and Satterthwaite's degrees of freedom.
 
-    Values that differ by rounding alone have no spread.
+    Values that differ only by rounding have no spread.
     """
     means = np.array([part.mean() for part in parts])
     spreads = np.array([part.std(ddof=1) for part in parts])

@@ -1,1 +1,1 @@
-"""A strong model behind an endpoint rates stored responses beside their references (method.md §7)."""
+"""A strong model behind an endpoint rates stored responses against their references (method.md §7)."""

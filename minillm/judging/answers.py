@@ -1,7 +1,7 @@
-"""Answers that were paid for, kept for good: one SQLite database beside the artifacts of a store.
+"""Answers that were paid for, kept permanently: one SQLite database beside the artifacts of a store.
 
-It outlives every stage and run, so that whatever asks a question again, after a failure, in another process or under
-another configuration, finds its answer here.
+It outlives every stage and run. A question that is asked again, after a failure, in another process or under another
+configuration, finds its answer here.
 """
 
 import sqlite3
@@ -20,26 +20,26 @@ COLUMNS = "text, prompt_tokens, completion_tokens, model, max_tokens"
 
 @dataclass(frozen=True)
 class Answer:
-    """What came back from the endpoint, whatever its form."""
+    """A reply of the endpoint, well formed or not."""
 
     text: str
     prompt_tokens: int
     completion_tokens: int
     model: str
-    """As the endpoint names the model that answered; often more precise than the name that was asked for."""
+    """Name that the endpoint gives the model that answered; often more precise than the one asked for."""
     max_tokens: int
-    """Limit it was asked with, tokens."""
+    """Limit of the request, in tokens."""
 
 
 class Answers:
-    """The answers of a store, by the keys of their questions; threads may share it."""
+    """Answers of a store by the keys of their questions; threads may share it."""
 
     def __init__(self, folder: Path) -> None:
         make_folder(folder)
         self._asking = FileLock(folder / "asking.lock")
         self._one_at_a_time = threading.Lock()
         self._database = sqlite3.connect(folder / "answers.sqlite", timeout=60, check_same_thread=False)
-        self._database.execute("PRAGMA synchronous = EXTRA")  # what was paid for outlives a power cut too
+        self._database.execute("PRAGMA synchronous = EXTRA")  # paid answers survive a power cut too
         with self._database:
             self._database.execute(
                 "CREATE TABLE IF NOT EXISTS answers (question TEXT NOT NULL, text TEXT NOT NULL, "
@@ -50,11 +50,11 @@ class Answers:
 
     @contextmanager
     def asking(self) -> Iterator[None]:
-        """One stage at a time: no two put the same question, and requests under way stay within their limit."""
+        """Let one stage ask at a time: no question is asked twice, and parallel requests stay within their limit."""
         try:
             self._asking.acquire(timeout=0)
         except Timeout:
-            print("another stage is asking the judge; waiting for it", flush=True)
+            print("another stage is asking the judge; waiting for it to finish", flush=True)
             self._asking.acquire()
         try:
             yield
@@ -62,14 +62,14 @@ class Answers:
             self._asking.release()
 
     def add(self, key: str, answer: Answer) -> None:
-        """Keep one more answer to a question; on disk when this returns."""
+        """Add an answer to a question, on disk when this returns."""
         with self._one_at_a_time, self._database:
             self._database.execute(
                 f"INSERT INTO answers (question, {COLUMNS}) VALUES (?, ?, ?, ?, ?, ?)", (key, *astuple(answer))
             )
 
     def to(self, keys: Iterable[str]) -> dict[str, list[Answer]]:
-        """All answers to each question, in the order they came."""
+        """Return all answers to each question, in the order they came."""
         query = f"SELECT {COLUMNS} FROM answers WHERE question = ? ORDER BY rowid"
         with self._one_at_a_time:
             return {key: [Answer(*row) for row in self._database.execute(query, (key,))] for key in keys}

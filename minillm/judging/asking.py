@@ -1,4 +1,4 @@
-"""Asking the judge what it has not answered yet: several questions at once, each answer kept as soon as it comes."""
+"""Ask the judge the questions it has not answered yet, several at once, and keep each answer as soon as it comes."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
@@ -13,26 +13,26 @@ from minillm.words import counted, number
 from minillm.worker.progress import Progress
 
 ALL_REFUSED = 20
-"""Questions refused, and none answered, after which the endpoint takes none."""
+"""If this many questions are refused and none is answered, the endpoint is taken to refuse all."""
 
 
 def ask_what_is_open(
     texts: Mapping[str, str], answers: Answers, judge: Judge, methods: int, progress: Progress
 ) -> dict[str, str]:
-    """Ask until every question has an answer of the form asked for, or as many answers as attempts.
+    """Ask until every question has a well-formed answer, or as many answers as attempts.
 
     Args:
         texts: Questions by their keys.
-        answers: Those that are there, and where those that come are kept.
-        judge: Whom to ask, how, and for how much.
-        methods: Rows of the table, which share the budget equally.
-        progress: Counts questions that are settled.
+        answers: Known answers; new ones are added.
+        judge: The judge, its settings and budget.
+        methods: Number of rows of the table, which share the budget equally.
+        progress: Counts settled questions.
 
     Returns:
-        Why the endpoint did not take a question, by the keys of those refused.
+        Reason of the endpoint for each refused question, by its key.
 
     Raises:
-        StageError: It would cost more than the budget, or the endpoint refuses us.
+        StageError: It would cost more than the budget, or the endpoint denies access.
         EndpointError: The endpoint does not answer.
     """
     known = answers.to(texts)
@@ -52,31 +52,31 @@ def ask_what_is_open(
 
 
 def is_open(found: Sequence[Answer], judge: Judge) -> bool:
-    """Whether a question is to be asked: no answer has the form asked for, and attempts are left.
+    """Return whether to ask a question: no answer is well formed, and attempts are left.
 
-    Answers that a smaller `max_tokens` may have cut count as no attempt.
+    Answers that a smaller `max_tokens` may have cut do not count as attempts.
     """
     return attempts_made(found, judge) < judge.attempts and ratings_in(found) is None
 
 
 def ratings_in(found: Iterable[Answer]) -> tuple[int, int] | None:
-    """Of the first answer that has the form asked for; None where none has."""
+    """Return the ratings of the first well-formed answer; None if there is none."""
     read = (read_ratings(answer.text) for answer in found)
     return next((ratings for ratings in read if ratings is not None), None)
 
 
 def attempts_made(found: Sequence[Answer], judge: Judge) -> int:
-    """Answers that came under today's limit or a larger one."""
+    """Count the answers to requests with at least the present limit."""
     return sum(answer.max_tokens >= judge.max_tokens for answer in found)
 
 
 def bill(found: Mapping[str, Sequence[Answer]]) -> Bill:
-    """What answers have cost."""
+    """Sum up the cost of answers."""
     return sum((paid(answer) for several in found.values() for answer in several), Bill())
 
 
 def statement(questions: int, ahead: Bill, judge: Judge) -> str:
-    """What is about to be spent."""
+    """State the expected cost."""
     return (
         f"judge {judge.model}: {counted(questions, 'question')}, "
         f"{questions - ahead.questions:,} of them settled already; to ask: {ahead.questions:,}, "
@@ -85,13 +85,13 @@ def statement(questions: int, ahead: Bill, judge: Judge) -> str:
 
 
 def tokens(spent: Bill, judge: Judge, most: str = "") -> str:
-    """Tokens and, with prices, money."""
+    """Write tokens and, if prices are known, money."""
     cost = "" if judge.prices is None else f", {most}{number(spent.cost(judge.prices), 4)} in money"
     return f"{spent.prompt_tokens:,} prompt tokens and {most}{spent.completion_tokens:,} completion tokens{cost}"
 
 
 class _Asking:
-    """The questions of one stage on their way."""
+    """Asks the questions of one stage."""
 
     def __init__(self, endpoint: Endpoint, answers: Answers, budget: Budget, judge: Judge) -> None:
         self.endpoint, self.answers, self.budget, self.judge = endpoint, answers, budget, judge
@@ -99,7 +99,7 @@ class _Asking:
     def all(
         self, texts: Mapping[str, str], known: Mapping[str, Sequence[Answer]], progress: Progress
     ) -> dict[str, str]:
-        """Ask them; when one fails for good, those under way are still waited for and kept."""
+        """Ask all questions; if one fails for good, answers under way are still waited for and kept."""
         settled = progress.total - len(texts)
         pool = ThreadPoolExecutor(self.judge.parallel)
         refused: dict[str, str] = {}
@@ -124,7 +124,7 @@ class _Asking:
         return refused
 
     def one(self, key: str, text: str, attempts: int) -> None:
-        """Ask one question until its answer has the form asked for, or attempts are used up."""
+        """Ask one question until an answer is well formed or the attempts are used up."""
         for _ in range(attempts, self.judge.attempts):
             ahead = expected(text, self.judge)
             self.budget.reserve(ahead)

@@ -1,4 +1,4 @@
-"""What asking the judge costs: stated before, held to meanwhile, counted after."""
+"""Cost of asking the judge: estimated before, limited during, and counted after."""
 
 import threading
 from dataclasses import dataclass
@@ -8,12 +8,12 @@ from minillm.errors import StageError
 from minillm.judging.answers import Answer
 
 BYTES_PER_TOKEN = 3
-"""Of text before the judge's own tokenizer has counted it; English has about four, so this is on the high side."""
+"""For estimates before the judge's tokenizer counts; English has about four, so estimates are high."""
 
 
 @dataclass(frozen=True)
 class Bill:
-    """What a number of requests takes."""
+    """Cost of a number of requests."""
 
     questions: int = 0
     prompt_tokens: int = 0
@@ -30,22 +30,22 @@ class Bill:
         return self + Bill(-other.questions, -other.prompt_tokens, -other.completion_tokens)
 
     def cost(self, prices: Prices) -> float:
-        """In the currency of the prices."""
+        """Return the cost in the currency of the prices."""
         return (self.prompt_tokens * prices.prompt + self.completion_tokens * prices.completion) / 1e6
 
 
 def expected(text: str, judge: Judge) -> Bill:
-    """Of asking one question once, at most."""
+    """Return the highest cost of asking one question once."""
     return Bill(1, estimated_tokens(text), judge.max_tokens)
 
 
 def paid(answer: Answer) -> Bill:
-    """Of one answer that came."""
+    """Return the cost of one answer."""
     return Bill(1, answer.prompt_tokens, answer.completion_tokens)
 
 
 def estimated_tokens(text: str) -> int:
-    """Tokens of a text by its length."""
+    """Estimate the tokens of a text from its length."""
     return -(-len(text.encode()) // BYTES_PER_TOKEN)
 
 
@@ -53,13 +53,13 @@ class Budget:
     """One method's share of the judge's budget; threads may share it."""
 
     def __init__(self, judge: Judge, methods: int, spent: Bill) -> None:
-        """Begin with what the answers found have cost, whenever they were paid for."""
+        """Begin with the cost of known answers, whenever they were paid for."""
         self._judge, self._methods = judge, methods
         self._lock = threading.Lock()
         self._spent_and_reserved = spent
 
     def reserve(self, bill: Bill) -> None:
-        """Set aside what asking may take.
+        """Set a sum aside for a request.
 
         Raises:
             StageError: It would exceed the share.
@@ -69,15 +69,15 @@ class Budget:
             self._spent_and_reserved += bill
 
     def settle(self, reserved: Bill, spent: Bill) -> None:
-        """Replace what was set aside by what it took."""
+        """Replace a sum set aside by the actual cost."""
         with self._lock:
             self._spent_and_reserved += spent - reserved
 
     def check(self, bill: Bill) -> None:
-        """Whether a bill fits into what is left.
+        """Check that a bill is within the rest of the share.
 
         Raises:
-            StageError: It does not.
+            StageError: It is not.
         """
         total, judge = self._spent_and_reserved + bill, self._judge
         limits: dict[str, tuple[float, float]] = {"max_questions": (total.questions, judge.max_questions)}

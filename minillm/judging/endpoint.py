@@ -1,7 +1,7 @@
 """The judge's endpoint: any server that speaks OpenAI's chat completions, with or without structured output.
 
-The client of the `openai` package waits and tries again where the server is busy (429, with its Retry-After), fails
-(5xx), takes too long, or drops the connection.
+The client of the `openai` package waits and tries again if the server is busy (429, with its Retry-After), fails (5xx),
+takes too long, or drops the connection.
 """
 
 import itertools
@@ -20,20 +20,20 @@ from minillm.judging.questions import schema
 from minillm.redaction import hide
 
 RETRIES = 8
-"""Of a request, with pauses of 0.5, 1, 2, 4 and then 8 seconds, or as the server asks."""
+"""Retries of a request, after 0.5, 1, 2, 4 and then 8 seconds, or as the server asks."""
 UNREADABLE = 3
-"""Answers in a row that are no chat completion before the endpoint is given up."""
+"""Give up after this many replies in a row that are not chat completions."""
 NOT_AS_ASKED = (400, 413, 422)
-"""HTTP statuses of a request in a form that the endpoint does not take, or of a question that it does not."""
+"""HTTP statuses for a form of request, or a question, that the endpoint does not accept."""
 BUSY = (408, 409, 425, 429)
 FORMS: tuple[tuple[dict[str, Any], str], ...] = tuple(
     itertools.product(({"response_format": schema()}, {}), ("max_tokens", "max_completion_tokens"))
 )
-"""How a question can be put, the best first: with structured output or without, and either name of the limit."""
+"""Forms of a request, the best first: with or without structured output, and either name of the limit."""
 SHORTEST_SECRET = 8
-"""Characters; what is shorter is no key but a word for an endpoint that asks for none."""
+"""Characters; a shorter key is a placeholder for an endpoint that needs none."""
 QUOTED_CHARACTERS = 300
-"""Of what the endpoint says, in a message."""
+"""Characters of the endpoint's reply that an error quotes."""
 
 
 class EndpointError(Exception):
@@ -41,7 +41,7 @@ class EndpointError(Exception):
 
 
 class RefusedError(Exception):
-    """The endpoint does not take a question, in whatever form."""
+    """The endpoint does not accept a question in any form."""
 
 
 class Endpoint:
@@ -56,15 +56,15 @@ class Endpoint:
         self._client = openai.OpenAI(
             base_url=judge.base_url, api_key=self._key, timeout=judge.timeout_seconds, max_retries=RETRIES
         )
-        self._form: int | None = None  # the first that was taken
+        self._form: int | None = None  # the first one accepted
 
     def ask(self, text: str) -> Answer:
-        """The answer to one question, in whatever form it comes.
+        """Ask one question and return the answer, well formed or not.
 
         Raises:
-            RefusedError: The endpoint does not take this question.
+            RefusedError: The endpoint does not accept this question.
             EndpointError: It does not answer.
-            StageError: It does not know us or the model, or wants money: asking again does not help.
+            StageError: It rejects the key or the model, or demands payment; asking again does not help.
         """
         reasons: list[str] = []
         for form in range(len(FORMS)) if self._form is None else (self._form,):
@@ -89,7 +89,7 @@ class Endpoint:
                 )
             except openai.APIError as error:
                 raise self._explained(error) from None  # the cause may quote the request
-            except ValueError:  # half an answer is no JSON
+            except ValueError:  # an incomplete reply is not JSON
                 continue
             if isinstance(completion, ChatCompletion) and completion.choices and completion.choices[0].message:
                 return completion
@@ -99,7 +99,7 @@ class Endpoint:
         )
 
     def _answer(self, text: str, completion: ChatCompletion) -> Answer:
-        """What came back; not every server counts tokens or names its model."""
+        """Return the reply; not every server counts tokens or names its model."""
         content = self._without_key(completion.choices[0].message.content or "")
         return Answer(
             text=content,
@@ -110,7 +110,7 @@ class Endpoint:
         )
 
     def _explained(self, error: openai.APIError) -> Exception:
-        """What is wrong and whether it can change, without the key."""
+        """Translate an error into ours: what is wrong, and whether asking again can help; without the key."""
         where, variable = self._judge.base_url, self._judge.api_key_variable
         if not isinstance(error, openai.APIStatusError):
             return EndpointError(f"{where} does not answer: {error.message}")

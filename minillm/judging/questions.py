@@ -1,4 +1,4 @@
-"""What the judge is asked: one answer of a model beside the reference, in either order, for two ratings."""
+"""Questions to the judge: rate a model's answer and the reference, shown in either order."""
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,10 +13,10 @@ from minillm.streams import Purpose, generator, stream
 
 Order = Literal["model first", "reference first"]
 ORDERS: tuple[Order, ...] = ("model first", "reference first")
-"""Judges favour a place; each pair is shown both ways."""
+"""Judges favour one place, so each pair is shown both ways."""
 
-# The request is worded as in the paper's appendix, but for its end: there, two values on a line and an explanation
-# after them, which could not change them any more and would be paid for.
+# The wording is that of the paper's appendix, except for the end: the paper asks for two values on a line and an
+# explanation after them, which could not change them any more and would have to be paid for.
 REQUEST = """[Instruction]
 {instruction}
 {context}
@@ -43,7 +43,7 @@ Rating = Annotated[int, Field(ge=1, le=10), WithJsonSchema({"type": "integer", "
 
 
 class Ratings(BaseModel):
-    """The form of an answer, and the schema that endpoints with structured output hold it to."""
+    """Form of an answer, and the schema for endpoints with structured output."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
     assistant_1: Rating
@@ -52,20 +52,20 @@ class Ratings(BaseModel):
 
 @dataclass(frozen=True)
 class Question:
-    """One pair of answers in one order, put to the judge once."""
+    """One question: a pair of answers in one order."""
 
     benchmark: str
     index: int
-    """Of the prompt in its benchmark."""
+    """Index of the prompt in its benchmark."""
     seed: int
-    """Of the generation."""
+    """Seed of the generation."""
     order: Order
     sample: int
     text: str
     """The whole message."""
 
     def key(self, judge: Judge) -> str:
-        """Digest of what decides the answer; the same question is the same whatever stage asks it, and when."""
+        """Return the digest of all that determines the answer, whichever stage asks and whenever."""
         asked = {"base_url": judge.base_url.rstrip("/"), "model": judge.model, "temperature": judge.temperature}
         return text_digest(asked | {"text": self.text, "sample": self.sample})
 
@@ -77,14 +77,14 @@ def questions_about(
     seeds: Sequence[int],
     judge: Judge,
 ) -> Iterator[Question]:
-    """Every question about one benchmark.
+    """Yield every question about one benchmark.
 
     Args:
-        benchmark: Its name.
-        prompts: Its rows; the first reference is the one compared with.
+        benchmark: Name of the benchmark.
+        prompts: Rows of the benchmark; the answer is compared with the first reference.
         responses: The model's answers by (index, seed).
-        seeds: Of the generations that are judged.
-        judge: Number of prompts and samples.
+        seeds: Seeds of the judged generations.
+        judge: Settings, such as the number of prompts and samples.
     """
     for row in chosen(prompts, judge.prompts):
         for seed in seeds:
@@ -97,22 +97,22 @@ def questions_about(
 
 
 def chosen(prompts: Sequence[Mapping[str, Any]], count: int | None) -> list[Mapping[str, Any]]:
-    """Some prompts of a benchmark, in its order; a larger count has those of a smaller one among it."""
+    """Choose prompts of a benchmark, in its order; a larger count includes those of a smaller one."""
     places = generator(stream(Purpose.JUDGED, 0)).permutation(len(prompts))
     return [prompts[place] for place in sorted(places[:count])]
 
 
 def message(instruction: str, context: str, first: str, second: str) -> str:
-    """The question as the judge reads it."""
+    """Write the question as the judge reads it."""
     given = f"\n[Input]\n{context}\n" if context.strip() else ""
     text = REQUEST.format(instruction=instruction, context=given, first=first, second=second)
-    return text.encode(errors="replace").decode()  # JSON files can hold halves of characters, requests cannot
+    return text.encode(errors="replace").decode()  # JSON files may hold lone surrogates, requests may not
 
 
 def read_ratings(answer: str) -> tuple[int, int] | None:
-    """Ratings of the first and the second answer shown; None unless the answer is the object asked for.
+    """Return the ratings of the first and the second answer shown; None unless the reply is the object asked for.
 
-    A Markdown fence around it is no other answer; anything else is never guessed at.
+    A Markdown fence around it is allowed; anything else is not guessed at.
     """
     text = answer.strip()
     fenced = FENCED.fullmatch(text)
@@ -124,6 +124,6 @@ def read_ratings(answer: str) -> tuple[int, int] | None:
 
 
 def schema() -> dict[str, Any]:
-    """`response_format` of an endpoint with structured output."""
+    """Return `response_format` for an endpoint with structured output."""
     form = {"name": "ratings", "strict": True, "schema": Ratings.model_json_schema()}
     return {"type": "json_schema", "json_schema": form}

@@ -1,4 +1,4 @@
-"""Stage judge: a strong model rates one method's stored responses beside their references (method.md §7)."""
+"""Stage judge: a strong model rates one method's stored responses against their references (method.md §7)."""
 
 import json
 import signal
@@ -22,19 +22,19 @@ from minillm.stages import Job, Judging, Summary
 from minillm.worker.progress import Progress
 
 FOLDER = "judge"
-"""In the store, beside the artifacts: the answers that were paid for."""
+"""Folder of the paid answers in the store, beside the artifacts."""
 QUOTED_CHARACTERS = 200
-"""Of an answer, in a message."""
+"""Characters of an answer that an error quotes."""
 
 
 def run(job: Job[Judging]) -> Summary:
-    """Write ratings.parquet and judge.json, and return its figures under their names in the tracked run.
+    """Write ratings.parquet and judge.json, and return the figures by their names in the tracked run.
 
     Raises:
-        StageError: It would cost more than the budget, the endpoint refuses us, or it rated nothing of a benchmark.
+        StageError: It would cost more than the budget, the endpoint denies access, or nothing of a benchmark was rated.
     """
     settings = job.settings
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(STOPPED))  # once the answers under way are kept
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(STOPPED))  # after the answers under way are kept
     questions = read_questions(job.inputs, settings)
     texts = {question.key(settings.judge): question.text for question in questions}
     answers = Answers(Path(job.runtime.store) / FOLDER)
@@ -56,7 +56,7 @@ def run(job: Job[Judging]) -> Summary:
 
 
 def read_questions(inputs: Mapping[str, Path], settings: Judging) -> list[Question]:
-    """All questions about one method's responses, benchmark by benchmark.
+    """Return all questions about one method's responses, benchmark by benchmark.
 
     Raises:
         StageError: A response is missing.
@@ -75,9 +75,9 @@ def read_questions(inputs: Mapping[str, Path], settings: Judging) -> list[Questi
 
 
 def rate(questions: Sequence[Question], found: Mapping[str, Sequence[Answer]], judge: Judge) -> pd.DataFrame:
-    """A row for each question: benchmark, index, seed, order, sample, and the ratings of model and reference.
+    """Return a row for each question: benchmark, index, seed, order, sample, and the ratings of model and reference.
 
-    Ratings are 1 to 10, missing where no answer had the form asked for.
+    Ratings are 1 to 10, missing if no answer was well formed.
     """
     rows: list[dict[str, Any]] = []
     for question in questions:

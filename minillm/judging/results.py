@@ -1,7 +1,7 @@
-"""Ratings become figures: Σ model / Σ reference with its interval, and how far the judge can be trusted.
+"""Turn ratings into figures: Σ model / Σ reference with its interval, and how far the judge can be trusted.
 
-The unit is a pair, a model's answer and the reference, rated in both orders. One rated in a single order would lean to
-a side and is left out.
+The unit is a pair, a model's answer and the reference, rated in both orders. A pair rated in a single order would be
+biased and is left out.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,24 +18,24 @@ WHO = ["model", "reference"]
 
 
 def table(role: str, ratings: pd.DataFrame) -> dict[str, Any]:
-    """Figures of one method by benchmark and their mean.
+    """Return the figures of one method by benchmark, and their mean.
 
     Args:
-        role: What the method is called.
+        role: Name of the method.
         ratings: A row for each question: benchmark, index, seed, order, sample, and model and reference, missing
-            where it was not answered. Every benchmark must have a pair rated in both orders.
+            if it was not answered. Every benchmark must have a pair rated in both orders.
     """
     rows = {str(name): _row(part) for name, part in ratings.groupby("benchmark", sort=False)}
     return {"role": role, "benchmarks": rows, "mean": _ratio(list(prompt_ratings(ratings).values()))}
 
 
 def prompt_ratings(ratings: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """Mean ratings of each prompt by benchmark: columns model and reference, indexed by the prompt."""
+    """Return the mean ratings of each prompt by benchmark: columns model and reference, indexed by the prompt."""
     return {str(name): _prompts(part) for name, part in ratings.groupby("benchmark", sort=False)}
 
 
 def difference(prompts: Mapping[str, pd.DataFrame], others: Mapping[str, pd.DataFrame]) -> Estimate | None:
-    """How far one method's ratio is above another's, in points, on the prompts rated for both; None without any."""
+    """Estimate how far one method's ratio is above another's, in points, on shared prompts; None without any."""
     shared = {name: of.index.intersection(others[name].index) for name, of in prompts.items()}
     if any(index.empty for index in shared.values()):
         return None
@@ -46,11 +46,11 @@ def difference(prompts: Mapping[str, pd.DataFrame], others: Mapping[str, pd.Data
 
 
 def trust(ratings: pd.DataFrame) -> dict[str, float]:
-    """How much the ratings of one benchmark depend on the order in which the two answers are shown.
+    """Measure how much the ratings of one benchmark depend on the order in which the two answers are shown.
 
     Returns:
-        order_agreement: per cent of the pairs of which the judge prefers the same one in both orders, a tie being a
-        preference of its own; first_advantage: points by which it rates an answer higher for being shown first.
+        order_agreement: percentage of pairs for which the judge prefers the same one in both orders (a tie counts as a
+        preference); first_advantage: points by which it rates an answer higher for being shown first.
     """
     pairs = _pairs(ratings)
     model_first, reference_first = (
@@ -86,7 +86,7 @@ def _prompts(ratings: pd.DataFrame) -> pd.DataFrame:
 
 
 def _pairs(ratings: pd.DataFrame) -> pd.DataFrame:
-    """Mean over samples; columns (model or reference, order), indexed by prompt and seed."""
+    """Average over samples; columns (model or reference, order), indexed by prompt and seed."""
     return ratings.pivot_table(WHO, ["index", "seed"], "order", dropna=False).dropna()
 
 
@@ -95,5 +95,5 @@ def _columns(prompts: pd.DataFrame) -> NDArray[np.float64]:
 
 
 def _percent(prompts: pd.DataFrame) -> NDArray[np.float64]:
-    """Part and whole (2, n) of a ratio in percent."""
+    """Return part and whole (2, n) of a ratio in percent."""
     return _columns(prompts) * [[100.0], [1.0]]

@@ -1,7 +1,7 @@
-"""Methods against each other: the result table, paired differences, ranks, and the verdict in words.
+"""Compare the methods of a run: result table, paired differences, ranks, and the verdict in words.
 
-Works on the table.json of each role and its scores per prompt (see `minillm.evaluation.scoring`); every figure is
-a benchmark's score on 0–100. Differences are paired: both methods answered the same prompts.
+The input is the table.json of each role and its scores per prompt (see `minillm.evaluation.scoring`); every figure is a
+benchmark's score on 0–100. Differences are paired: both methods answered the same prompts.
 """
 
 import functools
@@ -27,7 +27,7 @@ MEAN = "mean"
 class Comparison:
     """The tables of all methods, in the order of the result table.
 
-    The first is the teacher; among models that have none it is one of them, and the yardstick of the others.
+    The first is the teacher or, among models without one, a model that the others are measured against.
     """
 
     tables: Mapping[str, Mapping[str, Any]]
@@ -49,27 +49,27 @@ class Comparison:
 
     @property
     def taught(self) -> bool:
-        """Whether the first row is the teacher of the others."""
+        """True if the first row is the teacher of the others."""
         return self.roles[0] == TEACHER and len(self.roles) > 1
 
     @property
     def yardstick(self) -> str:
-        """What the first row is called in words."""
+        """Name of the first row in a sentence."""
         return "the teacher" if self.taught else self.roles[0]
 
     @property
     def row_word(self) -> str:
-        """What a row of the table is."""
+        """Word for a row of the table."""
         return "method" if self.taught else "model"
 
     @property
     def best_word(self) -> str:
-        """What the best of them is the best of."""
+        """Word for the rows that the best is chosen from."""
         return "student" if self.taught else "model"
 
     @property
     def best(self) -> str:
-        """The method with the highest mean, a teacher left out."""
+        """Method with the highest mean, except a teacher."""
         return max(self.roles[1:] if self.taught else self.roles, key=lambda role: self.score(role, MEAN)["mean"])
 
     @property
@@ -78,28 +78,28 @@ class Comparison:
         return on_policy_method(self.roles, self.trained_on) or self.best
 
     def metric(self, benchmark: str) -> str:
-        """The benchmark's metric."""
+        """Return the benchmark's metric."""
         return self.tables[self.roles[0]]["benchmarks"][benchmark]["metric"]
 
     def label(self, column: str) -> str:
-        """A column's heading, with its metric where they differ."""
+        """Return a column's heading, with its metric if there are several."""
         return (
             f"{column}, {METRIC_NAMES[self.metric(column)]}" if self.measure == "Score" and column != MEAN else column
         )
 
     @property
     def measure(self) -> str:
-        """What the scores are, in words."""
+        """Name of the scores."""
         metrics = {self.metric(name) for name in self.benchmarks}
         return METRIC_NAMES[metrics.pop()] if len(metrics) == 1 else "Score"
 
     def score(self, role: str, benchmark: str) -> Mapping[str, Any]:
-        """Mean, spread and per-seed values of one cell."""
+        """Return mean, spread, interval and per-seed values of one cell."""
         table = self.tables[role]
         return (table["mean"] if benchmark == MEAN else table["benchmarks"][benchmark])["score"]
 
     def frame(self) -> pd.DataFrame:
-        """Long format: method, benchmark, mean, spread, and seed_N for each seed."""
+        """Return the table in long format: method, benchmark, mean, spread, and seed_N for each seed."""
         return pd.DataFrame(
             [
                 {"method": role, "benchmark": name, "mean": cell["mean"], "spread": cell["spread"]}
@@ -112,9 +112,9 @@ class Comparison:
 
     @functools.cached_property
     def differences(self) -> list[Difference]:
-        """Every two methods, the compared one before the others, on each benchmark and on the mean.
+        """Differences of every two methods, the compared one first, on each benchmark and on the mean.
 
-        P-values are adjusted for those between methods, and for those with the teacher.
+        P-values are adjusted among those between methods, and among those with the teacher.
         """
         names = {name: [name] for name in self.benchmarks} | {MEAN: list(self.benchmarks)}
         order = [self.compared, *(role for role in self.roles if role != self.compared)]
@@ -131,7 +131,7 @@ class Comparison:
 
     @functools.cached_property
     def ranks(self) -> dict[str, tuple[int, int]]:
-        """Best and worst rank of each method by the mean; who cannot be told apart from it may stand on either side."""
+        """Best and worst rank of each method by the mean; one that cannot be told apart may be above or below."""
         above = dict.fromkeys(self.roles, 0)
         below = dict.fromkeys(self.roles, 0)
         for difference in self.differences:
@@ -153,7 +153,7 @@ def on_policy_method(methods: Iterable[str], trained_on: Mapping[str, str]) -> s
 
 
 def verdict(comparison: Comparison, parameters: Mapping[str, int]) -> list[str]:
-    """Sentences that say who won, how close to the first row, at what size, and how sure that is.
+    """Say which is the best, how close to the first row, at what size, and how sure that is, in sentences.
 
     Args:
         comparison: All methods.
@@ -169,7 +169,7 @@ def verdict(comparison: Comparison, parameters: Mapping[str, int]) -> list[str]:
 
 
 def _beside_yardstick(comparison: Comparison, parameters: Mapping[str, int]) -> str:
-    """How close the best comes to the first row, and at what size; nothing where it is the first."""
+    """Say how close the best comes to the first row, and at what size; nothing if it is the first."""
     first, best = comparison.roles[0], comparison.best
     if best == first:
         return ""
@@ -204,7 +204,7 @@ def _against_others(comparison: Comparison) -> list[str]:
 
 
 def how_tested(comparison: Comparison) -> str:
-    """How differences are tested, and what for."""
+    """Explain how differences are tested and adjusted."""
     words = (
         f"Difference on the same prompts with its 95 % interval; * marks p < {LEVEL}, by a sign-flip test over "
         f"prompts, adjusted (Holm) for all differences between {comparison.row_word}s, on every benchmark and the mean."

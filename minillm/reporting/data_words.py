@@ -1,4 +1,4 @@
-"""What the page says of the data: rows kept and dropped, prompts that count, and prompts that were cut."""
+"""Describe the data for the page: rows kept and dropped, prompts that count, and prompts that were cut."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,13 +12,13 @@ from minillm.words import number
 
 
 def kept_rows(examples: Path) -> str:
-    """Rows of each part that filtering kept, in words."""
+    """Return the number of rows that filtering kept of each part, in words."""
     counts = {part: pq.read_metadata(examples / f"{part}.parquet").num_rows for part in ("train", "validation", "test")}
     return ", ".join(f"{part} {count:,}" for part, count in counts.items())
 
 
 def data_tables(examples: Path) -> dict[str, pd.DataFrame]:
-    """What filtering dropped, and how long the rest is, by title."""
+    """Tabulate the rows that filtering dropped and the lengths of the others, by title."""
     # a category may be called "null" or "NA"
     dropped = pd.read_csv(examples / "dropped.csv", index_col=0, keep_default_na=False).rename_axis(None).map(str)
     lengths = pd.read_csv(examples / "lengths.csv", keep_default_na=False)
@@ -28,7 +28,7 @@ def data_tables(examples: Path) -> dict[str, pd.DataFrame]:
 
 
 def prompt_words(comparison: Comparison) -> str:
-    """Prompts of each benchmark, in words; the same for every model."""
+    """Return the number of prompts of each benchmark, in words; the same for every model."""
     rows = comparison.tables[comparison.roles[0]]["benchmarks"]
     return ", ".join(
         f"{name} {row['prompts']:,}" + (f" of {row['all_prompts']:,}" if row["prompts"] < row["all_prompts"] else "")
@@ -37,7 +37,7 @@ def prompt_words(comparison: Comparison) -> str:
 
 
 def cut_words(inputs: Mapping[str, Path], comparison: Comparison) -> str:
-    """Prompts whose beginning was cut to fit, in words; by model where tokenizers of their own make them differ."""
+    """Return the number of prompts whose beginning was cut, in words; by model if their tokenizers make them differ."""
     counts = {role: read_json(inputs[f"prompts/{role}"] / "cut_prompts.json") for role in comparison.roles}
     words = {
         role: ", ".join(f"{name} {count}" for name, count in of.items() if count) or "none"

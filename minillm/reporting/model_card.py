@@ -1,6 +1,6 @@
-"""Stage model: a trained student as an ordinary Hugging Face directory with a model card.
+"""Stage model: export a trained student as an ordinary Hugging Face directory with a model card.
 
-The wording stands in templates/model_card.md.jinja; the metadata is written by `huggingface_hub`.
+The wording is in templates/model_card.md.jinja; `huggingface_hub` writes the metadata.
 """
 
 import shutil
@@ -37,7 +37,7 @@ HUB_METRICS = {"rouge_l": "rouge", "rouge_l_characters": "rouge", "exact_match":
 
 
 def run(job: Job[Card]) -> Summary:
-    """Copy the model's files, and write README.md and how to generate (as in the evaluation) beside them."""
+    """Copy the model's files, and add README.md and the generation settings of the evaluation."""
     settings = job.settings
     shutil.copytree(job.inputs["model"] / "model", job.output, dirs_exist_ok=True)
     shared = load_shared_tokenizer(job.output)
@@ -64,7 +64,7 @@ def run(job: Job[Card]) -> Summary:
 
 
 def card_metadata(settings: Card, results: Mapping[str, Any]) -> ModelCardData:
-    """What the hub reads: base model and data by their hub names, and the results."""
+    """Return the metadata that the hub reads: base model and data by their hub names, and the results."""
     config = settings.config
     data, benchmarks = config["data"]["instructions"], config["evaluation"]["benchmarks"]
     table = results["tables"][settings.role]["benchmarks"]
@@ -90,7 +90,7 @@ def card_metadata(settings: Card, results: Mapping[str, Any]) -> ModelCardData:
 
 
 def origin(source: Mapping[str, Any]) -> str:
-    """A configured model or data source in words."""
+    """Describe a configured model or data source."""
     if source.get("architecture"):
         return f"a randomly initialised {source['architecture']['model_type']} model"
     if source["hub"]:
@@ -99,7 +99,7 @@ def origin(source: Mapping[str, Any]) -> str:
 
 
 def hyper_parameters(method: Mapping[str, Any]) -> pd.DataFrame:
-    """The method's settings as a table, those of training and of the policy gradient included."""
+    """Tabulate the method's settings, including those of training and of the policy gradient."""
     own = {name: value for name, value in method.items() if name not in ("training", "policy")}
     flat = {**own, **method["training"], **(method["policy"] or {})}
     rows = {name: str(value) for name, value in flat.items() if value is not None}
@@ -107,9 +107,9 @@ def hyper_parameters(method: Mapping[str, Any]) -> pd.DataFrame:
 
 
 def decoding(config: Mapping[str, Any]) -> dict[str, Any]:
-    """How the evaluation decodes, in the words of transformers' generation settings.
+    """Return the decoding of the evaluation as generation settings of transformers.
 
-    Without a length limit: servers would cut every answer to it, whatever is asked of them.
+    A length limit is left out: servers would cut every answer to it, whatever a request asks for.
     """
     evaluation = config["evaluation"]
     found: dict[str, Any] = {"do_sample": evaluation["strategy"] == "sample"}
@@ -122,9 +122,9 @@ def decoding(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def usage(config: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> str:
-    """Python code that loads the model and answers one instruction, decoded as in the evaluation.
+    """Write Python code that loads the model and answers one instruction, decoded as in the evaluation.
 
-    How to decode and what ends an answer stands in generation_config.json, which `generate` reads.
+    `generate` reads decoding settings and end tokens from generation_config.json.
     """
     template = Template(**config["data"]["template"])
     prompt = render(template, "Name three colours.", "")
@@ -157,7 +157,7 @@ def divergence_words(method: Method) -> str:
 
 
 def training_words(settings: Card) -> dict[str, Any]:
-    """From what and how the model was trained, for the template."""
+    """Describe the training of the model, for the template."""
     config = settings.config
     method = config["methods"][settings.role]
     plain_text = method["policy"] and method["policy"]["plain_text_coefficient"] > 0 and config["data"]["plain_text"]

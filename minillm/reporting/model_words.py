@@ -1,4 +1,4 @@
-"""What the page says of the models: where each is from, how large it is, and when it was selected."""
+"""Describe the models for the page: origin, size, cost, and the step they were selected at."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,9 +15,9 @@ from minillm.words import ABSENT, number, percent, short_count, span
 
 SELECTED_BY = {**METRIC_NAMES, "validation_loss": "validation loss"}
 Cost = Mapping[str, Any]
-"""The measured cost of generating (see `minillm.generation.cost`)."""
+"""Measured cost of generation (see `minillm.generation.cost`)."""
 SHOWN_DIGITS = 12
-"""Of a commit or a digest."""
+"""Digits shown of a commit or a digest."""
 
 
 def model_table(
@@ -28,15 +28,15 @@ def model_table(
     comparison: Comparison,
     cost: Cost,
 ) -> pd.DataFrame:
-    """Size and cost of each model, the origin of those that were there already, the selection of those trained here.
+    """Tabulate size and cost of each model, origin of the ready-made ones, selection of those trained here.
 
     Args:
-        inputs: Of the stage.
+        inputs: Inputs of the stage.
         ready_made: Rows of the result table that were not trained here.
-        trained: Train artifacts by role, the initial student too.
+        trained: Train artifacts by role, including the initial student.
         parameters: Number of weights by role.
-        comparison: Its first row is what sizes are measured against.
-        cost: Of generating, of the rows of the result table.
+        comparison: Its first row is the one that sizes are compared with.
+        cost: Cost of generation of each row of the result table.
     """
     first = parameters.get(comparison.roles[0])
     share = f"of {comparison.yardstick}'s"
@@ -54,7 +54,7 @@ def model_table(
 
 
 def cost_words(comparison: Comparison, cost: Cost) -> list[str]:
-    """A sentence on what the best costs to generate with beside the first row; none where that is the best."""
+    """Compare the cost of generation of the best with that of the first row, in a sentence; none if it is the first."""
     first, best = comparison.roles[0], comparison.best
     if best == first:
         return []
@@ -75,7 +75,7 @@ def _cost_cells(cost: Mapping[str, float]) -> dict[str, str]:
 
 
 def _origin(model: Model, responses: Path) -> dict[str, str]:
-    """Where a model is from, and the beginning of its commit or digest as its generation tells."""
+    """Return where a model is from, and the beginning of the commit or digest that its generation recorded."""
     manifest = manifest_of(responses)
     fingerprint = ABSENT if manifest is None else manifest.sources.get("model", ABSENT)
     place = str(model.path) if model.hub is None else f"{model.hub}, revision {model.revision}"
@@ -83,7 +83,7 @@ def _origin(model: Model, responses: Path) -> dict[str, str]:
 
 
 def _selection(train_artifact: Path) -> dict[str, str]:
-    """By what, and at which step, weights were selected."""
+    """Return by which measure, and at which step, weights were selected."""
     selection = read_json(train_artifact / "selection.json")
     return {
         "selected by": SELECTED_BY[selection["select_by"]] + (", then loss" if selection["equal"] else ""),
@@ -94,7 +94,7 @@ def _selection(train_artifact: Path) -> dict[str, str]:
 
 
 def sizes(inputs: Mapping[str, Path], roles: Sequence[str], trained: Mapping[str, Path]) -> dict[str, int]:
-    """Number of weights by role: of models trained here from their files, of others as their generation tells."""
+    """Return the number of weights by role: from the files of models trained here, or as recorded by generation."""
     known = {role: count_parameters(path) for role, path in trained.items()}
     for role in roles:
         told = manifest_of(inputs[f"responses/{role}"])
@@ -115,6 +115,6 @@ def trained_on(trained: Mapping[str, Path]) -> dict[str, str]:
 
 
 def count_parameters(train_artifact: Path) -> int:
-    """Number of weights in a train artifact's safetensors files, tied ones once; the weights are not read."""
+    """Count the weights in a train artifact's safetensors files, tied ones once, from the headers alone."""
     metadata = huggingface_hub.get_local_safetensors_metadata(train_artifact / "model")
     return sum(metadata.parameter_count.values())

@@ -1,7 +1,7 @@
-"""Figures of the report, each drawn once for light and dark pages alike, and saved as PNG too.
+"""Draw the figures of the pages, once for light and dark pages, and save them as PNG too.
 
-Drawn with matplotlib's object interface. A method has the same colour and marker in every figure; the colours are
-those of Okabe and Ito, which colour-blind readers can tell apart.
+A method has the same colour and marker in every figure. The colours are those of Okabe and Ito, which colour-blind
+readers can tell apart.
 """
 
 import io
@@ -20,7 +20,7 @@ from minillm.config import DIVERGENCES
 from minillm.reporting.comparison import MEAN, METRIC_NAMES, Comparison
 
 INK = "#010203"
-"""Colour of text and axes; in a page it becomes the page's own text colour."""
+"""Colour of text and axes; a page replaces it by its own text colour."""
 TEACHER = "#808080"
 COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 MARKERS = ("s", "o", "^", "D", "v", "P", "X")
@@ -39,15 +39,15 @@ CURVES = {
 }
 """Metrics drawn by step, where a model has them."""
 MAX_POINTS = 200
-"""Longer curves are drawn as means over this many stretches of steps."""
+"""A longer curve is drawn as means over this many stretches of steps."""
 MARKED_POINTS = 20
-"""Curves of at most so many points show each with its marker."""
+"""A curve of at most this many points marks each of them."""
 LEGEND_CHARACTERS = 75
-"""As many fit on a line of a legend."""
+"""Characters that fit on a line of a legend."""
 KEY_CHARACTERS = 6
-"""Room for a line with its marker and the space around, in characters."""
+"""Width of a line with its marker and the space around it, in characters."""
 LEGEND_LINE = 0.17
-"""Height of a line of a legend, inches; figures have room for two."""
+"""Height of a line of a legend, in inches; figures have room for two lines."""
 STYLE: dict[Any, Any] = {
     "font.size": 9,
     "text.color": INK,
@@ -73,23 +73,23 @@ Look = dict[str, tuple[str, str]]
 
 
 def looks(roles: Sequence[str]) -> Look:
-    """Colour and marker of each method; the first, the teacher, is grey."""
+    """Choose colour and marker of each method; the first one, the teacher, is grey."""
     later = [(COLOURS[number % len(COLOURS)], MARKERS[(number + 1) % len(MARKERS)]) for number in range(len(roles) - 1)]
     return dict(zip(roles, [(TEACHER, MARKERS[0]), *later], strict=True))
 
 
 def score_figure(cells: Mapping[str, Mapping[str, Mapping[str, Any]]], measure: str, look: Look) -> Figure:
-    """The score of every method on every benchmark."""
+    """Draw the score of every method on every benchmark."""
     return interval_figure(cells, f"{measure} (0–100), mean and 95 % interval over prompts", look)
 
 
 def interval_figure(cells: Mapping[str, Mapping[str, Mapping[str, Any]]], label: str, look: Look) -> Figure:
-    """A value of every method on every benchmark, with its 95 % interval where there is one.
+    """Draw a value of every method on every benchmark, with its 95 % interval if there is one.
 
     Args:
-        cells: `mean` and `interval` by method and benchmark; a method need not have all benchmarks.
-        label: Of the axis.
-        look: Of the methods.
+        cells: `mean` and `interval` by method and benchmark; a method may lack some benchmarks.
+        label: Label of the axis.
+        look: Colour and marker of each method.
     """
     rows = sorted(dict.fromkeys(name for row in cells.values() for name in row), key=lambda name: name == MEAN)
     figure, axes = empty_figure(height=0.9 + 0.13 * len(rows) * (len(cells) + 1.5))
@@ -114,13 +114,13 @@ def interval_figure(cells: Mapping[str, Mapping[str, Mapping[str, Any]]], label:
 
 
 def _reach(cell: Mapping[str, Any]) -> tuple[float, float]:
-    """How far the interval reaches below and above the mean."""
+    """Return the distances from the mean to both ends of the interval."""
     low, high = (cell["mean"] if end is None else end for end in cell["interval"])
     return cell["mean"] - low, high - cell["mean"]
 
 
 def length_figure(benchmark: str, comparison: Comparison, look: Look) -> Figure | None:
-    """The score by reference length; None for a benchmark without length subsets."""
+    """Draw the score by reference length; None for a benchmark without length subsets."""
     subsets = {role: comparison.tables[role]["benchmarks"][benchmark] for role in comparison.roles}
     labels = list(subsets[comparison.roles[0]].get("score_by_length", {}))
     if not labels:
@@ -153,13 +153,13 @@ def length_figure(benchmark: str, comparison: Comparison, look: Look) -> Figure 
 def curve_figure(
     metric: str, curves: Mapping[str, Sequence[tuple[int, float]]], look: Look, marks: int | None = None
 ) -> Figure:
-    """One metric by optimizer step, a line for each model that has it.
+    """Draw one metric by optimizer step, a line for each model that has it.
 
     Args:
         metric: A name in CURVES.
         curves: (step, value) by model.
-        look: Of the models.
-        marks: Markers on a curve too long to mark each point; none unless given.
+        look: Colour and marker of each model.
+        marks: Number of markers on a curve that is too long to mark each point; none by default.
     """
     figure, axes = empty_figure(height=2.9)
     few = max(map(len, curves.values())) <= MARKED_POINTS
@@ -176,7 +176,7 @@ def curve_figure(
 
 
 def save(figure: Figure, png: Path) -> str:
-    """Write a PNG on white and return the figure as SVG to stand inside a page."""
+    """Write a PNG with a white background, and return the figure as SVG for use inside a page."""
     stream = io.StringIO()
     with mpl.rc_context(STYLE):
         figure.savefig(png, dpi=160, facecolor="white")
@@ -190,7 +190,7 @@ def save(figure: Figure, png: Path) -> str:
 
 
 def empty_figure(height: float) -> tuple[Figure, Axes]:
-    """An empty figure as wide as a phone, so that its text stays readable there."""
+    """Make an empty figure as wide as a phone, so that its text stays readable there."""
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(5.2, height), layout="constrained")
         return figure, figure.add_subplot()
@@ -204,7 +204,7 @@ def _dots(look: tuple[str, str], role: str) -> dict[str, Any]:
 
 
 def legend(axes: Axes) -> None:
-    """A legend of what the axes show, above them, so that it hides nothing."""
+    """Add a legend above the axes, where it hides nothing."""
     handles, labels = axes.get_legend_handles_labels()
     beside = min(5, max(1, LEGEND_CHARACTERS // (max(map(len, labels)) + KEY_CHARACTERS)))
     rows = math.ceil(len(labels) / beside)

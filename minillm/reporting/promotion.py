@@ -1,4 +1,4 @@
-"""Whether a student takes the champion's place: both answered the same prompts, and the gain is no accident of them."""
+"""Decide whether a student replaces the champion: both answered the same prompts, and the gain is significant."""
 
 from dataclasses import dataclass
 
@@ -10,15 +10,15 @@ from minillm.reporting.comparison import MEAN, METRIC_NAMES
 from minillm.words import ABSENT, counted, p_statement
 
 SAMPLING = tuple(Sampling.model_fields)
-"""Fields of `evaluation` that change what a score is of; other seeds only draw again."""
+"""Fields of `evaluation` that change the distribution of answers; other seeds only draw again."""
 THIS, OTHER = "this run", "the champion's run"
 OWN_METRIC = "metric"
-"""Of a benchmark: what its table shows, whatever is compared here."""
+"""Field of a benchmark that only says what its table shows; here the rule's metric is compared."""
 
 
 @dataclass(frozen=True)
 class Decision:
-    """What came of it, and why."""
+    """The outcome and its reason."""
 
     promoted: bool
     reason: str
@@ -28,16 +28,16 @@ def decide(candidate: MethodOfRun, champion: MethodOfRun, rule: Promotion, calle
     """Compare a candidate with the present champion by a sign-flip test over prompts.
 
     Args:
-        candidate: With its scores in the rule's metric.
-        champion: With the same metric's.
-        rule: What it takes.
-        called: What the champion is called in the reason.
+        candidate: With scores in the rule's metric.
+        champion: With scores in the same metric.
+        rule: Conditions of a promotion.
+        called: Name of the champion in the reason.
     """
     if reasons := other_versions(candidate, champion):
         return Decision(
             False,
-            f"it was not measured as {called} was: {'; '.join(reasons)}; measure it on the same, or begin anew by "
-            "removing the alias `champion` in MLflow",
+            f"it was not measured in the same way as {called}: {'; '.join(reasons)}; measure it "
+            "alike, or begin anew by removing the alias `champion` in MLflow",
         )
     groups = [differences_by_prompt(candidate, champion, name).to_numpy(dtype=float) for name in champion.scores]
     found = paired_estimate(groups)
@@ -51,7 +51,7 @@ def decide(candidate: MethodOfRun, champion: MethodOfRun, rule: Promotion, calle
 
 
 def other_versions(candidate: MethodOfRun, champion: MethodOfRun) -> list[str]:
-    """In what the two were measured differently: by benchmark, and how answers were sampled."""
+    """List how the two were measured differently: by benchmark, and in the sampling of answers."""
     unscored = [whose for row, whose in ((candidate, THIS), (champion, OTHER)) if not row.scores]
     if unscored:
         return [f"MLflow has no scores per prompt of {whose}" for whose in unscored]
@@ -72,11 +72,11 @@ def _other_version(candidate: MethodOfRun, champion: MethodOfRun, benchmark: str
             return f"not measured in {whose}"
     (ours, how), (theirs, how_then) = (row.run.benchmark_version(benchmark) for row in (candidate, champion))
     if ours is None or ours != theirs:
-        return f"its data are other ones (digest {(ours or ABSENT)[:12]} instead of {(theirs or ABSENT)[:12]})"
+        return f"its data differ (digest {(ours or ABSENT)[:12]} instead of {(theirs or ABSENT)[:12]})"
     for field in sorted({*how, *how_then} - {OWN_METRIC}):
         if how.get(field) != how_then.get(field):
             return f"{field} is {how.get(field, ABSENT)} instead of {how_then.get(field, ABSENT)}"
     counted = [row.scores[benchmark].index for row in (candidate, champion)]
     if not counted[0].equals(counted[1]):
-        return f"other prompts count ({len(counted[0])} instead of {len(counted[1])}; see min_reference_tokens)"
+        return f"different prompts count ({len(counted[0])} instead of {len(counted[1])}; see min_reference_tokens)"
     return None

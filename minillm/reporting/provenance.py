@@ -1,4 +1,4 @@
-"""Where results come from: the artifacts behind a page, by their manifests."""
+"""Describe where results come from: the artifacts behind a page, by their manifests."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,7 +11,7 @@ from minillm.words import ABSENT
 
 
 def provenance(inputs: Mapping[str, Path]) -> pd.DataFrame:
-    """Kind and key of each artifact behind the report, and the seed of those trained."""
+    """Tabulate kind and key of each artifact behind the report, and the seed of trained ones."""
     rows = {}
     for name, path in inputs.items():
         manifest = manifest_of(path)
@@ -25,7 +25,7 @@ def provenance(inputs: Mapping[str, Path]) -> pd.DataFrame:
 
 
 def versions(inputs: Mapping[str, Path]) -> dict[str, str]:
-    """Versions of the libraries that made the inputs; several where they differ."""
+    """Return the versions of the libraries that made the inputs; several if they differ."""
     found: dict[str, set[str]] = {}
     for path in inputs.values():
         manifest = manifest_of(path)
@@ -35,7 +35,7 @@ def versions(inputs: Mapping[str, Path]) -> dict[str, str]:
 
 
 def manifest_of(path: Path) -> Manifest | None:
-    """The manifest of an artifact; None for a source file or directory, which has none of ours."""
+    """Return the manifest of an artifact; None for a source file or directory."""
     try:
         return read_manifest(path)
     except StageError:

@@ -1,6 +1,6 @@
-"""Stage report: the result table, the plots and one page that shows what was measured and on what.
+"""Stage report: write the result table, the plots and one page on what was measured and how.
 
-The tables come from `comparison`, the figures from `plots`, the wording from templates/.
+The tables come from `comparison`, the figures from `plots`, the wording from templates/report.md.jinja.
 """
 
 import json
@@ -37,11 +37,11 @@ from minillm.words import ABSENT, interval, number, p_value, percent, score, spa
 from minillm.worker.progress import read_metrics
 
 MakeSection = Callable[[Mapping[str, Path], Sequence[str], plots.Look], Section | None]
-"""From the stage's inputs, the rows of the table and how they look; None where nothing was measured."""
+"""Makes a section from the stage's inputs, the rows of the table and their look; None if nothing was measured."""
 SECTIONS: tuple[MakeSection, ...] = (
     preference_section, exposure_section, calibration_section, held_out_section, downstream_section
 )  # fmt: skip
-"""In the order of the page, after the judge's."""
+"""Sections in the order of the page, after the judge's."""
 
 
 def run(job: Job[Report]) -> Summary:
@@ -117,7 +117,7 @@ def run(job: Job[Report]) -> Summary:
 
 
 def result_table(comparison: Comparison) -> pd.DataFrame:
-    """Method × benchmark and their mean, 'mean ± spread' of the score, and the ranks a method may have among others."""
+    """Return method × benchmark and their mean, 'mean ± spread' of the score, and the ranks that a method may have."""
     table = _by_cell(comparison, score)
     if len(comparison.roles) > 1:
         table["rank"] = [span(*ranks) for ranks in comparison.ranks.values()]
@@ -125,7 +125,7 @@ def result_table(comparison: Comparison) -> pd.DataFrame:
 
 
 def interval_table(comparison: Comparison) -> pd.DataFrame:
-    """Method × benchmark and their mean, the 95 % interval of the score over prompts."""
+    """Return method × benchmark and their mean, the 95 % interval of the score over prompts."""
     return _by_cell(comparison, lambda cell: interval(cell["interval"]) or ABSENT)
 
 
@@ -144,7 +144,7 @@ def _by_cell(comparison: Comparison, words: Callable[[Mapping[str, Any]], str]) 
 
 
 def difference_table(comparison: Comparison) -> pd.DataFrame:
-    """The compared method minus each other one; clear differences are marked with *."""
+    """Return the compared method minus each other one; * marks clear differences."""
     of_compared = [d for d in comparison.differences if d.method == comparison.compared]
     cells = {(d.other, d.benchmark): d.marked for d in of_compared}
     others = [role for role in comparison.roles if role != comparison.compared]
@@ -156,7 +156,7 @@ def difference_table(comparison: Comparison) -> pd.DataFrame:
 
 
 def pair_table(comparison: Comparison) -> pd.DataFrame:
-    """Every two methods on the mean: difference, 95 % interval and adjusted p-value."""
+    """Return the difference of every two methods on the mean, its 95 % interval and adjusted p-value."""
     rows = {
         f"{d.method} − {d.other}": {
             "difference": str(d),
@@ -170,7 +170,7 @@ def pair_table(comparison: Comparison) -> pd.DataFrame:
 
 
 def behaviour_table(comparison: Comparison, diversities: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
-    """Exact match, response length, share of finished responses and diversity, averaged over the benchmarks."""
+    """Return exact match, response length, share of finished responses and diversity, as means over benchmarks."""
     rows = {}
     for role, table in comparison.tables.items():
         benchmarks = list(table["benchmarks"].values())
@@ -187,7 +187,7 @@ def behaviour_table(comparison: Comparison, diversities: Mapping[str, Mapping[st
 
 
 def draw(comparison: Comparison, trained: Mapping[str, Path], look: plots.Look) -> dict[str, tuple[str, Figure]]:
-    """Title and figure of every plot that a run always has, by the name of its file."""
+    """Draw the plots that every run has; title and figure by the name of the file."""
     cells = {role: {name: comparison.score(role, name) for name in comparison.columns} for role in comparison.roles}
     figures: dict[str, tuple[str, Figure]] = {
         "benchmarks": (f"{comparison.measure} by benchmark", plots.score_figure(cells, comparison.measure, look))
@@ -210,7 +210,7 @@ def draw(comparison: Comparison, trained: Mapping[str, Path], look: plots.Look) 
 
 
 def _inputs_of_page(inputs: Mapping[str, Path], comparison: Comparison) -> dict[str, Any]:
-    """What the page shows of the data, the prompts, the answers and where all came from."""
+    """Return the parts of the page on data, prompts, answers and provenance."""
     return {
         "kept_words": kept_rows(inputs["examples"]) if "examples" in inputs else "",
         "data": data_tables(inputs["examples"]) if "examples" in inputs else {},

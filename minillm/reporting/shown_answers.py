@@ -1,4 +1,4 @@
-"""Answers side by side: of every method to the prompts where one gains and loses most, and to one not picked."""
+"""Choose the answers shown side by side: to the prompts where a method gains and loses most, and to one not picked."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,14 +13,14 @@ from minillm.words import number
 
 
 def rival(comparison: Comparison) -> str | None:
-    """Whom the compared method's answers are shown against: the best other one, a teacher only where it is alone."""
+    """Return the method shown beside the compared one: the best other student, or the teacher if there is no other."""
     others = [role for role in comparison.roles if role != comparison.compared]
     students = [role for role in others if not (comparison.taught and role == comparison.roles[0])]
     return max(students or others, key=lambda role: comparison.score(role, MEAN)["mean"], default=None)
 
 
 def answers(inputs: Mapping[str, Path], benchmark: str, comparison: Comparison) -> list[dict[str, Any]]:
-    """Prompts of a benchmark with why they are shown, their references and every method's answer of the first seed."""
+    """Return the shown prompts of a benchmark, with reason, references and each method's answer of the first seed."""
     prompts = read_rows(inputs["benchmarks"], benchmark)
     scores = {role: _scores(inputs[f"score/{role}"], benchmark) for role in comparison.roles}
     means = {role: of.groupby("index")["score"].mean() for role, of in scores.items()}
@@ -37,20 +37,20 @@ def answers(inputs: Mapping[str, Path], benchmark: str, comparison: Comparison) 
 
 
 def choice_words(comparison: Comparison) -> str:
-    """How the prompts were chosen."""
+    """Explain how the prompts were chosen."""
     seed = comparison.tables[comparison.roles[0]]["seeds"][0]
     other = rival(comparison)
     chosen = (
-        f"Of each benchmark the prompts on which {comparison.compared} gains and loses most against {other}, by the "
-        "mean over seeds, and the one in the middle, not picked"
+        f"For each benchmark, the prompts on which {comparison.compared} gains and loses most against {other}, by the "
+        "mean over seeds, and the one in the middle, which is not picked"
         if other
-        else "The prompt in the middle of each benchmark, not picked"
+        else "The prompt in the middle of each benchmark, which is not picked"
     )
-    return f"{chosen}; answers of seed {seed}. Texts of more than {SHOWN_CHARACTERS} characters are cut here."
+    return f"{chosen}; answers of seed {seed}. Texts longer than {SHOWN_CHARACTERS} characters are cut here."
 
 
 def _reasons(means: Mapping[str, Any], comparison: Comparison, prompts: int) -> dict[int, str]:
-    """Why each prompt is shown, by its index."""
+    """Return the reason why each prompt is shown, by its index."""
     middle = {(prompts - 1) // 2: "in the middle, not picked"}
     other = rival(comparison)
     if other is None:

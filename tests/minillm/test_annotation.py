@@ -346,7 +346,7 @@ def test_a_taken_port_is_named_with_its_remedy(tmp_path: Path):
         done = command(str(write_run(tmp_path)), "--port", port)
     assert done.returncode == 2
     assert done.stderr == (
-        f"port {port} of 127.0.0.1 cannot be used: another program listens there; choose another with --port\n"
+        f"port {port} of 127.0.0.1 cannot be used: another program uses it; choose another with --port\n"
     )
 
 

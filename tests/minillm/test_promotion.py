@@ -31,9 +31,7 @@ def test_a_clear_gain_over_both_benchmarks_is_promoted_and_the_other_way_round_i
 def test_every_way_in_which_the_two_were_measured_differently_is_named():
     champion = row("champion", 0.0)
     less = row("less", 9.0, data=DIGESTS | {"benchmark/dolly": "x" * 36})
-    assert other_versions(less, champion) == [
-        "dolly: its data are other ones (digest xxxxxxxxxxxx instead of dddddddddddd)"
-    ]
+    assert other_versions(less, champion) == ["dolly: its data differ (digest xxxxxxxxxxxx instead of dddddddddddd)"]
     exact = {"evaluation.benchmarks.dolly.metric": "exact_match"}
     assert other_versions(row("shown", 9.0, params=PARAMS | exact), champion) == [], "tables alone show that"
     topics = {"evaluation.benchmarks.vicuna.topics": "('law',)", "evaluation.top_k": "50"}
@@ -45,7 +43,7 @@ def test_every_way_in_which_the_two_were_measured_differently_is_named():
     del some.run.scores["minillm"]["vicuna"]  # type: ignore[attr-defined]
     some.run.scores["minillm"]["dolly"] = some.scores["dolly"].iloc[1:]  # type: ignore[index]
     assert other_versions(some, champion) == [
-        "dolly: other prompts count (39 instead of 40; see min_reference_tokens)",
+        "dolly: different prompts count (39 instead of 40; see min_reference_tokens)",
         "vicuna: not measured in this run",
     ]
     assert other_versions(row("none", 9.0, scores={}), champion) == ["MLflow has no scores per prompt of this run"]

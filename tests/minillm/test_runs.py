@@ -100,7 +100,7 @@ def test_a_benchmark_whose_data_changed_is_not_paired_and_stays_out_of_the_mean(
     assert score_table(comparison).loc["later:minillm", "vicuna"] != "–", "its own score still stands"
     nothing = a_run("later", {"minillm": 7.0}, seed=1, data={})
     (sentence,) = run_verdict(RunComparison([FIRST, nothing]))
-    assert sentence == "later:minillm and first:minillm: no mean, for all runs share no benchmark of one version."
+    assert sentence == "later:minillm and first:minillm: no mean, because no benchmark is the same in all runs."
 
 
 @pytest.mark.parametrize(

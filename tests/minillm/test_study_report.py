@@ -168,7 +168,7 @@ def test_a_number_has_a_curve_and_missing_runs_are_named(tmp_path: Path):
     job = make_job(tmp_path, ("whole", "off"), parameter="methods.x.mix", points=points, missing=("noise, seed 2",))
     study.run(job)
     assert (job.output / "plots" / "parameter.png").exists()
-    assert "failed: noise, seed 2" in (job.output / "study.md").read_text(encoding="utf-8")
+    assert "because runs failed: noise, seed 2" in (job.output / "study.md").read_text(encoding="utf-8")
 
 
 def test_only_prompts_that_count_in_every_run_are_compared(tmp_path: Path):

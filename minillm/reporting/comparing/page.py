@@ -1,6 +1,6 @@
-"""The comparison of runs as a page, as Markdown with the same content, and as what is read at a glance.
+"""Write the comparison of runs as a page, and as a short text for the console and Prefect.
 
-The comparison comes from `runs`, the looks from the report's templates and plots.
+The comparison comes from `runs`, the wording from templates/compare.md.jinja.
 """
 
 from collections.abc import Mapping, Set
@@ -29,7 +29,7 @@ from minillm.words import ABSENT, number, p_statement, p_value, with_interval
 
 DIGEST_CHARACTERS = 12
 MARKS = 8
-"""Markers on a curve too long to mark each point: several rows may share a colour."""
+"""Markers on a curve that is too long to mark each point; several rows may share a colour."""
 
 
 def write(comparison: RunComparison, other_page: str, output: Path) -> str:
@@ -41,7 +41,7 @@ def write(comparison: RunComparison, other_page: str, output: Path) -> str:
         output: An empty folder.
 
     Returns:
-        The Markdown without links and figures, to read at a glance.
+        The Markdown without links and figures, for a quick look.
     """
     figures = draw(comparison, looks(comparison))
     page = page_of(comparison, other_page)
@@ -51,7 +51,7 @@ def write(comparison: RunComparison, other_page: str, output: Path) -> str:
 
 
 def page_of(comparison: RunComparison, other_page: str) -> dict[str, Any]:
-    """What the templates show, without the figures."""
+    """Return all that the template shows, without the figures."""
     runs = comparison.runs
     return {
         "title": ", ".join(run.label for run in runs),
@@ -76,12 +76,12 @@ def page_of(comparison: RunComparison, other_page: str) -> dict[str, Any]:
 
 
 def run_verdict(comparison: RunComparison) -> list[str]:
-    """A sentence for each row of a later run: where its mean stands beside the first run's; main methods first."""
+    """Compare the mean of each row of a later run with the first run's, a sentence each; main methods first."""
     sentences = []
     for row, other in sorted(comparison.pairs, key=lambda pair: pair[0].method not in pair[0].run.main_methods):
         found = comparison.differences.get((row.name, other.name, MEAN))
         if found is None:
-            sentences.append(f"{row.name} and {other.name}: no mean, for all runs share no benchmark of one version.")
+            sentences.append(f"{row.name} and {other.name}: no mean, because no benchmark is the same in all runs.")
         else:
             words = f"is {_reading(found)}" if found.clear else "cannot be told apart from"
             sentences.append(f"{row.name} {words} {other.name}: {found}, {p_statement(found.p_value)}.")
@@ -89,7 +89,7 @@ def run_verdict(comparison: RunComparison) -> list[str]:
 
 
 def silent_runs(comparison: RunComparison) -> list[str]:
-    """A sentence for each run whose scores are not there."""
+    """Name each run without scores, a sentence each."""
     only = "only its configuration, data, code and curves are compared"
     lost = "no scores per prompt, because its files in MLflow are older or out of reach from here"
     return [
@@ -115,7 +115,7 @@ def score_table(comparison: RunComparison) -> pd.DataFrame:
 
 
 def difference_tables(comparison: RunComparison) -> dict[str, pd.DataFrame]:
-    """Of each pair, by its title: benchmark × difference, interval, number of prompts, p-value and what it says."""
+    """Return a table for each pair, by its title: benchmark × difference, prompts, p-value and reading."""
     tables = {}
     for row, other in comparison.pairs:
         names = [*dict.fromkeys([*row.scores, *other.scores]), *([MEAN] if comparison.shared else [])]
@@ -125,7 +125,7 @@ def difference_tables(comparison: RunComparison) -> dict[str, pd.DataFrame]:
 
 
 def other_figures(comparison: RunComparison) -> pd.DataFrame:
-    """What else was measured of the rows: the mean of each metric, or all of it where it has none."""
+    """Return the other measurements of the rows: the mean of each metric, or all values of one without a mean."""
     known = comparison.metrics if len(comparison.metrics) == 1 else set()
     columns = {row.name: _metrics(row, known) for row in comparison.scored}
     names = sorted({name for of_row in columns.values() for name in of_row})
@@ -136,7 +136,7 @@ def other_figures(comparison: RunComparison) -> pd.DataFrame:
 
 
 def looks(comparison: RunComparison) -> plots.Look:
-    """A colour for each run and a marker for each method; a marker for each run where each has one row."""
+    """Give each run a colour and each method a marker, or each run a marker if it has one row."""
     runs, methods = list(comparison.runs), list(dict.fromkeys(row.method for row in comparison.rows))
     places = {
         row.name: (runs.index(row.run), methods.index(row.method) if comparison.every_method else runs.index(row.run))
@@ -149,7 +149,7 @@ def looks(comparison: RunComparison) -> plots.Look:
 
 
 def draw(comparison: RunComparison, look: plots.Look) -> dict[str, tuple[str, Figure]]:
-    """Title and figure by the name of its file: scores with intervals, and each metric's curves overlaid."""
+    """Draw the scores with their intervals and the curves of each metric; by file name, with their titles."""
     figures: dict[str, tuple[str, Figure]] = {}
     if comparison.cells:
         figures["benchmarks"] = (
@@ -189,7 +189,7 @@ def _reading(difference: Difference) -> str:
 
 
 def _metrics(row: MethodOfRun, known: Set[str]) -> dict[str, float]:
-    """Metrics of the row's method that are not known, without its name: METRIC/METHOD/BENCHMARK is METRIC/BENCHMARK."""
+    """Return the metrics of the row's method but the known ones, METRIC/METHOD/BENCHMARK as METRIC/BENCHMARK."""
     parts = {tuple(name.split("/")): value for name, value in row.run.metrics.items()}
     return {
         "/".join([metric, *named[1:]]): value

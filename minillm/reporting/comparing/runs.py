@@ -1,8 +1,8 @@
-"""Tracked runs against each other: what differs in configuration, data and code, and in scores, prompt by prompt.
+"""Compare tracked runs: differences in configuration, data and code, and in scores, prompt by prompt.
 
-A row is a method of a run, written RUN:METHOD. Rows of later runs are compared with the first run's row of the same
-method or, where it has none, with its main one. Only prompts that both answered on the same version of a benchmark
-are paired; every score is on 0–100.
+A row is a method of a run, written RUN:METHOD. Each row of a later run is compared with the first run's row of the same
+method or, if there is none, with its main one. Only prompts that both answered, on the same version of a benchmark, are
+paired; every score is on 0–100.
 """
 
 import functools
@@ -20,15 +20,15 @@ from minillm.words import ABSENT
 
 NOT_STUDENTS = ("teacher", "initial")
 NOT_OF_SCORE = ("source.", "min_reference_tokens", "length_subsets")
-"""Settings of a benchmark that leave each prompt's score as it is; the digest stands for the source."""
+"""Settings of a benchmark that do not change a prompt's score; the digest stands for the source."""
 
 
 @dataclass(frozen=True, eq=False)
 class Run:
-    """What the tracking server has of one run of the main flow."""
+    """One run of the main flow, as the tracking server has it."""
 
     label: str
-    """How it is called here, unlike any other run compared."""
+    """Its name here, unlike that of any other compared run."""
     identity: str
     """Its id in the tracking server."""
     experiment: str
@@ -43,14 +43,14 @@ class Run:
     params: Mapping[str, str]
     """The whole configuration, by dotted field."""
     data: Mapping[str, str]
-    """Digest of each data set and ready-made model, by what it is to the run."""
+    """Digest of each data set and ready-made model, by its part in the run."""
     code: Mapping[str, str]
     """Versions of libraries, and the digest of the code behind each stage."""
     metrics: Mapping[str, float]
     scores: Mapping[str, Mapping[str, pd.Series]]
-    """By method and benchmark: the score of each prompt, by its index (see `uncertainty.prompt_scores`)."""
+    """Score of each prompt by its index (see `uncertainty.prompt_scores`), by method and benchmark."""
     curves: Mapping[str, Mapping[str, pd.Series]]
-    """By trained model and metric: the value by optimizer step."""
+    """Value by optimizer step, by trained model and metric."""
 
     @property
     def main_methods(self) -> list[str]:
@@ -64,11 +64,11 @@ class Run:
         return [max(methods or self.scores, key=lambda name: fmean(of.mean() for of in self.scores[name].values()))]
 
     def metric(self, benchmark: str) -> str:
-        """What a benchmark's score is."""
+        """Return the name of a benchmark's metric."""
         return self.params[f"evaluation.benchmarks.{benchmark}.metric"]
 
     def benchmark_version(self, name: str) -> tuple[str | None, dict[str, str]]:
-        """Digest of a benchmark's data, and the settings that decide what a prompt is and how it is scored."""
+        """Return the digest of a benchmark's data, and the settings that define its prompts and their scores."""
         settings = {
             field: value
             for key, value in self.params.items()
@@ -88,26 +88,26 @@ class MethodOfRun:
 
     @property
     def name(self) -> str:
-        """As it is called in tables and figures."""
+        """Name in tables and figures."""
         return f"{self.run.label}:{self.method}"
 
     @property
     def scores(self) -> Mapping[str, pd.Series]:
-        """By benchmark; empty where it was not scored."""
+        """Scores by benchmark; empty if it was not scored."""
         return self.run.scores.get(self.method, {})
 
 
 @dataclass(frozen=True)
 class RunComparison:
-    """Two runs or more, the first of which the others are compared with."""
+    """Two runs or more; the others are compared with the first."""
 
     runs: Sequence[Run]
     every_method: bool = False
-    """Whether each method of a run has a row, or only its main one."""
+    """Show each method of a run, not only its main one."""
 
     @functools.cached_property
     def rows(self) -> list[MethodOfRun]:
-        """Of all runs, those without scores too."""
+        """Rows of all runs, with or without scores."""
         return [
             MethodOfRun(run, method)
             for run in self.runs
@@ -117,12 +117,12 @@ class RunComparison:
 
     @property
     def scored(self) -> list[MethodOfRun]:
-        """The rows of the score table."""
+        """Rows of the score table."""
         return [row for row in self.rows if row.scores]
 
     @functools.cached_property
     def pairs(self) -> list[tuple[MethodOfRun, MethodOfRun]]:
-        """Each row of a later run with the one of the first run that it is compared with."""
+        """Each row of a later run, with the row of the first run that it is compared with."""
         first = [row for row in self.scored if row.run is self.scored[0].run]
         main = next((row for row in first if row.method in row.run.main_methods), None)
         same = {row.method: row for row in first}
@@ -130,22 +130,22 @@ class RunComparison:
 
     @functools.cached_property
     def shared(self) -> list[str]:
-        """Benchmarks that every pair is paired on; the mean is over these."""
+        """Benchmarks on which every pair is paired; the mean is over these."""
         names = dict.fromkeys(name for row in self.scored for name in row.scores)
         return [n for n in names if not any(why_not_paired(*pair, n) for pair in self.pairs)]
 
     @property
     def metrics(self) -> set[str]:
-        """Of the benchmarks."""
+        """Metrics of the benchmarks."""
         return {row.run.metric(name) for row in self.scored for name in row.scores}
 
     @property
     def measure(self) -> str:
-        """What the scores are, in words."""
+        """Name of the scores."""
         return METRIC_NAMES[next(iter(self.metrics))] if len(self.metrics) == 1 else "Score"
 
     def label(self, column: str) -> str:
-        """A column's heading, with its metric where they are several."""
+        """Return a column's heading, with its metric if there are several."""
         words = sorted({METRIC_NAMES[row.run.metric(column)] for row in self.scored if column in row.scores})
         return f"{column}, {' or '.join(words)}" if words and len(self.metrics) > 1 else column
 
@@ -156,9 +156,9 @@ class RunComparison:
 
     @functools.cached_property
     def differences(self) -> dict[tuple[str, str, str], Difference]:
-        """By (row, the first run's row, benchmark), where they are paired.
+        """Differences by (row, the first run's row, benchmark), if they are paired.
 
-        P-values are adjusted for those of methods, and for those of teachers.
+        P-values are adjusted among methods, and among teachers.
         """
         values = {}
         names = {row.name: row.method for row in self.scored}
@@ -175,7 +175,7 @@ class RunComparison:
         return {(of.method, of.other, of.benchmark): of for of in found}
 
     def curves(self, metric: str) -> dict[str, list[tuple[int, float]]]:
-        """(step, value) of the rows that have the metric."""
+        """Return (step, value) of the rows that have the metric."""
         found = {row.name: row.run.curves.get(row.method, {}) for row in self.rows}
         having = {name: curves[metric] for name, curves in found.items() if metric in curves}
         return {name: list(zip(of.index.tolist(), of.tolist(), strict=True)) for name, of in having.items()}
@@ -189,7 +189,7 @@ class RunComparison:
 
 
 def why_not_paired(row: MethodOfRun, other: MethodOfRun, benchmark: str) -> str | None:
-    """Why two rows are not compared on a benchmark; None where they are."""
+    """Say why two rows are not compared on a benchmark; None if they are."""
     for one in (row, other):
         if benchmark not in one.scores:
             return f"not measured in {one.run.label}"
@@ -204,12 +204,12 @@ def why_not_paired(row: MethodOfRun, other: MethodOfRun, benchmark: str) -> str 
 
 
 def differences_by_prompt(row: MethodOfRun, other: MethodOfRun, benchmark: str) -> pd.Series:
-    """Score of one row minus that of the other on each prompt that counts in both, by its index."""
+    """Return the score of one row minus that of the other, by the index of each prompt that counts in both."""
     return (row.scores[benchmark] - other.scores[benchmark]).dropna()
 
 
 def differing(values: Mapping[str, Mapping[str, str]]) -> pd.DataFrame:
-    """Names whose value is not the same in all runs, sorted: a row per name, a column per run."""
+    """Tabulate the names whose value is not the same in all runs, sorted: a row per name, a column per run."""
     names = sorted({name for of_run in values.values() for name in of_run})
     rows = {name: [of_run.get(name, ABSENT) for of_run in values.values()] for name in names}
     changed = {name: row for name, row in rows.items() if len(set(row)) > 1}

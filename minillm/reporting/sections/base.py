@@ -1,4 +1,4 @@
-"""Parts of the report that stand there only where something was measured for them."""
+"""Sections of the report, which are present only if their measurement was made."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -11,23 +11,23 @@ from minillm.evaluation.uncertainty import FEW, FEW_PROMPTS, FEWEST, WITHOUT_INT
 
 @dataclass(frozen=True)
 class Section:
-    """One measurement on the page, under a heading of its own."""
+    """One measurement, under its own heading."""
 
     title: str
     words: str
-    """What was measured and how to read it; plain text."""
+    """What was measured and how to read it, as plain text."""
     tables: Mapping[str, pd.DataFrame] = field(default_factory=dict)
-    """By their titles; cells are words already."""
+    """Tables by title; all cells are strings."""
     figures: Mapping[str, tuple[str, Figure]] = field(default_factory=dict)
     """Title and figure, by the name of its file."""
 
 
 def doubt_words(ends: Iterable[float | None], prompts: Iterable[int] = ()) -> str:
-    """Sentences for a page where intervals are missing or are over few prompts, after a space; nothing elsewhere.
+    """Warn of missing intervals and of intervals over few prompts, after a space; nothing if there are none.
 
     Args:
-        ends: Of the intervals.
-        prompts: That they are over.
+        ends: Ends of the intervals.
+        prompts: Numbers of prompts that they cover.
     """
     words = f" {WITHOUT_INTERVAL}" if any(end is None for end in ends) else ""
     return words + (f" {FEW_PROMPTS}" if any(FEWEST <= number < FEW for number in prompts) else "")

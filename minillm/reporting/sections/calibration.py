@@ -1,4 +1,4 @@
-"""The report's part on calibration: accuracy and calibration error on multiple-choice sets, reliability diagrams."""
+"""Section on calibration: accuracy and calibration error on multiple-choice sets, with reliability diagrams."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,20 +15,20 @@ from minillm.reporting.sections.base import Section, doubt_words
 from minillm.words import number, with_interval
 
 EXPLANATION = (
-    "Each model chooses among given answers by the probability that it gives them as responses to the prompt, and "
-    "is shown no example. Accuracy: how often it chooses the right one, in percent. Expected calibration error "
-    "(ECE), from 0 to 1: how far the probability of its choice is from how often it is right, over 15 bins of that "
-    "probability. In brackets, 95 % intervals over prompts. With few prompts chance alone makes the ECE of any "
-    "model too large, which its interval allows for: it may lie mostly below the figure, and reach 0. In the "
-    "diagrams, points below the diagonal are more sure than right; a larger point stands for more answers, and bins "
-    "of less than one in a hundred are left out."
+    "Each model chooses among given answers by the probability that it gives them as responses to the prompt, without "
+    "examples. Accuracy: the share of right choices, in percent. Expected calibration error (ECE), from 0 to 1: the "
+    "gap between the probability of its choice and the share of right choices, over 15 bins of that probability. In "
+    "brackets, 95 % intervals over prompts. With few prompts, chance alone makes the ECE of any model too large; its "
+    "interval allows for that, so it may lie mostly below the figure and reach 0. In the diagrams, points below the "
+    "diagonal are overconfident; a larger point stands for more answers, and bins with less than 1 % of the answers "
+    "are left out."
 )
 SMALLEST_SHARE = 0.01
-"""Of all predictions, in a bin that is drawn: the share that is right of fewer is mostly chance."""
+"""Smallest share of all predictions in a bin that is drawn; below it, the share right is mostly chance."""
 
 
 def calibration_section(inputs: Mapping[str, Path], roles: Sequence[str], look: Look) -> Section | None:
-    """Accuracy and ECE of each method on each set; None where they were not measured."""
+    """Show accuracy and ECE of each method on each set; None if they were not measured."""
     if f"calibration/{roles[0]}" not in inputs:
         return None
     measured = {role: read_json(inputs[f"calibration/{role}"] / "calibration.json") for role in roles}
@@ -49,12 +49,12 @@ def calibration_section(inputs: Mapping[str, Path], roles: Sequence[str], look: 
 
 
 def reliability_figure(measured: Mapping[str, Mapping[str, Any]], look: Look, confidence: str) -> Figure:
-    """How often each method is right where it is how sure, and its ECE.
+    """Draw the share of right answers of each method by its confidence, and name its ECE.
 
     Args:
-        measured: By method, what `minillm.evaluation.reliability` found.
-        look: Of the methods.
-        confidence: What the probability is of, for the axis.
+        measured: Findings of `minillm.evaluation.reliability` by method.
+        look: Colour and marker of each method.
+        confidence: Label of the axis of probability.
     """
     figure, axes = empty_figure(height=4.2)
     axes.plot([0, 1], [0, 1], color=INK, linewidth=0.8, linestyle=":")
@@ -78,7 +78,7 @@ def _ends(found: Mapping[str, Any]) -> list[float | None]:
 
 
 def _table(measured: Mapping[str, Mapping[str, Any]], metric: str, digits: int) -> pd.DataFrame:
-    """Method × set."""
+    """Return method × set."""
     rows = {
         role: {
             name: with_interval(found[metric]["value"], found[metric]["interval"], digits) for name, found in of.items()
@@ -89,7 +89,7 @@ def _table(measured: Mapping[str, Mapping[str, Any]], metric: str, digits: int) 
 
 
 def points(sums: ArrayLike) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Mean confidence, share right and share of all predictions in each bin that is drawn."""
+    """Return mean confidence, share right and share of all predictions of each bin that is drawn."""
     number, confidence, correct = np.asarray(sums)
     share = number / number.sum()
     shown = share >= SMALLEST_SHARE

@@ -1,4 +1,4 @@
-"""Part of the report on lm-evaluation-harness's tasks: what each asks, and the score of every method."""
+"""Section on the tasks of lm-evaluation-harness: facts of each task, and the score of every method."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,20 +14,20 @@ from minillm.words import ABSENT, span, with_spread
 
 EXPLANATION = (
     "Tasks of lm-evaluation-harness {version}, with its own prompts and metrics: the score and its standard error as "
-    "the harness gives them. Accuracies are between 0 and 1, and guessing among four answers gets 0.25. Cut: questions "
-    "longer than the models see at once, whose beginning was left out; a range where models see different lengths."
+    "reported by the harness. Accuracies are between 0 and 1; guessing among four answers gets 0.25. Cut: questions "
+    "longer than the models' context, whose beginning was left out; a range if the models' contexts differ."
 )
 
 TaskScore = Mapping[str, Any]
 
 
 def downstream_section(inputs: Mapping[str, Path], roles: Sequence[str], look: plots.Look) -> Section | None:
-    """A table and a figure of the harness's tasks; None for a run that asked for none.
+    """Show a table and a figure of the harness's tasks; None for a run without any.
 
     Args:
-        inputs: Of the report; `downstream/ROLE` for each role.
+        inputs: Inputs of the report; `downstream/ROLE` are read.
         roles: Rows of the result table.
-        look: Of the methods.
+        look: Colour and marker of each method.
     """
     if f"downstream/{roles[0]}" not in inputs:
         return None
@@ -43,10 +43,10 @@ def downstream_section(inputs: Mapping[str, Path], roles: Sequence[str], look: p
 
 
 def score_table(rows: Mapping[str, Mapping[str, TaskScore]]) -> pd.DataFrame:
-    """Task × what was asked and the score of each method.
+    """Return task × facts of the task and score of each method.
 
     Args:
-        rows: By method and task, of the methods' table.json.
+        rows: Entries of the methods' table.json, by method and task.
     """
     first = next(iter(rows.values()))
     table = {}
@@ -65,7 +65,7 @@ def score_table(rows: Mapping[str, Mapping[str, TaskScore]]) -> pd.DataFrame:
 
 
 def accuracy_figure(rows: Mapping[str, Mapping[str, TaskScore]], look: plots.Look) -> Figure | None:
-    """Score and standard error of every method on the tasks scored from 0 to 1; None where there is none."""
+    """Draw score and standard error of every method on the tasks scored from 0 to 1; None if there are none."""
     first = next(iter(rows.values()))
     tasks = [task for task in first if all(0 <= of_role[task]["value"] <= 1 for of_role in rows.values())]
     if not tasks:

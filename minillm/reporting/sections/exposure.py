@@ -1,4 +1,4 @@
-"""The report's part on exposure bias: excess accumulated error by length (see `minillm.evaluation.exposure`)."""
+"""Section on exposure bias: excess accumulated error by length (see `minillm.evaluation.exposure`)."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,27 +13,27 @@ from minillm.reporting.sections.base import Section, doubt_words
 from minillm.words import with_interval
 
 COLUMNS = 4
-"""Lengths in the table, evenly spread up to the longest."""
+"""Lengths in the table, evenly spaced up to the longest."""
 MARKS = 10
-"""Markers on a curve, about."""
+"""Approximate number of markers on a curve."""
 EXPLANATION = """\
 What a student's own mistakes cost it, over {responses} responses to {prompts} prompts of {benchmark}. At every token, \
-teacher and student are compared by the forward KL of the next one, and these are added up by length, along the \
-student's own responses and along the teacher's. The excess of the first sum over the second comes of going on from \
-its own text: 0\u00a0% is none, 100\u00a0% says that its own text doubles the divergence. Below 0\u00a0%, the student \
-is nearer to its teacher on its own text than on the teacher's, or answers more briefly: a response that has ended \
-adds nothing more. The excess is relative, so read it beside the sums: a student that leaves out much of what its \
-teacher would say has large ones. Bands and brackets are 95\u00a0% intervals over prompts.\
+teacher and student are compared by the forward KL of the next token; these are summed by length, along the student's \
+own responses and along the teacher's. The excess of the first sum over the second is the cost of continuing its own \
+text: 0\u00a0% is none, 100\u00a0% means that its own text doubles the divergence. Below 0\u00a0%, the student is \
+closer to its teacher on its own text than on the teacher's, or its answers are shorter: a response that has ended adds \
+nothing. The excess is relative, so read it together with the sums: they are large for a student that omits much of \
+what its teacher would say. Bands and brackets are 95\u00a0% intervals over prompts.\
 """
 
 
 def exposure_section(inputs: Mapping[str, Path], roles: Sequence[str], look: Look) -> Section | None:
-    """Figure and tables of the methods it was measured of; None where it was of none.
+    """Show a figure and tables of the measured methods; None if there are none.
 
     Args:
-        inputs: Of the report; `exposure/ROLE` are read.
+        inputs: Inputs of the report; `exposure/ROLE` are read.
         roles: Rows of the result table.
-        look: Colour of each.
+        look: Colour and marker of each method.
     """
     paths = {role: inputs[f"exposure/{role}"] for role in roles if f"exposure/{role}" in inputs}
     measured = {role: read_json(path / "exposure.json") for role, path in paths.items()}
@@ -53,7 +53,7 @@ def exposure_section(inputs: Mapping[str, Path], roles: Sequence[str], look: Loo
 
 
 def excess_table(measured: Mapping[str, Mapping[str, Any]], longest: int) -> pd.DataFrame:
-    """ExAccErr with its interval, method × length."""
+    """Return method × length, ExAccErr with its interval."""
     lengths = sorted({-(-longest * number // COLUMNS) for number in range(1, COLUMNS + 1)})
     return pd.DataFrame(
         {str(length): [_cell(of["exaccerr"], length, 1) for of in measured.values()] for length in lengths},
@@ -62,7 +62,7 @@ def excess_table(measured: Mapping[str, Mapping[str, Any]], longest: int) -> pd.
 
 
 def sum_table(measured: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
-    """R and l·ε with their intervals at the longest l, method × whose text."""
+    """Return R and l·ε with their intervals at the longest l, by method."""
     names = {"along its own responses": "student_text", "along the teacher's": "teacher_text"}
     return pd.DataFrame(
         {title: [_cell(of[name], 0, 2) for of in measured.values()] for title, name in names.items()},
@@ -71,7 +71,7 @@ def sum_table(measured: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
 
 
 def excess_figure(measured: Mapping[str, Mapping[str, Any]], look: Look) -> Figure:
-    """ExAccErr by length, a line for each method within its 95 % interval."""
+    """Draw ExAccErr by length, a line for each method within its 95 % interval."""
     figure, axes = empty_figure(height=3.2)
     for role, of in measured.items():
         curve, (colour, marker) = of["exaccerr"], look[role]
@@ -88,6 +88,6 @@ def excess_figure(measured: Mapping[str, Mapping[str, Any]], look: Look) -> Figu
 
 
 def _cell(curve: Mapping[str, Sequence[float]], length: int, digits: int) -> str:
-    """'value [low, high]' at a length; 0 for the longest."""
+    """Return 'value [low, high]' at a length; length 0 is the longest."""
     value, *ends = (curve[end][length - 1] for end in ("value", "low", "high") if end in curve)
     return with_interval(value, ends, digits)

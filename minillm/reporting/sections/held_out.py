@@ -1,4 +1,4 @@
-"""The report's part on text that no model trained on: loss, perplexity and calibration of the next token."""
+"""Section on text that no model trained on: loss, perplexity and calibration of the next token."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -14,20 +14,19 @@ from minillm.reporting.sections.calibration import reliability_figure
 from minillm.words import with_interval
 
 EXPLANATION = (
-    "Loss: mean of −log probability over the tokens of the first reference of each benchmark prompt, and over those "
-    "of plain text that no model was trained on, in nats per token; perplexity is its exponential. Tokens are those "
-    "of each model's tokenizer: where these differ, compare bits per byte of the text. A method that seeks the "
-    "teacher's modes may answer better with a higher loss. ECE of the next token, from 0 to 1: how far the "
-    "probability of the likeliest next token is from how often it is the right one, over 15 bins of that "
-    "probability. In brackets, 95 % intervals over prompts or, for plain text, over blocks; that of an ECE may lie "
-    "mostly below it, for chance alone makes it too large. In the diagrams, points below the diagonal are more sure "
-    "than right."
+    "Loss: mean negative log probability of the tokens of each benchmark prompt's first reference, and of plain text "
+    "that no model was trained on, in nats per token; perplexity is its exponential. Each model counts tokens by its "
+    "own tokenizer: if these differ, compare bits per byte. A method that seeks the teacher's modes may answer "
+    "better and still have a higher loss. ECE of the next token, from 0 to 1: the gap between the probability of the "
+    "likeliest next token and how often it is the right one, over 15 bins of that probability. In brackets, 95 % "
+    "intervals over prompts or, for plain text, over blocks; that of an ECE may lie mostly below it, because chance "
+    "alone makes it too large. In the diagrams, points below the diagonal are overconfident."
 )
 AXIS = "probability of the likeliest token"
 
 
 def held_out_section(inputs: Mapping[str, Path], roles: Sequence[str], look: Look) -> Section | None:
-    """Loss, perplexity and ECE of each method on each benchmark and text; None where they were not measured."""
+    """Show loss, perplexity and ECE of each method on each benchmark and text; None if they were not measured."""
     if f"held_out/{roles[0]}" not in inputs:
         return None
     measured = {role: read_json(inputs[f"held_out/{role}"] / "held_out.json") for role in roles}
@@ -54,7 +53,7 @@ def _measured(found: Mapping[str, Any]) -> str:
 
 
 def _table(measured: Mapping[str, Any], words: Callable[[Mapping[str, Any]], str]) -> pd.DataFrame:
-    """Method × benchmark and text."""
+    """Return method × benchmark and text."""
     rows = {
         role: {name: words(found) for name, found in {**sets["benchmarks"], **sets["texts"]}.items()}
         for role, sets in measured.items()

@@ -1,4 +1,4 @@
-"""The report's part on the judge: ratings against those of the references, and how far to trust them."""
+"""Section on the judge: ratings relative to those of the references, and how far to trust them."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,13 +17,13 @@ from minillm.reporting.sections.base import Section, doubt_words
 from minillm.words import ABSENT, number, with_interval
 
 EXPLANATION = (
-    "{judge} rated each answer of the model beside the reference answer, from 1 to 10, in both orders. Shown is the "
-    "sum of the model's ratings as a share of the sum of the reference's: at 100 % the judge likes both the same. "
-    "In brackets stands the 95 % interval over prompts; * marks p < 0.05, by a sign-flip test over prompts, "
-    "adjusted (Holm) for the differences of the table, those from the teacher among themselves. Order agreement: "
-    "pairs of which it prefers the same one in both orders. First place: points that an answer gains by being shown "
-    "first. Left out: prompts without a rating in both orders. Tokens are those of all answers behind the figures, "
-    "whenever they were paid for."
+    "{judge} rated each answer of the model beside the reference answer, from 1 to 10, in both orders. The tables show "
+    "the sum of the model's ratings as a share of the sum of the reference's: at 100 % the judge likes both equally. "
+    "In brackets, the 95 % interval over prompts; * marks p < 0.05, by a sign-flip test over prompts, adjusted (Holm) "
+    "for the differences of the table, those from the teacher among themselves. Order agreement: pairs for which it "
+    "prefers the same answer in both orders. First place: points that an answer gains by being shown first. Left out: "
+    "prompts without a rating in both orders. Tokens include all answers behind the figures, whenever they were paid "
+    "for."
 )
 
 
@@ -31,7 +31,7 @@ def judge_section(inputs: Mapping[str, Path], roles: Sequence[str], look: Look, 
     """Show the ratings of each method; None if nothing was judged.
 
     Args:
-        inputs: Of the report; `judge/ROLE` are read.
+        inputs: Inputs of the report; `judge/ROLE` are read.
         roles: Rows of the result table.
         look: Colour and marker of each.
         compared: The method that differences are taken from; the best rated one if it was not judged.
@@ -65,13 +65,13 @@ def judge_section(inputs: Mapping[str, Path], roles: Sequence[str], look: Look, 
 
 
 def ratio_table(cells: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> pd.DataFrame:
-    """Method × benchmark and, of several, their mean."""
+    """Return method × benchmark and, if there are several, their mean."""
     rows = {role: {name: _with_interval(cell) for name, cell in of.items()} for role, of in cells.items()}
     return pd.DataFrame.from_dict(rows, orient="index")
 
 
 def difference_table(compared: str, prompts: Mapping[str, Mapping[str, pd.DataFrame]]) -> pd.DataFrame:
-    """One method minus each other one, on the same prompts; clear differences are marked with *."""
+    """Return one method minus each other one, on the same prompts; * marks clear differences."""
     found = {
         (other, name): difference(*({part: prompts[role][part] for part in parts} for role in (compared, other)))
         for other in prompts
@@ -92,7 +92,7 @@ def difference_table(compared: str, prompts: Mapping[str, Mapping[str, pd.DataFr
 
 
 def trust_table(results: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
-    """Agreement of the two orders, over the benchmarks; what was not rated; what the ratings took."""
+    """Return the agreement of the two orders, the prompts not rated and the cost, over all benchmarks."""
     rows: dict[str, dict[str, str]] = {}
     for role, result in results.items():
         benchmarks = list(result["benchmarks"].values())
@@ -117,7 +117,7 @@ def _cells(result: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
 
 
 def _columns(benchmarks: Mapping[str, Any]) -> dict[str, list[str]]:
-    """Benchmarks in each column: one each and, where there are several, all of them in the last."""
+    """Return the benchmarks of each column: one each and, if there are several, all of them in the last."""
     return {name: [name] for name in benchmarks} | ({MEAN: list(benchmarks)} if len(benchmarks) > 1 else {})
 
 

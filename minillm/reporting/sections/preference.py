@@ -1,4 +1,4 @@
-"""Human preference in the report: wins, ties and losses, and how far annotators agree."""
+"""Section on human preference: wins, ties and losses, and the agreement of annotators."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,16 +17,16 @@ TIE = "#C8C8C8"
 LABELLED_SHARE = 8.0
 """Percent; a narrower part of a bar has no room for its figure."""
 EXPLANATION = (
-    "They saw two answers to each prompt, in random order and without the methods' names, and said which is better. "
+    "They saw two answers to each prompt, in random order and without the methods' names, and chose the better one. "
     "Percent with 95 % intervals over prompts; a prompt counts as the mean over its annotators. * marks wins minus "
     f"losses with p < {LEVEL}, by a sign-flip test over prompts, adjusted (Holm) for the comparisons between "
-    "methods, and for those with the teacher. Cohen's κ is agreement beyond chance: 1 where two annotators always "
-    "agree, 0 where they agree as often as dice would."
+    "methods, and for those with the teacher. Cohen's κ is agreement beyond chance: 1 if two annotators always "
+    "agree, 0 if they agree as often as chance would."
 )
 
 
 def preference_section(inputs: Mapping[str, Path], roles: Sequence[str], look: Look) -> Section | None:
-    """What the stage `preference` found, where people compared answers; not all methods need be among them."""
+    """Show the findings of stage `preference`, if people compared answers; not all methods need be among them."""
     del roles
     if "preference" not in inputs:
         return None
@@ -42,7 +42,7 @@ def preference_section(inputs: Mapping[str, Path], roles: Sequence[str], look: L
 
 
 def share_table(comparisons: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
-    """Shares of each comparison, wins minus losses, and the numbers they were counted on."""
+    """Return the shares of each comparison, wins minus losses, and the numbers of prompts and judgements."""
     rows = {}
     for row in comparisons:
         net = Difference(row["method"], row["other"], "", **row["net"])
@@ -55,7 +55,7 @@ def share_table(comparisons: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
 
 
 def agreement_table(agreement: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
-    """Two annotators a row."""
+    """Return the agreement of every two annotators."""
     rows = {
         f"{row['first']} and {row['second']}": {
             "pairs of both": str(row["pairs"]),
@@ -68,7 +68,7 @@ def agreement_table(agreement: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
 
 
 def preference_figure(comparisons: Sequence[Mapping[str, Any]], look: Look) -> Figure:
-    """A bar of wins, ties and losses for each comparison, a winner's part in its colour."""
+    """Draw a bar of wins, ties and losses for each comparison, each part in the winner's colour."""
     figure, axes = empty_figure(height=1.1 + 0.4 * len(comparisons))
     for place, row in enumerate(comparisons):
         parts = [("win", look[row["method"]][0], row["method"]), ("tie", TIE, "tie")]

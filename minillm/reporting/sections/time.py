@@ -1,4 +1,4 @@
-"""Section of the report: how long stages took, and what their plan had said."""
+"""Section on time: how long the stages took, and what `--plan` had estimated."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,11 +11,11 @@ from minillm.words import duration, number, percent_more
 
 
 def time_section(inputs: Mapping[str, Path], planned: Mapping[str, float]) -> Section | None:
-    """Seconds planned and taken of every stage behind the report; None where there was no plan of them.
+    """Show seconds planned and taken of every stage behind the report; None if they were not planned.
 
     Args:
-        inputs: Of the report.
-        planned: Seconds by the name of the stage.
+        inputs: Inputs of the report.
+        planned: Seconds by name of the stage.
     """
     taken = {}
     for path in inputs.values():
@@ -37,10 +37,10 @@ def time_section(inputs: Mapping[str, Path], planned: Mapping[str, float]) -> Se
     ).T
     before, after = sum(planned[label] for label in taken), sum(timings.seconds for timings in taken.values())
     words = (
-        f"`--plan` said {duration(before)} for these stages together, before any of them ran; they "
+        f"`--plan` estimated {duration(before)} for these stages together, before any of them ran; they "
         f"took {duration(after)} ({percent_more(before / after)} planned against taken). Stages that ran "
-        "at once are added up."
+        "in parallel are added up."
     )
     if again := [label for label, timings in taken.items() if timings.attempt > 1]:
-        words += f" Of {', '.join(again)} only the last attempt is counted."
+        words += f" Only the last attempt of {', '.join(again)} is counted."
     return Section("Time, planned and taken", words, {"Seconds of each stage": table})

@@ -1,6 +1,6 @@
-"""A study as a page, as Markdown with the same content, and as what is read at a glance.
+"""Write a study as a page, and as a short text for the console and Prefect.
 
-The numbers come from `variants`, the looks from the report's templates and plots.
+The numbers come from `variants`, the wording from templates/study.md.jinja.
 """
 
 from collections.abc import Mapping, Sequence
@@ -22,7 +22,7 @@ from minillm.words import ABSENT, number, p_statement, p_value, with_interval
 
 SHOWN_CURVES = (*plots.DIVERGENCE_CURVES, "train/response_tokens", "valid/rouge_l", "valid/rouge_l_characters")
 MARKS = 8
-"""Markers on a curve too long to mark each point."""
+"""Markers on a curve that is too long to mark each point."""
 
 
 def write(
@@ -32,12 +32,12 @@ def write(
 
     Args:
         comparison: The variants.
-        settings: What the study is called, and what was changed.
-        curves: Of training, by metric and variant.
+        settings: Name of the study, and changes of each variant.
+        curves: Training curves by metric and variant.
         output: An empty folder.
 
     Returns:
-        The Markdown without figures, to read at a glance, and the sentences of the verdict.
+        The Markdown without figures, for a quick look, and the sentences of the verdict.
     """
     sentences = [*study_verdict(comparison), *_missing(settings)]
     figures = draw(comparison, settings, curves)
@@ -65,7 +65,7 @@ def write(
 
 
 def study_verdict(comparison: StudyComparison) -> list[str]:
-    """The baseline's mean, and which variants are above it, below it, or neither that can be told."""
+    """Give the baseline's mean, and the variants above it, below it, and not distinguishable from it."""
     base = comparison.estimates[comparison.baseline, MEAN]
     means = [comparison.differences[variant, MEAN] for variant in comparison.others]
     groups = {
@@ -78,20 +78,20 @@ def study_verdict(comparison: StudyComparison) -> list[str]:
 
 
 def change_table(settings: StudyReport) -> pd.DataFrame:
-    """What each variant changes of the base."""
+    """Return the changes that each variant makes to the base."""
     rows = {name: [", ".join(changes) or ABSENT] for name, changes in settings.changes.items()}
     return pd.DataFrame.from_dict(rows, orient="index", columns=["changes"], dtype=str)
 
 
 def score_table(comparison: StudyComparison) -> pd.DataFrame:
-    """Variant × benchmark and their mean, 'mean [low, high]' of the score."""
+    """Return variant × benchmark and their mean, 'mean [low, high]' of the score."""
     estimates = comparison.estimates
     cells = {key: with_interval(found.value, (found.low, found.high)) for key, found in estimates.items()}
     return _table(cells, comparison.variants, list(comparison.columns))
 
 
 def difference_table(comparison: StudyComparison) -> pd.DataFrame:
-    """Variant × benchmark and their mean, minus the baseline, clear ones marked with *; last, the mean's p-value."""
+    """Return variant × benchmark and their mean minus the baseline, * marks clear ones; last, the mean's p-value."""
     cells = {key: d.marked for key, d in comparison.differences.items()}
     table = _table(cells, comparison.others, list(comparison.columns))
     table["p"] = [p_value(comparison.differences[variant, MEAN].p_value) for variant in comparison.others]
@@ -99,7 +99,7 @@ def difference_table(comparison: StudyComparison) -> pd.DataFrame:
 
 
 def seed_table(comparison: StudyComparison, seeds: Sequence[int]) -> pd.DataFrame:
-    """The mean over benchmarks of every variant with each training seed."""
+    """Return the mean over benchmarks of every variant with each training seed."""
     rows = {variant: [number(value) for value in comparison.by_seed(variant, MEAN)] for variant in comparison.variants}
     return pd.DataFrame.from_dict(rows, orient="index", columns=[f"seed {seed}" for seed in seeds], dtype=str)
 
@@ -107,7 +107,7 @@ def seed_table(comparison: StudyComparison, seeds: Sequence[int]) -> pd.DataFram
 def draw(
     comparison: StudyComparison, settings: StudyReport, curves: Mapping[str, Mapping[str, Curve]]
 ) -> dict[str, tuple[str, Figure]]:
-    """Title and figure by the name of its file."""
+    """Draw all figures; title and figure by the name of the file."""
     look = plots.looks([comparison.baseline, *comparison.others])
     figures: dict[str, tuple[str, Figure]] = {}
     if comparison.others:
@@ -123,7 +123,7 @@ def draw(
 
 
 def difference_figure(comparison: StudyComparison, look: plots.Look) -> Figure:
-    """How far every variant is from the baseline on every benchmark, with intervals."""
+    """Draw the difference of every variant from the baseline on every benchmark, with intervals."""
     cells = {
         variant: {column: _cell(comparison.differences[variant, column]) for column in comparison.columns}
         for variant in comparison.others
@@ -136,7 +136,7 @@ def difference_figure(comparison: StudyComparison, look: plots.Look) -> Figure:
 
 
 def parameter_figure(comparison: StudyComparison, points: Mapping[str, float], parameter: str) -> Figure:
-    """The score over the number that variants differ in: every benchmark, and their mean with its band."""
+    """Draw the score by the number in which variants differ: every benchmark, and their mean with its band."""
     figure, axes = plots.empty_figure(height=3.2)
     order = sorted(points, key=points.__getitem__)
     places = [points[variant] for variant in order]
@@ -156,7 +156,7 @@ def parameter_figure(comparison: StudyComparison, points: Mapping[str, float], p
 
 
 def _missing(settings: StudyReport) -> list[str]:
-    return [f"Left out, for runs of theirs failed: {', '.join(settings.missing)}."] if settings.missing else []
+    return [f"Left out, because runs failed: {', '.join(settings.missing)}."] if settings.missing else []
 
 
 def _table(cells: Mapping[tuple[str, str], str], rows: Sequence[str], columns: list[str]) -> pd.DataFrame:

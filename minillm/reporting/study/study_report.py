@@ -1,4 +1,4 @@
-"""Stage study: the scores of every run of a study become a table, differences from the baseline, plots and a page."""
+"""Stage study: turn the scores of a study's runs into a table, differences from the baseline, plots and a page."""
 
 import json
 from dataclasses import asdict
@@ -44,7 +44,7 @@ def run(job: Job[StudyReport]) -> Summary:
 
 
 def read_scores(job: Job[StudyReport], settings: StudyReport) -> dict[str, dict[str, NDArray[np.float64]]]:
-    """Scores of the prompts that count in every run, (s, n) by variant and benchmark.
+    """Read the scores of the prompts that count in every run, (s, n) by variant and benchmark.
 
     Raises:
         StageError: No prompt of a benchmark counts in every run.
@@ -65,7 +65,7 @@ def read_scores(job: Job[StudyReport], settings: StudyReport) -> dict[str, dict[
 
 
 def read_measure(job: Job[StudyReport]) -> str:
-    """What the scores are, in words."""
+    """Return the name of the scores."""
     path = next(path for name, path in job.inputs.items() if name.startswith("score/"))
     benchmarks = read_json(path / "table.json")["benchmarks"].values()
     metrics = {row["metric"] for row in benchmarks}
@@ -73,9 +73,9 @@ def read_measure(job: Job[StudyReport]) -> str:
 
 
 def training_curves(job: Job[StudyReport], settings: StudyReport) -> dict[str, dict[str, Curve]]:
-    """The mean over seeds, by metric and variant, where all of them have it.
+    """Return curves as means over seeds, by metric and variant, if all seeds have them.
 
-    Seeds log at steps of their own (see `minillm.worker.progress`); between them a curve is a straight line.
+    Each seed logs at its own steps (see `minillm.worker.progress`); a curve is linear between them.
     """
     found: dict[str, dict[str, Curve]] = {}
     for variant in settings.changes:
@@ -93,7 +93,7 @@ def training_curves(job: Job[StudyReport], settings: StudyReport) -> dict[str, d
 
 
 def _mean_curve(curves: list[Curve]) -> Curve:
-    """From the step where the last one begins to that where the first one ends, at every step that any has."""
+    """Average curves at every step that any of them has, over the steps that all of them cover."""
     first, last = max(curve[0][0] for curve in curves), min(curve[-1][0] for curve in curves)
     steps = sorted({step for curve in curves for step, _ in curve if first <= step <= last})
     of_seeds = [np.interp(steps, [step for step, _ in curve], [value for _, value in curve]) for curve in curves]

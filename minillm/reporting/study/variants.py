@@ -1,7 +1,7 @@
-"""Variants of a configuration against each other, over training seeds.
+"""Compare the variants of a configuration over training seeds.
 
-Every figure is the compared row's score on 0–100. A variant is paired with the baseline by prompt and training seed;
-the intervals cover other prompts of the same kind and, where there are several seeds, other seeds (see
+Every figure is the score of the compared row on 0–100. A variant is paired with the baseline by prompt and training
+seed; the intervals cover other prompts of the same kind and, if there are several seeds, other seeds (see
 `minillm.evaluation.uncertainty.estimate`).
 """
 
@@ -27,24 +27,24 @@ class StudyComparison:
     """The variants of a study, in the order of the table."""
 
     scores: Mapping[str, Mapping[str, NDArray[np.float64]]]
-    """Per training seed and prompt (s, n), by variant and benchmark; the same seeds and prompts for every variant."""
+    """Scores per training seed and prompt (s, n), by variant and benchmark; every variant has the same ones."""
     baseline: str
     measure: str
-    """What the scores are, in words."""
+    """Name of the scores."""
 
     @property
     def variants(self) -> list[str]:
-        """Their names."""
+        """Names of the variants."""
         return list(self.scores)
 
     @property
     def others(self) -> list[str]:
-        """All but the baseline."""
+        """Names of all variants but the baseline."""
         return [name for name in self.scores if name != self.baseline]
 
     @property
     def columns(self) -> dict[str, list[str]]:
-        """Benchmarks that each column of the table is over; the last is the mean over all."""
+        """Benchmarks of each column of the table; the last is the mean over all."""
         names = list(self.scores[self.baseline])
         return {name: [name] for name in names} | {MEAN: names}
 
@@ -59,7 +59,7 @@ class StudyComparison:
 
     @functools.cached_property
     def differences(self) -> dict[tuple[str, str], Difference]:
-        """Of every variant from the baseline, by variant and column; p-values are adjusted for all of them."""
+        """Differences of every variant from the baseline, by variant and column; p-values are adjusted for all."""
         base = self.scores[self.baseline]
         values = {
             (variant, self.baseline, column): [self.scores[variant][name] - base[name] for name in names]
@@ -70,12 +70,12 @@ class StudyComparison:
         return {(found.method, found.benchmark): found for found in differences}
 
     def by_seed(self, variant: str, column: str) -> list[float]:
-        """Mean over prompts, for each training seed."""
+        """Return the mean over prompts for each training seed."""
         means = [self.scores[variant][name].mean(axis=1) for name in self.columns[column]]
         return np.mean(means, axis=0).tolist()
 
     def frame(self, seeds: Sequence[int]) -> pd.DataFrame:
-        """Long format: variant, benchmark, mean with its interval, difference with its interval and p-value, seeds."""
+        """Return the table in long format: variant, benchmark, mean and difference with intervals, p-value, seeds."""
         rows = []
         for (variant, column), found in self.estimates.items():
             row: dict[str, Any] = {"variant": variant, "benchmark": column}
