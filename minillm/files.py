@@ -73,11 +73,6 @@ def open_file(path: Path) -> BinaryIO:
     return path.open("rb")
 
 
-def read_json(path: Path) -> Any:
-    """Return what a JSON file of ours holds."""
-    return json.loads(path.read_text(encoding="utf-8"))
-
-
 def files_of(folder: Path) -> list[Path]:
     """Files of a folder and its subfolders, sorted by path. Hidden ones are left out and links are followed.
 

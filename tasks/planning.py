@@ -114,10 +114,11 @@ def plan(config: Config, stages: Callable[[Config], Any], log: Callable[[str], N
             "Memory of each process in training:",
             memory_table(estimates),
             f"{room}; the measurement's processes held {speed['peak_memory'] / 2**30:.1f} GiB at most",
-            *[
-                f"Not timed, as even a small piece takes too long here, but estimated from operations: {', '.join(untimed)}"
-            ]
-            * bool(untimed),
+            *(
+                [f"Too slow here to time even in part, so estimated from operations: {', '.join(untimed)}"]
+                if untimed
+                else []
+            ),
             f"Estimated time: {duration(total.value)}, probably between {duration(total.low)} and "
             f"{duration(total.high)}, at most {runtime.parallel_stages} stages at once",
         ]

@@ -80,7 +80,7 @@ def annotate(
     from minillm.annotation import serving
     from minillm.annotation.judgements import Judgements
     from minillm.annotation.pairs import draw_pairs, newest_report, read_report
-    from minillm.annotation.study import Study
+    from minillm.annotation.session import AnnotationSession
 
     try:
         run = read_report(report or newest_report(STORE))
@@ -88,7 +88,9 @@ def annotate(
         if export is not None:
             serving.export(run, judgements.all(), export)
             return
-        serving.serve(Study(draw_pairs(run, method, against or (), benchmark, prompts, seed), judgements), port)
+        serving.serve(
+            AnnotationSession(draw_pairs(run, method, against or (), benchmark, prompts, seed), judgements), port
+        )
     except StageError as error:
         print(error, file=sys.stderr)
         raise typer.Exit(2) from error

@@ -12,13 +12,13 @@ import uvicorn
 from minillm.annotation.judgements import Judgement, write_csv
 from minillm.annotation.page import make_app
 from minillm.annotation.pairs import FinishedRun, mismatch
-from minillm.annotation.study import Study
+from minillm.annotation.session import AnnotationSession
 from minillm.errors import StageError
 
 HOST = "127.0.0.1"
 
 
-def serve(study: Study, port: int) -> None:
+def serve(session: AnnotationSession, port: int) -> None:
     """Serve until Ctrl-C or SIGTERM."""
     try:
         listening = socket.create_server((HOST, port))
@@ -26,16 +26,16 @@ def serve(study: Study, port: int) -> None:
         taken = isinstance(error, OSError) and error.errno == errno.EADDRINUSE
         reason = "another program listens there" if taken else str(error)
         raise StageError(f"port {port} of {HOST} cannot be used: {reason}; choose another with --port") from error
-    pairs = [pair.compared for pair in study.pairs]
+    pairs = [pair.compared for pair in session.pairs]
     others = ", ".join(sorted({pair.other for pair in pairs}))
     print(f"{len(pairs)} pairs of answers to {pairs[0].benchmark}: {pairs[0].method} against {others}")
-    print(f"Choices are kept in {study.judgements.path}")
+    print(f"Choices are kept in {session.judgements.path}")
     print(f"http://{HOST}:{listening.getsockname()[1]} — Ctrl-C stops it", flush=True)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
-    server = uvicorn.Server(uvicorn.Config(make_app(study), log_level="warning", timeout_graceful_shutdown=2))
+    server = uvicorn.Server(uvicorn.Config(make_app(session), log_level="warning", timeout_graceful_shutdown=2))
     with contextlib.suppress(KeyboardInterrupt):
         server.run(sockets=[listening])
-    counts = ", ".join(f"{annotator} {len(judged)}" for annotator, judged in study.judged().items())
+    counts = ", ".join(f"{annotator} {len(judged)}" for annotator, judged in session.judged().items())
     print(f"\nJudged: {counts or 'none'}. --export FILE writes what was chosen.")
 
 

@@ -12,7 +12,6 @@ import torch
 
 from minillm.models.lora import add_adapters
 from minillm.models.output_head import HeadedModel
-from minillm.objectives.experience import make_experience
 from minillm.planning.clock import agreed, timed
 from minillm.planning.extrapolation import Effort, Size
 from minillm.planning.micro_batches import MicroBatch, mean_longest, mean_micro_batch
@@ -22,6 +21,7 @@ from minillm.training.engine import make_engine, micro_batch_size, take_step
 from minillm.training.feeds import Feed, Models
 from minillm.training.fixed_text import FixedText
 from minillm.training.on_policy import Rollouts, Round
+from minillm.training.rounds import Round, policy_experience
 from minillm.worker.processes import world_size
 
 if TYPE_CHECKING:
@@ -175,8 +175,10 @@ class Trainings:
         hidden = torch.zeros(
             size.response, self.measurement.facts["teacher"].width, dtype=models.teacher.dtype
         )  # (T, H)
-        experience = make_experience(even, even.clone(), responses, train.method.policy)
-        return Round(0, prompts, responses, experience, [hidden] * rows, [-even[0]] * rows)
+        experience = policy_experience(even, even.clone(), responses, train.method.policy)
+        return Round(
+            0, prompts, responses, experience, dict.fromkeys(range(rows), hidden), dict.fromkeys(range(rows), -even[0])
+        )
 
     def _examples(self, rows: int, size: Size) -> pd.DataFrame:
         prompts, responses = [self.measurement.text(size.prompt)] * rows, [self.measurement.text(size.response)] * rows
