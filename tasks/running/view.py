@@ -29,6 +29,8 @@ COUNTED_FIRST: tuple[State, ...] = (
     "skipped", "cached", "not computed", "waiting", "done", "stopped", "retrying", "running", "saving", "failed",
 )  # fmt: skip
 """What a low terminal leaves out of the table and only counts, in this order."""
+NAMED_AT_THE_END: tuple[State, ...] = ("cached", "skipped", "not computed", "waiting")
+"""States of stages whose names alone are left when a run has ended."""
 LEAST_NAME = 16
 """Columns that a stage's name has at least; on a wide terminal, a third of it."""
 LAST_MESSAGES = 8
@@ -68,9 +70,9 @@ def live_lines(seen: Snapshot, width: int, height: int) -> list[Text]:
 
 def final_lines(seen: Snapshot, width: int) -> list[Text]:
     """Return what is left on the terminal: the stages that were computed or could not be, and why."""
-    told = [row for row in seen.rows if row.state not in ("cached", "skipped", "waiting")]
+    told = [row for row in seen.rows if row.state not in NAMED_AT_THE_END]
     lines = [*_head(seen), *_table(told, width, len(told))]
-    for state in ("cached", "skipped", "waiting"):
+    for state in NAMED_AT_THE_END:
         names = [plain(row.name) for row in seen.rows if row.state == state]
         if names:
             lines.append(Text.assemble((f"{len(names)} {state}", STYLES[state]), f"  {', '.join(names)}"))
@@ -139,8 +141,9 @@ def _row_line(row: BoardRow, name_width: int, width: int) -> Text:
         line.append_text(_progress(row, width))
         return line.append(f"  {again}" if again else "", "yellow")
     took = _clock(row.seconds) if row.seconds else ""
-    note = plain(row.note.partition("\n")[0])
-    return line.append(row.state, style).append("".join(f"  {part}" for part in (took, again, note) if part))
+    got = f"{row.reached.step}/{row.reached.total}" if row.state == "stopped" and row.reached is not None else ""
+    note = plain(row.note.partition("\n")[0]) if row.state != "stopped" else ""
+    return line.append(row.state, style).append("".join(f"  {part}" for part in (got, took, again, note) if part))
 
 
 def _progress(row: BoardRow, width: int) -> Text:
@@ -149,18 +152,18 @@ def _progress(row: BoardRow, width: int) -> Text:
     word = "saving" if row.state == "saving" else "running"
     if reached is None or not reached.total:
         return Text(f"{word}  {_clock(row.elapsed)}", STYLES[row.state])
-    bar_width = 16 if width >= 80 else 8
+    bar_width = 16 if width >= 100 else 8 if width >= 50 else 6
     filled = round(bar_width * reached.share)
     bar = Text.assemble(("━" * filled, STYLES[row.state]), ("━" * (bar_width - filled), "dim"))
     left, pace = reached.seconds_left, reached.per_second
-    parts = [f"{reached.step}/{reached.total}" if width >= 70 else f"{100 * reached.share:.0f} %"]
-    if pace and width >= 80:
+    parts = [f"{reached.step}/{reached.total}" if width >= 64 else f"{100 * reached.share:.0f} %"]
+    if pace and width >= 72:
         parts.append(f"{pace:.3g}/s" if pace >= 1 else f"{1 / pace:.3g} s each")
     if word == "saving":
         parts.append(word)
     elif left is not None:
-        parts.append(f"{_clock(left)} left")
-    if width >= 80:
+        parts.append(f"{_clock(left)} left" if width >= 50 else _clock(left))
+    if width >= 72:
         parts += [f"{plain(name)} {value:.4g}" for name, value in list(reached.figures.items())[:FIGURES]]
     return bar.append("  " + "  ".join(parts))
 

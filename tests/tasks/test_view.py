@@ -52,9 +52,9 @@ def test_each_state_has_its_words():
 @pytest.mark.parametrize(
     ("width", "line"),
     [
-        (80, "train minillm  ━━━━━━━━━━━━━━━━  120/400  2.5/s  0:01:52 left  train/loss 3.211…"),
+        (79, "train minillm  ━━━━━━━━  120/400  2.5/s  0:01:52 left  train/loss 3.211  valid…"),
         (70, "train minillm  ━━━━━━━━  120/400  0:01:52 left"),
-        (40, "train minillm  ━━━━━━━━  30 %  0:01:52 …"),
+        (39, "train minillm  ━━━━━━  30 %  0:01:52"),
     ],
 )
 def test_a_narrow_terminal_has_less_of_a_row(width: int, line: str):
@@ -115,9 +115,9 @@ def test_the_end_has_what_was_computed_and_why_something_was_not():
     assert words(final_lines(snapshot(*rows), 80))[2:] == [
         "c  done  0:00:02",
         "f  failed  this is wrong",
-        "g  not computed",
         "2 cached  a, b",
         "1 skipped  d",
+        "1 not computed  g",
         "1 waiting  e",
         "f failed: this is wrong\nand this is to be done",
     ]
@@ -128,4 +128,7 @@ def test_stopping_says_who_may_still_save_something():
     lines = words(live_lines(snapshot(saving, row("report"), stopping=True), 100, 20))
     assert lines[2] == "stopping, and saving what there is of train minillm, for 30 s at most"
     assert lines[3] == "train minillm  ━━━━━━━━━━━━━━━━  120/400  2.5/s  saving  train/loss 3.211  valid/loss 3.4"
-    assert words(final_lines(snapshot(row("train minillm", "stopped"), stopping=True), 100))[-1].startswith("Stopped.")
+    stopped = row("train minillm", "stopped", reached=HALFWAY, began=1.0, seconds=4.0, note="the flow was cancelled")
+    end = words(final_lines(snapshot(stopped, stopping=True), 100))
+    assert end[2] == "train minillm  stopped  120/400  0:00:04"
+    assert end[3].startswith("Stopped.")
