@@ -1,4 +1,4 @@
-"""How figures are written, everywhere alike: scores, intervals, p-values, signs, shares, counts and durations."""
+"""Write figures in the same way everywhere: scores, intervals, p-values, signs, shares, counts and durations."""
 
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
@@ -7,36 +7,36 @@ from typing import Any
 from humanize import precisedelta
 
 ABSENT = "–"
-"""Stands where there is no figure."""
+"""Placeholder for a missing figure."""
 MINUS = "−"
 SMALLEST_P = 0.001
-"""Smaller p-values are not told apart."""
+"""Smaller p-values are written as below this one."""
 
 
 def number(value: float, digits: int = 1, *, signed: bool = False) -> str:
-    """A number with so many digits behind the point and a true minus sign: 1,234.5, −0.5, +0.5 if signed."""
+    """A number with a fixed number of decimals and a true minus sign: 1,234.5, −0.5, or +0.5 if signed."""
     return f"{value:{'+' if signed else ''},.{digits}f}".replace("-", MINUS)
 
 
 def interval(ends: Sequence[float | None], digits: int = 1, *, signed: bool = False) -> str:
-    """An interval in brackets, [48.1, 52.3]; nothing where it has no ends."""
+    """An interval in brackets, [48.1, 52.3]; nothing if it has no ends."""
     known = [number(end, digits, signed=signed) for end in ends if end is not None]
     return f"[{', '.join(known)}]" if known and len(known) == len(ends) else ""
 
 
 def with_interval(value: float, ends: Sequence[float | None], digits: int = 1, *, signed: bool = False) -> str:
-    """A figure and its interval, 50.2 [48.1, 52.3]; the figure alone where the interval has no ends."""
+    """A figure and its interval, 50.2 [48.1, 52.3]; the figure alone if the interval has no ends."""
     return f"{number(value, digits, signed=signed)} {interval(ends, digits, signed=signed)}".rstrip()
 
 
 def span(low: float, high: float, digits: int = 0) -> str:
-    """Both ends of a range, 555–679; a single number where they are equal."""
+    """A range, 555–679; a single number if its ends are equal."""
     ends = dict.fromkeys((number(low, digits), number(high, digits)))
     return "–".join(ends)
 
 
 def with_spread(value: float, spread: float | None, digits: int = 1) -> str:
-    """A figure and its spread or standard error, 50.2 ± 1.3; the figure alone where there is none."""
+    """A figure and its spread or standard error, 50.2 ± 1.3; the figure alone if there is none."""
     return number(value, digits) + ("" if spread is None else f" ± {number(spread, digits)}")
 
 
@@ -63,7 +63,7 @@ def percent(share: float) -> str:
 
 
 def percent_more(ratio: float) -> str:
-    """How much more or less than the whole a ratio is: +12 %, −8 %."""
+    """A ratio as the percentage by which it is above or below one: +12 %, −8 %."""
     return f"{number(100 * (ratio - 1), 0, signed=True)}\u00a0%"
 
 

@@ -14,7 +14,7 @@ TEACHER = "teacher"
 
 @dataclass(frozen=True)
 class Difference:
-    """Difference between the scores of two methods on one benchmark."""
+    """Difference between two methods on one benchmark."""
 
     method: str
     """The method that is higher where the value is positive."""
@@ -38,7 +38,7 @@ class Difference:
 
     @property
     def marked(self) -> str:
-        """The difference in words, with a star where it is clear."""
+        """The difference in words, with a star if it is clear."""
         return f"{self}{' *' if self.clear else ''}"
 
 

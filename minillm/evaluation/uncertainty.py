@@ -1,4 +1,4 @@
-"""Uncertainty of scores over the choice of prompts: t intervals over prompts, sign-flip tests of differences.
+"""Uncertainty of scores due to the choice of prompts: t intervals over prompts, sign-flip tests of differences.
 
 A prompt counts once, with its mean over the generation seeds: answers to the same prompt are not independent evidence.
 Every benchmark weighs the same. If models were trained with several seeds, intervals cover other seeds too.

@@ -36,12 +36,13 @@ SPECIAL = re.compile(
         |(?<=\S)\*|\*(?=\S)|^\*  # not between spaces
         |(?<!\S)\#
         |^(?:[-+](?=\s|$)|-(?=-)|[=>])
-        |(?:(?<=^\d)|(?<=^\d\d)|(?<=^\d{3}))[.)](?=\s|$)  # a numbered list
     )
     """,
     re.VERBOSE,
 )
 """Characters that mean something in Markdown where they stand; what is harmless stays readable."""
+NUMBERED = re.compile(r"^(\d{1,9})([.)])(?=\s|$)")
+"""The beginning of a numbered list."""
 SAFE_IN_ADDRESS = "/:?#@!$&'*+,;=%~[]"
 
 
@@ -72,7 +73,8 @@ def escaped(value: object) -> Markdown:
     text = CONTROL.sub("\N{REPLACEMENT CHARACTER}", re.sub("[ \t]+", " ", text))
     inner = text.strip(" ")
     before, _, after = text.partition(inner) if inner else (text, "", "")
-    return Markdown(before + SPECIAL.sub(lambda found: found["interval"] or f"\\{found['mark']}", inner) + after)
+    marked = SPECIAL.sub(lambda found: found["interval"] or f"\\{found['mark']}", inner)
+    return Markdown(before + NUMBERED.sub(r"\1\\\2", marked) + after)
 
 
 def table(frame: pd.DataFrame, strong: str = "", words: Collection[str] = ()) -> Markdown:

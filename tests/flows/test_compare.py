@@ -121,7 +121,9 @@ def test_the_console_has_scores_differences_and_what_was_changed(pair: Pair, com
     for name in (first, later):
         assert re.search(rf"^\| {name}:minillm +\| +\d+\.\d \[", compared, re.MULTILINE)
     assert f"### {later}:minillm minus {first}:minillm" in compared
-    assert re.search(r"^\| methods\.minillm\.training\.learning_rate +\| +0\.001 \| +0\.1 \|$", compared, re.MULTILINE)
+    assert re.search(
+        r"^\| methods\.minillm\.training\.learning_rate +\| +0\.001 +\| +0\.1 +\|$", compared, re.MULTILINE
+    )
     assert "![" not in compared
     (path,) = re.findall(r"^comparison +(\S+)$", compared, re.MULTILINE)
     page = Path(path).read_text(encoding="utf-8")

@@ -29,6 +29,7 @@ HOSTILE = [
     "+ item",
     "1. item",
     "1) item",
+    "123456789. item",
     "> quote",
     "---",
     "===",

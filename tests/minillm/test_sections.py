@@ -85,7 +85,7 @@ def test_the_page_shows_both(tmp_path):
     report.run(Job(kind="report", settings=settings, inputs=inputs, output=output, work=tmp_path))
     page, markdown = read_page(output), (output / "report.md").read_text(encoding="utf-8")
     assert "2.000" in page.cells
-    assert "Where no interval stands, none can be had" in page.text
+    assert "Where no interval is given, none can be computed" in page.text
     assert "## Calibration" in markdown
     assert markdown.index("## Calibration") < markdown.index("## Held-out text") < markdown.index("## Models")
     for name in ("calibration-arc", "held-out-story"):

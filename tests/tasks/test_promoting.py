@@ -147,7 +147,7 @@ def test_what_cannot_be_compared_is_refused_with_the_reason(experiment: Experime
     e = experiment.name
     experiment.promote(experiment.add("first", (0.0,)))
     refusals = {
-        "data": ({"digest": "d2"}, "dolly: its data are other ones (digest d2 instead of d1)"),
+        "data": ({"digest": "d2"}, "dolly: its data differ (digest d2 instead of d1)"),
         "greedy": ({"strategy": "greedy"}, "evaluation.strategy is greedy instead of sample"),
         "metric": (
             {"promotion.metric": "exact_match"},

@@ -15,7 +15,7 @@ class Section:
 
     title: str
     words: str
-    """What was measured and how to read it, as plain text."""
+    """Explanation of the measurement and how to read it, as plain text."""
     tables: Mapping[str, pd.DataFrame] = field(default_factory=dict)
     """Tables by title; all cells are strings."""
     figures: Mapping[str, tuple[str, Figure]] = field(default_factory=dict)

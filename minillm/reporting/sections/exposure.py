@@ -17,13 +17,14 @@ COLUMNS = 4
 MARKS = 10
 """Approximate number of markers on a curve."""
 EXPLANATION = """\
-What a student's own mistakes cost it, over {responses} responses to {prompts} prompts of {benchmark}. At every token, \
-teacher and student are compared by the forward KL of the next token; these are summed by length, along the student's \
-own responses and along the teacher's. The excess of the first sum over the second is the cost of continuing its own \
-text: 0\u00a0% is none, 100\u00a0% means that its own text doubles the divergence. Below 0\u00a0%, the student is \
-closer to its teacher on its own text than on the teacher's, or its answers are shorter: a response that has ended \
-adds nothing. The excess is relative, so read it together with the sums: they are large for a student that omits much \
-of what its teacher would say. Bands and brackets are 95\u00a0% intervals over prompts.\
+What a student's own mistakes cost it, over {responses} responses to {prompts} prompts of {benchmark}. At \
+every token, teacher and student are compared by the forward KL of the next token; these are summed by \
+length, along the student's own responses and along the teacher's. The excess of the first sum over the \
+second is the cost of continuing its own text: 0\u00a0% is none, 100\u00a0% means that its own text doubles the \
+divergence. Below 0\u00a0%, the student is closer to its teacher on its own text than on the teacher's, or its \
+answers are shorter: a response that has ended adds nothing. The excess is relative, so read it together \
+with the sums: they are large for a student that omits much of what its teacher would say. Bands and \
+brackets are 95\u00a0% intervals over prompts.\
 """
 
 
