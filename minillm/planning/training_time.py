@@ -20,7 +20,7 @@ from minillm.stages import Train
 from minillm.training.engine import make_engine, micro_batch_size, take_step
 from minillm.training.feeds import Feed, Models
 from minillm.training.fixed_text import FixedText
-from minillm.training.on_policy import Rollouts, Round
+from minillm.training.on_policy import Rollouts
 from minillm.training.rounds import Round, policy_experience
 from minillm.worker.processes import world_size
 
