@@ -103,8 +103,16 @@ def quoted(text: str) -> Markdown:
     """Write a text as a block in which nothing is read as Markdown; a long text is cut."""
     text = CONTROL.sub("\N{REPLACEMENT CHARACTER}", re.sub("\r\n", "\n", without_known_secrets(text)))
     text = text if len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS].rstrip()} …"
-    fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
+    fence = _longer_fence(text, 3)
     return Markdown(f"{fence}\n{text}\n{fence}")
+
+
+def code(text: str) -> Markdown:
+    """Write a name as code, on one line."""
+    text = CONTROL.sub("\N{REPLACEMENT CHARACTER}", re.sub(r"\s+", " ", without_known_secrets(text).strip()))
+    fence = _longer_fence(text, 1)
+    space = " " if text.startswith("`") or text.endswith("`") else ""
+    return Markdown(f"{fence}{space}{text}{space}{fence}")
 
 
 def address(url: str) -> Markdown:
@@ -115,6 +123,11 @@ def address(url: str) -> Markdown:
         return Markdown("")
     known = parts.scheme in ("http", "https") or not (parts.scheme or parts.netloc)
     return Markdown(quote(parts.geturl(), safe=SAFE_IN_ADDRESS) if known else "")
+
+
+def _longer_fence(text: str, shortest: int) -> str:
+    """Return more backticks than stand in a row anywhere in a text."""
+    return "`" * max(shortest, 1 + max(map(len, re.findall("`+", text)), default=0))
 
 
 def _bold(cell: str) -> str:

@@ -19,7 +19,7 @@ from minillm.models.shared_tokenizer import SharedTokenizer, load_shared_tokeniz
 from minillm.redaction import without_known_secrets
 from minillm.reporting.comparison import METRIC_NAMES
 from minillm.reporting.data_words import kept_rows
-from minillm.reporting.markdown import TEMPLATES, table
+from minillm.reporting.markdown import TEMPLATES, code, escaped, table
 from minillm.reporting.model_words import count_parameters
 from minillm.reporting.provenance import provenance, versions
 from minillm.stages import Card, Job, Summary
@@ -47,12 +47,12 @@ def run(job: Job[Card]) -> Summary:
     card = ModelCard.from_template(
         card_metadata(settings, results),
         template_path=str(TEMPLATES / "model_card.md.jinja"),
-        title=f"{settings.config['name']}: {settings.role}",
+        title=escaped(f"{settings.config['name']}: {settings.role}"),
         parameters=short_count(parameters),
         **training_words(settings),
         **_result_words(settings, results),
         **_usage_words(settings.config, shared),
-        kept_words=kept_rows(job.inputs["examples"]),
+        kept_words=escaped(kept_rows(job.inputs["examples"])),
         provenance=table(provenance(job.inputs)),
         versions=", ".join(f"{library} {version}" for library, version in versions(job.inputs).items()),
     )
@@ -92,10 +92,10 @@ def card_metadata(settings: Card, results: Mapping[str, Any]) -> ModelCardData:
 def origin(source: Mapping[str, Any]) -> str:
     """Describe a configured model or data source."""
     if source.get("architecture"):
-        return f"a randomly initialised {source['architecture']['model_type']} model"
+        return f"a randomly initialised {escaped(source['architecture']['model_type'])} model"
     if source["hub"]:
-        return f"`{source['hub']}` (revision {source['revision']})"
-    return f"`{Path(source['path']).name}`"
+        return f"{code(source['hub'])} (revision {escaped(source['revision'])})"
+    return code(Path(source["path"]).name)
 
 
 def hyper_parameters(method: Mapping[str, Any]) -> pd.DataFrame:
@@ -164,7 +164,7 @@ def training_words(settings: Card) -> dict[str, Any]:
     return {
         "student": origin(config["student"]["model"]),
         "teacher": origin(config["teacher"]["model"]),
-        "trained_words": f"trained by the method `{settings.role}` of the configuration `{config['name']}`",
+        "trained_words": f"trained by the method {code(settings.role)} of the configuration {code(config['name'])}",
         "text_words": TEXT[method["text"]],
         "divergence_words": divergence_words(Method.model_validate(method)),
         "start_words": START[method["start"]],
@@ -172,7 +172,7 @@ def training_words(settings: Card) -> dict[str, Any]:
         "plain_text_words": origin(config["data"]["plain_text"]) if plain_text else "none",
         "seed": config["seed"],
         "hyper_parameters": table(hyper_parameters(method)),
-        "configuration": config["name"],
+        "configuration": code(config["name"]),
     }
 
 
@@ -190,7 +190,7 @@ def _result_words(settings: Card, results: Mapping[str, Any]) -> dict[str, Any]:
         "results": table(pd.DataFrame(columns, index=pd.Index(rows))),
         "seeds": ", ".join(str(seed) for seed in tables["this model"]["seeds"]),
         "decoding": ", ".join(f"{name} {value}" for name, value in decoding(settings.config).items()),
-        "verdict": " ".join(results["verdict"]),
+        "verdict": escaped(" ".join(results["verdict"])),
     }
 
 

@@ -206,7 +206,7 @@ def test_the_card_says_what_from_what_how_and_how_well(exported):
 
 def test_the_card_holds_no_secret(exported):
     text = (exported / "README.md").read_text(encoding="utf-8")
-    assert "It was asked with ***." in text
+    assert "It was asked with \\*\\*\\*." in text
     assert TOKEN not in text
 
 

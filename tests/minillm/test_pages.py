@@ -8,7 +8,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from minillm.redaction import MASK
-from minillm.reporting.markdown import SHOWN_CHARACTERS, Markdown, address, escaped, quoted, table
+from minillm.reporting.markdown import SHOWN_CHARACTERS, Markdown, address, code, escaped, quoted, table
 from minillm.reporting.pages import PARSER, as_html, images, write_page
 
 HOSTILE = [
@@ -105,6 +105,16 @@ def test_a_quoted_text_is_whole_and_inert(text: str):
     whole = re.sub(r"[\x00-\x08\x0b\x0c\x0e-\x1f]", "\ufffd", text.replace("\r\n", "\n"))
     assert read.text.count(whole) >= 2
     assert '<div class="answer reference"><b>reference</b>' in html
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_a_name_as_code_is_inert(text: str):
+    read = Read(PARSER.render(f"of {code(text)} and {code(text)}\n"))
+    assert read.tags == ["p", "code", "code"]
+    shown = re.sub(r"[\x00-\x08\x0b-\x1f]", "\ufffd", re.sub(r"\s+", " ", text))
+    assert [part.strip() for part in read.text.strip().split(" and ", 1)] == [f"of {shown.strip()}", shown.strip()] or (
+        " and " in text.replace("\n", " ")
+    )
 
 
 def test_a_long_text_is_cut():
