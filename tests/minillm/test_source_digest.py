@@ -60,7 +60,9 @@ POLICY, TRAINER, CONFIG = "objectives/policy.py", "training/trainer.py", "config
         pytest.param(
             "errors.py", "300 characters", "as many characters as there is room for", id="docstring of errors"
         ),
-        pytest.param("reporting/report.py", '"""In the order', '"""As in the order', id="words under a constant"),
+        pytest.param(
+            "reporting/report.py", '"""Sections in the order', '"""Parts in the order', id="words under a constant"
+        ),
         pytest.param(POLICY, "import torch\n", "import torch  # for tensors\n", id="comment"),
         pytest.param(POLICY, "reward = reward * real", "reward = (reward\n        * real)", id="layout"),
         pytest.param(TRAINER, "is not finite at step", "is infinite at step", id="text of an error"),
