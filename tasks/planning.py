@@ -28,7 +28,7 @@ from minillm.planning.stage_estimate import (
     stage_table,
     summary_value,
 )
-from minillm.planning.work import same_speed
+from minillm.planning.work import same_speed, trained_model
 from minillm.stages import (
     EncodedPrompts,
     Filter,
@@ -106,23 +106,21 @@ def plan(config: Config, stages: Callable[[Config], Any], log: Callable[[str], N
     seconds = {e.label: speeds.stage(e.stage, e.demand.work) for e in estimates}
     total = _total(estimates, seconds, runtime.parallel_stages)
     write_atomically(plan_path(dry_run.store.root, config), json.dumps(as_record(seconds, total.value), indent=2))
-    untimed = [e.label for e in estimates if not speeds.was_timed(e.stage, e.demand.work)]
-    return "\n\n".join(
-        [
-            head,
-            stage_table(estimates, seconds),
-            "Memory of each process in training:",
-            memory_table(estimates),
-            f"{room}; the measurement's processes held {speed['peak_memory'] / 2**30:.1f} GiB at most",
-            *(
-                [f"Too slow here to time even in part, so estimated from operations: {', '.join(untimed)}"]
-                if untimed
-                else []
-            ),
-            f"Estimated time: {duration(total.value)}, probably between {duration(total.low)} and "
-            f"{duration(total.high)}, at most {runtime.parallel_stages} stages at once",
-        ]
+    parts = [
+        head,
+        stage_table(estimates, seconds),
+        "Memory of each process in training:",
+        memory_table(estimates),
+        f"{room}; the measurement's processes held {speed['peak_memory'] / 2**30:.1f} GiB at most",
+    ]
+    if untimed := [e.label for e in estimates if not speeds.was_timed(e.stage, e.demand.work)]:
+        names = ", ".join(untimed)
+        parts.append(f"Not timed, as even a small piece takes too long here, but estimated from operations: {names}")
+    parts.append(
+        f"Estimated time: {duration(total.value)}, probably between {duration(total.low)} and {duration(total.high)}, "
+        f"at most {runtime.parallel_stages} stages at once"
     )
+    return "\n\n".join(parts)
 
 
 def _total(estimates: Sequence[StageEstimate], seconds: Mapping[str, Seconds], at_once: int) -> Seconds:
@@ -137,7 +135,7 @@ def _total(estimates: Sequence[StageEstimate], seconds: Mapping[str, Seconds], a
 def _model(stage: DryStage) -> str:
     """`teacher` or `student`, whichever a stage trains or measures."""
     if isinstance(stage.stage, Train):
-        return "teacher" if stage.stage.role == "teacher" else "student"
+        return trained_model(stage.stage)
     model = stage.inputs.get("model")
     if isinstance(model, Pending):
         return "teacher" if model.role == "teacher" else "student"

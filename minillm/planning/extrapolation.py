@@ -17,7 +17,7 @@ REPEATED_SECONDS = 0.7
 """Work that can be timed whole is repeated for about this long."""
 FEWEST = 3
 """Repetitions of the largest piece, if there is time."""
-MARGIN = 0.1
+MARGIN = 0.2
 """Relative error of any estimate: other processes come and go between the plan and the run."""
 PER_DOUBLING = 0.05
 """Relative error added for each doubling from the largest piece that was timed to the work that is estimated."""

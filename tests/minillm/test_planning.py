@@ -12,7 +12,7 @@ from minillm.errors import StageError
 from minillm.models.facts import ModelFacts
 from minillm.planning.demand import Demand, stage_demand
 from minillm.planning.estimate import Speeds, mean_speed
-from minillm.planning.extrapolation import Budget, Effort, Line, Size, Timed, climb, fit, steps_up_to
+from minillm.planning.extrapolation import MARGIN, Budget, Effort, Line, Size, Timed, climb, fit, steps_up_to
 from minillm.planning.memory import ADAM, LIBRARIES, training_memory
 from minillm.planning.micro_batches import MicroBatch, mean_longest, mean_micro_batch
 from minillm.planning.schedule import Step, span
@@ -273,7 +273,7 @@ def test_an_estimate_is_surer_the_more_of_the_work_was_timed():
         seconds = fit(climbed(real, share)[0]).at(effort(real))
         widths.append(seconds.high / seconds.low)
     assert widths == sorted(widths, reverse=True)
-    assert widths[-1] == pytest.approx(1.1**2)
+    assert widths[-1] == pytest.approx((1 + MARGIN) ** 2)
 
 
 def test_work_whose_smallest_piece_exceeds_the_share_is_not_begun():
