@@ -1,4 +1,4 @@
-"""Rows in generation: their tokens, limits and random numbers. The models' caches are apart (see cache).
+"""Rows in generation: their tokens, limits and random numbers, apart from the models' caches (see cache).
 
 S is the number of slots, C the tokens of the longest row (prompt and response).
 """

@@ -87,7 +87,8 @@ def training_memory(
     if policy is not None and teacher is not None:
         rows = min(rows, -(-policy.rollouts // runtime.processes))
         parts["caches"] = rows * max_tokens * value * _cache_width(teacher)
-        parts["rollouts"] = policy.rollouts * response * teacher.width * 4
+        # Hidden states of the teacher (T, H) for the responses that a process updates on.
+        parts["rollouts"] = -(-policy.rollouts // runtime.processes) * response * teacher.width * 4
     parts["caches"] += rows * max_tokens * value * _cache_width(student)
     return Memory(parts)
 
