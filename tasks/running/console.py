@@ -46,8 +46,8 @@ class Console:
         self.log = LogFile()
         self.messages: deque[tuple[int, str]] = deque(maxlen=MESSAGES)
         self.started = time.monotonic()
-        self._said: list[str] = []
-        self._errors: list[str] = []
+        self._said: deque[str] = deque(maxlen=MESSAGES)
+        self._errors: deque[str] = deque(maxlen=MESSAGES)
         """Said by loggers, but for those of tasks, whose rows tell the same."""
         self._results: list[str] = []
         self._handlers: list[tuple[logging.Logger, PrefectConsoleHandler, logging.Handler]] = []
@@ -125,7 +125,7 @@ class Console:
         """Leave the stages on the terminal, and below them what was printed."""
         self._screen.leave(lambda width: final_lines(self._seen(list(self.board)), width))
         explained = self.board.stopping or any(row.state == "failed" for row in self.board)
-        for line in [*self._said[-MESSAGES:], *([] if explained else self._errors[-MESSAGES:])]:
+        for line in (*self._said, *(() if explained else self._errors)):
             print(line, file=self._err)
         for line in self._results:
             print(line, file=self._out)
@@ -163,7 +163,7 @@ class _Tee:
         with self._lock:
             *lines, self._part = (self._part + text).split("\n") if self._open else [""]
             for line in lines:
-                self._take(plain(redacted(line)))
+                self._take(plain(redacted(line.rstrip("\r").rpartition("\r")[2])))  # of a bar, the last state
         return len(text)
 
     def finish(self) -> None:

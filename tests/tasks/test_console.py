@@ -46,6 +46,7 @@ with shown("rows"), followed("quickstart", "amber-fox", Path(sys.argv[1])) as co
         print(f"said of {number} https://ann:tell-nobody-this@host/", file=sys.stderr)
         time.sleep(0.15)
         board.end(f"stage {number}", "", "done")
+    print("10 %\\r20 %", file=sys.stderr)
     print("the result")
 """
 
@@ -108,6 +109,7 @@ def test_24_stages_fit_any_terminal(on_terminal, tmp_path: Path, columns: int, l
     assert end.index("the result") > max(at for at, line in enumerate(end) if line.startswith("stage "))
     assert PASSWORD not in there.written + log_of(tmp_path)
     assert "said of 3 https://host/" in log_of(tmp_path)
+    assert "  20 %\n" in log_of(tmp_path), "the last state of another library's bar"
 
 
 def test_a_window_that_changes_its_size_has_one_table(on_terminal, tmp_path: Path):
