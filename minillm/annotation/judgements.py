@@ -142,7 +142,7 @@ def read_csv(path: Path) -> list[Judgement]:
     if missing := [column for column in COLUMNS if column not in rows[0]]:
         raise StageError(
             f"{path} has no column {', '.join(missing)}; its first line must name {', '.join(COLUMNS)}, "
-            "as `python -m minillm.annotation --export` writes it"
+            "as `minillm annotate --export` writes it"
         )
     judgements = [_parse(path, line, row) for line, row in enumerate(rows, start=2)]
     first_lines: dict[tuple[Any, ...], int] = {}

@@ -180,7 +180,7 @@ class Evaluation(Sampling):
     long_prompts: Literal["refuse", "cut"] = "refuse"
     """Treatment of longer prompts: refuse with an error, or cut off their beginning and report it."""
     preference: Source | None = None
-    """Judgements of people on pairs of answers, as `python -m minillm.annotation --export` writes them (CSV)."""
+    """Judgements of people on pairs of answers, as `minillm annotate --export` writes them (CSV)."""
     validation_prompts: PositiveInt = 1000
     """Validation prompts to sample a response for when weights are selected by Rouge-L."""
     judge: Judge | None = None

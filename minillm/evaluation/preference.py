@@ -64,7 +64,7 @@ def require_same_answers(path: Path, judgements: Sequence[Judgement], responses:
         problem = mismatch(judgement, responses)
         if problem is not None:
             raise StageError(
-                f"{path}, line {line}: {problem}; have this run's answers judged with `python -m minillm.annotation` "
+                f"{path}, line {line}: {problem}; have this run's answers judged with `minillm annotate` "
                 "and export that, or leave out evaluation.preference"
             )
 

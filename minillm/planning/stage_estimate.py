@@ -100,7 +100,7 @@ def require_fit(
     if needed > free:
         raise StageError(
             f"checkpoints and models need {_size(needed)}, but {store} has {_size(free)} left: set runtime.store to a "
-            "folder on a larger disk, or make room (`python -m flows.store gc`)"
+            "folder on a larger disk, or make room (`minillm store gc`)"
         )
     return f"{words}; disk: {_size(needed)} needed at most, {_size(free)} free"
 

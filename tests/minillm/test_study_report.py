@@ -150,15 +150,27 @@ def test_curves_are_means_over_the_seeds(tmp_path: Path):
     assert curves["train/reverse_kl"]["whole"][:2] == [(1, 1.5), (2, 0.75)]
 
 
+def log_points(job: Job[StudyReport], seed: int, points: dict[int, float]) -> None:
+    """Let a seed have logged one metric, x, at these steps."""
+    lines = [
+        json.dumps({"time": 0.0, "step": step, "total": 9, "metrics": {"x": value}}) for step, value in points.items()
+    ]
+    (job.inputs[f"train/whole/{seed}"] / "metrics.jsonl").write_text("\n".join([*lines, ""]), encoding="utf-8")
+
+
+def test_seeds_without_a_step_in_common_have_no_curve(tmp_path: Path):
+    job = make_job(tmp_path, ("whole",))
+    log_points(job, 1, {1: 1.0, 2: 2.0})
+    log_points(job, 2, {3: 3.0})
+    assert study.training_curves(job, job.settings) == {}
+    study.run(job)
+    assert (job.output / "study.html").exists()
+
+
 def test_seeds_that_logged_at_other_steps_are_joined_by_straight_lines(tmp_path: Path):
     job = make_job(tmp_path, ("whole",))
-    for seed, points in ((1, {2: 10.0, 6: 30.0, 9: 0.0}), (2, {4: 1.0, 6: 3.0, 8: 5.0})):
-        lines = [
-            json.dumps({"time": 0.0, "step": step, "total": 9, "metrics": {"x": value}})
-            for step, value in points.items()
-        ]
-        (job.inputs[f"train/whole/{seed}"] / "metrics.jsonl").write_text("\n".join([*lines, ""]), encoding="utf-8")
-    assert isinstance(job.settings, StudyReport)
+    log_points(job, 1, {2: 10.0, 6: 30.0, 9: 0.0})
+    log_points(job, 2, {4: 1.0, 6: 3.0, 8: 5.0})
     curve = study.training_curves(job, job.settings)["x"]["whole"]
     assert curve == [(4, (20 + 1) / 2), (6, (30 + 3) / 2), (8, (10 + 5) / 2)]
 

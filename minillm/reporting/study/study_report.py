@@ -73,7 +73,7 @@ def read_measure(job: Job[StudyReport]) -> str:
 
 
 def training_curves(job: Job[StudyReport], settings: StudyReport) -> dict[str, dict[str, Curve]]:
-    """Return curves as means over seeds, by metric and variant, if all seeds have them.
+    """Return curves as means over seeds, by metric and variant, if all seeds have them over some of the same steps.
 
     Each seed logs at its own steps (see `minillm.worker.progress`); a curve is linear between them.
     """
@@ -87,8 +87,8 @@ def training_curves(job: Job[StudyReport], settings: StudyReport) -> dict[str, d
             for name, of_seed in points.items():
                 curves.setdefault(name, []).append(of_seed)
         for name, of_seeds in curves.items():
-            if len(of_seeds) == len(settings.seeds):
-                found.setdefault(name, {})[variant] = _mean_curve(of_seeds)
+            if len(of_seeds) == len(settings.seeds) and (mean := _mean_curve(of_seeds)):
+                found.setdefault(name, {})[variant] = mean
     return found
 
 
