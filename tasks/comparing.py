@@ -22,8 +22,8 @@ from minillm.store.artifacts import Store
 from tasks.running.pages import page_key, show_page
 from tasks.tracking.connection import Tracker, tracked_runs
 from tasks.tracking.contents import prefect_page
+from tasks.tracking.entries import DesiredRun
 from tasks.tracking.outbox import Outbox
-from tasks.tracking.records import Wanted
 from tasks.tracking.tags import COMPARED_TAG
 
 if TYPE_CHECKING:
@@ -128,7 +128,7 @@ def _track(runs: "Sequence[Run]", folder: Path, name: str, store: str) -> str | 
     page = prefect_page("flow-run", identity := str(flow_run.id))
     files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
     outbox = Outbox(root / "tracking", Tracker(root))
-    wanted = Wanted(
+    desired = DesiredRun(
         name=name,
         experiment=runs[0].experiment,
         started=time.time(),
@@ -142,11 +142,11 @@ def _track(runs: "Sequence[Run]", folder: Path, name: str, store: str) -> str | 
         },
         files={str(path): str(path.parent.relative_to(folder)).removeprefix(".") for path in files},
     )
-    outbox.open(identity, wanted)
+    outbox.open(identity, desired)
     outbox.close()
     for run, why in outbox.troubles().items():
         print(f"{'not in MLflow':<16} {run}: {why}")
-    return outbox.sent(identity).url
+    return outbox.delivered(identity).url
 
 
 def _means(metrics: Mapping[str, float]) -> list[tuple[str, float]]:

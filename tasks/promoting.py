@@ -26,7 +26,7 @@ from tasks.running.pages import show_page
 from tasks.running.session import Session
 from tasks.tracking.connection import tracked_runs
 from tasks.tracking.contents import score_tags
-from tasks.tracking.records import ModelFacts
+from tasks.tracking.entries import ModelFacts
 from tasks.tracking.tags import KEY_TAG, PARENT_TAG, WEIGHTS_TAG
 
 if TYPE_CHECKING:
@@ -63,12 +63,12 @@ def propose(session: Session, config: Config, ended: State) -> State:
     """
     if config.promotion is None or session.parent is not None or not ended.is_completed():
         return ended
-    sent = session.outbox.sent(session.flow_run_id)
+    delivered = session.outbox.delivered(session.flow_run_id)
     try:
-        if sent.run_id is None or sent.status != "FINISHED" or sent.refused:
+        if delivered.run_id is None or delivered.status != "FINISHED" or delivered.refused:
             why = session.troubles.get(f"{config.name} {session.flow_run_name}", "it did not answer")
             raise StageError(f"MLflow does not have all of this run: {why}")
-        outcome = promote(sent.run_id, str(session.store.root))
+        outcome = promote(delivered.run_id, str(session.store.root))
     except StageError as error:
         outcome = Outcome(config.name, False, f"not decided: {error}; later: minillm promote {session.flow_run_id}")
     return Completed(message=f"{ended.message}; {_show(outcome)}", data=ended.data)
@@ -209,9 +209,9 @@ class _Proposal:
         }
         role = self.rule.method or max(scores, key=lambda role: scores[role], default=None)
         if role is None or role not in scores:
-            wanted = "" if role is None else f" named {role!r}"
+            desired = "" if role is None else f" named {role!r}"
             raise StageError(
-                f"{self.run.info.run_name} has no exported student{wanted} with {self.rule.metric}; "
+                f"{self.run.info.run_name} has no exported student{desired} with {self.rule.metric}; "
                 f"{suggestion(role or '', scores)}"
             )
         export = exports[role]

@@ -125,5 +125,5 @@ def _table(facts: Mapping[str, Any]) -> str:
 def _links(session: Session) -> str:
     """Return links to the tracked runs that the server knows by now."""
     records = {"this flow run": session.flow_run_id, **session.stages}
-    urls = {label: session.outbox.sent(record).url for label, record in records.items()}
+    urls = {label: session.outbox.delivered(record).url for label, record in records.items()}
     return "MLflow: " + ", ".join(f"[{label}]({url})" for label, url in urls.items() if url)

@@ -15,8 +15,8 @@ from minillm.store.artifacts import Store
 from minillm.store.inventory import Entry, entries, look, remove, sweep, with_inputs
 from tasks.environment.settings import set_mlflow_defaults
 from tasks.tracking.database import DATABASE
-from tasks.tracking.outbox import lives, records, uses_elsewhere
-from tasks.tracking.records import STORE, Record, server_in_use
+from tasks.tracking.entries import STORE, OutboxEntry, server_in_use
+from tasks.tracking.outbox import lives, uses_elsewhere, waiting_entries
 from tasks.tracking.tags import KEY_TAG, PARENT_TAG
 
 if TYPE_CHECKING:
@@ -36,8 +36,8 @@ def users(store: Store) -> dict[str, set[str]]:
         StageError: If MLflow does not answer, or a record waiting for it cannot be read.
     """
     tracking = store.root / "tracking"
-    waiting = {record.id: record for record in records(tracking)}
-    uses = [(r.wanted.key, _flow_name(r, waiting)) for r in waiting.values() if r.wanted.key is not None]
+    waiting = {entry.id: entry for entry in waiting_entries(tracking)}
+    uses = [(r.desired.key, _flow_name(r, waiting)) for r in waiting.values() if r.desired.key is not None]
     for server, keys in uses_elsewhere(tracking).items():
         uses += [(key, f"{name} on {server}") for key, name in keys.items()]
     found: dict[str, set[str]] = {}
@@ -46,9 +46,9 @@ def users(store: Store) -> dict[str, set[str]]:
     return found
 
 
-def _flow_name(record: Record, waiting: Mapping[str, Record]) -> str:
-    parent = record.wanted.parent or record.id
-    return waiting[parent].wanted.name if parent in waiting else parent
+def _flow_name(record: OutboxEntry, waiting: Mapping[str, OutboxEntry]) -> str:
+    parent = record.desired.parent or record.id
+    return waiting[parent].desired.name if parent in waiting else parent
 
 
 def _tracked(store: Store) -> Iterator[tuple[str, str]]:
@@ -106,16 +106,18 @@ def listing(root: str) -> str:
 def _untold(store: Store) -> Iterator[str]:
     """Yield a paragraph on what MLflow lacks of runs that have ended, and what to do about it."""
     folder = store.root / "tracking"
-    ended = [record for record in records(folder) if not lives(folder, record.owner)]
+    ended = [entry for entry in waiting_entries(folder) if not lives(folder, entry.owner)]
     if ended:
         yield "\nNot in MLflow. The next run sends it again; to forget an entry, delete its file:"
     for record in ended:
-        yield f"- {record.wanted.name}: {_why(record)} ({folder / record.id}.json)"
+        yield f"- {record.desired.name}: {_why(record)} ({folder / record.id}.json)"
 
 
-def _why(record: Record) -> str:
-    if record.sent.server not in (None, server_in_use()):
-        return f"its run is on {record.sent.server}: set MLFLOW_TRACKING_URI to that, and the next run sends the rest"
+def _why(record: OutboxEntry) -> str:
+    if record.delivered.server not in (None, server_in_use()):
+        return (
+            f"its run is on {record.delivered.server}: set MLFLOW_TRACKING_URI to that, and the next run sends the rest"
+        )
     return record.trouble or "not sent yet"
 
 

@@ -104,10 +104,14 @@ def conclude_study(session: Session, study: Study, results: PrefectFuture[Any]) 
     """
     results.wait()
     page: Artifact | None = results.result(raise_on_failure=False) if results.state.is_completed() else None
-    links = [f"- {name}: [MLflow]({sent.url})" for name, sent in sorted(session.runs.items()) if sent.url]
-    with session.outbox.change(session.flow_run_id) as wanted:
-        wanted.tags[COMPARED_TAG] = ",".join(sent.run_id for sent in session.runs.values() if sent.run_id)
-        wanted.tags["mlflow.note.content"] += "\n\n" + "\n".join(links)
+    links = [
+        f"- {name}: [MLflow]({delivered.url})" for name, delivered in sorted(session.runs.items()) if delivered.url
+    ]
+    with session.outbox.change(session.flow_run_id) as desired:
+        desired.tags[COMPARED_TAG] = ",".join(
+            delivered.run_id for delivered in session.runs.values() if delivered.run_id
+        )
+        desired.tags["mlflow.note.content"] += "\n\n" + "\n".join(links)
     if page is not None:
         place = Path(page.path) / "study.html"
         glance = json.loads((Path(page.path) / "results.json").read_text(encoding="utf-8"))["glance"]

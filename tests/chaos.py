@@ -200,10 +200,10 @@ def inspect_tracking(store: Path, outcome: Outcome) -> None:
             for name in point["metrics"]:
                 written.setdefault(name, set()).add(point["step"])
         for name, steps in written.items():
-            sent = [point.step for point in client.get_metric_history(record.info.run_id, name)]
-            outcome.points += len(sent)
-            outcome.lost += len(steps - set(sent))
-            outcome.repeated += len(sent) - len(set(sent))
+            delivered = [point.step for point in client.get_metric_history(record.info.run_id, name)]
+            outcome.points += len(delivered)
+            outcome.lost += len(steps - set(delivered))
+            outcome.repeated += len(delivered) - len(set(delivered))
 
 
 def chaos(folder: Path, kills: int, seed: int, methods: tuple[str, ...], steps: int) -> Outcome:

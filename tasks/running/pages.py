@@ -73,7 +73,7 @@ class StagePage:
             update_progress_artifact(self._progress, share)
 
     def _show_link(self) -> None:
-        url = self._outbox.sent(self._record).url
+        url = self._outbox.delivered(self._record).url
         if url is not None and not self._linked:
             create_link_artifact(redacted(url), f"{self._label} in MLflow", page_key(f"mlflow {self._label}"))
             self._linked = True

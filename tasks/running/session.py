@@ -29,8 +29,8 @@ from tasks.running.stage_run import StageRun
 from tasks.running.supervision import GRACE_SECONDS, WorkerStoppedError
 from tasks.tracking import contents
 from tasks.tracking.connection import Tracker, require_server
+from tasks.tracking.entries import Delivered, server_in_use
 from tasks.tracking.outbox import Outbox
-from tasks.tracking.records import Sent, server_in_use
 
 TOLD = 10
 """Tracked runs that MLflow has not got whole and that are named at the end."""
@@ -85,7 +85,7 @@ class Session:
         self.computed: set[str] = set()
         """Names of the stages that were not in the store."""
         self.started = time.monotonic()
-        self.runs: dict[str, Sent] = {}
+        self.runs: dict[str, Delivered] = {}
         """Tracked runs of the flow runs started by this one, by their names."""
         self.troubles: dict[str, str] = {}
         """Why MLflow has not all of the tracked runs, those of flow runs started by this one among them."""
@@ -162,12 +162,12 @@ class Session:
         """Wait for stages that are being stopped, give the tracked run its end, and send what is left."""
         with self._idle:
             self._idle.wait_for(lambda: self._running == 0, GRACE_SECONDS + 10)
-        with self.outbox.change(self.flow_run_id) as wanted:
-            wanted.status, wanted.ended = status, time.time()
+        with self.outbox.change(self.flow_run_id) as desired:
+            desired.status, desired.ended = status, time.time()
         self.outbox.close()
         self.troubles |= self.outbox.troubles()
         if self.parent is not None:
-            self.parent.runs[self.flow_run_name] = self.outbox.sent(self.flow_run_id)
+            self.parent.runs[self.flow_run_name] = self.outbox.delivered(self.flow_run_id)
             self.parent.troubles |= self.troubles
         else:
             print(f"{'log':<16} {self._log}")

@@ -37,27 +37,27 @@ class StageRun:
             self._open_record()
             artifact = self.computation.find()
             if artifact is not None:
-                with self.session.outbox.change(self.record) as wanted:
-                    contents.found(wanted, artifact, self.stage)
+                with self.session.outbox.change(self.record) as desired:
+                    contents.found(desired, artifact, self.stage)
                 self._announce(artifact)
                 return Completed(name="Cached", data=artifact)
             try:
                 with _slot(self.session.slots, self.session.stop):
                     artifact = self._compute()
             except BaseException as error:
-                with self.session.outbox.change(self.record) as wanted:
-                    wanted.status = "KILLED" if isinstance(error, WorkerStoppedError) else "FAILED"
-                    wanted.ended = time.time()
+                with self.session.outbox.change(self.record) as desired:
+                    desired.status = "KILLED" if isinstance(error, WorkerStoppedError) else "FAILED"
+                    desired.ended = time.time()
                 raise
-            with self.session.outbox.change(self.record) as wanted:
-                contents.finished(wanted, artifact, self.stage)
+            with self.session.outbox.change(self.record) as desired:
+                contents.finished(desired, artifact, self.stage)
             self.session.computed.add(self.label)
             self._announce(artifact)
             return artifact
 
     def _open_record(self) -> None:
         made, origin = self.computation, self.computation.origin
-        wanted = contents.stage_run(
+        desired = contents.stage_run(
             made.config,
             self.stage,
             self.label,
@@ -66,8 +66,8 @@ class StageRun:
             str(task_run.id),
             origin["inputs"] | origin["sources"],
         )
-        wanted.datasets = contents.datasets(self.stage, made.sources)
-        self.session.outbox.open(self.record, wanted)
+        desired.datasets = contents.datasets(self.stage, made.sources)
+        self.session.outbox.open(self.record, desired)
 
     def _announce(self, artifact: Artifact) -> None:
         show_texts(artifact, self.label)
@@ -79,8 +79,8 @@ class StageRun:
 
     def _compute(self) -> Artifact:
         metrics = self.computation.metrics
-        with self.session.outbox.change(self.record) as wanted:
-            wanted.live = str(metrics)
+        with self.session.outbox.change(self.record) as desired:
+            desired.live = str(metrics)
         logger = get_run_logger()
         logger.info("started")
         self.session.board.begin(self.label, self.session.run, metrics)

@@ -20,11 +20,13 @@ from minillm.errors import StageError, first_line
 from minillm.redaction import redacted
 from tasks.environment.settings import mlflow_pages
 from tasks.tracking.database import DATABASE, database_uri, relocate
+from tasks.tracking.entries import server_in_use
 from tasks.tracking.outbox import LOGGER
-from tasks.tracking.records import server_in_use
 
 TRAINING_PAGES = "workflowType=machine_learning"
 """Without it, MLflow opens the pages that it has for applications of language models."""
+FINAL_ANSWERS = (400, 404, 409, 413, 422)
+"""HTTP statuses that sending again would not change."""
 UNKNOWN_USER = (401, 403)
 """HTTP statuses of a request without the login that is wanted."""
 
@@ -139,3 +141,13 @@ def comparison_page(store: Path, experiments: Sequence[str], run_ids: Sequence[s
 def _server(store: Path) -> str:
     uri = os.environ.get("MLFLOW_TRACKING_URI", "")
     return redacted(uri).rstrip("/") if uri.startswith("http") else mlflow_pages(store)
+
+
+def is_final(error: Exception) -> bool:
+    """Whether sending again would change nothing."""
+    return isinstance(error, MlflowException) and error.get_http_status_code() in FINAL_ANSWERS
+
+
+def milliseconds(seconds: float) -> int:
+    """Return a time in seconds as MLflow counts it."""
+    return round(1000 * seconds)

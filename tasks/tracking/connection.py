@@ -12,8 +12,8 @@ from minillm.errors import StageError
 from minillm.files import local_path
 from minillm.worker.startup import load
 from tasks.environment.settings import refusing, set_mlflow_defaults
+from tasks.tracking.entries import DesiredRun, OutboxEntry
 from tasks.tracking.outbox import Outbox
-from tasks.tracking.records import Record, Wanted
 
 if TYPE_CHECKING:
     from tasks.tracking.tracked_runs import TrackedRuns
@@ -32,14 +32,14 @@ class Tracker:
         self._store = store
         self._sender: Any = None
 
-    def __call__(self, outbox: Outbox, record: Record, wanted: Wanted) -> None:
+    def __call__(self, outbox: Outbox, record: OutboxEntry, desired: DesiredRun) -> None:
         """Send a record; see `tasks.tracking.sender.Sender.send`."""
         if self._sender is None:
             set_mlflow_defaults()
             from tasks.tracking.sender import Sender
 
             self._sender = Sender(self._store)
-        self._sender.send(outbox, record, wanted)
+        self._sender.send(outbox, record, desired)
 
 
 def preload() -> None:

@@ -18,7 +18,7 @@ from minillm.stages import (
 from minillm.store.artifacts import METRICS
 from minillm.store.manifest import Artifact, text_digest
 from tasks.environment.settings import PREFECT_UI
-from tasks.tracking.records import DatasetFacts, ModelFacts, Wanted
+from tasks.tracking.entries import DatasetFacts, DesiredRun, ModelFacts
 from tasks.tracking.tags import KEY_TAG, SCORES, SCORES_FOLDER, WEIGHTS_TAG
 
 SHOWN_FILES = (".md", ".html", ".csv", ".png", ".json")
@@ -29,12 +29,12 @@ LONGEST_PARAM = 6000
 LONGEST_DIGEST = 36
 
 
-def flow_run(config: Tracked, flow_run_id: str, flow_run_name: str) -> Wanted:
+def flow_run(config: Tracked, flow_run_id: str, flow_run_name: str) -> DesiredRun:
     """The run that encloses all stages of one flow run; its params are the whole configuration."""
     page = prefect_page("flow-run", flow_run_id)
     tags = {"prefect.flow_run_id": flow_run_id, "prefect.url": page}
     tags["mlflow.note.content"] = f"Prefect: [{flow_run_name}]({page})"
-    return Wanted(
+    return DesiredRun(
         name=f"{config.name} {flow_run_name}",
         experiment=config.name,
         started=time.time(),
@@ -45,7 +45,7 @@ def flow_run(config: Tracked, flow_run_id: str, flow_run_name: str) -> Wanted:
 
 def stage_run(
     config: Tracked, stage: Stage, label: str, key: str, flow_run_id: str, task_run_id: str, inputs: dict[str, str]
-) -> Wanted:
+) -> DesiredRun:
     """The nested run of one stage; its params are the stage's settings."""
     page = prefect_page("task-run", task_run_id)
     tags = {
@@ -57,7 +57,7 @@ def stage_run(
         "mlflow.note.content": f"Prefect: [{label}]({page})",
         **{f"input.{name}": digest for name, digest in inputs.items()},
     }
-    return Wanted(
+    return DesiredRun(
         name=label,
         experiment=config.name,
         parent=flow_run_id,
@@ -82,46 +82,46 @@ def datasets(stage: Stage, sources: Mapping[str, tuple[Source | Model, Resolved]
     ]
 
 
-def finished(wanted: Wanted, artifact: Artifact, stage: Stage) -> None:
+def finished(desired: DesiredRun, artifact: Artifact, stage: Stage) -> None:
     """Complete a stage's run with its results: numbers as metrics, words and what made them as tags."""
     manifest = artifact.manifest()
     summary = manifest.summary
     numbers = {name: float(value) for name, value in summary.items() if not isinstance(value, str)}
-    wanted.metrics |= {name: value for name, value in numbers.items() if not name.startswith(CURVES)}
-    wanted.tags |= {f"summary.{name}": value for name, value in summary.items() if isinstance(value, str)}
-    wanted.tags |= {f"version.{library}": version for library, version in manifest.versions.items()}
-    wanted.tags |= {"code": manifest.source_digest, "artifact": artifact.path, "cached": "false"}
-    wanted.live = str(Path(artifact.path) / METRICS)
+    desired.metrics |= {name: value for name, value in numbers.items() if not name.startswith(CURVES)}
+    desired.tags |= {f"summary.{name}": value for name, value in summary.items() if isinstance(value, str)}
+    desired.tags |= {f"version.{library}": version for library, version in manifest.versions.items()}
+    desired.tags |= {"code": manifest.source_digest, "artifact": artifact.path, "cached": "false"}
+    desired.live = str(Path(artifact.path) / METRICS)
     if not stage.is_page:
-        wanted.files |= shown_files(artifact)
-    wanted.status, wanted.ended = "FINISHED", time.time()
+        desired.files |= shown_files(artifact)
+    desired.status, desired.ended = "FINISHED", time.time()
 
 
-def found(wanted: Wanted, artifact: Artifact, stage: Stage) -> None:
+def found(desired: DesiredRun, artifact: Artifact, stage: Stage) -> None:
     """Complete the run of a stage whose result was already there: the results, but not the training curve again."""
-    finished(wanted, artifact, stage)
-    wanted.tags["cached"] = "true"
-    wanted.cached_key, wanted.live, wanted.files = artifact.key, None, {}
+    finished(desired, artifact, stage)
+    desired.tags["cached"] = "true"
+    desired.cached_key, desired.live, desired.files = artifact.key, None, {}
 
 
-def on_parent(wanted: Wanted, artifact: Artifact, stage: Stage) -> None:
+def on_parent(desired: DesiredRun, artifact: Artifact, stage: Stage) -> None:
     """What a finished stage adds to the enclosing run: the numbers that it says are to be shown, and the report."""
     role = getattr(stage, "role", None)
     row = [] if role is None else [role]  # of the table, where the stage is about one
     for name, value in artifact.manifest().summary.items():
         metric, *rest = name.split("/")
         if metric in stage.shown:
-            wanted.metrics["/".join([metric, *row, *rest])] = float(value)
+            desired.metrics["/".join([metric, *row, *rest])] = float(value)
     if isinstance(stage, Score):
-        wanted.files[str(Path(artifact.path) / SCORES)] = f"{SCORES_FOLDER}/{stage.role}"
+        desired.files[str(Path(artifact.path) / SCORES)] = f"{SCORES_FOLDER}/{stage.role}"
     if stage.is_page:
-        wanted.files |= shown_files(artifact)
+        desired.files |= shown_files(artifact)
     if isinstance(stage, Card):
-        name = f"{wanted.experiment}-{stage.role}"
+        name = f"{desired.experiment}-{stage.role}"
         weights = artifact.manifest().inputs["model"].digest
-        tags = {"role": stage.role, WEIGHTS_TAG: weights, **score_tags(wanted.metrics, stage.role)}
+        tags = {"role": stage.role, WEIGHTS_TAG: weights, **score_tags(desired.metrics, stage.role)}
         facts = ModelFacts(name=name, key=artifact.key, source=artifact.path, tags=tags)
-        wanted.models = [*(model for model in wanted.models if model.name != name), facts]
+        desired.models = [*(model for model in desired.models if model.name != name), facts]
 
 
 def score_tags(metrics: Mapping[str, float], role: str) -> dict[str, str]:

@@ -1,6 +1,6 @@
 """What MLflow is to be told, kept on disk until it has been told, exactly once.
 
-Stages only change a record here; one thread in the background brings the server up to date with the records, so a
+Stages only change an entry here; one thread in the background brings the server up to date with the entries, so a
 dead, slow or absent server never stops or delays anything. What could not be sent is sent by the next flow run.
 """
 
@@ -18,7 +18,7 @@ from pydantic import TypeAdapter, ValidationError
 from minillm.durable import make_folder, write_atomically
 from minillm.errors import StageError, first_line
 from minillm.redaction import redacted
-from tasks.tracking.records import RUN, STORE, Record, Sent, Wanted, server_in_use
+from tasks.tracking.entries import RUN, STORE, Delivered, DesiredRun, OutboxEntry, server_in_use
 
 LOGGER = logging.getLogger("prefect.tracking")
 OWNERS = "owners"
@@ -34,7 +34,7 @@ DRAIN_SECONDS = 60.0
 
 
 class RefusedError(Exception):
-    """The server answered, and will not take this record however often it is sent."""
+    """The server answered, and will not take this entry however often it is sent."""
 
 
 class DeletedError(Exception):
@@ -42,23 +42,23 @@ class DeletedError(Exception):
 
 
 class UnsentError(Exception):
-    """This record could not be sent, though the server answers: the others can."""
+    """This entry could not be sent, though the server answers: the others can."""
 
 
 class Outbox:
-    """The records of one store and the thread that sends them."""
+    """The entries of one store and the thread that sends them."""
 
-    def __init__(self, folder: Path, send: Callable[["Outbox", Record, Wanted], None]) -> None:
+    def __init__(self, folder: Path, send: Callable[["Outbox", OutboxEntry, DesiredRun], None]) -> None:
         """Take over what dead processes have left, and start sending.
 
         Args:
-            folder: Where records are kept, one JSON file each.
-            send: Brings the server up to date with what a record wants; raises RefusedError, DeletedError or
-                UnsentError for reasons of this record, anything else if the server does not answer.
+            folder: Where entries are kept, one JSON file each.
+            send: Brings the server up to date with what an entry asks for; raises RefusedError, DeletedError or
+                UnsentError for reasons of this entry, anything else if the server does not answer.
         """
         self.folder = folder
         self._send = send
-        self._records: dict[str, Record] = {}
+        self._entries: dict[str, OutboxEntry] = {}
         self._lock = threading.RLock()
         self._closing = threading.Event()
         self._failed = False
@@ -74,72 +74,78 @@ class Outbox:
         self._thread = threading.Thread(target=self._work, name="mlflow", daemon=True)
         self._thread.start()
 
-    def open(self, identity: str, wanted: Wanted) -> None:
-        """Begin a record, or continue that of an earlier attempt."""
+    def open(self, identity: str, desired: DesiredRun) -> None:
+        """Begin an entry, or continue that of an earlier attempt."""
         with self._lock:
-            earlier = self._records.get(identity)
+            earlier = self._entries.get(identity)
             if earlier is not None:
-                wanted = wanted.model_copy(update={"started": earlier.wanted.started})
-            sent = earlier.sent if earlier is not None else Sent(uncertain=True, server=self.sent(wanted.parent).server)
-            wanted.clean()
+                desired = desired.model_copy(update={"started": earlier.desired.started})
+            delivered = (
+                earlier.delivered
+                if earlier is not None
+                else Delivered(uncertain=True, server=self.delivered(desired.parent).server)
+            )
+            desired.clean()
             self._opened[identity] = None
             store = str(self.folder.parent)
-            self._records[identity] = Record(id=identity, owner=self._name, wanted=wanted, sent=sent, store=store)
-            self._save(self._records[identity])
+            self._entries[identity] = OutboxEntry(
+                id=identity, owner=self._name, desired=desired, delivered=delivered, store=store
+            )
+            self._save(self._entries[identity])
 
     @contextlib.contextmanager
-    def change(self, identity: str) -> Iterator[Wanted]:
+    def change(self, identity: str) -> Iterator[DesiredRun]:
         """Change what a run should look like."""
         with self._lock:
-            record = self._records[identity]
-            yield record.wanted
-            record.wanted.clean()
-            self._save(record)
+            entry = self._entries[identity]
+            yield entry.desired
+            entry.desired.clean()
+            self._save(entry)
 
     @contextlib.contextmanager
-    def progress(self, record: Record) -> Iterator[Sent]:
+    def progress(self, entry: OutboxEntry) -> Iterator[Delivered]:
         """Note what the server has confirmed."""
         with self._lock:
-            yield record.sent
-            self._save(record)
+            yield entry.delivered
+            self._save(entry)
 
-    def place(self, record: Record, run_id: str, url: str, created: bool) -> None:
-        """Note where the run of a record is: those inside it belong there, too, and its result is in use there."""
-        if record.wanted.key is not None and self._server != STORE:
-            _note_use(self.folder, self._server, record.wanted.key, record.wanted.name)
-        with self.progress(record) as sent:
-            sent.run_id, sent.url, sent.server = run_id, url, self._server
-            sent.uncertain, sent.status = not created, "RUNNING" if created else None
+    def place(self, entry: OutboxEntry, run_id: str, url: str, created: bool) -> None:
+        """Note where the run of an entry is: those inside it belong there, too, and its result is in use there."""
+        if entry.desired.key is not None and self._server != STORE:
+            _note_use(self.folder, self._server, entry.desired.key, entry.desired.name)
+        with self.progress(entry) as delivered:
+            delivered.run_id, delivered.url, delivered.server = run_id, url, self._server
+            delivered.uncertain, delivered.status = not created, "RUNNING" if created else None
         with self._lock:
-            inside = [r for r in self._records.values() if r.wanted.parent == record.id and r.sent.server is None]
+            inside = [r for r in self._entries.values() if r.desired.parent == entry.id and r.delivered.server is None]
         for one in inside:
-            with self.progress(one) as sent:
-                sent.server = self._server
+            with self.progress(one) as delivered:
+                delivered.server = self._server
 
-    def refuse(self, record: Record, what: str, reason: str) -> None:
+    def refuse(self, entry: OutboxEntry, what: str, reason: str) -> None:
         """Set aside what the server does not take: it stays on disk with its reason, for people and for the next flow.
 
         Args:
-            record: Whose.
+            entry: Whose.
             what: RUN, or the kind and name of what it is of the run.
             reason: The server's.
         """
-        if what not in record.sent.refused:
-            LOGGER.warning("MLflow refused %s of %s: %s", what, record.wanted.name, reason)
-            with self.progress(record) as sent:
-                sent.refused[what] = redacted(reason)
+        if what not in entry.delivered.refused:
+            LOGGER.warning("MLflow refused %s of %s: %s", what, entry.desired.name, reason)
+            with self.progress(entry) as delivered:
+                delivered.refused[what] = redacted(reason)
 
     def troubles(self) -> dict[str, str]:
         """Why MLflow has not got all of a run, by the name of each such run that was begun or continued here."""
         with self._lock:
-            found = [(record.wanted.name, record.trouble) for record in map(self._records.__getitem__, self._opened)]
+            found = [(entry.desired.name, entry.trouble) for entry in map(self._entries.__getitem__, self._opened)]
         return {name: trouble for name, trouble in found if trouble is not None}
 
-    def sent(self, identity: str | None) -> Sent:
-        """What the server knows of a record so far; nothing, if there is no such record."""
+    def delivered(self, identity: str | None) -> Delivered:
+        """Return what the server knows of an entry so far; nothing, if there is no such entry."""
         with self._lock:
-            record = self._records.get(identity or "")
-            return record.sent.model_copy(deep=True) if record is not None else Sent()
+            entry = self._entries.get(identity or "")
+            return entry.delivered.model_copy(deep=True) if entry is not None else Delivered()
 
     def close(self) -> bool:
         """Send what is left for as long as the server answers, then stop; tells whether MLflow has all of it."""
@@ -148,12 +154,12 @@ class Outbox:
         if self._thread.is_alive():
             return False
         with self._lock:
-            for record in self._records.values():
-                if record.sent.deleted:  # its results are free to go, too
-                    self._path(record.id).unlink(missing_ok=True)
-                elif not record.settled or record.sent.refused:
-                    record.owner = None
-                    self._save(record)
+            for entry in self._entries.values():
+                if entry.delivered.deleted:  # its results are free to go, too
+                    self._path(entry.id).unlink(missing_ok=True)
+                elif not entry.settled or entry.delivered.refused:
+                    entry.owner = None
+                    self._save(entry)
         self._life.release()
         Path(self._life.lock_file).unlink(missing_ok=True)
         return not self._failed and not self.troubles()
@@ -168,64 +174,68 @@ class Outbox:
     def _send_all(self) -> bool:
         """Send everything in the order of starting; False as soon as the server does not answer."""
         with self._lock:
-            active = [r for r in self._records.values() if not r.settled and RUN not in r.sent.refused]
-        for record in sorted(active, key=lambda r: r.wanted.started):
+            active = [r for r in self._entries.values() if not r.settled and RUN not in r.delivered.refused]
+        for entry in sorted(active, key=lambda r: r.desired.started):
             with self._lock:
-                wanted = record.wanted.model_copy(deep=True)
+                desired = entry.desired.model_copy(deep=True)
             failed = None
             try:
-                self._send(self, record, wanted)
+                self._send(self, entry, desired)
             except RefusedError as error:
-                self.refuse(record, RUN, str(error))
+                self.refuse(entry, RUN, str(error))
             except DeletedError:
-                self.refuse(record, RUN, "it was deleted there")
-                record.sent.deleted = True
+                self.refuse(entry, RUN, "it was deleted there")
+                entry.delivered.deleted = True
             except UnsentError as error:
                 failed = redacted(first_line(error))
-                if record.sent.failed is None:
-                    LOGGER.warning("MLflow: %s cannot be sent now: %s", wanted.name, failed)
+                if entry.delivered.failed is None:
+                    LOGGER.warning("MLflow: %s cannot be sent now: %s", desired.name, failed)
             except Exception as error:  # whatever the network or the server does, the flow goes on
                 why = first_line(error)
                 if not self._failed:
                     LOGGER.warning("MLflow: %s; what cannot be sent now is sent later", why)
                 with self._lock:
                     for unsent in active:
-                        unsent.sent.unanswered = redacted(why)  # on disk with the record's next change, or in the end
+                        unsent.delivered.unanswered = redacted(
+                            why
+                        )  # on disk with the entry's next change, or in the end
                 return False
-            if failed != record.sent.failed or record.sent.unanswered is not None:
-                with self.progress(record) as sent:
-                    sent.failed, sent.unanswered = failed, None
+            if failed != entry.delivered.failed or entry.delivered.unanswered is not None:
+                with self.progress(entry) as delivered:
+                    delivered.failed, delivered.unanswered = failed, None
             with self._lock:
-                if record.settled and not record.sent.refused:
-                    self._path(record.id).unlink(missing_ok=True)
+                if entry.settled and not entry.delivered.refused:
+                    self._path(entry.id).unlink(missing_ok=True)
         return True
 
     def _adopt(self) -> None:
         with FileLock(self.folder / "adopt.lock"):
             for path in sorted(self.folder.glob("*.json")):
                 try:
-                    record = Record.model_validate_json(path.read_bytes())
+                    entry = OutboxEntry.model_validate_json(path.read_bytes())
                 except (OSError, ValidationError) as error:
                     LOGGER.warning("%s is unreadable (%s); leaving it", path, first_line(error))
                     continue
-                if lives(self.folder, record.owner):
+                if lives(self.folder, entry.owner):
                     continue
-                if record.sent.server not in (None, self._server):
-                    LOGGER.warning("%s: its run is on %s, which gets the rest", record.wanted.name, record.sent.server)
+                if entry.delivered.server not in (None, self._server):
+                    LOGGER.warning(
+                        "%s: its run is on %s, which gets the rest", entry.desired.name, entry.delivered.server
+                    )
                     continue
-                record.owner = self._name
-                record.move(str(self.folder.parent))
-                if record.sent.refused:  # what kept it out may have been mended since
-                    record.sent.refused, record.sent.offsets, record.sent.status = {}, {}, None
-                if record.wanted.status == "RUNNING":  # its process was killed
-                    record.wanted.status, record.wanted.ended = "KILLED", path.stat().st_mtime
-                self._records[record.id] = record
-                self._save(record)
+                entry.owner = self._name
+                entry.move(str(self.folder.parent))
+                if entry.delivered.refused:  # what kept it out may have been mended since
+                    entry.delivered.refused, entry.delivered.offsets, entry.delivered.status = {}, {}, None
+                if entry.desired.status == "RUNNING":  # its process was killed
+                    entry.desired.status, entry.desired.ended = "KILLED", path.stat().st_mtime
+                self._entries[entry.id] = entry
+                self._save(entry)
 
-    def _save(self, record: Record) -> None:
-        """Write a record; where that fails (a full disk), it is sent all the same while this process lives."""
+    def _save(self, entry: OutboxEntry) -> None:
+        """Write an entry; where that fails (a full disk), it is sent all the same while this process lives."""
         try:
-            write_atomically(self._path(record.id), json.dumps(record.model_dump(mode="json")))
+            write_atomically(self._path(entry.id), json.dumps(entry.model_dump(mode="json")))
             self._unsaved = False
         except OSError as error:
             if not self._unsaved:
@@ -251,7 +261,7 @@ def lives(folder: Path, owner: str | None) -> bool:
     return False
 
 
-def records(folder: Path) -> list[Record]:
+def waiting_entries(folder: Path) -> list[OutboxEntry]:
     """What some process has still to send, or is about to, and what was refused.
 
     Raises:
@@ -261,7 +271,7 @@ def records(folder: Path) -> list[Record]:
     for path in sorted(folder.glob("*.json")):
         with contextlib.suppress(FileNotFoundError):  # sent meanwhile
             try:
-                found.append(Record.model_validate_json(path.read_bytes()))
+                found.append(OutboxEntry.model_validate_json(path.read_bytes()))
             except ValidationError as error:
                 raise StageError(
                     f"{path} cannot be read ({first_line(error)}), so what its run uses is not known: restore the "

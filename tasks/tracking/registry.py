@@ -13,7 +13,7 @@ from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from mlflow.utils import get_results_from_paginated_fn
 
-from tasks.tracking.records import ModelFacts
+from tasks.tracking.entries import ModelFacts
 from tasks.tracking.tags import KEY_TAG, WEIGHTS_TAG
 
 CHAMPION = "champion"

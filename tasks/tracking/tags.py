@@ -2,7 +2,7 @@
 
 KEY_TAG = "minillm.key"
 """On the run of a stage and on a registered model: key of the artifact."""
-RECORD_TAG = "minillm.record"
+ENTRY_TAG = "minillm.record"
 """On every run: id of its record in the outbox, by which a run is found whose making was not confirmed."""
 CACHED_TAG = "cached"
 """On the run of a stage: whether its result was found in the store."""

@@ -130,7 +130,7 @@ def test_what_a_flow_has_begun_to_use_is_left(two_runs):
     record = {
         "id": "flow-report",
         "owner": None,
-        "wanted": {"name": "report", "experiment": "small", "started": 0.0, "tags": {"minillm.key": entry.key}},
+        "desired": {"name": "report", "experiment": "small", "started": 0.0, "tags": {"minillm.key": entry.key}},
     }
     client.delete_run(second.info.run_id)
     path = two_runs / "tracking" / "flow-report.json"

@@ -15,8 +15,8 @@ from tasks.running.supervision import free_port
 from tasks.tracking.client import connect, search_runs
 from tasks.tracking.connection import Tracker
 from tasks.tracking.database import database_uri
+from tasks.tracking.entries import DesiredRun, ModelFacts
 from tasks.tracking.outbox import Outbox
-from tasks.tracking.records import ModelFacts, Wanted
 from tests.conftest import ROOT
 
 
@@ -28,10 +28,10 @@ def track(store: Path, identity: str) -> None:
     page.write_text("# report", encoding="utf-8")
     facts = ModelFacts(name="e-minillm", key=identity, source=str(store / "artifacts" / f"model-{identity}"))
     tags = {"artifact": str(page.parent), "prefect.url": "http://h/runs"}
-    wanted = Wanted(name=identity, experiment="e", started=time.time(), tags=tags, files={str(page): ""})
-    wanted.models = [facts]
-    wanted.status, wanted.ended = "FINISHED", time.time()
-    box.open(identity, wanted)
+    desired = DesiredRun(name=identity, experiment="e", started=time.time(), tags=tags, files={str(page): ""})
+    desired.models = [facts]
+    desired.status, desired.ended = "FINISHED", time.time()
+    box.open(identity, desired)
     assert box.close(), box.troubles()
 
 
@@ -101,7 +101,8 @@ def test_what_a_copied_store_has_still_to_send_it_sends_from_its_own_files(tmp_p
     box = Outbox(store / "tracking", Tracker(store))
     tags = {"artifact": str(store / "artifacts")}
     box.open(
-        "flow", Wanted(name="flow", experiment="e", started=1.0, status="FINISHED", files={str(page): ""}, tags=tags)
+        "flow",
+        DesiredRun(name="flow", experiment="e", started=1.0, status="FINISHED", files={str(page): ""}, tags=tags),
     )
     assert not box.close()
     shutil.copytree(store, copy)

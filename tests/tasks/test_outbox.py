@@ -26,8 +26,8 @@ from tasks.store import listing, users
 from tasks.tracking.client import connect
 from tasks.tracking.connection import Tracker, require_server
 from tasks.tracking.database import DATABASE
-from tasks.tracking.outbox import Outbox, records
-from tasks.tracking.records import DatasetFacts, ModelFacts, Record, Wanted
+from tasks.tracking.entries import DatasetFacts, DesiredRun, ModelFacts, OutboxEntry
+from tasks.tracking.outbox import Outbox, waiting_entries
 from tasks.tracking.sender import Sender
 from tests.conftest import ROOT
 from tests.tasks.conftest import TrackingServer
@@ -57,8 +57,8 @@ def outbox(store: Path) -> Outbox:
     return Outbox(store / "tracking", Tracker(store))
 
 
-def wanted(**changes: object) -> Wanted:
-    return Wanted(name="train x", experiment="e", started=time.time(), **changes)  # type: ignore[arg-type]
+def desired(**changes: object) -> DesiredRun:
+    return DesiredRun(name="train x", experiment="e", started=time.time(), **changes)  # type: ignore[arg-type]
 
 
 def finish(box: Outbox, identity: str, status: str = "FINISHED") -> None:
@@ -117,8 +117,10 @@ def test_a_run_arrives_whole_with_its_parent(store: Path, tmp_path: Path):
     box = outbox(store)
     many = {f"section.field{number}": "1" for number in range(250)}
     facts = DatasetFacts(name="dolly", digest="abc", source_type="local", source="{}", context="training")
-    box.open("flow", wanted(params=many))
-    box.open("stage", wanted(parent="flow", metrics={"rouge_l/dolly": 12.5}, tags={"stage": "score"}, datasets=[facts]))
+    box.open("flow", desired(params=many))
+    box.open(
+        "stage", desired(parent="flow", metrics={"rouge_l/dolly": 12.5}, tags={"stage": "score"}, datasets=[facts])
+    )
     with box.change("stage") as record:
         record.files = {str(page): "pages"}
     finish(box, "stage")
@@ -140,7 +142,7 @@ def test_points_are_followed_and_repeated_steps_are_sent_once(store: Path, tmp_p
     metrics = tmp_path / "metrics.jsonl"
     write_points(metrics, range(8))
     box = outbox(store)
-    box.open("stage", wanted(live=str(metrics)))
+    box.open("stage", desired(live=str(metrics)))
     finish(box, "stage", "FAILED")
     box.close()
     assert runs(store)[0].info.status == "FAILED"
@@ -149,7 +151,7 @@ def test_points_are_followed_and_repeated_steps_are_sent_once(store: Path, tmp_p
     for step in range(5, 12):  # resumed from a checkpoint at step 5
         append_line(metrics, {"time": time.time(), "step": step, "metrics": {"train/loss": 1.0 / (step + 1)}})
     again = outbox(store)
-    again.open("stage", wanted(live=str(metrics)))  # the record is gone, so the server is asked what was sent
+    again.open("stage", desired(live=str(metrics)))  # the record is gone, so the server is asked what was sent
     finish(again, "stage")
     again.close()
     (run,) = runs(store)
@@ -161,13 +163,13 @@ def test_a_crash_between_sending_and_noting_it_sends_nothing_twice(store: Path, 
     metrics = tmp_path / "metrics.jsonl"
     write_points(metrics, range(10))
     box = outbox(store)
-    box.open("stage", wanted(live=str(metrics)))
+    box.open("stage", desired(live=str(metrics)))
     before = json.loads((store / "tracking" / "stage.json").read_text(encoding="utf-8"))
     finish(box, "stage")
     box.close()
     assert steps(store, runs(store)[0]) == list(range(10))
-    left = Record.model_validate({**before, "owner": "of-a-dead-process"})
-    left.sent.uncertain = True
+    left = OutboxEntry.model_validate({**before, "owner": "of-a-dead-process"})
+    left.delivered.uncertain = True
     (store / "tracking" / "stage.json").write_text(left.model_dump_json(), encoding="utf-8")
     assert outbox(store).close()
     (run,) = runs(store)
@@ -184,10 +186,10 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from tasks.tracking.outbox import Outbox
-from tasks.tracking.records import Wanted
+from tasks.tracking.entries import DesiredRun
 from tasks.tracking.connection import Tracker
 box = Outbox(Path({str(store)!r}) / "tracking", Tracker(Path({str(store)!r})))
-box.open("stage", Wanted(name="train x", experiment="e", started=time.time(), live={str(metrics)!r}))
+box.open("stage", DesiredRun(name="train x", experiment="e", started=time.time(), live={str(metrics)!r}))
 with box.change("stage") as record:
     record.status, record.ended = "FINISHED", time.time()
 assert not box.close()
@@ -205,7 +207,7 @@ def test_folders_of_what_is_to_be_told_are_open_to_their_user_alone(store: Path,
     before = os.umask(0)
     try:
         box = outbox(store)
-        box.open("stage", wanted(tags={"minillm.key": "a" * 64}))
+        box.open("stage", desired(tags={"minillm.key": "a" * 64}))
         finish(box, "stage")
         assert box.close()
     finally:
@@ -223,7 +225,7 @@ def test_a_server_that_never_replies_delays_no_stage(store: Path, monkeypatch):
         box = outbox(store)
         started = time.monotonic()
         for number in range(20):
-            box.open(f"stage{number}", wanted())
+            box.open(f"stage{number}", desired())
             finish(box, f"stage{number}")
         assert time.monotonic() - started < 2.0
         assert not box.close()
@@ -239,10 +241,10 @@ def test_what_the_server_refuses_of_a_run_is_set_aside_and_all_else_arrives(stor
     box = outbox(store)
     many = {f"field{number}": "1" for number in range(120)}
     box.open(
-        "bad", wanted(params=many | {"name with * in it": "1"}, metrics={"ok": 1.0, "no@": 2.0}, live=str(metrics))
+        "bad", desired(params=many | {"name with * in it": "1"}, metrics={"ok": 1.0, "no@": 2.0}, live=str(metrics))
     )
     finish(box, "bad")
-    box.open("good", wanted(metrics={"rouge_l/mean": 1.0}))
+    box.open("good", desired(metrics={"rouge_l/mean": 1.0}))
     finish(box, "good")
     assert not box.close(), "MLflow has not all of it"
     assert list(box.troubles()) == ["train x"]
@@ -252,9 +254,9 @@ def test_what_the_server_refuses_of_a_run_is_set_aside_and_all_else_arrives(stor
     assert bad.data.metrics == {"ok": 1.0, "train/loss": 1.0}
     assert steps(store, bad) == list(range(150))
     assert good.data.metrics == {"rouge_l/mean": 1.0}
-    (left,) = records(store / "tracking")
-    assert sorted(left.sent.refused) == ["metric recall@5", "param name with * in it", "result no@"]
-    assert "alphanumerics" in left.sent.refused["result no@"]
+    (left,) = waiting_entries(store / "tracking")
+    assert sorted(left.delivered.refused) == ["metric recall@5", "param name with * in it", "result no@"]
+    assert "alphanumerics" in left.delivered.refused["result no@"]
 
 
 def test_the_next_flow_tries_again_what_was_refused(store: Path):
@@ -262,8 +264,8 @@ def test_the_next_flow_tries_again_what_was_refused(store: Path):
     experiment = client.create_experiment("e")
     client.delete_experiment(experiment)
     box = outbox(store)
-    box.open("stage", wanted(tags={"minillm.key": "k" * 64}, metrics={"score": 1.0}))
-    box.open("elsewhere", wanted().model_copy(update={"experiment": "other"}))
+    box.open("stage", desired(tags={"minillm.key": "k" * 64}, metrics={"score": 1.0}))
+    box.open("elsewhere", desired().model_copy(update={"experiment": "other"}))
     finish(box, "stage")
     finish(box, "elsewhere")
     assert not box.close()
@@ -277,14 +279,14 @@ def test_the_next_flow_tries_again_what_was_refused(store: Path):
     assert outbox(store).close()
     (run,) = runs(store)
     assert (run.info.status, run.data.metrics) == ("FINISHED", {"score": 1.0})
-    assert records(store / "tracking") == []
+    assert waiting_entries(store / "tracking") == []
     assert "Not in MLflow" not in listing(str(store))
 
 
 def test_an_experiment_deleted_in_the_middle_of_a_run_gets_the_rest_once_it_is_restored(store: Path):
     box = outbox(store)
-    box.open("stage", wanted())
-    wait_for(lambda: box.sent("stage").status == "RUNNING")
+    box.open("stage", desired())
+    wait_for(lambda: box.delivered("stage").status == "RUNNING")
     client = connect(store)
     client.delete_experiment("1")
     with box.change("stage") as record:
@@ -300,11 +302,11 @@ def test_an_experiment_deleted_in_the_middle_of_a_run_gets_the_rest_once_it_is_r
 
 def test_a_run_that_the_server_does_not_know_holds_up_no_other(store: Path):
     (store / "tracking").mkdir()
-    lost = Record(id="lost", owner=None, wanted=wanted(metrics={"score": 2.0}), store=str(store))
-    lost.wanted.status, lost.wanted.ended, lost.sent.run_id = "FINISHED", time.time(), "f" * 32
+    lost = OutboxEntry(id="lost", owner=None, desired=desired(metrics={"score": 2.0}), store=str(store))
+    lost.desired.status, lost.desired.ended, lost.delivered.run_id = "FINISHED", time.time(), "f" * 32
     (store / "tracking" / "lost.json").write_text(lost.model_dump_json(), encoding="utf-8")
     box = outbox(store)
-    box.open("stage", wanted(metrics={"score": 1.0}))
+    box.open("stage", desired(metrics={"score": 1.0}))
     finish(box, "stage")
     assert box.close()
     assert [run.data.metrics for run in runs(store)] == [{"score": 1.0}]
@@ -313,20 +315,20 @@ def test_a_run_that_the_server_does_not_know_holds_up_no_other(store: Path):
 
 def test_nothing_more_is_sent_of_a_run_that_was_deleted(store: Path):
     box = outbox(store)
-    box.open("stage", wanted(tags={"minillm.key": "k" * 64}))
-    wait_for(lambda: box.sent("stage").status == "RUNNING")
-    connect(store).delete_run(str(box.sent("stage").run_id))
+    box.open("stage", desired(tags={"minillm.key": "k" * 64}))
+    wait_for(lambda: box.delivered("stage").status == "RUNNING")
+    connect(store).delete_run(str(box.delivered("stage").run_id))
     with box.change("stage") as record:
         record.metrics = {"score": 1.0}
     finish(box, "stage")
     assert not box.close()
     assert "it was deleted there" in box.troubles()["train x"]
-    assert records(store / "tracking") == [], "whoever deletes a run frees its results"
+    assert waiting_entries(store / "tracking") == [], "whoever deletes a run frees its results"
 
 
 def test_texts_that_no_database_holds_arrive_as_escapes(store: Path):
     box = outbox(store)
-    box.open("stage", wanted(tags={"zero": "a\0b", "half": "a\ud800b"}, params={"p": "\udfff"}))
+    box.open("stage", desired(tags={"zero": "a\0b", "half": "a\ud800b"}, params={"p": "\udfff"}))
     finish(box, "stage")
     assert box.close()
     (run,) = runs(store)
@@ -335,8 +337,8 @@ def test_texts_that_no_database_holds_arrive_as_escapes(store: Path):
 
 def test_what_cannot_be_sent_just_now_holds_up_nothing_and_is_told(store: Path, tmp_path: Path):
     box = outbox(store)
-    box.open("stage", wanted())
-    wait_for(lambda: box.sent("stage").status == "RUNNING")
+    box.open("stage", desired())
+    wait_for(lambda: box.delivered("stage").status == "RUNNING")
     files = store / "mlartifacts"
     files.write_text("no folder: nothing can be written into it", encoding="utf-8")
     page = tmp_path / "report.md"
@@ -344,7 +346,7 @@ def test_what_cannot_be_sent_just_now_holds_up_nothing_and_is_told(store: Path, 
     with box.change("stage") as record:
         record.files = {str(page): ""}
     finish(box, "stage")
-    box.open("later", wanted(metrics={"score": 1.0}))
+    box.open("later", desired(metrics={"score": 1.0}))
     finish(box, "later")
     assert not box.close()
     assert [run.data.metrics for run in runs(store) if run.data.metrics] == [{"score": 1.0}]
@@ -358,9 +360,9 @@ def test_a_run_of_another_server_waits_for_it_and_its_results_stay(store: Path, 
     first, second = (f"sqlite:///{tmp_path / name}.db" for name in ("first", "second"))
     monkeypatch.setenv("MLFLOW_TRACKING_URI", first)
     box = outbox(store)
-    box.open("flow", wanted())
-    box.open("stage", wanted(parent="flow", tags={"minillm.key": "a" * 64}))
-    wait_for(lambda: box.sent("stage").status == "RUNNING")
+    box.open("flow", desired())
+    box.open("stage", desired(parent="flow", tags={"minillm.key": "a" * 64}))
+    wait_for(lambda: box.delivered("stage").status == "RUNNING")
     finish(box, "stage")
     box.close()
     monkeypatch.setenv("MLFLOW_TRACKING_URI", second)
@@ -399,7 +401,7 @@ def test_a_note_of_uses_that_cannot_be_read_stops_gc_and_is_not_written_over(
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'other.db'}")
     shutil.copy(store / DATABASE, tmp_path / "other.db")
     box = outbox(store)
-    box.open("stage", wanted(tags={"minillm.key": "a" * 64}))
+    box.open("stage", desired(tags={"minillm.key": "a" * 64}))
     finish(box, "stage")
     assert not box.close()
     assert "uses.json cannot be read" in box.troubles()["train x"]
@@ -419,12 +421,14 @@ def test_a_server_that_wants_a_login_is_told_from_one_that_does_not_answer(
             monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
             box = outbox(store)
             for identity in ("first", "second"):
-                box.open(identity, wanted().model_copy(update={"name": identity}))
+                box.open(identity, desired().model_copy(update={"name": identity}))
                 finish(box, identity)
             assert not box.close()
             assert len(box.troubles()) == 2
             assert all(trouble.startswith(f"not sent yet: {why}") for trouble in box.troubles().values())
-            assert all(record.trouble == box.troubles()[record.wanted.name] for record in records(store / "tracking"))
+            assert all(
+                entry.trouble == box.troubles()[entry.desired.name] for entry in waiting_entries(store / "tracking")
+            )
             with pytest.raises(StageError, match="MLFLOW_TRACKING_"):
                 users(Store(store))
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
@@ -438,7 +442,7 @@ def test_an_address_that_is_no_place_for_runs_is_refused_before_the_flow(uri: st
     with pytest.raises(StageError, match=rf"MLFLOW_TRACKING_URI {uri} is no place .*unset it"):
         require_server()
     box = outbox(store)
-    box.open("stage", wanted())
+    box.open("stage", desired())
     finish(box, "stage")
     assert not box.close()
     assert "is no place for tracked runs" in box.troubles()["train x"]
@@ -447,7 +451,7 @@ def test_an_address_that_is_no_place_for_runs_is_refused_before_the_flow(uri: st
 def test_a_refusal_is_told_by_a_server_too(store: Path, tracking_server: TrackingServer, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", tracking_server.address)
     box = outbox(store)
-    box.open("bad", wanted(metrics={"ok": 1.0, "no@": 2.0}))
+    box.open("bad", desired(metrics={"ok": 1.0, "no@": 2.0}))
     finish(box, "bad")
     assert not box.close()
     client = MlflowClient(tracking_server.address)
@@ -455,19 +459,19 @@ def test_a_refusal_is_told_by_a_server_too(store: Path, tracking_server: Trackin
     assert experiment is not None
     (run,) = client.search_runs([experiment.experiment_id])
     assert (run.info.status, run.data.metrics) == ("FINISHED", {"ok": 1.0})
-    assert list(records(store / "tracking")[0].sent.refused) == ["result no@"]
+    assert list(waiting_entries(store / "tracking")[0].delivered.refused) == ["result no@"]
 
 
 def test_a_found_result_is_linked_to_the_run_that_computed_it(store: Path):
     box = outbox(store)
-    box.open("computed", wanted(tags={"minillm.key": "k", "cached": "false"}))
+    box.open("computed", desired(tags={"minillm.key": "k", "cached": "false"}))
     finish(box, "computed")
     box.close()
     again = outbox(store)
     found = {"tags": {"minillm.key": "k", "cached": "true"}, "cached_key": "k"}
-    again.open("computed", wanted(**found))  # the same flow run, run again
+    again.open("computed", desired(**found))  # the same flow run, run again
     finish(again, "computed")
-    again.open("elsewhere", wanted(**found))
+    again.open("elsewhere", desired(**found))
     finish(again, "elsewhere")
     again.close()
     computed, elsewhere = runs(store)
@@ -480,7 +484,7 @@ def test_a_found_result_is_linked_to_the_run_that_computed_it(store: Path):
 def test_an_exported_model_is_registered_once_though_mlflow_was_away(store: Path, monkeypatch: pytest.MonkeyPatch):
     def flow_run(identity: str, *keys: str) -> Outbox:
         box = outbox(store)
-        box.open(identity, wanted())
+        box.open(identity, desired())
         facts = [ModelFacts(name="e-minillm", key=key, source=f"/models/{key}", tags={"mean": "1.5"}) for key in keys]
         with box.change(identity) as record:
             record.models = facts

@@ -17,8 +17,8 @@ from tasks.promoting import Outcome, promote, roll_back
 from tasks.store import users
 from tasks.tracking import contents
 from tasks.tracking.connection import Tracker
+from tasks.tracking.entries import DatasetFacts, DesiredRun
 from tasks.tracking.outbox import Outbox
-from tasks.tracking.records import DatasetFacts, Wanted
 from tests.small import small_config
 
 PROMPTS = 20
@@ -55,15 +55,15 @@ class Experiment:
             changes: `digest`, of the benchmark's data; `strategy`, of sampling; and params `promotion.…`.
         """
         identity = f"{self.name}-{name}"
-        wanted = contents.flow_run(self.config, identity, name)
+        desired = contents.flow_run(self.config, identity, name)
         digest = changes.pop("digest", "d1")
-        wanted.datasets = [
+        desired.datasets = [
             DatasetFacts(name="benchmark/dolly", digest=digest, source_type="local", source="{}", context="evaluation")
         ]
-        wanted.params["evaluation.strategy"] = changes.pop("strategy", "sample")
-        wanted.params |= changes
+        desired.params["evaluation.strategy"] = changes.pop("strategy", "sample")
+        desired.params |= changes
         values = [30 + n + gains[n % len(gains)] for n in range(PROMPTS)]
-        wanted.metrics = dict.fromkeys(("rouge_l/minillm/mean", "exact_match/minillm/mean"), sum(values) / PROMPTS)
+        desired.metrics = dict.fromkeys(("rouge_l/minillm/mean", "exact_match/minillm/mean"), sum(values) / PROMPTS)
         scores = self.root / "files" / identity / "scores.parquet"
         scores.parent.mkdir(parents=True)
         rows = [
@@ -71,18 +71,18 @@ class Experiment:
         ]
         columns = ["benchmark", "index", "seed", "rouge_l", "exact_match", "headline"]
         pd.DataFrame(rows, columns=columns).to_parquet(scores)
-        wanted.files = {str(scores): "scores/minillm"}
-        export = Wanted(
+        desired.files = {str(scores): "scores/minillm"}
+        export = DesiredRun(
             name="export minillm", experiment=self.name, parent=identity, started=time.time(), ended=time.time()
         )
         export.tags = {"stage": "model", "artifact": f"/store/artifacts/model-{name}", "minillm.key": f"key-{name}"}
         export.tags["input.model"] = weights or name
         export.params, export.status = {"role": "minillm"}, "FINISHED"
         box = Outbox(self.root / "tracking", Tracker(self.root))
-        box.open(identity, wanted.model_copy(update={"status": status, "ended": time.time()}))
+        box.open(identity, desired.model_copy(update={"status": status, "ended": time.time()}))
         box.open(f"{identity}-export", export)
         assert box.close()
-        return box.sent(identity).run_id or ""
+        return box.delivered(identity).run_id or ""
 
     def promote(self, run_id: str, by_hand: bool = False) -> Outcome:
         return promote.fn(run_id, str(self.root), by_hand=by_hand)

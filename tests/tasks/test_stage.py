@@ -148,9 +148,9 @@ def test_a_killed_worker_is_started_again_and_continues_while_mlflow_is_away(
     assert computed.info.status == "FINISHED"
     client = MlflowClient(f"sqlite:///{Path(config.runtime.store) / 'mlflow.db'}")
     for name in ("train/loss", "valid/loss"):
-        sent = [point.step for point in client.get_metric_history(computed.info.run_id, name)]
+        delivered = [point.step for point in client.get_metric_history(computed.info.run_id, name)]
         logged = {record["step"] for record in records if name in record["metrics"]}
-        assert sent == sorted(logged), "every step is there, and no step twice"
+        assert delivered == sorted(logged), "every step is there, and no step twice"
 
     samples = (Path(artifact.path) / "system_metrics.jsonl").read_text(encoding="utf-8").splitlines()
     for name in ("cpu_utilization_percentage", "system_memory_usage_megabytes", "worker_memory_usage_megabytes"):

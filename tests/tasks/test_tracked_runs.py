@@ -14,8 +14,8 @@ from minillm.errors import StageError
 from minillm.store.artifacts import Store
 from tasks.tracking import contents
 from tasks.tracking.connection import Tracker
+from tasks.tracking.entries import DatasetFacts, DesiredRun
 from tasks.tracking.outbox import Outbox
-from tasks.tracking.records import DatasetFacts, Wanted
 from tasks.tracking.tracked_runs import TrackedRuns
 from tests.small import small_config
 
@@ -39,13 +39,13 @@ def store(config: Config, tmp_path_factory: pytest.TempPathFactory) -> Path:
     pd.DataFrame(rows, columns=["benchmark", "index", "seed", "score", "headline"]).to_parquet(scores)
     elsewhere = config.model_copy(update={"name": "elsewhere"})
     for identity, name in FLOWS.items():
-        wanted = contents.flow_run(elsewhere if identity.startswith("b") else config, identity, name)
+        desired = contents.flow_run(elsewhere if identity.startswith("b") else config, identity, name)
         facts = DatasetFacts(
             name="benchmark/dolly", digest="d1", source_type="local", source="{}", context="evaluation"
         )
-        wanted.datasets, wanted.metrics = [facts], {"rouge_l/minillm/mean": 12.5}
-        wanted.files = {str(scores): "scores/minillm"}
-        box.open(identity, finished(wanted))
+        desired.datasets, desired.metrics = [facts], {"rouge_l/minillm/mean": 12.5}
+        desired.files = {str(scores): "scores/minillm"}
+        box.open(identity, finished(desired))
     live = scores.with_name("metrics.jsonl")
     lines = [
         {"time": 1.0, "step": s, "total": 3, "metrics": {"train/loss": 1 / s, "train/other": 0.0}} for s in (1, 2, 3)
@@ -64,15 +64,15 @@ def store(config: Config, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def stage(kind: str, experiment: str, parent: str, tags: dict[str, str]) -> Wanted:
-    wanted = Wanted(name=f"{kind} minillm", experiment=experiment, parent=parent, started=time.time())
-    wanted.tags, wanted.params = {"stage": kind, **tags}, {"role": "minillm"}
-    return finished(wanted)
+def stage(kind: str, experiment: str, parent: str, tags: dict[str, str]) -> DesiredRun:
+    desired = DesiredRun(name=f"{kind} minillm", experiment=experiment, parent=parent, started=time.time())
+    desired.tags, desired.params = {"stage": kind, **tags}, {"role": "minillm"}
+    return finished(desired)
 
 
-def finished(wanted: Wanted) -> Wanted:
-    wanted.status, wanted.ended = "FINISHED", time.time()
-    return wanted
+def finished(desired: DesiredRun) -> DesiredRun:
+    desired.status, desired.ended = "FINISHED", time.time()
+    return desired
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""What MLflow is to be told of one run, and how far it has been told: the records that the outbox keeps."""
+"""What MLflow is to be told of one run, and how far it has been told: the entries that the outbox keeps."""
 
 import os
 
@@ -8,7 +8,7 @@ from minillm.redaction import redacted
 from tasks.tracking.tags import KEY_TAG
 
 RUN = "the run"
-"""What is refused where MLflow takes nothing of a record."""
+"""What is refused where MLflow takes nothing of an entry."""
 STORE = "the store's database"
 
 
@@ -35,13 +35,13 @@ class ModelFacts(BaseModel):
     description: str = ""
 
 
-class Wanted(BaseModel):
+class DesiredRun(BaseModel):
     """What a tracked run should look like."""
 
     name: str
     experiment: str
     parent: str | None = None
-    """Record of the enclosing run."""
+    """Entry of the enclosing run."""
     started: float
     """Unix time, seconds."""
     ended: float | None = None
@@ -75,7 +75,7 @@ class Wanted(BaseModel):
             model.tags, model.description = _all_clean(model.tags), _clean(model.description)
 
 
-class Sent(BaseModel):
+class Delivered(BaseModel):
     """How far the server knows it."""
 
     run_id: str | None = None
@@ -102,14 +102,14 @@ class Sent(BaseModel):
     """Why the server took nothing at all when last asked."""
 
 
-class Record(BaseModel):
+class OutboxEntry(BaseModel):
     """A tracked run, from the first wish to the last confirmation."""
 
     id: str
     owner: str | None
     """Name of the lock that its process holds for as long as it lives, whatever the clock says. None: anybody's."""
-    wanted: Wanted
-    sent: Sent = Sent()
+    desired: DesiredRun
+    delivered: Delivered = Delivered()
     store: str = ""
     """Folder of the store, in which the files to be sent lie."""
 
@@ -123,26 +123,28 @@ class Record(BaseModel):
             inside = path.startswith(f"{there}/")
             return store + path.removeprefix(there) if inside else path
 
-        wanted = self.wanted
-        wanted.live = moved(wanted.live) if wanted.live is not None else None
-        wanted.files = {moved(path): folder for path, folder in wanted.files.items()}
-        wanted.tags = {name: moved(value) for name, value in wanted.tags.items()}
-        for model in wanted.models:
+        desired = self.desired
+        desired.live = moved(desired.live) if desired.live is not None else None
+        desired.files = {moved(path): folder for path, folder in desired.files.items()}
+        desired.tags = {name: moved(value) for name, value in desired.tags.items()}
+        for model in desired.models:
             model.source = moved(model.source)
 
     @property
     def settled(self) -> bool:
         """Nothing is left to send; what was refused is not sent again by the same process."""
-        return self.wanted.status != "RUNNING" and (self.sent.status == self.wanted.status or RUN in self.sent.refused)
+        return self.desired.status != "RUNNING" and (
+            self.delivered.status == self.desired.status or RUN in self.delivered.refused
+        )
 
     @property
     def trouble(self) -> str | None:
         """Why MLflow has not all of it, in words; None where it has."""
-        if self.sent.refused:
-            return "; ".join(f"MLflow refused {what}: {reason}" for what, reason in self.sent.refused.items())
-        if self.sent.failed is not None:
-            return f"could not be sent: {self.sent.failed}"
-        return None if self.settled else f"not sent yet: {self.sent.unanswered or 'MLflow has not answered yet'}"
+        if self.delivered.refused:
+            return "; ".join(f"MLflow refused {what}: {reason}" for what, reason in self.delivered.refused.items())
+        if self.delivered.failed is not None:
+            return f"could not be sent: {self.delivered.failed}"
+        return None if self.settled else f"not sent yet: {self.delivered.unanswered or 'MLflow has not answered yet'}"
 
 
 def server_in_use() -> str:
