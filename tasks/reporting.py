@@ -14,6 +14,7 @@ from tabulate import tabulate
 from minillm.config import BaseConfig, Config, Model
 from minillm.stages import Card, Report
 from minillm.store.manifest import Artifact
+from minillm.words import percent_more
 from tasks.running.computation import Input
 from tasks.running.pages import show_page
 from tasks.running.plan_record import read_plan
@@ -107,7 +108,7 @@ def conclude(
         plan = read_plan(session.store.root, config)
         if plan is not None and session.computed >= plan.stages.keys():
             taken, planned = time.monotonic() - session.started, plan.total
-            print(f"{'time':<16} {taken:.0f} s; the plan said {planned:.0f} s ({planned / taken - 1:+.0%})")
+            print(f"{'time':<16} {taken:.0f} s; the plan said {planned:.0f} s ({percent_more(planned / taken)})")
         load = f", or load {exported[facts['best']]} with AutoModelForCausalLM.from_pretrained" if exported else ""
         session.next_step = f"Next: `make ui`, or open the report{load}."
     return Completed(message=f"report: {places['report']}", data=page)

@@ -23,6 +23,7 @@ from minillm.planning.memory import training_disk
 from minillm.planning.work import Amounts
 from minillm.stages import Stage, Train
 from minillm.store.manifest import Artifact
+from minillm.words import span
 
 
 @dataclass(frozen=True)
@@ -133,7 +134,7 @@ def stage_table(estimates: Sequence[StageEstimate], seconds: Mapping[str, Second
                 metric(work.operations, "FLOP", 2) if work.operations else "",
                 _size(memory.total) if memory else "",
                 f"{taken.value:.0f} s",
-                f"{taken.low:.0f} to {taken.high:.0f} s",
+                f"{span(taken.low, taken.high)} s",
             ]
         )
     headers = ["to compute", "tokens", "operations", "memory per process", "time", "probably"]

@@ -32,6 +32,7 @@ from minillm.planning.training_time import Trainings
 from minillm.planning.work import forward_operations, trained_model
 from minillm.stages import Job, Speed
 from minillm.streams import Purpose, stream
+from minillm.words import percent
 from minillm.worker.processes import device, peak_bytes, process_group, rank, world_size
 
 END_SECONDS = 4.0
@@ -163,7 +164,7 @@ class Measurement:
         if largest.effort.calls == 1:
             self.lines[key] = line
         share = largest.effort.operations / effort(real).operations
-        self.say(f"{name}: {share:.1%} of its work in {largest.seconds:.2g} s")
+        self.say(f"{name}: {percent(share)} of its work in {largest.seconds:.2g} s")
         return line
 
     def untimed(self, key: tuple[str, str]) -> Line:

@@ -29,7 +29,6 @@ HAND_MADE = {
     "a percentage": r"""\{[^{}]*:\+?\.\d%\}""",
 }
 LEFT = {
-    ("tasks/reporting.py", "a percentage"),  # the plan against the clock, on the console
     ("minillm/data/rows.py", "a percentage"),  # a limit of the configuration, in an error
 }
 
