@@ -61,6 +61,8 @@ class Purpose(IntEnum):
     """Tokens that this model draws. (0, row)"""
     TRIED_COINS = 23
     """Choice of the model that draws each token of the trial's mixed rollouts. (0)"""
+    PLANNED_BATCHES = 24
+    """Mini-batches that a plan takes the mean of. (0)"""
 
 
 def stream(purpose: Purpose, seed: int, *numbers: int) -> Name:

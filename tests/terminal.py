@@ -7,6 +7,7 @@ import os
 import pty
 import re
 import select
+import signal
 import struct
 import subprocess
 import termios
@@ -128,9 +129,13 @@ class Terminal:
         os.write(self._ours, keys.encode())
 
     def resize(self, columns: int, lines: int) -> None:
-        """Change the window."""
+        """Change the window between two pictures: what was drawn for the former one is read first."""
+        self.process.send_signal(signal.SIGSTOP)
+        while select.select([self._ours], [], [], 0.1)[0]:
+            self._read()
         self._set_size(columns, lines)
         self.picture.resize(columns, lines)
+        self.process.send_signal(signal.SIGCONT)
 
     def close(self) -> None:
         """End the process if it is still there."""

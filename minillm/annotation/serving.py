@@ -24,7 +24,7 @@ def serve(session: AnnotationSession, port: int) -> None:
         listening = socket.create_server((HOST, port))
     except (OSError, OverflowError) as error:
         taken = isinstance(error, OSError) and error.errno == errno.EADDRINUSE
-        reason = "another program listens there" if taken else str(error)
+        reason = "another program uses it" if taken else str(error)
         raise StageError(f"port {port} of {HOST} cannot be used: {reason}; choose another with --port") from error
     pairs = [pair.compared for pair in session.pairs]
     others = ", ".join(sorted({pair.other for pair in pairs}))

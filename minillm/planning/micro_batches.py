@@ -5,6 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from minillm.streams import Purpose, generator, stream
+
 DRAWN = 64
 """Mini-batches that the mean is taken over."""
 
@@ -36,7 +38,7 @@ def mean_micro_batch(
         rows: Rows of a micro-batch.
         processes: Processes that share the mini-batch.
     """
-    drawn = np.random.default_rng(0).integers(len(prompts), size=(DRAWN, batch_size))
+    drawn = generator(stream(Purpose.PLANNED_BATCHES, 0)).integers(len(prompts), size=(DRAWN, batch_size))
     widths: list[tuple[int, int]] = []
     for batch in drawn:
         ordered = batch[np.argsort(prompts[batch] + responses[batch], kind="stable")][::processes]
@@ -50,5 +52,5 @@ def mean_micro_batch(
 
 
 def mean_longest(responses: NDArray[np.int64], rows: int) -> float:
-    """Mean length of the longest of some responses, in tokens."""
-    return float(np.random.default_rng(0).choice(responses, size=(DRAWN, rows)).max(axis=1).mean())
+    """Return the mean length of the longest of some responses, in tokens."""
+    return float(generator(stream(Purpose.PLANNED_BATCHES, 0)).choice(responses, size=(DRAWN, rows)).max(axis=1).mean())

@@ -85,7 +85,7 @@ def worker_environment(processes: int = 1) -> dict[str, str]:
 
 def run_worker(spec: Path, processes: int = 1) -> subprocess.CompletedProcess[str]:
     """Run a stage to its end, in one process or several."""
-    if processes == 1:
+    if processes == 1 and warm_worker().environment == worker_environment():  # libraries read theirs when imported
         return warm_worker().run(spec)
     return subprocess.run(
         worker_command(spec, processes),

@@ -29,6 +29,7 @@ class WarmWorker:
     """The process that waits for jobs, one at a time."""
 
     def __init__(self, environment: dict[str, str]) -> None:
+        self.environment = environment
         command = [sys.executable, "-m", __name__]
         self.process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment, encoding="utf-8"

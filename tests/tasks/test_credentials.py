@@ -94,7 +94,7 @@ def at(server: Server, address: str) -> Server:
     return replace(server, address=address)
 
 
-RUN = "from tasks.serving.server import run_flow; run_flow(None)"
+RUN = "from tasks.serving.server import run_flow; from prefect import flow; run_flow(flow(lambda: None, name='test'))"
 
 
 def refusal(arguments: list[str], variables: dict[str, str]) -> str:
