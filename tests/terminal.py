@@ -3,6 +3,7 @@
 import codecs
 import contextlib
 import fcntl
+import itertools
 import os
 import pty
 import re
@@ -24,13 +25,14 @@ class Picture:
     def __init__(self, columns: int, lines: int) -> None:
         self.columns, self.lines = columns, lines
         self.rows = [""]
-        """From the first ever written; the last `lines` of them are on the screen."""
-        self.row = self.column = 0
+        """From the first ever written."""
+        self.row = self.column = self.top = 0
+        """The cursor, and the first row on the screen: what has scrolled off does not come back."""
 
     @property
     def screen(self) -> list[str]:
         """What is seen."""
-        return [row.rstrip() for row in self.rows[-self.lines :]]
+        return [row.rstrip() for row in self.rows[self.top : self.top + self.lines]]
 
     def feed(self, text: str) -> None:
         """Show what a process writes."""
@@ -53,12 +55,15 @@ class Picture:
     def resize(self, columns: int, lines: int) -> None:
         """Wrap what is too long, as terminals do whose window is made narrower."""
         before = [row.rstrip() for row in self.rows[: self.row]]
-        self.rows = [row[at : at + columns] for row in before for at in range(0, max(len(row), 1), columns)] + [""]
+        wrapped = [[row[at : at + columns] for at in range(0, max(len(row), 1), columns)] for row in before]
+        gone = sum(map(len, wrapped[: self.top]))
+        self.rows = [*itertools.chain(*wrapped), ""]
         self.columns, self.lines, self.row, self.column = columns, lines, len(self.rows) - 1, 0
+        self.top = max(gone, len(self.rows) - lines)
 
     def _move(self, letter: str, number: str) -> None:
         if letter == "A":
-            self.row = max(self.row - int(number or 1), len(self.rows) - self.lines, 0)
+            self.row = max(self.row - int(number or 1), self.top)
         elif letter == "K":
             self.rows[self.row] = self.rows[self.row][: self.column]
         elif letter == "J":
@@ -69,6 +74,7 @@ class Picture:
 
     def _down(self) -> None:
         self.row += 1
+        self.top = max(self.top, self.row - self.lines + 1)
         if self.row == len(self.rows):
             self.rows.append("")
 

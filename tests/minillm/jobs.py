@@ -75,7 +75,8 @@ def worker_command(spec: Path, processes: int = 1) -> list[str]:
 
 def worker_environment(processes: int = 1) -> dict[str, str]:
     """Return the environment that the supervisor sets for a worker."""
-    environment = {**os.environ, "DS_BUILD_OPS": "0", "PYTHONPATH": str(ROOT)}
+    inherited = {name: value for name, value in os.environ.items() if name != "PYTEST_CURRENT_TEST"}
+    environment = {**inherited, "DS_BUILD_OPS": "0", "PYTHONPATH": str(ROOT)}
     environment |= {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     if processes == 1:
         alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
