@@ -12,6 +12,7 @@ from minillm.config import Config, Model
 from minillm.data.sources import resolve
 from minillm.durable import write_atomically
 from minillm.errors import StageError
+from minillm.files import read_json
 from minillm.planning.demand import stage_demand
 from minillm.planning.estimate import Speeds, mean_speed
 from minillm.planning.extrapolation import Seconds
@@ -190,7 +191,7 @@ def _measure(
             runtime=config.runtime,
         )
         run_worker(job, tell if work.name == "0" else lambda line: None, threading.Event())
-        return json.loads((output / "speed.json").read_text(encoding="utf-8"))
+        return read_json(output / "speed.json")
 
     count = config.runtime.parallel_stages
     key = text_digest([settings.model_dump(mode="json"), *(str(path) for path in job_inputs.values())])

@@ -1,6 +1,5 @@
 """Tasks at the end of a run: the report, the models as ordinary directories, and the summary on the console."""
 
-import json
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,6 +11,7 @@ from prefect.states import Cancelled, Completed, Failed
 from tabulate import tabulate
 
 from minillm.config import BaseConfig, Config, Model
+from minillm.files import read_json
 from minillm.stages import Card, Report
 from minillm.store.manifest import Artifact
 from minillm.words import percent_more
@@ -90,7 +90,7 @@ def conclude(
         return Failed(message="\n".join(["not all stages were computed", *reasons]))
     page: Artifact = results.result()
     exported = {role: future.result().path for role, future in models.items()}
-    facts = json.loads((Path(page.path) / "results.json").read_text(encoding="utf-8"))
+    facts = read_json(Path(page.path) / "results.json")
     table = _table(facts)
     places = {
         "report": str(Path(page.path) / "report.html"),

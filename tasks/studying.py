@@ -1,6 +1,5 @@
 """Tasks of a study: one distillation per run, each a flow run of its own, and the comparison of their results."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from prefect.futures import PrefectFuture
 from prefect.states import Completed, Failed
 
 from minillm.config import Study, StudyRun
+from minillm.files import read_json
 from minillm.stages import StudyReport
 from minillm.store.manifest import Artifact
 from tasks.running.computation import Input
@@ -114,7 +114,7 @@ def conclude_study(session: Session, study: Study, results: PrefectFuture[Any]) 
         desired.tags["mlflow.note.content"] += "\n\n" + "\n".join(links)
     if page is not None:
         place = Path(page.path) / "study.html"
-        glance = json.loads((Path(page.path) / "results.json").read_text(encoding="utf-8"))["glance"]
+        glance = read_json(Path(page.path) / "results.json")["glance"]
         shown = "\n".join([glance, "", f"- page: `{place}`", *links])
         show_page(shown, f"study {study.name}", f"Study {study.name}")
         print(f"\n{glance}\n\n{'study':<16} {place}")

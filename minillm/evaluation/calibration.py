@@ -7,7 +7,6 @@ length: a mean per token would not be a log-probability. Confidence is the large
 
 import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +17,7 @@ from minillm.durable import write_atomically
 from minillm.evaluation.likelihood import likelihoods
 from minillm.evaluation.reliability import binned, reliability
 from minillm.evaluation.uncertainty import estimate
+from minillm.files import read_json_lines
 from minillm.models.causal_lm import DTYPES, load_model
 from minillm.models.shared_tokenizer import load_shared_tokenizer
 from minillm.stages import Calibration, Job, Summary
@@ -86,7 +86,7 @@ def measure(lines: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def _measure(job: Job[Calibration], settings: Calibration) -> Summary:
-    measured = {name: measure(_read(job.output / f"{name}.jsonl")) for name in settings.sets}
+    measured = {name: measure(read_json_lines(job.output / f"{name}.jsonl")) for name in settings.sets}
     write_atomically(job.output / "calibration.json", json.dumps(measured, indent=2))
     for name, found in measured.items():
         accuracy, error = found["accuracy"]["value"], found["ece"]["value"]
@@ -94,7 +94,3 @@ def _measure(job: Job[Calibration], settings: Calibration) -> Summary:
     return {
         f"{metric}/{name}": found[metric]["value"] for metric in ("accuracy", "ece") for name, found in measured.items()
     }
-
-
-def _read(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]

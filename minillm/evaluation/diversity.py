@@ -8,8 +8,8 @@ from collections.abc import Iterable, Sequence
 import pandas as pd
 from rouge_score.tokenize import tokenize
 
-from minillm.data.tables import read_records
 from minillm.durable import write_atomically
+from minillm.evaluation.responses import read_rows
 from minillm.metrics.rouge import rouge_l
 from minillm.stages import Diversity, Job, Summary
 
@@ -22,7 +22,7 @@ def run(job: Job[Diversity]) -> Summary:
     settings = job.settings
     measured: dict[str, dict[str, float]] = {}
     for name in settings.benchmarks:
-        responses = pd.DataFrame([record.value for record in read_records(job.inputs["responses"] / f"{name}.jsonl")])
+        responses = pd.DataFrame(read_rows(job.inputs["responses"], name))
         measured[name] = measure(responses)
     measured["mean"] = {str(what): mean for what, mean in pd.DataFrame(measured).mean(axis=1).items()}
     write_atomically(job.output / "diversity.json", json.dumps(measured, indent=2))

@@ -25,6 +25,7 @@ from minillm.durable import write_atomically
 from minillm.evaluation.likelihood import Likelihood, Pair, likelihoods
 from minillm.evaluation.reliability import binned, reliability
 from minillm.evaluation.uncertainty import ratio_of_sums
+from minillm.files import read_json
 from minillm.models.causal_lm import DTYPES, load_model
 from minillm.models.shared_tokenizer import SharedTokenizer, load_shared_tokenizer
 from minillm.stages import HeldOut, Job, Summary
@@ -106,7 +107,7 @@ def answers(
 def blocks(packed: Path, spelled: NDArray[np.int64], block_tokens: int) -> TextSet:
     """Return the blocks of a packed text, each with its first token as the prompt."""
     text = PlainText(packed, block_tokens)
-    meta = json.loads((packed / "meta.json").read_text(encoding="utf-8"))
+    meta = read_json(packed / "meta.json")
     tokens = (text.block(number).tolist() for number in range(len(text)))
     pairs: list[Pair] = [(block[:1], block[1:]) for block in tokens]
     whole = meta["text_bytes"], meta["text_spelled"]

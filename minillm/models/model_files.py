@@ -1,9 +1,9 @@
 """Checks of a model directory's files that load nothing."""
 
-import json
 from pathlib import Path
 
 from minillm.errors import StageError
+from minillm.files import read_json
 
 WEIGHTS = ("model*.safetensors", "pytorch_model*.bin")
 """The first is preferred; transformers reads the second with torch's weights_only, which runs no code."""
@@ -70,7 +70,7 @@ def weight_files(directory: Path) -> dict[Path, set[str] | None]:
 def _shards(index: Path) -> dict[Path, set[str]]:
     """Return the shards that an index names, with the tensors of each."""
     try:
-        places = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        places = read_json(index)["weight_map"]
         named = {str(shard) for shard in places.values()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise StageError(f"{index} is no index of shards (no readable `weight_map`); download it again") from error

@@ -1,6 +1,5 @@
 """The tokenizer that the models of a run share, its number of entries, and the tokens that end a response."""
 
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any
 from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
 
 from minillm.errors import StageError
+from minillm.files import read_json
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ def named_end_tokens(directory: Path) -> list[int]:
 
 def _end_tokens(path: Path) -> list[int]:
     try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
+        fields = read_json(path)
         value = fields.get("eos_token_id", (fields.get("text_config") or {}).get("eos_token_id"))
     except (ValueError, AttributeError) as error:
         raise StageError(f"{path} cannot be read as a JSON object ({error}); get the file again") from error

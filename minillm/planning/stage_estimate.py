@@ -1,6 +1,5 @@
 """Plan of a run: every stage that has to be computed, with its work, memory, disk and time, and whether it fits."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from minillm.config import Runtime
 from minillm.config.hosts import read_hosts
 from minillm.data.benchmark_prompts import load_prompts
 from minillm.errors import StageError
+from minillm.files import read_json
 from minillm.models.facts import ModelFacts
 from minillm.planning.demand import Demand
 from minillm.planning.extrapolation import Seconds
@@ -163,7 +163,7 @@ def summary_value(artifact: Artifact | None) -> float:
 
 def read_models(prepared: Path) -> dict[str, ModelFacts]:
     """Read the facts of teacher and student from the artifact of `prepare`."""
-    found = json.loads((prepared / "models.json").read_text(encoding="utf-8"))
+    found = read_json(prepared / "models.json")
     return {name: ModelFacts.model_validate(found[f"{name}.model"]) for name in ("teacher", "student")}
 
 

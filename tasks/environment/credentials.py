@@ -22,6 +22,7 @@ from typing import Literal
 
 from minillm.durable import make_folder
 from minillm.errors import StageError
+from minillm.files import read_json
 from minillm.redaction import hide
 
 NAME = "minillm"
@@ -180,7 +181,7 @@ def _records() -> list[tuple[Path, Server]]:
     found = []
     for path in folder.glob("*.json"):
         with contextlib.suppress(OSError, ValueError, TypeError):
-            server = Server(**json.loads(path.read_text(encoding="utf-8")))
+            server = Server(**read_json(path))
             found.append((path.stat().st_mtime, path, server))
     return [(path, server) for _, path, server in sorted(found, key=lambda item: item[0], reverse=True)]
 

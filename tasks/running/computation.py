@@ -3,7 +3,6 @@
 import contextlib
 import functools
 import importlib.metadata
-import json
 import platform
 import threading
 import time
@@ -13,6 +12,7 @@ from pathlib import Path
 from minillm.config import BaseConfig, Model, Source, Tracked
 from minillm.data.sources import Resolved, fingerprint, resolve
 from minillm.errors import StageError
+from minillm.files import read_json
 from minillm.stages import Job, Stage
 from minillm.store.artifacts import METRICS, Store, disk_full
 from minillm.store.file_versions import Snapshot
@@ -136,7 +136,7 @@ class Computation:
                 **dict(self._becomes()),
                 "versions": versions(),
                 "timings": Timings(started=time.time() - seconds, seconds=seconds, attempt=attempt),
-                "summary": json.loads((self.work / "summary.json").read_text(encoding="utf-8")),
+                "summary": read_json(self.work / "summary.json"),
             }
             return self.store.complete(self.stage.kind, self.key, facts)
 

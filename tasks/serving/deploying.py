@@ -1,7 +1,6 @@
 """Additions of `make serve` to the pages: a work pool, the deployments of prefect.yaml, and a worker that runs them."""
 
 import datetime
-import json
 import re
 import subprocess
 import sys
@@ -14,6 +13,7 @@ from prefect.client.schemas.objects import StateType
 from prefect.events.actions import ChangeFlowRunState
 from prefect.exceptions import ObjectNotFound
 
+from minillm.files import read_json
 from minillm.redaction import redacted
 
 POOL = "local"
@@ -65,7 +65,7 @@ def make_pool(client: SyncPrefectClient) -> None:
     Raises:
         DeployError: If a pool of this name exists that is not for processes.
     """
-    template = json.loads(POOL_TEMPLATE.read_text(encoding="utf-8"))
+    template = read_json(POOL_TEMPLATE)
     try:
         kind = client.read_work_pool(POOL).type
         if kind != "process":

@@ -15,6 +15,7 @@ from transformers import set_seed
 from minillm.durable import write_atomically
 from minillm.errors import StageError
 from minillm.evaluation.downstream.harness import PLAN, SEED, Plan, generated_tokens, load, task_manager
+from minillm.files import read_json
 from minillm.models.causal_lm import DTYPES, load_model
 from minillm.models.output_head import output_head
 from minillm.models.shared_tokenizer import load_shared_tokenizer
@@ -46,7 +47,7 @@ def run(job: Job[DownstreamScore]) -> Summary:
         if not finished.exists():
             part = answer(lm, load(manager, name, plan.few_shot), settings.limit, job.output / "samples")
             write_atomically(finished, json.dumps(part, default=float))
-        parts.append(json.loads(finished.read_text(encoding="utf-8")))
+        parts.append(read_json(finished))
         for task, row in table(name, parts[-1]).items():
             print(f"{settings.role} {task}: {row['metric']} {row['value']:.4f}", flush=True)
         progress.log(number)

@@ -23,6 +23,7 @@ from minillm.evaluation.downstream.harness import (
     task_manager,
 )
 from minillm.evaluation.downstream.local_rows import deal, read_rows
+from minillm.files import read_json
 from minillm.stages import DownstreamTasks, Job, Summary
 
 SPLITS = {"test": ("rows", "source"), "examples": ("examples", "examples")}
@@ -124,7 +125,7 @@ def _relative(path: Path) -> str:
 
 def _positions(prepared: Iterable[Path]) -> dict[str, int]:
     """Return the window of each model that has a limit, in tokens."""
-    facts = [json.loads((path / "models.json").read_text(encoding="utf-8")) for path in prepared]
+    facts = [read_json(path / "models.json") for path in prepared]
     return {
         model: fact["positions"] for models in facts for model, fact in models.items() if fact["positions"] is not None
     }
