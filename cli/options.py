@@ -1,4 +1,4 @@
-"""What the commands share: options, the form of their help, and how a flow's end becomes an exit status."""
+"""Parts that the commands share: options, the form of their help, and the exit status of a flow."""
 
 from typing import TYPE_CHECKING, Annotated, NoReturn
 

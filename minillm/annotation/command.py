@@ -12,7 +12,7 @@ from minillm.errors import StageError
 from minillm.files import local_path
 
 STORE = Path(".minillm")
-"""Where runs keep their results unless told otherwise (`runtime.store`)."""
+"""Default folder of results (`runtime.store`)."""
 AGAINST = "--against"
 SEEDS = 1 << 32
 

@@ -17,7 +17,7 @@ class Demand:
 
     work: Work
     memory: Memory | None
-    """Of each process; None where no model is loaded."""
+    """Memory of each process; None if no model is loaded."""
 
 
 def stage_demand(

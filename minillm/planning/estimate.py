@@ -26,7 +26,7 @@ class Speeds:
     runtime: Runtime
     """Processes share generation, scoring and training; each was timed for one process's share."""
     precision: str
-    """Of generation and scoring in the evaluation."""
+    """Precision of generation and scoring in the evaluation."""
     responses: int
     """Responses of one model to all benchmarks with all seeds."""
 
@@ -47,7 +47,7 @@ class Speeds:
         return seconds
 
     def was_timed(self, stage: Stage, work: Work) -> bool:
-        """Whether all that the stage repeats was timed, rather than estimated from operations alone."""
+        """Tell if everything that the stage repeats was timed, and nothing estimated from operations alone."""
         if isinstance(stage, Train):
             measured = self.measured["trainings"][same_speed(stage)]
             return measured["line"]["largest"] > 0

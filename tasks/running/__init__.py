@@ -1,1 +1,1 @@
-"""How a stage is found, computed, supervised and planned, whichever it is."""
+"""Machinery that finds, computes, supervises and plans any stage."""

@@ -1,4 +1,4 @@
-"""What has become of each stage of a run, as the console shows it."""
+"""State of each stage of a run, as the console shows it."""
 
 import threading
 import time
@@ -27,7 +27,7 @@ class BoardRow:
     """Why it failed or has nothing to do."""
     attempt: int = 0
     began: float = 0.0
-    """By the clock that only counts."""
+    """Start of the attempt, in seconds of the monotonic clock."""
     seconds: float = 0.0
     """It took them, once it has ended."""
     reached: Reached | None = None
