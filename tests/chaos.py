@@ -28,6 +28,7 @@ from minillm.store.artifacts import Store
 from minillm.store.file_versions import file_sha256
 from tasks.tracking.tags import CACHED_TAG, KEY_TAG
 from tests.small import write_short_experiment
+from tests.workers import is_worker
 
 ROOT = Path(__file__).parents[1]
 WAIT_SECONDS = 30.0
@@ -110,13 +111,6 @@ def family(home: Path) -> list[psutil.Process]:
         if (process.info["environ"] or {}).get("PREFECT_HOME") == str(home):
             found.append(process)
     return found
-
-
-def is_worker(process: psutil.Process) -> bool:
-    try:
-        return "minillm.worker" in process.cmdline()
-    except psutil.Error:
-        return False
 
 
 def kill(victim: str, home: Path, flow: subprocess.Popen[bytes], draw: random.Random) -> bool:

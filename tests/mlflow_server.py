@@ -2,7 +2,6 @@
 
 import contextlib
 import http.server
-import os
 import sys
 import threading
 import time
@@ -11,7 +10,8 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
-from tasks.running.supervision import Group, free_port
+from tasks.running.process_group import Group, piped, watched
+from tasks.running.supervision import free_port
 from tasks.tracking.database import database_uri
 from tests.waiting import wait_for
 
@@ -25,7 +25,7 @@ def mlflow_server(folder: Path) -> Iterator[str]:
     database = ["--backend-store-uri", database_uri(folder / "server.db")]
     files = ["--artifacts-destination", (folder / "files").as_uri()]
     command = ["mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1", *database, *files]
-    with Group([sys.executable, "-m", *command], os.environ) as group:
+    with Group(piped(watched([sys.executable, "-m", *command]))) as group:
         threading.Thread(target=lambda: list(iter(lambda: group.next_line(1), None)), daemon=True).start()
         wait_for(lambda: answers(address))
         yield address

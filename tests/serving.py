@@ -26,6 +26,7 @@ from tasks.running.supervision import free_port
 from tests.conftest import ROOT
 from tests.small import write_short_experiment
 from tests.waiting import PATIENCE, wait_for
+from tests.workers import is_worker
 
 ENDS = ("Completed", "Failed", "Crashed", "Cancelled")
 
@@ -58,6 +59,10 @@ class Served:
     def family(self) -> list[str]:
         """Return the commands of its processes."""
         return [" ".join(process.info["cmdline"] or []) for process in self.processes()]
+
+    def working(self) -> bool:
+        """Return whether a stage is being computed."""
+        return any(map(is_worker, self.processes()))
 
     def running(self, what: str) -> bool:
         return any(what in command for command in self.family())

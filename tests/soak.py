@@ -29,7 +29,7 @@ from tests.waiting import wait_for
 
 FAULTS: Mapping[str, tuple[str, ...]] = {
     "nothing": (),
-    "a worker killed": ("minillm.worker",),
+    "a worker killed": ("minillm.worker.template",),
     "the flow killed": ("prefect.engine",),
     "Prefect's server killed": ("prefect_app",),
     "MLflow killed": ("mlflow_app",),
@@ -96,7 +96,7 @@ class Soak:
         before = {path.name for path in self.folder.glob("store/artifacts/*")}
         with served.client() as client:
             run = start(client, served, f"seed={self.draw.choice([1, 2])}").id
-            wait_for(lambda: served.running("minillm.worker") or state(client, run) in ENDS)
+            wait_for(lambda: served.working() or state(client, run) in ENDS)
         time.sleep(self.draw.uniform(0, 10))
         served = self._disturb(served, fault)
         with served.client() as client:

@@ -20,15 +20,16 @@ from minillm.errors import BAD_INPUT, FAILED, StageError, error_words
 from minillm.redaction import install
 from minillm.stages import load_job
 from minillm.store.artifacts import disk_full
-from minillm.worker.startup import load
+from minillm.worker.startup import load, shield_imports
+
+NAME = "minillm-worker"
 
 
 def main(spec: str) -> int:
     """Run the stage. A StageError is reported by its message alone, any other error with a traceback."""
+    _name_process()
     install()
-    if not Path("/dev/nvidia0").exists():
-        os.environ["DS_ACCELERATOR"] = "cpu"
-    sys.modules["mlflow"] = None  # type: ignore[assignment]  # DeepSpeed would import it for a tuner that is not used
+    shield_imports()
     job = load_job(Path(spec))
     try:
         stage = load(job.settings.module)
@@ -48,6 +49,12 @@ def main(spec: str) -> int:
     if _rank() == 0:
         write_atomically(job.work / "summary.json", json.dumps(summary))
     return 0
+
+
+def _name_process() -> None:
+    """Show this process as a worker in `top` and its like, on Linux."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/comm").write_text(NAME, encoding="utf-8")
 
 
 @contextlib.contextmanager

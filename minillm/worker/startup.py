@@ -2,7 +2,22 @@
 
 import gc
 import importlib
+import os
+import sys
+from pathlib import Path
 from types import ModuleType
+
+
+def has_gpu() -> bool:
+    """Whether this machine has an NVIDIA GPU."""
+    return Path("/dev/nvidia0").exists()
+
+
+def shield_imports() -> None:
+    """Keep DeepSpeed from looking for GPUs where there are none, and from importing MLflow for a tuner nobody uses."""
+    if not has_gpu():
+        os.environ["DS_ACCELERATOR"] = "cpu"
+    sys.modules["mlflow"] = None  # type: ignore[assignment]
 
 
 def load(module: str) -> ModuleType:

@@ -22,7 +22,8 @@ from minillm.config.hosts import read_hosts
 from minillm.durable import write_atomically
 from minillm.errors import BAD_INPUT
 from minillm.stages import load_job
-from tasks.running.supervision import TICK_SECONDS, free_port, piped, watched, worker_environment
+from tasks.running.process_group import piped, watched
+from tasks.running.supervision import TICK_SECONDS, free_port, worker_environment
 
 SSH = ("-T", "-o", "BatchMode=yes", "-o", "ConnectTimeout=15", "-o", "ServerAliveInterval=15")
 """Options of ssh: never ask, and notice within a minute that a machine is gone."""

@@ -21,12 +21,13 @@ from minillm.redaction import redact_error
 from minillm.stages import Stage
 from minillm.store.artifacts import Store
 from minillm.store.manifest import Artifact
+from minillm.worker.template import GRACE_SECONDS
 from tasks.running.board import State as StageState
 from tasks.running.computation import Computation, Input
 from tasks.running.console import Console, followed
 from tasks.running.dry_run import DryRun
 from tasks.running.stage_run import StageRun
-from tasks.running.supervision import GRACE_SECONDS, WorkerStoppedError
+from tasks.running.supervision import WorkerStoppedError
 from tasks.tracking import contents
 from tasks.tracking.connection import Tracker, require_server
 from tasks.tracking.entries import Delivered, server_in_use

@@ -1,4 +1,4 @@
-"""A worker process group: started, watched, and never left behind.
+"""One stage's worker: started, heard to its end, and its failure told.
 
 Threads of Prefect tasks cannot be interrupted, process groups can: a timeout, a cancelled flow and the death of the
 flow's own process all end the group, first by SIGTERM (checkpoint, then leave), after a grace period by SIGKILL.
@@ -6,7 +6,6 @@ flow's own process all end the group, first by SIGTERM (checkpoint, then leave),
 
 import contextlib
 import os
-import queue
 import re
 import signal
 import socket
@@ -15,51 +14,24 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import minillm
 from minillm.config import Runtime
 from minillm.durable import write_atomically
-from minillm.errors import BAD_INPUT, FAILED, StageError
-from minillm.redaction import redacted
+from minillm.errors import BAD_INPUT, FAILED, StageError, error_words
 from minillm.stages import Job
 from minillm.store.artifacts import METRICS, SYSTEM_METRICS
+from minillm.worker.startup import has_gpu
+from tasks.running.forking import ForkedWorker, fork_worker
+from tasks.running.process_group import Group, piped, watched
 from tasks.running.system_metrics import SystemMetrics
 
-GRACE_SECONDS = 30.0
-"""From SIGTERM to SIGKILL."""
 TICK_SECONDS = 0.25
 LAST_LINES = 30
 LOST_PEER = re.compile(r"gloo|nccl|connection (closed|reset|refused)|broken pipe", re.IGNORECASE)
 """How a process sees that another one of its group has failed."""
-
-# The shell becomes the worker; the subshell beside it, in the same group, waits for the end of standard input, which
-# comes when the supervising process closes it or dies in whatever way, and then ends the group.
-WATCHED = """
-exec 3<&0
-(trap '' TERM; read -r _ <&3; kill -TERM 0; sleep "$0"; kill -KILL 0) >/dev/null 2>&1 &
-exec "$@" </dev/null 3<&-
-"""
-
-
-def watched(command: Sequence[str], grace_seconds: float = GRACE_SECONDS) -> list[str]:
-    """A command beside a watchdog that ends its process group when standard input ends."""
-    return ["/bin/sh", "-c", WATCHED, str(grace_seconds), *command]
-
-
-def piped(command: Sequence[str], environment: Mapping[str, str] | None = None) -> subprocess.Popen[str]:
-    """Start a command in a session of its own, with pipes to its standard input and from all that it writes."""
-    return subprocess.Popen(
-        command,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        encoding="utf-8",
-        errors="replace",
-        env=environment,
-        start_new_session=True,
-    )
 
 
 class WorkerError(Exception):
@@ -105,7 +77,7 @@ def run_worker(job: Job, log: Callable[[str], None], stop: threading.Event, samp
     last: deque[str] = deque(maxlen=LAST_LINES)
     words = ""
     with (
-        Group(_command(spec, runtime), os.environ | worker_environment(runtime)) as group,
+        Group(_start(spec, runtime)) as group,
         contextlib.ExitStack() as sampling,
     ):
         if sampled:
@@ -143,79 +115,20 @@ def run_worker(job: Job, log: Callable[[str], None], stop: threading.Event, samp
         raise WorkerError(f"the worker {_cause(group.status, last, words)}", last)
 
 
-class Group:
-    """A process in a session and process group of its own, with the watchdog beside it."""
-
-    def __init__(
-        self, command: Sequence[str], environment: Mapping[str, str], grace_seconds: float = GRACE_SECONDS
-    ) -> None:
-        """Start a command.
-
-        Args:
-            command: What to run.
-            environment: All of its environment variables.
-            grace_seconds: From SIGTERM to SIGKILL.
-        """
-        self.process = piped(watched(command, grace_seconds), environment)
-        self.status = 0
-        self._grace_seconds = grace_seconds
-        self._lines: queue.SimpleQueue[str] = queue.SimpleQueue()
-        self._reader = threading.Thread(target=self._read, daemon=True)
-        self._kill_at = float("inf")
-
-    def __enter__(self) -> "Group":
-        self._reader.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._signal(signal.SIGKILL)  # whoever is left, the watchdog among them
-        self.status = self.process.wait()
-        self._reader.join()
-        for pipe in (self.process.stdin, self.process.stdout):
-            assert pipe is not None
-            pipe.close()
-
-    def next_line(self, timeout: float) -> str | None:
-        """The next line of output, "" if none came in time, None when the process has ended and all is read."""
-        if time.monotonic() > self._kill_at:
-            self._signal(signal.SIGKILL)
-        with contextlib.suppress(queue.Empty):
-            return self._lines.get(timeout=timeout)
-        if self.process.poll() is None:
-            return ""
-        self._signal(signal.SIGKILL)  # a child that outlived the worker would hold its output open
-        self._reader.join()
-        return None if self._lines.empty() else self._lines.get()
-
-    def kill(self) -> None:
-        """End the group at once."""
-        self._signal(signal.SIGKILL)
-
-    def terminate(self) -> None:
-        """Ask the group to leave, and kill it after the grace period."""
-        self._kill_at = time.monotonic() + self._grace_seconds
-        self._signal(signal.SIGTERM)
-
-    def _signal(self, number: signal.Signals) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.process.pid, number)
-
-    def _read(self) -> None:
-        assert self.process.stdout is not None
-        for line in self.process.stdout:
-            if line.strip():
-                self._lines.put(redacted(line.rstrip()))
-
-
-def _command(spec: Path, runtime: Runtime) -> list[str]:
-    worker = ["-m", "minillm.worker", str(spec)]
+def _start(spec: Path, runtime: Runtime) -> subprocess.Popen[str] | ForkedWorker:
+    environment = os.environ | worker_environment(runtime)
     if runtime.hostfile is not None:
-        return [sys.executable, "-m", "tasks.running.hosts", str(spec)]
-    if runtime.processes == 1:
-        return [sys.executable, *worker]
-    rendezvous = ["--rdzv-backend=c10d", "--rdzv-endpoint=127.0.0.1:0", "--local-addr=127.0.0.1"]
-    launcher = [sys.executable, "-m", "torch.distributed.run", *rendezvous]
-    return [*launcher, f"--nproc-per-node={runtime.processes}", *worker]
+        return piped(watched([sys.executable, "-m", "tasks.running.hosts", str(spec)]), environment)
+    if runtime.processes == 1 and not has_gpu():  # CUDA does not outlive a fork
+        try:
+            return fork_worker(spec, environment)
+        except (ChildProcessError, ConnectionError) as error:
+            raise WorkerError(f"the process that forks workers was killed ({error_words(error)})") from error
+    launcher = []
+    if runtime.processes > 1:
+        rendezvous = ["--rdzv-backend=c10d", "--rdzv-endpoint=127.0.0.1:0", "--local-addr=127.0.0.1"]
+        launcher = ["-m", "torch.distributed.run", *rendezvous, f"--nproc-per-node={runtime.processes}"]
+    return piped(watched([sys.executable, *launcher, "-m", "minillm.worker", str(spec)]), environment)
 
 
 def worker_environment(runtime: Runtime) -> dict[str, str]:
@@ -238,7 +151,7 @@ def worker_environment(runtime: Runtime) -> dict[str, str]:
         environment["OMP_NUM_THREADS"] = str(runtime.threads)
     if runtime.processes == 1:
         environment |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}
-        environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+        environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
     return environment
 
 

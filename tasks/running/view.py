@@ -9,9 +9,9 @@ from datetime import timedelta
 from rich.cells import cell_len, set_cell_size
 from rich.text import Text
 
+from minillm.worker.template import GRACE_SECONDS
 from tasks.running.board import BoardRow, State
 from tasks.running.log_file import plain
-from tasks.running.supervision import GRACE_SECONDS
 
 STYLES: dict[State, str] = {
     "waiting": "dim",

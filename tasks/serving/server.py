@@ -21,7 +21,8 @@ from minillm.redaction import redacted
 from tasks.environment.credentials import START_SECONDS, Server, listens, make_login, proves
 from tasks.environment.settings import PREFECT_UI, refusing, require_address
 from tasks.running.console import shown
-from tasks.running.supervision import Group, free_port
+from tasks.running.process_group import Group, piped, watched
+from tasks.running.supervision import free_port
 from tasks.serving.apps import server_command, server_environment
 
 GRACE_SECONDS = 10.0
@@ -83,7 +84,7 @@ def ensure_prefect_server() -> None:
     until_exit = contextlib.ExitStack()
     # Prefect sends its last log lines when threads are joined, which comes before what is registered here.
     atexit.register(until_exit.close)
-    group = until_exit.enter_context(Group(server_command(server), environment, GRACE_SECONDS))
+    group = until_exit.enter_context(Group(piped(watched(server_command(server)), environment), GRACE_SECONDS))
     _wait_for(server, group)
     drain = threading.Thread(target=_drain, args=(group,), daemon=True)
     drain.start()

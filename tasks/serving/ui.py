@@ -18,6 +18,7 @@ from minillm.durable import make_folder
 from minillm.errors import ConfigError
 from minillm.files import local_path
 from minillm.redaction import redacted
+from minillm.worker.template import GRACE_SECONDS
 from tasks.environment.credentials import START_SECONDS, Server, died, make_login, proves, record, recorded, running
 from tasks.environment.settings import (
     MLFLOW_UI,
@@ -27,7 +28,6 @@ from tasks.environment.settings import (
     set_mlflow_defaults,
     set_prefect_defaults,
 )
-from tasks.running.supervision import GRACE_SECONDS
 from tasks.serving.apps import further_origins, server_command, server_environment
 from tasks.tracking.database import DATABASE, FILES, database_uri
 

@@ -15,6 +15,7 @@ from tests.chaos import Outcome as Tracked
 from tests.conftest import ROOT
 from tests.flows.test_study import computed
 from tests.waiting import wait_for
+from tests.workers import workers_in
 
 pytestmark = pytest.mark.long
 CHECKPOINT = "work/train-*/checkpoints/step-*/checkpoint.json"
@@ -70,8 +71,8 @@ def test_of_two_at_once_one_that_is_killed_blocks_nothing(config, alone, tmp_pat
     homes, store = (tmp_path / "one", tmp_path / "two"), tmp_path / "store"
     flows = [start(config, home) for home in homes]
     wait_for(lambda: any(store.glob(CHECKPOINT)))
-    work = next(store.glob(CHECKPOINT)).parents[2].name
-    (killed,) = [i for i, home in enumerate(homes) if any(work in " ".join(p.cmdline()) for p in family(home))]
+    (worker,) = workers_in(next(store.glob(CHECKPOINT)).parents[2])
+    (killed,) = [i for i, home in enumerate(homes) if worker in family(home)]
     assert kill("everything at once", homes[killed], flows[killed], random.Random(0)), "as where a container is lost"
     assert flows[1 - killed].wait(600) == 0
     log = (homes[1 - killed] / LOG).read_text(encoding="utf-8")

@@ -44,7 +44,7 @@ def test_runs_are_kept_in_postgresql_and_files_in_s3_and_a_restart_of_the_databa
         }
         with serving(tmp_path, environment) as served, served.client() as client:
             run = start(client, served)
-            wait_for(lambda: served.running("minillm.worker"))
+            wait_for(lambda: served.working())
             postgres.control("restart")
             assert ended(client, run.id) == "Completed", "".join(served.log[-60:])
             with served.tracked() as tracked:

@@ -89,7 +89,7 @@ def test_runs_wait_for_each_other_and_one_that_is_cancelled_ends_within_ten_seco
 ):
     first = start(client, served, "seed=2")
     second = start(client, served, "seed=2")
-    wait_for(lambda: served.running("minillm.worker"))
+    wait_for(lambda: served.working())
     assert sorted(state(client, run.id) == "Running" for run in (first, second)) == [False, True]
     running, waiting = (first, second) if state(client, first.id) == "Running" else (second, first)
     assert alive(running)
@@ -101,7 +101,7 @@ def test_runs_wait_for_each_other_and_one_that_is_cancelled_ends_within_ten_seco
 
 def test_what_is_stopped_leaves_nothing_behind_and_goes_on_when_served_again(served: Served, client: SyncPrefectClient):
     run = start(client, served, "seed=3")
-    wait_for(lambda: alive(run) and served.running("minillm.worker"))
+    wait_for(lambda: alive(run) and served.working())
     served.process.send_signal(signal.SIGINT)
     assert served.process.wait(60) == 0
     wait_for(lambda: served.family() == [], 5)

@@ -21,6 +21,7 @@ from prefect.settings import PREFECT_API_URL
 from tests.conftest import ROOT
 from tests.flows.test_distill import Finished, run_flow
 from tests.small import write_short_experiment
+from tests.workers import is_worker
 
 RATE = "methods.minillm.training.learning_rate"
 LONG = ("methods.minillm.training.steps=300", "methods.minillm.training.evaluate_every=300")
@@ -104,7 +105,7 @@ def workers_in_training(store: Path, process: subprocess.Popen[str]) -> list[int
         ]
         if any(len(lines) >= 8 for lines in logs):
             children = psutil.Process(process.pid).children(recursive=True)
-            return [child.pid for child in children if "minillm.worker" in child.cmdline()]
+            return [child.pid for child in children if is_worker(child)]
         time.sleep(0.05)
     raise AssertionError("no worker trained in time")
 

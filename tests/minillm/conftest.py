@@ -17,5 +17,5 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def teacher(inputs: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("teacher")
     done = run_worker(write_job(folder, settings("sft", steps=30, learning_rate=1e-2), text_inputs(inputs)))
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 0, done.stdout
     return folder / "output"

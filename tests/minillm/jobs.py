@@ -13,7 +13,8 @@ from transformers import PreTrainedTokenizerFast
 
 from minillm.config import Runtime
 from minillm.stages import Job, Stage
-from tests.minillm.warm_worker import warm_worker
+from tasks.running.forking import fork_worker
+from tasks.running.process_group import Group
 
 ROOT = Path(__file__).parents[2]
 WORDS = ["red", "blue", "green", "cat", "dog", "bird", "runs", "sleeps", "the", "a", "and", "say", "sing", "now"]
@@ -85,15 +86,18 @@ def worker_environment(processes: int = 1) -> dict[str, str]:
 
 
 def run_worker(spec: Path, processes: int = 1) -> subprocess.CompletedProcess[str]:
-    """Run a stage to its end, in one process or several."""
-    if processes == 1 and warm_worker().environment == worker_environment():  # libraries read theirs when imported
-        return warm_worker().run(spec)
+    """Run a stage to its end, in one process or several; what it writes, to both streams, is in `stdout`."""
+    if processes == 1:
+        with Group(fork_worker(spec, worker_environment())) as group:
+            lines = list(iter(lambda: group.next_line(1), None))
+        return subprocess.CompletedProcess([str(spec)], group.status, "\n".join(filter(None, lines)))
     return subprocess.run(
         worker_command(spec, processes),
         env=worker_environment(processes),
-        cwd=spec.parent,
-        capture_output=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
         text=True,
+        encoding="utf-8",
         timeout=300,
     )
 

@@ -21,7 +21,7 @@ TRAINING = {"learning_rate": 1e-3, "batch_size": 8, "steps": 4, "evaluate_every"
 
 def worker(folder: Path, stage: Stage, inputs: dict[str, Path]) -> Path:
     done = run_worker(write_job(folder, stage, inputs))
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 0, done.stdout
     return folder / "output"
 
 

@@ -67,7 +67,7 @@ def test_processes_and_batches_change_nothing(tmp_path):
     inputs = make_inputs(tmp_path, rows, tmp_path / "random")
     spec = write_job(tmp_path / "two", STAGE, inputs, micro_batch_size=4)
     done = run_worker(spec, processes=2)
-    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.returncode == 0, done.stdout[-3000:]
     by_two = read_lines(tmp_path / "two" / "output" / "words.jsonl")
     one, many = (read_lines(run(tmp_path / f"run-{size}", inputs, size)[0] / "words.jsonl") for size in (1, 64))
     assert {line["predicted"] for line in one} >= {0, 1}

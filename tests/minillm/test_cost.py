@@ -28,7 +28,7 @@ def test_each_model_is_measured_by_itself_on_its_own_answers(tmp_path):
         ("model", tmp_path / role), ("tokenizer", tokenizer), ("prompts", prompts)
     )}  # fmt: skip
     done = run_worker(write_job(tmp_path / "cost", stage, inputs, generation_batch_size=8))
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 0, done.stdout
     facts = json.loads((tmp_path / "cost" / "output" / "cost.json").read_text(encoding="utf-8"))
     summary = json.loads((tmp_path / "cost" / "summary.json").read_text(encoding="utf-8"))
     assert (facts["benchmark"], facts["at_once"]) == ("words", 8)
@@ -36,7 +36,7 @@ def test_each_model_is_measured_by_itself_on_its_own_answers(tmp_path):
 
     given = {"model": tmp_path / "small", "tokenizer": tokenizer, "prompts": prompts}
     answered = run_worker(write_job(tmp_path / "generate", stage.generate, given))
-    assert answered.returncode == 0, answered.stderr
+    assert answered.returncode == 0, answered.stdout
     answers = read_lines(tmp_path / "generate" / "output" / "words.jsonl")
     small, large = facts["models"]["small"], facts["models"]["large"]
     assert small["tokens"] == sum(answer["tokens"] for answer in answers if answer["seed"] == 10)

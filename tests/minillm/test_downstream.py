@@ -307,11 +307,11 @@ def test_real_files_through_both_stages_with_no_word_to_the_hub(tmp_path, tokeni
         monkeypatch.setenv("HF_HOME", str(tmp_path / "empty-cache"))
         monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
         found = run_worker(write_job(tmp_path / "tasks", tasks, inputs | {"prepared/0": tokenizer_files}))
-        assert found.returncode == 0, found.stderr
+        assert found.returncode == 0, found.stdout
         score = DownstreamScore(role="x", limit=5, precision="float32")
         inputs = {"model": tmp_path / "model", "tokenizer": tokenizer_files, "tasks": tmp_path / "tasks" / "output"}
         done = run_worker(write_job(tmp_path / "score", score, inputs, micro_batch_size=32))
-        assert done.returncode == 0, done.stderr
+        assert done.returncode == 0, done.stdout
         with pytest.raises(BlockingIOError):
             hub.accept()
     rows = json.loads((tmp_path / "score" / "output" / "table.json").read_text(encoding="utf-8"))["tasks"]
@@ -344,11 +344,11 @@ def test_a_task_without_local_rows_comes_from_the_hub(tmp_path, tokenizer, monke
         monkeypatch.setenv("HF_ENDPOINT", hub.endpoint)
         stage = DownstreamTasks(harness="0", tasks=("arc_easy",), few_shot=1, parts={}, changes={})
         found = run_worker(write_job(tmp_path / "tasks", stage, {"prepared/0": tokenizer_files}))
-        assert found.returncode == 0, found.stderr
+        assert found.returncode == 0, found.stdout
         inputs = {"model": tmp_path / "model", "tokenizer": tokenizer_files, "tasks": tmp_path / "tasks" / "output"}
         score = DownstreamScore(role="x", limit=None, precision="float32")
         done = run_worker(write_job(tmp_path / "score", score, inputs))
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 0, done.stdout
     row = json.loads((tmp_path / "score" / "output" / "table.json").read_text(encoding="utf-8"))["tasks"]["arc_easy"]
     assert (row["value"], row["questions"], row["shots"]) == (3 / 4, 4, 1)
 

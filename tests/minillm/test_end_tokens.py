@@ -137,7 +137,7 @@ def test_rollouts_end_with_any_of_them_and_the_trained_model_says_so(singing, tm
     inputs = {"tokenizer": singing["tokenizer"], "examples": make_examples(tmp_path / "examples")}
     inputs |= {"weights": singing["model"], "teacher": singing["model"]}
     done = run_worker(write_job(tmp_path, stage, inputs))
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 0, done.stdout
     values = {name: value for _, name, value in read_metrics(tmp_path / "output" / "metrics.jsonl")}
     # half of the tokens are "sing", and rows have room for at least ten: with EOS alone, 3 % would end at each token
     assert values["train/finished"] > 0.9

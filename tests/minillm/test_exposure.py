@@ -182,7 +182,7 @@ def stored(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 def work(folder: Path, stage: Generate | Exposure, inputs: dict[str, Path], processes: int = 1) -> Path:
     done = run_worker(write_job(folder, stage, inputs, micro_batch_size=5), processes)
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 0, done.stdout
     return folder / "output"
 
 
@@ -208,7 +208,7 @@ def test_generation_goes_on_with_the_benchmark_it_was_killed_in(stored):
     (output / "words.parquet").write_bytes(b"half")
     untouched = (output / "few.parquet").stat().st_mtime_ns
     done = run_worker(output.parent / "job.json")
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 0, done.stdout
     assert {name: (output / name).read_bytes() for name in whole} == whole
     assert (output / "few.parquet").stat().st_mtime_ns == untouched
 

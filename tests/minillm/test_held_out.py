@@ -112,7 +112,7 @@ def test_loss_is_that_of_transformers_and_calibration_that_of_whole_logits(tmp_p
 def test_two_processes_find_the_same(tmp_path):
     inputs = make_inputs(tmp_path)
     done = run_worker(write_job(tmp_path / "two", stage(), inputs, micro_batch_size=4), processes=2)
-    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.returncode == 0, done.stdout[-3000:]
     one, two = (
         run(tmp_path / "one", inputs)[1],
         json.loads((tmp_path / "two" / "summary.json").read_text(encoding="utf-8")),

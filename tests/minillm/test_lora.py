@@ -105,7 +105,7 @@ def with_adapters(kind: str, steps: int) -> Train:
 
 def test_training_changes_matrices_by_a_low_rank_and_leaves_the_rest(inputs, start, tmp_path):
     done = run_worker(write_job(tmp_path, with_adapters("sft", steps=20), {**text_inputs(inputs), "weights": start}))
-    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.returncode == 0, done.stdout[-3000:]
     before, after = load_file(start / "model" / "model.safetensors"), weights(tmp_path)
     assert after.keys() == before.keys()
     changed = {name: after[name] - before[name] for name in before if not torch.equal(after[name], before[name])}
@@ -125,14 +125,14 @@ def test_student_and_teacher_with_adapters_distil_alike_on_two_processes_that_sh
 ):
     teacher = tmp_path / "teacher"
     done = run_worker(write_job(teacher, with_adapters("sft", steps=8), {**text_inputs(inputs), "weights": start}))
-    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.returncode == 0, done.stdout[-3000:]
     given = {**inputs, "weights": start, "teacher": teacher / "output"}
     values = []
     for zero_stage, count in ((0, 1), (3, 2)):
         folder = tmp_path / f"{zero_stage}"
         job = write_job(folder, with_adapters("minillm", steps=4), given, processes=count, zero_stage=zero_stage)
         done = run_worker(job, count)
-        assert done.returncode == 0, done.stderr[-3000:]
+        assert done.returncode == 0, done.stdout[-3000:]
         values.append(json.loads((folder / "output" / "selection.json").read_text(encoding="utf-8"))["value"])
     assert values[1] == pytest.approx(values[0], rel=1e-4)
 

@@ -35,7 +35,7 @@ def train(folder: Path, kind: str, inputs: dict[str, Path], **runtime: Any) -> l
     """Return the losses on held-out rows after every second step."""
     stage = without_dropout(settings(kind, steps=6, evaluate_every=2, select_by="validation_loss"))
     done = run_worker(write_job(folder, stage, inputs, **runtime), runtime.get("processes", 1))
-    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.returncode == 0, done.stdout[-3000:]
     return history(folder)
 
 
@@ -94,7 +94,7 @@ def test_bfloat16_is_shared_and_offloaded_too(inputs, teacher, tmp_path):
     for shares in ({}, {"processes": 2, "zero_stage": 2, "offload_optimizer": True}):
         folder = tmp_path / str(len(shares))
         done = run_worker(write_job(folder, low, given("kd", inputs, teacher), **shares), shares.get("processes", 1))
-        assert done.returncode == 0, done.stderr[-3000:]
+        assert done.returncode == 0, done.stdout[-3000:]
         assert {value.dtype for value in weights(folder).values()} == {torch.bfloat16}
         losses.append(history(folder))
     assert losses[1] == pytest.approx(losses[0], rel=5e-3)
@@ -126,7 +126,7 @@ def test_a_killed_run_continues_on_another_number_of_processes(
     worker.wait()
     assert not (tmp_path / "output" / "model").exists()
     done = run_worker(write_job(tmp_path, long_text(), text_inputs(inputs), processes=after, **shared), after)
-    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.returncode == 0, done.stdout[-3000:]
     assert "continuing from the checkpoint of step" in done.stdout
     assert ("put together" in done.stdout) == (zero_stage > 0)
     assert history(tmp_path) == pytest.approx(history(undisturbed), rel=1e-4)
@@ -154,7 +154,7 @@ def _run_rollouts(
     folder: Path, stage: Train, inputs: dict[str, Path], processes: int
 ) -> subprocess.CompletedProcess[str]:
     done = run_worker(write_job(folder, stage, inputs, processes=processes, checkpoint_every=3), processes)
-    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.returncode == 0, done.stdout[-3000:]
     return done
 
 

@@ -49,7 +49,7 @@ def test_distillation_brings_the_student_closer_to_the_teacher(teacher, inputs, 
     alone = long.method.policy.model_copy(update={"plain_text_coefficient": 0.0})
     long = long.model_copy(update={"method": long.method.model_copy(update={"policy": alone})})
     done = run_worker(write_job(tmp_path, long, {**text_inputs(inputs), "teacher": teacher}))
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 0, done.stdout
     curve = [v for _, name, v in read_metrics(tmp_path / "output" / "metrics.jsonl") if name == "train/reverse_kl"]
     assert curve[-1] < 0.7 * curve[0], curve
 
@@ -67,7 +67,7 @@ def test_a_killed_run_continues_to_the_same_weights(kind, teacher, inputs, tmp_p
     worker.wait()
     assert not (killed / "output" / "model").exists()
     done = run_worker(spec)
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 0, done.stdout
     assert "continuing from the checkpoint of step" in done.stdout
     assert content(whole) == content(killed)
 
@@ -92,7 +92,7 @@ def test_a_damaged_checkpoint_is_told_and_the_one_before_is_taken(damaged, input
     cut_off = folder / "checkpoints" / "step-00000099"
     cut_off.mkdir()
     done = run_worker(spec)
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 0, done.stdout
     assert f"step-{steps[-1]:08d}: mp_rank_00_model_states.pt missing or altered; taking the one before" in done.stdout
     continued = f"continuing from the checkpoint of step {steps[0]}" in done.stdout
     assert continued == (damaged == 1), "with none whole it begins again"
@@ -112,13 +112,13 @@ def two_steps(inputs, tmp_path_factory) -> Path:
     """Train two steps, with a checkpoint, in a folder whose name is full of special characters."""
     folder = tmp_path_factory.mktemp("a?b#c%20d[e]*f\n g") / "[w]*?"
     done = run_worker(write_job(folder, settings("sft", steps=2), text_inputs(inputs), checkpoint_every=1))
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 0, done.stdout
     return folder
 
 
 def test_a_path_is_a_path_and_never_a_pattern(two_steps, inputs):
     done = run_worker(write_job(two_steps, settings("sft", steps=4), text_inputs(inputs), checkpoint_every=1))
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 0, done.stdout
     assert "continuing from the checkpoint of step 2" in done.stdout
     assert checkpoint_steps(two_steps) == [3, 4]
 
@@ -232,6 +232,6 @@ def test_seqkd_trains_on_the_text_of_the_teacher(inputs, tmp_path):
     table.to_parquet(responses / "responses.parquet")
     seqkd = settings("sft", steps=200, learning_rate=1e-2, select_by="validation_loss")
     done = run_worker(write_job(tmp_path, seqkd, {**text_inputs(inputs), "responses": responses}))
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 0, done.stdout
     curve = losses(tmp_path)
     assert curve[max(curve)] < 0.1

@@ -1,14 +1,28 @@
 """Fixtures that the tests of tasks share."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
+from tasks.running import supervision
+from tasks.running.forking import ForkedWorker, fork_worker
 from tests.mlflow_server import mlflow_server
 from tests.small import small_config
 from tests.tasks.stages import data_stages, run
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_template() -> Iterator[None]:
+    """Let tests share the process that forks their workers, though pytest names each in the environment."""
+
+    def fork(spec: Path, environment: Mapping[str, str]) -> ForkedWorker:
+        return fork_worker(spec, {name: value for name, value in environment.items() if name != "PYTEST_CURRENT_TEST"})
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(supervision, "fork_worker", fork)
+        yield
 
 
 @pytest.fixture(scope="session")

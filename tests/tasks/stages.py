@@ -26,6 +26,7 @@ from tasks.evaluation_sets import read_benchmarks
 from tasks.running.session import tracked
 from tasks.training import fine_tune_initial_student
 from tests.small import small_config
+from tests.workers import workers_in
 
 LONG = ("student.initial.steps=400", "student.initial.evaluate_every=10", "runtime.checkpoint_every=10")
 
@@ -112,13 +113,10 @@ def when_training(config: Config, step: int, act: Callable[[psutil.Process], Non
         while not over.is_set():
             for metrics in Path(config.runtime.store).glob("work/train-*/output/metrics.jsonl"):
                 lines = metrics.read_text(encoding="utf-8").splitlines()
-                for process in psutil.Process().children(recursive=True) if len(lines) >= step else []:
-                    with contextlib.suppress(psutil.Error):
-                        command = process.cmdline()
-                        if "minillm.worker" in command and str(metrics.parents[1] / "job.json") in command:
-                            act(process)
-                            done.set()
-                            return
+                for process in workers_in(metrics.parents[1]) if len(lines) >= step else []:
+                    act(process)
+                    done.set()
+                    return
             time.sleep(0.01)
 
     watcher = threading.Thread(target=watch)

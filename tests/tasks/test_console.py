@@ -19,6 +19,7 @@ from tests.conftest import ROOT
 from tests.small import small_config, write_rows
 from tests.tasks.stages import LONG, with_data
 from tests.terminal import Terminal, terminal
+from tests.workers import is_worker
 
 PASSWORD = "tell-nobody-this"
 STAGES = """
@@ -136,7 +137,7 @@ def test_cached_retried_and_done_stages_on_a_terminal(on_terminal, tmp_path: Pat
     there.until(seen("prepare tokenizer", "cached"))
     there.until(seen("fine-tune initial", "━", "/400", "/s", "left", "train/loss"))
     for process in psutil.Process(there.process.pid).children(recursive=True):
-        if "minillm.worker" in process.cmdline():
+        if is_worker(process):
             process.kill()
     there.until(seen("fine-tune initial", "attempt 2"))
     assert there.wait() == 0

@@ -4,13 +4,11 @@ import contextlib
 import json
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import psutil
 import pytest
 from mlflow import MlflowClient
 
@@ -24,6 +22,7 @@ from tests.minillm.jobs import make_tokenizer
 from tests.mlflow_server import mlflow_server, slowed
 from tests.tasks.stages import LONG, run, steps_logged, training, when_training, with_data
 from tests.waiting import wait_for
+from tests.workers import workers_in
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
 
@@ -109,20 +108,16 @@ def test_a_worker_that_hangs_is_killed_and_may_be_started_again(tmp_path: Path):
         runtime=Runtime(silent_minutes=0.05),
     )
 
-    def workers() -> list[psutil.Process]:
-        command = [sys.executable, "-m", "minillm.worker", str(tmp_path / "job.json")]
-        return [process for process in psutil.process_iter(["cmdline"]) if process.info["cmdline"] == command]
-
     def hang() -> None:
-        wait_for(workers)
-        workers()[0].suspend()
+        wait_for(lambda: workers_in(tmp_path))
+        workers_in(tmp_path)[0].suspend()
 
     stopping = threading.Thread(target=hang)
     stopping.start()
     with pytest.raises(WorkerError, match=r"said and wrote nothing for 0.05 minutes \(runtime.silent_minutes\)"):
         run_worker(job, lambda line: None, threading.Event())
     stopping.join()
-    assert not workers()
+    assert not workers_in(tmp_path)
 
 
 def test_a_clock_that_jumps_moves_nothing(tmp_path: Path, computed_data: Path, monkeypatch: pytest.MonkeyPatch):

@@ -1,6 +1,5 @@
 """Supervision of real process groups: workers are heard, ended and never left behind."""
 
-import os
 import signal
 import subprocess
 import sys
@@ -13,7 +12,8 @@ import pytest
 
 from minillm.config import Runtime
 from minillm.stages import Exposure, Job
-from tasks.running.supervision import Group, WorkerError, _cause, run_worker
+from tasks.running.process_group import Group, piped, watched
+from tasks.running.supervision import WorkerError, _cause, run_worker
 from tests.conftest import ROOT
 from tests.waiting import wait_for
 
@@ -30,26 +30,26 @@ def gone(pid: int) -> bool:
 
 
 def test_lines_of_both_streams_and_the_exit_status_come_back():
-    with Group(["sh", "-c", "echo one; echo two >&2; exit 5"], os.environ) as group:
+    with Group(piped(watched(["sh", "-c", "echo one; echo two >&2; exit 5"]))) as group:
         lines = drain(group)
     assert sorted(lines) == ["one", "two"]
     assert group.status == 5
 
 
 def test_standard_input_is_empty_so_that_nothing_waits_for_an_answer():
-    with Group(["cat"], os.environ) as group:
+    with Group(piped(watched(["cat"]))) as group:
         assert drain(group) == []
     assert group.status == 0
 
 
 def test_a_child_that_outlives_its_parent_is_killed():
-    with Group(["sh", "-c", "sleep 100 & echo $!"], os.environ) as group:
+    with Group(piped(watched(["sh", "-c", "sleep 100 & echo $!"]))) as group:
         child = int(drain(group)[0])
     wait_for(lambda: gone(child), 10)
 
 
 def test_a_process_that_ignores_sigterm_is_killed_after_the_grace_period():
-    with Group(["sh", "-c", "trap '' TERM; echo ready; while :; do sleep 0.1; done"], os.environ, 0.5) as group:
+    with Group(piped(watched(["sh", "-c", "trap '' TERM; echo ready; while :; do sleep 0.1; done"])), 0.5) as group:
         while group.next_line(0.1) != "ready":
             pass
         group.terminate()
@@ -59,7 +59,7 @@ def test_a_process_that_ignores_sigterm_is_killed_after_the_grace_period():
 
 def test_sigterm_lets_a_process_leave_by_itself():
     script = "trap 'echo saved; exit 143' TERM; echo ready; while :; do sleep 0.05; done"
-    with Group(["sh", "-c", script], os.environ) as group:
+    with Group(piped(watched(["sh", "-c", script]))) as group:
         while group.next_line(0.1) != "ready":
             pass
         group.terminate()
@@ -70,8 +70,8 @@ def test_sigterm_lets_a_process_leave_by_itself():
 def test_the_group_ends_when_the_flow_process_is_killed(tmp_path: Path):
     script = """
 import os, sys, time
-from tasks.running.supervision import Group
-with Group(["sh", "-c", "echo $$; sleep 100"], os.environ) as group:
+from tasks.running.process_group import Group, piped, watched
+with Group(piped(watched(["sh", "-c", "echo $$; sleep 100"]))) as group:
     while not (line := group.next_line(0.1)): pass
     print(line, flush=True)
     time.sleep(100)
