@@ -1,9 +1,11 @@
 """The declarations that every stage makes, and the job that a worker gets.
 
-A stage's settings are exactly the fields that change its output. Its inputs are other artifacts or source files.
+A stage's settings are exactly the fields that change its output. Its inputs are artifacts, source files and models.
 Nothing heavy is imported in this folder, so that a flow whose results are all cached ends within seconds.
 """
 
+from collections.abc import Collection
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import ClassVar, Generic, TypeVar
 
@@ -22,6 +24,8 @@ class Stage(Strict):
     """Name of the stage, with which the names of its artifacts begin."""
     module: ClassVar[str]
     """Module with `run(job: Job[…]) -> Summary`, which writes the stage's files under `job.output`."""
+    inputs: ClassVar[tuple[str, ...]]
+    """Names of what the stage reads. One that ends in `?` may be missing; `NAME/*` stands for any number of names."""
     shown: ClassVar[tuple[str, ...]] = ()
     """Summary entries, by the first part of their names, that the flow's tracked run shows too, by row of the table."""
     shares_work: ClassVar[bool] = False
@@ -33,6 +37,17 @@ class Stage(Strict):
     for_evaluation: ClassVar[bool] = False
     """True if models are measured on the stage's sources."""
 
+    def require_inputs(self, names: Collection[str]) -> None:
+        """Check that what the stage is given is what it reads.
+
+        Raises:
+            ValueError: It is not.
+        """
+        missing = [name for name in self.inputs if name[-1] not in "?*" and name not in names]
+        unknown = [name for name in names if not any(fnmatchcase(name, known.rstrip("?")) for known in self.inputs)]
+        if missing or unknown:
+            raise ValueError(f"stage {self.kind!r} reads {self.inputs}: missing are {missing}, unknown are {unknown}")
+
 
 Settings = TypeVar("Settings", bound=Stage, covariant=True)
 
@@ -43,7 +58,7 @@ class Job(Strict, Generic[Settings]):
     kind: str
     settings: SerializeAsAny[Settings]
     inputs: dict[str, Path]
-    """Artifact directories and source files, under the names in the stage's docstring."""
+    """Artifact directories and source files, under the names that the stage declares."""
     output: Path
     """Folder that becomes the artifact."""
     work: Path

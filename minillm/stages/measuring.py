@@ -10,12 +10,17 @@ from minillm.stages.training import Train
 class Generate(Sampling, Stage):
     """Generate responses to every benchmark, once per seed.
 
-    Inputs: `model`, `tokenizer`, `prompts`. Output for each benchmark: `NAME.jsonl` with texts to read and score,
-    `NAME.parquet` with token ids of prompts and responses.
+    Output for each benchmark: `NAME.jsonl` with texts to read and score, `NAME.parquet` with token ids of prompts and
+    responses.
     """
 
     kind: ClassVar[str] = "generate"
     module: ClassVar[str] = "minillm.generation.answering"
+    inputs: ClassVar[tuple[str, ...]] = (
+        "model",
+        "tokenizer",
+        "prompts",
+    )
     shares_work: ClassVar[bool] = True
     seeds: tuple[int, ...]
     precision: Literal["float32", "bfloat16"]
@@ -24,13 +29,15 @@ class Generate(Sampling, Stage):
 
 
 class Cost(Stage):
-    """Measure time and memory of generation, one model at a time.
-
-    Inputs: `model/ROLE`, `tokenizer/ROLE`, `prompts/ROLE`.
-    """
+    """Measure time and memory of generation, one model at a time; inputs are named `model/ROLE` and so on."""
 
     kind: ClassVar[str] = "cost"
     module: ClassVar[str] = "minillm.generation.cost"
+    inputs: ClassVar[tuple[str, ...]] = (
+        "model/*",
+        "tokenizer/*",
+        "prompts/*",
+    )
     shown: ClassVar[tuple[str, ...]] = ("tokens_per_second", "peak_memory_gib")
     roles: tuple[str, ...]
     benchmark: str
@@ -40,10 +47,15 @@ class Cost(Stage):
 
 
 class Score(Stage):
-    """Score stored responses, without the model. Inputs: `responses`, `benchmarks`, `tokenizer`."""
+    """Score stored responses, without the model."""
 
     kind: ClassVar[str] = "score"
     module: ClassVar[str] = "minillm.evaluation.scoring"
+    inputs: ClassVar[tuple[str, ...]] = (
+        "responses",
+        "benchmarks",
+        "tokenizer",
+    )
     shown: ClassVar[tuple[str, ...]] = ("rouge_l", "rouge_l_characters", "exact_match")
     role: str
     seeds: tuple[int, ...]
@@ -51,17 +63,18 @@ class Score(Stage):
 
 
 class Diversity(Stage):
-    """Measure distinct n-grams and self-overlap of stored responses, without the model. Inputs: `responses`."""
+    """Measure distinct n-grams and self-overlap of stored responses, without the model."""
 
     kind: ClassVar[str] = "diversity"
     module: ClassVar[str] = "minillm.evaluation.diversity"
+    inputs: ClassVar[tuple[str, ...]] = ("responses",)
     shown: ClassVar[tuple[str, ...]] = ("distinct_4", "self_overlap")
     role: str
     benchmarks: tuple[str, ...]
 
 
 class Judging(Stage):
-    """Let a strong model rate stored responses beside their references. Inputs: `responses`, `benchmarks`.
+    """Let a strong model rate stored responses beside their references.
 
     Settings of asking (timeouts, budget) are part of the stage too: another value computes it again, from the answers
     already paid for.
@@ -69,6 +82,10 @@ class Judging(Stage):
 
     kind: ClassVar[str] = "judge"
     module: ClassVar[str] = "minillm.judging.rating"
+    inputs: ClassVar[tuple[str, ...]] = (
+        "responses",
+        "benchmarks",
+    )
     shown: ClassVar[tuple[str, ...]] = ("judge",)
     role: str
     judge: Judge
@@ -79,22 +96,30 @@ class Judging(Stage):
 
 
 class Preference(Stage):
-    """Count what people said of pairs of answers. Inputs: `judgements` (CSV); `responses/ROLE` of each method."""
+    """Count what people said of pairs of answers; `judgements` is a CSV file, `responses/ROLE` those of a method."""
 
     kind: ClassVar[str] = "preference"
     module: ClassVar[str] = "minillm.evaluation.preference"
+    inputs: ClassVar[tuple[str, ...]] = (
+        "judgements",
+        "responses/*",
+    )
     for_evaluation: ClassVar[bool] = True
     shown: ClassVar[tuple[str, ...]] = ("preference",)
 
 
 class Exposure(Stage):
-    """Measure the excess accumulated error of a student on stored responses of both models.
-
-    Inputs: `student`, `teacher` (models), `tokenizer`, `responses` (the student's), `teacher_responses`.
-    """
+    """Measure the excess accumulated error of a student on stored responses of both models."""
 
     kind: ClassVar[str] = "exposure"
     module: ClassVar[str] = "minillm.evaluation.exposure"
+    inputs: ClassVar[tuple[str, ...]] = (
+        "student",
+        "teacher",
+        "tokenizer",
+        "responses",
+        "teacher_responses",
+    )
     shares_work: ClassVar[bool] = True
     shown: ClassVar[tuple[str, ...]] = ("exaccerr",)
     role: str
@@ -107,10 +132,15 @@ class Exposure(Stage):
 
 
 class Calibration(Stage):
-    """Measure accuracy and calibration on multiple-choice sets. Inputs: `model`, `tokenizer`, `questions`."""
+    """Measure accuracy and calibration on multiple-choice sets."""
 
     kind: ClassVar[str] = "calibration"
     module: ClassVar[str] = "minillm.evaluation.calibration"
+    inputs: ClassVar[tuple[str, ...]] = (
+        "model",
+        "tokenizer",
+        "questions",
+    )
     shares_work: ClassVar[bool] = True
     shown: ClassVar[tuple[str, ...]] = ("ece", "accuracy")
     role: str
@@ -119,13 +149,17 @@ class Calibration(Stage):
 
 
 class HeldOut(Stage):
-    """Measure loss and next-token calibration on the benchmarks' first references and on plain texts.
-
-    Inputs: `model`, `tokenizer`, `benchmarks`, `prompts`, `texts`.
-    """
+    """Measure loss and next-token calibration on the benchmarks' first references and on plain texts."""
 
     kind: ClassVar[str] = "held_out"
     module: ClassVar[str] = "minillm.evaluation.held_out"
+    inputs: ClassVar[tuple[str, ...]] = (
+        "model",
+        "tokenizer",
+        "benchmarks",
+        "prompts",
+        "texts",
+    )
     shares_work: ClassVar[bool] = True
     shown: ClassVar[tuple[str, ...]] = ("held_out_loss", "bits_per_byte", "next_token_ece")
     role: str
@@ -139,10 +173,15 @@ class HeldOut(Stage):
 
 
 class DownstreamScore(Stage):
-    """Answer the harness's tasks with one model. Inputs: `model`, `tokenizer`, `tasks`."""
+    """Answer the harness's tasks with one model."""
 
     kind: ClassVar[str] = "downstream"
     module: ClassVar[str] = "minillm.evaluation.downstream.answering"
+    inputs: ClassVar[tuple[str, ...]] = (
+        "model",
+        "tokenizer",
+        "tasks",
+    )
     shown: ClassVar[tuple[str, ...]] = ("downstream",)
     role: str
     limit: int | None
@@ -152,12 +191,17 @@ class DownstreamScore(Stage):
 class Speed(Stage):
     """Time what repeats in a run, for its plan.
 
-    Inputs: `tokenizer`, `examples`; `teacher` and `student`, unless they have an architecture to initialise. Output:
-    `speed.json`.
+    `teacher` and `student` are inputs unless they have an architecture to initialise. Output: `speed.json`.
     """
 
     kind: ClassVar[str] = "speed"
     module: ClassVar[str] = "minillm.planning.speed"
+    inputs: ClassVar[tuple[str, ...]] = (
+        "tokenizer",
+        "examples",
+        "teacher?",
+        "student?",
+    )
     architectures: dict[str, dict[str, Any]]
     """Architectures of `teacher` and `student`, where their weights are not there yet."""
     trainings: dict[str, Train]

@@ -9,14 +9,28 @@ from minillm.stages.base import Stage
 class Report(Stage):
     """Write the report: tables, plots and the page.
 
-    Inputs: `benchmarks`, `cost`; `prompts/ROLE`, `score/ROLE`, `diversity/ROLE` and `responses/ROLE` (generate) for
-    each row of the table; `exposure/ROLE`, `calibration/ROLE`, `held_out/ROLE`, `downstream/ROLE` and `judge/ROLE` for
-    each row measured so; `preference` if people compared answers; `train/ROLE` for each model trained here, including
-    the initial student, and `examples` if there is one.
+    `train/ROLE` is there for each model trained here, the initial student included, and `examples` if there is one;
+    the other names with a role are there for each row of the table, or each that was measured so.
     """
 
     kind: ClassVar[str] = "report"
     module: ClassVar[str] = "minillm.reporting.report"
+    inputs: ClassVar[tuple[str, ...]] = (
+        "benchmarks",
+        "cost",
+        "prompts/*",
+        "score/*",
+        "diversity/*",
+        "responses/*",
+        "exposure/*",
+        "calibration/*",
+        "held_out/*",
+        "downstream/*",
+        "judge/*",
+        "preference?",
+        "train/*",
+        "examples?",
+    )
     is_page: ClassVar[bool] = True
     name: str
     roles: tuple[str, ...]
@@ -31,11 +45,15 @@ class Report(Stage):
 class StudyReport(Stage):
     """Compare the variants of a configuration.
 
-    Inputs: `score/VARIANT/SEED` and, if it was trained, `train/VARIANT/SEED`, for the compared row of every run.
+    Inputs are named `score/VARIANT/SEED` and, if it was trained, `train/VARIANT/SEED`, for the compared row of a run.
     """
 
     kind: ClassVar[str] = "study"
     module: ClassVar[str] = "minillm.reporting.study.study_report"
+    inputs: ClassVar[tuple[str, ...]] = (
+        "score/*",
+        "train/*",
+    )
     is_page: ClassVar[bool] = True
     shown: ClassVar[tuple[str, ...]] = ("score", "difference", "p_value")
     name: str
@@ -57,11 +75,16 @@ class StudyReport(Stage):
 class Card(Stage):
     """Export the distilled model as an ordinary model directory with its card.
 
-    Inputs: `model`, `examples`, `report`. Output: a directory that `AutoModelForCausalLM.from_pretrained` loads.
+    Output: a directory that `AutoModelForCausalLM.from_pretrained` loads.
     """
 
     kind: ClassVar[str] = "model"
     module: ClassVar[str] = "minillm.reporting.model_card"
+    inputs: ClassVar[tuple[str, ...]] = (
+        "model",
+        "examples",
+        "report",
+    )
     role: str
     config: dict
     """The resolved configuration without `runtime` and `promotion`, for the card's provenance."""

@@ -11,12 +11,21 @@ from minillm.stages.base import Stage
 class Prepare(Stage):
     """Train or load the tokenizer that models share, and check that all models fit it and the lengths asked for.
 
-    Inputs: the directory of each model that has one, under its name in `models`; `tokenizer` (if given); to train a
-    tokenizer, `instructions`, `split`, `plain_text`. Output: the tokenizer's files and `models.json`.
+    Models that have a directory are inputs under their names in `models`; `instructions`, `split` and `plain_text` are
+    there to train a tokenizer. Output: the tokenizer's files and `models.json`.
     """
 
     kind: ClassVar[str] = "prepare"
     module: ClassVar[str] = "minillm.preparation.prepare"
+    inputs: ClassVar[tuple[str, ...]] = (
+        "teacher.model?",
+        "student.model?",
+        "model?",
+        "tokenizer?",
+        "instructions?",
+        "split?",
+        "plain_text?",
+    )
     reads_only: ClassVar[bool] = True
     tokenizer: Tokenizer
     template: Template
@@ -31,10 +40,11 @@ class Prepare(Stage):
 
 
 class Benchmarks(Stage):
-    """Read the benchmarks into one format. Inputs: `benchmark/NAME`. Output: `NAME.jsonl` for each."""
+    """Read the benchmarks into one format. Output: `NAME.jsonl` for each."""
 
     kind: ClassVar[str] = "benchmarks"
     module: ClassVar[str] = "minillm.data.benchmarks"
+    inputs: ClassVar[tuple[str, ...]] = ("benchmark/*",)
     reads_only: ClassVar[bool] = True
     for_evaluation: ClassVar[bool] = True
     fields: dict[str, Fields]
@@ -46,10 +56,14 @@ class Benchmarks(Stage):
 
 
 class Questions(Stage):
-    """Read multiple-choice sets into one format, with their tokens. Inputs: `tokenizer`, `calibration/NAME`."""
+    """Read multiple-choice sets into one format, with their tokens."""
 
     kind: ClassVar[str] = "questions"
     module: ClassVar[str] = "minillm.data.questions"
+    inputs: ClassVar[tuple[str, ...]] = (
+        "tokenizer",
+        "calibration/*",
+    )
     reads_only: ClassVar[bool] = True
     for_evaluation: ClassVar[bool] = True
     sets: dict[str, MultipleChoice]
@@ -61,10 +75,14 @@ class Questions(Stage):
 
 
 class EncodedPrompts(Stage):
-    """Tokenise the benchmarks' prompts. Inputs: `tokenizer`, `benchmarks`. Output: `NAME.parquet` for each."""
+    """Tokenise the benchmarks' prompts. Output: `NAME.parquet` for each."""
 
     kind: ClassVar[str] = "prompts"
     module: ClassVar[str] = "minillm.data.benchmark_prompts"
+    inputs: ClassVar[tuple[str, ...]] = (
+        "tokenizer",
+        "benchmarks",
+    )
     reads_only: ClassVar[bool] = True
     template: Template
     max_prompt_tokens: int
@@ -72,13 +90,16 @@ class EncodedPrompts(Stage):
 
 
 class Filter(Stage):
-    """Drop and report rows that must not be trained on; split and tokenise the rest.
-
-    Inputs: `instructions`, `split` (if given), `tokenizer`, `benchmarks`.
-    """
+    """Drop and report rows that must not be trained on; split and tokenise the rest."""
 
     kind: ClassVar[str] = "filter"
     module: ClassVar[str] = "minillm.data.filtering"
+    inputs: ClassVar[tuple[str, ...]] = (
+        "instructions",
+        "split?",
+        "tokenizer",
+        "benchmarks",
+    )
     reads_only: ClassVar[bool] = True
     template: Template
     max_prompt_tokens: int
@@ -93,19 +114,27 @@ class Filter(Stage):
 
 
 class Pack(Stage):
-    """Tokenise a plain-text corpus into one memory-mapped array. Inputs: `plain_text`, `tokenizer`."""
+    """Tokenise a plain-text corpus into one memory-mapped array."""
 
     kind: ClassVar[str] = "pack"
     module: ClassVar[str] = "minillm.data.packing"
+    inputs: ClassVar[tuple[str, ...]] = (
+        "plain_text",
+        "tokenizer",
+    )
     reads_only: ClassVar[bool] = True
     block_tokens: int
 
 
 class HeldOutTexts(Stage):
-    """Tokenise plain texts to measure the loss on. Inputs: `tokenizer`, `held_out/NAME`. Output: `NAME/` for each."""
+    """Tokenise plain texts to measure the loss on. Output: `NAME/` for each."""
 
     kind: ClassVar[str] = "held_out_texts"
     module: ClassVar[str] = "minillm.data.held_out_texts"
+    inputs: ClassVar[tuple[str, ...]] = (
+        "tokenizer",
+        "held_out/*",
+    )
     reads_only: ClassVar[bool] = True
     for_evaluation: ClassVar[bool] = True
     texts: tuple[str, ...]
@@ -115,12 +144,17 @@ class HeldOutTexts(Stage):
 class DownstreamTasks(Stage):
     """Find and check the harness's tasks before anything is trained.
 
-    Inputs: `prepared/…` (for the models' positions); `rows/NAME` and `examples/NAME` for tasks with local rows.
+    `prepared/…` tell the models' positions; `rows/NAME` and `examples/NAME` are those of tasks with local rows.
     Output: `plan.json`, and the local rows by task.
     """
 
     kind: ClassVar[str] = "downstream_tasks"
     module: ClassVar[str] = "minillm.evaluation.downstream.tasks"
+    inputs: ClassVar[tuple[str, ...]] = (
+        "prepared/*",
+        "rows/*",
+        "examples/*",
+    )
     reads_only: ClassVar[bool] = True
     for_evaluation: ClassVar[bool] = True
     harness: str

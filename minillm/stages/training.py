@@ -9,12 +9,20 @@ from minillm.stages.base import Stage
 class Train(Stage):
     """Train one model by one method.
 
-    Inputs: `tokenizer`, `examples`; `weights` (initial model, unless there is an `architecture`); `teacher` if the
-    method compares with it; `responses` for `text: teacher`; `plain_text` if its loss has a weight.
+    `weights` is the initial model, unless there is an `architecture`; `teacher` is there if the method compares with
+    it, `responses` for `text: teacher`, `plain_text` if its loss has a weight.
     """
 
     kind: ClassVar[str] = "train"
     module: ClassVar[str] = "minillm.training.trainer"
+    inputs: ClassVar[tuple[str, ...]] = (
+        "tokenizer",
+        "examples",
+        "weights?",
+        "teacher?",
+        "responses?",
+        "plain_text?",
+    )
     shares_work: ClassVar[bool] = True
     role: str
     """Name of the trained model in logs and tables: teacher, initial, sft, minillm …"""
@@ -27,10 +35,15 @@ class Train(Stage):
 
 
 class Respond(Stage):
-    """Generate the teacher's responses to the training prompts (SeqKD). Inputs: `model`, `tokenizer`, `examples`."""
+    """Generate the teacher's responses to the training prompts (SeqKD)."""
 
     kind: ClassVar[str] = "respond"
     module: ClassVar[str] = "minillm.generation.responding"
+    inputs: ClassVar[tuple[str, ...]] = (
+        "model",
+        "tokenizer",
+        "examples",
+    )
     shares_work: ClassVar[bool] = True
     max_tokens: int
     precision: Literal["float32", "bfloat16"]

@@ -37,14 +37,16 @@ class Computation:
 
         Args:
             stage: Settings that decide the result.
-            inputs: By the names in the stage's docstring.
+            inputs: By the names that the stage declares.
             config: Where and on what to run; it is also kept with the result.
             label: What the stage is called in logs and pages, e.g. "train minillm".
             store: Where results are.
 
         Raises:
             StageError: A source is not there.
+            ValueError: The stage reads other inputs.
         """
+        stage.require_inputs(inputs)
         self.stage, self.config, self.label, self.store = stage, config, label, store
         self.artifacts = {name: value for name, value in inputs.items() if isinstance(value, Artifact)}
         self.sources = {

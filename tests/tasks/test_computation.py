@@ -1,5 +1,6 @@
 """A stage has read what its key says, whatever happens to its sources; work that no run continues is removed."""
 
+import contextlib
 import json
 import os
 import threading
@@ -12,7 +13,7 @@ from mlflow import MlflowClient
 
 from minillm.config import Config, Fields, Model, Source
 from minillm.errors import StageError
-from minillm.stages import Benchmarks, Card, Stage
+from minillm.stages import Benchmarks, Filter, Stage, StudyReport
 from minillm.store.artifacts import Store
 from minillm.store.inventory import look
 from minillm.store.manifest import Artifact
@@ -76,7 +77,7 @@ def test_so_it_is_of_folders_models_and_results_of_other_stages(tmp_path: Path):
         (artifact, Path(artifact.path) / "dolly.jsonl"),
     ]
     for number, (given, path) in enumerate(inputs):
-        stage = Card(role=f"{number}", config={})
+        stage = Benchmarks(fields={f"{number}": Fields()}, topics={})
         computation = prepared(config, given, stage)
         rewrite(path, "other")
         with pytest.raises(StageError, match=f"{path.name} changed while"):
@@ -144,3 +145,27 @@ def test_work_that_no_run_can_continue_is_told_and_collected(tmp_path: Path, mon
     assert {entry.name for entry in collect(str(store.root), dry_run=False)} == {stale.work.name}
     assert [path.name for path in (store.root / "work").iterdir()] == [begun.work.name]
     assert done.find() == completed
+
+
+@pytest.mark.parametrize(
+    ("stage", "names", "fits"),
+    [
+        (Filter, ["instructions", "tokenizer", "benchmarks"], True),
+        (Filter, ["instructions", "split", "tokenizer", "benchmarks"], True),
+        (Filter, ["instructions", "tokenizer"], False),
+        (Filter, ["instructions", "tokenizer", "benchmarks", "prompts"], False),
+        (Benchmarks, [], True),
+        (Benchmarks, ["benchmark/dolly", "benchmark/a/b"], True),
+        (Benchmarks, ["benchmark"], False),
+        (StudyReport, ["score/a/1", "train/a/1"], True),
+    ],
+)
+def test_a_stage_is_given_what_it_declares(stage: type[Stage], names: list[str], fits: bool):
+    with contextlib.nullcontext() if fits else pytest.raises(ValueError, match=rf"^stage '{stage.kind}' reads \("):
+        stage.model_construct().require_inputs(names)
+
+
+def test_a_computation_asks_for_them(tmp_path: Path):
+    config = small_config(tmp_path)
+    with pytest.raises(ValueError, match=r"missing are \[\], unknown are \['prompts'\]"):
+        Computation(STAGE, {"prompts": Source(path="benchmark.jsonl")}, config, "read", Store(config.runtime.store))
