@@ -44,6 +44,7 @@ STEP = {
 }
 """Settings of a step: student of 4 layers × 128, teacher of 6 × 256, 16 prompts of 64 tokens, 128 new tokens each."""
 GENERATION = {"student": [256, 4], "vocabulary": 50257, "batch_size": 32, "dtype": "float32", "threads": 2}
+HEAD = {"width": 768, "teacher_width": 1024, "tokens": 512, "vocabulary": 50257, "dtype": "float32", "threads": 1}
 TINY = {
     "student": [32, 1],
     "teacher": [32, 1],
@@ -66,6 +67,7 @@ def comparisons(lengths: Path, dtypes: tuple[str, ...] = ("float32", "bfloat16")
         step = {**STEP, "dtype": dtype}
         small, mixed = {**step, "vocabulary": 8192}, {**step, "teacher_mix": 0.2}
         reference, single_step = {**mixed, "inner_epochs": 4}, {**step, "credit": "none"}
+        head = {**HEAD, "dtype": dtype}
         generation = {**GENERATION, "dtype": dtype, "lengths": str(lengths)}
         found += [
             Comparison(
@@ -85,6 +87,15 @@ def comparisons(lengths: Path, dtypes: tuple[str, ...] = ("float32", "bfloat16")
                 ("generation", {**generation, "by": "engine"}),
                 ("generation", {**generation, "by": "generate"}),
                 3,
+            ),
+            *(
+                Comparison(
+                    f"gradients of the head's loss by {other}, {dtype}",
+                    ("head_loss", {**head, "by": "closed form"}),
+                    ("head_loss", {**head, "by": other}),
+                    1.2,
+                )
+                for other in ("autograd", "checkpoint")
             ),
         ]
     return found

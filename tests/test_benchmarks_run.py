@@ -5,7 +5,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-from benchmarks.comparisons import Comparison, measure
+import pytest
+
+from benchmarks.comparisons import HEAD, Comparison, measure
 from benchmarks.protocol import ROOT, Contender
 
 
@@ -31,6 +33,15 @@ def test_both_sides_of_the_generation_make_the_same_number_of_tokens(tmp_path: P
     for by in ("engine", "generate"):
         with Contender("generation", {**settings, "lengths": str(lengths), "by": by}) as contender:
             assert contender.step()["tokens"] == 16
+
+
+def test_all_sides_of_the_head_take_the_same_gradients() -> None:
+    found = []
+    for by in ("closed form", "autograd", "checkpoint"):
+        with Contender("head_loss", {**HEAD, "tokens": 300, "vocabulary": 70, "by": by}) as contender:
+            found.append(contender.step())
+    assert [side["loss"] for side in found] == pytest.approx([found[0]["loss"]] * 3, rel=1e-5)
+    assert [side["gradient_norm"] for side in found] == pytest.approx([found[0]["gradient_norm"]] * 3, rel=1e-5)
 
 
 def test_a_missing_environment_leaves_its_comparison_out(monkeypatch) -> None:
