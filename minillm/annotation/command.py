@@ -14,7 +14,7 @@ from minillm.files import local_path
 STORE = Path(".minillm")
 """Default folder of results (`runtime.store`)."""
 AGAINST = "--against"
-SEEDS = 1 << 32
+LAST_SEED = (1 << 32) - 1
 
 
 class AnnotateCommand(TyperCommand):
@@ -28,20 +28,6 @@ class AnnotateCommand(TyperCommand):
             after = before == AGAINST or (after and not word.startswith("-"))
             repeated += [AGAINST, word] if after and before != AGAINST else [word]
         return super().parse_args(ctx, repeated)
-
-
-def _count(given: str | int) -> int:
-    text = str(given)  # the default is a number
-    if not text.isdecimal() or int(text) < 1:
-        raise typer.BadParameter(f"{text!r} is not a number of prompts, 1 or more")
-    return int(text)
-
-
-def _seed(given: str | int) -> int:
-    text = str(given)
-    if not text.isdecimal() or int(text) >= SEEDS:
-        raise typer.BadParameter(f"{text!r} is not a seed, a whole number from 0 to {SEEDS - 1}")
-    return int(text)
 
 
 def annotate(
@@ -63,8 +49,10 @@ def annotate(
         str | None,
         typer.Option(metavar="NAME", help="Whose prompts, instead of self_inst, as in the paper, or the first."),
     ] = None,
-    prompts: Annotated[int, typer.Option(parser=_count, metavar="COUNT", help="How many, drawn at random.")] = 60,
-    seed: Annotated[int, typer.Option(parser=_seed, metavar="SEED", help="For the prompts drawn and their order.")] = 1,
+    prompts: Annotated[int, typer.Option(min=1, metavar="COUNT", help="How many, drawn at random.")] = 60,
+    seed: Annotated[
+        int, typer.Option(min=0, max=LAST_SEED, metavar="SEED", help="For the prompts drawn and their order.")
+    ] = 1,
     port: Annotated[int, typer.Option(metavar="PORT", help="Where the page is served; 0 for any that is free.")] = 4400,
     export: Annotated[
         Path | None,

@@ -82,19 +82,10 @@ class Judgements:
         with self._connection() as connection:
             connection.execute(_KEEP, judgement.model_dump(mode="json"))
 
-    def of(self, pairs: Iterable[Compared], annotator: str | None = None) -> Iterator[tuple[Compared, str, Choice]]:
-        """Yield pair, annotator and choice of every judgement of some pairs, each looked up by the table's key.
-
-        Args:
-            pairs: Any number of pairs; the size of the table does not matter.
-            annotator: Only judgements of this annotator; by default those of all.
-        """
+    def of(self, pairs: Iterable[Compared]) -> list[dict[str, Choice]]:
+        """Return the choices on each pair by annotator, looked up by the table's key, however long the table is."""
         with self._connection() as connection:
-            for pair in pairs:
-                asked = (*pair.identity, annotator) if annotator is not None else pair.identity
-                query = _OF_PAIR + (" AND annotator = ?" if annotator is not None else "")
-                for name, choice in connection.execute(query, asked).fetchall():
-                    yield pair, name, choice
+            return [dict(connection.execute(_OF_PAIR, pair.identity).fetchall()) for pair in pairs]
 
     def all(self) -> list[Judgement]:
         """Return all judgements in the order of time."""

@@ -1,6 +1,6 @@
 """A session of annotation: pairs one by one, with the two answers in an order that differs between annotators."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Literal
@@ -39,19 +39,16 @@ class AnnotationSession:
     def judged(self) -> dict[str, dict[int, Preferred]]:
         """Return each annotator's choices so far, by the number of the pair."""
         judged: dict[str, dict[int, Preferred]] = {}
-        for number, annotator, preferred in self._said(None):
-            judged.setdefault(annotator, {})[number] = preferred
+        choices = self.judgements.of(pair.compared for pair in self.pairs)
+        for number, (pair, of_pair) in enumerate(zip(self.pairs, choices, strict=True), start=1):
+            for annotator, choice in of_pair.items():
+                said = SAID[choice]
+                judged.setdefault(annotator, {})[number] = OPPOSITE[said] if swapped(annotator, pair) else said
         return judged
 
     def judged_by(self, annotator: str) -> dict[int, Preferred]:
         """Return one annotator's choices so far, by the number of the pair."""
-        return {number: preferred for number, _, preferred in self._said(annotator)}
-
-    def _said(self, annotator: str | None) -> Iterator[tuple[int, str, Preferred]]:
-        numbers = {pair.compared.identity: number for number, pair in enumerate(self.pairs, start=1)}
-        for compared, name, choice in self.judgements.of((pair.compared for pair in self.pairs), annotator):
-            number, preferred = numbers[compared.identity], SAID[choice]
-            yield number, name, OPPOSITE[preferred] if swapped(name, self.pairs[number - 1]) else preferred
+        return self.judged().get(annotator, {})
 
     def next_open(self, annotator: str, after: int = 0) -> int | None:
         """Return the next pair without a choice, starting again after the last one; None if all have one."""

@@ -75,7 +75,7 @@ def test_help_of_a_command_has_its_options_and_examples(command: str):
         (["promote"], "name one, or --rollback NAME, and not both"),
         (["promote", "a", "--rollback", "b"], "name one, or --rollback NAME, and not both"),
         (["promote", "--rollback", "b", "--method", "kd"], "it goes back to the champion before, whatever its"),
-        (["annotate", "--prompts", "0"], "'0' is not a number of prompts"),
+        (["annotate", "--prompts", "0"], "'--prompts': Input should be greater than or equal to 1"),
         (["store", "ls", "--store", "/nowhere"], "/nowhere is not a store"),
         (["store", "--store", "/nowhere", "verify"], "/nowhere is not a store"),
         (["distill", "configs/quickstrat.yaml"], "quickstart.yaml"),
