@@ -6,8 +6,8 @@ from pathlib import Path
 import pandas as pd
 import pyarrow.parquet as pq
 
-from minillm.files import read_json
 from minillm.reporting.comparison import Comparison
+from minillm.reporting.sections.base import read_measured
 from minillm.words import number
 
 
@@ -38,7 +38,7 @@ def prompt_words(comparison: Comparison) -> str:
 
 def cut_words(inputs: Mapping[str, Path], comparison: Comparison) -> str:
     """Return the number of prompts whose beginning was cut, in words; by model if their tokenizers make them differ."""
-    counts = {role: read_json(inputs[f"prompts/{role}"] / "cut_prompts.json") for role in comparison.roles}
+    counts = read_measured(inputs, "prompts", comparison.roles, "cut_prompts.json")
     words = {
         role: ", ".join(f"{name} {count}" for name, count in of.items() if count) or "none"
         for role, of in counts.items()

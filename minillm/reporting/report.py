@@ -22,7 +22,7 @@ from minillm.reporting.data_words import cut_words, data_tables, kept_rows, prom
 from minillm.reporting.model_words import cost_words, model_table, sizes, trained_on
 from minillm.reporting.pages import write_page
 from minillm.reporting.provenance import provenance, versions
-from minillm.reporting.sections.base import Section, doubt_words
+from minillm.reporting.sections.base import Section, doubt_words, read_measured
 from minillm.reporting.sections.calibration import calibration_section
 from minillm.reporting.sections.downstream import downstream_section
 from minillm.reporting.sections.exposure import exposure_section
@@ -47,7 +47,7 @@ SECTIONS: tuple[MakeSection, ...] = (
 def run(job: Job[Report]) -> Summary:
     """Write results.csv, results.json, plots, report.md and report.html, and return the table's numbers."""
     settings = job.settings
-    tables = {role: read_json(job.inputs[f"score/{role}"] / "table.json") for role in settings.roles}
+    tables = read_measured(job.inputs, "score", settings.roles, "table.json")
     scores = {role: pd.read_parquet(job.inputs[f"score/{role}"] / "scores.parquet") for role in settings.roles}
     trained = {name.removeprefix("train/"): path for name, path in job.inputs.items() if name.startswith("train/")}
     prompts = {role: prompt_values(of) for role, of in scores.items()}
@@ -101,8 +101,7 @@ def run(job: Job[Report]) -> Summary:
         ),
         "pairs": pair_table(comparison),
         "behaviour": behaviour_table(
-            comparison,
-            {role: read_json(job.inputs[f"diversity/{role}"] / "diversity.json") for role in settings.roles},
+            comparison, read_measured(job.inputs, "diversity", settings.roles, "diversity.json")
         ),
         "models": model_table(job.inputs, settings.models, trained, parameters, comparison, cost),
         "trained": bool(trained),
@@ -173,15 +172,13 @@ def behaviour_table(comparison: Comparison, diversities: Mapping[str, Mapping[st
     """Return exact match, response length, share of finished responses and diversity, as means over benchmarks."""
     rows = {}
     for role, table in comparison.tables.items():
-        benchmarks = list(table["benchmarks"].values())
+        benchmarks, diversity = list(table["benchmarks"].values()), diversities[role][MEAN]
         rows[role] = {
             "exact match": score(table["mean"]["exact_match"]),
             "response tokens": number(fmean(row["response_tokens"] for row in benchmarks)),
             "finished, %": number(fmean(row["finished"] for row in benchmarks)),
-            "distinct 4-grams, %": number(diversities[role][MEAN]["distinct_4"]),
-            "self-overlap": number(diversities[role][MEAN]["self_overlap"])
-            if "self_overlap" in diversities[role][MEAN]
-            else ABSENT,
+            "distinct 4-grams, %": number(diversity["distinct_4"]),
+            "self-overlap": number(diversity["self_overlap"]) if "self_overlap" in diversity else ABSENT,
         }
     return pd.DataFrame.from_dict(rows, orient="index")
 

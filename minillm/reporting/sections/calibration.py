@@ -5,14 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 
-from minillm.files import read_json
 from minillm.reporting.plots import INK, Look, empty_figure, legend
-from minillm.reporting.sections.base import Section, doubt_words
-from minillm.words import number, with_interval
+from minillm.reporting.sections.base import Section, doubt_words, interval_table, read_measured
+from minillm.words import number
 
 EXPLANATION = (
     "Each model chooses among given answers by the probability that it gives them as responses to the prompt, without "
@@ -29,12 +27,12 @@ SMALLEST_SHARE = 0.01
 
 def calibration_section(inputs: Mapping[str, Path], roles: Sequence[str], look: Look) -> Section | None:
     """Show accuracy and ECE of each method on each set; None if they were not measured."""
-    if f"calibration/{roles[0]}" not in inputs:
+    measured = read_measured(inputs, "calibration", roles, "calibration.json")
+    if not measured:
         return None
-    measured = {role: read_json(inputs[f"calibration/{role}"] / "calibration.json") for role in roles}
     tables = {
-        "Accuracy, %": _table(measured, "accuracy", 1),
-        "Expected calibration error": _table(measured, "ece", 3),
+        "Accuracy, %": interval_table(measured, "accuracy"),
+        "Expected calibration error": interval_table(measured, "ece", 3),
     }
     figures = {
         f"calibration-{name}": (
@@ -43,9 +41,10 @@ def calibration_section(inputs: Mapping[str, Path], roles: Sequence[str], look: 
         )
         for name in measured[roles[0]]
     }
-    ends = (end for of in measured.values() for found in of.values() for end in _ends(found))
-    prompts = [found["prompts"] for of in measured.values() for found in of.values()]
-    return Section("Calibration", EXPLANATION + doubt_words(ends, prompts), tables, figures)
+    sets = [found for of in measured.values() for found in of.values()]
+    ends = (end for found in sets for what in ("accuracy", "ece") for end in found[what]["interval"])
+    words = EXPLANATION + doubt_words(ends, (found["prompts"] for found in sets))
+    return Section("Calibration", words, tables, figures)
 
 
 def reliability_figure(measured: Mapping[str, Mapping[str, Any]], look: Look, confidence: str) -> Figure:
@@ -71,21 +70,6 @@ def reliability_figure(measured: Mapping[str, Mapping[str, Any]], look: Look, co
     axes.set_ylabel("share that is right")
     legend(axes)
     return figure
-
-
-def _ends(found: Mapping[str, Any]) -> list[float | None]:
-    return [*found["accuracy"]["interval"], *found["ece"]["interval"]]
-
-
-def _table(measured: Mapping[str, Mapping[str, Any]], metric: str, digits: int) -> pd.DataFrame:
-    """Return method × set."""
-    rows = {
-        role: {
-            name: with_interval(found[metric]["value"], found[metric]["interval"], digits) for name, found in of.items()
-        }
-        for role, of in measured.items()
-    }
-    return pd.DataFrame.from_dict(rows, orient="index")
 
 
 def points(sums: ArrayLike) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -7,9 +7,8 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
-from minillm.files import read_json
 from minillm.reporting import plots
-from minillm.reporting.sections.base import Section
+from minillm.reporting.sections.base import Section, read_measured
 from minillm.words import ABSENT, span, with_spread
 
 EXPLANATION = (
@@ -29,9 +28,9 @@ def downstream_section(inputs: Mapping[str, Path], roles: Sequence[str], look: p
         roles: Rows of the result table.
         look: Colour and marker of each method.
     """
-    if f"downstream/{roles[0]}" not in inputs:
+    found = read_measured(inputs, "downstream", roles, "table.json")
+    if not found:
         return None
-    found = {role: read_json(inputs[f"downstream/{role}"] / "table.json") for role in roles}
     rows = {role: facts["tasks"] for role, facts in found.items()}
     figure = accuracy_figure(rows, look)
     return Section(

@@ -7,9 +7,8 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
-from minillm.files import read_json
 from minillm.reporting.plots import Look, empty_figure, legend
-from minillm.reporting.sections.base import Section, doubt_words
+from minillm.reporting.sections.base import Section, doubt_words, read_measured
 from minillm.words import with_interval
 
 COLUMNS = 4
@@ -36,8 +35,7 @@ def exposure_section(inputs: Mapping[str, Path], roles: Sequence[str], look: Loo
         roles: Rows of the result table.
         look: Colour and marker of each method.
     """
-    paths = {role: inputs[f"exposure/{role}"] for role in roles if f"exposure/{role}" in inputs}
-    measured = {role: read_json(path / "exposure.json") for role, path in paths.items()}
+    measured = read_measured(inputs, "exposure", roles, "exposure.json")
     if not measured:
         return None
     ends = (None for of in measured.values() if "low" not in of["exaccerr"])

@@ -1,17 +1,12 @@
 """Section on text that no model trained on: loss, perplexity and calibration of the next token."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
-import pandas as pd
-
-from minillm.files import read_json
 from minillm.reporting.plots import Look
-from minillm.reporting.sections.base import Section, doubt_words
+from minillm.reporting.sections.base import Section, cell_table, doubt_words, interval_table, read_measured
 from minillm.reporting.sections.calibration import reliability_figure
-from minillm.words import with_interval
 
 EXPLANATION = (
     "Loss: mean negative log probability of the tokens of each benchmark prompt's first reference, and of plain text "
@@ -27,14 +22,15 @@ AXIS = "probability of the likeliest token"
 
 def held_out_section(inputs: Mapping[str, Path], roles: Sequence[str], look: Look) -> Section | None:
     """Show loss, perplexity and ECE of each method on each benchmark and text; None if they were not measured."""
-    if f"held_out/{roles[0]}" not in inputs:
+    measured = read_measured(inputs, "held_out", roles, "held_out.json")
+    if not measured:
         return None
-    measured = {role: read_json(inputs[f"held_out/{role}"] / "held_out.json") for role in roles}
+    cells = {role: {**sets["benchmarks"], **sets["texts"]} for role, sets in measured.items()}
     tables = {
-        "Loss, nats per token": _table(measured, lambda found: _measured(found["loss"])),
-        "Bits per byte": _table(measured, lambda found: _measured(found["bits_per_byte"])),
-        "Perplexity": _table(measured, lambda found: f"{math.exp(found['loss']['value']):.4g}"),
-        "ECE of the next token": _table(measured, lambda found: _measured(found["ece"])),
+        "Loss, nats per token": interval_table(cells, "loss", 3),
+        "Bits per byte": interval_table(cells, "bits_per_byte", 3),
+        "Perplexity": cell_table(cells, lambda found: f"{math.exp(found['loss']['value']):.4g}"),
+        "ECE of the next token": interval_table(cells, "ece", 3),
     }
     figures = {
         f"held-out-{name}": (
@@ -46,16 +42,3 @@ def held_out_section(inputs: Mapping[str, Path], roles: Sequence[str], look: Loo
     sets = [found for of in measured.values() for part in of.values() for found in part.values()]
     ends = (end for found in sets for what in ("loss", "bits_per_byte", "ece") for end in found[what]["interval"])
     return Section("Held-out text", EXPLANATION + doubt_words(ends), tables, figures)
-
-
-def _measured(found: Mapping[str, Any]) -> str:
-    return with_interval(found["value"], found["interval"], 3)
-
-
-def _table(measured: Mapping[str, Any], words: Callable[[Mapping[str, Any]], str]) -> pd.DataFrame:
-    """Return method × benchmark and text."""
-    rows = {
-        role: {name: words(found) for name, found in {**sets["benchmarks"], **sets["texts"]}.items()}
-        for role, sets in measured.items()
-    }
-    return pd.DataFrame.from_dict(rows, orient="index")

@@ -9,11 +9,10 @@ import pandas as pd
 
 from minillm.evaluation.differences import Difference, family
 from minillm.evaluation.uncertainty import adjusted
-from minillm.files import read_json
 from minillm.judging.results import difference, prompt_ratings
 from minillm.reporting.comparison import MEAN
 from minillm.reporting.plots import Look, interval_figure
-from minillm.reporting.sections.base import Section, doubt_words
+from minillm.reporting.sections.base import Section, cell_table, doubt_words, read_measured
 from minillm.words import ABSENT, number, with_interval
 
 EXPLANATION = (
@@ -36,38 +35,27 @@ def judge_section(inputs: Mapping[str, Path], roles: Sequence[str], look: Look, 
         look: Colour and marker of each.
         compared: The method that differences are taken from; the best rated one if it was not judged.
     """
-    folders = {role: inputs[f"judge/{role}"] for role in roles if f"judge/{role}" in inputs}
-    if not folders:
+    results = read_measured(inputs, "judge", roles, "judge.json")
+    if not results:
         return None
-    results = {role: read_json(path / "judge.json") for role, path in folders.items()}
-    prompts = {role: prompt_ratings(pd.read_parquet(path / "ratings.parquet")) for role, path in folders.items()}
+    prompts = {role: prompt_ratings(pd.read_parquet(inputs[f"judge/{role}"] / "ratings.parquet")) for role in results}
     cells = {role: _cells(result) for role, result in results.items()}
     judges = {name for result in results.values() for name in result["answered_by"]}
     ends = (end for of in cells.values() for cell in of.values() for end in cell["interval"])
     rated = [row["prompts"] for result in results.values() for row in result["benchmarks"].values()]
-    drawn = {
-        role: {name: {"mean": cell["ratio"], "interval": cell["interval"]} for name, cell in of.items()}
-        for role, of in cells.items()
-    }
-    figure = interval_figure(drawn, "Σ model / Σ reference, %, with 95 % interval over prompts", look)
-    if compared not in folders:
-        compared = max(folders, key=lambda role: results[role][MEAN]["ratio"])
+    figure = interval_figure(cells, "Σ model / Σ reference, %, with 95 % interval over prompts", look)
+    if compared not in results:
+        compared = max(results, key=lambda role: results[role][MEAN]["ratio"])
     return Section(
         title="Judge",
         words=EXPLANATION.format(judge=", ".join(sorted(judges))) + doubt_words(ends, rated),
         tables={
-            "Σ model / Σ reference, %": ratio_table(cells),
+            "Σ model / Σ reference, %": cell_table(cells, lambda cell: with_interval(cell["mean"], cell["interval"])),
             f"{compared} minus each other method, points": difference_table(compared, prompts),
             "How far to trust it, and what it took": trust_table(results),
         },
         figures={"judge": ("Ratings by the judge", figure)},
     )
-
-
-def ratio_table(cells: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> pd.DataFrame:
-    """Return method × benchmark and, if there are several, their mean."""
-    rows = {role: {name: _with_interval(cell) for name, cell in of.items()} for role, of in cells.items()}
-    return pd.DataFrame.from_dict(rows, orient="index")
 
 
 def difference_table(compared: str, prompts: Mapping[str, Mapping[str, pd.DataFrame]]) -> pd.DataFrame:
@@ -82,12 +70,9 @@ def difference_table(compared: str, prompts: Mapping[str, Mapping[str, pd.DataFr
         [of.p_value if of else None for of in found.values()], [family(compared, other) for other, _ in found]
     )
     rows: dict[str, dict[str, str]] = {}
-    for ((other, name), of), p_value in zip(found.items(), p_values, strict=True):
-        words = ABSENT
-        if of is not None:
-            shown = Difference(compared, other, name, of.value, of.low, of.high, p_value)
-            words = shown.marked
-        rows.setdefault(other, {})[name] = words
+    for (pair, of), p_value in zip(found.items(), p_values, strict=True):
+        words = ABSENT if of is None else Difference(compared, *pair, of.value, of.low, of.high, p_value).marked
+        rows.setdefault(pair[0], {})[pair[1]] = words
     return pd.DataFrame.from_dict(rows, orient="index")
 
 
@@ -113,13 +98,14 @@ def trust_table(results: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
 
 
 def _cells(result: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
-    return {name: ({**result["benchmarks"], MEAN: result["mean"]})[name] for name in _columns(result["benchmarks"])}
+    """Return the share of each column as figures have it."""
+    rows = {**result["benchmarks"], MEAN: result["mean"]}
+    return {
+        name: {"mean": rows[name]["ratio"], "interval": rows[name]["interval"]}
+        for name in _columns(result["benchmarks"])
+    }
 
 
 def _columns(benchmarks: Mapping[str, Any]) -> dict[str, list[str]]:
     """Return the benchmarks of each column: one each and, if there are several, all of them in the last."""
     return {name: [name] for name in benchmarks} | ({MEAN: list(benchmarks)} if len(benchmarks) > 1 else {})
-
-
-def _with_interval(cell: Mapping[str, Any]) -> str:
-    return with_interval(cell["ratio"], cell["interval"])
