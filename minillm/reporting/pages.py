@@ -53,7 +53,7 @@ def write_page(name: str, page: Mapping[str, Any], figures: Figures, output: Pat
     folder = output / "plots"
     folder.mkdir(exist_ok=True)
     drawn = {f"plots/{key}.png": (title, plots.save(of, folder / f"{key}.png")) for key, (title, of) in figures.items()}
-    text = render(f"{name}.md", {**page, "images": images(figures)})
+    text = render(f"{name}.md", {**page, "images": images(figures), "glance": False})
     write_atomically(output / f"{name}.md", text)
     write_atomically(output / f"{name}.html", as_html(f"{page['title']} – {name}", text, drawn, tiles))
 

@@ -7,17 +7,20 @@ readers can tell apart.
 import io
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
 import numpy as np
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from minillm.config import DIVERGENCES
 from minillm.reporting.comparison import MEAN, METRIC_NAMES, Comparison
+from minillm.store.artifacts import METRICS
+from minillm.worker.progress import read_metrics
 
 INK = "#010203"
 """Colour of text and axes; a page replaces it by its own text colour."""
@@ -42,6 +45,8 @@ MAX_POINTS = 200
 """A longer curve is drawn as means over this many stretches of steps."""
 MARKED_POINTS = 20
 """A curve of at most this many points marks each of them."""
+MARKS = 8
+"""Markers on a longer curve, where several rows may share a colour."""
 LEGEND_CHARACTERS = 75
 """Characters that fit on a line of a legend."""
 KEY_CHARACTERS = 6
@@ -70,6 +75,8 @@ STYLE: dict[Any, Any] = {
 
 Look = dict[str, tuple[str, str]]
 """Colour and marker of each method."""
+Curves = Mapping[str, pd.Series]
+"""Value by optimizer step, by metric."""
 
 
 def looks(roles: Sequence[str]) -> Look:
@@ -150,27 +157,42 @@ def length_figure(benchmark: str, comparison: Comparison, look: Look) -> Figure 
     return figure
 
 
-def curve_figure(
-    metric: str, curves: Mapping[str, Sequence[tuple[int, float]]], look: Look, marks: int | None = None
-) -> Figure:
-    """Draw one metric by optimizer step, a line for each model that has it.
+def read_curves(train_artifact: Path) -> Curves:
+    """Read the curves that a training logged."""
+    points = pd.DataFrame(read_metrics(train_artifact / METRICS), columns=["step", "metric", "value"])
+    return {str(metric): pd.Series(of.set_index("step")["value"]) for metric, of in points.groupby("metric")}
+
+
+def curve_figures(
+    curves: Mapping[str, Curves], look: Look, marked: bool = False, metrics: Iterable[str] = CURVES
+) -> dict[str, tuple[str, Figure]]:
+    """Draw each metric by optimizer step, a line for each model that has it; title and figure by the name of the file.
 
     Args:
-        metric: A name in CURVES.
-        curves: (step, value) by model.
+        curves: Curves of each model.
         look: Colour and marker of each model.
-        marks: Number of markers on a curve that is too long to mark each point; none by default.
+        marked: Whether a curve that is too long to mark each point has some markers.
+        metrics: Names in CURVES, in the order of the figures.
     """
+    figures = {}
+    for metric in metrics:
+        if having := {model: of[metric] for model, of in curves.items() if metric in of}:
+            figures[metric.replace("/", "-")] = (CURVES[metric], _curve_figure(CURVES[metric], having, look, marked))
+    return figures
+
+
+def _curve_figure(label: str, curves: Mapping[str, pd.Series], look: Look, marked: bool) -> Figure:
     figure, axes = empty_figure(height=2.9)
     few = max(map(len, curves.values())) <= MARKED_POINTS
-    for role, points in curves.items():
-        steps, values = zip(*_thinned(points), strict=True)
-        colour, marker = look[role]
-        every = 1 if few or not marks else max(1, len(steps) // marks)
-        shown = marker if few or marks else ""
-        axes.plot(steps, values, color=colour, label=role, lw=1.4, marker=shown, markersize=4, markevery=every)
+    for model, curve in curves.items():
+        parts = np.array_split(curve.reset_index().to_numpy(dtype=float), min(len(curve), MAX_POINTS))
+        steps, values = np.transpose([part.mean(axis=0) for part in parts])
+        colour, marker = look[model]
+        every = 1 if few or not marked else max(1, len(steps) // MARKS)
+        shown = marker if few or marked else ""
+        axes.plot(steps, values, color=colour, label=model, lw=1.4, marker=shown, markersize=4, markevery=every)
     axes.set_xlabel("optimizer step")
-    axes.set_ylabel(CURVES[metric])
+    axes.set_ylabel(label)
     legend(axes)
     return figure
 
@@ -211,9 +233,3 @@ def legend(axes: Axes) -> None:
     axes.figure.set_figheight(axes.figure.get_figheight() + LEGEND_LINE * max(0, rows - 2))  # type: ignore[union-attr]
     with mpl.rc_context(STYLE):
         axes.figure.legend(handles, labels, loc="outside upper left", ncols=math.ceil(len(labels) / rows))
-
-
-def _thinned(points: Sequence[tuple[int, float]]) -> list[tuple[float, float]]:
-    if len(points) <= MAX_POINTS:
-        return list(points)
-    return [tuple(part.mean(axis=0)) for part in np.array_split(np.asarray(points), MAX_POINTS)]

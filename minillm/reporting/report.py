@@ -32,9 +32,7 @@ from minillm.reporting.sections.preference import preference_section
 from minillm.reporting.sections.time import time_section
 from minillm.reporting.shown_answers import answers, choice_words
 from minillm.stages import Job, Report, Summary
-from minillm.store.artifacts import METRICS
 from minillm.words import ABSENT, interval, number, p_value, percent, score, span
-from minillm.worker.progress import read_metrics
 
 MakeSection = Callable[[Mapping[str, Path], Sequence[str], plots.Look], Section | None]
 """Makes a section from the stage's inputs, the rows of the table and their look; None if nothing was measured."""
@@ -96,7 +94,12 @@ def run(job: Job[Report]) -> Summary:
         "differences": difference_table(comparison),
         "how_tested": how_tested(comparison),
         "doubt_words": doubt_words(
-            (end for role in comparison.roles for end in _ends(comparison, role)),
+            (
+                end
+                for role in comparison.roles
+                for name in comparison.columns
+                for end in comparison.score(role, name)["interval"]
+            ),
             (len(of) for of in comparison.prompts[comparison.roles[0]].values()),
         ),
         "pairs": pair_table(comparison),
@@ -126,10 +129,6 @@ def result_table(comparison: Comparison) -> pd.DataFrame:
 def interval_table(comparison: Comparison) -> pd.DataFrame:
     """Return method × benchmark and their mean, the 95 % interval of the score over prompts."""
     return _by_cell(comparison, lambda cell: interval(cell["interval"]) or ABSENT)
-
-
-def _ends(comparison: Comparison, role: str) -> list[float | None]:
-    return [end for name in comparison.columns for end in comparison.score(role, name)["interval"]]
 
 
 def _by_cell(comparison: Comparison, words: Callable[[Mapping[str, Any]], str]) -> pd.DataFrame:
@@ -193,17 +192,7 @@ def draw(comparison: Comparison, trained: Mapping[str, Path], look: plots.Look) 
         figure = plots.length_figure(name, comparison, look)
         if figure is not None:
             figures[f"length-{name}"] = (f"{METRIC_NAMES[comparison.metric(name)]} by reference length: {name}", figure)
-    metrics = {role: list(read_metrics(path / METRICS)) for role, path in trained.items()}
-    for metric in plots.CURVES:
-        curves = {
-            role: points
-            for role, records in metrics.items()
-            if (points := [(step, value) for step, name, value in records if name == metric])
-        }
-        if curves:
-            figure = plots.curve_figure(metric, curves, look)
-            figures[metric.replace("/", "-")] = (plots.CURVES[metric], figure)
-    return figures
+    return figures | plots.curve_figures({role: plots.read_curves(path) for role, path in trained.items()}, look)
 
 
 def _inputs_of_page(inputs: Mapping[str, Path], comparison: Comparison) -> dict[str, Any]:

@@ -152,7 +152,6 @@ def test_a_known_secret_goes_in_every_place(monkeypatch: pytest.MonkeyPatch, tmp
     page = {
         "title": f"run {secret} x",
         "sentences": [f"The best is {secret}.", f"({secret})"],
-        "glance": False,
         "method": secret,
         "base": "b",
         "seeds": [1],

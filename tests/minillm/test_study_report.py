@@ -147,7 +147,7 @@ def test_curves_are_means_over_the_seeds(tmp_path: Path):
     job = make_job(tmp_path, ("whole",))
     assert isinstance(job.settings, StudyReport)
     curves = study.training_curves(job, job.settings)
-    assert curves["train/reverse_kl"]["whole"][:2] == [(1, 1.5), (2, 0.75)]
+    assert curves["whole"]["train/reverse_kl"].head(2).to_dict() == {1: 1.5, 2: 0.75}
 
 
 def log_points(job: Job[StudyReport], seed: int, points: dict[int, float]) -> None:
@@ -162,7 +162,7 @@ def test_seeds_without_a_step_in_common_have_no_curve(tmp_path: Path):
     job = make_job(tmp_path, ("whole",))
     log_points(job, 1, {1: 1.0, 2: 2.0})
     log_points(job, 2, {3: 3.0})
-    assert study.training_curves(job, job.settings) == {}
+    assert study.training_curves(job, job.settings) == {"whole": {}}
     study.run(job)
     assert (job.output / "study.html").exists()
 
@@ -171,8 +171,8 @@ def test_seeds_that_logged_at_other_steps_are_joined_by_straight_lines(tmp_path:
     job = make_job(tmp_path, ("whole",))
     log_points(job, 1, {2: 10.0, 6: 30.0, 9: 0.0})
     log_points(job, 2, {4: 1.0, 6: 3.0, 8: 5.0})
-    curve = study.training_curves(job, job.settings)["x"]["whole"]
-    assert curve == [(4, (20 + 1) / 2), (6, (30 + 3) / 2), (8, (10 + 5) / 2)]
+    curve = study.training_curves(job, job.settings)["whole"]["x"]
+    assert curve.to_dict() == {4: (20 + 1) / 2, 6: (30 + 3) / 2, 8: (10 + 5) / 2}
 
 
 def test_a_number_has_a_curve_and_missing_runs_are_named(tmp_path: Path):

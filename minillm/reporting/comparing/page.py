@@ -23,13 +23,11 @@ from minillm.reporting.comparing.runs import (
 )
 from minillm.reporting.comparison import MEAN
 from minillm.reporting.markdown import render
-from minillm.reporting.pages import images, write_page
+from minillm.reporting.pages import write_page
 from minillm.reporting.sections.base import doubt_words
 from minillm.words import ABSENT, number, p_statement, p_value, with_interval
 
 DIGEST_CHARACTERS = 12
-MARKS = 8
-"""Markers on a curve that is too long to mark each point; several rows may share a colour."""
 
 
 def write(comparison: RunComparison, other_page: str, output: Path) -> str:
@@ -47,7 +45,7 @@ def write(comparison: RunComparison, other_page: str, output: Path) -> str:
     page = page_of(comparison, other_page)
     page["curves"] = [name for name in figures if name != "benchmarks"]
     write_page("compare", page, figures, output)
-    return render("compare.md", page | {"images": images(figures), "glance": True})
+    return render("compare.md", page | {"glance": True})
 
 
 def page_of(comparison: RunComparison, other_page: str) -> dict[str, Any]:
@@ -55,7 +53,6 @@ def page_of(comparison: RunComparison, other_page: str) -> dict[str, Any]:
     runs = comparison.runs
     return {
         "title": ", ".join(run.label for run in runs),
-        "glance": False,
         "runs": runs,
         "started": [datetime.fromtimestamp(run.started).strftime("%Y-%m-%d %H:%M") for run in runs],
         "other_page": other_page,
@@ -156,10 +153,8 @@ def draw(comparison: RunComparison, look: plots.Look) -> dict[str, tuple[str, Fi
             f"{comparison.measure} by benchmark",
             plots.score_figure(comparison.cells, comparison.measure, look),
         )
-    for metric, title in plots.CURVES.items():
-        if curves := comparison.curves(metric):
-            figures[metric.replace("/", "-")] = (title, plots.curve_figure(metric, curves, look, MARKS))
-    return figures
+    curves = {row.name: row.run.curves.get(row.method, {}) for row in comparison.rows}
+    return figures | plots.curve_figures(curves, look, marked=True)
 
 
 def _difference(comparison: RunComparison, row: MethodOfRun, other: MethodOfRun, benchmark: str) -> Mapping[str, str]:

@@ -174,12 +174,6 @@ class RunComparison:
         found = paired_differences(values, lambda row, other: family(names[row], names[other]))
         return {(of.method, of.other, of.benchmark): of for of in found}
 
-    def curves(self, metric: str) -> dict[str, list[tuple[int, float]]]:
-        """Return (step, value) of the rows that have the metric."""
-        found = {row.name: row.run.curves.get(row.method, {}) for row in self.rows}
-        having = {name: curves[metric] for name, curves in found.items() if metric in curves}
-        return {name: list(zip(of.index.tolist(), of.tolist(), strict=True)) for name, of in having.items()}
-
     def _cells(self, row: MethodOfRun) -> Iterator[tuple[str, dict[str, Any]]]:
         groups = {name: [scores] for name, scores in row.scores.items()}
         groups |= {MEAN: [row.scores[name] for name in self.shared]} if self.shared else {}

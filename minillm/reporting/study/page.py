@@ -14,26 +14,24 @@ from minillm.evaluation.differences import Difference
 from minillm.reporting import plots
 from minillm.reporting.comparison import MEAN
 from minillm.reporting.markdown import render
-from minillm.reporting.pages import images, write_page
+from minillm.reporting.pages import write_page
 from minillm.reporting.sections.base import doubt_words
-from minillm.reporting.study.variants import Curve, StudyComparison
+from minillm.reporting.study.variants import StudyComparison
 from minillm.stages import StudyReport
 from minillm.words import ABSENT, number, p_statement, p_value, with_interval
 
 SHOWN_CURVES = (*plots.DIVERGENCE_CURVES, "train/response_tokens", "valid/rouge_l", "valid/rouge_l_characters")
-MARKS = 8
-"""Markers on a curve that is too long to mark each point."""
 
 
 def write(
-    comparison: StudyComparison, settings: StudyReport, curves: Mapping[str, Mapping[str, Curve]], output: Path
+    comparison: StudyComparison, settings: StudyReport, curves: Mapping[str, plots.Curves], output: Path
 ) -> tuple[str, list[str]]:
     """Write study.html, study.md and the plots.
 
     Args:
         comparison: The variants.
         settings: Name of the study, and changes of each variant.
-        curves: Training curves by metric and variant.
+        curves: Training curves by variant.
         output: An empty folder.
 
     Returns:
@@ -43,7 +41,6 @@ def write(
     figures = draw(comparison, settings, curves)
     page = {
         "title": settings.name,
-        "glance": False,
         "base": settings.base,
         "method": settings.method,
         "measure": comparison.measure,
@@ -61,7 +58,7 @@ def write(
         "curves": [name for name in figures if name not in ("differences", "parameter")],
     }
     write_page("study", page, figures, output)
-    return render("study.md", page | {"images": images(figures), "glance": True}), sentences
+    return render("study.md", page | {"glance": True}), sentences
 
 
 def study_verdict(comparison: StudyComparison) -> list[str]:
@@ -105,7 +102,7 @@ def seed_table(comparison: StudyComparison, seeds: Sequence[int]) -> pd.DataFram
 
 
 def draw(
-    comparison: StudyComparison, settings: StudyReport, curves: Mapping[str, Mapping[str, Curve]]
+    comparison: StudyComparison, settings: StudyReport, curves: Mapping[str, plots.Curves]
 ) -> dict[str, tuple[str, Figure]]:
     """Draw all figures; title and figure by the name of the file."""
     look = plots.looks([comparison.baseline, *comparison.others])
@@ -115,11 +112,8 @@ def draw(
     if settings.points is not None and settings.parameter is not None:
         title = f"{comparison.measure} by {settings.parameter.rpartition('.')[2]}"
         figures["parameter"] = (title, parameter_figure(comparison, settings.points, settings.parameter))
-    for metric in SHOWN_CURVES:
-        if metric in curves:
-            figure = plots.curve_figure(metric, curves[metric], look, MARKS)
-            figures[metric.replace("/", "-")] = (f"{plots.CURVES[metric]}, mean over training seeds", figure)
-    return figures
+    of_curves = plots.curve_figures(curves, look, marked=True, metrics=SHOWN_CURVES)
+    return figures | {name: (f"{title}, mean over training seeds", of) for name, (title, of) in of_curves.items()}
 
 
 def difference_figure(comparison: StudyComparison, look: plots.Look) -> Figure:

@@ -1,6 +1,7 @@
 """Stage study: turn the scores of a study's runs into a table, differences from the baseline, plots and a page."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict
 
 import numpy as np
@@ -12,11 +13,10 @@ from minillm.errors import StageError
 from minillm.evaluation.uncertainty import prompt_scores
 from minillm.files import read_json
 from minillm.reporting.comparison import METRIC_NAMES
+from minillm.reporting.plots import Curves, read_curves
 from minillm.reporting.study.page import write
-from minillm.reporting.study.variants import Curve, StudyComparison
+from minillm.reporting.study.variants import StudyComparison
 from minillm.stages import Job, StudyReport, Summary
-from minillm.store.artifacts import METRICS
-from minillm.worker.progress import read_metrics
 
 
 def run(job: Job[StudyReport]) -> Summary:
@@ -72,32 +72,23 @@ def read_measure(job: Job[StudyReport]) -> str:
     return METRIC_NAMES[metrics.pop()] if len(metrics) == 1 else "Score"
 
 
-def training_curves(job: Job[StudyReport], settings: StudyReport) -> dict[str, dict[str, Curve]]:
-    """Return curves as means over seeds, by metric and variant, if all seeds have them over some of the same steps.
-
-    Each seed logs at its own steps (see `minillm.worker.progress`); a curve is linear between them.
-    """
-    found: dict[str, dict[str, Curve]] = {}
+def training_curves(job: Job[StudyReport], settings: StudyReport) -> dict[str, Curves]:
+    """Return curves as means over seeds, by variant, if all seeds have them over some of the same steps."""
+    found: dict[str, Curves] = {}
     for variant in settings.changes:
-        curves: dict[str, list[Curve]] = {}
-        for seed in settings.seeds:
-            points: dict[str, Curve] = {}
-            for step, name, value in read_metrics(job.inputs[f"train/{variant}/{seed}"] / METRICS):
-                points.setdefault(name, []).append((step, value))
-            for name, of_seed in points.items():
-                curves.setdefault(name, []).append(of_seed)
-        for name, of_seeds in curves.items():
-            if len(of_seeds) == len(settings.seeds) and (mean := _mean_curve(of_seeds)):
-                found.setdefault(name, {})[variant] = mean
+        of_seeds = [read_curves(job.inputs[f"train/{variant}/{seed}"]) for seed in settings.seeds]
+        shared = set(of_seeds[0]).intersection(*of_seeds)
+        means = {name: mean_curve([of_seed[name] for of_seed in of_seeds]) for name in shared}
+        found[variant] = {name: curve for name, curve in means.items() if not curve.empty}
     return found
 
 
-def _mean_curve(curves: list[Curve]) -> Curve:
-    """Average curves at every step that any of them has, over the steps that all of them cover."""
-    first, last = max(curve[0][0] for curve in curves), min(curve[-1][0] for curve in curves)
-    steps = sorted({step for curve in curves for step, _ in curve if first <= step <= last})
-    of_seeds = [np.interp(steps, [step for step, _ in curve], [value for _, value in curve]) for curve in curves]
-    return list(zip(steps, np.mean(of_seeds, axis=0).tolist(), strict=True))
+def mean_curve(curves: Sequence[pd.Series]) -> pd.Series:
+    """Average curves at every step that any of them has, over the steps that all of them cover.
+
+    Each seed logs at its own steps (see `minillm.worker.progress`); a curve is linear between them.
+    """
+    return pd.concat(curves, axis=1).sort_index().interpolate("index", limit_area="inside").dropna().mean(axis=1)
 
 
 def _summary(comparison: StudyComparison) -> Summary:

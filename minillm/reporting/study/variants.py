@@ -18,9 +18,6 @@ from minillm.evaluation.differences import Difference, paired_differences
 from minillm.evaluation.uncertainty import Estimate, estimate
 from minillm.reporting.comparison import MEAN
 
-Curve = list[tuple[int, float]]
-"""(step, value)."""
-
 
 @dataclass(frozen=True)
 class StudyComparison:
