@@ -90,8 +90,7 @@ class Comparison:
     @property
     def measure(self) -> str:
         """Name of the scores."""
-        metrics = {self.metric(name) for name in self.benchmarks}
-        return METRIC_NAMES[metrics.pop()] if len(metrics) == 1 else "Score"
+        return measure_of(self.metric(name) for name in self.benchmarks)
 
     def score(self, role: str, benchmark: str) -> Mapping[str, Any]:
         """Return mean, spread, interval and per-seed values of one cell."""
@@ -140,6 +139,19 @@ class Comparison:
                 above[lower] += 1
                 below[upper] += 1
         return {role: (1 + above[role], len(self.roles) - below[role]) for role in self.roles}
+
+
+def measure_of(metrics: Iterable[str]) -> str:
+    """Name the scores of some benchmarks by their metric if they have the same one."""
+    names = {METRIC_NAMES[metric] for metric in metrics}
+    return names.pop() if len(names) == 1 else "Score"
+
+
+def reading(difference: Difference) -> str:
+    """Say in a word or two how the first method of a difference stands to the other."""
+    if not difference.clear:
+        return "not distinguishable"
+    return "above" if difference.value > 0 else "below"
 
 
 def on_policy_method(methods: Iterable[str], trained_on: Mapping[str, str]) -> str | None:
@@ -191,16 +203,9 @@ def _against_others(comparison: Comparison) -> list[str]:
         for d in comparison.differences
         if (d.method, d.benchmark) == (comparison.compared, MEAN) and d.other not in teachers
     ]
-    groups = {
-        "is above {}": [d for d in rivals if d.clear and d.value > 0],
-        "cannot be told apart from {}": [d for d in rivals if not d.clear],
-        "is below {}": [d for d in rivals if d.clear and d.value < 0],
-    }
-    return [
-        f"{comparison.compared} {words.format(', '.join(f'{d.other} ({d})' for d in members))}."
-        for words, members in groups.items()
-        if members
-    ]
+    words = {"above": "is above", "not distinguishable": "cannot be told apart from", "below": "is below"}
+    groups = {outcome: [f"{d.other} ({d})" for d in rivals if reading(d) == outcome] for outcome in words}
+    return [f"{comparison.compared} {words[outcome]} {', '.join(of)}." for outcome, of in groups.items() if of]
 
 
 def how_tested(comparison: Comparison) -> str:

@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from minillm.config import DIVERGENCES, Method, Template
 from minillm.data.prompts import encode_prompts, render
 from minillm.files import read_json
-from minillm.models.shared_tokenizer import SharedTokenizer, load_shared_tokenizer
+from minillm.models.shared_tokenizer import load_shared_tokenizer
 from minillm.redaction import without_known_secrets
 from minillm.reporting.comparison import METRIC_NAMES
 from minillm.reporting.data_words import kept_rows
@@ -51,7 +51,9 @@ def run(job: Job[Card]) -> Summary:
         parameters=short_count(parameters),
         **training_words(settings),
         **_result_words(settings, results),
-        **_usage_words(settings.config, shared),
+        config=settings.config,
+        snippet=usage(settings.config, shared.tokenizer),
+        end_tokens=" or ".join(f"`{shared.tokenizer.convert_ids_to_tokens(end)}`" for end in shared.ends),
         kept_words=escaped(kept_rows(job.inputs["examples"])),
         provenance=table(provenance(job.inputs)),
         versions=", ".join(f"{library} {version}" for library, version in versions(job.inputs).items()),
@@ -170,7 +172,6 @@ def training_words(settings: Card) -> dict[str, Any]:
         "start_words": START[method["start"]],
         "data_words": origin(config["data"]["instructions"]),
         "plain_text_words": origin(config["data"]["plain_text"]) if plain_text else "none",
-        "seed": config["seed"],
         "hyper_parameters": table(hyper_parameters(method)),
         "configuration": code(config["name"]),
     }
@@ -191,16 +192,4 @@ def _result_words(settings: Card, results: Mapping[str, Any]) -> dict[str, Any]:
         "seeds": ", ".join(str(seed) for seed in tables["this model"]["seeds"]),
         "decoding": ", ".join(f"{name} {value}" for name, value in decoding(settings.config).items()),
         "verdict": escaped(" ".join(results["verdict"])),
-    }
-
-
-def _usage_words(config: Mapping[str, Any], shared: SharedTokenizer) -> dict[str, Any]:
-    data = config["data"]
-    return {
-        "snippet": usage(config, shared.tokenizer),
-        "end_tokens": " or ".join(f"`{shared.tokenizer.convert_ids_to_tokens(end)}`" for end in shared.ends),
-        "template_without_context": data["template"]["without_context"],
-        "template_with_context": data["template"]["with_context"],
-        "max_prompt_tokens": data["max_prompt_tokens"],
-        "max_tokens": data["max_tokens"],
     }

@@ -17,7 +17,7 @@ from minillm.durable import write_atomically
 from minillm.evaluation.uncertainty import prompt_values
 from minillm.files import read_json
 from minillm.reporting import plots
-from minillm.reporting.comparison import MEAN, METRIC_NAMES, Comparison, how_tested, verdict
+from minillm.reporting.comparison import MEAN, METRIC_NAMES, Comparison, how_tested, reading, verdict
 from minillm.reporting.data_words import cut_words, data_tables, kept_rows, prompt_words
 from minillm.reporting.model_words import cost_words, model_table, sizes, trained_on
 from minillm.reporting.pages import write_page
@@ -81,13 +81,10 @@ def run(job: Job[Report]) -> Summary:
     figures = draw(comparison, trained, look)
     page = {
         "title": settings.name,
-        "measure": comparison.measure,
+        "comparison": comparison,
         "measures": {name: METRIC_NAMES[comparison.metric(name)] for name in comparison.benchmarks},
         "sentences": sentences,
-        "row_word": comparison.row_word,
-        "best_word": comparison.best_word,
         "best": comparison.best if len(comparison.roles) > 1 else "",
-        "compared": comparison.compared,
         "seeds": ", ".join(str(seed) for seed in tables[settings.roles[0]]["seeds"]),
         "result": result_table(comparison),
         "intervals": interval_table(comparison),
@@ -108,7 +105,6 @@ def run(job: Job[Report]) -> Summary:
         ),
         "models": model_table(job.inputs, settings.models, trained, parameters, comparison, cost),
         "trained": bool(trained),
-        "first": comparison.roles[0],
         "figures": [name for name in figures if name != "benchmarks"],
         "sections": sections,
         **_inputs_of_page(job.inputs, comparison),
@@ -159,7 +155,7 @@ def pair_table(comparison: Comparison) -> pd.DataFrame:
         f"{d.method} − {d.other}": {
             "difference": str(d),
             "p": p_value(d.p_value),
-            "": "" if d.clear else "not distinguishable",
+            "": "" if d.clear else reading(d),
         }
         for d in comparison.differences
         if d.benchmark == MEAN

@@ -11,7 +11,6 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
-from minillm.evaluation.differences import Difference
 from minillm.reporting import plots
 from minillm.reporting.comparing.runs import (
     MethodOfRun,
@@ -21,7 +20,7 @@ from minillm.reporting.comparing.runs import (
     differing,
     why_not_paired,
 )
-from minillm.reporting.comparison import MEAN
+from minillm.reporting.comparison import MEAN, reading
 from minillm.reporting.markdown import render
 from minillm.reporting.pages import write_page
 from minillm.reporting.sections.base import doubt_words
@@ -53,12 +52,10 @@ def page_of(comparison: RunComparison, other_page: str) -> dict[str, Any]:
     runs = comparison.runs
     return {
         "title": ", ".join(run.label for run in runs),
-        "runs": runs,
+        "comparison": comparison,
         "started": [datetime.fromtimestamp(run.started).strftime("%Y-%m-%d %H:%M") for run in runs],
         "other_page": other_page,
         "sentences": [*run_verdict(comparison), *silent_runs(comparison)],
-        "measure": comparison.measure,
-        "shared": comparison.shared,
         "scores": score_table(comparison),
         "differences": difference_tables(comparison),
         "doubt_words": doubt_words(
@@ -80,7 +77,7 @@ def run_verdict(comparison: RunComparison) -> list[str]:
         if found is None:
             sentences.append(f"{row.name} and {other.name}: no mean, because no benchmark is the same in all runs.")
         else:
-            words = f"is {_reading(found)}" if found.clear else "cannot be told apart from"
+            words = f"is {reading(found)}" if found.clear else "cannot be told apart from"
             sentences.append(f"{row.name} {words} {other.name}: {found}, {p_statement(found.p_value)}.")
     return sentences
 
@@ -169,18 +166,12 @@ def _difference(comparison: RunComparison, row: MethodOfRun, other: MethodOfRun,
         "difference": str(found),
         "prompts": str(paired) if paired == most else f"{paired} of {most}",
         "p, adjusted": p_value(found.p_value),
-        "": _reading(found),
+        "": reading(found),
     }
 
 
 def _measured(run: Run) -> bool:
     return any(name.startswith("rouge_l/") for name in run.metrics)
-
-
-def _reading(difference: Difference) -> str:
-    if not difference.clear:
-        return "not distinguishable"
-    return "above" if difference.value > 0 else "below"
 
 
 def _metrics(row: MethodOfRun, known: Set[str]) -> dict[str, float]:

@@ -6,7 +6,7 @@ paired; every score is on 0–100.
 """
 
 import functools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
@@ -15,7 +15,7 @@ import pandas as pd
 
 from minillm.evaluation.differences import Difference, family, paired_differences
 from minillm.evaluation.uncertainty import estimate
-from minillm.reporting.comparison import MEAN, METRIC_NAMES, on_policy_method
+from minillm.reporting.comparison import MEAN, METRIC_NAMES, measure_of, on_policy_method
 from minillm.words import ABSENT
 
 NOT_STUDENTS = ("teacher", "initial")
@@ -142,7 +142,7 @@ class RunComparison:
     @property
     def measure(self) -> str:
         """Name of the scores."""
-        return METRIC_NAMES[next(iter(self.metrics))] if len(self.metrics) == 1 else "Score"
+        return measure_of(self.metrics)
 
     def label(self, column: str) -> str:
         """Return a column's heading, with its metric if there are several."""
@@ -152,7 +152,7 @@ class RunComparison:
     @functools.cached_property
     def cells(self) -> dict[str, dict[str, dict[str, Any]]]:
         """Mean and 95 % interval over prompts, by row and benchmark; last the mean over the shared benchmarks."""
-        return {row.name: dict(self._cells(row)) for row in self.scored}
+        return {row.name: self._cells(row) for row in self.scored}
 
     @functools.cached_property
     def differences(self) -> dict[tuple[str, str, str], Difference]:
@@ -174,12 +174,13 @@ class RunComparison:
         found = paired_differences(values, lambda row, other: family(names[row], names[other]))
         return {(of.method, of.other, of.benchmark): of for of in found}
 
-    def _cells(self, row: MethodOfRun) -> Iterator[tuple[str, dict[str, Any]]]:
-        groups = {name: [scores] for name, scores in row.scores.items()}
-        groups |= {MEAN: [row.scores[name] for name in self.shared]} if self.shared else {}
-        for name, group in groups.items():
-            found = estimate([scores.to_numpy(dtype=float) for scores in group])
-            yield name, {"mean": found.value, "interval": [found.low, found.high]}
+    def _cells(self, row: MethodOfRun) -> dict[str, dict[str, Any]]:
+        groups = {name: [name] for name in row.scores} | ({MEAN: self.shared} if self.shared else {})
+        found = {
+            column: estimate([row.scores[name].to_numpy(dtype=float) for name in names])
+            for column, names in groups.items()
+        }
+        return {column: {"mean": of.value, "interval": [of.low, of.high]} for column, of in found.items()}
 
 
 def why_not_paired(row: MethodOfRun, other: MethodOfRun, benchmark: str) -> str | None:

@@ -12,7 +12,7 @@ from minillm.durable import write_atomically
 from minillm.errors import StageError
 from minillm.evaluation.uncertainty import prompt_scores
 from minillm.files import read_json
-from minillm.reporting.comparison import METRIC_NAMES
+from minillm.reporting.comparison import measure_of
 from minillm.reporting.plots import Curves, read_curves
 from minillm.reporting.study.page import write
 from minillm.reporting.study.variants import StudyComparison
@@ -68,8 +68,7 @@ def read_measure(job: Job[StudyReport]) -> str:
     """Return the name of the scores."""
     path = next(path for name, path in job.inputs.items() if name.startswith("score/"))
     benchmarks = read_json(path / "table.json")["benchmarks"].values()
-    metrics = {row["metric"] for row in benchmarks}
-    return METRIC_NAMES[metrics.pop()] if len(metrics) == 1 else "Score"
+    return measure_of(row["metric"] for row in benchmarks)
 
 
 def training_curves(job: Job[StudyReport], settings: StudyReport) -> dict[str, Curves]:
