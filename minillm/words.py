@@ -1,7 +1,6 @@
 """Write figures in the same way everywhere: scores, intervals, p-values, signs, shares, counts and durations."""
 
 from collections.abc import Mapping, Sequence
-from datetime import timedelta
 from typing import Any
 
 from humanize import precisedelta
@@ -81,5 +80,5 @@ def counted(count: int, noun: str) -> str:
 
 
 def duration(seconds: float) -> str:
-    """A length of time to the second: 2 hours, 5 minutes and 3 seconds."""
-    return precisedelta(timedelta(seconds=round(seconds)), minimum_unit="seconds", format="%.0f")
+    """A length of time to the second, 4 minutes and 22 seconds, and to the minute beyond two hours."""
+    return precisedelta(round(seconds), minimum_unit="minutes" if seconds > 7200 else "seconds", format="%d")

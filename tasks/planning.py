@@ -20,8 +20,6 @@ from minillm.planning.schedule import Step, span
 from minillm.planning.speed import SAID
 from minillm.planning.stage_estimate import (
     StageEstimate,
-    as_record,
-    duration,
     memory_table,
     read_amounts,
     read_models,
@@ -44,6 +42,7 @@ from minillm.stages import (
 )
 from minillm.store.manifest import Artifact, Origin, text_digest
 from minillm.training.checkpoints import newest_step
+from minillm.words import duration
 from tasks.running.dry_run import DryRun, DryStage, Pending
 from tasks.running.plan_record import plan_path
 from tasks.running.session import walked
@@ -106,7 +105,8 @@ def plan(config: Config, stages: Callable[[Config], Any], log: Callable[[str], N
     speeds = Speeds(speed, models, amounts, runtime, config.evaluation.precision, responses)
     seconds = {e.label: speeds.stage(e.stage, e.demand.work) for e in estimates}
     total = _total(estimates, seconds, runtime.parallel_stages)
-    write_atomically(plan_path(dry_run.store.root, config), json.dumps(as_record(seconds, total.value), indent=2))
+    record = {"stages": {label: taken.value for label, taken in seconds.items()}, "total": total.value}
+    write_atomically(plan_path(dry_run.store.root, config), json.dumps(record, indent=2))
     parts = [
         head,
         stage_table(estimates, seconds),

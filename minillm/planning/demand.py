@@ -7,7 +7,7 @@ from minillm.config import Runtime
 from minillm.generation.cost import PROMPTS, ROUNDS
 from minillm.models.facts import ModelFacts
 from minillm.planning.memory import Memory, generation_memory, scoring_memory, training_memory
-from minillm.planning.work import Amounts, Work, generating, scoring, total_work, training_work
+from minillm.planning.work import Amounts, Work, generating, scoring, training_work
 from minillm.stages import Calibration, Cost, Exposure, Generate, HeldOut, Respond, Stage, Train
 
 
@@ -40,44 +40,40 @@ def stage_demand(
         max_tokens: Longest prompt with response, for stages whose settings do not say.
         done: Optimizer steps behind the last checkpoint.
     """
-    facts, teacher, student = models[model], models["teacher"], models["student"]
+    facts, teacher = models[model], models["teacher"]
     prompts = sum(amounts.benchmark_prompts.values())
+
+    def scored(models: Mapping[str, ModelFacts], texts: float, precision: str) -> Demand:
+        memory = scoring_memory(list(models.values()), precision, runtime, max_tokens)
+        return Demand(scoring(models, texts, amounts), memory)
+
     match stage:
         case Train(method=method):
             compared = teacher if method.divergence != "cross_entropy" else None
             memory = training_memory(facts, compared, method, runtime, stage.max_tokens, round(amounts.response))
             return Demand(training_work(stage, facts, teacher, amounts, done), memory)
         case Respond():
-            work = generating(model, facts, amounts.examples, amounts)
+            work = generating(models, {model: amounts.examples}, {model: 1}, amounts)
             return Demand(work, generation_memory(facts, stage.precision, runtime, amounts.examples, stage.max_tokens))
         case Generate():
             sets = amounts.benchmark_prompts
-            work = generating(model, facts, prompts * len(stage.seeds), amounts, calls=len(sets))
+            work = generating(models, {model: prompts * len(stage.seeds)}, {model: len(sets)}, amounts)
             rows = len(stage.seeds) * max(sets.values())
             return Demand(work, generation_memory(facts, stage.precision, runtime, rows, stage.max_tokens))
         case Cost(generate=generate):
             # One model after another, each in a process of its own.
             names = ["teacher" if role == "teacher" else "student" for role in stage.roles]
-            calls = 1 + ROUNDS
-            work = total_work([generating(name, models[name], calls * PROMPTS, amounts, calls) for name in names])
+            calls = {name: (1 + ROUNDS) * names.count(name) for name in names}
+            work = generating(models, {name: count * PROMPTS for name, count in calls.items()}, calls, amounts)
             largest = max((models[name] for name in names), key=lambda facts: facts.parameters)
             memory = generation_memory(largest, generate.precision, runtime, PROMPTS, generate.max_tokens)
             return Demand(work, memory)
         case Exposure():
             own = min(stage.prompts or prompts, amounts.benchmark_prompts[stage.benchmark])
-            return Demand(
-                scoring(models, 2 * own, amounts),
-                scoring_memory([teacher, student], stage.precision, runtime, max_tokens),
-            )
+            return scored(models, 2 * own, stage.precision)
         case HeldOut():
-            texts = prompts + amounts.held_out_tokens / amounts.sequence
-            return Demand(
-                scoring({model: facts}, texts, amounts), scoring_memory([facts], stage.precision, runtime, max_tokens)
-            )
+            return scored({model: facts}, prompts + amounts.held_out_tokens / amounts.sequence, stage.precision)
         case Calibration():
-            return Demand(
-                scoring({model: facts}, amounts.choices, amounts),
-                scoring_memory([facts], stage.precision, runtime, max_tokens),
-            )
+            return scored({model: facts}, amounts.choices, stage.precision)
         case _:
             return Demand(Work(), None)

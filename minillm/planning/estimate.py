@@ -1,7 +1,7 @@
 """Seconds of each stage, from its work and the speed of this machine."""
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,9 +34,7 @@ class Speeds:
         """Estimate a stage from the start of its worker to its end."""
         if isinstance(stage, Train):
             return self._training(stage, work)
-        seconds = Seconds.exactly(self.measured["start_seconds"])
-        for name in {*work.generated, *work.scored}:
-            seconds += Seconds.exactly(self.measured["load_seconds"][name])
+        seconds = Seconds.exactly(self.measured["start_seconds"] + self._loading({*work.generated, *work.scored}))
         for name, tokens in work.generated.items():
             calls = work.sampler_calls[name]
             seconds += self._generating(name, self.precision, tokens / self.amounts.response / calls).times(calls)
@@ -58,17 +56,18 @@ class Speeds:
     def _training(self, stage: Train, work: Work) -> Seconds:
         measured, name = self.measured["trainings"][same_speed(stage)], trained_model(stage)
         step = Line(**measured["line"]).at(Effort(**measured["step"])) + Seconds.exactly(measured["update_seconds"])
-        seconds = Seconds.exactly(self.measured["training_start_seconds"] + measured["engine_seconds"])
         loaded = {name, "teacher"} if stage.method.divergence != "cross_entropy" else {name}
-        for model in loaded:
-            seconds += Seconds.exactly(self.measured["load_seconds"][model])
-        seconds += step.times(work.steps)
-        if work.rounds:
-            seconds += self._round(stage, name, measured).times(work.rounds)
-        seconds += self._validation(stage, name).times(work.validations)
+        begun = self.measured["training_start_seconds"] + measured["engine_seconds"] + self._loading(loaded)
         checkpoints = 1 + work.steps // self.runtime.checkpoint_every
         written = checkpoints * checkpoint_bytes(self.models[name], stage.method)
-        return seconds + Seconds.exactly(written / self.measured["disk_bytes_per_second"])
+        seconds = Seconds.exactly(begun + written / self.measured["disk_bytes_per_second"])
+        seconds += step.times(work.steps) + self._validation(stage, name).times(work.validations)
+        if work.rounds:
+            seconds += self._round(stage, name, measured).times(work.rounds)
+        return seconds
+
+    def _loading(self, names: Set[str]) -> float:
+        return sum(self.measured["load_seconds"][name] for name in names)
 
     def _round(self, stage: Train, name: str, measured: Mapping[str, Any]) -> Seconds:
         """One round of rollouts: batches start together and end with their longest response; both models score them."""

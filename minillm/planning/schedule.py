@@ -1,7 +1,7 @@
 """How long stages take together, some at once, each after what it needs."""
 
 import heapq
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 
@@ -26,13 +26,10 @@ def span(steps: Sequence[Step], at_once: int) -> float:
     ended: dict[str, float] = {}
     now = 0.0
     while waiting or running:
-        for step in _ready(waiting, ended)[: at_once - len(running)]:
+        ready = [step for step in waiting if step.after <= ended.keys()]
+        for step in ready[: at_once - len(running)]:
             heapq.heappush(running, (now + step.seconds, step.label))
             waiting.remove(step)
         now, label = heapq.heappop(running)
         ended[label] = now
     return now
-
-
-def _ready(waiting: Sequence[Step], ended: Mapping[str, float]) -> list[Step]:
-    return [step for step in waiting if step.after <= ended.keys()]

@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 import psutil
 import torch
-from humanize import intword, metric, naturalsize, precisedelta
+from humanize import intword, metric, naturalsize
 from tabulate import tabulate
 
 from minillm.config import Runtime
@@ -149,11 +149,6 @@ def memory_table(estimates: Sequence[StageEstimate]) -> str:
     return table.map(_size).to_markdown(colalign=("left", *["right"] * len(table.columns)))
 
 
-def duration(seconds: float) -> str:
-    """Return a duration in words: 4 minutes and 22 seconds."""
-    return precisedelta(round(seconds), format="%d", minimum_unit="minutes" if seconds > 7200 else "seconds")
-
-
 def summary_value(artifact: Artifact | None) -> float:
     """Sum of the numbers in an artifact's summary, blocks for example; 0 without an artifact."""
     if artifact is None:
@@ -169,8 +164,3 @@ def read_models(prepared: Path) -> dict[str, ModelFacts]:
 
 def _size(size: float) -> str:
     return naturalsize(size, binary=True, format="%.1f")
-
-
-def as_record(seconds: Mapping[str, Seconds], total: float) -> dict[str, Any]:
-    """Record of a plan that the run's report compares with."""
-    return {"stages": {label: taken.value for label, taken in seconds.items()}, "total": total}

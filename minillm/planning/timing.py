@@ -113,7 +113,9 @@ class Measurement:
             likelihoods(model, self.shared.entries, pairs, size.rows)
 
         def generate(size: Size) -> None:
-            requests = [Request(self.text(size.prompt), size.response, self._stream(n)) for n in range(size.rows)]
+            requests = [
+                Request(self.text(size.prompt), size.response, stream(Purpose.SPEED, 0, n)) for n in range(size.rows)
+            ]
             Sampler(model, (), self.shared.entries, decoding, size.rows).sample(requests)
 
         def scored(size: Size) -> Effort:
@@ -175,9 +177,6 @@ class Measurement:
     def text(self, length: int) -> list[int]:
         """Return some tokens."""
         return [number % self.shared.entries for number in range(length)]
-
-    def _stream(self, number: int) -> tuple[int, ...]:
-        return stream(Purpose.SPEED, 0, number)
 
     def _time_disk(self) -> float:
         """Bytes per second that reach the disk of the store."""

@@ -1,7 +1,6 @@
 """Work of a stage, in tokens and floating-point operations, counted before it runs."""
 
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from minillm.models.facts import ModelFacts
@@ -76,19 +75,22 @@ def forward_operations(
     return sequences * (length * (2 * model.body_parameters + attention) + head)
 
 
-def generating(name: str, model: ModelFacts, responses: float, amounts: Amounts, calls: int = 1) -> Work:
+def generating(
+    models: Mapping[str, ModelFacts], responses: Mapping[str, float], calls: Mapping[str, int], amounts: Amounts
+) -> Work:
     """Work of generating responses.
 
     Args:
-        name: `teacher` or `student`.
-        model: Facts of that model.
-        responses: Number of responses.
+        models: Facts of `teacher` and `student`.
+        responses: Number of responses, by the name of the model.
+        calls: Times that its sampler starts with all rows empty and ends with the last one alone.
         amounts: Lengths of prompts and responses.
-        calls: Times that the sampler starts with all rows empty and ends with the last one alone.
     """
-    tokens = responses * amounts.response
-    operations = forward_operations(model, responses, amounts.prompt, amounts.response)
-    return Work(tokens, operations, generated={name: tokens}, sampler_calls={name: calls})
+    tokens = {name: count * amounts.response for name, count in responses.items()}
+    operations = sum(
+        forward_operations(models[name], count, amounts.prompt, amounts.response) for name, count in responses.items()
+    )
+    return Work(sum(tokens.values()), operations, generated=tokens, sampler_calls=calls)
 
 
 def scoring(models: Mapping[str, ModelFacts], sequences: float, amounts: Amounts) -> Work:
@@ -96,17 +98,6 @@ def scoring(models: Mapping[str, ModelFacts], sequences: float, amounts: Amounts
     tokens = sequences * amounts.sequence
     operations = sum(forward_operations(m, sequences, amounts.prompt, amounts.response) for m in models.values())
     return Work(tokens * len(models), operations, scored=dict.fromkeys(models, tokens))
-
-
-def total_work(parts: Sequence[Work]) -> Work:
-    """Sum of several generations."""
-    generated: Counter[str] = Counter()
-    calls: Counter[str] = Counter()
-    for part in parts:
-        generated.update(part.generated)
-        calls.update(part.sampler_calls)
-    tokens, operations = sum(p.tokens for p in parts), sum(p.operations for p in parts)
-    return Work(tokens, operations, generated=generated, sampler_calls=calls)
 
 
 def training_work(stage: Train, student: ModelFacts, teacher: ModelFacts, amounts: Amounts, done: int = 0) -> Work:
@@ -148,15 +139,7 @@ def trained_model(train: Train) -> str:
 
 def same_speed(train: Train) -> str:
     """Digest of the settings that decide how long a step of a training takes."""
-    training = train.method.training
-    return text_digest(
-        {
-            "architecture": train.architecture,
-            "model": trained_model(train),
-            "method": train.method.model_dump(mode="json", include={"divergence", "policy"}),
-            "training": training.model_dump(
-                mode="json", include={"batch_size", "precision", "gradient_checkpointing", "lora"}
-            ),
-            "max_tokens": train.max_tokens,
-        }
-    )
+    of_training = {"batch_size", "precision", "gradient_checkpointing", "lora"}
+    method = {"divergence": True, "policy": True, "training": of_training}
+    settings = train.model_dump(mode="json", include={"architecture": True, "max_tokens": True, "method": method})
+    return text_digest({"model": trained_model(train), **settings})

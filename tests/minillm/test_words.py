@@ -98,7 +98,8 @@ def test_small_shares_keep_their_digits():
 
 def test_counts_and_durations():
     assert [counted(n, "prompt") for n in (0, 1, 1200)] == ["0 prompts", "1 prompt", "1,200 prompts"]
-    assert duration(7503.4) == "2 hours, 5 minutes and 3 seconds"
+    assert duration(262.4) == "4 minutes and 22 seconds"
+    assert duration(7503.4) == "2 hours and 5 minutes"
 
 
 def test_no_template_writes_figures():
