@@ -1,7 +1,7 @@
 """Ask the judge the questions it has not answered yet, several at once, and keep each answer as soon as it comes."""
 
-from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 
 from minillm.config import Judge
 from minillm.errors import StageError
@@ -44,8 +44,23 @@ def ask_what_is_open(
         return {}
     budget = Budget(judge, methods, spent)
     budget.check(ahead)
-    asking = _Asking(Endpoint(judge), answers, budget, judge)
-    refused = asking.all(open_questions, known, progress)
+    endpoint = Endpoint(judge)
+
+    def ask(key: str) -> None:
+        """Ask one question until an answer is well formed or the attempts are used up."""
+        for _ in range(attempts_made(known[key], judge), judge.attempts):
+            highest, took = expected(texts[key], judge), Bill()
+            budget.reserve(highest)
+            try:
+                answer = endpoint.ask(texts[key])
+                answers.add(key, answer)
+                took = paid(answer)
+            finally:
+                budget.settle(highest, took)
+            if read_ratings(answer.text) is not None:
+                return
+
+    refused = _ask_all(ask, list(open_questions), judge, progress)
     took = bill(answers.to(texts)) - spent
     print(f"asked {counted(took.questions, 'question')}: {tokens(took, judge)}; {len(refused)} refused", flush=True)
     return refused
@@ -90,50 +105,24 @@ def tokens(spent: Bill, judge: Judge, most: str = "") -> str:
     return f"{spent.prompt_tokens:,} prompt tokens and {most}{spent.completion_tokens:,} completion tokens{cost}"
 
 
-class _Asking:
-    """Asks the questions of one stage."""
-
-    def __init__(self, endpoint: Endpoint, answers: Answers, budget: Budget, judge: Judge) -> None:
-        self.endpoint, self.answers, self.budget, self.judge = endpoint, answers, budget, judge
-
-    def all(
-        self, texts: Mapping[str, str], known: Mapping[str, Sequence[Answer]], progress: Progress
-    ) -> dict[str, str]:
-        """Ask all questions; if one fails for good, answers under way are still waited for and kept."""
-        settled = progress.total - len(texts)
-        pool = ThreadPoolExecutor(self.judge.parallel)
-        refused: dict[str, str] = {}
-        try:
-            asked: dict[Future[None], str] = {
-                pool.submit(self.one, key, text, attempts_made(known[key], self.judge)): key
-                for key, text in texts.items()
-            }
-            for done, future in enumerate(as_completed(asked), start=1):
-                try:
-                    future.result()
-                except RefusedError as error:
-                    refused[asked[future]] = str(error)
-                if len(refused) == done == min(ALL_REFUSED, len(texts)):
-                    raise StageError(
-                        f"{self.judge.base_url} takes no question; {self.judge.model} says: {refused[asked[future]]}; "
-                        "change evaluation.judge accordingly, e.g. temperature: null or a larger max_tokens"
-                    )
-                progress.log(settled + done)
-        finally:
-            pool.shutdown(cancel_futures=True)
-        return refused
-
-    def one(self, key: str, text: str, attempts: int) -> None:
-        """Ask one question until an answer is well formed or the attempts are used up."""
-        for _ in range(attempts, self.judge.attempts):
-            ahead = expected(text, self.judge)
-            self.budget.reserve(ahead)
-            spent = Bill()
+def _ask_all(ask: Callable[[str], None], keys: Sequence[str], judge: Judge, progress: Progress) -> dict[str, str]:
+    """Ask all questions; if one fails for good, answers under way are still waited for and kept."""
+    settled = progress.total - len(keys)
+    pool = ThreadPoolExecutor(judge.parallel)
+    refused: dict[str, str] = {}
+    try:
+        asked = {pool.submit(ask, key): key for key in keys}
+        for done, future in enumerate(as_completed(asked), start=1):
             try:
-                answer = self.endpoint.ask(text)
-                self.answers.add(key, answer)
-                spent = paid(answer)
-            finally:
-                self.budget.settle(ahead, spent)
-            if read_ratings(answer.text) is not None:
-                return
+                future.result()
+            except RefusedError as error:
+                refused[asked[future]] = str(error)
+            if len(refused) == done == min(ALL_REFUSED, len(keys)):
+                raise StageError(
+                    f"{judge.base_url} takes no question; {judge.model} says: {refused[asked[future]]}; "
+                    "change evaluation.judge accordingly, e.g. temperature: null or a larger max_tokens"
+                )
+            progress.log(settled + done)
+    finally:
+        pool.shutdown(cancel_futures=True)
+    return refused

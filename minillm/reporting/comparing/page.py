@@ -6,7 +6,6 @@ The comparison comes from `runs`, the wording from templates/compare.md.jinja.
 from collections.abc import Mapping, Set
 from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 from matplotlib.figure import Figure
@@ -40,17 +39,8 @@ def write(comparison: RunComparison, other_page: str, output: Path) -> str:
     Returns:
         The Markdown without links and figures, for a quick look.
     """
-    figures = draw(comparison, looks(comparison))
-    page = page_of(comparison, other_page)
-    page["curves"] = [name for name in figures if name != "benchmarks"]
-    write_page("compare", page, figures, output)
-    return render("compare.md", page | {"glance": True})
-
-
-def page_of(comparison: RunComparison, other_page: str) -> dict[str, Any]:
-    """Return all that the template shows, without the figures."""
-    runs = comparison.runs
-    return {
+    figures, runs = draw(comparison, looks(comparison)), comparison.runs
+    page = {
         "title": ", ".join(run.label for run in runs),
         "comparison": comparison,
         "started": [datetime.fromtimestamp(run.started).strftime("%Y-%m-%d %H:%M") for run in runs],
@@ -66,7 +56,10 @@ def page_of(comparison: RunComparison, other_page: str) -> dict[str, Any]:
         "data": differing({run.label: run.data for run in runs}).map(lambda digest: digest[:DIGEST_CHARACTERS]),
         "code": differing({run.label: run.code for run in runs}),
         "others": other_figures(comparison),
+        "curves": [name for name in figures if name != "benchmarks"],
     }
+    write_page("compare", page, figures, output)
+    return render("compare.md", page | {"glance": True})
 
 
 def run_verdict(comparison: RunComparison) -> list[str]:
