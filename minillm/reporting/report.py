@@ -22,7 +22,7 @@ from minillm.reporting.data_words import cut_words, data_tables, kept_rows, prom
 from minillm.reporting.model_words import cost_words, model_table, sizes, trained_on
 from minillm.reporting.pages import write_page
 from minillm.reporting.provenance import provenance, versions
-from minillm.reporting.sections.base import Section, doubt_words, read_measured
+from minillm.reporting.sections.base import Section, cell_table, doubt_words, read_measured
 from minillm.reporting.sections.calibration import calibration_section
 from minillm.reporting.sections.downstream import downstream_section
 from minillm.reporting.sections.exposure import exposure_section
@@ -128,13 +128,11 @@ def interval_table(comparison: Comparison) -> pd.DataFrame:
 
 
 def _by_cell(comparison: Comparison, words: Callable[[Mapping[str, Any]], str]) -> pd.DataFrame:
-    return pd.DataFrame(
-        {
-            comparison.label(name): [words(comparison.score(role, name)) for role in comparison.roles]
-            for name in comparison.columns
-        },
-        index=comparison.roles,
-    )
+    cells = {
+        role: {comparison.label(name): comparison.score(role, name) for name in comparison.columns}
+        for role in comparison.roles
+    }
+    return cell_table(cells, words)
 
 
 def difference_table(comparison: Comparison) -> pd.DataFrame:
