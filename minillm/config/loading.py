@@ -1,8 +1,6 @@
 """Loading of configurations: YAML, overrides, validation, and one message that lists everything that is wrong."""
 
-import importlib.util
 import json
-import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -14,14 +12,11 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 from yaml import YAMLError
 
-from minillm.config import BaseConfig, Config, EvaluationConfig, Judge, Runtime, Study, Tracked
-from minillm.config.hosts import read_hosts
+from minillm.config import Config, EvaluationConfig, Study, Tracked
+from minillm.config.named import part_of, problems_of_named
 from minillm.errors import ConfigError
 from minillm.files import local_path, problem
 from minillm.nearest import suggestion
-
-DOWNSTREAM_PACKAGES = ("lm_eval", "accelerate")
-"""Packages of the extra `downstream`."""
 
 HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 """`gpt2` or `owner/gpt2`."""
@@ -53,7 +48,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         ConfigError: The configuration cannot run. The message lists every problem found (unreadable file, unknown
             key, wrong value, contradiction, missing data, no key for the judge), each with its dotted field.
     """
-    return _validated(Config, path, _read(local_path(path), overrides))
+    return _load(Config, path, overrides)
 
 
 def load_evaluation(path: str | Path, models: Sequence[str] = (), overrides: Sequence[str] = ()) -> EvaluationConfig:
@@ -67,7 +62,7 @@ def load_evaluation(path: str | Path, models: Sequence[str] = (), overrides: Seq
     Raises:
         ConfigError: As in `load_config`, or two models would have the same name.
     """
-    return _validated(EvaluationConfig, path, _read(local_path(path), overrides, named_models(models)))
+    return _load(EvaluationConfig, path, overrides, named_models(models))
 
 
 def load_study(path: str | Path, overrides: Sequence[str] = ()) -> Study:
@@ -83,7 +78,7 @@ def load_study(path: str | Path, overrides: Sequence[str] = ()) -> Study:
     Raises:
         ConfigError: As in `load_config`, naming the variant that cannot run; or variants cannot be compared.
     """
-    study = _validated(Study, path, _read(local_path(path), overrides, inherits=False))  # its base is a field
+    study = _load(Study, path, overrides)
     changed = study.runtime.model_dump(mode="json", include=study.runtime.model_fields_set)
     common = (*study.overrides, *(f"runtime.{field}={json.dumps(value)}" for field, value in changed.items()))
     try:
@@ -129,18 +124,18 @@ def named_models(words: Sequence[str]) -> dict[str, dict[str, str]]:
     return models
 
 
-def _validated(kind: type[Kind], path: str | Path, raw: dict[str, Any]) -> Kind:
+def _load(
+    kind: type[Kind], path: str | Path, overrides: Sequence[str], models: Mapping[str, Any] | None = None
+) -> Kind:
+    """Read and validate a configuration, and look for everything that it names."""
+    raw = _read(kind, local_path(path), overrides, models)
     problems: list[str] = []
     config = None
     try:
         config = kind.model_validate(raw)
     except ValidationError as error:
         problems += [_explain(details, kind) for details in error.errors()]
-    problems += [*_missing_sources(raw), *_missing_packages(raw)]
-    if isinstance(config, BaseConfig) and config.evaluation.judge is not None:
-        problems += _judge_problems(config.evaluation.judge)
-    if config is not None and config.runtime.hostfile is not None:
-        problems += _hostfile_problems(config.runtime)
+    problems += problems_of_named(raw, config)
     if problems or config is None:
         lines = "\n".join(f"  - {problem}" for problem in problems)
         raise ConfigError(f"{path} cannot run, {len(problems)} problem{'s'[: len(problems) > 1]}:\n{lines}")
@@ -148,10 +143,10 @@ def _validated(kind: type[Kind], path: str | Path, raw: dict[str, Any]) -> Kind:
 
 
 def _read(
-    path: Path, overrides: Sequence[str], models: Mapping[str, Any] | None = None, inherits: bool = True
+    kind: type[Tracked], path: Path, overrides: Sequence[str], models: Mapping[str, Any] | None
 ) -> dict[str, Any]:
     """Merge a configuration over its bases, and the overrides over both, and leave out entries that are null."""
-    file = _with_bases(path) if inherits else _file(path)
+    file = _file(path) if "base" in kind.model_fields else _with_bases(path)  # a study's base is not merged
     if models:
         file["models"] = models
     try:
@@ -201,7 +196,7 @@ def _file(path: Path) -> DictConfig:
 
 def _leave_out_nulls(raw: dict[Any, Any], file: Any) -> None:
     for keys in ENTRIES:
-        section = _at(raw, *keys)
+        section = part_of(raw, *keys)
         for name in [name for name, entry in section.items() if entry is None] if isinstance(section, dict) else []:
             known = OmegaConf.select(file, ".".join(keys)) or {}
             if name not in known:
@@ -272,69 +267,3 @@ def _section(kind: type[Tracked], location: tuple[int | str, ...]) -> type[BaseM
 
 def _is_model(annotation: Any) -> bool:
     return isinstance(annotation, type) and issubclass(annotation, BaseModel)
-
-
-def _missing_sources(raw: dict[str, Any]) -> Iterator[str]:
-    """Say which local data and models that the configuration names are missing."""
-    directory = _at(raw, "data", "directory") or "."
-    data = [("data", "instructions"), ("data", "split"), ("data", "plain_text"), ("evaluation", "preference")]
-    for section, source in (("benchmarks", ("source",)), ("calibration", ("source",)), ("held_out", ())):
-        data += [("evaluation", section, name, *source) for name in _names(raw, "evaluation", section)]
-    for name in _names(raw, "evaluation", "downstream", "local"):
-        data += [("evaluation", "downstream", "local", name, rows) for rows in ("source", "examples")]
-    models = [("teacher", "model"), ("student", "model"), ("tokenizer",)]
-    models += [("models", name) for name in _names(raw, "models")]
-    for keys, root in [*((keys, directory) for keys in data), *((keys, ".") for keys in models)]:
-        source = _at(raw, *keys)
-        if not isinstance(source, dict) or not isinstance(source.get("path"), str) or not isinstance(root, str):
-            continue
-        file = source.get("file")
-        path = Path(local_path(root), local_path(source["path"]), file if isinstance(file, str) else "")
-        if reason := problem(path):
-            yield f"{'.'.join(keys)}: {reason}"
-
-
-def _names(raw: dict[str, Any], *keys: str) -> list[str]:
-    section = _at(raw, *keys)
-    return [str(name) for name in section] if isinstance(section, dict) else []
-
-
-def _judge_problems(judge: Judge) -> Iterator[str]:
-    """Say what is missing to ask the judge, without asking it. The key is never quoted."""
-    if importlib.util.find_spec("openai") is None:
-        yield "evaluation.judge: the package openai is not installed; pip install '.[judge]'"
-    variable, key = judge.api_key_variable, os.environ.get(judge.api_key_variable, "")
-    if not key:
-        yield (
-            f"evaluation.judge.api_key_variable: the environment has no {variable}; export it with the endpoint's key "
-            "(any word where the endpoint asks for none), or set evaluation.judge: null"
-        )
-    elif not (key.isascii() and key.isprintable() and " " not in key):
-        yield (
-            f"evaluation.judge.api_key_variable: {variable} holds blanks, line ends or letters outside ASCII, "
-            "which cannot be sent as a key; export it again"
-        )
-
-
-def _hostfile_problems(runtime: Runtime) -> Iterator[str]:
-    """Say what is wrong with the hostfile."""
-    try:
-        read_hosts(runtime)
-    except ConfigError as error:
-        yield str(error)
-
-
-def _missing_packages(raw: dict[str, Any]) -> Iterator[str]:
-    """Say which optional packages the configuration needs and lacks."""
-    missing = [name for name in DOWNSTREAM_PACKAGES if importlib.util.find_spec(name) is None]
-    if missing and _at(raw, "evaluation", "downstream") is not None:
-        yield (
-            f"evaluation.downstream: needs {' and '.join(missing)}, not installed here; run "
-            "`pip install .[downstream]` in the repository (`make env` has it), or leave evaluation.downstream out"
-        )
-
-
-def _at(raw: Any, *keys: str) -> Any:
-    for key in keys:
-        raw = raw.get(key) if isinstance(raw, dict) else None
-    return raw

@@ -1,0 +1,82 @@
+"""What a configuration names outside itself: data and models on this machine, packages, hosts, the judge's key."""
+
+import importlib.util
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from minillm.config import BaseConfig, Judge, Tracked
+from minillm.config.hosts import read_hosts
+from minillm.errors import ConfigError
+from minillm.files import local_path, problem
+
+DOWNSTREAM_PACKAGES = ("lm_eval", "accelerate")
+"""Packages of the extra `downstream`."""
+LIBRARY_FIELDS = ("architecture", "changes")
+"""Fields whose contents a library reads, so that a `path` in them is not a source."""
+
+
+def problems_of_named(raw: dict[str, Any], config: Tracked | None) -> Iterator[str]:
+    """Say what is wrong with the things that a configuration names, as far as this machine can tell.
+
+    Args:
+        raw: The configuration as read, whose data and models are looked for even if something else is wrong with it.
+        config: The configuration; None if it is not valid.
+    """
+    directory = part_of(raw, "data", "directory") or "."
+    for name, section in raw.items():
+        root = directory if name in ("data", "evaluation") else "."
+        if isinstance(root, str):
+            yield from _missing_sources(section, name, root)
+    missing = [name for name in DOWNSTREAM_PACKAGES if importlib.util.find_spec(name) is None]
+    if missing and part_of(raw, "evaluation", "downstream") is not None:
+        yield (
+            f"evaluation.downstream: needs {' and '.join(missing)}, not installed here; run "
+            "`pip install .[downstream]` in the repository (`make env` has it), or leave evaluation.downstream out"
+        )
+    if isinstance(config, BaseConfig) and config.evaluation.judge is not None:
+        yield from _judge_problems(config.evaluation.judge)
+    if config is not None and config.runtime.hostfile is not None:
+        try:
+            read_hosts(config.runtime)
+        except ConfigError as error:
+            yield str(error)
+
+
+def part_of(raw: Any, *keys: str) -> Any:
+    """Return the value under nested keys; None where a mapping or a key is missing."""
+    for key in keys:
+        raw = raw.get(key) if isinstance(raw, dict) else None
+    return raw
+
+
+def _missing_sources(section: Any, field: str, root: str) -> Iterator[str]:
+    """Say which paths of a section, and of those in it, cannot be read. Relative ones start from `root`."""
+    if not isinstance(section, dict):
+        return
+    path, file = section.get("path"), section.get("file")
+    if isinstance(path, str):
+        reason = problem(Path(local_path(root), local_path(path), file if isinstance(file, str) else ""))
+        if reason:
+            yield f"{field}: {reason}"
+    for name, part in section.items():
+        if name not in LIBRARY_FIELDS:
+            yield from _missing_sources(part, f"{field}.{name}", root)
+
+
+def _judge_problems(judge: Judge) -> Iterator[str]:
+    """Say what is missing to ask the judge, without asking it. The key is never quoted."""
+    if importlib.util.find_spec("openai") is None:
+        yield "evaluation.judge: the package openai is not installed; pip install '.[judge]'"
+    variable, key = judge.api_key_variable, os.environ.get(judge.api_key_variable, "")
+    if not key:
+        yield (
+            f"evaluation.judge.api_key_variable: the environment has no {variable}; export it with the endpoint's key "
+            "(any word where the endpoint asks for none), or set evaluation.judge: null"
+        )
+    elif not (key.isascii() and key.isprintable() and " " not in key):
+        yield (
+            f"evaluation.judge.api_key_variable: {variable} holds blanks, line ends or letters outside ASCII, "
+            "which cannot be sent as a key; export it again"
+        )
