@@ -5,59 +5,10 @@ authors' public implementation; one word turns on all its deviations from the pa
 """
 
 from minillm.config.base import Model, Source, Strict
-from minillm.config.data import Data, Prompts, Template, Tokenizer
-from minillm.config.evaluation import (
-    Benchmark,
-    Downstream,
-    Evaluation,
-    ExposureBias,
-    Fields,
-    LocalTask,
-    Metric,
-    MultipleChoice,
-    QuestionFields,
-    Sampling,
-)
+from minillm.config.data import Data, Template, Tokenizer
+from minillm.config.evaluation import Benchmark, Evaluation, Fields, Metric, MultipleChoice, QuestionFields, Sampling
 from minillm.config.experiment import BaseConfig, Config, EvaluationConfig, Runtime, Tracked
 from minillm.config.judge import Judge, Prices
 from minillm.config.promotion import Promotion
 from minillm.config.study import Study, StudyRun
-from minillm.config.training import DIVERGENCES, Divergence, Lora, Method, Policy, Student, Teacher, Training
-
-__all__ = [
-    "DIVERGENCES",
-    "BaseConfig",
-    "Benchmark",
-    "Config",
-    "Data",
-    "Divergence",
-    "Downstream",
-    "Evaluation",
-    "EvaluationConfig",
-    "ExposureBias",
-    "Fields",
-    "Judge",
-    "LocalTask",
-    "Lora",
-    "Method",
-    "Metric",
-    "Model",
-    "MultipleChoice",
-    "Policy",
-    "Prices",
-    "Promotion",
-    "Prompts",
-    "QuestionFields",
-    "Runtime",
-    "Sampling",
-    "Source",
-    "Strict",
-    "Student",
-    "Study",
-    "StudyRun",
-    "Teacher",
-    "Template",
-    "Tokenizer",
-    "Tracked",
-    "Training",
-]
+from minillm.config.training import DIVERGENCES, Divergence, Lora, Method, Policy, Training
