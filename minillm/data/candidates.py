@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from minillm.data.decontamination import Overlap, find_overlaps, index_benchmarks
+from minillm.data.decontamination import Overlap, index_benchmarks
 from minillm.streams import Purpose, generator, stream
 
 HELD_OUT_FIRST = {"test": 0, "validation": 1}
@@ -63,14 +63,22 @@ def split_at_random(candidates: Sequence[Candidate], validation_size: int, test_
 def drop_overlaps(
     candidates: Sequence[Candidate], benchmarks: Mapping[str, Iterable[Mapping[str, Any]]]
 ) -> list[Overlap]:
-    """Drop the rows of train and validation that an evaluation set also holds, and return their overlaps."""
-    left = {candidate.row: candidate for candidate in kept(candidates)}
-    questions = {number: candidate.question for number, candidate in left.items()}
-    parts = {number: candidate.part for number, candidate in left.items()}
-    overlaps = find_overlaps(questions, parts, index_benchmarks(benchmarks))
-    for overlap in overlaps:
-        left[overlap.row].drop_if(True, "also in an evaluation set")
-    return overlaps
+    """Drop rows of train and validation whose question a benchmark, or the data held out from them, also asks.
+
+    Returns:
+        Overlaps in the order of rows. A test row is never one, since it stands in the benchmark made from it.
+    """
+    overlaps: list[Overlap] = []
+    held_out = index_benchmarks(benchmarks)
+    for part in ("test", "validation", "train"):
+        if part != "test":
+            found = [candidate for candidate in kept(candidates, part) if candidate.question in held_out]
+            overlaps += [Overlap(candidate.row, *held_out[candidate.question]) for candidate in found]
+            for candidate in found:
+                candidate.drop_if(True, "also in an evaluation set")
+        for candidate in kept(candidates, part):
+            held_out.setdefault(candidate.question, (part, candidate.row))
+    return sorted(overlaps, key=lambda overlap: overlap.row)
 
 
 def kept(candidates: Sequence[Candidate], part: str | None = None) -> list[Candidate]:

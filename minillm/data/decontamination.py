@@ -45,31 +45,3 @@ def index_benchmarks(benchmarks: Mapping[str, Iterable[Mapping[str, Any]]]) -> d
         for row in rows:
             index.setdefault(digest(*question(row["instruction"], row["context"])), (name, row["index"]))
     return index
-
-
-def find_overlaps(
-    questions: Mapping[int, bytes],
-    parts: Mapping[int, str],
-    benchmarks: Mapping[bytes, tuple[str, int]],
-) -> list[Overlap]:
-    """Find rows of train and validation whose question a benchmark, or the data held out from them, also asks.
-
-    Args:
-        questions: Digests by row.
-        parts: train, validation or test, by row.
-        benchmarks: Index that `index_benchmarks` made.
-
-    Returns:
-        Overlaps in the order of rows. A test row is never one, since it stands in the benchmark made from it.
-    """
-    overlaps: list[Overlap] = []
-    held_out: dict[bytes, tuple[str, int]] = dict(benchmarks)
-    for part in ("test", "validation", "train"):
-        rows = [row for row in questions if parts[row] == part]
-        found = {} if part == "test" else {row: held_out[questions[row]] for row in rows if questions[row] in held_out}
-        overlaps += [Overlap(row, *place) for row, place in found.items()]
-        if part != "train":
-            for row in rows:
-                if row not in found:
-                    held_out.setdefault(questions[row], (part, row))
-    return sorted(overlaps, key=lambda overlap: overlap.row)
