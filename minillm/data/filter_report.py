@@ -1,7 +1,6 @@
 """Tables and a page that say what filtering did."""
 
-from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -36,12 +35,10 @@ def part_table(candidates: Sequence[Candidate], malformed: int) -> pd.DataFrame:
     return _count([*outcomes, *[("malformed", NO_PART)] * malformed]).rename_axis("outcome")
 
 
-def _count(pairs: Iterable[tuple[str, str]]) -> pd.DataFrame:
+def _count(pairs: Sequence[tuple[str, str]]) -> pd.DataFrame:
     """Count each pair in a table first × second, both in alphabetical order."""
-    counts = Counter(pairs)
-    lines = sorted({first for first, _ in counts})
-    columns = sorted({second for _, second in counts})
-    return pd.DataFrame([[counts[line, column] for column in columns] for line in lines], lines, columns, dtype=int)
+    table = pd.DataFrame(pairs, columns=["line", "column"])
+    return pd.crosstab(table["line"], table["column"]).rename_axis(columns=None)
 
 
 def length_table(examples: Sequence[Candidate]) -> pd.DataFrame:
