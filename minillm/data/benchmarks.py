@@ -5,9 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from minillm.config import Fields
-from minillm.data.records import Record
-from minillm.data.rows import field_with_value, text_field
-from minillm.data.tables import read_records
+from minillm.data.rows import field_with_value, read_set, text_field
 from minillm.errors import StageError
 from minillm.files import read_json_lines, write_json_lines
 from minillm.metrics.by_name import require_seen
@@ -52,15 +50,16 @@ def read_benchmark(name: str, path: Path, fields: Fields) -> list[dict[str, Any]
     Raises:
         StageError: The benchmark has no rows, or a row has no instruction or reference.
     """
-    rows = []
-    for index, record in enumerate(read_records(path)):
-        try:
-            rows.append({"index": index, **_parse(record, fields)})
-        except ValueError as error:
-            raise StageError(f"benchmark {name}, {record.file}:{record.line}: {error}") from error
-    if not rows:
-        raise StageError(f"benchmark {name}: {path} has no rows; mend the file or leave the benchmark out")
-    return rows
+
+    def parse(row: dict[str, Any]) -> dict[str, Any]:
+        return {
+            "instruction": text_field(row, fields.instruction),
+            "context": _named_or_usual(row, fields.context, CONTEXT_FIELDS),
+            "references": _references(row, fields),
+            "topic": _named_or_usual(row, fields.topic, TOPIC_FIELDS),
+        }
+
+    return read_set(f"benchmark {name}", path, parse)
 
 
 def select_topics(name: str, rows: list[dict[str, Any]], topics: Sequence[str]) -> list[dict[str, Any]]:
@@ -77,20 +76,6 @@ def select_topics(name: str, rows: list[dict[str, Any]], topics: Sequence[str]) 
             )
     kept = [row for row in rows if row["topic"] in topics]
     return [{**row, "index": index} for index, row in enumerate(kept)]
-
-
-def _parse(record: Record, fields: Fields) -> dict[str, Any]:
-    value = record.value
-    if record.problem is not None:
-        raise ValueError(record.problem)
-    if not isinstance(value, dict):
-        raise ValueError(f"not an object but {type(value).__name__}")
-    return {
-        "instruction": text_field(value, fields.instruction),
-        "context": _named_or_usual(value, fields.context, CONTEXT_FIELDS),
-        "references": _references(value, fields),
-        "topic": _named_or_usual(value, fields.topic, TOPIC_FIELDS),
-    }
 
 
 def _named_or_usual(value: dict[str, Any], name: str | None, usual: Sequence[str]) -> str:

@@ -1,10 +1,11 @@
 """Documents of a plain-text corpus, read as a stream."""
 
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
 
 from minillm.data.records import LONGEST, Record, decode_lines, too_long
-from minillm.data.rows import text_field
+from minillm.data.rows import fields_of, text_field
 from minillm.data.tables import LINE_SUFFIXES, TABLE_SUFFIXES, read_records
 from minillm.errors import StageError
 from minillm.files import files_of, require_readable
@@ -35,11 +36,9 @@ def _text_files(path: Path) -> list[Path]:
 
 def _row_texts(path: Path) -> Iterator[str]:
     for record in read_records(path):
-        value = record.value
-        if record.problem or not isinstance(value, dict):
-            raise StageError(f"plain text {record.file}:{record.line}: {record.problem or 'not an object'}")
         try:
-            text = text_field(value, "text", optional="text" in value)
+            fields = fields_of(record)
+            text = text_field(fields, "text", optional="text" in fields)
         except ValueError as error:
             raise StageError(f"plain text {record.file}:{record.line}: {error}") from error
         if text.strip():
@@ -54,15 +53,8 @@ def _text(line: Record) -> str:
 
 def _has_blank_lines(path: Path) -> bool:
     """Return True if there is a blank line between two lines of text."""
-    blank = started = False
-    for line in decode_lines(path):
-        if _text(line).strip():
-            if blank and started:
-                return True
-            started = True
-        else:
-            blank = started
-    return False
+    runs = itertools.groupby(decode_lines(path), key=lambda line: not _text(line).strip())
+    return len(list(itertools.islice((blank for blank, _ in runs if not blank), 2))) == 2
 
 
 def _paragraphs(path: Path) -> Iterator[str]:

@@ -8,11 +8,9 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from minillm.config import MultipleChoice
 from minillm.data.prompts import encode_prompts, encode_texts, fit_prompts, opening_tokens, render
-from minillm.data.records import Record
-from minillm.data.rows import text_field
-from minillm.data.tables import read_records
+from minillm.data.rows import evenly, read_set, text_field
 from minillm.errors import StageError
-from minillm.files import read_json_lines, write_json_lines
+from minillm.files import write_json_lines
 from minillm.stages import Job, Questions, Summary
 
 
@@ -35,27 +33,13 @@ def run(job: Job[Questions]) -> Summary:
     return summary
 
 
-def load_questions(directory: Path, name: str) -> list[dict[str, Any]]:
-    """Load the rows of one set of an artifact."""
-    return read_json_lines(directory / f"{name}.jsonl")
-
-
 def read_questions(name: str, path: Path, record: MultipleChoice) -> list[dict[str, Any]]:
     """Read rows {"index", "instruction", "context", "choices", "answer"}; the answer is a choice's number from 0.
 
     Raises:
         StageError: There is no row, or one lacks question, choices or right answer.
     """
-    rows = []
-    for index, row in enumerate(read_records(path)):
-        try:
-            rows.append({"index": index, **_parse(row, record)})
-        except ValueError as error:
-            raise StageError(f"calibration {name}, {row.file}:{row.line}: {error}") from error
-    if not rows:
-        raise StageError(f"calibration {name}: {path} has no rows; mend the file or leave the set out")
-    wanted = min(record.prompts or len(rows), len(rows))
-    return [rows[number * len(rows) // wanted] for number in range(wanted)]
+    return evenly(read_set(f"calibration {name}", path, lambda row: _parse(row, record)), record.prompts)
 
 
 def encode_questions(
@@ -89,13 +73,8 @@ def encode_questions(
     return encoded, cut
 
 
-def _parse(row: Record, record: MultipleChoice) -> dict[str, Any]:
-    value, fields = row.value, record.fields
-    if row.problem is not None:
-        raise ValueError(row.problem)
-    if not isinstance(value, dict):
-        raise ValueError(f"not an object but {type(value).__name__}")
-    instruction = record.instruction
+def _parse(value: Mapping[str, Any], record: MultipleChoice) -> dict[str, Any]:
+    fields, instruction = record.fields, record.instruction
     if "{question}" in instruction:
         instruction = instruction.replace("{question}", text_field(value, fields.question))
     context = text_field(value, fields.context) if fields.context else ""

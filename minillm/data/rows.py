@@ -1,9 +1,9 @@
 """Reading and checking of instruction rows (the schema of Dolly) and of their split."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from minillm.data.records import Record
 from minillm.data.tables import read_records
@@ -12,6 +12,7 @@ from minillm.nearest import suggestion
 
 SPLIT_NAMES = ("train", "dev", "test", "unused")
 NO_CATEGORY = "none"
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,15 +58,53 @@ def parse_row(number: int, record: Record) -> InstructionRow:
     Raises:
         ValueError: The row is malformed; the message is the reason.
     """
+    fields = fields_of(record)
+    instruction = text_field(fields, "instruction")
+    response = text_field(fields, "response", "output")
+    context = text_field(fields, "context", "input", optional=True)
+    category = text_field(fields, "category", optional=True)
+    return InstructionRow(number, instruction, context, response, category.strip() or NO_CATEGORY)
+
+
+def read_set(what: str, path: Path, parse: Callable[[dict[str, Any]], dict[str, Any]]) -> list[dict[str, Any]]:
+    """Read the rows of an evaluation set, each with its number from 0 as `index`.
+
+    Args:
+        what: The set, for errors, e.g. benchmark sni.
+        path: File or directory of rows.
+        parse: Returns what is kept of a row's fields; raises ValueError, with the reason, where they are wrong.
+
+    Raises:
+        StageError: There is no row, or one cannot be read or parsed.
+    """
+    rows = []
+    for index, record in enumerate(read_records(path)):
+        try:
+            rows.append({"index": index, **parse(fields_of(record))})
+        except ValueError as error:
+            raise StageError(f"{what}, {record.file}:{record.line}: {error}") from error
+    if not rows:
+        raise StageError(f"{what}: {path} has no rows; mend the file or leave the set out")
+    return rows
+
+
+def evenly(values: Sequence[T], count: int | None) -> list[T]:
+    """Return `count` of the values, evenly spread; all of them if there are no more."""
+    count = min(count or len(values), len(values))
+    return [values[place * len(values) // count] for place in range(count)]
+
+
+def fields_of(record: Record) -> dict[str, Any]:
+    """Return the fields of a row.
+
+    Raises:
+        ValueError: The row could not be read, or is no object.
+    """
     if record.problem is not None:
         raise ValueError(record.problem)
     if not isinstance(record.value, dict):
         raise ValueError(f"not an object but {type(record.value).__name__}")
-    instruction = text_field(record.value, "instruction")
-    response = text_field(record.value, "response", "output")
-    context = text_field(record.value, "context", "input", optional=True)
-    category = text_field(record.value, "category", optional=True)
-    return InstructionRow(number, instruction, context, response, category.strip() or NO_CATEGORY)
+    return record.value
 
 
 def field_with_value(value: Mapping[str, Any], *names: str) -> str:

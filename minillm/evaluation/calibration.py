@@ -12,12 +12,11 @@ from typing import Any
 import numpy as np
 from scipy.special import softmax
 
-from minillm.data.questions import load_questions
 from minillm.durable import write_atomically
 from minillm.evaluation.likelihood import likelihoods
 from minillm.evaluation.reliability import binned, reliability
+from minillm.evaluation.responses import read_rows
 from minillm.evaluation.uncertainty import estimate
-from minillm.files import read_json_lines
 from minillm.models.causal_lm import DTYPES, load_model
 from minillm.models.shared_tokenizer import load_shared_tokenizer
 from minillm.stages import Calibration, Job, Summary
@@ -37,7 +36,7 @@ def run(job: Job[Calibration]) -> Summary:
 
 
 def _ask(job: Job[Calibration], settings: Calibration) -> None:
-    questions = {name: load_questions(job.inputs["questions"], name) for name in settings.sets}
+    questions = {name: read_rows(job.inputs["questions"], name) for name in settings.sets}
     vocabulary = load_shared_tokenizer(job.inputs["tokenizer"]).entries
     model = load_model(job.inputs["model"], DTYPES[settings.precision]).to(device()).eval()  # type: ignore[arg-type]
     total = sum(len(row["choices"]) for rows in questions.values() for row in rows)
@@ -86,7 +85,7 @@ def measure(lines: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def _measure(job: Job[Calibration], settings: Calibration) -> Summary:
-    measured = {name: measure(read_json_lines(job.output / f"{name}.jsonl")) for name in settings.sets}
+    measured = {name: measure(read_rows(job.output, name)) for name in settings.sets}
     write_atomically(job.output / "calibration.json", json.dumps(measured, indent=2))
     for name, found in measured.items():
         accuracy, error = found["accuracy"]["value"], found["ece"]["value"]

@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
+from minillm.data.rows import evenly
 from minillm.durable import write_atomically
 from minillm.errors import StageError
 from minillm.evaluation.uncertainty import interval
@@ -105,12 +106,6 @@ def read_texts(inputs: Mapping[str, Path], settings: Exposure) -> pd.DataFrame:
     texts = pd.concat([part.assign(author=author) for author, part in parts.items()], ignore_index=True)
     texts = texts.loc[texts["index"].isin(chosen)].reset_index(drop=True)
     return texts.assign(response_ids=texts["response_ids"].map(lambda ids: ids[: settings.max_length]))
-
-
-def evenly(values: Sequence[int], count: int | None) -> list[int]:
-    """Return `count` of the values, evenly spread; all of them if there are no more."""
-    count = min(count or len(values), len(values))
-    return [values[place * len(values) // count] for place in range(count)]
 
 
 @torch.no_grad()

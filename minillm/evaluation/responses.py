@@ -3,12 +3,12 @@
 from pathlib import Path
 from typing import Any
 
-from minillm.data.tables import read_records
+from minillm.files import read_json_lines
 
 
 def read_rows(folder: Path, benchmark: str) -> list[dict[str, Any]]:
-    """Return the rows of a benchmark's file, prompts or responses, in their order."""
-    return [record.value for record in read_records(folder / f"{benchmark}.jsonl")]
+    """Return the rows of a benchmark's or another set's file, prompts or responses, in their order."""
+    return read_json_lines(folder / f"{benchmark}.jsonl")
 
 
 def read_responses(folder: Path, benchmark: str) -> dict[tuple[int, int], str]:

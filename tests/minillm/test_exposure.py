@@ -11,11 +11,11 @@ from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedModel
 
 from minillm.config import Template
+from minillm.data.rows import evenly
 from minillm.errors import StageError
 from minillm.evaluation.exposure import (
     accumulated,
     curves_of,
-    evenly,
     measure,
     prompt_means,
     read_texts,

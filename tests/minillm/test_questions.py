@@ -6,8 +6,9 @@ import pytest
 from pydantic import ValidationError
 
 from minillm.config import MultipleChoice, QuestionFields, Source, Template
-from minillm.data.questions import load_questions, read_questions
+from minillm.data.questions import read_questions
 from minillm.errors import StageError
+from minillm.evaluation.responses import read_rows
 from minillm.models.tokenizers_bpe import train_bpe
 from minillm.stages import Questions
 from tests.minillm.direct import PLAIN, real_data, run_stage, write_lines
@@ -44,7 +45,7 @@ def run(folder, rows, **values):
     train_bpe([], 257).save_pretrained(folder / "tokenizer")
     inputs = {"calibration/x": write_lines(folder / "x.jsonl", rows), "tokenizer": folder / "tokenizer"}
     output, summary = run_stage(settings(**values), inputs, folder / "run")
-    return load_questions(output, "x"), summary
+    return read_rows(output, "x"), summary
 
 
 @pytest.mark.parametrize(

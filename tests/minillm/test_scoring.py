@@ -10,6 +10,7 @@ from minillm.config import Benchmark, Evaluation, Source
 from minillm.errors import StageError
 from minillm.evaluation.scoring import run
 from minillm.stages import Job, Score
+from tests.minillm.direct import write_lines
 
 # First references of 1, 2, 6 and 12 words; the tokenizer below has one token a word.
 REFERENCES = [
@@ -45,10 +46,8 @@ def job(folder: Path, responses: dict[str, list[dict]], settings: Evaluation) ->
         for index, references in enumerate(REFERENCES)
     ]
     for name, rows in responses.items():
-        (folder / "benchmarks" / f"{name}.jsonl").write_text(
-            "\n".join(map(json.dumps, prompts)) + "\n", encoding="utf-8"
-        )
-        (folder / "responses" / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n", encoding="utf-8")
+        write_lines(folder / "benchmarks" / f"{name}.jsonl", prompts)
+        write_lines(folder / "responses" / f"{name}.jsonl", rows)
     return Job(
         kind="score",
         settings=Score(role="sft", seeds=settings.seeds, benchmarks=settings.benchmarks),

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from minillm.data.records import Record
+from minillm.data.rows import fields_of
 from minillm.data.tables import read_records
 from minillm.errors import StageError
 from minillm.nearest import suggestion
@@ -24,10 +24,15 @@ def read_rows(field: str, path: Path) -> list[Row]:
     """
     rows: list[Row] = []
     for record in read_records(path):
-        problem = record.problem or _difference(record, rows[0] if rows else None)
-        if problem:
-            raise StageError(f"{field}: {record.file}:{record.line}: {problem}")
-        rows.append(record.value)
+        try:
+            rows.append(fields_of(record))
+        except ValueError as error:
+            raise StageError(f"{field}: {record.file}:{record.line}: {error}") from error
+        if others := sorted(map(str, rows[-1].keys() ^ rows[0].keys())):
+            raise StageError(
+                f"{field}: {record.file}:{record.line}: its fields are not those of the first row; they differ in "
+                f"{', '.join(others)}"
+            )
     if not rows:
         raise StageError(f"{field}: {path} has no rows; mend the file or leave it out")
     return rows
@@ -66,13 +71,3 @@ def deal(field: str, rows: list[Row], part: str | None, tasks: Mapping[str, str 
             "add some, or ask for the other tasks of the group by their names"
         )
     return {task: dealt[str(name)] for task, name in tasks.items()}
-
-
-def _difference(record: Record, first: Row | None) -> str | None:
-    """Describe how a row differs from the first; None if it does not."""
-    if not isinstance(record.value, dict):
-        return f"not an object but {type(record.value).__name__}"
-    if first is None or record.value.keys() == first.keys():
-        return None
-    names = sorted(record.value.keys() ^ first.keys())
-    return f"its fields are not those of the first row; they differ in {', '.join(map(str, names))}"
