@@ -3,11 +3,11 @@
 However many rows there are, texts and tokens are in memory only a batch at a time.
 """
 
-import contextlib
+import itertools
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -137,15 +137,18 @@ def write_parts(source: Path, candidates: Sequence[Candidate], targets: Mapping[
         candidates: Candidates that it returned, decided upon.
         targets: Parquet file of SCHEMA for each part.
     """
-    with contextlib.ExitStack() as stack:
-        files = {part: stack.enter_context(_PartFile(path)) for part, path in targets.items()}
-        start = 0
-        for batch in _waiting_batches(source):
-            members = candidates[start : start + batch.num_rows]
-            start += batch.num_rows
-            for part, file in files.items():
-                chosen = pa.array([not c.reason and c.part == part for c in members], pa.bool_())
-                file.add(batch.filter(chosen).select(SCHEMA.names))
+    for part, target in targets.items():
+        with pq.ParquetWriter(target, SCHEMA) as writer:
+            for group in _groups(_kept_batches(source, candidates, part)):
+                writer.write_table(group)
+
+
+def _kept_batches(source: Path, candidates: Sequence[Candidate], part: str) -> Iterator[pa.RecordBatch]:
+    members = iter(candidates)
+    for batch in _waiting_batches(source):
+        decided = itertools.islice(members, batch.num_rows)
+        chosen = pa.array([not c.reason and c.part == part for c in decided], pa.bool_())
+        yield batch.filter(chosen).select(SCHEMA.names)
 
 
 def _waiting_batches(source: Path) -> Iterator[pa.RecordBatch]:
@@ -153,28 +156,12 @@ def _waiting_batches(source: Path) -> Iterator[pa.RecordBatch]:
         yield from reader
 
 
-class _PartFile:
-    """A parquet file that is written by row groups; below GROUP rows it equals one that is written at once."""
-
-    def __init__(self, path: Path) -> None:
-        self._writer = pq.ParquetWriter(path, SCHEMA)
-        self._table = SCHEMA.empty_table()
-        self._empty = True
-
-    def add(self, batch: pa.RecordBatch) -> None:
-        self._table = pa.concat_tables([self._table, pa.Table.from_batches([batch], SCHEMA)])
-        while self._table.num_rows >= GROUP:
-            self._write(self._table.slice(0, GROUP))
-            self._table = self._table.slice(GROUP)
-
-    def _write(self, table: pa.Table) -> None:
-        self._writer.write_table(table.combine_chunks())
-        self._empty = False
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        if self._table.num_rows or self._empty:
-            self._write(self._table)
-        self._writer.close()
+def _groups(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.Table]:
+    """Join batches to tables of GROUP rows; the last holds what is left, or no row if there is none at all."""
+    table = SCHEMA.empty_table()
+    for batch in batches:
+        table = pa.concat_tables([table, pa.Table.from_batches([batch], SCHEMA)])
+        while table.num_rows > GROUP:
+            yield table.slice(0, GROUP).combine_chunks()
+            table = table.slice(GROUP)
+    yield table.combine_chunks()
