@@ -79,6 +79,12 @@ def counted(count: int, noun: str) -> str:
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
+def few(things: Sequence[object], shown: int = 3) -> str:
+    """The first of some things and the number of the others: a, b, c and 4 more."""
+    more = f" and {len(things) - shown} more" if len(things) > shown else ""
+    return ", ".join(map(str, things[:shown])) + more
+
+
 def duration(seconds: float) -> str:
     """A length of time to the second, 4 minutes and 22 seconds, and to the minute beyond two hours."""
     return precisedelta(round(seconds), minimum_unit="minutes" if seconds > 7200 else "seconds", format="%d")

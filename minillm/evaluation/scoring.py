@@ -22,7 +22,7 @@ from minillm.evaluation.responses import read_rows
 from minillm.evaluation.uncertainty import Values, estimate, prompt_values
 from minillm.metrics.by_name import METRICS_BY_NAME
 from minillm.stages import Job, Score, Summary
-from minillm.words import score
+from minillm.words import few, score
 
 ALWAYS: tuple[Metric, ...] = ("rouge_l", "exact_match")
 """Measured in any case."""
@@ -85,7 +85,7 @@ def check_complete(benchmark: str, prompts: pd.DataFrame, responses: pd.DataFram
             if indices:
                 raise StageError(
                     f"benchmark {benchmark}, seed {seed}: {len(indices)} of {len(prompts)} prompts {problem}: "
-                    f"{_some(sorted(indices))}; generate the responses again"
+                    f"{few(sorted(indices), 10)}; generate the responses again"
                 )
 
 
@@ -188,8 +188,3 @@ def _flat(table: dict[str, Any], metrics: Sequence[Metric]) -> Summary:
         summary[f"response_tokens/{name}"] = row["response_tokens"]
         summary[f"finished/{name}"] = row["finished"]
     return summary
-
-
-def _some(values: Sequence[int], shown: int = 10) -> str:
-    more = f" and {len(values) - shown} more" if len(values) > shown else ""
-    return ", ".join(str(value) for value in values[:shown]) + more

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from minillm.errors import StageError
 from minillm.files import read_json
+from minillm.words import few
 
 WEIGHTS = ("model*.safetensors", "pytorch_model*.bin")
 """The first is preferred; transformers reads the second with torch's weights_only, which runs no code."""
@@ -81,8 +82,3 @@ def _shards(index: Path) -> dict[Path, set[str]]:
             "them too"
         )
     return {index.parent / shard: {t for t, place in places.items() if place == shard} for shard in sorted(named)}
-
-
-def few(names: list[str]) -> str:
-    """Join the first three names of a list and the number of the others."""
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

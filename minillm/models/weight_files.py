@@ -13,7 +13,8 @@ from transformers import PreTrainedModel
 from transformers.modeling_utils import load_state_dict
 
 from minillm.errors import StageError, error_words
-from minillm.models.model_files import few, weight_files
+from minillm.models.model_files import weight_files
+from minillm.words import few
 
 LFS = b"version https://git-lfs"
 """First bytes of a git-lfs file that was not fetched."""
