@@ -9,6 +9,7 @@ from typing import Literal
 
 from minillm.durable import move
 from minillm.errors import StageError
+from minillm.reachable import reachable
 from minillm.stages import STAGES
 from minillm.store.artifacts import Store
 from minillm.store.manifest import Manifest, Origin, read_manifest, read_origin
@@ -61,14 +62,7 @@ def look(path: Path, store: Store) -> Entry | None:
 def with_inputs(keys: Iterable[str], found: Iterable[Entry]) -> set[str]:
     """Return keys together with the keys of everything they were made from."""
     inputs = {entry.key: entry.inputs for entry in found}
-    needed: set[str] = set()
-    waiting = list(keys)
-    while waiting:
-        key = waiting.pop()
-        if key not in needed:
-            needed.add(key)
-            waiting += inputs.get(key, ())
-    return needed
+    return set(reachable(keys, lambda key: inputs.get(key, ())))
 
 
 def remove(entry: Entry) -> None:

@@ -16,6 +16,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from minillm.reachable import reachable
+
 PACKAGE = Path(__file__).parents[1]
 DECLARING = ("minillm.config", "minillm.stages")
 """Packages of which only the definitions that a stage's code names count, and only the methods of a class: the values
@@ -39,7 +41,7 @@ def source_digest(module: str) -> str:
     """
     digest = hashlib.sha256()
     with PARSING:
-        for place in sorted(_closure((module, ""))):
+        for place in sorted(reachable([(module, "")], lambda place: _read(place).imports)):
             source = _read(place)
             if not source.text and not source.templates:  # a name that computes nothing
                 continue
@@ -59,17 +61,6 @@ class _Source:
     """Places in this package that it needs, including modules that it names in a string to run them in a process."""
     templates: tuple[Path, ...] = ()
     """Files that it names in the folders `templates` beside or above it, and files that these name in turn."""
-
-
-def _closure(place: Place) -> set[Place]:
-    seen: set[Place] = set()
-    waiting = [place]
-    while waiting:
-        found = waiting.pop()
-        if found not in seen:
-            seen.add(found)
-            waiting += _read(found).imports
-    return seen
 
 
 @functools.cache
@@ -167,14 +158,12 @@ class _WithoutWords(ast.NodeTransformer):
 
 def _templates(module: str, words: set[str]) -> list[Path]:
     files = {path.name: path for folder in _template_folders(module) for path in folder.glob("*")}
-    waiting = [path for path in files.values() if path.name in words or path.stem in words]
-    found: set[Path] = set()
-    while waiting:
-        path = waiting.pop()
-        found.add(path)
-        named = re.findall(r"{% *(?:extends|from|import|include) *\"([^\"]+)\"", path.read_text(encoding="utf-8"))
-        waiting += [files[name] for name in named if files[name] not in found]
-    return sorted(found)
+
+    def named(path: Path) -> list[Path]:
+        text = path.read_text(encoding="utf-8")
+        return [files[name] for name in re.findall(r"{% *(?:extends|from|import|include) *\"([^\"]+)\"", text)]
+
+    return sorted(reachable([path for path in files.values() if {path.name, path.stem} & words], named))
 
 
 def _template_folders(module: str) -> Iterator[Path]:

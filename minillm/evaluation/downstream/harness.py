@@ -12,6 +12,7 @@ from lm_eval.tasks import TaskManager
 from lm_eval.tasks.manager import TaskDict
 
 from minillm.config import Strict
+from minillm.reachable import reachable
 
 TASKS = Path(lm_eval.tasks.__file__).parent
 """Folder in which the harness defines its tasks, one YAML file each."""
@@ -55,14 +56,8 @@ def beneath(index: Mapping[str, Definition], name: str) -> list[Definition]:
         index: Index of a TaskManager.
         name: Name in the index.
     """
-    found: dict[str, Definition] = {}
-    waiting = [name]
-    while waiting:
-        name = waiting.pop()
-        if name in index and name not in found:
-            found[name] = index[name]
-            waiting += _members(index[name])
-    return list(found.values())
+    names = reachable([name], lambda name: [member for member in _members(index[name]) if member in index])
+    return [index[name] for name in names]
 
 
 def task_manager(plan: Plan, rows: Path, work: Path) -> TaskManager:
