@@ -1,5 +1,6 @@
 """Resolution of sources: data and models of the configuration become local paths with content fingerprints."""
 
+import contextlib
 import glob
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,32 +28,20 @@ class Resolved:
     """Snapshot from before the fingerprint, so that any later write differs from it."""
 
 
-def source_path(source: Source | Model, directory: Path) -> Path | None:
-    """Return the path where a local source should be; None for one from the hub.
-
-    Args:
-        source: Data or a model; its `path` is relative to `directory` unless absolute.
-        directory: `data.directory` for data, the working directory for models.
-    """
-    if source.path is None:
-        return None
-    path = directory / source.path
-    return path / source.file if isinstance(source, Source) and source.file else path
-
-
 def resolve(source: Source | Model, directory: Path) -> Resolved:
     """Find a local source, or fetch a hub repository pinned to a commit. Code in a repository is never fetched.
 
     Args:
         source: Data, or a model that is not just an `architecture`.
-        directory: Folder that a relative path starts from.
+        directory: Folder that a relative path starts from: `data.directory` for data, the working directory for models.
 
     Raises:
         StageError: The source is missing, unreadable, unreachable or gated, its content does not match `sha256`, or it
             is a model without weights.
     """
-    path = source_path(source, directory)
-    if path is not None:
+    if source.path is not None:
+        file = source.file if isinstance(source, Source) else None
+        path = directory / source.path / (file or "")
         require_readable(path)
         snapshot = Snapshot.take(path.absolute())
         if isinstance(source, Source):
@@ -88,17 +77,10 @@ def fingerprint(path: Path) -> str:
     if path.is_file():  # the suffix decides how the content is read
         return f"sha256:{known_sha256(path)}{path.suffix}"
     files = {str(file.relative_to(path)): file for file in files_of(path)}
-    if _is_artifact(path):
+    with contextlib.suppress(StageError):  # it is no artifact
+        read_manifest(path)
         files = {name: file for name, file in files.items() if name not in (MANIFEST, *CLOCKED)}
     return f"sha256:{text_digest({name: known_sha256(file) for name, file in files.items()})}"
-
-
-def _is_artifact(path: Path) -> bool:
-    try:
-        read_manifest(path)
-    except StageError:
-        return False
-    return True
 
 
 def _from_hub(source: Source | Model, name: str) -> Resolved:
