@@ -35,11 +35,11 @@ class Models:
 
 
 class Feed(Protocol):
-    """Interface between the trainer and a source of text."""
+    """Interface between the trainer and a source of text; by default nothing is prepared and no state kept."""
 
     def prepare(self, step: int, micro_batch_size: int) -> dict[str, float]:
         """Prepare the step on every process, for instance sample a new round; return metrics of what is new."""
-        ...
+        return {}
 
     def losses(self, step: int, micro_batch_size: int) -> Iterator[Losses]:
         """Yield the losses of this process's micro-batches of the step, with gradient."""
@@ -51,11 +51,10 @@ class Feed(Protocol):
 
     def state(self) -> dict[str, Any]:
         """Return what this process needs and cannot compute from the seed and the step."""
-        ...
+        return {}
 
     def restore(self, states: Sequence[dict[str, Any]]) -> None:
         """Restore from what `state` returned on each process; there may be more or fewer processes now."""
-        ...
 
 
 def shuffled_slice(count: int, purpose: Purpose, seed: int, start: int, number: int) -> list[int]:

@@ -1,8 +1,7 @@
 """Training on fixed text, the data set's or the teacher's: SFT, KD and SeqKD (method.md §5)."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import pandas as pd
 from torch import Tensor
@@ -14,7 +13,7 @@ from minillm.objectives.divergences import Functional, functional
 from minillm.objectives.losses import fixed_text_loss
 from minillm.objectives.vocabulary import head_loss
 from minillm.streams import Purpose
-from minillm.training.feeds import Losses, Models, shuffled_slice, teacher_of
+from minillm.training.feeds import Feed, Losses, Models, shuffled_slice, teacher_of
 
 
 def text_losses(models: Models, batch: Batch, tokens: int, divergence: Functional | None, weight: float) -> Losses:
@@ -44,7 +43,7 @@ def text_losses(models: Models, batch: Batch, tokens: int, divergence: Functiona
 
 
 @dataclass
-class FixedText:
+class FixedText(Feed):
     """Responses of the data set or of the teacher, with cross-entropy or word-level KD (method.md §5)."""
 
     models: Models
@@ -52,10 +51,6 @@ class FixedText:
     examples: pd.DataFrame
     """Columns prompt_ids and response_ids, token id lists."""
     seed: int
-
-    def prepare(self, step: int, micro_batch_size: int) -> dict[str, float]:
-        """Return no metrics: the text is fixed, so there is nothing to prepare."""
-        return {}
 
     def losses(self, step: int, micro_batch_size: int) -> Iterator[Losses]:
         """Yield micro-batches' shares of the mean loss per response token of the global mini-batch."""
@@ -81,10 +76,3 @@ class FixedText:
     def describe(self, step: int) -> str:
         """Name the training rows by their numbers in the raw file."""
         return f"training rows {self.examples['row'].iloc[self._rows(step)].tolist()}"
-
-    def state(self) -> dict[str, Any]:
-        """Return an empty state: seed and step determine everything."""
-        return {}
-
-    def restore(self, states: Sequence[dict[str, Any]]) -> None:
-        """Do nothing: the state is empty."""

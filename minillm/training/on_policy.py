@@ -21,14 +21,14 @@ from minillm.objectives.terms import Teacher, TokenTerms
 from minillm.objectives.vocabulary import head_loss, token_log_probs
 from minillm.streams import Purpose, generator, stream
 from minillm.training.engine import gathered_weights
-from minillm.training.feeds import Losses, Models, shuffled_slice
+from minillm.training.feeds import Feed, Losses, Models, shuffled_slice
 from minillm.training.fixed_text import text_losses
 from minillm.training.rounds import Round, policy_experience, policy_loss
 from minillm.worker.processes import gather_lists, rank, world_size
 
 
 @dataclass
-class Rollouts:
+class Rollouts(Feed):
     """Responses sampled from p̃ during training, several inner epochs over each round (Algorithm 1)."""
 
     models: Models
