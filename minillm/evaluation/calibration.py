@@ -24,15 +24,14 @@ from minillm.worker.processes import device, process_group, rank
 from minillm.worker.progress import Progress
 
 
+@process_group()
 def run(job: Job[Calibration]) -> Summary:
     """Write NAME.jsonl (the probabilities of each row's choices) and calibration.json (accuracy and calibration).
 
     Sets finished before a failure are not asked again.
     """
-    settings = job.settings
-    with process_group():
-        _ask(job, settings)
-        return _measure(job, settings) if rank() == 0 else {}
+    _ask(job, job.settings)
+    return _measure(job, job.settings) if rank() == 0 else {}
 
 
 def _ask(job: Job[Calibration], settings: Calibration) -> None:

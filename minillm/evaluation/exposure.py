@@ -37,14 +37,10 @@ ALIKE = 16
 """Responses whose lengths fall into the same interval of this many tokens are batched by prompt length."""
 
 
+@process_group()
 def run(job: Job[Exposure]) -> Summary:
     """Write exposure.json, the curves for l = 1 … max_length with their intervals; return their last values."""
     settings = job.settings
-    with process_group():
-        return _run(job, settings)
-
-
-def _run(job: Job[Exposure], settings: Exposure) -> Summary:
     texts = read_texts(job.inputs, settings)
     vocabulary = load_shared_tokenizer(job.inputs["tokenizer"]).entries
     student, teacher = (

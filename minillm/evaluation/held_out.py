@@ -33,11 +33,11 @@ from minillm.worker.processes import device, process_group, rank
 from minillm.worker.progress import Progress
 
 
+@process_group()
 def run(job: Job[HeldOut]) -> Summary:
     """Write held_out.json with the measures of each benchmark and each text; the summary has the same numbers."""
     settings = job.settings
-    with process_group():
-        measured = _score(job, settings)
+    measured = _score(job, settings)
     if not measured:
         return {}
     sets = {

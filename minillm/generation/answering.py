@@ -21,11 +21,30 @@ from minillm.worker.processes import device, gather_lists, process_group, rank, 
 from minillm.worker.progress import Progress
 
 
+@process_group()
 def run(job: Job[Generate]) -> Summary:
     """Generate benchmark by benchmark; skip those that an earlier attempt finished."""
     settings = job.settings
-    with process_group():
-        return _run(job, settings)
+    tokenizer = load_shared_tokenizer(job.inputs["tokenizer"])
+    prompts = load_prompts(job.inputs["prompts"])
+    sampler = make_sampler(job.inputs["model"], tokenizer, settings, job.runtime)
+    total = sum(map(len, prompts.values())) * len(settings.seeds)
+    progress, done = Progress(job.output, total, "responses"), 0
+    for number, name in enumerate(prompts):
+        target = job.output / f"{name}.jsonl"
+        requests = make_requests(prompts[name], settings, number)
+        if not target.exists():
+            mine = sampler.sample(
+                requests[rank() :: world_size()],
+                lambda ready, before=done: progress.log(before + ready * world_size()),
+            )
+            responses = gather_lists([(r.tokens, r.finished) for r in mine])
+            texts = tokenizer.texts([tokens for tokens, _ in responses])
+            if rank() == 0:
+                _write(target, requests, texts, responses)
+        done += len(requests)
+        progress.log(done)
+    return {"responses": total, "parameters": parameter_count(sampler.model)}
 
 
 def make_sampler(model: Path, tokenizer: SharedTokenizer, settings: Generate, runtime: Runtime) -> Sampler:
@@ -48,29 +67,6 @@ def make_requests(prompts: Sequence[list[int]], settings: Generate, benchmark: i
         for seed in settings.seeds
         for i, prompt in enumerate(prompts)
     ]
-
-
-def _run(job: Job[Generate], settings: Generate) -> Summary:
-    tokenizer = load_shared_tokenizer(job.inputs["tokenizer"])
-    prompts = load_prompts(job.inputs["prompts"])
-    sampler = make_sampler(job.inputs["model"], tokenizer, settings, job.runtime)
-    total = sum(map(len, prompts.values())) * len(settings.seeds)
-    progress, done = Progress(job.output, total, "responses"), 0
-    for number, name in enumerate(prompts):
-        target = job.output / f"{name}.jsonl"
-        requests = make_requests(prompts[name], settings, number)
-        if not target.exists():
-            mine = sampler.sample(
-                requests[rank() :: world_size()],
-                lambda ready, before=done: progress.log(before + ready * world_size()),
-            )
-            responses = gather_lists([(r.tokens, r.finished) for r in mine])
-            texts = tokenizer.texts([tokens for tokens, _ in responses])
-            if rank() == 0:
-                _write(target, requests, texts, responses)
-        done += len(requests)
-        progress.log(done)
-    return {"responses": total, "parameters": parameter_count(sampler.model)}
 
 
 def _write(target: Path, requests: Sequence[Request], texts: Sequence[str], responses: Sequence[Any]) -> None:

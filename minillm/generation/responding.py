@@ -12,14 +12,10 @@ from minillm.worker.processes import device, gather_lists, process_group, rank, 
 from minillm.worker.progress import Progress
 
 
+@process_group()
 def run(job: Job[Respond]) -> Summary:
     """Sample one response to every training prompt at temperature 1."""
     settings = job.settings
-    with process_group():
-        return _run(job, settings)
-
-
-def _run(job: Job[Respond], settings: Respond) -> Summary:
     tokenizer = load_shared_tokenizer(job.inputs["tokenizer"])
     examples = pd.read_parquet(job.inputs["examples"] / "train.parquet")
     requests = [

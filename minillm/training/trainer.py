@@ -33,15 +33,10 @@ LOG_SECONDS = 1.0
 """Training losses are averaged over at least this long before they are logged."""
 
 
+@process_group()
 def run(job: Job[Train]) -> Summary:
     """Train, select and save a model, continuing from the last checkpoint in the work folder."""
-    settings = job.settings
-    with process_group():
-        return _run(job, settings)
-
-
-def _run(job: Job[Train], settings: Train) -> Summary:
-    trainer = make_trainer(job, settings)
+    trainer = make_trainer(job, job.settings)
     trainer.train()
     if rank() == 0:
         trainer.selection.finish(job.output)
