@@ -12,8 +12,8 @@ import pandas as pd
 import torch
 import torch.distributed as dist
 
-from minillm.config import Metric
-from minillm.durable import move, sync, sync_tree, write_atomically
+from minillm.config import Metric, Runtime
+from minillm.durable import move, sync, sync_tree
 from minillm.errors import StageError
 from minillm.generation.sampling import Sampler
 from minillm.generation.slots import Request
@@ -36,8 +36,7 @@ class Validation:
     tokenizer: SharedTokenizer
     examples: pd.DataFrame
     max_tokens: int
-    micro_batch_size: int
-    generation_batch_size: int
+    runtime: Runtime
 
     def measure(self, select_by: Metric | Literal["validation_loss"]) -> dict[str, float]:
         """Return valid/loss (nats per response token) and, if a metric selects, valid/METRIC (0–100)."""
@@ -49,11 +48,11 @@ class Validation:
 
     @torch.no_grad()
     def _loss(self) -> float:
-        mine = self.examples.iloc[rank() :: world_size()]
+        mine, size = self.examples.iloc[rank() :: world_size()], self.runtime.micro_batch_size
         total = torch.zeros(2, dtype=torch.float64)  # (2,): sum of −log q, number of tokens
         # Every process makes the same number of forward passes, which ZeRO-3 needs.
-        for start in range(0, -(-len(self.examples) // world_size()), self.micro_batch_size):
-            part = mine.iloc[start : start + self.micro_batch_size]
+        for start in range(0, -(-len(self.examples) // world_size()), size):
+            part = mine.iloc[start : start + size]
             counted = part if len(part) else self.examples.iloc[:1]
             batch = make_batch(counted["prompt_ids"].tolist(), counted["response_ids"].tolist())
             batch = batch.to(self.models.student.device)
@@ -75,7 +74,9 @@ class Validation:
             for prompt, row in zip(self.examples["prompt_ids"], self.examples["row"], strict=True)
         ]
         with gathered_weights(self.models.student) as student:
-            sampler = Sampler(student, self.models.ends, self.models.vocabulary, batch_size=self.generation_batch_size)
+            sampler = Sampler(
+                student, self.models.ends, self.models.vocabulary, batch_size=self.runtime.generation_batch_size
+            )
             responses = gather_lists([r.tokens for r in sampler.sample(requests[rank() :: world_size()])])
         texts = self.tokenizer.texts(responses)
         scores = [metric(text, [gold]) for text, gold in zip(texts, self.examples["response"], strict=True)]

@@ -50,7 +50,9 @@ def make_trainer(job: Job[Train], settings: Train) -> "Trainer":
     """Return a trainer ready for its first step, with models, engine and data; call inside a process group."""
     training = settings.method.training
     shared = load_shared_tokenizer(job.inputs["tokenizer"])
-    examples = pd.read_parquet(job.inputs.get("responses", job.inputs["examples"]) / _examples_file(job))
+    of_teacher = "responses" in job.inputs
+    texts = job.inputs["responses"] / "responses.parquet" if of_teacher else job.inputs["examples"] / "train.parquet"
+    examples = pd.read_parquet(texts)
     total = training.optimizer_steps(len(examples))
     torch.manual_seed(torch_seed(stream(Purpose.ADAPTERS, settings.seed)))
     student = HeadedModel(_student(job, settings, shared), shared.entries)
@@ -64,30 +66,16 @@ def make_trainer(job: Job[Train], settings: Train) -> "Trainer":
         held_out = held_out.sample(settings.validation_prompts, random_state=chosen)
     lengths = held_out["prompt_ids"].map(len) + held_out["response_ids"].map(len)
     held_out = held_out.iloc[lengths.argsort(kind="stable")]  # batches with little padding
-    validation = Validation(
-        models,
-        shared,
-        held_out,
-        settings.max_tokens,
-        job.runtime.micro_batch_size,
-        job.runtime.generation_batch_size,
-    )
     return Trainer(
         engine=engine,
         feed=_feed(job, settings, models, examples),
-        validation=validation,
+        validation=Validation(models, shared, held_out, settings.max_tokens, job.runtime),
         selection=Selection(job.work, training.select_by),
         checkpoints=checkpoints,
         progress=Progress(job.output, total, "steps"),
-        tokenizer=shared,
         settings=settings,
-        total_steps=total,
         runtime=job.runtime,
     )
-
-
-def _examples_file(job: Job[Train]) -> str:
-    return "responses.parquet" if "responses" in job.inputs else "train.parquet"
 
 
 def _student(job: Job[Train], settings: Train, shared: SharedTokenizer) -> PreTrainedModel:
@@ -139,9 +127,7 @@ class Trainer:
     selection: Selection
     checkpoints: Checkpoints
     progress: Progress
-    tokenizer: SharedTokenizer
     settings: Train
-    total_steps: int
     runtime: Runtime
     stop_asked: bool = field(default=False, init=False)
 
@@ -151,14 +137,14 @@ class Trainer:
         start = self._resume()
         training = self.settings.method.training
         meter = Meter()
-        for step in range(start, self.total_steps):
+        for step in range(start, self.progress.total):
             meter.add(self.step(step))
             done = step + 1
-            last = done == self.total_steps
+            last = done == self.progress.total
             metrics = meter.due(self.engine, last)
             if last or done % training.evaluate_every == 0:
                 measured = self.validation.measure(training.select_by)
-                self.selection.consider(done, measured, self.engine, self.tokenizer)
+                self.selection.consider(done, measured, self.engine, self.validation.tokenizer)
                 metrics |= measured
             if metrics:
                 self.progress.log(done, metrics)
