@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from minillm.durable import write_atomically
 from minillm.errors import StageError
 from minillm.nearest import missing_path
 
@@ -92,9 +93,14 @@ def read_json_lines(path: Path) -> list[Any]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON value, indented, at once (see `write_atomically`)."""
+    write_atomically(path, json.dumps(value, indent=2))
+
+
 def write_json_lines(path: Path, values: Iterable[Any]) -> None:
-    """Write one JSON value a line."""
-    path.write_text("".join(json.dumps(value) + "\n" for value in values), encoding="utf-8")
+    """Write one JSON value a line, at once (see `write_atomically`)."""
+    write_atomically(path, "".join(json.dumps(value) + "\n" for value in values))
 
 
 def _walk(folder: Path, above: tuple[Path, ...]) -> list[Path]:

@@ -1,6 +1,5 @@
 """Stage `prompts`: tokenises the prompts of every benchmark, and refuses or cuts those that are too long."""
 
-import json
 from pathlib import Path
 
 import pandas as pd
@@ -8,7 +7,7 @@ from transformers import AutoTokenizer
 
 from minillm.data.benchmarks import load_benchmarks
 from minillm.data.prompts import encode_prompts, fit_prompts, opening_tokens
-from minillm.durable import write_atomically
+from minillm.files import write_json
 from minillm.stages import EncodedPrompts, Job, Summary
 
 
@@ -25,7 +24,7 @@ def run(job: Job[EncodedPrompts]) -> Summary:
         encoded = encode_prompts(tokenizer, settings.template, [(row["instruction"], row["context"]) for row in rows])
         prompts, cut[name] = fit_prompts(f"benchmark {name}", encoded, settings, opening_tokens(tokenizer))
         pd.DataFrame({"prompt_ids": prompts}).to_parquet(job.output / f"{name}.parquet")
-    write_atomically(job.output / "cut_prompts.json", json.dumps(cut))
+    write_json(job.output / "cut_prompts.json", cut)
     return {f"cut_prompts/{name}": float(count) for name, count in cut.items()}
 
 

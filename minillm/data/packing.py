@@ -1,6 +1,5 @@
 """Stage `pack`: tokenises a plain-text corpus into one array that training maps into memory."""
 
-import json
 import os
 import shutil
 from pathlib import Path
@@ -15,7 +14,7 @@ from minillm.data.prompts import encode_texts
 from minillm.data.token_bytes import spelled_bytes
 from minillm.data.tokenising import batches, pieces
 from minillm.errors import StageError
-from minillm.files import files_of
+from minillm.files import files_of, write_json
 from minillm.stages import Job, Pack, Summary
 from minillm.worker.progress import Progress
 
@@ -55,7 +54,7 @@ def pack(corpus: Path, tokenizer: Any, block_tokens: int, stream: Path, output: 
         )
     _save(stream, output / "tokens.npy", dtype, blocks * block_tokens)
     meta = {"block_tokens": block_tokens, "blocks": blocks, "dtype": dtype.name, **counts}
-    (output / "meta.json").write_text(json.dumps(meta, indent=2), encoding="utf-8")
+    write_json(output / "meta.json", meta)
     return {"documents": float(counts["documents"]), "tokens": float(tokens), "blocks": float(blocks)}
 
 

@@ -5,18 +5,17 @@ EOS. The model's probability of the choice is the softmax of these sums over all
 length: a mean per token would not be a log-probability. Confidence is the largest of the probabilities.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from scipy.special import softmax
 
-from minillm.durable import write_atomically
 from minillm.evaluation.likelihood import likelihoods
 from minillm.evaluation.reliability import binned, reliability
 from minillm.evaluation.responses import read_rows
 from minillm.evaluation.uncertainty import estimate
+from minillm.files import write_json, write_json_lines
 from minillm.models.causal_lm import DTYPES, load_model
 from minillm.models.shared_tokenizer import load_shared_tokenizer
 from minillm.stages import Calibration, Job, Summary
@@ -49,7 +48,7 @@ def _ask(job: Job[Calibration], settings: Calibration) -> None:
             )
             if rank() == 0:
                 lines = judge(rows, [float(likelihood.log_prob.sum()) for likelihood in found])
-                write_atomically(target, "".join(json.dumps(line) + "\n" for line in lines))
+                write_json_lines(target, lines)
         done += len(pairs)
 
 
@@ -85,7 +84,7 @@ def measure(lines: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 def _measure(job: Job[Calibration], settings: Calibration) -> Summary:
     measured = {name: measure(read_rows(job.output, name)) for name in settings.sets}
-    write_atomically(job.output / "calibration.json", json.dumps(measured, indent=2))
+    write_json(job.output / "calibration.json", measured)
     for name, found in measured.items():
         accuracy, error = found["accuracy"]["value"], found["ece"]["value"]
         print(f"{settings.role} {name}: accuracy {accuracy:.1f} %, ECE {error:.3f}", flush=True)

@@ -1,15 +1,14 @@
 """Stage `diversity`: how much a model repeats itself in its stored responses (method.md §7); no model is needed."""
 
 import itertools
-import json
 import statistics
 from collections.abc import Iterable, Sequence
 
 import pandas as pd
 from rouge_score.tokenize import tokenize
 
-from minillm.durable import write_atomically
 from minillm.evaluation.responses import read_rows
+from minillm.files import write_json
 from minillm.metrics.rouge import rouge_l
 from minillm.stages import Diversity, Job, Summary
 
@@ -25,7 +24,7 @@ def run(job: Job[Diversity]) -> Summary:
         responses = pd.DataFrame(read_rows(job.inputs["responses"], name))
         measured[name] = measure(responses)
     measured["mean"] = {str(what): mean for what, mean in pd.DataFrame(measured).mean(axis=1).items()}
-    write_atomically(job.output / "diversity.json", json.dumps(measured, indent=2))
+    write_json(job.output / "diversity.json", measured)
     return {f"{what}/{name}": value for name, row in measured.items() for what, value in row.items()}
 
 

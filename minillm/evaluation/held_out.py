@@ -6,7 +6,6 @@ that these tokens stand for, it is comparable between models of different tokeni
 likeliest next token.
 """
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,11 +20,10 @@ from minillm.data.benchmarks import load_benchmarks
 from minillm.data.plain_text import PlainText
 from minillm.data.prompts import encode_texts
 from minillm.data.token_bytes import spelled_bytes, written_bytes
-from minillm.durable import write_atomically
 from minillm.evaluation.likelihood import Likelihood, Pair, likelihoods
 from minillm.evaluation.reliability import binned, reliability
 from minillm.evaluation.uncertainty import ratio_of_sums
-from minillm.files import read_json
+from minillm.files import read_json, write_json
 from minillm.models.causal_lm import DTYPES, load_model
 from minillm.models.shared_tokenizer import SharedTokenizer, load_shared_tokenizer
 from minillm.stages import HeldOut, Job, Summary
@@ -44,7 +42,7 @@ def run(job: Job[HeldOut]) -> Summary:
         "benchmarks": {name: measured[name] for name in settings.benchmarks},
         "texts": {name: measured[name] for name in settings.texts},
     }
-    write_atomically(job.output / "held_out.json", json.dumps(sets, indent=2))
+    write_json(job.output / "held_out.json", sets)
     summary: Summary = {}
     for name, found in measured.items():
         loss = found["loss"]["value"]

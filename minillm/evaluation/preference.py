@@ -5,7 +5,6 @@ intervals are over prompts.
 """
 
 import itertools
-import json
 import math
 import statistics
 import warnings
@@ -20,10 +19,10 @@ from sklearn.metrics import cohen_kappa_score
 
 from minillm.annotation.judgements import Choice, Judgement, read_csv
 from minillm.annotation.pairs import mismatch
-from minillm.durable import write_atomically
 from minillm.errors import StageError
 from minillm.evaluation.differences import family
 from minillm.evaluation.uncertainty import Values, adjusted, estimate, paired_estimate
+from minillm.files import write_json
 from minillm.stages import Job, Preference, Summary
 
 MEASURES: dict[str, Mapping[Choice, float]] = {
@@ -46,7 +45,7 @@ def run(job: Job[Preference]) -> Summary:
     comparisons = compare(judgements)
     annotators = sorted({judgement.annotator for judgement in judgements})
     found = {"annotators": annotators, "comparisons": comparisons, "agreement": agreement(judgements)}
-    write_atomically(job.output / "preference.json", json.dumps(found, indent=2))
+    write_json(job.output / "preference.json", found)
     return {
         f"preference/{row['method']}/{row['other']}/{what}": row[what]["value"]
         for row in comparisons

@@ -5,7 +5,6 @@ covers its headline prompts, those whose first reference has at least `min_refer
 prompts for each seed, then mean and spread over seeds, and the interval over prompts.
 """
 
-import json
 import statistics
 import sys
 from collections.abc import Sequence
@@ -16,10 +15,10 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from minillm.config import Benchmark, Metric
 from minillm.data.prompts import encode_texts
-from minillm.durable import write_atomically
 from minillm.errors import StageError
 from minillm.evaluation.responses import read_rows
 from minillm.evaluation.uncertainty import Values, estimate, prompt_values
+from minillm.files import write_json
 from minillm.metrics.by_name import METRICS_BY_NAME
 from minillm.stages import Job, Score, Summary
 from minillm.words import few, score
@@ -56,7 +55,7 @@ def run(job: Job[Score]) -> Summary:
         row["score"]["interval"] = _interval([by_prompt[name]])
     table = {"role": settings.role, "seeds": list(settings.seeds), "benchmarks": rows, "mean": means}
     scores.to_parquet(job.output / "scores.parquet")
-    write_atomically(job.output / "table.json", json.dumps(table, indent=2))
+    write_json(job.output / "table.json", table)
     return _flat(table, metrics)
 
 

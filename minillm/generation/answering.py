@@ -1,6 +1,5 @@
 """Stage `generate`: one model's responses to every benchmark, generated once per seed and stored."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,7 +8,8 @@ import pandas as pd
 
 from minillm.config import Runtime, Sampling
 from minillm.data.benchmark_prompts import load_prompts
-from minillm.durable import sync, write_atomically
+from minillm.durable import sync
+from minillm.files import write_json_lines
 from minillm.generation.drawing import Decoding
 from minillm.generation.sampling import Sampler
 from minillm.generation.slots import Request
@@ -86,4 +86,4 @@ def _write(target: Path, requests: Sequence[Request], texts: Sequence[str], resp
         {"index": r.stream[2], "seed": r.stream[0], "response": text, "tokens": len(tokens), "finished": finished}
         for r, text, (tokens, finished) in zip(requests, texts, responses, strict=True)
     ]
-    write_atomically(target, "".join(json.dumps(line) + "\n" for line in lines))
+    write_json_lines(target, lines)

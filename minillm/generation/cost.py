@@ -4,7 +4,6 @@ Each model answers the same prompts several times in a process of its own, so th
 another's. The flow starts this stage after all others that measure; other programs on the machine may still disturb it.
 """
 
-import json
 import multiprocessing
 import statistics
 import time
@@ -12,7 +11,7 @@ from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
 from minillm.data.benchmark_prompts import load_prompts
-from minillm.durable import write_atomically
+from minillm.files import write_json
 from minillm.generation.answering import make_requests, make_sampler
 from minillm.models.shared_tokenizer import load_shared_tokenizer
 from minillm.stages import Cost, Job, Summary
@@ -42,7 +41,7 @@ def run(job: Job[Cost]) -> Summary:
         "at_once": min(PROMPTS, job.runtime.generation_batch_size),
         "models": measured,
     }
-    write_atomically(job.output / "cost.json", json.dumps(facts, indent=2))
+    write_json(job.output / "cost.json", facts)
     return {
         f"{quantity}/{role}": found[quantity]
         for quantity in ("tokens_per_second", "peak_memory_gib")

@@ -1,7 +1,6 @@
 """Stage `prepare`: makes the tokenizer that models share, and checks that they fit it and the lengths asked for."""
 
 import copy
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from minillm.data.documents import read_documents
 from minillm.data.prompts import render
 from minillm.data.rows import InstructionRow, read_instruction_rows, read_split
 from minillm.errors import StageError
+from minillm.files import write_json
 from minillm.models.facts import ModelFacts
 from minillm.models.lora import add_adapters
 from minillm.models.shared_tokenizer import SharedTokenizer, entries_of, named_end_tokens, share
@@ -59,8 +59,7 @@ def run(job: Job[Prepare]) -> Summary:
     shared = share(tokenizer, _named_ends(job, settings, entries))
     shared.generation_config().save_pretrained(job.output)
     tokenizer.save_pretrained(job.output)
-    described = {name: fact.model_dump() for name, fact in facts.items()}
-    (job.output / "models.json").write_text(json.dumps(described, indent=2), encoding="utf-8")
+    write_json(job.output / "models.json", {name: fact.model_dump() for name, fact in facts.items()})
     return {
         "tokenizer": owner,
         "vocabulary": float(entries),

@@ -1,6 +1,5 @@
 """Validation of a model in training, and the choice of the weights that are kept (paper Algorithm 1)."""
 
-import json
 import math
 import shutil
 from collections.abc import Callable, Sequence
@@ -15,6 +14,7 @@ import torch.distributed as dist
 from minillm.config import Metric, Runtime
 from minillm.durable import move, sync, sync_tree
 from minillm.errors import StageError
+from minillm.files import write_json
 from minillm.generation.sampling import Sampler
 from minillm.generation.slots import Request
 from minillm.metrics.by_name import METRICS_BY_NAME
@@ -157,7 +157,7 @@ class Selection:
             move(self._folder(int(self.best["step"])), output / "model")
         record = {"select_by": self.select_by, "step": self.best["step"], "value": self.best[self._name]}
         record["equal"] = [of["step"] for of in self.equal]
-        write_atomically(output / "selection.json", json.dumps({**record, "history": self.history}, indent=2))
+        write_json(output / "selection.json", {**record, "history": self.history})
 
     @property
     def _name(self) -> str:

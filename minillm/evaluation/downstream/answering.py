@@ -15,7 +15,7 @@ from transformers import set_seed
 from minillm.durable import write_atomically
 from minillm.errors import StageError
 from minillm.evaluation.downstream.harness import PLAN, SEED, Plan, generated_tokens, load, task_manager
-from minillm.files import read_json
+from minillm.files import read_json, write_json
 from minillm.models.causal_lm import DTYPES, load_model
 from minillm.models.output_head import output_head
 from minillm.models.shared_tokenizer import load_shared_tokenizer
@@ -53,8 +53,8 @@ def run(job: Job[DownstreamScore]) -> Summary:
         progress.log(number)
     rows = _merged(table(name, part) for name, part in zip(plan.tasks, parts, strict=True))
     results = {key: _merged(part[key] for part in parts) for key in KEPT}
-    write_atomically(job.output / "results.json", json.dumps({"harness": plan.harness, **results}, indent=2))
-    write_atomically(job.output / "table.json", json.dumps({"harness": plan.harness, "tasks": rows}, indent=2))
+    write_json(job.output / "results.json", {"harness": plan.harness, **results})
+    write_json(job.output / "table.json", {"harness": plan.harness, "tasks": rows})
     return _flat(rows)
 
 

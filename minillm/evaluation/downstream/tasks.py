@@ -1,7 +1,6 @@
 """Stage `downstream_tasks`: find the harness's tasks and check them with their data before anything is trained."""
 
 import difflib
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -23,7 +22,7 @@ from minillm.evaluation.downstream.harness import (
     task_manager,
 )
 from minillm.evaluation.downstream.local_rows import deal, read_rows
-from minillm.files import read_json
+from minillm.files import read_json, write_json_lines
 from minillm.stages import DownstreamTasks, Job, Summary
 
 SPLITS = {"test": ("rows", "source"), "examples": ("examples", "examples")}
@@ -112,7 +111,7 @@ def _write_local(
             for task, task_rows in deal(field, rows, settings.parts.get(name), data_sets).items():
                 path = rows_file(job.output, task, split)
                 path.parent.mkdir(exist_ok=True)
-                path.write_text("".join(json.dumps(row) + "\n" for row in task_rows), encoding="utf-8")
+                write_json_lines(path, task_rows)
         for definition in tasks:
             file = _relative(definition.yaml_path)
             local[definition.name] = LocalRows(file=file, examples="examples" in given, changes=changes)
