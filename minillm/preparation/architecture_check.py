@@ -6,7 +6,6 @@ the plainest one: a row alone, without cache or padding.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -33,14 +32,6 @@ AT_ONCE = 3
 """Slots. There are more rows than slots, so later rows wait until a slot is free."""
 STEPS = ((1, 3, 2), (0, 2, 1), (3, 0, 1), (2, 1, 0))
 """Tokens by which each of three rows grows, step by step."""
-
-
-@dataclass(frozen=True)
-class _Finding:
-    """The first failure of an architecture."""
-
-    what: str
-    reason: str
 
 
 def require_faithful(name: str, config: PretrainedConfig, skeleton: PreTrainedModel, length: int) -> None:
@@ -75,8 +66,8 @@ def require_faithful(name: str, config: PretrainedConfig, skeleton: PreTrainedMo
         else ""
     )
     raise StageError(
-        f"{kind} cannot serve with rows of {length} tokens. Tried on small random models of its kind, {finding.what} "
-        f"{finding.reason}; {remedy}take a model of another architecture"
+        f"{kind} cannot serve with rows of {length} tokens. Tried on small random models of its kind, {finding}; "
+        f"{remedy}take a model of another architecture"
     )
 
 
@@ -94,14 +85,14 @@ def _longest_that_serves(models: Sequence[PreTrainedModel], failing: int) -> int
     return serves
 
 
-def _try_all(models: Sequence[PreTrainedModel], length: int) -> _Finding | None:
-    """Return the finding of the first model that fails."""
+def _try_all(models: Sequence[PreTrainedModel], length: int) -> str | None:
+    """Say what fails first with the first model that fails."""
     return next((finding for model in models if (finding := _try(model, length)) is not None), None)
 
 
 @torch.no_grad()
-def _try(model: PreTrainedModel, length: int) -> _Finding | None:
-    """Return the first comparison that fails with rows of up to `length` tokens."""
+def _try(model: PreTrainedModel, length: int) -> str | None:
+    """Say which comparison fails first with rows of up to `length` tokens, and how."""
     trial = _Trial(model, length)
     steps: dict[str, Callable[[], Iterator[tuple[list[int], Tensor, Tensor]]]] = {
         "its plain forward pass": trial.plain,
@@ -121,9 +112,9 @@ def _try(model: PreTrainedModel, length: int) -> _Finding | None:
                     at = int(wrong[0])
                     worst = float(difference.nan_to_num(torch.inf).max())
                     where = f"from token {len(row) - len(got) + at + 1} of a row of {len(row)} on"
-                    return _Finding(what, f"differs from a plain forward pass by up to {worst:.2g} nats, {where}")
+                    return f"{what} differs from a plain forward pass by up to {worst:.2g} nats, {where}"
         except Exception as error:  # an architecture's own code fails in many ways
-            return _Finding(what, f"fails ({error_words(error)})")
+            return f"{what} fails ({error_words(error)})"
     return None
 
 
