@@ -1,5 +1,6 @@
 """Preparation of texts for a tokenizer: batches of bounded size, and pieces of long texts that keep their tokens."""
 
+import itertools
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -80,9 +81,7 @@ def _cut(tokenizer: Any, text: str, first: int, last: int) -> tuple[int, int]:
 
     For tokenizers that put a blank before every text (LLaMA's), the blank at the cut must be left out.
     """
-    for number, border in enumerate(BORDERS.finditer(text, first, last)):
-        if number == CUTS:
-            break
+    for border in itertools.islice(BORDERS.finditer(text, first, last), CUTS):
         place = border.start()
         for behind in (place, place + 1) if text[place] == " " else (place,):
             around = text[place - CUT_CONTEXT : place], text[behind : behind + CUT_CONTEXT]

@@ -16,6 +16,8 @@ from minillm.errors import StageError
 
 ADAPTER = ".lora_"
 """Part of the name of every adapter weight."""
+MATRICES = (torch.nn.Linear, Conv1D)
+"""Modules that can have an adapter."""
 
 
 def add_adapters(model: PreTrainedModel, lora: Lora) -> None:
@@ -37,7 +39,7 @@ def add_adapters(model: PreTrainedModel, lora: Lora) -> None:
         with warnings.catch_warnings(action="ignore", category=UserWarning):  # where both layouts of matrices occur
             inject_adapter_in_model(config, model)
     except ValueError as error:
-        names = sorted({name.rpartition(".")[2] for name, of in model.named_modules() if _has_matrix(of)})
+        names = sorted({name.rpartition(".")[2] for name, of in model.named_modules() if isinstance(of, MATRICES)})
         raise StageError(
             f"training.lora.modules {list(lora.modules or ())}: {model.config.model_type} has none of these; it has "
             f"{', '.join(names)}"
@@ -69,7 +71,3 @@ def merged_weights(model: PreTrainedModel) -> dict[str, Tensor]:
             # (α/r)·B·A, transposed where the layer's matrix is; the name is peft's for its only adapter.
             weights[f"{name}.weight"] = (matrix + product("default")).to(matrix.dtype)
     return weights
-
-
-def _has_matrix(module: torch.nn.Module) -> bool:
-    return isinstance(module, torch.nn.Linear | Conv1D)

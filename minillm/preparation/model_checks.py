@@ -137,14 +137,9 @@ def _cache_width(layer: PreTrainedConfig) -> int:
 
 def _body(model: PreTrainedModel) -> list[nn.Parameter]:
     """Weights that belong neither to embeddings nor to the head."""
-    outside = {
-        id(parameter)
-        for module in model.modules()
-        if isinstance(module, nn.Embedding)
-        for parameter in module.parameters()
-    }
     head = model.get_output_embeddings()
-    outside |= {id(parameter) for parameter in head.parameters()} if head is not None else set()
+    ends = [module for module in model.modules() if isinstance(module, nn.Embedding) or module is head]
+    outside = {id(parameter) for module in ends for parameter in module.parameters()}
     return [parameter for parameter in model.parameters() if id(parameter) not in outside]
 
 

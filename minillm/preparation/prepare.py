@@ -4,9 +4,8 @@ import copy
 from collections.abc import Iterator
 from pathlib import Path
 
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
-from minillm.config import Lora
 from minillm.data.documents import read_documents
 from minillm.data.prompts import render
 from minillm.data.rows import InstructionRow, read_instruction_rows, read_split
@@ -18,7 +17,13 @@ from minillm.models.shared_tokenizer import SharedTokenizer, entries_of, named_e
 from minillm.models.tokenizers_bpe import SMALLEST, train_bpe
 from minillm.models.weight_files import require_fitting_weights
 from minillm.preparation.architecture_check import require_faithful
-from minillm.preparation.model_checks import build_skeleton, inspect_model, require_loadable, require_positions
+from minillm.preparation.model_checks import (
+    build_skeleton,
+    explained,
+    inspect_model,
+    require_loadable,
+    require_positions,
+)
 from minillm.preparation.tokenizer_checks import (
     has_tokenizer,
     load_original_tokenizer,
@@ -52,7 +57,8 @@ def run(job: Job[Prepare]) -> Summary:
         facts[name] = inspect_model(name, config, skeleton, entries)
         require_positions(name, facts[name], settings.max_tokens, settings.generation_tokens)
         for lora in settings.adapters.get(name, ()):
-            _require_adaptable(name, skeleton, lora)
+            with explained(name, "add adapters to it"):
+                add_adapters(copy.deepcopy(skeleton), lora)
         require_faithful(name, config, skeleton, max(settings.max_tokens, settings.generation_tokens))
     if tokenizer.pad_token is None:  # padding is always masked, but libraries require a token
         tokenizer.pad_token = tokenizer.eos_token
@@ -66,13 +72,6 @@ def run(job: Job[Prepare]) -> Summary:
         "end_tokens": " ".join(_tell_end_tokens(shared)),
         **{f"parameters/{name}": float(fact.parameters) for name, fact in facts.items()},
     }
-
-
-def _require_adaptable(name: str, skeleton: PreTrainedModel, lora: Lora) -> None:
-    try:
-        add_adapters(copy.deepcopy(skeleton), lora)
-    except StageError as error:
-        raise StageError(f"{name}: {error}") from error
 
 
 def _named_ends(job: Job[Prepare], settings: Prepare, entries: int) -> list[int]:
@@ -112,11 +111,8 @@ def _tokenizer(job: Job[Prepare], settings: Prepare) -> tuple[PreTrainedTokenize
     """Load or train the tokenizer; return it with the name of its origin, for errors."""
     wanted = settings.tokenizer.train_vocabulary
     if wanted is None:
-        if "tokenizer" in job.inputs:
-            directory, owner = job.inputs["tokenizer"], "tokenizer.path"
-        else:
-            owner = next(iter(settings.models))
-            directory = job.inputs[owner]
+        owner = "tokenizer.path" if "tokenizer" in job.inputs else next(iter(settings.models))
+        directory = job.inputs.get("tokenizer") or job.inputs[owner]
         tokenizer = load_original_tokenizer(directory, owner)
         require_end(tokenizer, directory, owner)
         return tokenizer, owner

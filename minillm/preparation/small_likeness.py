@@ -120,7 +120,9 @@ def _narrow(config: PretrainedConfig) -> None:
         shared = getattr(config, "num_key_value_heads", None)
         # Key-value heads: as many as heads stay as many as heads; any smaller number becomes one.
         counts = {shared: 1, heads: HEADS}
-        for name, value in _whole_numbers(config):
+        for name, value in list(vars(config).items()):
+            if type(value) is not int:
+                continue
             if value in counts and re.fullmatch(r"\w*heads?(_kv)?", name):
                 setattr(config, name, counts[value])
             elif value == hidden and re.search(r"hidden|emb|width|model|dim", name):
@@ -132,10 +134,6 @@ def _narrow(config: PretrainedConfig) -> None:
             setattr(config, name, _at_most(value, ROWS))
         elif name.endswith("_token_id"):
             setattr(config, name, _at_most(value, ROWS - 1))
-
-
-def _whole_numbers(config: PretrainedConfig) -> list[tuple[str, int]]:
-    return [(name, value) for name, value in vars(config).items() if type(value) is int]
 
 
 def _at_most(value: Any, limit: int) -> Any:

@@ -58,19 +58,15 @@ class Origin(BaseModel):
     """The whole configuration."""
 
 
-class FileFacts(BaseModel):
+class FileFacts(Strict):
     """Size and checksum of a completed file."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     bytes: int
     sha256: str
 
 
-class Timings(BaseModel):
+class Timings(Strict):
     """Start and duration of the attempt that completed an artifact."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     started: float
     """Unix time, seconds."""
