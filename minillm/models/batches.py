@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -69,8 +70,8 @@ def micro_batches(rows: Sequence[int], lengths: Sequence[int], size: int) -> Ite
         yield mine[start : start + size]
 
 
-def shuffled_stream(count: int, purpose: Purpose, seed: int, start: int) -> Iterator[int]:
-    """Yield endless passes over range(count), each in an order of its own, from position `start` on.
+def shuffled_slice(count: int, purpose: Purpose, seed: int, start: int, number: int) -> list[int]:
+    """Take examples of endless passes over range(count), each in an order of its own.
 
     This is a pure function of its arguments: a resumed run needs only the position to go on.
 
@@ -79,9 +80,9 @@ def shuffled_stream(count: int, purpose: Purpose, seed: int, start: int) -> Iter
         purpose: Names the random stream.
         seed: Seed of all orders.
         start: Number of examples already taken.
+        number: Number of examples to take, at least 1.
     """
-    epoch, offset = divmod(start, count)
-    while True:
-        order = generator(stream(purpose, seed, epoch)).permutation(count)
-        yield from (int(i) for i in order[offset:])
-        epoch, offset = epoch + 1, 0
+    first, offset = divmod(start, count)
+    passes = range(first, (start + number - 1) // count + 1)
+    orders = [generator(stream(purpose, seed, epoch)).permutation(count) for epoch in passes]
+    return np.concatenate(orders)[offset : offset + number].tolist()

@@ -4,7 +4,6 @@ For a step number, a feed chooses the global mini-batch and turns this process's
 the current round of rollouts is a pure function of seed and step, so a resumed run continues the same stream.
 """
 
-import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -13,10 +12,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from minillm.models.batches import Batch, shuffled_stream
+from minillm.models.batches import Batch
 from minillm.models.output_head import output_head, response_hidden
 from minillm.objectives.terms import Teacher
-from minillm.streams import Purpose
 
 Losses = dict[str, Tensor]
 """Sums over this process's tokens of a step, divided by the step's global count; `loss` is differentiated."""
@@ -55,11 +53,6 @@ class Feed(Protocol):
 
     def restore(self, states: Sequence[dict[str, Any]]) -> None:
         """Restore from what `state` returned on each process; there may be more or fewer processes now."""
-
-
-def shuffled_slice(count: int, purpose: Purpose, seed: int, start: int, number: int) -> list[int]:
-    """Return `number` examples of a shuffled stream (see `shuffled_stream`) from position `start`."""
-    return list(itertools.islice(shuffled_stream(count, purpose, seed, start), number))
 
 
 @torch.no_grad()

@@ -7,13 +7,13 @@ import pandas as pd
 from torch import Tensor
 
 from minillm.config import Method
-from minillm.models.batches import Batch, make_batch, micro_batches
+from minillm.models.batches import Batch, make_batch, micro_batches, shuffled_slice
 from minillm.models.output_head import OutputHead
 from minillm.objectives.divergences import Functional, functional
 from minillm.objectives.losses import fixed_text_loss
 from minillm.objectives.vocabulary import head_loss
 from minillm.streams import Purpose
-from minillm.training.feeds import Feed, Losses, Models, shuffled_slice, teacher_of
+from minillm.training.feeds import Feed, Losses, Models, teacher_of
 
 
 def text_losses(models: Models, batch: Batch, tokens: int, divergence: Functional | None, weight: float) -> Losses:

@@ -14,14 +14,14 @@ from minillm.config import Method, Policy
 from minillm.data.plain_text import PlainText
 from minillm.generation.rollouts import RolloutSampler
 from minillm.generation.slots import Request
-from minillm.models.batches import make_batch, micro_batches
+from minillm.models.batches import make_batch, micro_batches, shuffled_slice
 from minillm.models.output_head import OutputHead, output_head, response_hidden
 from minillm.objectives.divergences import forward_kl, functional
 from minillm.objectives.terms import Teacher, TokenTerms
 from minillm.objectives.vocabulary import head_loss, token_log_probs
 from minillm.streams import Purpose, generator, stream
 from minillm.training.engine import gathered_weights
-from minillm.training.feeds import Feed, Losses, Models, shuffled_slice
+from minillm.training.feeds import Feed, Losses, Models
 from minillm.training.fixed_text import text_losses
 from minillm.training.rounds import Round, policy_experience, policy_loss
 from minillm.worker.processes import gather_lists, rank, world_size

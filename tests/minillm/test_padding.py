@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from minillm.config import Policy
-from minillm.models.batches import Batch, make_batch, shuffled_stream
+from minillm.models.batches import Batch, make_batch, shuffled_slice
 from minillm.models.output_head import output_head, response_hidden
 from minillm.objectives.divergences import reverse_kl
 from minillm.objectives.losses import fixed_text_loss
@@ -123,10 +123,8 @@ def test_an_empty_prompt_is_refused():
         make_batch([[1], []], [[2], [3]])
 
 
-def test_shuffled_stream_resumes_anywhere():
-    from itertools import islice
-
-    whole = list(islice(shuffled_stream(5, Purpose.EXAMPLES, seed=3, start=0), 17))
+def test_shuffled_examples_resume_anywhere():
+    whole = shuffled_slice(5, Purpose.EXAMPLES, seed=3, start=0, number=17)
     assert sorted(whole[:5]) == [0, 1, 2, 3, 4]
     assert whole[:5] != whole[5:10]
-    assert list(islice(shuffled_stream(5, Purpose.EXAMPLES, seed=3, start=7), 10)) == whole[7:]
+    assert shuffled_slice(5, Purpose.EXAMPLES, seed=3, start=7, number=10) == whole[7:]

@@ -7,9 +7,8 @@ import pytest
 import torch
 
 from minillm.generation.slots import Request, Slots
-from minillm.models.batches import make_batch, shuffled_stream
+from minillm.models.batches import make_batch, shuffled_slice
 from minillm.streams import Purpose, generator, stream, torch_seed
-from minillm.training.feeds import shuffled_slice
 from tests.conftest import ROOT
 from tests.minillm.models_in_small import response_logits, small_model
 from tests.minillm.on_policy import rollout_feed
@@ -70,7 +69,7 @@ def test_examples_and_plain_text_are_shuffled_apart():
     orders = [shuffled_slice(50, purpose, 3, 0, 50) for purpose in (Purpose.EXAMPLES, Purpose.PLAIN_TEXT)]
     assert orders[0] != orders[1]
     assert sorted(orders[0]) == sorted(orders[1]) == list(range(50))
-    assert orders[0] == list(itertools.islice(shuffled_stream(50, Purpose.EXAMPLES, 3, 0), 50))
+    assert orders[0] == generator(stream(Purpose.EXAMPLES, 3, 0)).permutation(50).tolist()
 
 
 def test_the_first_responses_of_a_round_follow_the_mixture():
