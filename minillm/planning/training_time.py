@@ -178,9 +178,7 @@ class Trainings:
             size.response, self.measurement.facts["teacher"].width, dtype=models.teacher.dtype
         )  # (T, H)
         experience = policy_experience(even, even.clone(), responses, train.method.policy)
-        return Round(
-            0, prompts, responses, experience, dict.fromkeys(range(rows), hidden), dict.fromkeys(range(rows), -even[0])
-        )
+        return Round(0, prompts, responses, experience, dict.fromkeys(range(rows), (hidden, -even[0])))
 
     def _examples(self, rows: int, size: Size) -> pd.DataFrame:
         prompts, responses = [self.measurement.text(size.prompt)] * rows, [self.measurement.text(size.response)] * rows

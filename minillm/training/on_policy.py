@@ -79,10 +79,11 @@ class Rollouts(Feed):
         batch = make_batch([sampled.prompts[i] for i in rows], [sampled.responses[i] for i in rows]).to(device)
         experience = sampled.experience.of(rows, device)  # (n,) each, n the real response tokens of these rows
         assert models.teacher is not None
+        states, normalizer = map(torch.cat, zip(*(sampled.teacher[i] for i in rows), strict=True))
         teacher = Teacher(
-            torch.cat([sampled.teacher_hidden[i] for i in rows]).to(device),  # (n, H_teacher)
+            states.to(device),  # (n, H_teacher)
             output_head(models.teacher, models.vocabulary),
-            torch.cat([sampled.teacher_log_normalizer[i] for i in rows]).to(device),  # (n,)
+            normalizer.to(device),  # (n,)
         )
 
         def per_token(terms: TokenTerms, part: slice) -> Tensor:
@@ -151,8 +152,7 @@ class Rollouts(Feed):
         models = self.models
         assert models.teacher is not None
         log_probs: dict[int, tuple[Tensor, Tensor]] = {}
-        teacher_hidden: dict[int, Tensor] = {}
-        teacher_log_normalizer: dict[int, Tensor] = {}
+        teacher_values: dict[int, tuple[Tensor, ...]] = {}
         teacher_head = output_head(models.teacher, models.vocabulary)
         lengths = [len(p) + len(r) for p, r in zip(prompts, responses, strict=True)]
         for rows in self._mini_batches(index):
@@ -170,12 +170,11 @@ class Rollouts(Feed):
                 counts = [len(responses[i]) for i in chosen]
                 parts = zip(*([part.clone() for part in of.cpu().split(counts)] for of in values), strict=True)
                 for row, (of_student, of_teacher, normalizer, states) in zip(chosen, parts, strict=True):
-                    log_probs[row] = (of_student, of_teacher)
-                    teacher_log_normalizer[row], teacher_hidden[row] = normalizer, states
+                    log_probs[row], teacher_values[row] = (of_student, of_teacher), (states, normalizer)
         scores = dict(gather_lists(list(log_probs.items())))
         student, teacher = zip(*(scores[i] for i in range(len(prompts))), strict=True)
         experience = policy_experience(_pad(student), _pad(teacher), responses, self.policy)
-        return Round(index, prompts, responses, experience, teacher_hidden, teacher_log_normalizer)
+        return Round(index, prompts, responses, experience, teacher_values)
 
     @property
     def steps_per_round(self) -> int:
@@ -216,8 +215,7 @@ class Rollouts(Feed):
             "responses": self.round.responses,
             "student_log_prob": self.round.experience.student_log_prob,
             "teacher_log_prob": self.round.experience.teacher_log_prob,
-            "teacher_hidden": self.round.teacher_hidden,
-            "teacher_log_normalizer": self.round.teacher_log_normalizer,
+            "teacher": self.round.teacher,
         }
 
     def restore(self, states: Sequence[dict[str, Any]]) -> None:
@@ -228,18 +226,14 @@ class Rollouts(Feed):
         prompts, responses = state["prompts"], state["responses"]
         experience = policy_experience(state["student_log_prob"], state["teacher_log_prob"], responses, self.policy)
         own = self._own_rows(state["index"], [len(p) + len(r) for p, r in zip(prompts, responses, strict=True)])
-        hidden, log_normalizer = (
-            {row: tensor for part in states for row, tensor in part[name].items()}
-            for name in ("teacher_hidden", "teacher_log_normalizer")
-        )
+        teacher = {row: tensors for part in states for row, tensors in part["teacher"].items()}
         self.round = Round(
             state["index"],
             prompts,
             responses,
             experience,
             # Copied, since the files are memory-mapped and removed once newer checkpoints exist.
-            {row: hidden[row].clone() for row in own},
-            {row: log_normalizer[row].clone() for row in own},
+            {row: tuple(tensor.clone() for tensor in teacher[row]) for row in own},
         )
 
     def _own_rows(self, index: int, lengths: Sequence[int]) -> list[int]:

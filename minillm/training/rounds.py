@@ -19,11 +19,10 @@ class Round:
     prompts: list[list[int]]
     responses: list[list[int]]
     experience: Experience
-    teacher_hidden: dict[int, Tensor]
-    """The teacher's last hidden states (T, H) by response, so that it runs once per round, not per epoch. Only of the
-    responses that this process updates on: they are much larger than all else here."""
-    teacher_log_normalizer: dict[int, Tensor]
-    """log Σ exp of its logits (T,), of the same responses."""
+    teacher: dict[int, tuple[Tensor, ...]]
+    """The teacher's last hidden states (T, H) and log Σ exp of its logits (T,) by response, so that it runs once per
+    round, not per epoch. Only of the responses that this process updates on: they are much larger than all else here.
+    """
 
     def metrics(self, ends: tuple[int, ...]) -> dict[str, float]:
         """Return means per token (reward, weight) and per response (length, share with an end token) for the log."""

@@ -139,7 +139,7 @@ def test_a_round_of_rollouts_continues_on_another_number_of_processes(before, af
     _run_rollouts(tmp_path, stage, given("minillm", inputs, teacher), before)
     undisturbed = history(tmp_path), weights(tmp_path)
     parts = [tmp_path / "checkpoints" / "step-00000003" / f"feed-{number}.pt" for number in range(before)]
-    rows = [row for part in parts for row in torch.load(part)["teacher_hidden"]]
+    rows = [row for part in parts for row in torch.load(part)["teacher"]]
     assert sorted(rows) == list(range(16))
     shutil.rmtree(tmp_path / "checkpoints" / "step-00000006")  # as if killed in the middle of the round
     shutil.rmtree(tmp_path / "output")

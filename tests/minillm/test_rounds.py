@@ -70,10 +70,9 @@ def test_a_round_holds_what_full_forward_passes_say():
             for got, logits in zip(kept, (of_student, of_teacher), strict=True):
                 want = torch.log_softmax(logits, dim=-1).gather(1, tokens)[:, 0]
                 torch.testing.assert_close(got[:length], want, rtol=1e-4, atol=1e-4)
-            torch.testing.assert_close(
-                found.teacher_log_normalizer[row], of_teacher.logsumexp(dim=-1), rtol=1e-4, atol=1e-4
-            )
-            logits = found.teacher_hidden[row] @ output_head(teacher, VOCABULARY).weight.T / 0.8
+            hidden, log_normalizer = found.teacher[row]
+            torch.testing.assert_close(log_normalizer, of_teacher.logsumexp(dim=-1), rtol=1e-4, atol=1e-4)
+            logits = hidden @ output_head(teacher, VOCABULARY).weight.T / 0.8
             torch.testing.assert_close(logits, of_teacher, rtol=1e-3, atol=1e-3)
 
 
@@ -125,8 +124,8 @@ def test_a_response_carries_its_own_tokens_only():
     student, teacher = models()
     with rollout_feed(student, teacher, PROMPTS, 12, {}) as feed:
         found = prepared(feed)
-        assert found.teacher_hidden.keys() == set(range(len(found.responses)))
-        for row, hidden in found.teacher_hidden.items():
+        assert found.teacher.keys() == set(range(len(found.responses)))
+        for row, (hidden, _) in found.teacher.items():
             assert len(pickle.dumps(hidden)) < len(found.responses[row]) * 32 * 4 + 1000
 
 
