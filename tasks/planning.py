@@ -41,7 +41,7 @@ from minillm.stages import (
     Train,
 )
 from minillm.store.manifest import Artifact, Origin, text_digest
-from minillm.training.checkpoints import newest_step
+from minillm.training.checkpoint_record import newest_step
 from minillm.words import duration
 from tasks.running.dry_run import DryRun, DryStage, Pending
 from tasks.running.plan_record import plan_path

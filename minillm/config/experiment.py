@@ -33,7 +33,7 @@ class Runtime(Strict):
     """Responses generated at once per process; lower it when memory runs out."""
     zero_stage: Literal[0, 1, 2, 3] = 0
     """DeepSpeed ZeRO stage: 1 shards optimizer state over processes, 2 also gradients, 3 also weights.
-    In bfloat16, 0 is treated as 1 (see `minillm.training.engine.zero_stage`)."""
+    In bfloat16, 0 is treated as 1 (see `zero_stage_in`)."""
     offload_optimizer: bool = False
     """Keep optimizer state on the CPU and step there (ZeRO-Offload, arXiv 2101.06840); needs zero_stage 1, 2 or 3."""
     checkpoint_every: PositiveInt = 100
@@ -51,6 +51,13 @@ class Runtime(Strict):
         if self.offload_optimizer and self.zero_stage == 0:
             raise ValueError("offload_optimizer moves what ZeRO shards: set zero_stage to 1, 2 or 3")
         return self
+
+    def zero_stage_in(self, precision: str) -> int:
+        """Return the ZeRO stage of a training: at least 1 in bfloat16, where DeepSpeed without ZeRO makes other steps.
+
+        It takes an Adam step with zero gradients when its optimizer is made (0.19.8, `FP16_UnfusedOptimizer`).
+        """
+        return max(self.zero_stage, 1) if precision == "bfloat16" else self.zero_stage
 
 
 class Tracked(Strict):

@@ -1,7 +1,5 @@
 """Stage `prompts`: tokenises the prompts of every benchmark, and refuses or cuts those that are too long."""
 
-from pathlib import Path
-
 import pandas as pd
 from transformers import AutoTokenizer
 
@@ -26,11 +24,3 @@ def run(job: Job[EncodedPrompts]) -> Summary:
         pd.DataFrame({"prompt_ids": prompts}).to_parquet(job.output / f"{name}.parquet")
     write_json(job.output / "cut_prompts.json", cut)
     return {f"cut_prompts/{name}": float(count) for name, count in cut.items()}
-
-
-def load_prompts(directory: Path) -> dict[str, list[list[int]]]:
-    """Load the token ids of every benchmark's prompts, in the order of its rows."""
-    return {
-        path.stem: [ids.tolist() for ids in pd.read_parquet(path)["prompt_ids"]]
-        for path in sorted(directory.glob("*.parquet"))
-    }

@@ -2,7 +2,10 @@
 
 import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
+
+import pandas as pd
 
 from minillm.config import Template
 from minillm.errors import StageError
@@ -111,3 +114,11 @@ def opening_tokens(tokenizer: Any) -> list[int]:
         if whole[start : start + len(bare)] == bare:
             return whole[:start]
     return []
+
+
+def load_prompts(directory: Path) -> dict[str, list[list[int]]]:
+    """Load the token ids of every benchmark's prompts, in the order of its rows."""
+    return {
+        path.stem: [ids.tolist() for ids in pd.read_parquet(path)["prompt_ids"]]
+        for path in sorted(directory.glob("*.parquet"))
+    }

@@ -10,18 +10,13 @@ import time
 from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
-from minillm.data.benchmark_prompts import load_prompts
+from minillm.data.prompts import load_prompts
 from minillm.files import write_json
 from minillm.generation.answering import make_requests, make_sampler
 from minillm.models.shared_tokenizer import load_shared_tokenizer
 from minillm.stages import Cost, Job, Summary
 from minillm.worker.processes import peak_bytes
 from minillm.worker.progress import Progress
-
-PROMPTS = 64
-"""Prompts that each model answers."""
-ROUNDS = 5
-"""Timed rounds; an untimed one precedes them."""
 
 
 def run(job: Job[Cost]) -> Summary:
@@ -37,8 +32,8 @@ def run(job: Job[Cost]) -> Summary:
             progress.log(done)
     facts = {
         "benchmark": settings.benchmark,
-        "rounds": ROUNDS,
-        "at_once": min(PROMPTS, job.runtime.generation_batch_size),
+        "rounds": Cost.rounds,
+        "at_once": min(Cost.prompts, job.runtime.generation_batch_size),
         "models": measured,
     }
     write_json(job.output / "cost.json", facts)
@@ -55,13 +50,13 @@ def measure(job: Job[Cost], settings: Cost, role: str) -> dict[str, Any]:
     Memory is that of the accelerator or, without one, all of the process's memory, libraries included.
     """
     tokenizer = load_shared_tokenizer(job.inputs[f"tokenizer/{role}"])
-    prompts = load_prompts(job.inputs[f"prompts/{role}"])[settings.benchmark][:PROMPTS]
+    prompts = load_prompts(job.inputs[f"prompts/{role}"])[settings.benchmark][: Cost.prompts]
     one_seed = settings.generate.model_copy(update={"seeds": settings.generate.seeds[:1]})
     requests = make_requests(prompts, one_seed, 0)
     sampler = make_sampler(job.inputs[f"model/{role}"], tokenizer, one_seed, job.runtime)
     tokens = sum(len(response.tokens) for response in sampler.sample(requests))
     speeds = []
-    for _ in range(ROUNDS):
+    for _ in range(Cost.rounds):
         before = time.perf_counter()
         sampler.sample(requests)
         speeds.append(tokens / (time.perf_counter() - before))

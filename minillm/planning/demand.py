@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from minillm.config import Runtime
-from minillm.generation.cost import PROMPTS, ROUNDS
 from minillm.models.facts import ModelFacts
 from minillm.planning.memory import Memory, generation_memory, scoring_memory, training_memory
 from minillm.planning.work import Amounts, Work, generating, scoring, training_work
@@ -63,10 +62,10 @@ def stage_demand(
         case Cost(generate=generate):
             # One model after another, each in a process of its own.
             names = ["teacher" if role == "teacher" else "student" for role in stage.roles]
-            calls = {name: (1 + ROUNDS) * names.count(name) for name in names}
-            work = generating(models, {name: count * PROMPTS for name, count in calls.items()}, calls, amounts)
+            calls = {name: (1 + Cost.rounds) * names.count(name) for name in names}
+            work = generating(models, {name: count * Cost.prompts for name, count in calls.items()}, calls, amounts)
             largest = max((models[name] for name in names), key=lambda facts: facts.parameters)
-            memory = generation_memory(largest, generate.precision, runtime, PROMPTS, generate.max_tokens)
+            memory = generation_memory(largest, generate.precision, runtime, Cost.prompts, generate.max_tokens)
             return Demand(work, memory)
         case Exposure():
             own = min(stage.prompts or prompts, amounts.benchmark_prompts[stage.benchmark])

@@ -6,10 +6,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from minillm.config import Runtime
-from minillm.models.causal_lm import DTYPES
 from minillm.models.facts import ModelFacts
 from minillm.planning.extrapolation import Effort, Line, Seconds
-from minillm.planning.memory import checkpoint_bytes
+from minillm.planning.memory import WEIGHT, checkpoint_bytes
 from minillm.planning.work import Amounts, Work, forward_operations, same_speed, trained_model
 from minillm.stages import Score, Stage, Train
 
@@ -92,7 +91,7 @@ class Speeds:
         if training.select_by != "validation_loss":
             seconds += self._generating(name, training.precision, rows)
             seconds += Seconds.exactly(rows * self.measured["rouge_seconds"])
-        size = self.models[name].parameters * DTYPES[training.precision].itemsize
+        size = self.models[name].parameters * WEIGHT[training.precision]
         return seconds + Seconds.exactly(size / self.measured["disk_bytes_per_second"])
 
     def _generating(self, name: str, precision: str, responses: float) -> Seconds:

@@ -6,13 +6,13 @@ from dataclasses import dataclass
 import torch
 
 from minillm.config import Method, Runtime
-from minillm.models.causal_lm import DTYPES
 from minillm.models.facts import ModelFacts
 from minillm.objectives.fused_head import CHUNK_ENTRIES
-from minillm.training.engine import zero_stage
 
 LIBRARIES = 600 << 20
 """Bytes that a worker holds before its first model: Python, PyTorch and the other libraries."""
+WEIGHT = {"float32": 4, "bfloat16": 2}
+"""Bytes of a weight."""
 ADAM = {"float32": 8, "bfloat16": 12}
 """Bytes of AdamW's state per weight: two moments in float32 and, for bfloat16, the weight in float32."""
 SAVED_PER_LAYER = 17
@@ -66,8 +66,8 @@ def training_memory(
         response: Mean length of a response, in tokens.
     """
     training, policy = method.training, method.policy
-    value, trained = DTYPES[training.precision].itemsize, trained_parameters(student, method)
-    shards = [runtime.processes if zero_stage(runtime, training.precision) >= stage else 1 for stage in (1, 2, 3)]
+    value, trained = WEIGHT[training.precision], trained_parameters(student, method)
+    shards = [runtime.processes if runtime.zero_stage_in(training.precision) >= stage else 1 for stage in (1, 2, 3)]
     tokens = min(runtime.micro_batch_size, -(-training.batch_size // runtime.processes)) * max_tokens
     offloaded = runtime.offload_optimizer and torch.cuda.is_available()  # into memory that is not counted here
     layers = 1 if training.gradient_checkpointing else student.layers
@@ -101,7 +101,7 @@ def trained_parameters(student: ModelFacts, method: Method) -> int:
 
 def generation_memory(model: ModelFacts, precision: str, runtime: Runtime, rows: int, max_tokens: int) -> Memory:
     """Memory of generating `rows` responses in all."""
-    value, at_once = DTYPES[precision].itemsize, min(runtime.generation_batch_size, rows)
+    value, at_once = WEIGHT[precision], min(runtime.generation_batch_size, rows)
     chunk = 4 * at_once * model.tokenizer_entries
     return Memory(
         {
@@ -113,7 +113,7 @@ def generation_memory(model: ModelFacts, precision: str, runtime: Runtime, rows:
 
 def scoring_memory(models: list[ModelFacts], precision: str, runtime: Runtime, max_tokens: int) -> Memory:
     """Memory of running models over given text."""
-    value, tokens = DTYPES[precision].itemsize, runtime.micro_batch_size * max_tokens
+    value, tokens = WEIGHT[precision], runtime.micro_batch_size * max_tokens
     widest = max(model.width for model in models)
     chunk = min(CHUNK_ENTRIES, tokens * models[0].tokenizer_entries)
     return Memory(
@@ -126,14 +126,14 @@ def scoring_memory(models: list[ModelFacts], precision: str, runtime: Runtime, m
 
 def training_disk(student: ModelFacts, method: Method) -> int:
     """Bytes on disk: the model, its export, and while it trains two checkpoints and the best weights so far."""
-    value = DTYPES[method.training.precision].itemsize
+    value = WEIGHT[method.training.precision]
     return student.parameters * value * 3 + 2 * checkpoint_bytes(student, method)
 
 
 def checkpoint_bytes(student: ModelFacts, method: Method) -> int:
     """Size of one checkpoint: weights and the optimizer's state."""
     precision = method.training.precision
-    return student.parameters * DTYPES[precision].itemsize + trained_parameters(student, method) * ADAM[precision]
+    return student.parameters * WEIGHT[precision] + trained_parameters(student, method) * ADAM[precision]
 
 
 def _cache_width(model: ModelFacts) -> int:

@@ -39,6 +39,10 @@ class Cost(Stage):
         "prompts/*",
     )
     shown: ClassVar[tuple[str, ...]] = ("tokens_per_second", "peak_memory_gib")
+    prompts: ClassVar[int] = 64
+    """Prompts that each model answers."""
+    rounds: ClassVar[int] = 5
+    """Timed rounds; an untimed one precedes them."""
     roles: tuple[str, ...]
     benchmark: str
     """Benchmark whose prompts are answered."""

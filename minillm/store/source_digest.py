@@ -3,7 +3,7 @@
 If a key changed with an edited sentence, models would be trained again for nothing. If it stayed the same when the
 computation changes, old models would be served. So the digest covers the syntax trees of the stage's module and of all
 it imports from this package, without comments, docstrings and the texts of errors and log lines. In modules that
-declare settings, only their methods count: the values are part of the key already.
+declare settings, only methods and constants of classes count: the values of fields are part of the key already.
 """
 
 import ast
@@ -20,8 +20,10 @@ from minillm.reachable import reachable
 
 PACKAGE = Path(__file__).parents[1]
 DECLARING = ("minillm.config", "minillm.stages")
-"""Packages of which only the definitions that a stage's code names count, and only the methods of a class: the values
-of its fields are in the key."""
+"""Packages of which only the definitions that a stage's code names count, and of a class only methods and constants:
+the values of its fields are in the key."""
+DECLARATIONS = ("kind", "module", "inputs", "shown", "shares_work", "reads_only", "is_page", "for_evaluation")
+"""Constants of a stage's class that say how it is run and shown; all others compute."""
 TELLING = ("minillm.errors", "minillm.nearest", "minillm.redaction")
 """Modules that only make messages."""
 CHECKS = ("model_validator", "field_validator")
@@ -84,10 +86,10 @@ def _definition(module: str, name: str) -> _Source:
             continue
         if not isinstance(node, ast.ClassDef):
             return _Source(_dump(node), tuple((module, used) for used in _names([node])))
-        methods = [part for part in node.body if isinstance(part, ast.FunctionDef) and not _checks(part)]
+        computing = [part for part in node.body if _computes(part)]
         types = _names([*node.bases, *(part.annotation for part in node.body if isinstance(part, ast.AnnAssign))])
-        used = _names(methods) | {name for name in types if _is_class(module, name)}
-        return _Source("\n".join(map(_dump, methods)), tuple((module, other) for other in used))
+        used = _names(computing) | {name for name in types if _is_class(module, name)}
+        return _Source("\n".join(map(_dump, computing)), tuple((module, other) for other in used))
     return _Source("", ())
 
 
@@ -109,8 +111,12 @@ def _is_class(module: str, name: str) -> bool:
     return False
 
 
-def _checks(method: ast.FunctionDef) -> bool:
-    return bool(_names(method.decorator_list) & set(CHECKS))
+def _computes(part: ast.stmt) -> bool:
+    """Return True for a method that does more than check, and for a constant, of a class that declares settings."""
+    if isinstance(part, ast.FunctionDef):
+        return not _names(part.decorator_list) & set(CHECKS)
+    constant = isinstance(part, ast.AnnAssign) and "ClassVar" in _names([part.annotation])
+    return constant and not _defined(part) & set(DECLARATIONS)
 
 
 def _names(nodes: Iterable[ast.AST]) -> set[str]:

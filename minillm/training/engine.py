@@ -26,14 +26,6 @@ def micro_batch_size(batch_size: int, largest: int) -> int:
     return max(size for size in range(1, min(share, largest) + 1) if share % size == 0)
 
 
-def zero_stage(runtime: Runtime, precision: str) -> int:
-    """Return the ZeRO stage of a training: at least 1 in bfloat16, where DeepSpeed without ZeRO makes other steps.
-
-    It takes an Adam step with zero gradients when its optimizer is made (0.19.8, `FP16_UnfusedOptimizer`).
-    """
-    return max(runtime.zero_stage, 1) if precision == "bfloat16" else runtime.zero_stage
-
-
 def make_engine(
     model: HeadedModel, training: Training, total_steps: int, runtime: Runtime, universal: bool = False
 ) -> Any:
@@ -47,7 +39,7 @@ def make_engine(
         universal: Prepare to load a checkpoint in DeepSpeed's universal form.
     """
     micro = micro_batch_size(training.batch_size, runtime.micro_batch_size)
-    zero: dict[str, Any] = {"stage": zero_stage(runtime, training.precision)}
+    zero: dict[str, Any] = {"stage": runtime.zero_stage_in(training.precision)}
     if runtime.offload_optimizer:
         zero["offload_optimizer"] = {"device": "cpu"}
     config = {

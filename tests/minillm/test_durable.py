@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 
 from minillm.durable import sync
 from minillm.store.artifacts import Store
-from minillm.training.checkpoints import newest_whole, read_record
+from minillm.training.checkpoint_record import newest_whole, read_record
 from tests.minillm.jobs import worker_environment, write_job
 from tests.minillm.trainings import settings, text_inputs
 from tests.power_cut import Disk, at_next_boot, cut_during, make_disk

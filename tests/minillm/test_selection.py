@@ -7,7 +7,7 @@ import pytest
 
 from minillm.errors import StageError
 from minillm.store.manifest import MANIFEST, Manifest, read_manifest, seal
-from minillm.training.checkpoints import RECORD, CheckpointRecord, read_record
+from minillm.training.checkpoint_record import RECORD, CheckpointRecord, read_record
 from minillm.training.selection import Selection
 
 

@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 
 import minillm
+from minillm.stages import Stage
+from minillm.store.source_digest import DECLARATIONS
 
 DIGESTS = """
 import json
@@ -94,6 +96,21 @@ def test_a_helper_two_imports_away_makes_stale_what_calls_it(original, tmp_path:
 def test_a_method_of_a_configuration_makes_stale_what_holds_such_a_configuration(original, tmp_path: Path):
     change = CONFIG, "* examples // self", "* -(-examples) // self"
     assert stale(original, tmp_path, *change) == TRAINING | {"model"}
+
+
+def test_a_constant_of_a_stage_makes_stale_what_computes_with_it(original, tmp_path: Path):
+    change = "stages/measuring.py", "prompts: ClassVar[int] = 64", "prompts: ClassVar[int] = 63"
+    assert stale(original, tmp_path, *change) == {"cost", "speed"}
+
+
+def test_how_a_stage_is_run_and_shown_makes_nothing_stale(original, tmp_path: Path):
+    change = "stages/measuring.py", '("tokens_per_second", "peak_memory_gib")', '("tokens_per_second",)'
+    assert stale(original, tmp_path, *change) == set()
+
+
+def test_the_declarations_of_a_stage_are_those_of_the_base_class():
+    declared = {name for name, kind in Stage.__annotations__.items() if "ClassVar" in str(kind)}
+    assert declared == set(DECLARATIONS)
 
 
 def test_the_wording_of_a_template_makes_stale_the_pages_that_use_it(original, tmp_path: Path):

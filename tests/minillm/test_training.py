@@ -15,7 +15,7 @@ from minillm.errors import BAD_INPUT, STOPPED
 from minillm.store.artifacts import CLOCKED
 from minillm.store.file_versions import file_sha256
 from minillm.store.manifest import seal
-from minillm.training.checkpoints import RECORD, CheckpointRecord, newest_step, newest_whole, read_record
+from minillm.training.checkpoint_record import RECORD, CheckpointRecord, newest_step, newest_whole, read_record
 from minillm.worker.progress import read_metrics
 from tests.minillm.jobs import run_worker, worker_command, worker_environment, write_job
 from tests.minillm.trainings import checkpoint_steps, losses, settings, text_inputs, weights, without_dropout
