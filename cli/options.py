@@ -1,8 +1,11 @@
 """Parts that the commands share: options, the form of their help, and the exit status of a flow."""
 
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
+from typer.core import TyperGroup
+
+from tasks.environment.settings import refusing
 
 if TYPE_CHECKING:
     from prefect import State
@@ -21,9 +24,19 @@ Experiment = Annotated[
 ]
 
 
+class Commands(TyperGroup):
+    """Group of commands that wrong settings and bad input end with a message and status 2."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command that the arguments name."""
+        with refusing():
+            return super().invoke(ctx)
+
+
 def new_app(add_completion: bool = False) -> typer.Typer:
     """Return an app whose help and errors are plain text, and whose tracebacks are Python's."""
     return typer.Typer(
+        cls=Commands,
         add_completion=add_completion,
         rich_markup_mode=None,
         pretty_exceptions_enable=False,

@@ -43,10 +43,8 @@ def distill(
         show_plan(config, overrides)
         return
     from minillm.config.loading import load_config
-    from tasks.environment.settings import refusing
 
-    with refusing():
-        loaded = load_config(config, overrides or ())
+    loaded = load_config(config, overrides or ())
     import flows.distill
 
     _start(loaded, flows.distill.distill, config, tuple(overrides or ()))
@@ -66,15 +64,12 @@ def show_plan(config: Configuration = QUICKSTART, overrides: Overrides = None) -
     Nothing is run but what reads data.
     """
     from minillm.config.loading import load_config
-    from tasks.environment.settings import refusing
 
-    with refusing():
-        loaded = load_config(config, overrides or ())
+    loaded = load_config(config, overrides or ())
     import flows.distill
     from tasks.planning import plan
 
-    with refusing():
-        print(plan(loaded, flows.distill.stages))
+    print(plan(loaded, flows.distill.stages))
 
 
 @app.command(
@@ -98,10 +93,8 @@ def evaluate(
 ) -> None:
     """Evaluate models that are there already, and report."""
     from minillm.config.loading import load_evaluation
-    from tasks.environment.settings import refusing
 
-    with refusing():
-        loaded = load_evaluation(config, models or (), overrides or ())
+    loaded = load_evaluation(config, models or (), overrides or ())
     import flows.evaluation
 
     _start(loaded, flows.evaluation.evaluate_models, tuple(models or ()), config, tuple(overrides or ()))
@@ -122,10 +115,8 @@ def study(
     Each variant with each training seed is a run of its own; stages that runs have in common are computed once.
     """
     from minillm.config.loading import load_study
-    from tasks.environment.settings import refusing
 
-    with refusing():
-        loaded = load_study(file, overrides or ())
+    loaded = load_study(file, overrides or ())
     import flows.study
 
     _start(loaded, flows.study.study, file, tuple(overrides or ()))
@@ -133,12 +124,10 @@ def study(
 
 def _start(loaded: "Tracked", flow: "Flow[..., State]", *parameters: Any) -> NoReturn:
     """Run a flow to its end, if its results and tracked runs can be kept."""
-    from tasks.environment.settings import refusing
     from tasks.running.session import require_store
     from tasks.serving.server import run_flow
     from tasks.tracking.connection import preload
 
-    with refusing():
-        require_store(loaded)
+    require_store(loaded)
     preload()
     end(run_flow(flow, *parameters))

@@ -1,5 +1,9 @@
 """Commands that serve until Ctrl-C: annotate, ui, serve."""
 
+from typing import NoReturn
+
+import typer
+
 from cli.options import STORE, Store, examples, new_app
 from minillm.annotation.command import AnnotateCommand, annotate
 
@@ -25,11 +29,10 @@ app.command(
 def ui(store: Store = STORE) -> None:
     """Serve Prefect's and MLflow's pages until Ctrl-C.
 
-    They show every run of the store, those under way too. Databases other than SQLite: docs/production.md.
+    They show every run of the store, those under way too. MINILLM_PREFECT_UI and MINILLM_MLFLOW_UI change their
+    addresses, for runs and pages alike. Databases other than SQLite: docs/production.md.
     """
-    from tasks.serving.ui import main
-
-    main(store)
+    _serve(store, worker=False)
 
 
 @app.command(
@@ -42,6 +45,10 @@ def serve(store: Store = STORE) -> None:
 
     Deploys prefect.yaml first, and runs what is scheduled or started in Prefect's page.
     """
-    from tasks.serving.ui import main
+    _serve(store, worker=True)
 
-    main(store, worker=True)
+
+def _serve(store: str, worker: bool) -> NoReturn:
+    from tasks.serving.ui import serve
+
+    raise typer.Exit(serve(store, worker))

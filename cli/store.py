@@ -29,21 +29,17 @@ def choose(context: typer.Context, store: Store = STORE) -> None:
 @app.command("ls", epilog=examples(("minillm store ls", "oldest first")))
 def show(context: typer.Context, store: Here = None) -> None:
     """Tell what is there: size, age, what made it and which runs use it."""
-    from tasks.environment.settings import refusing
     from tasks.store import listing
 
-    with refusing():
-        print(listing(store or context.obj))
+    print(listing(store or context.obj))
 
 
 @app.command(epilog=examples(("minillm store verify", "every file; exit status 1 where one is altered")))
 def verify(context: typer.Context, store: Here = None) -> None:
     """Compare every file with its checksum."""
-    from tasks.environment.settings import refusing
     from tasks.store import altered
 
-    with refusing():
-        names = altered(store or context.obj)
+    names = altered(store or context.obj)
     for name in names:
         print(f"{name}: files missing or altered; the next run that needs it computes it again")
     print(f"{len(names)} altered" if names else "every file is as its manifest says")
@@ -65,11 +61,9 @@ def clean(
     """Remove what no run in MLflow needs; delete runs there first."""
     from humanize import naturalsize
 
-    from tasks.environment.settings import refusing
     from tasks.store import collect
 
-    with refusing():
-        removed = collect(store or context.obj, dry_run)
+    removed = collect(store or context.obj, dry_run)
     for entry in removed:
         print(f"{entry.name:<40} {naturalsize(entry.bytes)}")
     words = "would be removed" if dry_run else "removed"

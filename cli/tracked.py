@@ -33,14 +33,12 @@ def compare(
     """
     import flows.compare
     from tasks.comparing import chosen_runs, latest_runs
-    from tasks.environment.settings import refusing
     from tasks.serving.server import run_flow
 
-    with refusing():
-        if not runs:
-            print(latest_runs(experiment, store))
-            return
-        found = chosen_runs(runs, experiment, store)
+    if not runs:
+        print(latest_runs(experiment, store))
+        return
+    found = chosen_runs(runs, experiment, store)
     end(run_flow(flows.compare.compare, found, None, methods, store))
 
 
@@ -78,15 +76,13 @@ def promote(
             "it goes back to the champion before, whatever its --method and --experiment", param_hint="--rollback"
         )
     import flows.promote
-    from tasks.environment.settings import refusing
     from tasks.promoting import PROMOTED, chosen_run, roll_back
     from tasks.serving.server import run_flow
 
-    with refusing():
-        if rollback is not None:
-            print(roll_back(rollback, store))
-            return
-        assert run is not None
-        chosen = chosen_run(run, experiment, store)
+    if rollback is not None:
+        print(roll_back(rollback, store))
+        return
+    assert run is not None
+    chosen = chosen_run(run, experiment, store)
     state = run_flow(flows.promote.promote_run, chosen, None, method, store)
     raise typer.Exit(0 if state.name == PROMOTED else 1)

@@ -33,7 +33,7 @@ ENDS = ("Completed", "Failed", "Crashed", "Cancelled")
 
 @dataclass
 class Served:
-    """A running `python -m tasks.serving.ui --worker` and what it serves."""
+    """A running `minillm serve` and what it serves."""
 
     process: subprocess.Popen[str]
     prefect: str
@@ -106,7 +106,7 @@ def serve(folder: Path, environment: Mapping[str, str] | None = None, worker: bo
     prefect, mlflow = (f"http://127.0.0.1:{free_port()}" for _ in range(2))
     places = {"PREFECT_HOME": str(folder / "prefect"), "MINILLM_PREFECT_UI": prefect, "MINILLM_MLFLOW_UI": mlflow}
     process = subprocess.Popen(
-        [sys.executable, "-m", "tasks.serving.ui", *(["--worker"] if worker else []), "--store", str(folder / "store")],
+        [sys.executable, "-m", "cli", "serve" if worker else "ui", "--store", str(folder / "store")],
         cwd=ROOT,
         env={**os.environ, "PYTHONUNBUFFERED": "1", **places, **(environment or {})},
         stdout=subprocess.PIPE,

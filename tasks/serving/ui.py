@@ -9,10 +9,9 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
 import psutil
-import typer
 
 from minillm.durable import make_folder
 from minillm.errors import ConfigError
@@ -23,7 +22,6 @@ from tasks.environment.credentials import START_SECONDS, Server, died, make_logi
 from tasks.environment.settings import (
     MLFLOW_UI,
     PREFECT_UI,
-    refusing,
     require_address,
     set_mlflow_defaults,
     set_prefect_defaults,
@@ -36,30 +34,22 @@ FLOW_RUN = "prefect.engine"
 NAMES = {"prefect": "Prefect", "mlflow": "MLflow "}
 
 
-def main(
-    store: Annotated[str, typer.Option(help="runtime.store of the runs to show.")] = ".minillm",
-    worker: Annotated[
-        bool,
-        typer.Option("--worker", help="Also deploy prefect.yaml, and run what is scheduled or started in the page."),
-    ] = False,
-) -> None:
-    """Serve Prefect's and MLflow's pages until Ctrl-C, or until one of the processes ends.
+def serve(store_given: str, worker: bool) -> int:
+    """Serve the pages that are not served yet until Ctrl-C, or until one of the processes ends.
 
-    MINILLM_PREFECT_UI and MINILLM_MLFLOW_UI change their addresses, for runs and pages alike. Databases other than
-    SQLite: docs/production.md. Exit status: 2 where it cannot be served.
-    """
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-    with refusing():
-        raise SystemExit(serve(local_path(store).resolve(), worker))
+    Args:
+        store_given: `runtime.store` of the runs to show.
+        worker: Whether to deploy prefect.yaml too, and run what is scheduled or started in the page.
 
-
-def serve(store: Path, worker: bool) -> int:
-    """Serve what is not served yet, with a worker if asked for; the exit status.
+    Returns:
+        The exit status.
 
     Raises:
         ConfigError: An address or an origin is malformed.
         StageError: A server's login could not be kept private.
     """
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    store = local_path(store_given).resolve()
     set_prefect_defaults()
     set_mlflow_defaults()
     for kind in NAMES:
@@ -213,9 +203,3 @@ def _address(host: str, port: int) -> str:
     """An address that a server can take; port 0 is for any."""
     with socket.create_server((host, port)) as probe:  # reusable at once, as the servers' own
         return f"http://{host}:{probe.getsockname()[1]}"
-
-
-if __name__ == "__main__":
-    app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
-    app.command()(main)
-    app()

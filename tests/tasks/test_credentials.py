@@ -370,7 +370,7 @@ def test_where_the_store_takes_none_either_the_remedy_is_named(tmp_path: Path, m
     ],
 )
 def test_what_cannot_be_served_is_named_before_anything_starts(tmp_path: Path, variable: str, value: str):
-    words = refusal(["-m", "tasks.serving.ui", "--store", str(tmp_path / "store")], {variable: value})
+    words = refusal(["-m", "cli", "ui", "--store", str(tmp_path / "store")], {variable: value})
     assert words.startswith(f"{variable}: ")
     assert len(words.splitlines()) == 1
 
