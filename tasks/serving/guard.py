@@ -30,9 +30,26 @@ def guarded(app: ASGIApp, address: str, key: str, origins: Sequence[str] = (), l
         origins: Further origins of its own pages, such as that of a proxy in front.
         login: `NAME:PASSWORD` to ask for, if the app does not ask itself.
     """
-    inner = app if login is None else Login(app, login)
-    own_pages = OwnPages(Proof(inner, address, key), origins)
-    return TrustedHostMiddleware(own_pages, host_names(address, origins), www_redirect=False)
+    expected = None if login is None else b"Basic " + base64.b64encode(login.encode())
+
+    def answer(scope: Scope) -> ASGIApp:
+        """Choose what answers a request: the app, or the guard itself."""
+        headers = Headers(scope=scope)
+        if _is_foreign(headers, origins):
+            return PlainTextResponse("Pages of other origins are not answered", 403)
+        if scope["type"] == "http" and scope["path"] == PROOF_PATH:  # see `credentials.proves`
+            challenge = parse_qs(scope["query_string"].decode("latin-1")).get("challenge", [""])[0]
+            return PlainTextResponse(proof(key, address, challenge))
+        given = headers.get("authorization", "").encode("latin-1")
+        if expected is not None and not hmac.compare_digest(given, expected):
+            asking = {"WWW-Authenticate": 'Basic realm="MiniLLM", charset="UTF-8"'}
+            return PlainTextResponse("Name and password are needed", 401, asking)
+        return app
+
+    async def guard(scope: Scope, receive: Receive, send: Send) -> None:
+        await (app if scope["type"] == "lifespan" else answer(scope))(scope, receive, send)
+
+    return TrustedHostMiddleware(guard, host_names(address, origins), www_redirect=False)
 
 
 def host_names(address: str, origins: Sequence[str] = ()) -> list[str]:
@@ -53,28 +70,14 @@ def reaches_loopback(host: str) -> bool:
     return place.is_loopback or place.is_unspecified
 
 
-class OwnPages:
-    """Middleware that refuses requests from pages of other origins (403)."""
-
-    def __init__(self, app: ASGIApp, origins: Sequence[str]) -> None:
-        self._app = app
-        self._origins = frozenset(origins)
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request, or pass it on."""
-        if scope["type"] == "lifespan" or not self._foreign(scope):
-            await self._app(scope, receive, send)
-        else:
-            await PlainTextResponse("Pages of other origins are not answered", 403)(scope, receive, send)
-
-    def _foreign(self, scope: Scope) -> bool:
-        headers = Headers(scope=scope)
-        origin = headers.get("origin")
-        if origin is not None:
-            return _netloc(origin) != headers.get("host") and origin not in self._origins
-        # Requests that only read carry no origin. A link that the user follows in a window of its own is allowed.
-        followed = headers.get("sec-fetch-mode") == "navigate" and headers.get("sec-fetch-dest") == "document"
-        return headers.get("sec-fetch-site") in ("cross-site", "same-site") and not followed
+def _is_foreign(headers: Headers, origins: Sequence[str]) -> bool:
+    """Return whether a request comes from a page of another origin than the server's own."""
+    origin = headers.get("origin")
+    if origin is not None:
+        return _netloc(origin) != headers.get("host") and origin not in origins
+    # Requests that only read carry no origin. A link that the user follows in a window of its own is allowed.
+    followed = headers.get("sec-fetch-mode") == "navigate" and headers.get("sec-fetch-dest") == "document"
+    return headers.get("sec-fetch-site") in ("cross-site", "same-site") and not followed
 
 
 def _netloc(origin: str) -> str | None:
@@ -83,37 +86,3 @@ def _netloc(origin: str) -> str | None:
         return urlsplit(origin).netloc
     except ValueError:
         return None
-
-
-class Proof:
-    """Middleware that proves to clients with the server's key that the server knows it too (`credentials.proves`)."""
-
-    def __init__(self, app: ASGIApp, address: str, key: str) -> None:
-        self._app = app
-        self._address = address
-        self._key = key
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request, or pass it on."""
-        if scope["type"] != "http" or scope["path"] != PROOF_PATH:
-            await self._app(scope, receive, send)
-            return
-        challenge = parse_qs(scope["query_string"].decode("latin-1")).get("challenge", [""])[0]
-        await PlainTextResponse(proof(self._key, self._address, challenge))(scope, receive, send)
-
-
-class Login:
-    """Middleware that asks for name and password (HTTP Basic), and answers 401 without them."""
-
-    def __init__(self, app: ASGIApp, login: str) -> None:
-        self._app = app
-        self._expected = b"Basic " + base64.b64encode(login.encode())
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request, or pass it on."""
-        given = Headers(scope=scope).get("authorization", "") if scope["type"] != "lifespan" else ""
-        if scope["type"] == "lifespan" or hmac.compare_digest(given.encode("latin-1"), self._expected):
-            await self._app(scope, receive, send)
-            return
-        asking = {"WWW-Authenticate": 'Basic realm="MiniLLM", charset="UTF-8"'}
-        await PlainTextResponse("Name and password are needed", 401, asking)(scope, receive, send)
