@@ -1,4 +1,4 @@
-"""How far a stage's worker is, from the metrics.jsonl that it writes: read once for Prefect's page and the console."""
+"""How far a stage's worker is, as its metrics.jsonl tells; for Prefect's page and for the console."""
 
 import contextlib
 import time
@@ -7,52 +7,49 @@ from pathlib import Path
 
 from minillm.worker.progress import Line, read_lines
 
-NEAR_END = 65536
-"""Bytes of metrics.jsonl that are read at first."""
-
 
 @dataclass(frozen=True)
 class Reached:
-    """What the last lines tell."""
+    """Progress of a stage at one moment."""
 
     step: int
     total: int
-    """0 where nobody knows."""
+    """Steps in all; 0 if unknown."""
     figures: dict[str, float] = field(default_factory=dict)
-    """The last value of each metric that is new."""
+    """Last value of each metric."""
     per_second: float | None = None
-    """Steps, in this attempt."""
+    """Steps per second in this attempt; None until two lines have come."""
 
     @property
     def share(self) -> float:
-        """Share done, from 0 to 1."""
+        """Share of the steps that is done, from 0 to 1."""
         return min(1.0, self.step / max(self.total, 1))
 
     @property
     def seconds_left(self) -> float | None:
-        """Time left at this pace."""
+        """Seconds left at this pace; None if nobody can tell."""
         if not self.per_second or self.step >= self.total:
             return None
         return (self.total - self.step) / self.per_second
 
 
 class MetricsFollower:
-    """Reads what is new in one attempt's metrics.jsonl, from near its end on; not for two threads at once."""
+    """Reader of what is new in the metrics.jsonl of one attempt; for one thread."""
 
     def __init__(self, metrics: Path) -> None:
         self._metrics = metrics
-        self._offset: int | None = None
+        self._offset = 0
         self._began = time.time()
         self._first: Line | None = None
         self._last: Line | None = None
         self._figures: dict[str, float] = {}
 
     def read(self) -> Reached | None:
-        """How far it is; None before there is a line."""
+        """Read the lines since the last call and return the progress; None before the first line."""
         lines: list[Line] = []
         with contextlib.suppress(FileNotFoundError):  # before the first line, and once the result is in its place
-            if self._offset is None or self._offset > self._metrics.stat().st_size:
-                self._offset = _line_start(self._metrics)
+            if self._offset > self._metrics.stat().st_size:  # begun anew
+                self._offset = 0
             lines, self._offset = read_lines(self._metrics, self._offset)
         for line in lines:
             self._last = line
@@ -68,11 +65,3 @@ class MetricsFollower:
             return None
         seconds, steps = last.time - self._first.time, last.step - self._first.step
         return steps / seconds if seconds > 0 and steps > 0 else None
-
-
-def _line_start(path: Path) -> int:
-    """Offset of a line near the end."""
-    start = max(0, path.stat().st_size - NEAR_END)
-    with path.open("rb") as stream:
-        stream.seek(start)
-        return start + len(stream.readline()) if start else 0

@@ -4,7 +4,7 @@ import time
 from pathlib import Path
 
 from minillm.worker.progress import append_line
-from tasks.running.reached import NEAR_END, MetricsFollower
+from tasks.running.reached import MetricsFollower
 
 
 def write(path: Path, step: int, at: float, total: int = 10, **metrics: float) -> None:
@@ -50,14 +50,13 @@ def test_the_pace_is_that_of_this_attempt(tmp_path: Path):
 def test_a_total_that_nobody_knows_and_a_file_that_begins_anew(tmp_path: Path):
     path, now = tmp_path / "metrics.jsonl", time.time() + 1
     follower = MetricsFollower(path)
-    for step in range(3000):
+    for step in range(30):
         write(path, step, now + step, total=0)
-    assert path.stat().st_size > NEAR_END
     reached = follower.read()
     assert reached is not None
-    assert (reached.step, reached.total, reached.seconds_left, reached.share) == (2999, 0, None, 1.0)
+    assert (reached.step, reached.total, reached.seconds_left, reached.share) == (29, 0, None, 1.0)
     path.unlink()
-    write(path, 1, now + 4000)
+    write(path, 1, now + 40)
     reached = follower.read()
     assert reached is not None
     assert reached.step == 1
