@@ -20,7 +20,7 @@ from minillm.durable import make_folder, move, sync_tree
 from minillm.errors import StageError
 from minillm.store.artifacts import Store
 from tasks.running.pages import page_key, show_page
-from tasks.tracking.connection import Tracker, tracked_runs
+from tasks.tracking.connection import tracked_runs
 from tasks.tracking.contents import prefect_page
 from tasks.tracking.entries import DesiredRun
 from tasks.tracking.outbox import Outbox
@@ -127,7 +127,7 @@ def _track(runs: "Sequence[Run]", folder: Path, name: str, store: str) -> str | 
     root = Store(store).root
     page = prefect_page("flow-run", identity := str(flow_run.id))
     files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
-    outbox = Outbox(root / "tracking", Tracker(root))
+    outbox = Outbox(root)
     desired = DesiredRun(
         name=name,
         experiment=runs[0].experiment,

@@ -16,8 +16,9 @@ from minillm.store.inventory import Entry, entries, look, remove, sweep, with_in
 from tasks.environment.settings import set_mlflow_defaults
 from tasks.tracking.database import DATABASE
 from tasks.tracking.entries import STORE, OutboxEntry, server_in_use
-from tasks.tracking.outbox import lives, uses_elsewhere, waiting_entries
+from tasks.tracking.outbox import lives, waiting_entries
 from tasks.tracking.tags import KEY_TAG, PARENT_TAG
+from tasks.tracking.uses import uses_elsewhere
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

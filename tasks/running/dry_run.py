@@ -1,8 +1,9 @@
 """A flow's body walked without running it: what the store has, and what would have to be computed.
 
-Stages that only read data are computed all the same, as all else depends on what is in it; the run finds them done.
+Stages that only read data are computed all the same, since the others depend on the data. The run finds them done.
 """
 
+import inspect
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -25,9 +26,9 @@ class Pending(Artifact):
     path: str = ""
     digest: str = ""
     label: str
-    """What the stage is called."""
+    """Name of the stage."""
     role: str | None
-    """Model that it trains or measures, where it is about one."""
+    """Model that the stage trains or measures, if it is about one."""
 
 
 @dataclass(frozen=True)
@@ -40,39 +41,31 @@ class DryStage:
     after: frozenset[str]
     """Labels of the stages to be computed before it."""
     found: Artifact | None
-    """Its result, where the store has it."""
+    """Result, if the store has it."""
     computation: Computation | None
-    """Where all of its inputs are there."""
+    """The stage with its inputs, if all of them are there."""
 
 
 @dataclass
 class DryRun:
-    """Takes the place of a flow run's session while its body is walked."""
+    """Stand-in for a flow run's session while the flow's body is walked."""
 
     config: BaseConfig
     log: Callable[[str], None]
-    """Gets the lines of the stages that read data."""
+    """Called with each line of the stages that read data."""
     stages: list[DryStage] = field(default_factory=list)
-    """In the order of the flow."""
+    """Stages in the order of the flow."""
     reading_seconds: float = 0.0
-    """Spent on stages that read data, which the run then finds done."""
+    """Seconds spent on stages that read data, which the run then finds done."""
 
     def __post_init__(self) -> None:
         self.store = Store(self.config.runtime.store)
         self._waits: frozenset[str] = frozenset()
 
-    def submit(
-        self,
-        task: Task[..., Any],
-        label: str,
-        config: Tracked,
-        *inputs: Any,
-        wait_for: Iterable[Any] = (),
-        **named: Any,
-    ) -> Any:
+    def submit(self, task: Task[..., Any], label: str, call: inspect.BoundArguments, wait_for: Iterable[Any]) -> Any:
         """Call a task's function at once, with results or pending ones as inputs."""
         self._waits = frozenset(value.label for value in wait_for if isinstance(value, Pending))
-        value = task.fn(config, *inputs, **named)
+        value = task.fn(*call.args, **call.kwargs)
         return value.data if isinstance(value, State) else value
 
     def skip(self, state: State, label: str) -> State:
@@ -80,7 +73,7 @@ class DryRun:
         return state
 
     def compute(self, stage: Stage, inputs: Mapping[str, Input], config: Tracked, label: str) -> Artifact:
-        """Find the result of a stage in the store, read it now, or promise it."""
+        """Return the result of a stage: from the store, read now, or pending."""
         pending = {value.label for value in inputs.values() if isinstance(value, Pending)}
         computation = None if pending else Computation(stage, inputs, config, label, self.store)
         found = None

@@ -1,7 +1,8 @@
-"""What the stages of one flow run share: store, tracked run, limit on parallel work, and the way to stop."""
+"""State that the stages of a flow run share: store, tracked run, limit on parallel work, and the way to stop."""
 
 import contextlib
 import contextvars
+import inspect
 import itertools
 import signal
 import threading
@@ -29,84 +30,70 @@ from tasks.running.dry_run import DryRun
 from tasks.running.stage_run import StageRun
 from tasks.running.supervision import WorkerStoppedError
 from tasks.tracking import contents
-from tasks.tracking.connection import Tracker, require_server
+from tasks.tracking.connection import require_server
 from tasks.tracking.entries import Delivered, server_in_use
 from tasks.tracking.outbox import Outbox
 
 TOLD = 10
-"""Tracked runs that MLflow has not got whole and that are named at the end."""
+"""Most tracked runs named at the end as incomplete in MLflow."""
 _CURRENT: contextvars.ContextVar["Session | DryRun | None"] = contextvars.ContextVar("session", default=None)
-"""Of the flow run around; Prefect's tasks, and what they start, run in copies of its context."""
+"""Session of the enclosing flow run. Prefect's tasks, and what they start, run in copies of its context."""
 
 
 class Stop(threading.Event):
-    """Set by itself, or with that of the flow run that started this one."""
+    """Event that is set on its own, or with that of the flow run that started this one."""
 
     def __init__(self, parent: threading.Event | None) -> None:
         super().__init__()
         self._parent = parent
 
     def is_set(self) -> bool:
-        """Whether work is to end."""
+        """Return whether work is to end."""
         return super().is_set() or (self._parent is not None and self._parent.is_set())
 
 
 class Session:
-    """One flow run's shared state; `tracked` opens it."""
+    """Shared state of the flow run that is under way; `tracked` opens it."""
 
-    def __init__(
-        self,
-        config: Tracked,
-        flow_run_id: str,
-        flow_run_name: str,
-        at_once: int,
-        parent: "Session | None",
-        console: Console,
-    ) -> None:
-        self.flow_run_id = flow_run_id
-        self.flow_run_name = flow_run_name
+    def __init__(self, config: Tracked, at_once: int, parent: "Session | None", console: Console) -> None:
+        self.flow_run_id, self.flow_run_name = str(flow_run.id), str(flow_run.name)
         self.parent = parent
         """Session of the flow run that started this one."""
         self._name = config.name
-        self.run = "" if parent is None else flow_run_name
-        """Its name where it is one of several on the console."""
+        self.run = "" if parent is None else self.flow_run_name
+        """Name of the flow run, if it is one of several on the console."""
         self.board = console.board
         self._log = console.log.path
         self.store = Store(config.runtime.store)
-        self.outbox = Outbox(self.store.root / "tracking", Tracker(self.store.root))
-        self.outbox.open(flow_run_id, contents.flow_run(config, flow_run_id, flow_run_name))
+        self.outbox = Outbox(self.store.root)
+        self.outbox.open(self.flow_run_id, contents.flow_run(config, self.flow_run_id, self.flow_run_name))
         self.slots = threading.BoundedSemaphore(at_once)
         self.stop = Stop(parent.stop if parent is not None else None)
         self.futures: list[PrefectFuture[Any]] = []
-        """Of all stages submitted."""
+        """Futures of all stages submitted."""
         self.failures: dict[str, str] = {}
-        """What went wrong, by the name of the stage."""
+        """Errors by the name of the stage."""
         self.stages: dict[str, str] = {}
-        """Record of each stage's tracked run, by the name of the stage."""
+        """Outbox entries of the stages' tracked runs, by the name of the stage."""
         self.computed: set[str] = set()
         """Names of the stages that were not in the store."""
         self.started = time.monotonic()
         self.runs: dict[str, Delivered] = {}
-        """Tracked runs of the flow runs started by this one, by their names."""
+        """Tracked runs of the flow runs that this one started, by their names."""
         self.troubles: dict[str, str] = {}
-        """Why MLflow has not all of the tracked runs, those of flow runs started by this one among them."""
+        """Reasons why MLflow lacks something, by the tracked run's name; flow runs that this one started add theirs."""
         self.next_step = ""
-        """What to type next: the last line on the console."""
+        """Command to type next, the last line on the console."""
         self._idle = threading.Condition()
         self._running = 0
 
     def submit(
-        self,
-        task: Task[..., Any],
-        label: str,
-        config: Tracked,
-        *inputs: Any,
-        wait_for: Iterable[Any] = (),
-        **named: Any,
+        self, task: Task[..., Any], label: str, call: inspect.BoundArguments, wait_for: Iterable[Any]
     ) -> PrefectFuture[Any]:
         """Start a stage's task in the background, once its inputs and `wait_for` are there."""
         self.board.submit(label, self.run)
-        future = task.with_options(retries=config.runtime.retries).submit(config, *inputs, wait_for=wait_for, **named)
+        retries = call.args[0].runtime.retries
+        future = task.with_options(retries=retries).submit(*call.args, wait_for=wait_for, **call.kwargs)
         self.futures.append(future)
         future.add_done_callback(lambda _: self.board.never_began(label, self.run))
         return future
@@ -117,13 +104,13 @@ class Session:
         return state
 
     def compute(self, stage: Stage, inputs: Mapping[str, Input], config: Tracked, label: str) -> Artifact | State:
-        """Find the artifact of a stage in the store, then in a state named Cached, or compute it.
+        """Find the artifact of a stage in the store, or compute it. A found one comes in a state named Cached.
 
         Args:
             stage: Settings that decide the result.
-            inputs: By the names in the stage's docstring.
-            config: Where and on what to run; it is also kept with the result.
-            label: What the stage is called in logs and pages.
+            inputs: Inputs by their names in the stage's docstring.
+            config: Settings of the run, which are kept with the result.
+            label: Name of the stage in logs and pages.
 
         Raises:
             StageError: Bad input; retrying does not help.
@@ -149,7 +136,7 @@ class Session:
 
     @contextlib.contextmanager
     def counted(self) -> Iterator[None]:
-        """Counts a stage that is being looked up or computed."""
+        """Count a stage as being looked up or computed while the block runs."""
         with self._idle:
             self._running += 1
         try:
@@ -160,7 +147,7 @@ class Session:
                 self._idle.notify_all()
 
     def close(self, status: str) -> None:
-        """Wait for stages that are being stopped, give the tracked run its end, and send what is left."""
+        """Wait for stages that are being stopped, end the tracked run, and send what is left."""
         with self._idle:
             self._idle.wait_for(lambda: self._running == 0, GRACE_SECONDS + 10)
         with self.outbox.change(self.flow_run_id) as desired:
@@ -177,7 +164,7 @@ class Session:
                 print(f"\n{self.next_step}\n")
 
     def _tell_where_runs_are(self) -> None:
-        """The last lines on the console: what became of the tracked runs."""
+        """Print the last lines on the console: what became of the tracked runs."""
         if not self.troubles:
             print(f"{'tracked runs':<16} MLflow, experiment {self._name}; `make ui` shows them beside Prefect's")
             return
@@ -194,7 +181,7 @@ def current() -> "Session | DryRun":
     """Return the session of the flow run that the calling task belongs to, or the dry run that calls it.
 
     Raises:
-        RuntimeError: There is none.
+        RuntimeError: There is neither.
     """
     session = _CURRENT.get()
     if session is None:
@@ -203,12 +190,12 @@ def current() -> "Session | DryRun":
 
 
 def may_retry(error: object) -> bool:
-    """Whether another attempt can end differently: not on bad input, not when stopped on purpose."""
+    """Return whether another attempt may end differently: not on bad input, and not if stopped on purpose."""
     return not isinstance(error, StageError | WorkerStoppedError)
 
 
 def require_store(config: Tracked) -> None:
-    """Look, before anything starts, whether results and tracked runs can be kept.
+    """Check, before anything starts, that results and tracked runs can be kept.
 
     Raises:
         StageError: The store cannot be written to, or MLFLOW_TRACKING_URI is no place for tracked runs.
@@ -218,9 +205,9 @@ def require_store(config: Tracked) -> None:
 
 
 @contextlib.contextmanager
-def walked(dry_run: DryRun) -> Iterator[None]:
-    """Stages submitted inside are looked up by a dry run, and none that takes long is computed."""
-    token = _CURRENT.set(dry_run)
+def walked(session: Session | DryRun) -> Iterator[None]:
+    """Hand the stages submitted in the block to a session, or to a dry run."""
+    token = _CURRENT.set(session)
     try:
         yield
     finally:
@@ -232,21 +219,19 @@ def tracked(config: Tracked, at_once: int | None = None) -> Iterator[Session]:
     """Open the session of this flow run: a tracked run around its stages, and workers that end with it.
 
     Args:
-        config: What the tracked run is called, and where it runs.
-        at_once: Stages or flow runs that may be under way at once; without it, `runtime.parallel_stages`.
+        config: Name of the experiment, and settings of the run.
+        at_once: Most stages or flow runs under way at once; `runtime.parallel_stages` if absent.
     """
     around = _CURRENT.get()
     parent = around if isinstance(around, Session) else None
     places = config.runtime.parallel_stages if at_once is None else at_once
-    name = str(flow_run.name)
-    with followed(config.name, name, Store(config.runtime.store).root) as console:
-        session = Session(config, str(flow_run.id), name, places, parent, console)
+    with followed(config.name, str(flow_run.name), Store(config.runtime.store).root) as console:
+        session = Session(config, places, parent, console)
         if parent is None:
             get_run_logger().info("log file %s", console.log.path)
-        token = _CURRENT.set(session)
         status = "KILLED"  # unless it ends in a way of its own
         try:
-            with _stopped_by_signals(session):
+            with walked(session), _stopped_by_signals(session):
                 yield session
             if not session.stop.is_set():
                 status = "FAILED" if session.failures else "FINISHED"
@@ -255,14 +240,13 @@ def tracked(config: Tracked, at_once: int | None = None) -> Iterator[Session]:
             status = "FAILED"
             raise
         finally:
-            _CURRENT.reset(token)
             session.stop.set()
             session.close(status)
 
 
 @contextlib.contextmanager
 def _stopped_by_signals(session: Session) -> Iterator[None]:
-    """Ctrl-C and SIGTERM first stop the workers, then do what they would have done."""
+    """Let Ctrl-C and SIGTERM stop the workers first, and then do what they would have done."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

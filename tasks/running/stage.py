@@ -1,4 +1,4 @@
-"""How a sentence of tasks/ becomes a Prefect task: what it names is found in the store, or computed."""
+"""Prefect tasks made of the sentences in tasks/: the stage that a sentence names is found in the store or computed."""
 
 import functools
 import inspect
@@ -19,23 +19,25 @@ from tasks.running.computation import Input
 from tasks.running.session import current, may_retry
 
 Work = tuple[Stage, Mapping[str, Input]] | State
-"""What a sentence says: the stage with its inputs by name, or the state of one that has nothing to do."""
+"""Value of a sentence: a stage with its inputs by name, or the state of one that has nothing to do."""
 
 
 @dataclass(frozen=True)
 class StageTask:
-    """A Prefect task that computes one stage; its retries are those of the configuration it is given."""
+    """Prefect task that computes a stage, with the retries of the configuration that it is given."""
 
     task: Task[..., Artifact | State]
-    label: Callable[..., str]
-    """Of the stage, from the arguments of the task."""
+    label: str
+    """Name of the stage, with the parameters of its sentence in braces."""
+    signature: inspect.Signature
+    """Signature of the sentence."""
 
     def submit(
         self, config: Tracked, *inputs: Any, wait_for: Iterable[Any] = (), **named_inputs: Any
     ) -> PrefectFuture[Any]:
-        """Start in the background, once the inputs and `wait_for` are there; both may be futures of other stages."""
-        label = self.label(config, *inputs, **named_inputs)
-        return current().submit(self.task, label, config, *inputs, wait_for=wait_for, **named_inputs)
+        """Start the stage in the background, once the inputs and `wait_for` are there. Both may be futures."""
+        call = self.signature.bind(config, *inputs, **named_inputs)
+        return current().submit(self.task, self.label.format(**call.arguments), call, wait_for)
 
 
 def stage_task(label: str) -> Callable[[Callable[..., Work]], StageTask]:
@@ -44,31 +46,33 @@ def stage_task(label: str) -> Callable[[Callable[..., Work]], StageTask]:
     The store is the only cache: it knows the content of inputs and the library's source, which Prefect's does not.
 
     Args:
-        label: What the stage is called in logs and pages; the function's parameters in braces, e.g. "score {role}".
+        label: Name of the stage in logs and pages, with the function's parameters in braces, e.g. "score {role}".
     """
 
     def decorate(sentence: Callable[..., Work]) -> StageTask:
-        parameters = inspect.signature(sentence)
-
-        def label_of(*inputs: Any, **named_inputs: Any) -> str:
-            return label.format(**parameters.bind(*inputs, **named_inputs).arguments)
+        signature = inspect.signature(sentence)
 
         @functools.wraps(sentence)
         def computed(config: Tracked, *inputs: Any, **named_inputs: Any) -> Artifact | State:
             work = sentence(config, *inputs, **named_inputs)
-            name = label_of(config, *inputs, **named_inputs)
+            name = label.format(**signature.bind(config, *inputs, **named_inputs).arguments)
             if isinstance(work, State):
                 return current().skip(work, name)
             return current().compute(*work, config, name)
 
         options = {"persist_result": False, "cache_policy": NO_CACHE, "retry_condition_fn": _may_retry}
-        return StageTask(task(task_run_name=label, **options)(computed), label_of)
+        return StageTask(task(task_run_name=label, **options)(computed), label, signature)
 
     return decorate
 
 
 def nothing(why: str, instead: Input | None = None) -> State:
-    """Say that a stage has nothing to do, and what takes the place of its result."""
+    """Return the state of a stage that has nothing to do.
+
+    Args:
+        why: Reason, for people.
+        instead: Value in place of its result.
+    """
     return Completed(name="Skipped", message=why, data=instead)
 
 

@@ -1,4 +1,4 @@
-"""One stage in one flow run: found in the store, or run in a worker and completed there, with its tracked run."""
+"""One stage in one flow run: found in the store or computed by a worker, with its tracked run."""
 
 import contextlib
 import threading
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class StageRun:
-    """One look-up or computation of a stage in a flow run."""
+    """A stage that a flow run looks up or computes."""
 
     def __init__(self, session: "Session", computation: Computation) -> None:
         self.session, self.computation = session, computation
@@ -32,27 +32,15 @@ class StageRun:
         session.stages[self.label] = self.record
 
     def result(self) -> Artifact | State:
-        """Found or computed, with its tracked run."""
+        """Return the artifact, in a state named Cached if the store had it already."""
         with _held(self.session.store.lock(self.computation.key), self.session.stop):
             self._open_record()
-            artifact = self.computation.find()
-            if artifact is not None:
-                with self.session.outbox.change(self.record) as desired:
-                    contents.found(desired, artifact, self.stage)
-                self._announce(artifact)
-                return Completed(name="Cached", data=artifact)
-            try:
-                with _slot(self.session.slots, self.session.stop):
-                    artifact = self._compute()
-            except BaseException as error:
-                with self.session.outbox.change(self.record) as desired:
-                    desired.status = "KILLED" if isinstance(error, WorkerStoppedError) else "FAILED"
-                    desired.ended = time.time()
-                raise
-            with self.session.outbox.change(self.record) as desired:
-                contents.finished(desired, artifact, self.stage)
+            found = self.computation.find()
+            artifact = found or self._compute()
+            self._announce(artifact, cached=found is not None)
+            if found is not None:
+                return Completed(name="Cached", data=found)
             self.session.computed.add(self.label)
-            self._announce(artifact)
             return artifact
 
     def _open_record(self) -> None:
@@ -69,7 +57,27 @@ class StageRun:
         desired.datasets = contents.datasets(self.stage, made.sources)
         self.session.outbox.open(self.record, desired)
 
-    def _announce(self, artifact: Artifact) -> None:
+    def _compute(self) -> Artifact:
+        session, metrics, logger = self.session, self.computation.metrics, get_run_logger()
+        try:
+            with _slot(session.slots, session.stop):
+                with session.outbox.change(self.record) as desired:
+                    desired.live = str(metrics)
+                logger.info("started")
+                session.board.begin(self.label, session.run, metrics)
+                with StagePage(metrics, session.outbox, self.record, self.label):
+                    started = self.computation.run(logger.info, session.stop)
+                return self.computation.complete(started, task_run.run_count)
+        except BaseException as error:
+            with session.outbox.change(self.record) as desired:
+                desired.status = "KILLED" if isinstance(error, WorkerStoppedError) else "FAILED"
+                desired.ended = time.time()
+            raise
+
+    def _announce(self, artifact: Artifact, cached: bool) -> None:
+        """Show the result on its own tracked run, on the enclosing one and in Prefect."""
+        with self.session.outbox.change(self.record) as desired:
+            contents.finished(desired, artifact, self.stage, cached)
         show_texts(artifact, self.label)
         with self.session.outbox.change(self.session.flow_run_id) as parent:
             known = {facts.name for facts in parent.datasets}
@@ -77,21 +85,10 @@ class StageRun:
             parent.datasets += [dataset for dataset in facts if dataset.name not in known]
             contents.on_parent(parent, artifact, self.stage)
 
-    def _compute(self) -> Artifact:
-        metrics = self.computation.metrics
-        with self.session.outbox.change(self.record) as desired:
-            desired.live = str(metrics)
-        logger = get_run_logger()
-        logger.info("started")
-        self.session.board.begin(self.label, self.session.run, metrics)
-        with StagePage(metrics, self.session.outbox, self.record, self.label):
-            started = self.computation.run(logger.info, self.session.stop)
-        return self.computation.complete(started, task_run.run_count)
-
 
 @contextlib.contextmanager
 def _held(lock: FileLock, stop: threading.Event) -> Iterator[None]:
-    """The right to compute a key; while another process computes it, wait for its result."""
+    """Hold the right to compute a key; while another process computes it, wait for its result."""
     try:
         lock.acquire(timeout=0)
     except Timeout:
@@ -109,13 +106,8 @@ def _held(lock: FileLock, stop: threading.Event) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _slot(slots: threading.BoundedSemaphore, stop: threading.Event) -> Iterator[None]:
-    """One of `runtime.parallel_stages` places."""
-    while not slots.acquire(timeout=0.5):
+    """Take one of the `runtime.parallel_stages` places; stopped stages give theirs back soon, so nobody waits long."""
+    with slots:
         if stop.is_set():
             raise WorkerStoppedError("stopped before it began")
-    try:
-        if stop.is_set():  # the place was free because others were stopped
-            raise WorkerStoppedError("stopped before it began")
         yield
-    finally:
-        slots.release()

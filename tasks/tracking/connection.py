@@ -1,45 +1,19 @@
-"""The way to MLflow: whether the address in use can hold tracked runs, and connections that are made when first needed.
-
-MLflow takes seconds to import, so nothing here imports it before it is used.
-"""
+"""MLflow, imported when it is first needed, since that takes seconds; and a check of its address, which needs none."""
 
 import os
 import threading
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from minillm.errors import StageError
 from minillm.files import local_path
 from minillm.worker.startup import load
 from tasks.environment.settings import refusing, set_mlflow_defaults
-from tasks.tracking.entries import DesiredRun, OutboxEntry
-from tasks.tracking.outbox import Outbox
 
 if TYPE_CHECKING:
     from tasks.tracking.tracked_runs import TrackedRuns
 
 SERVERS = ("http", "https", "sqlite", "postgresql", "mysql", "mssql", "databricks", "uc")
-"""What the address of a tracking server can begin with."""
-
-
-class Tracker:
-    """Sends records over one connection, made when first needed.
-
-    MLflow takes seconds to import and to connect, so both happen on the sending thread.
-    """
-
-    def __init__(self, store: Path) -> None:
-        self._store = store
-        self._sender: Any = None
-
-    def __call__(self, outbox: Outbox, record: OutboxEntry, desired: DesiredRun) -> None:
-        """Send a record; see `tasks.tracking.sender.Sender.send`."""
-        if self._sender is None:
-            set_mlflow_defaults()
-            from tasks.tracking.sender import Sender
-
-            self._sender = Sender(self._store)
-        self._sender.send(outbox, record, desired)
+"""Schemes of the address of a tracking server."""
 
 
 def preload() -> None:
@@ -50,7 +24,7 @@ def preload() -> None:
 
 
 def tracked_runs(store: str) -> "TrackedRuns":
-    """The runs of the tracking server in use, or of a store's database.
+    """Return the runs of the tracking server in use, or of a store's database.
 
     Args:
         store: `runtime.store` of the runs.
@@ -65,10 +39,10 @@ def tracked_runs(store: str) -> "TrackedRuns":
 
 
 def require_server() -> None:
-    """Look whether MLFLOW_TRACKING_URI is an address that tracked runs can go to; MLflow itself is not asked.
+    """Check that MLFLOW_TRACKING_URI is an address that can hold tracked runs, without asking MLflow.
 
     Raises:
-        StageError: The address is malformed, or that of a folder.
+        StageError: The address is malformed, or names a folder.
     """
     uri = os.environ.get("MLFLOW_TRACKING_URI", "")
     scheme = uri.partition(":")[0].partition("+")[0]

@@ -1,4 +1,4 @@
-"""What MLflow shows of a flow run and of its stages: names, params, datasets, results, files and links."""
+"""Contents of tracked runs: names, params, datasets, results, files and links of a flow run and of its stages."""
 
 import time
 from collections.abc import Mapping
@@ -10,27 +10,23 @@ from prefect.settings import PREFECT_API_URL, PREFECT_UI_URL
 from minillm.config import Model, Source, Tracked
 from minillm.data.sources import Resolved
 from minillm.redaction import redacted
-from minillm.stages import (
-    Card,
-    Score,
-    Stage,
-)
+from minillm.stages import Card, Score, Stage
 from minillm.store.artifacts import METRICS
 from minillm.store.manifest import Artifact, text_digest
 from tasks.environment.settings import PREFECT_UI
 from tasks.tracking.entries import DatasetFacts, DesiredRun, ModelFacts
-from tasks.tracking.tags import KEY_TAG, SCORES, SCORES_FOLDER, WEIGHTS_TAG
+from tasks.tracking.tags import CACHED_TAG, KEY_TAG, SCORES, SCORES_FOLDER, WEIGHTS_TAG
 
 SHOWN_FILES = (".md", ".html", ".csv", ".png", ".json")
 SHOWN_BYTES = 5_000_000
 CURVES = ("train/", "valid/")
-"""Beginnings of the names in metrics.jsonl: a result of such a name would be one more point of its curve."""
+"""Prefixes of the names in metrics.jsonl. A result with such a name would become one more point of a curve."""
 LONGEST_PARAM = 6000
 LONGEST_DIGEST = 36
 
 
 def flow_run(config: Tracked, flow_run_id: str, flow_run_name: str) -> DesiredRun:
-    """The run that encloses all stages of one flow run; its params are the whole configuration."""
+    """Return the run that encloses all stages of a flow run. Its params are the whole configuration."""
     page = prefect_page("flow-run", flow_run_id)
     tags = {"prefect.flow_run_id": flow_run_id, "prefect.url": page}
     tags["mlflow.note.content"] = f"Prefect: [{flow_run_name}]({page})"
@@ -46,7 +42,7 @@ def flow_run(config: Tracked, flow_run_id: str, flow_run_name: str) -> DesiredRu
 def stage_run(
     config: Tracked, stage: Stage, label: str, key: str, flow_run_id: str, task_run_id: str, inputs: dict[str, str]
 ) -> DesiredRun:
-    """The nested run of one stage; its params are the stage's settings."""
+    """Return the nested run of a stage. Its params are the stage's settings."""
     page = prefect_page("task-run", task_run_id)
     tags = {
         KEY_TAG: key,
@@ -68,7 +64,7 @@ def stage_run(
 
 
 def datasets(stage: Stage, sources: Mapping[str, tuple[Source | Model, Resolved]]) -> list[DatasetFacts]:
-    """The data among a stage's sources, as MLflow's dataset inputs, named by what they are to the run."""
+    """Return a stage's data sets as MLflow's dataset inputs, under the names of the stage's inputs."""
     return [
         DatasetFacts(
             name=name,
@@ -82,32 +78,34 @@ def datasets(stage: Stage, sources: Mapping[str, tuple[Source | Model, Resolved]
     ]
 
 
-def finished(desired: DesiredRun, artifact: Artifact, stage: Stage) -> None:
-    """Complete a stage's run with its results: numbers as metrics, words and what made them as tags."""
+def finished(desired: DesiredRun, artifact: Artifact, stage: Stage, cached: bool) -> None:
+    """Complete a stage's run with its results.
+
+    Args:
+        desired: The stage's run. Numbers become its metrics; texts, versions and digests become tags.
+        artifact: The result.
+        stage: The stage.
+        cached: Whether the store had the result already. The curve and files of the run that made it are not repeated.
+    """
     manifest = artifact.manifest()
     summary = manifest.summary
     numbers = {name: float(value) for name, value in summary.items() if not isinstance(value, str)}
     desired.metrics |= {name: value for name, value in numbers.items() if not name.startswith(CURVES)}
     desired.tags |= {f"summary.{name}": value for name, value in summary.items() if isinstance(value, str)}
     desired.tags |= {f"version.{library}": version for library, version in manifest.versions.items()}
-    desired.tags |= {"code": manifest.source_digest, "artifact": artifact.path, "cached": "false"}
-    desired.live = str(Path(artifact.path) / METRICS)
-    if not stage.is_page:
-        desired.files |= shown_files(artifact)
+    desired.tags |= {"code": manifest.source_digest, "artifact": artifact.path, CACHED_TAG: str(cached).lower()}
+    if cached:
+        desired.cached_key = artifact.key
+    else:
+        desired.live = str(Path(artifact.path) / METRICS)
+        desired.files = {} if stage.is_page else shown_files(artifact)
     desired.status, desired.ended = "FINISHED", time.time()
 
 
-def found(desired: DesiredRun, artifact: Artifact, stage: Stage) -> None:
-    """Complete the run of a stage whose result was already there: the results, but not the training curve again."""
-    finished(desired, artifact, stage)
-    desired.tags["cached"] = "true"
-    desired.cached_key, desired.live, desired.files = artifact.key, None, {}
-
-
 def on_parent(desired: DesiredRun, artifact: Artifact, stage: Stage) -> None:
-    """What a finished stage adds to the enclosing run: the numbers that it says are to be shown, and the report."""
+    """Add to the enclosing run what a finished stage shows there: numbers, scores, pages and an exported model."""
     role = getattr(stage, "role", None)
-    row = [] if role is None else [role]  # of the table, where the stage is about one
+    row = [] if role is None else [role]
     for name, value in artifact.manifest().summary.items():
         metric, *rest = name.split("/")
         if metric in stage.shown:
@@ -125,7 +123,7 @@ def on_parent(desired: DesiredRun, artifact: Artifact, stage: Stage) -> None:
 
 
 def score_tags(metrics: Mapping[str, float], role: str) -> dict[str, str]:
-    """A row's scores by METRIC/BENCHMARK, from the enclosing run's METRIC/ROW/BENCHMARK."""
+    """Return the scores of a row by METRIC/BENCHMARK, from the enclosing run's METRIC/ROW/BENCHMARK."""
     scores = {tuple(name.split("/")): f"{value:.2f}" for name, value in metrics.items()}
     return {
         f"{name[0]}/{name[2]}": value
@@ -135,7 +133,7 @@ def score_tags(metrics: Mapping[str, float], role: str) -> dict[str, str]:
 
 
 def shown_files(artifact: Artifact) -> dict[str, str]:
-    """Files of an artifact that a person reads, with their folders; never models or data."""
+    """Return the files of an artifact that a person reads, with their folders, without models and data."""
     root = Path(artifact.path)
     names = [name for name in artifact.manifest().files if not name.startswith("model/")]
     readable = [n for n in names if Path(n).suffix in SHOWN_FILES and (root / n).stat().st_size <= SHOWN_BYTES]
@@ -143,7 +141,7 @@ def shown_files(artifact: Artifact) -> dict[str, str]:
 
 
 def flat_params(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """Nested settings as dotted names with their values as text."""
+    """Return nested settings as dotted names, with their values as text."""
     flat: dict[str, str] = {}
     for name, value in values.items():
         if isinstance(value, Mapping) and value:
@@ -154,12 +152,12 @@ def flat_params(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
 
 
 def short_digest(fingerprint: str) -> str:
-    """Of a local source its sha256, of one from the hub that of its name, commit and file; as long as MLflow takes."""
+    """Digest of a source, cut for MLflow: a local file's sha256, or the hash of a hub name, commit and file."""
     local = fingerprint.startswith("sha256:")
     return (fingerprint.removeprefix("sha256:") if local else text_digest(fingerprint))[:LONGEST_DIGEST]
 
 
 def prefect_page(kind: str, identity: str) -> str:
-    """Address of a flow or task run in the Prefect server in use, or in the one that `make ui` starts."""
+    """Return the page of a flow run or task run on the Prefect server in use, or on that of `make ui`."""
     server = PREFECT_UI_URL.value() if PREFECT_API_URL.value() else PREFECT_UI
     return redacted(f"{server or PREFECT_UI}/runs/{kind}/{identity}")

@@ -1,7 +1,7 @@
-"""What MLflow is to be told, kept on disk until it has been told, exactly once.
+"""Outbox of MLflow: what tracked runs should look like, kept on disk until MLflow has it, and sent exactly once.
 
-Stages only change an entry here; one thread in the background brings the server up to date with the entries, so a
-dead, slow or absent server never stops or delays anything. What could not be sent is sent by the next flow run.
+Stages only change an entry here. One background thread brings the server up to date with the entries, so a dead, slow
+or absent server never stops or delays anything. The next flow run sends what this one could not.
 """
 
 import contextlib
@@ -9,35 +9,38 @@ import json
 import logging
 import threading
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from filelock import FileLock, Timeout
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ValidationError
 
 from minillm.durable import make_folder, write_atomically
 from minillm.errors import StageError, first_line
 from minillm.redaction import redacted
+from tasks.environment.settings import set_mlflow_defaults
 from tasks.tracking.entries import RUN, STORE, Delivered, DesiredRun, OutboxEntry, server_in_use
+from tasks.tracking.uses import note_use
+
+if TYPE_CHECKING:
+    from tasks.tracking.sender import Sender
 
 LOGGER = logging.getLogger("prefect.tracking")
 OWNERS = "owners"
 """Folder of the locks that living processes hold."""
-USES = "servers/uses.json"
-"""Results that runs on servers use: {server: {key: name of a run}}. The store's own database is asked instead."""
-NOTED = TypeAdapter(dict[str, dict[str, str]])
 EVERY_SECONDS = 2.0
 PAUSE_SECONDS = 15.0
-"""Between attempts while the server does not answer."""
+"""Pause between attempts while the server does not answer."""
 DRAIN_SECONDS = 60.0
-"""At the end of a flow: longest time for what is left, as long as the server answers."""
+"""Longest time to send what is left at the end of a flow, as long as the server answers."""
 
 
 class RefusedError(Exception):
     """The server answered, and will not take this entry however often it is sent."""
 
 
-class DeletedError(Exception):
+class DeletedError(RefusedError):
     """A person has deleted the run on the server: nothing more of it is wanted."""
 
 
@@ -48,16 +51,10 @@ class UnsentError(Exception):
 class Outbox:
     """The entries of one store and the thread that sends them."""
 
-    def __init__(self, folder: Path, send: Callable[["Outbox", OutboxEntry, DesiredRun], None]) -> None:
-        """Take over what dead processes have left, and start sending.
-
-        Args:
-            folder: Where entries are kept, one JSON file each.
-            send: Brings the server up to date with what an entry asks for; raises RefusedError, DeletedError or
-                UnsentError for reasons of this entry, anything else if the server does not answer.
-        """
-        self.folder = folder
-        self._send = send
+    def __init__(self, store: Path) -> None:
+        """Take over the entries that dead processes have left, and start sending."""
+        self.store, self.folder = store, store / "tracking"
+        self._sender: Sender | None = None
         self._entries: dict[str, OutboxEntry] = {}
         self._lock = threading.RLock()
         self._closing = threading.Event()
@@ -65,10 +62,10 @@ class Outbox:
         self._unsaved = False
         self._server = server_in_use()
         self._opened: dict[str, None] = {}
-        """Records that this process opened, in their order; the others it took over."""
-        make_folder(folder / OWNERS)
+        """Entries that this process opened, in their order; it took over the others."""
+        make_folder(self.folder / OWNERS)
         self._name = uuid.uuid4().hex
-        self._life = FileLock(folder / OWNERS / self._name)
+        self._life = FileLock(self.folder / OWNERS / self._name)
         self._life.acquire()
         self._adopt()
         self._thread = threading.Thread(target=self._work, name="mlflow", daemon=True)
@@ -78,20 +75,18 @@ class Outbox:
         """Begin an entry, or continue that of an earlier attempt."""
         with self._lock:
             earlier = self._entries.get(identity)
-            if earlier is not None:
+            if earlier is None:
+                delivered = Delivered(uncertain=True, server=self.delivered(desired.parent).server)
+            else:
+                delivered = earlier.delivered
                 desired = desired.model_copy(update={"started": earlier.desired.started})
-            delivered = (
-                earlier.delivered
-                if earlier is not None
-                else Delivered(uncertain=True, server=self.delivered(desired.parent).server)
-            )
             desired.clean()
-            self._opened[identity] = None
-            store = str(self.folder.parent)
-            self._entries[identity] = OutboxEntry(
-                id=identity, owner=self._name, desired=desired, delivered=delivered, store=store
+            entry = OutboxEntry(
+                id=identity, owner=self._name, desired=desired, delivered=delivered, store=str(self.store)
             )
-            self._save(self._entries[identity])
+            self._opened[identity] = None
+            self._entries[identity] = entry
+            self._save(entry)
 
     @contextlib.contextmanager
     def change(self, identity: str) -> Iterator[DesiredRun]:
@@ -110,9 +105,16 @@ class Outbox:
             self._save(entry)
 
     def place(self, entry: OutboxEntry, run_id: str, url: str, created: bool) -> None:
-        """Note where the run of an entry is: those inside it belong there, too, and its result is in use there."""
+        """Note where the run of an entry is. The runs inside it belong there too, and its result is in use there.
+
+        Args:
+            entry: Entry of the run.
+            run_id: Id of the run on the server.
+            url: Page of the run.
+            created: Whether the run has just been made, so that the server knows nothing else of it.
+        """
         if entry.desired.key is not None and self._server != STORE:
-            _note_use(self.folder, self._server, entry.desired.key, entry.desired.name)
+            note_use(self.folder, self._server, entry.desired.key, entry.desired.name)
         with self.progress(entry) as delivered:
             delivered.run_id, delivered.url, delivered.server = run_id, url, self._server
             delivered.uncertain, delivered.status = not created, "RUNNING" if created else None
@@ -123,12 +125,12 @@ class Outbox:
                 delivered.server = self._server
 
     def refuse(self, entry: OutboxEntry, what: str, reason: str) -> None:
-        """Set aside what the server does not take: it stays on disk with its reason, for people and for the next flow.
+        """Set aside what the server refuses. It stays on disk with its reason, for people and for the next flow run.
 
         Args:
-            entry: Whose.
-            what: RUN, or the kind and name of what it is of the run.
-            reason: The server's.
+            entry: Entry that it belongs to.
+            what: RUN, or the kind and name of the refused part of the run.
+            reason: The server's reason.
         """
         if what not in entry.delivered.refused:
             LOGGER.warning("MLflow refused %s of %s: %s", what, entry.desired.name, reason)
@@ -136,19 +138,19 @@ class Outbox:
                 delivered.refused[what] = redacted(reason)
 
     def troubles(self) -> dict[str, str]:
-        """Why MLflow has not got all of a run, by the name of each such run that was begun or continued here."""
+        """Return why MLflow lacks something of a run, by the name of each such run that this process opened."""
         with self._lock:
             found = [(entry.desired.name, entry.trouble) for entry in map(self._entries.__getitem__, self._opened)]
         return {name: trouble for name, trouble in found if trouble is not None}
 
     def delivered(self, identity: str | None) -> Delivered:
-        """Return what the server knows of an entry so far; nothing, if there is no such entry."""
+        """Return what the server knows of an entry so far: nothing, if there is no such entry."""
         with self._lock:
             entry = self._entries.get(identity or "")
             return entry.delivered.model_copy(deep=True) if entry is not None else Delivered()
 
     def close(self) -> bool:
-        """Send what is left for as long as the server answers, then stop; tells whether MLflow has all of it."""
+        """Send what is left for as long as the server answers, then stop. Return whether MLflow has everything."""
         self._closing.set()
         self._thread.join(DRAIN_SECONDS)
         if self._thread.is_alive():
@@ -172,33 +174,27 @@ class Outbox:
             self._closing.wait(PAUSE_SECONDS if self._failed else EVERY_SECONDS)
 
     def _send_all(self) -> bool:
-        """Send everything in the order of starting; False as soon as the server does not answer."""
+        """Send everything in the order of starting; return False as soon as the server does not answer."""
         with self._lock:
             active = [r for r in self._entries.values() if not r.settled and RUN not in r.delivered.refused]
         for entry in sorted(active, key=lambda r: r.desired.started):
-            with self._lock:
-                desired = entry.desired.model_copy(deep=True)
             failed = None
             try:
-                self._send(self, entry, desired)
+                self._send(entry)
             except RefusedError as error:
                 self.refuse(entry, RUN, str(error))
-            except DeletedError:
-                self.refuse(entry, RUN, "it was deleted there")
-                entry.delivered.deleted = True
+                entry.delivered.deleted = isinstance(error, DeletedError)
             except UnsentError as error:
                 failed = redacted(first_line(error))
                 if entry.delivered.failed is None:
-                    LOGGER.warning("MLflow: %s cannot be sent now: %s", desired.name, failed)
+                    LOGGER.warning("MLflow: %s cannot be sent now: %s", entry.desired.name, failed)
             except Exception as error:  # whatever the network or the server does, the flow goes on
                 why = first_line(error)
                 if not self._failed:
                     LOGGER.warning("MLflow: %s; what cannot be sent now is sent later", why)
                 with self._lock:
-                    for unsent in active:
-                        unsent.delivered.unanswered = redacted(
-                            why
-                        )  # on disk with the entry's next change, or in the end
+                    for unsent in active:  # saved with the entry's next change, or in the end
+                        unsent.delivered.unanswered = redacted(why)
                 return False
             if failed != entry.delivered.failed or entry.delivered.unanswered is not None:
                 with self.progress(entry) as delivered:
@@ -207,6 +203,17 @@ class Outbox:
                 if entry.settled and not entry.delivered.refused:
                     self._path(entry.id).unlink(missing_ok=True)
         return True
+
+    def _send(self, entry: OutboxEntry) -> None:
+        """Send an entry over a connection made when first needed, as MLflow takes seconds to import and to connect."""
+        with self._lock:
+            desired = entry.desired.model_copy(deep=True)
+        if self._sender is None:
+            set_mlflow_defaults()
+            from tasks.tracking.sender import Sender
+
+            self._sender = Sender(self.store)
+        self._sender.send(self, entry, desired)
 
     def _adopt(self) -> None:
         with FileLock(self.folder / "adopt.lock"):
@@ -224,8 +231,8 @@ class Outbox:
                     )
                     continue
                 entry.owner = self._name
-                entry.move(str(self.folder.parent))
-                if entry.delivered.refused:  # what kept it out may have been mended since
+                entry.move(str(self.store))
+                if entry.delivered.refused:  # the cause may be gone by now
                     entry.delivered.refused, entry.delivered.offsets, entry.delivered.status = {}, {}, None
                 if entry.desired.status == "RUNNING":  # its process was killed
                     entry.desired.status, entry.desired.ended = "KILLED", path.stat().st_mtime
@@ -233,7 +240,7 @@ class Outbox:
                 self._save(entry)
 
     def _save(self, entry: OutboxEntry) -> None:
-        """Write an entry; where that fails (a full disk), it is sent all the same while this process lives."""
+        """Write an entry. If that fails (a full disk), it is still sent while this process lives."""
         try:
             write_atomically(self._path(entry.id), json.dumps(entry.model_dump(mode="json")))
             self._unsaved = False
@@ -247,7 +254,7 @@ class Outbox:
 
 
 def lives(folder: Path, owner: str | None) -> bool:
-    """Whether a process holds the lock of that name; one that nobody holds is removed."""
+    """Return whether a process holds the lock of this name. A lock that nobody holds is removed."""
     path = folder / OWNERS / (owner or "")
     if owner is None or not path.exists():
         return False
@@ -262,10 +269,10 @@ def lives(folder: Path, owner: str | None) -> bool:
 
 
 def waiting_entries(folder: Path) -> list[OutboxEntry]:
-    """What some process has still to send, or is about to, and what was refused.
+    """Return the entries that some process has still to send, and those that were refused.
 
     Raises:
-        StageError: One cannot be read, so that nobody knows what its run uses.
+        StageError: An entry cannot be read, so that nobody knows what its run uses.
     """
     found = []
     for path in sorted(folder.glob("*.json")):
@@ -278,32 +285,3 @@ def waiting_entries(folder: Path) -> list[OutboxEntry]:
                     "file or, if that run is not wanted, delete it"
                 ) from error
     return found
-
-
-def uses_elsewhere(folder: Path) -> dict[str, dict[str, str]]:
-    """Results that runs on servers other than the one in use need: {server: {key: name of a run}}.
-
-    Raises:
-        StageError: The note of them cannot be read.
-    """
-    return {server: keys for server, keys in _noted_uses(folder / USES).items() if server != server_in_use()}
-
-
-def _note_use(folder: Path, server: str, key: str, name: str) -> None:
-    path = folder / USES
-    make_folder(path.parent)
-    with FileLock(path.with_suffix(".lock")):
-        uses = _noted_uses(path)
-        if key not in uses.setdefault(server, {}):
-            uses[server][key] = name
-            write_atomically(path, json.dumps(uses, indent=1))
-
-
-def _noted_uses(path: Path) -> dict[str, dict[str, str]]:
-    try:
-        return NOTED.validate_json(path.read_bytes()) if path.exists() else {}
-    except ValidationError as error:
-        raise StageError(
-            f"{path} cannot be read ({first_line(error)}), so what runs on other servers use is not known: restore "
-            "the file or, if nothing of theirs is wanted, delete it"
-        ) from error

@@ -1,13 +1,10 @@
-"""A connection to MLflow that brings it up to date with entries of the outbox, by run ids, so from any thread."""
+"""Connection to MLflow that brings it up to date with the outbox. It works by run ids, so any thread can use it."""
 
 import contextlib
 import os
 from pathlib import Path
 
-from mlflow.entities import (
-    Experiment,
-    LifecycleStage,
-)
+from mlflow.entities import Experiment, LifecycleStage
 from mlflow.exceptions import MlflowException
 
 from tasks.tracking.client import connect, is_final, logged_in, milliseconds, run_page
@@ -19,12 +16,12 @@ from tasks.tracking.tags import ENTRY_TAG, PARENT_TAG
 
 
 class Sender:
-    """A connection to one tracking server, or to the database in the store.
+    """Connection to a tracking server, or to the database in the store.
 
     Raises:
-        RefusedError: MLflow can use no such server.
-        LoginError: It wants a login.
-        MlflowException: It does not answer.
+        RefusedError: MLflow cannot use such a server.
+        LoginError: The server wants a login.
+        MlflowException: The server does not answer.
     """
 
     def __init__(self, store: Path) -> None:
@@ -41,10 +38,10 @@ class Sender:
 
     @logged_in()
     def send(self, outbox: Outbox, entry: OutboxEntry, desired: DesiredRun) -> None:
-        """Send what the server does not know yet.
+        """Send what the server does not know yet of an entry.
 
         Raises:
-            RefusedError: The server will never take it.
+            RefusedError: The server will never take the entry.
             DeletedError: A person has deleted its run.
             UnsentError: This entry could not be sent, though the server answers.
             LoginError: The server wants a login.
@@ -53,9 +50,9 @@ class Sender:
         try:
             run_id = entry.delivered.run_id or self._find_or_create(outbox, entry, desired)
             Delivery(self, outbox, entry, desired, run_id).send()
-        except (RefusedError, DeletedError):
+        except RefusedError:
             raise
-        except Exception as error:  # of the server, of a file to be sent, of a text that cannot be
+        except Exception as error:  # from the server, a file to be sent, or a text that cannot be sent
             if is_final(error):
                 self.require_run(entry.delivered.run_id)
                 raise RefusedError(str(error)) from error
@@ -64,18 +61,18 @@ class Sender:
             raise
 
     def _answers(self) -> bool:
-        """Whether the server answers at all."""
+        """Return whether the server answers at all."""
         with contextlib.suppress(MlflowException):
             self.client.search_experiments(max_results=1)
             return True
         return False
 
     def require_run(self, run_id: str | None) -> None:
-        """Look whether a run is still there, of which the server just refused something.
+        """Check that a run still exists, after the server has refused something of it.
 
         Raises:
-            DeletedError: A person has deleted it.
-            RefusedError: Its whole experiment was deleted, or the server does not know it.
+            DeletedError: A person has deleted the run.
+            RefusedError: Its whole experiment was deleted, or the server does not know the run.
         """
         if run_id is None:
             return
@@ -87,7 +84,7 @@ class Sender:
             raise
         if run.info.lifecycle_stage == LifecycleStage.DELETED:
             self._require_experiment(self.client.get_experiment(run.info.experiment_id))
-            raise DeletedError
+            raise DeletedError("it was deleted there")
 
     def _require_experiment(self, found: Experiment) -> None:
         if found.lifecycle_stage == LifecycleStage.DELETED:
@@ -110,7 +107,7 @@ class Sender:
         return run_id
 
     def experiment(self, name: str) -> str:
-        """Return the id of an experiment, which is made if need be."""
+        """Return the id of an experiment; make it if it does not exist yet."""
         if name not in self._experiments:
             found = self.client.get_experiment_by_name(name)
             if found is not None:
@@ -119,7 +116,7 @@ class Sender:
         return self._experiments[name]
 
     def _create(self, name: str) -> str:
-        """A new experiment; of several flow runs that start at once, the first one makes it."""
+        """Make an experiment, or find the one that another flow run has made meanwhile; return its id."""
         try:
             return self.client.create_experiment(name, self._artifacts)
         except MlflowException:
@@ -129,6 +126,6 @@ class Sender:
             return found.experiment_id
 
     def find(self, experiment: str, tag: str, value: str, more: str = "") -> str | None:
-        """Return the id of a run with this tag, if there is one that also meets `more`, a further condition."""
+        """Return the id of a run with this tag that meets the further condition `more`; None if there is none."""
         runs = self.client.search_runs([experiment], f"tags.`{tag}` = '{value}'{more}", max_results=1)
         return runs[0].info.run_id if runs else None

@@ -13,7 +13,6 @@ from minillm.store.artifacts import Store
 from minillm.store.file_versions import file_sha256
 from tasks.running.supervision import free_port
 from tasks.tracking.client import connect, search_runs
-from tasks.tracking.connection import Tracker
 from tasks.tracking.database import database_uri
 from tasks.tracking.entries import DesiredRun, ModelFacts
 from tasks.tracking.outbox import Outbox
@@ -22,7 +21,7 @@ from tests.conftest import ROOT
 
 def track(store: Path, identity: str) -> None:
     """Track a finished run with a file and a model."""
-    box = Outbox(store / "tracking", Tracker(store))
+    box = Outbox(store)
     page = store / "artifacts" / "report-1" / "report.md"
     page.parent.mkdir(exist_ok=True)
     page.write_text("# report", encoding="utf-8")
@@ -98,7 +97,7 @@ def test_what_a_copied_store_has_still_to_send_it_sends_from_its_own_files(tmp_p
     page.write_text("# original", encoding="utf-8")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{free_port()}")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    box = Outbox(store / "tracking", Tracker(store))
+    box = Outbox(store)
     tags = {"artifact": str(store / "artifacts")}
     box.open(
         "flow",
@@ -109,7 +108,7 @@ def test_what_a_copied_store_has_still_to_send_it_sends_from_its_own_files(tmp_p
     shutil.rmtree(store)
     (copy / "artifacts" / "report.md").write_text("# copy", encoding="utf-8")
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
-    assert Outbox(copy / "tracking", Tracker(copy)).close()
+    assert Outbox(copy).close()
     client = connect(copy)
     (run,) = search_runs(client, ["1"])
     assert run.data.tags["artifact"] == str(copy / "artifacts")

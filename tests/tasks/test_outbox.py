@@ -24,7 +24,7 @@ from minillm.worker.progress import append_line
 from tasks.running.supervision import free_port
 from tasks.store import listing, users
 from tasks.tracking.client import connect
-from tasks.tracking.connection import Tracker, require_server
+from tasks.tracking.connection import require_server
 from tasks.tracking.database import DATABASE
 from tasks.tracking.entries import DatasetFacts, DesiredRun, ModelFacts, OutboxEntry
 from tasks.tracking.outbox import Outbox, waiting_entries
@@ -54,7 +54,7 @@ def store(new_store: Path, database: Path) -> Path:
 
 
 def outbox(store: Path) -> Outbox:
-    return Outbox(store / "tracking", Tracker(store))
+    return Outbox(store)
 
 
 def desired(**changes: object) -> DesiredRun:
@@ -187,8 +187,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from tasks.tracking.outbox import Outbox
 from tasks.tracking.entries import DesiredRun
-from tasks.tracking.connection import Tracker
-box = Outbox(Path({str(store)!r}) / "tracking", Tracker(Path({str(store)!r})))
+box = Outbox(Path({str(store)!r}))
 box.open("stage", DesiredRun(name="train x", experiment="e", started=time.time(), live={str(metrics)!r}))
 with box.change("stage") as record:
     record.status, record.ended = "FINISHED", time.time()

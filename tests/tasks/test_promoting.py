@@ -16,7 +16,6 @@ from minillm.store.artifacts import Store
 from tasks.promoting import Outcome, promote, roll_back
 from tasks.store import users
 from tasks.tracking import contents
-from tasks.tracking.connection import Tracker
 from tasks.tracking.entries import DatasetFacts, DesiredRun
 from tasks.tracking.outbox import Outbox
 from tests.small import small_config
@@ -78,7 +77,7 @@ class Experiment:
         export.tags = {"stage": "model", "artifact": f"/store/artifacts/model-{name}", "minillm.key": f"key-{name}"}
         export.tags["input.model"] = weights or name
         export.params, export.status = {"role": "minillm"}, "FINISHED"
-        box = Outbox(self.root / "tracking", Tracker(self.root))
+        box = Outbox(self.root)
         box.open(identity, desired.model_copy(update={"status": status, "ended": time.time()}))
         box.open(f"{identity}-export", export)
         assert box.close()

@@ -13,7 +13,6 @@ from minillm.config import Config
 from minillm.errors import StageError
 from minillm.store.artifacts import Store
 from tasks.tracking import contents
-from tasks.tracking.connection import Tracker
 from tasks.tracking.entries import DatasetFacts, DesiredRun
 from tasks.tracking.outbox import Outbox
 from tasks.tracking.tracked_runs import TrackedRuns
@@ -33,7 +32,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Config:
 def store(config: Config, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Track three flow runs; one is of another experiment and reused what the first had trained."""
     root = Store(config.runtime.store).root
-    box = Outbox(root / "tracking", Tracker(root))
+    box = Outbox(root)
     scores = tmp_path_factory.mktemp("scores") / "scores.parquet"
     rows = [("dolly", index, seed, (index + seed) / 100, index > 0) for index in range(4) for seed in (10, 20)]
     pd.DataFrame(rows, columns=["benchmark", "index", "seed", "score", "headline"]).to_parquet(scores)
