@@ -15,7 +15,7 @@ import stat
 import time
 import urllib.parse
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -119,31 +119,28 @@ def record(server: Server) -> Path:
     return path
 
 
-def running(kind: str, wanted: str, store: str | None = None) -> Server | None:
-    """Return the server of a kind that this user has running for an address (and for a store, if given), or None."""
-    return next((server for server in _recorded_for(kind, wanted, store) if proves(server)), None)
+def running(**facts: str) -> Server | None:
+    """Return the newest server with these values of its fields that this user has running, or None."""
+    return next((server for server in _recorded_with(facts) if proves(server)), None)
 
 
-def died(kind: str, wanted: str, store: str | None = None) -> Server | None:
-    """Return the last server of a kind that this user had for an address and that ended unasked, or None.
+def died(**facts: str) -> Server | None:
+    """Return the newest server with these values of its fields that this user had and that ended unasked, or None.
 
     Clients that outlived it hold its login and call its address, so the next server takes over both. A server does not
     count if something else now listens at its address: clients may have sent the login there.
     """
-    return next((server for server in _recorded_for(kind, wanted, store) if not listens(server.address)), None)
+    return next((server for server in _recorded_with(facts) if not listens(server.address)), None)
 
 
-def _recorded_for(kind: str, wanted: str, store: str | None) -> list[Server]:
-    """Return the servers with a record, the newest first."""
-    found = [server for _, server in _records() if (server.kind, server.wanted) == (kind, wanted)]
-    return [server for server in found if store in (None, server.store)]
+def _recorded_with(facts: Mapping[str, str]) -> list[Server]:
+    """Return the recorded servers with these values of their fields, the newest first."""
+    return [server for _, server in _records() if facts.items() <= asdict(server).items()]
 
 
 def running_at(kind: str, address: str) -> Server | None:
     """Return the server of a kind that this user has running at an address, or None."""
-    address = address.replace("//localhost:", "//127.0.0.1:")
-    found = [server for _, server in _records() if (server.kind, server.address) == (kind, address)]
-    return next((server for server in found if proves(server)), None)
+    return running(kind=kind, address=address.replace("//localhost:", "//127.0.0.1:"))
 
 
 def proves(server: Server) -> bool:

@@ -5,9 +5,9 @@ import functools
 import os
 import sys
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from minillm.durable import make_folder
 from minillm.errors import ConfigError, StageError
@@ -60,6 +60,16 @@ PLACES = (
 """Variables that count as unset if they are empty: for us, for the libraries and for processes started here."""
 
 
+def parts_of(address: str) -> SplitResult | None:
+    """Return the parts of an address of scheme, host and port; None if it is malformed or has anything else."""
+    with contextlib.suppress(ValueError):  # from a port that is not a number, for example
+        place = urlsplit(address)
+        more = place.path.strip("/") or place.query or place.fragment or "@" in place.netloc
+        if place.hostname and place.port != 0 and not more:
+            return place
+    return None
+
+
 def require_address(kind: str, wanted: str) -> tuple[str, int]:
     """Return the host and port at which Prefect or MLflow is to be served.
 
@@ -70,17 +80,13 @@ def require_address(kind: str, wanted: str) -> tuple[str, int]:
     Raises:
         ConfigError: If the address is malformed, or an IPv6 one.
     """
-    name, host, port = f"MINILLM_{kind.upper()}_UI", None, None
-    with contextlib.suppress(ValueError):  # from a port that is not a number, for example
-        place = urlsplit(wanted)
-        more = place.path.strip("/") or place.query or place.fragment or "@" in place.netloc
-        if place.scheme == "http" and not more:
-            host, port = place.hostname, place.port
-    if not host or not port:
+    name, place = f"MINILLM_{kind.upper()}_UI", parts_of(wanted)
+    if place is None or place.scheme != "http" or place.port is None:
         raise ConfigError(f"{name}: {wanted!r} is not an address to serve at; give one such as http://127.0.0.1:4200")
+    host = str(place.hostname)
     if ":" in host:
         raise ConfigError(f"{name}: nothing is served at an IPv6 address such as {wanted}; give an IPv4 one")
-    return host, port
+    return host, place.port
 
 
 @contextlib.contextmanager
@@ -95,16 +101,13 @@ def refusing(*errors: type[Exception]) -> Iterator[None]:
 
 def set_prefect_defaults() -> None:
     """Set what the user has not set; while `make ui` is running, runs go to its Prefect server and show up live."""
-    _forget_empty()
-    for name, value in PREFECT_DEFAULTS.items():
-        os.environ.setdefault(name, value)
-    reach_this_machine_directly()
+    _set_defaults(PREFECT_DEFAULTS)
     use_writable_folders()
     if "PREFECT_API_URL" in os.environ:
         server = running_at("prefect", os.environ["PREFECT_API_URL"].rstrip("/").removesuffix("/api"))
         if server is not None:
             os.environ.setdefault("PREFECT_API_AUTH_STRING", server.login)
-    elif "PREFECT_PROFILE" not in os.environ and (server := running("prefect", PREFECT_UI)) is not None:
+    elif "PREFECT_PROFILE" not in os.environ and (server := running(kind="prefect", wanted=PREFECT_UI)) is not None:
         os.environ |= server.client_environment
 
 
@@ -117,10 +120,7 @@ def load_prefect() -> None:
 
 def set_mlflow_defaults() -> None:
     """Set what the user has not set: short timeouts, and the login if the tracking server is one of ours."""
-    _forget_empty()
-    for name, value in MLFLOW_DEFAULTS.items():
-        os.environ.setdefault(name, value)
-    reach_this_machine_directly()
+    _set_defaults(MLFLOW_DEFAULTS)
     server = running_at("mlflow", os.environ.get("MLFLOW_TRACKING_URI", "").rstrip("/"))
     if server is not None and not {"MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_TOKEN"} & set(os.environ):
         os.environ |= server.client_environment
@@ -129,7 +129,7 @@ def set_mlflow_defaults() -> None:
 @functools.cache
 def mlflow_pages(store: Path) -> str:
     """Return the address of MLflow's pages for a store: that of this user's running server, or of the one to come."""
-    server = running("mlflow", MLFLOW_UI, str(store))
+    server = running(kind="mlflow", wanted=MLFLOW_UI, store=str(store))
     return MLFLOW_UI if server is None else server.address
 
 
@@ -144,10 +144,13 @@ def reach_this_machine_directly() -> None:
         os.environ |= {"NO_PROXY": direct, "no_proxy": direct}  # libraries differ in which of them they read
 
 
-def _forget_empty() -> None:
+def _set_defaults(defaults: Mapping[str, str]) -> None:
     for name in PLACES:
         if os.environ.get(name) == "":
             del os.environ[name]
+    for name, value in defaults.items():
+        os.environ.setdefault(name, value)
+    reach_this_machine_directly()
 
 
 def use_writable_folders() -> None:

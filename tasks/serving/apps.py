@@ -1,6 +1,5 @@
 """The apps that we serve, behind their guard, with the command and environment of a process that serves one."""
 
-import contextlib
 import os
 import sys
 import warnings
@@ -12,6 +11,7 @@ from starlette.types import ASGIApp
 
 from minillm.errors import ConfigError
 from tasks.environment.credentials import Server
+from tasks.environment.settings import parts_of
 from tasks.serving.guard import guarded, host_names
 
 ROOT = Path(__file__).parents[2]
@@ -59,17 +59,15 @@ def further_origins(kind: str, environment: Mapping[str, str] = os.environ) -> l
 
 
 def _origin(variable: str, given: str) -> str:
-    with contextlib.suppress(ValueError):  # from a port that is not a number, for example
-        place = urlsplit(given.lower())
-        port, own = place.port, DEFAULT_PORTS.get(place.scheme)
-        more = place.path.strip("/") or place.query or place.fragment or "@" in place.netloc or "*" in place.netloc
-        if own is not None and place.hostname and not more:
-            name = place.netloc.removesuffix(":").removesuffix(f":{port}")
-            return f"{place.scheme}://{name}" + (f":{port}" if port not in (None, own) else "")
-    raise ConfigError(
-        f"{variable}: {given!r} is not an origin; name those of your own pages by scheme, host and, unless it is the "
-        "scheme's default, port, such as https://runs.example.org"
-    )
+    place = parts_of(given.lower())
+    if place is None or place.scheme not in DEFAULT_PORTS or "*" in place.netloc:
+        raise ConfigError(
+            f"{variable}: {given!r} is not an origin; name those of your own pages by scheme, host and, unless it is "
+            "the scheme's default, port, such as https://runs.example.org"
+        )
+    name = place.netloc.removesuffix(":").removesuffix(f":{place.port}")
+    shown = "" if place.port in (None, DEFAULT_PORTS[place.scheme]) else f":{place.port}"
+    return f"{place.scheme}://{name}{shown}"
 
 
 def prefect_app() -> ASGIApp:

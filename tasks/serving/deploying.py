@@ -26,11 +26,6 @@ SILENT = datetime.timedelta(seconds=90)
 ENDS = ("Completed", "Failed", "Cancelled", "Crashed", "Scheduled", "AwaitingRetry", "Paused", "Suspended")
 
 
-def worker_command() -> list[str]:
-    """Return the arguments of `python -m` for a worker of the pool."""
-    return ["prefect", "worker", "start", "--pool", POOL, "--type", "process"]
-
-
 class DeployError(Exception):
     """Error of a failed deployment of prefect.yaml; the message has Prefect's words."""
 

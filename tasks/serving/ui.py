@@ -96,18 +96,18 @@ def servers_to_start(store: Path) -> list[Server]:
             f"Prefect is served already, at {redacted(os.environ['PREFECT_API_URL']).removesuffix('/api')}", flush=True
         )
     else:
-        before = died("prefect", PREFECT_UI)
+        before = died(kind="prefect", wanted=PREFECT_UI)
         server = Server("prefect", PREFECT_UI, _free_address("prefect", PREFECT_UI, before), str(store), login)
         os.environ |= server.client_environment
         servers.append(server)
     if "MLFLOW_TRACKING_URI" in os.environ:
         print(f"MLflow runs are kept at {redacted(os.environ['MLFLOW_TRACKING_URI'])}", flush=True)
         return servers
-    other = running("mlflow", MLFLOW_UI, str(store))
+    other = running(kind="mlflow", wanted=MLFLOW_UI, store=str(store))
     if other is not None:
         print(f"MLflow is served already, at {other.address}", flush=True)
         return servers
-    before = died("mlflow", MLFLOW_UI, str(store))
+    before = died(kind="mlflow", wanted=MLFLOW_UI, store=str(store))
     server = Server("mlflow", MLFLOW_UI, _free_address("mlflow", MLFLOW_UI, before), str(store), login)
     if "MLFLOW_BACKEND_STORE_URI" in os.environ:  # runs reach that database through the server alone
         os.environ |= server.client_environment | {"MLFLOW_TRACKING_URI": server.address}
@@ -121,10 +121,10 @@ def servers_to_start(store: Path) -> list[Server]:
 
 def _login(store: Path) -> str:
     """The login to ask for: that of the servers which are running, the lasting one, that of dead ones, or a new one."""
-    ours = running("prefect", PREFECT_UI)
+    ours = running(kind="prefect", wanted=PREFECT_UI)
     if ours is not None:
         return ours.login
-    before = died("prefect", PREFECT_UI) or died("mlflow", MLFLOW_UI, str(store))
+    before = died(kind="prefect", wanted=PREFECT_UI) or died(kind="mlflow", wanted=MLFLOW_UI, store=str(store))
     return make_login(before)
 
 
@@ -136,13 +136,14 @@ def _start_worker(servers: list[Server], processes: list[subprocess.Popen[bytes]
             if time.monotonic() > deadline or any(process.poll() is not None for process in processes):
                 raise SystemExit(f"Prefect does not answer at {server.address}")
             time.sleep(0.2)
-    from tasks.serving.deploying import DeployError, deploy, worker_command
+    from tasks.serving.deploying import POOL, DeployError, deploy
 
     try:
         print(f"deployed: {', '.join(deploy())}", flush=True)
     except DeployError as error:
         raise SystemExit(str(error)) from error
-    return _start([sys.executable, "-m", *worker_command()], dict(os.environ))
+    command = [sys.executable, "-m", "prefect", "worker", "start", "--pool", POOL, "--type", "process"]
+    return _start(command, dict(os.environ))
 
 
 def _start(command: list[str], environment: dict[str, str], quiet: bool = False) -> subprocess.Popen[bytes]:

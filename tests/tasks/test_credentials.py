@@ -117,20 +117,20 @@ def test_a_proof_depends_on_key_address_and_challenge():
 
 
 def test_our_server_is_found_while_it_is_recorded_and_only_then(ours: Server):
-    assert running("prefect", ours.wanted) is None
+    assert running(kind="prefect", wanted=ours.wanted) is None
     with recorded(ours):
-        assert running("prefect", ours.wanted) == ours == running_at("prefect", ours.address)
+        assert running(kind="prefect", wanted=ours.wanted) == ours == running_at("prefect", ours.address)
         assert running_at("prefect", ours.address.replace("127.0.0.1", "localhost")) == ours
-        assert running("mlflow", ours.wanted) is None
-        assert running("prefect", "http://127.0.0.1:4300") is None
-    assert running("prefect", ours.wanted) is None
+        assert running(kind="mlflow", wanted=ours.wanted) is None
+        assert running(kind="prefect", wanted="http://127.0.0.1:4300") is None
+    assert running(kind="prefect", wanted=ours.wanted) is None
 
 
 def test_a_server_of_another_store_is_none_of_this_one(ours: Server, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("tasks.environment.settings.MLFLOW_UI", ours.wanted)
     with recorded(replace(ours, kind="mlflow")):
-        assert running("mlflow", ours.wanted, "/store") == replace(ours, kind="mlflow")
-        assert running("mlflow", ours.wanted, "/other") is None
+        assert running(kind="mlflow", wanted=ours.wanted, store="/store") == replace(ours, kind="mlflow")
+        assert running(kind="mlflow", wanted=ours.wanted, store="/other") is None
         assert mlflow_pages(Path("/store")) == ours.address
         assert mlflow_pages(Path("/other")) == ours.wanted
 
@@ -139,21 +139,21 @@ def test_the_login_and_the_address_of_a_server_that_died_are_those_of_the_next(
     ours: Server, elsewhere: Stranger, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.delenv("PREFECT_SERVER_API_AUTH_STRING", raising=False)
-    assert died("prefect", ours.wanted) is None
+    assert died(kind="prefect", wanted=ours.wanted) is None
     records_folder().mkdir(mode=0o700, parents=True)
     dead = at(ours, f"http://127.0.0.1:{free_port()}")
     record(dead)
-    assert died("prefect", ours.wanted) == dead
+    assert died(kind="prefect", wanted=ours.wanted) == dead
     assert make_login(dead) == dead.login
-    assert died("prefect", "http://127.0.0.1:4300") is None
-    assert died("prefect", ours.wanted, "/other") is None
+    assert died(kind="prefect", wanted="http://127.0.0.1:4300") is None
+    assert died(kind="prefect", wanted=ours.wanted, store="/other") is None
     monkeypatch.setenv("PREFECT_SERVER_API_AUTH_STRING", "ada:password")
     assert make_login(dead) == "ada:password"
     record(at(ours, ours.address))  # this one is alive
-    assert died("prefect", ours.wanted) == dead
+    assert died(kind="prefect", wanted=ours.wanted) == dead
     (tmp_path / "prefect" / "minillm" / f"prefect-{dead.address.rpartition(':')[2]}.json").unlink()
     record(at(ours, elsewhere.address))
-    assert died("prefect", ours.wanted) is None, "what listens at its address may have been told the login"
+    assert died(kind="prefect", wanted=ours.wanted) is None, "what listens at its address may have been told the login"
 
 
 @pytest.mark.parametrize("taken", [False, True])
@@ -210,7 +210,7 @@ def test_an_empty_variable_is_none(name: str, tmp_path: Path, monkeypatch: pytes
 def test_what_says_yes_to_everything_is_not_ours_and_does_not_hear_the_login(elsewhere: Stranger):
     server = Server("prefect", "http://127.0.0.1:4200", elsewhere.address, "/store", make_login())
     with recorded(server):  # as left by a killed server whose port another user then took
-        assert running("prefect", server.wanted) is None
+        assert running(kind="prefect", wanted=server.wanted) is None
     assert len(elsewhere.heard) == 1
     assert server.login.split(":")[1] not in elsewhere.heard[0]
     assert server.key not in elsewhere.heard[0]
@@ -279,7 +279,7 @@ def test_records_that_others_may_have_written_are_refused(ours: Server):
     with recorded(ours) as path:
         path.parent.chmod(0o777)
         with pytest.raises(StageError, match="set PREFECT_HOME to a folder of your own"):
-            running("prefect", ours.wanted)
+            running(kind="prefect", wanted=ours.wanted)
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="gives a folder to another user")
@@ -294,7 +294,7 @@ def test_a_damaged_record_hides_no_other(ours: Server):
     with recorded(ours) as path:
         path.with_name("prefect-1.json").write_text('{"kind": "pre', encoding="utf-8")
         path.with_name("prefect-2.json").write_text(json.dumps({"kind": "prefect"}), encoding="utf-8")
-        assert running("prefect", ours.wanted) == ours
+        assert running(kind="prefect", wanted=ours.wanted) == ours
 
 
 def test_origins_are_named_not_opened(monkeypatch: pytest.MonkeyPatch):
