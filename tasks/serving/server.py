@@ -45,21 +45,17 @@ def run_flow(flow: Flow[..., State], *parameters: Any) -> State:
     with shown(flow.name):
         with refusing(ServerError):
             ensure_prefect_server()
-        return _run(flow, *parameters)
-
-
-def _run(flow: Flow[..., State], *parameters: Any) -> State:
-    server = PREFECT_API_URL.value()
-    try:
-        return flow(*parameters, return_state=True)
-    except httpx.HTTPError as error:
-        lost = redacted(f"Prefect's server at {server} was lost ({error})")
-        print(
-            f"{lost}: its pages end here, but stages that have finished are in the store, and the same command goes on "
-            "from there",
-            file=sys.stderr,
-        )
-        return Crashed(message=lost)
+        server = PREFECT_API_URL.value()
+        try:
+            return flow(*parameters, return_state=True)
+        except httpx.HTTPError as error:
+            lost = redacted(f"Prefect's server at {server} was lost ({error})")
+            print(
+                f"{lost}: its pages end here, but stages that have finished are in the store, and the same command "
+                "goes on from there",
+                file=sys.stderr,
+            )
+            return Crashed(message=lost)
 
 
 def ensure_prefect_server() -> None:

@@ -1,1 +1,1 @@
-"""What MLflow is to show, delivered exactly once."""
+"""Tracked runs: their contents, and their delivery to MLflow exactly once."""

@@ -1,12 +1,13 @@
-"""Clients of MLflow: of the tracking server in use, or of the database in the store; and addresses of its pages."""
+"""Clients of MLflow, for the tracking server in use or the database in the store; and addresses of its pages."""
 
 import contextlib
 import json
 import logging
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 from filelock import FileLock
@@ -24,15 +25,15 @@ from tasks.tracking.entries import server_in_use
 from tasks.tracking.outbox import LOGGER
 
 TRAINING_PAGES = "workflowType=machine_learning"
-"""Without it, MLflow opens the pages that it has for applications of language models."""
+"""Query of a page's address. Without it, MLflow opens its pages for applications of language models."""
 FINAL_ANSWERS = (400, 404, 409, 413, 422)
-"""HTTP statuses that sending again would not change."""
+"""HTTP statuses that would be the same if the request were sent again."""
 UNKNOWN_USER = (401, 403)
-"""HTTP statuses of a request without the login that is wanted."""
+"""HTTP statuses of a request without the right login."""
 
 
 class LoginError(Exception):
-    """The server wants a login, or another one."""
+    """The server wants a login, or a different one."""
 
     def __init__(self) -> None:
         super().__init__("it wants a login: set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD")
@@ -40,7 +41,7 @@ class LoginError(Exception):
 
 @contextlib.contextmanager
 def logged_in() -> Iterator[None]:
-    """Tells a server that wants a login from one that does not answer.
+    """Tell a server that wants a login from one that does not answer.
 
     Raises:
         LoginError: Instead of MLflow's own error.
@@ -54,7 +55,7 @@ def logged_in() -> Iterator[None]:
 
 
 def connect(store: Path) -> MlflowClient:
-    """A client of the tracking server in use, or of the database in the store, which is made if need be."""
+    """Return a client of the tracking server in use, or of the database in the store, which is made if missing."""
     for name, level in (("mlflow", logging.WARNING), ("alembic", logging.WARNING), ("urllib3", logging.ERROR)):
         logging.getLogger(name).setLevel(level)
     server = os.environ.get("MLFLOW_TRACKING_URI")
@@ -67,7 +68,7 @@ def connect(store: Path) -> MlflowClient:
 
 
 def connect_database(store: Path) -> MlflowClient:
-    """A client of the database in the store, which is made, or told where it is now, if need be."""
+    """Return a client of the database in the store. It is made if missing, and adapted if the store was moved."""
     database = store / DATABASE
     with _making(store):
         if not database.exists():
@@ -80,12 +81,12 @@ def connect_database(store: Path) -> MlflowClient:
 
 
 def _making(store: Path) -> FileLock:
-    """The right to make a database: the first client of a new one does, and two at once would spoil it."""
+    """Return the lock for making a database: its first client makes it, and two at once would spoil it."""
     return FileLock(store / "locks" / "mlflow.lock")
 
 
 def _make_database(path: Path) -> None:
-    """All of it or nothing: MLflow can neither use nor mend one of which a killed process made only some tables."""
+    """Make a whole database or none. MLflow cannot use or mend one of which a killed process made only some tables."""
     unfinished = path.with_name("mlflow.new")
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir()
@@ -98,20 +99,20 @@ def _make_database(path: Path) -> None:
 def search_runs(
     client: MlflowClient, experiments: Sequence[str], query: str = "", order: Sequence[str] = ()
 ) -> list[Run]:
-    """All runs of some experiments, by their ids, that a query finds; none of no experiments."""
+    """Return all runs that a query finds in some experiments, which are given by their ids."""
     if not experiments:
         return []
-    return get_results_from_paginated_fn(
-        lambda size, token: client.search_runs(
-            list(experiments), query, max_results=size, order_by=list(order), page_token=token
-        ),
-        1000,
-    )
+    return all_pages(client.search_runs, experiment_ids=list(experiments), filter_string=query, order_by=list(order))
+
+
+def all_pages(search: Callable[..., Sequence[Any]], **query: Any) -> list[Any]:
+    """Return everything that one of the client's searches finds, page after page."""
+    return get_results_from_paginated_fn(lambda size, token: search(max_results=size, page_token=token, **query), 1000)
 
 
 @contextlib.contextmanager
 def answering() -> Iterator[None]:
-    """A tracking server that does not answer, or not with what is asked for, is an error to mend.
+    """Turn the errors of a server that cannot be read into one that says what to do.
 
     Raises:
         StageError: Instead of MLflow's own error.
@@ -128,12 +129,12 @@ def answering() -> Iterator[None]:
 
 
 def run_page(store: Path, experiment: str, run_id: str) -> str:
-    """Address of a run in the pages of the tracking server, or in those that `make ui` serves."""
+    """Return the page of a run on the tracking server, or among the pages that `make ui` serves."""
     return f"{_server(store)}/#/experiments/{experiment}/runs/{run_id}?{TRAINING_PAGES}"
 
 
 def comparison_page(store: Path, experiments: Sequence[str], run_ids: Sequence[str]) -> str:
-    """Address of MLflow's own comparison of runs."""
+    """Return the address of MLflow's own comparison of runs."""
     chosen = f"runs={quote(json.dumps(list(run_ids)))}&experiments={quote(json.dumps(list(experiments)))}"
     return f"{_server(store)}/#/compare-runs?{chosen}&{TRAINING_PAGES}"
 
@@ -144,7 +145,7 @@ def _server(store: Path) -> str:
 
 
 def is_final(error: Exception) -> bool:
-    """Whether sending again would change nothing."""
+    """Return whether sending again would change nothing."""
     return isinstance(error, MlflowException) and error.get_http_status_code() in FINAL_ANSWERS
 
 

@@ -52,7 +52,7 @@ def require_server() -> None:
     if files and os.environ.get("MLFLOW_ALLOW_FILE_STORE", "").lower() == "true":
         return
     raise StageError(
-        f"MLFLOW_TRACKING_URI {uri} is no place for tracked runs{', as MLflow keeps none in files' if files else ''}: "
+        f"MLFLOW_TRACKING_URI {uri} cannot hold tracked runs{', since MLflow keeps none in files' if files else ''}: "
         "give the address of a server (http://…) or of a database (sqlite:///…, postgresql://…), or unset it for the "
         "database in the store"
     )

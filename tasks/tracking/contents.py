@@ -28,13 +28,12 @@ LONGEST_DIGEST = 36
 def flow_run(config: Tracked, flow_run_id: str, flow_run_name: str) -> DesiredRun:
     """Return the run that encloses all stages of a flow run. Its params are the whole configuration."""
     page = prefect_page("flow-run", flow_run_id)
-    tags = {"prefect.flow_run_id": flow_run_id, "prefect.url": page}
-    tags["mlflow.note.content"] = f"Prefect: [{flow_run_name}]({page})"
+    note = f"Prefect: [{flow_run_name}]({page})"
     return DesiredRun(
         name=f"{config.name} {flow_run_name}",
         experiment=config.name,
         started=time.time(),
-        tags=tags,
+        tags={"prefect.flow_run_id": flow_run_id, "prefect.url": page, "mlflow.note.content": note},
         params=flat_params(config.model_dump(mode="json")),
     )
 

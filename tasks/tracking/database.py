@@ -1,4 +1,4 @@
-"""MLflow's database in a store: its address, and what it says of places after the store was copied or moved."""
+"""MLflow's database in a store: its address, and the paths in it after the store was copied or moved."""
 
 import contextlib
 import re
@@ -8,7 +8,7 @@ from pathlib import Path
 
 DATABASE = "mlflow.db"
 FILES = "mlartifacts"
-"""Folder of the store that has the files of tracked runs."""
+"""Folder of the store with the files of tracked runs."""
 PLACE = re.compile(rf"(file://.+)/{FILES}(?:/\d+)?")
 ADDRESSES = (
     ("experiments", "artifact_location"),
@@ -18,7 +18,7 @@ ADDRESSES = (
     ("tags", "value"),
     ("model_version_tags", "value"),
 )
-"""Table and column of all that names a place in the store: addresses of files, and paths of artifacts."""
+"""Tables and columns that name places in the store: addresses of files, and paths of artifacts."""
 
 
 def database_uri(database: Path) -> str:
@@ -31,16 +31,16 @@ def database_uri(database: Path) -> str:
 
 
 def relocate(store: Path) -> bool:
-    """Have the database of a store that was copied or moved name places in this store, where it named the former one.
+    """Adapt the database of a store that was copied or moved: replace the former place of the store by this one.
 
-    Otherwise runs that go on here would write their files there. Nothing is changed where the former place is this
-    very folder by another name (a mount, a container).
+    Otherwise runs that go on here would write their files there. Nothing is changed if the former place is this very
+    folder by another name (a mount, a container).
 
     Args:
-        store: With MLflow's database, which nobody else is opening.
+        store: Store with MLflow's database, which nobody else is opening.
 
     Returns:
-        Whether anything was changed: all of it, in one transaction.
+        Whether anything was changed. All changes are one transaction.
     """
     with contextlib.closing(sqlite3.connect(store / DATABASE, timeout=60)) as database:
         database.isolation_level = None
@@ -60,7 +60,7 @@ def relocate(store: Path) -> bool:
 
 
 def _roots(database: sqlite3.Connection) -> dict[str, Path]:
-    """Stores that the addresses of experiments are in, by the beginning of those addresses."""
+    """Return the stores that experiments have their files in, by the beginning of the files' addresses."""
     addresses = [address or "" for (address,) in database.execute("SELECT artifact_location FROM experiments")]
     found = {match[1] for address in addresses if (match := PLACE.fullmatch(address))}
     return {uri: Path(urllib.parse.unquote(urllib.parse.urlsplit(uri).path)) for uri in sorted(found)}
@@ -69,5 +69,5 @@ def _roots(database: sqlite3.Connection) -> dict[str, Path]:
 def _same(former: Path, store: Path) -> bool:
     try:
         return former.samefile(store)
-    except OSError:  # it is there no more
+    except OSError:  # the former place no longer exists
         return former == store

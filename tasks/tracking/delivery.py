@@ -1,6 +1,5 @@
-"""One entry of the outbox on its way to MLflow: the server gets what it does not know yet, and confirms it."""
+"""Delivery of one outbox entry to MLflow: the server gets what it does not know yet, and confirms it."""
 
-import functools
 import hashlib
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -24,18 +23,18 @@ if TYPE_CHECKING:
     from tasks.tracking.sender import Sender
 
 BATCH = 100
-"""Params, tags or metrics per request; MLflow takes at most 100 params."""
+"""Most params, tags or metrics in a request; MLflow takes 100 params."""
 Unsent = tuple[str, str, Any]
 """Kind, name and value of something that the server does not know yet."""
 
 
 @dataclass
 class Delivery:
-    """An entry, the run that it asks for, and the server that gets it."""
+    """An entry of the outbox, the run that it asks for, and the server that gets it."""
 
     server: "Sender"
     outbox: Outbox
-    """Keeps what was taken and what was refused."""
+    """Outbox of the entry, which keeps what the server took and what it refused."""
     entry: OutboxEntry
     desired: DesiredRun
     run_id: str
@@ -49,7 +48,7 @@ class Delivery:
         self._set_status()
 
     def _describe(self) -> None:
-        """Tags, params and results, then datasets and files; each is sent when new or changed."""
+        """Send tags, params and results, then datasets and files, where they are new or changed."""
         tags, params, results = dict(self.desired.tags), self.desired.params, self.desired.metrics
         if self.desired.cached_key is not None:
             experiment = self.server.experiment(self.desired.experiment)
@@ -75,6 +74,10 @@ class Delivery:
                 tags=[RunTag(name, value) for kind, name, value in part if kind == "tag"],
             )
 
+        def log_file(part: Sequence[Unsent]) -> None:
+            ((_, path, _),) = part
+            self.server.client.log_artifact(self.run_id, path, self.desired.files[path] or None)
+
         for start in range(0, len(news), BATCH):
             self._log(news[start : start + BATCH], log)
         inputs = self._unsent("dataset", {facts.name: facts for facts in self.desired.datasets})
@@ -84,22 +87,20 @@ class Delivery:
         )
         versions = {path: Path(path).stat().st_mtime_ns for path in self.desired.files if Path(path).exists()}
         for news_of_file in self._unsent("file", versions):
-            path = news_of_file[1]
-            folder = self.desired.files[path] or None
-            send = functools.partial(self.server.client.log_artifact, self.run_id, path, folder)
-            self._log([news_of_file], lambda _, send=send: send())
+            self._log([news_of_file], log_file)
 
     def _log(self, part: Sequence[Unsent], log: Callable[[Sequence[Unsent]], Any]) -> None:
-        """Send what goes in one request; where that is refused, its halves, down to what the server does not take.
+        """Send values in one request. If it is refused, send its halves, down to what the server does not take.
 
         Args:
-            part: Names and values to send.
-            log: Sends them.
+            part: Values to send.
+            log: Function that sends them.
         """
         part = [news for news in part if _called(news) not in self.entry.delivered.refused]
         if not part:
             return
-        self._expect()
+        with self.outbox.progress(self.entry) as delivered:
+            delivered.uncertain = True  # the end of what begins here may not be seen
         try:
             log(part)
         except MlflowException as error:
@@ -118,7 +119,7 @@ class Delivery:
         self._confirm(part)
 
     def _catch_up(self, names: list[str]) -> None:
-        """Learn from the server which points of an earlier attempt it has."""
+        """Ask the server which points of an earlier attempt it has."""
         steps = {
             name: max(point.step for point in self.server.client.get_metric_history(self.run_id, name))
             for name in names
@@ -128,25 +129,22 @@ class Delivery:
             delivered.uncertain = False
 
     def _follow(self) -> None:
-        """Points that were added to metrics.jsonl and to system_metrics.jsonl beside it."""
-        if self.desired.live is None:
-            return
-        for path in (Path(self.desired.live).with_name(name) for name in CLOCKED):
-            if path.exists():
-                self._follow_file(path)
-
-    def _follow_file(self, path: Path) -> None:
-        before = self.entry.delivered.offsets.get(path.name, 0)
-        points, offset = _new_points(path, before, self.entry.delivered.last_step)
-        for start in range(0, len(points), BATCH):
-            part = [("metric", point.key, point) for point in points[start : start + BATCH]]
-            self._log(part, lambda part: self.server.client.log_batch(self.run_id, metrics=[p for *_, p in part]))
-        if offset != before:
-            with self.outbox.progress(self.entry) as delivered:
-                delivered.offsets[path.name] = offset
+        """Send the points that were added to metrics.jsonl and to system_metrics.jsonl beside it."""
+        live = self.desired.live
+        for path in [Path(live).with_name(name) for name in CLOCKED] if live is not None else []:
+            if not path.exists():
+                continue
+            before = self.entry.delivered.offsets.get(path.name, 0)
+            points, offset = _new_points(path, before, self.entry.delivered.last_step)
+            for start in range(0, len(points), BATCH):
+                part = [("metric", point.key, point) for point in points[start : start + BATCH]]
+                self._log(part, lambda part: self.server.client.log_batch(self.run_id, metrics=[p for *_, p in part]))
+            if offset != before:
+                with self.outbox.progress(self.entry) as delivered:
+                    delivered.offsets[path.name] = offset
 
     def _register(self) -> None:
-        """The run's models, when there are no more to come."""
+        """Register the run's models once no more will come."""
         news = self._unsent("model", {facts.name: facts for facts in self.desired.models})
         if self.desired.status == "RUNNING" or not news:
             return
@@ -174,11 +172,6 @@ class Delivery:
         done = set(self.entry.delivered.done)
         return [(kind, name, value) for name, value in values.items() if _mark(kind, name, value) not in done]
 
-    def _expect(self) -> None:
-        """Note that a sending begins whose end may not be seen."""
-        with self.outbox.progress(self.entry) as delivered:
-            delivered.uncertain = True
-
     def _confirm(self, part: Sequence[Unsent]) -> None:
         with self.outbox.progress(self.entry) as delivered:
             delivered.done += [_mark(*news) for news in part if news[0] != "metric"]
@@ -187,7 +180,7 @@ class Delivery:
 
 
 def _new_points(path: Path, offset: int, last_step: dict[str, int]) -> tuple[list[Metric], int]:
-    """Points behind a byte offset that are later than the last step known, and the offset of what is still unread."""
+    """Read the points after a byte offset that are later than the last known step; return them and the next offset."""
     if path.stat().st_size < offset:  # begun anew
         offset = 0
     lines, end = read_lines(path, offset)

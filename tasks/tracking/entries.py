@@ -1,4 +1,4 @@
-"""What MLflow is to be told of one run, and how far it has been told: the entries that the outbox keeps."""
+"""Entries of the outbox: what a tracked run should look like, and how much of it MLflow already has."""
 
 import os
 
@@ -8,7 +8,7 @@ from minillm.redaction import redacted
 from tasks.tracking.tags import KEY_TAG
 
 RUN = "the run"
-"""What is refused where MLflow takes nothing of an entry."""
+"""Name of the refused part if MLflow takes nothing of an entry."""
 STORE = "the store's database"
 
 
@@ -26,22 +26,22 @@ class ModelFacts(BaseModel):
     """A model that a run exported, to be a version of a registered model."""
 
     name: str
-    """Of the registered model."""
+    """Name of the registered model."""
     key: str
-    """Of the artifact, which becomes one version and no more."""
+    """Key of the artifact, which becomes one version and no more."""
     source: str
-    """Its directory."""
+    """Directory of the artifact."""
     tags: dict[str, str] = {}
     description: str = ""
 
 
 class DesiredRun(BaseModel):
-    """What a tracked run should look like."""
+    """A tracked run as it should look."""
 
     name: str
     experiment: str
     parent: str | None = None
-    """Entry of the enclosing run."""
+    """Id of the enclosing run's entry."""
     started: float
     """Unix time, seconds."""
     ended: float | None = None
@@ -50,23 +50,23 @@ class DesiredRun(BaseModel):
     params: dict[str, str] = {}
     datasets: list[DatasetFacts] = []
     metrics: dict[str, float] = {}
-    """Results, each sent once."""
+    """Results, each of which is sent once."""
     live: str | None = None
-    """metrics.jsonl of the stage, followed while it grows, and with it system_metrics.jsonl beside it."""
+    """Path of the stage's metrics.jsonl. It is followed while it grows, as is system_metrics.jsonl beside it."""
     files: dict[str, str] = {}
     """Files to show with the run: path → folder in the run's artifacts."""
     models: list[ModelFacts] = []
-    """To be registered once the run has ended."""
+    """Models to register once the run has ended."""
     cached_key: str | None = None
-    """Key of the stage, where this run only found its result; the run that computed it is looked up and linked."""
+    """Key of the result, if this run only found it. The run that computed the result is looked up and linked."""
 
     @property
     def key(self) -> str | None:
-        """Of the result that the run made or found; None for runs of whole flows."""
+        """Key of the result that the run made or found; None for runs of whole flows."""
         return self.tags.get(KEY_TAG)
 
     def clean(self) -> None:
-        """Take out secrets, and write what no database holds (zero bytes, half characters) as escapes."""
+        """Remove secrets, and escape what databases cannot hold (zero bytes, half characters)."""
         self.name, self.tags, self.params = _clean(self.name), _all_clean(self.tags), _all_clean(self.params)
         self.metrics = {_clean(name): value for name, value in self.metrics.items()}
         for facts in self.datasets:
@@ -76,45 +76,45 @@ class DesiredRun(BaseModel):
 
 
 class Delivered(BaseModel):
-    """How far the server knows it."""
+    """Progress of an entry: what the server has of it."""
 
     run_id: str | None = None
     url: str | None = None
-    """Of its page."""
+    """Page of the run."""
     done: list[str] = []
     """Digests of the tags, params, datasets, files and models already there."""
     offsets: dict[str, int] = {}
     """Bytes already sent of metrics.jsonl and system_metrics.jsonl."""
     last_step: dict[str, int] = {}
-    """Of each metric; a resumed stage repeats steps, which are not sent again."""
+    """Last step sent of each metric. A resumed stage repeats steps, which are not sent again."""
     uncertain: bool = False
-    """A sending began and its outcome was not seen: ask the server before sending again."""
+    """True if a sending began and its outcome was not seen: the server must be asked before more is sent."""
     status: str | None = None
     server: str | None = None
-    """Where its run is (see `server_in_use`): any other knows nothing of it. None: nowhere yet."""
+    """Server of the run (see `server_in_use`); no other knows it. None if the run is nowhere yet."""
     refused: dict[str, str] = {}
-    """What the server will not take, with its reason; `RUN` stands for all that is left."""
+    """Parts that the server will not take, with its reasons; `RUN` stands for all that is left."""
     deleted: bool = False
-    """A person has deleted the run on the server."""
+    """True if a person has deleted the run on the server."""
     failed: str | None = None
-    """Why the last sending failed, though the server answers otherwise."""
+    """Reason why the last sending failed, though the server answers otherwise."""
     unanswered: str | None = None
-    """Why the server took nothing at all when last asked."""
+    """Reason why the server took nothing at all when last asked."""
 
 
 class OutboxEntry(BaseModel):
-    """A tracked run, from the first wish to the last confirmation."""
+    """A tracked run on its way to MLflow, from the first wish to the last confirmation."""
 
     id: str
     owner: str | None
-    """Name of the lock that its process holds for as long as it lives, whatever the clock says. None: anybody's."""
+    """Name of the lock that the entry's process holds while it lives. None if anybody may take the entry over."""
     desired: DesiredRun
     delivered: Delivered = Delivered()
     store: str = ""
-    """Folder of the store, in which the files to be sent lie."""
+    """Folder of the store with the files to be sent."""
 
     def move(self, store: str) -> None:
-        """Name places in the store where it is now, if it was copied or moved since."""
+        """Adapt paths to the present folder of the store, in case it was copied or moved."""
         there, self.store = self.store, store
         if not there or there == store:
             return
@@ -132,14 +132,14 @@ class OutboxEntry(BaseModel):
 
     @property
     def settled(self) -> bool:
-        """Nothing is left to send; what was refused is not sent again by the same process."""
+        """Whether nothing is left to send. The same process does not send again what was refused."""
         return self.desired.status != "RUNNING" and (
             self.delivered.status == self.desired.status or RUN in self.delivered.refused
         )
 
     @property
     def trouble(self) -> str | None:
-        """Why MLflow has not all of it, in words; None where it has."""
+        """Reason why MLflow lacks something of the run, in words; None if it has everything."""
         if self.delivered.refused:
             return "; ".join(f"MLflow refused {what}: {reason}" for what, reason in self.delivered.refused.items())
         if self.delivered.failed is not None:
@@ -148,7 +148,7 @@ class OutboxEntry(BaseModel):
 
 
 def server_in_use() -> str:
-    """Where tracked runs go: the server's address as it may be shown, or the database in the store."""
+    """Return where tracked runs go: the server's address without secrets, or the database in the store."""
     return redacted(os.environ.get("MLFLOW_TRACKING_URI") or STORE)
 
 

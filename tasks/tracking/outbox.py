@@ -221,14 +221,13 @@ class Outbox:
                 try:
                     entry = OutboxEntry.model_validate_json(path.read_bytes())
                 except (OSError, ValidationError) as error:
-                    LOGGER.warning("%s is unreadable (%s); leaving it", path, first_line(error))
+                    LOGGER.warning("%s is unreadable (%s) and stays as it is", path, first_line(error))
                     continue
                 if lives(self.folder, entry.owner):
                     continue
-                if entry.delivered.server not in (None, self._server):
-                    LOGGER.warning(
-                        "%s: its run is on %s, which gets the rest", entry.desired.name, entry.delivered.server
-                    )
+                name, server = entry.desired.name, entry.delivered.server
+                if server not in (None, self._server):
+                    LOGGER.warning("%s: its run is on %s, and only that server gets the rest", name, server)
                     continue
                 entry.owner = self._name
                 entry.move(str(self.store))
@@ -246,7 +245,7 @@ class Outbox:
             self._unsaved = False
         except OSError as error:
             if not self._unsaved:
-                LOGGER.warning("what MLflow is to be told is not on disk: %s", error)
+                LOGGER.warning("the outbox of MLflow cannot be written: %s", error)
             self._unsaved = True
 
     def _path(self, identity: str) -> Path:

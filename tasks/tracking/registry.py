@@ -1,7 +1,7 @@
-"""MLflow's registry: exported models as versions, each once, and which version is an experiment's champion.
+"""MLflow's registry: exported models as versions, each once, and the champion of an experiment.
 
-The champion of an experiment is the version with the alias `champion` of the registered model with its name; each
-version there was champion once, and says which one was before it, so that one can go back through all of them.
+The registered model with an experiment's name holds its champions. The version with the alias `champion` is the present
+one. Each version names the champion before it, so that one can go back through all of them.
 """
 
 import os
@@ -11,31 +11,30 @@ from collections.abc import Iterator, Sequence
 from mlflow import MlflowClient
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
-from mlflow.utils import get_results_from_paginated_fn
 
+from tasks.tracking.client import all_pages
 from tasks.tracking.entries import ModelFacts
 from tasks.tracking.tags import KEY_TAG, WEIGHTS_TAG
 
 CHAMPION = "champion"
 BEFORE_TAG = "champion.before"
-"""Version that was the champion before this one; absent on the first."""
+"""Tag on a champion: version of the champion before it; absent on the first."""
 ROLLED_BACK_TAG = "champion.rolled_back"
-"""When a version was taken back."""
-AT_ONCE = 1000
+"""Tag on a version: time at which it was taken back."""
 ABSENT = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
-"""What MLflow answers where there is no such model, and no such alias."""
+"""MLflow's answers if there is no such model, or no such alias."""
 
 
 def register(client: MlflowClient, experiment: str, models: Sequence[ModelFacts], run_id: str) -> None:
-    """Make versions of those whose artifact is none yet; what is there already is found by one question.
+    """Make versions of the exported models that have none yet.
 
     Args:
-        client: Of the registry.
-        experiment: With whose name theirs begin.
-        models: Exported by the run.
-        run_id: Of the run that exported them.
+        client: Client of the registry.
+        experiment: Name of the experiment, with which the models' names begin.
+        models: Models that the run exported.
+        run_id: Id of the run.
     """
-    known = _versions(client, f"name LIKE '{experiment}-%'")
+    known: list[ModelVersion] = all_pages(client.search_model_versions, filter_string=f"name LIKE '{experiment}-%'")
     registered = {(version.name, version.tags.get(KEY_TAG)) for version in known}
     names = {version.name for version in known}
     for facts in models:
@@ -44,13 +43,13 @@ def register(client: MlflowClient, experiment: str, models: Sequence[ModelFacts]
 
 
 def create_version(client: MlflowClient, facts: ModelFacts, run_id: str, known: bool = False) -> ModelVersion:
-    """A new version of a registered model, which is made if need be.
+    """Make a new version of a registered model, and the model too if it is missing.
 
     Args:
-        client: Of the registry.
-        facts: What it is.
-        run_id: Of the run that exported it.
-        known: Whether the registered model is there for sure.
+        client: Client of the registry.
+        facts: The exported model.
+        run_id: Id of the run that exported it.
+        known: Whether the registered model surely exists.
     """
     if not known:
         try:
@@ -65,7 +64,7 @@ def create_version(client: MlflowClient, facts: ModelFacts, run_id: str, known: 
 
 
 def champion(client: MlflowClient, name: str) -> ModelVersion | None:
-    """The present champion, if there is one."""
+    """Return the present champion; None if there is none."""
     try:
         return client.get_model_version_by_alias(name, CHAMPION)
     except MlflowException as error:
@@ -78,9 +77,9 @@ def crown(client: MlflowClient, facts: ModelFacts, run_id: str, before: ModelVer
     """Make a new version the champion.
 
     Args:
-        client: Of the registry.
-        facts: What it is.
-        run_id: Of the run that exported it.
+        client: Client of the registry.
+        facts: The exported model.
+        run_id: Id of the run that exported it.
         before: The present champion.
     """
     link = {} if before is None else {BEFORE_TAG: str(before.version)}
@@ -91,13 +90,14 @@ def crown(client: MlflowClient, facts: ModelFacts, run_id: str, before: ModelVer
 
 
 def was_rolled_back(client: MlflowClient, name: str, weights: str) -> ModelVersion | None:
-    """The version that was champion with these weights and was taken back."""
-    versions = _versions(client, f"name = '{name}' AND tags.{WEIGHTS_TAG} = '{weights}'")
+    """Return the version that was champion with these weights and was taken back; None if there is none."""
+    query = f"name = '{name}' AND tags.{WEIGHTS_TAG} = '{weights}'"
+    versions: list[ModelVersion] = all_pages(client.search_model_versions, filter_string=query)
     return next((version for version in versions if ROLLED_BACK_TAG in version.tags), None)
 
 
 def lineage(client: MlflowClient, name: str) -> Iterator[ModelVersion]:
-    """The present champion, the one before it, and so on to the first."""
+    """Yield the present champion, the one before it, and so on to the first."""
     version = champion(client, name)
     while version is not None:
         yield version
@@ -106,20 +106,14 @@ def lineage(client: MlflowClient, name: str) -> Iterator[ModelVersion]:
 
 
 def names_with_champion(client: MlflowClient) -> list[str]:
-    """Registered models that have a champion."""
-    models = get_results_from_paginated_fn(
-        lambda size, token: client.search_registered_models(max_results=size, page_token=token), AT_ONCE
-    )
-    return [model.name for model in models if CHAMPION in model.aliases]
-
-
-def _versions(client: MlflowClient, query: str) -> list[ModelVersion]:
-    return get_results_from_paginated_fn(
-        lambda size, token: client.search_model_versions(query, max_results=size, page_token=token), AT_ONCE
-    )
+    """Return the names of the registered models that have a champion."""
+    return [model.name for model in all_pages(client.search_registered_models) if CHAMPION in model.aliases]
 
 
 def _source(facts: ModelFacts) -> str:
-    """The directory; a server that is reached over HTTP takes none of its own, and is told the machine, too."""
+    """Return the directory of a model, with this machine's name for a server that is reached over HTTP.
+
+    Such a server takes no directory that could be its own.
+    """
     served = os.environ.get("MLFLOW_TRACKING_URI", "").startswith("http")
     return f"minillm-store://{socket.gethostname()}{facts.source}" if served else facts.source

@@ -32,7 +32,7 @@ class Sender:
                 self.client = connect(store)
         except MlflowException as error:
             if is_final(error):
-                raise RefusedError(f"{server_in_use()} is no place for tracked runs: {error.message}") from error
+                raise RefusedError(f"{server_in_use()} cannot hold tracked runs: {error.message}") from error
             raise
         self._experiments: dict[str, str] = {}
 
@@ -80,7 +80,7 @@ class Sender:
             run = self.client.get_run(run_id)
         except MlflowException as error:
             if is_final(error):
-                raise RefusedError(f"it knows no run {run_id}: it is another server, or the run is gone") from error
+                raise RefusedError(f"it knows no run {run_id}; it is a different server, or the run is gone") from error
             raise
         if run.info.lifecycle_stage == LifecycleStage.DELETED:
             self._require_experiment(self.client.get_experiment(run.info.experiment_id))

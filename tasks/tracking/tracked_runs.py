@@ -1,4 +1,4 @@
-"""Runs of the main flow as MLflow has them: found by whatever a person calls them by, and read for comparing."""
+"""Runs of the main flow as MLflow has them: found by the names and ids that people use, and read for comparing."""
 
 import contextlib
 import difflib
@@ -25,14 +25,14 @@ FLOW_TAG = "prefect.flow_run_id"
 OF_FLOWS = f"tags.`{FLOW_TAG}` IS NOT NULL AND tags.`{PARENT_TAG}` IS NULL AND tags.{COMPARED_TAG} IS NULL"
 CODE_CHARACTERS = 12
 NEAR = 3
-"""Names near an unknown one that are shown."""
+"""Most names shown that are near an unknown one."""
 
 
 class TrackedRuns:
-    """The runs of one tracking server, or of the database in a store.
+    """Runs of a tracking server, or of the database in a store.
 
     Raises:
-        StageError: From every method, where there is no database, or the server does not answer.
+        StageError: There is no database, or the server does not answer. Every method may raise it.
     """
 
     def __init__(self, store: Path) -> None:
@@ -47,7 +47,7 @@ class TrackedRuns:
             self._names = {found.experiment_id: found.name for found in self.client.search_experiments()}
 
     def of_flows(self, experiment: str | None = None) -> list[TrackedRun]:
-        """Runs of whole flows, the newest first; of all experiments unless one is named.
+        """Return the runs of whole flows, the newest first, in one experiment or in all.
 
         Raises:
             StageError: There is no such experiment.
@@ -59,14 +59,14 @@ class TrackedRuns:
             return self._search(chosen, OF_FLOWS, newest_first=True)
 
     def find(self, words: str, runs: Sequence[TrackedRun]) -> TrackedRun:
-        """The one among the runs of flows that a person means.
+        """Return the run that a person means.
 
         Args:
             words: Name of the run or of its flow run, id of either or the beginning of one, or id of a stage's run.
-            runs: To choose from (see `of_flows`).
+            runs: Runs to choose from (see `of_flows`).
 
         Raises:
-            StageError: None or several are meant.
+            StageError: The words fit no run, or several.
         """
         found = (
             [run for run in runs if words in (*_ids(run), run.info.run_name, self.short_name(run))]
@@ -84,15 +84,15 @@ class TrackedRuns:
         raise StageError(f"there is no run {words!r} among {len(runs)} tracked ones; {hint}")
 
     def short_name(self, run: TrackedRun) -> str:
-        """A run's name without its experiment's: that of the flow run, unless somebody has renamed it."""
+        """Return a run's name without its experiment's: that of the flow run, unless somebody has renamed it."""
         return str(run.info.run_name).removeprefix(f"{self._names[run.info.experiment_id]} ")
 
     def experiment(self, run: TrackedRun) -> str:
-        """Name of a run's experiment."""
+        """Return the name of a run's experiment."""
         return self._names[run.info.experiment_id]
 
     def labels(self, runs: Sequence[TrackedRun]) -> list[str]:
-        """A name for each that no other of them has."""
+        """Return a name for each run that no other of them has."""
         short = [self.short_name(run) for run in runs]
         return [
             name if short.count(name) == 1 else f"{name} {run.info.run_id[:8]}"
@@ -100,12 +100,12 @@ class TrackedRuns:
         ]
 
     def read(self, run: TrackedRun, label: str, metric: str = "score", with_curves: bool = True) -> Run:
-        """All that is compared of a run.
+        """Read everything about a run that comparisons use.
 
         Args:
-            run: As `find` gives it.
-            label: What to call it.
-            metric: Of the scores: rouge_l or exact_match; without it, each benchmark's own.
+            run: The run, as `find` returns it.
+            label: Name of the run in the comparison.
+            metric: Metric of the scores: rouge_l, exact_match, or `score` for each benchmark's own.
             with_curves: Whether to read the curves of trainings, which takes longest.
         """
         identity, info = run.info.run_id, run.info
@@ -134,7 +134,7 @@ class TrackedRuns:
         return search_runs(self.client, experiments, query, [order])
 
     def _enclosing(self, identity: str) -> list[str]:
-        """Id of the run around a stage's run; none where this is the id of no stage's run."""
+        """Return the id of the run around a stage's run, in a list that is empty if there is no such run."""
         with contextlib.suppress(MlflowException, KeyError):
             return [self.client.get_run(identity).data.tags[PARENT_TAG]]
         return []
@@ -149,7 +149,7 @@ class TrackedRuns:
         return scores
 
     def _curves(self, stage: TrackedRun) -> dict[str, pd.Series]:
-        """Of a training; where its model was found in the store, of the run that trained it."""
+        """Read the curves of a training. If its model was found in the store, they are on the run that trained it."""
         if stage.data.tags.get(CACHED_TAG) == "true":
             key = stage.data.tags[KEY_TAG]
             query = f"tags.`{KEY_TAG}` = '{key}' AND tags.{CACHED_TAG} = 'false'"
@@ -163,7 +163,7 @@ class TrackedRuns:
 
 
 def _ids(run: TrackedRun) -> tuple[str, str]:
-    """In MLflow and in Prefect."""
+    """Return the ids of a run in MLflow and in Prefect."""
     return run.info.run_id, run.data.tags[FLOW_TAG]
 
 
@@ -172,7 +172,7 @@ def _is(stage: TrackedRun, kind: str) -> bool:
 
 
 def _data(run: TrackedRun, stages: Sequence[TrackedRun]) -> dict[str, str]:
-    """Digests of the data sets, and of models that were not made in the run."""
+    """Return the digests of the data sets, and of the models that were not made in the run."""
     inputs = run.inputs.dataset_inputs if run.inputs else []
     models = {
         f"model of the {role}": short_digest(stage.data.tags[f"input.{role}"])
@@ -185,7 +185,7 @@ def _data(run: TrackedRun, stages: Sequence[TrackedRun]) -> dict[str, str]:
 
 
 def _code(stages: Sequence[TrackedRun]) -> Mapping[str, str]:
-    """Versions of libraries, several where stages were computed with several, and digests of the code by stage."""
+    """Return the versions of libraries, all of them if stages used different ones, and the code's digest by stage."""
     versions: dict[str, set[str]] = {}
     code = {}
     for stage in stages:

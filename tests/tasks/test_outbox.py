@@ -438,13 +438,13 @@ def test_a_server_that_wants_a_login_is_told_from_one_that_does_not_answer(
 @pytest.mark.parametrize("uri", ["nonsense://host", "mlruns", "file:///tmp/mlruns"])
 def test_an_address_that_is_no_place_for_runs_is_refused_before_the_flow(uri: str, store: Path, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
-    with pytest.raises(StageError, match=rf"MLFLOW_TRACKING_URI {uri} is no place .*unset it"):
+    with pytest.raises(StageError, match=rf"MLFLOW_TRACKING_URI {uri} cannot hold .*unset it"):
         require_server()
     box = outbox(store)
     box.open("stage", desired())
     finish(box, "stage")
     assert not box.close()
-    assert "is no place for tracked runs" in box.troubles()["train x"]
+    assert "cannot hold tracked runs" in box.troubles()["train x"]
 
 
 def test_a_refusal_is_told_by_a_server_too(store: Path, tracking_server: TrackingServer, monkeypatch):
