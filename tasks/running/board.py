@@ -2,7 +2,6 @@
 
 import threading
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
@@ -12,7 +11,6 @@ from tasks.running.reached import MetricsFollower, Reached
 State = Literal[
     "waiting", "running", "saving", "retrying", "cached", "done", "skipped", "failed", "stopped", "not computed"
 ]
-ENDED: tuple[State, ...] = ("cached", "done", "skipped", "failed", "stopped", "not computed")
 
 
 @dataclass
@@ -21,39 +19,39 @@ class BoardRow:
 
     label: str
     run: str = ""
-    """Run of a study that it belongs to."""
+    """Name of the study's run that the stage belongs to."""
     state: State = "waiting"
     note: str = ""
-    """Why it failed or has nothing to do."""
+    """Reason why the stage failed or has nothing to do."""
     attempt: int = 0
     began: float = 0.0
     """Start of the attempt, in seconds of the monotonic clock."""
     seconds: float = 0.0
-    """It took them, once it has ended."""
+    """Seconds that the stage took, once it has ended."""
     reached: Reached | None = None
     follower: MetricsFollower | None = field(default=None, repr=False)
 
     @property
     def name(self) -> str:
-        """The label, behind the run's name where there are several."""
+        """Label of the stage, with the run's name before it if there are several runs."""
         return f"{self.run}: {self.label}" if self.run else self.label
 
     @property
     def elapsed(self) -> float:
-        """Seconds of computing, so far or in all."""
+        """Seconds of computing, so far or in total."""
         return time.monotonic() - self.began if self.state in ("running", "saving") else self.seconds
 
 
 class Board:
-    """The stages in the order in which they were submitted; threads write to it, and one reads it."""
+    """Stages in the order in which they were submitted. Any thread writes to it; one reads it."""
 
     def __init__(self) -> None:
         self._rows: dict[tuple[str, str], BoardRow] = {}
         self._lock = threading.Lock()
         self.name = ""
-        """Of the configuration."""
+        """Name of the configuration."""
         self.run = ""
-        """Of the flow run."""
+        """Name of the flow run."""
         self.stopping = False
 
     def submit(self, label: str, run: str = "") -> None:
@@ -62,34 +60,34 @@ class Board:
             self._rows.setdefault((run, label), BoardRow(label, run))
 
     def begin(self, label: str, run: str, metrics: Path) -> None:
-        """Note that a stage's worker starts, and where it tells how far it is."""
+        """Note that a stage's worker starts, and which file has its metrics."""
         with self._lock:
-            row = self._row(label, run)
+            row = self._rows[run, label]
             row.state, row.note, row.reached = "running", "", None
             row.attempt += 1
             row.began = time.monotonic()
             row.follower = MetricsFollower(metrics)
 
     def end(self, label: str, run: str, state: State, note: str = "") -> None:
-        """Note how a stage has ended, for now at least."""
+        """Note how a stage has ended, at least for now."""
         with self._lock:
-            row = self._row(label, run)
+            row = self._rows[run, label]
             row.seconds = row.elapsed
             row.state, row.note = state, note
 
     def never_began(self, label: str, run: str) -> None:
-        """Note that a stage cannot be computed, as an input of it was not."""
+        """Note that a stage cannot be computed, since one of its inputs was not."""
         with self._lock:
-            row = self._row(label, run)
+            row = self._rows[run, label]
             if row.state == "waiting":
                 row.state = "not computed"
 
     def stop(self) -> None:
-        """Note that everything is to end; safe in a signal handler."""
+        """Note that everything is to end. Safe in a signal handler."""
         self.stopping = True
 
     def look(self) -> list[BoardRow]:
-        """Copies of all rows, with how far the running ones are by now; for one thread alone."""
+        """Return copies of all rows, with the present progress of the running ones. For one thread only."""
         with self._lock:
             rows = list(self._rows.values())
         return [self._looked_at(row) for row in rows]
@@ -100,11 +98,3 @@ class Board:
                 row.reached = row.follower.read() or row.reached
             return replace(row, state="saving" if self.stopping else "running")
         return replace(row)
-
-    def _row(self, label: str, run: str) -> BoardRow:
-        return self._rows.setdefault((run, label), BoardRow(label, run))
-
-    def __iter__(self) -> Iterator[BoardRow]:
-        """Copies of all rows, as they were last seen."""
-        with self._lock:
-            return iter([replace(row) for row in self._rows.values()])

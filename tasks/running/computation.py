@@ -1,4 +1,4 @@
-"""A stage with its inputs: the key of its result, whether the store has it, and the worker that makes it."""
+"""Computation of a stage from its inputs: the key of the result, the lookup in the store, and the worker's run."""
 
 import contextlib
 import functools
@@ -23,27 +23,27 @@ from tasks.running.supervision import run_worker
 LIBRARIES = ("torch", "transformers", "tokenizers", "datasets", "deepspeed", "numpy", "pandas", "rouge-score")
 
 SHOWN_FILES = 3
-"""Of those that changed, in a message."""
+"""Most changed files named in a message."""
 
 Input = Artifact | Source | Model
-"""What a stage reads: the result of another stage, or a file, data set or model from outside."""
+"""Input of a stage: the result of another stage, or a file, data set or model from outside."""
 
 
 class Computation:
-    """One stage of one configuration, ready to be looked up or computed."""
+    """A stage of a configuration, ready to be looked up or computed."""
 
     def __init__(self, stage: Stage, inputs: Mapping[str, Input], config: Tracked, label: str, store: Store) -> None:
         """Resolve the inputs and take the key.
 
         Args:
             stage: Settings that decide the result.
-            inputs: By the names that the stage declares.
-            config: Where and on what to run; it is also kept with the result.
-            label: What the stage is called in logs and pages, e.g. "train minillm".
-            store: Where results are.
+            inputs: Inputs by the names that the stage declares.
+            config: Settings of the run, which are kept with the result.
+            label: Name of the stage in logs and pages, e.g. "train minillm".
+            store: Store of the results.
 
         Raises:
-            StageError: A source is not there.
+            StageError: A source does not exist.
             ValueError: The stage reads other inputs.
         """
         stage.require_inputs(inputs)
@@ -65,33 +65,33 @@ class Computation:
 
     @property
     def paths(self) -> dict[str, Path]:
-        """Where the inputs are."""
+        """Paths of the inputs."""
         artifacts = {name: Path(artifact.path) for name, artifact in self.artifacts.items()}
         return artifacts | {name: resolved.path for name, (_, resolved) in self.sources.items()}
 
     def find(self) -> Artifact | None:
-        """The result, if the store has it whole."""
+        """Return the result, if the store has it whole."""
         return self.store.find(self.stage.kind, self.key)
 
     @property
     def metrics(self) -> Path:
-        """Where the worker writes its progress."""
+        """File of the worker's progress."""
         return self.work / "output" / METRICS
 
     def run(self, log: Callable[[str], None], stop: threading.Event) -> float:
-        """Run the worker to its end; the caller holds the key's lock.
+        """Run the worker to its end. The caller holds the key's lock.
 
         Args:
-            log: Gets each line that the worker writes.
-            stop: When set, the worker is ended.
+            log: Function that gets each line of the worker.
+            stop: Event that ends the worker.
 
         Returns:
-            When it began, by the clock that only counts; for `complete`.
+            Start of the run on the monotonic clock, for `complete`.
 
         Raises:
             StageError: Bad input, or a full disk; retrying does not help.
             WorkerError: The worker died; another attempt continues from its last checkpoint.
-            WorkerStoppedError: It was stopped.
+            WorkerStoppedError: The worker was stopped.
         """
         runtime = self.config.runtime
         if not self.stage.shares_work:
@@ -110,20 +110,20 @@ class Computation:
             try:
                 run_worker(job, log, stop, sampled=self.stage.shares_work and runtime.hostfile is None)
             except BaseException:
-                if self._written():  # its checkpoints may hold what the key does not say
+                if self._written():  # the checkpoints may come from other inputs than the key's
                     self.store.abandon(self.stage.kind, self.key)
                 raise
         return started
 
     def complete(self, started: float, attempt: int = 1) -> Artifact:
-        """Put what the worker made into the store, if its inputs are still those that the key was taken of.
+        """Put the worker's result into the store, unless an input has changed since the key was taken.
 
         Args:
-            started: When `run` began.
-            attempt: Kept with the result.
+            started: Value of `run`.
+            attempt: Number of the attempt, which is kept with the result.
 
         Raises:
-            StageError: The disk is full, or an input was written to since the key was taken: nothing is stored.
+            StageError: The disk is full, or an input was written to since the key was taken. Nothing is stored.
         """
         seconds = time.monotonic() - started
         if written := self._written():
@@ -144,7 +144,7 @@ class Computation:
 
     @property
     def work(self) -> Path:
-        """Folder that survives a failure: checkpoints, parts already done; `run` makes it."""
+        """Folder that survives a failure, for checkpoints and finished parts. `run` makes it."""
         return self.store.work_path(self.stage.kind, self.key)
 
     def _becomes(self) -> Origin:
@@ -153,14 +153,14 @@ class Computation:
         return Origin(**taken_of, key=self.key, label=self.label, inputs=self.artifacts, config=config)
 
     def _written(self) -> list[Path]:
-        """Inputs that are no longer, or may for a while not have been, what the key was taken of.
+        """Return the inputs that differ from those of the key, or may have differed for a while.
 
-        The bytes at the end do not tell what was there in between, the times of a file do (see `FileVersion`); where
-        they cannot, because it was written just before or its attributes changed, the bytes are asked.
+        A file's bytes at the end do not say what it held in between, but its times do (see `FileVersion`). The bytes
+        decide only if the times cannot: the file was written just before, or its attributes changed.
         """
         written = [file for snapshot in self._read.values() for file in snapshot.written()]
         for source, resolved in self.sources.values():
-            local = source.hub is None  # the fingerprint of others is of their commit
+            local = source.hub is None  # other fingerprints are those of a commit
             if not written and local and not resolved.snapshot.certain:
                 written += [resolved.path] if fingerprint(resolved.path) != resolved.fingerprint else []
         return written
@@ -176,7 +176,7 @@ def _full_disk_named(store: Store) -> Iterator[None]:
 
 @functools.cache
 def versions() -> dict[str, str]:
-    """Of Python and of the libraries that results depend on."""
+    """Return the versions of Python and of the libraries that results depend on."""
     return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in LIBRARIES}
 
 

@@ -1,7 +1,7 @@
-"""What a person sees of a run: on a terminal a live table and the last messages, elsewhere the lines as they come.
+"""Console of a run: a live table and the last messages on a terminal, plain lines elsewhere.
 
-Everything said goes into the run's log file as well. One console serves a process: that of `shown`, or, for a flow run
-that nobody started from a command line, that of the first session.
+Everything said also goes into the run's log file. A process has one console: that of `shown`, or that of the first
+session if the flow run was not started from a command line.
 """
 
 import contextlib
@@ -18,28 +18,28 @@ from typing import Any, Self, TextIO, cast
 from prefect.logging.handlers import PrefectConsoleHandler
 
 from minillm.redaction import redacted
-from tasks.running.board import Board, BoardRow
+from tasks.running.board import Board
 from tasks.running.log_file import LogFile, log_path, plain
 from tasks.running.screen import Screen
 from tasks.running.view import Snapshot, final_lines, live_lines
 
 EVERY_SECONDS = 0.25
-"""Between two looks at the stages, on a terminal."""
+"""Seconds between two looks at the stages, on a terminal."""
 MESSAGES = 100
-"""Last lines kept for the terminal; the log file has all."""
+"""Most lines kept for the terminal; the log file has all."""
 _LOCK = threading.Lock()
 _OPEN: "Console | None" = None
 
 
 class Console:
-    """Takes over what a process logs and prints until it is closed."""
+    """Console that takes everything that its process logs and prints, until it is closed."""
 
     def __init__(self, title: str, live: bool) -> None:
         """Prepare.
 
         Args:
-            title: What is being done, until the run has a name.
-            live: Whether stderr is a terminal that can be written to again and again.
+            title: Heading until the run has a name.
+            live: Whether to paint a table on stderr, which must be a terminal.
         """
         self.title, self.live = title, live
         self.board = Board()
@@ -48,7 +48,7 @@ class Console:
         self.started = time.monotonic()
         self._said: deque[str] = deque(maxlen=MESSAGES)
         self._errors: deque[str] = deque(maxlen=MESSAGES)
-        """Said by loggers, but for those of tasks, whose rows tell the same."""
+        """Errors from loggers, except those of tasks, whose rows say the same."""
         self._results: list[str] = []
         self._handlers: list[tuple[logging.Logger, PrefectConsoleHandler, logging.Handler]] = []
         self._ended = threading.Event()
@@ -78,7 +78,7 @@ class Console:
         for logger, handler, keeper in self._handlers:
             handler.removeFilter(self._shown_as_line)
             logger.removeHandler(keeper)
-        live, self.live = self.live, False  # whoever has kept one of the streams writes through it from here on
+        live, self.live = self.live, False  # a stream that somebody has kept passes everything on from here
         if (sys.stdout, sys.stderr) == self._tees:
             sys.stdout, sys.stderr = self._out, self._err
         if live:
@@ -86,12 +86,12 @@ class Console:
         self.log.close()
 
     def message(self, level: int, text: str, error: bool = False) -> None:
-        """Take what is said, a line at a time.
+        """Take a message, line by line.
 
         Args:
-            level: Of logging.
-            text: Without secrets.
-            error: Whether it is to be shown again at the end, if nothing else tells what went wrong.
+            level: Logging level.
+            text: Message without secrets.
+            error: Whether to show it again at the end, if nothing else says what went wrong.
         """
         for line in map(plain, text.splitlines()):
             self.messages.append((level, line))
@@ -102,29 +102,30 @@ class Console:
         return not self.live
 
     def _word(self, line: str) -> None:
-        """Take a line printed to stderr; at the end it is shown again, as nothing else may tell it."""
+        """Take a line printed to stderr. It is shown again at the end, since nothing else may say the same."""
         self._said.append(line)
         self.message(logging.WARNING, f"{time.strftime('%H:%M:%S')}  {line}")
 
     def _result(self, line: str) -> None:
-        """Take a line printed to stdout: it is the run's result, shown below the table."""
+        """Take a line printed to stdout. It belongs to the run's result, which is shown below the table."""
         self._results.append(line)
         self.log.add(f"{time.strftime('%H:%M:%S')}  {line}")
 
     def _paint(self) -> None:
         while not self._ended.wait(EVERY_SECONDS):
-            with contextlib.suppress(OSError):  # of a terminal that is gone
-                self._screen.paint(lambda width, height: live_lines(self._seen(self.board.look()), width, height))
+            with contextlib.suppress(OSError):  # the terminal is gone
+                self._screen.paint(lambda width, height: live_lines(self._seen(), width, height))
 
-    def _seen(self, rows: list[BoardRow]) -> Snapshot:
+    def _seen(self) -> Snapshot:
         title = "  ".join(filter(None, (self.board.name or self.title, self.board.run)))
         seconds, log = time.monotonic() - self.started, str(self.log.path or "")
-        return Snapshot(title, rows, list(self.messages), seconds, log, self.board.stopping)
+        return Snapshot(title, self.board.look(), list(self.messages), seconds, log, self.board.stopping)
 
     def _tell_the_end(self) -> None:
-        """Leave the stages on the terminal, and below them what was printed."""
-        self._screen.leave(lambda width: final_lines(self._seen(list(self.board)), width))
-        explained = self.board.stopping or any(row.state == "failed" for row in self.board)
+        """Leave the stages on the terminal, and below them the printed lines."""
+        seen = self._seen()
+        self._screen.leave(lambda width: final_lines(seen, width))
+        explained = seen.stopping or any(row.state == "failed" for row in seen.rows)
         for line in (*self._said, *(() if explained else self._errors)):
             print(line, file=self._err)
         for line in self._results:
@@ -133,7 +134,7 @@ class Console:
 
 
 class _Keeper(logging.Handler):
-    """Hands what a console handler shows to the console, in the same words."""
+    """Handler that gives the console what a Prefect handler shows, in the same words."""
 
     def __init__(self, console: Console, beside: PrefectConsoleHandler) -> None:
         super().__init__(beside.level)
@@ -144,12 +145,12 @@ class _Keeper(logging.Handler):
             words = redacted(self._beside.format(record))
             error = record.levelno >= logging.ERROR and record.name != "prefect.task_runs"
             self._console.message(record.levelno, words, error)
-        except Exception:  # what cannot be written down ends nothing
+        except Exception:  # a record that cannot be formatted ends nothing
             self.handleError(record)
 
 
 class _Tee:
-    """A stream whose whole lines the console gets; without a terminal they go on to where they went."""
+    """Stream whose whole lines the console gets. Without a live table, they also go to the original stream."""
 
     def __init__(self, stream: TextIO, take: Any, console: Console) -> None:
         self._stream, self._take, self._console = stream, take, console
@@ -163,11 +164,11 @@ class _Tee:
         with self._lock:
             *lines, self._part = (self._part + text).split("\n") if self._open else [""]
             for line in lines:
-                self._take(plain(redacted(line.rstrip("\r").rpartition("\r")[2])))  # of a bar, the last state
+                self._take(plain(redacted(line.rstrip("\r").rpartition("\r")[2])))  # the last state of a bar
         return len(text)
 
     def finish(self) -> None:
-        """Hand on what has no end of its line yet, and from here on nothing."""
+        """Hand on the last line, though it has no end yet, and nothing from here on."""
         with self._lock:
             if self._part:
                 self._take(plain(redacted(self._part)))
@@ -185,26 +186,15 @@ class _Tee:
 
 
 @contextlib.contextmanager
-def shown(title: str) -> Iterator[Console]:
-    """Open the console of a command line, around all that it does.
-
-    Args:
-        title: What is being done.
-    """
-    with _opened(title, _is_terminal(sys.stderr)) as console:
-        yield console
-
-
-@contextlib.contextmanager
 def followed(name: str, run: str, store: Path) -> Iterator[Console]:
-    """Show a run on the console that is open, or on one without a table, and keep its log file.
+    """Show a run on the open console, or on one without a table, and keep its log file.
 
     Args:
-        name: Of its configuration.
-        run: Of the flow run.
-        store: Folder that the log file is kept in.
+        name: Name of the configuration.
+        run: Name of the flow run.
+        store: Store of the log file.
     """
-    with _opened(name, live=False) as console:
+    with shown(name, live=False) as console:
         if console.log.path is None:
             console.board.name, console.board.run = name, run
             console.log.open(log_path(store, run))
@@ -212,11 +202,17 @@ def followed(name: str, run: str, store: Path) -> Iterator[Console]:
 
 
 @contextlib.contextmanager
-def _opened(title: str, live: bool) -> Iterator[Console]:
+def shown(title: str, live: bool | None = None) -> Iterator[Console]:
+    """Open the process's console around a command, unless it is open already.
+
+    Args:
+        title: Heading until the run has a name.
+        live: Whether to paint a table on stderr; by default, if that is a terminal.
+    """
     global _OPEN
     with _LOCK:
         found = _OPEN
-        console = _OPEN = found or Console(title, live)
+        console = _OPEN = found or Console(title, _is_terminal(sys.stderr) if live is None else live)
     if found is not None:
         yield found
         return
@@ -229,7 +225,7 @@ def _opened(title: str, live: bool) -> Iterator[Console]:
 
 
 def _is_terminal(stream: TextIO) -> bool:
-    """Whether a stream is a terminal whose lines can be written again."""
+    """Return whether a stream is a terminal whose lines can be painted over."""
     return stream.isatty() and os.environ.get("TERM", "dumb") not in ("dumb", "unknown", "")
 
 

@@ -1,11 +1,11 @@
 """A worker group on several machines: `python -m tasks.running.hosts SPEC` starts its parts by ssh and outlives them.
 
-Each part hangs on its connection. The shell at the other end waits for the end of standard input, which comes when this
-process closes it or dies in whatever way, and then ends that machine's processes: first by SIGTERM (checkpoint, then
-leave), after a grace period by SIGKILL.
+Each part depends on its connection. The shell at the other end waits for the end of its standard input, which comes
+when this process closes it or dies in whatever way. Then the shell ends that machine's processes: first by SIGTERM
+(checkpoint, then leave), after a grace period by SIGKILL.
 
-DeepSpeed's own launcher reads the same hostfile, but it needs pdsh, and only if a SIGINT or SIGTERM reaches it does it
-end remote workers, by a `pkill -f` that also hits other runs on the same machines. Killed outright or cut off, it
+DeepSpeed's own launcher reads the same hostfile, but it needs pdsh. It ends remote workers only if a SIGINT or SIGTERM
+reaches it, and then by a `pkill -f` that also hits other runs on the same machines. Killed outright or cut off, it
 leaves workers behind that hold their GPUs and write into the store.
 """
 
@@ -32,13 +32,13 @@ PASSED = ("NCCL_", "GLOO_", "TORCH_")
 
 
 class Part:
-    """Processes of one machine."""
+    """Processes of a group on one machine."""
 
     def __init__(self, host: str, command: list[str], environment: dict[str, str], spec: Path) -> None:
-        """Start it.
+        """Start the processes.
 
         Args:
-            host: Name that ssh knows it by.
+            host: Name of the machine for ssh.
             command: Command to run, with the paths of this machine.
             environment: Variables to set there.
             spec: File that must be readable there, too.
@@ -47,18 +47,18 @@ class Part:
         guard = f"cd {shlex.quote(str(Path.cwd()))} && test -r {shlex.quote(str(spec))} || exit {BAD_INPUT}"
         variables = [f"{name}={value}" for name, value in environment.items()]
         there = f"{guard}; exec {shlex.join(['env', *variables, *watched(command)])}"
-        # In a session of its own: what ends this process's group must leave the connections to be closed one by one.
+        # In a session of its own: whatever ends this process's group must not end the connections with it.
         self.process = piped(["ssh", *SSH, "--", host, there])
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
 
     def end(self) -> None:
-        """Ask its processes to leave."""
+        """Ask the processes to leave."""
         assert self.process.stdin is not None
         self.process.stdin.close()
 
     def status(self) -> int:
-        """Return the exit status, once all that it wrote is printed."""
+        """Return the exit status, once all lines of the processes are printed."""
         self._reader.join()
         return self.process.wait()
 
@@ -69,7 +69,7 @@ class Part:
 
 
 def main(spec: str) -> int:
-    """Run the parts; the first status that is not 0 ends the others, too, and is returned."""
+    """Run the parts. The first exit status that is not 0 ends the other parts too, and is returned."""
     job = load_job(Path(spec))
     runtime, hosts = job.runtime, read_hosts(job.runtime)
     environment = worker_environment(runtime)
@@ -94,10 +94,8 @@ def main(spec: str) -> int:
         part.end()
     statuses = {part.host: part.status() for part in parts}
     for host in (host for host, status in statuses.items() if status == BAD_INPUT):
-        refusal = (
-            f"{host} does not have {spec}: this folder and runtime.store must be on a file system that all hosts share"
-        )
-        write_atomically(job.work / "error.txt", refusal)
+        shared = "this folder and runtime.store must be on a file system that all hosts share"
+        write_atomically(job.work / "error.txt", f"{host} does not have {spec}: {shared}")
     return next((status for status in statuses.values() if status), 0)
 
 

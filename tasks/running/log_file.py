@@ -1,4 +1,4 @@
-"""A run's log file: all that it logs and prints, without secrets and control characters."""
+"""Log file of a run: everything that it logs and prints, without secrets and control characters."""
 
 import contextlib
 import re
@@ -11,38 +11,38 @@ from typing import TextIO
 from minillm.durable import make_folder
 
 FOLDER = "logs"
-"""In the store: a file for each flow run, by its name."""
+"""Folder of the store with a file for each flow run, by its name."""
 KEPT_LINES = 2000
-"""Lines said before the file is known; more are not kept."""
+"""Most lines kept before the file is known."""
 CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
-"""Characters that move a terminal's cursor, colour it, or turn the direction of text; lone surrogates too."""
+"""Characters that move a terminal's cursor, change colours or turn the direction of text, and lone surrogates."""
 
 
 def plain(text: str) -> str:
-    """A text that a terminal shows as it is: control characters are replaced, tabs are blanks."""
+    """Return a text that a terminal shows as it is, with control characters replaced and blanks for tabs."""
     return CONTROL.sub("\N{REPLACEMENT CHARACTER}", text).replace("\t", "    ")
 
 
 def log_path(store: Path, run: str) -> Path:
-    """File of a flow run; a retry of it goes on in the same."""
+    """Return the log file of a flow run. A retry of the run continues the same file."""
     name = re.sub(r"[^\w.-]+", "-", run).strip("-.") or "run"
     return store / FOLDER / f"{name[:100]}.log"
 
 
 class LogFile:
-    """Takes lines from the start, and writes them once it is known where to.
+    """Log file that takes lines from the start, and writes them once its path is known.
 
-    A disk that is full or gone ends the file, which is said once, and never the run.
+    A disk that is full or gone ends the file, with one message, and never the run.
     """
 
     def __init__(self) -> None:
         self.path: Path | None = None
         self._waiting: list[str] = []
         self._stream: TextIO | None = None
-        self._lock = threading.RLock()  # which a signal handler of the thread that holds it may take, too
+        self._lock = threading.RLock()  # a signal handler may take it in the thread that holds it
 
     def open(self, path: Path) -> None:
-        """Begin to write, with what was said before."""
+        """Begin to write, starting with the lines added so far."""
         with self._lock:
             self.path = path
             try:
@@ -55,7 +55,7 @@ class LogFile:
                 self._write(line)
 
     def add(self, line: str) -> None:
-        """Write one line, with the date; it is on its way to the disk at once."""
+        """Write one line with the date, and flush it."""
         dated = f"{time.strftime('%Y-%m-%d')} {line}\n"
         with self._lock:
             if self.path is not None:
@@ -64,11 +64,11 @@ class LogFile:
                 self._waiting.append(dated)
 
     def close(self) -> None:
-        """End the file."""
+        """Close the file."""
         with self._lock:
             stream, self._stream = self._stream, None
             if stream is not None:
-                with contextlib.suppress(OSError):  # of a disk that has become full
+                with contextlib.suppress(OSError):  # the disk has become full
                     stream.close()
 
     def _write(self, line: str) -> None:
@@ -83,4 +83,4 @@ class LogFile:
 
     def _lose(self, error: OSError) -> None:
         assert sys.__stderr__ is not None
-        print(f"no log file any more: {self.path}: {error.strerror or error}", file=sys.__stderr__)
+        print(f"the log file ends here: {self.path}: {error.strerror or error}", file=sys.__stderr__)

@@ -1,4 +1,4 @@
-"""What Prefect's pages show of a stage while it runs: how far it is, and where its tracked run is."""
+"""Prefect's pages of a stage while it runs: its progress and a link to its tracked run."""
 
 import contextvars
 import logging
@@ -23,14 +23,14 @@ from tasks.tracking.outbox import Outbox
 
 EVERY_SECONDS = 5.0
 LAST_SECONDS = 5.0
-"""Longest time that a stage, when it has ended, waits for its page."""
+"""Longest time that a stage waits for its page when it has ended."""
 LOGGER = logging.getLogger("prefect.pages")
 
 
 class StagePage:
-    """Artifacts of one attempt at a stage, kept up to date while it runs.
+    """Prefect artifacts of one attempt at a stage, kept up to date while it runs.
 
-    They are written in the background: a server that is slow or gone neither delays the stage nor fails it.
+    They are written in the background, so a server that is slow or gone neither delays the stage nor fails it.
     """
 
     def __init__(self, metrics: Path, outbox: Outbox, record: str, label: str) -> None:
@@ -38,7 +38,7 @@ class StagePage:
         self._progress: UUID | None = None
         self._linked = False
         self._ended = threading.Event()
-        here = contextvars.copy_context()  # tells Prefect whose artifacts they are
+        here = contextvars.copy_context()  # so that Prefect knows whose artifacts they are
         self._thread = threading.Thread(target=here.run, args=(self._follow,), name=f"page of {label}", daemon=True)
 
     def __enter__(self) -> Self:
@@ -56,21 +56,18 @@ class StagePage:
 
     def _update(self) -> None:
         try:
-            self._show_progress()
+            if reached := self._follower.read():
+                self._show_progress(100 * reached.share)
             self._show_link()
         except Exception as error:
             LOGGER.debug("Prefect's page of %s: %s", self._label, error)
 
-    def _show_progress(self) -> None:
-        reached = self._follower.read()
-        if reached is None:
-            return
-        share = 100 * reached.share
+    def _show_progress(self, percentage: float) -> None:
         if self._progress is None:
-            created = create_progress_artifact(share, page_key(f"progress {self._label}"), self._label)
+            created = create_progress_artifact(percentage, page_key(f"progress {self._label}"), self._label)
             self._progress = cast(UUID, created)  # typed for callers in an event loop, too
         else:
-            update_progress_artifact(self._progress, share)
+            update_progress_artifact(self._progress, percentage)
 
     def _show_link(self) -> None:
         url = self._outbox.delivered(self._record).url
@@ -80,12 +77,12 @@ class StagePage:
 
 
 def show_page(markdown: str, words: str, description: str) -> None:
-    """A page in Prefect; what it tells stands elsewhere, too, so a server that is gone fails nothing.
+    """Show a page in Prefect. It stands elsewhere too, so a server that is gone fails nothing.
 
     Args:
-        markdown: The page. Texts of others in it are shown as they are, but for secrets of this process.
-        words: What its key is made of.
-        description: Its heading.
+        markdown: The page. Other people's texts in it are shown as they are, except for secrets of this process.
+        words: Words for the key of the page.
+        description: Heading of the page.
     """
     try:
         create_markdown_artifact(without_known_secrets(markdown), page_key(words), redacted(description))
@@ -94,11 +91,11 @@ def show_page(markdown: str, words: str, description: str) -> None:
 
 
 def show_texts(artifact: Artifact, label: str) -> None:
-    """What an artifact tells in Markdown (the table of dropped rows, the report, a model's card), as a page."""
+    """Show an artifact's Markdown files (the table of dropped rows, the report, a model's card) as pages."""
     for path in sorted(Path(artifact.path).glob("*.md")):
         show_page(path.read_text(encoding="utf-8"), label, f"{label}: {path.name}")
 
 
 def page_key(words: str) -> str:
-    """Words as a key that Prefect accepts: lowercase letters, digits and dashes."""
+    """Return words as a key that Prefect accepts: lowercase letters, digits and dashes."""
     return re.sub(r"[^a-z0-9]+", "-", words.lower()).strip("-")

@@ -1,4 +1,4 @@
-"""Where a plan is kept between `--plan` and the run that it was made for."""
+"""Record of a plan, kept between `--plan` and the run that it was made for."""
 
 import logging
 from pathlib import Path
@@ -13,19 +13,19 @@ LOGGER = logging.getLogger("prefect.plan")
 
 
 class PlanRecord(BaseModel):
-    """Seconds of each stage, by its label, and of the whole run."""
+    """Planned seconds of each stage, by its label, and of the whole run."""
 
     stages: dict[str, float]
     total: float
 
 
 def plan_path(store: Path, config: BaseConfig) -> Path:
-    """File of the plan of exactly this configuration."""
+    """Return the file of the plan of exactly this configuration."""
     return store / "plans" / f"{text_digest(config.model_dump(mode='json'))[:16]}.json"
 
 
 def read_plan(store: Path, config: BaseConfig) -> PlanRecord | None:
-    """None where none was made, or where it is damaged: a run goes on without, and says so."""
+    """Return the plan of a configuration; None if there is none, or with a warning if it is damaged."""
     path = plan_path(store, config)
     if not path.exists():
         return None
@@ -33,6 +33,8 @@ def read_plan(store: Path, config: BaseConfig) -> PlanRecord | None:
         return PlanRecord.model_validate_json(path.read_bytes())
     except ValidationError as error:
         LOGGER.warning(
-            "%s is unreadable (%s): nothing is compared with the plan; --plan makes it anew", path, first_line(error)
+            "%s is unreadable (%s): the run is not compared with its plan; --plan makes a new one",
+            path,
+            first_line(error),
         )
         return None

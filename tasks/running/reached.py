@@ -1,4 +1,4 @@
-"""How far a stage's worker is, as its metrics.jsonl tells; for Prefect's page and for the console."""
+"""Progress of a stage's worker, read from its metrics.jsonl for Prefect's page and for the console."""
 
 import contextlib
 import time

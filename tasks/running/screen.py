@@ -1,4 +1,4 @@
-"""Lines on a terminal that are painted over and over, whatever size it has by now."""
+"""Lines on a terminal that are painted again and again, whatever its present size."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -8,35 +8,35 @@ from rich.console import Console
 from rich.text import Text
 
 ASCII = str.maketrans("━─…", "=-~")
-"""For a terminal whose locale has no lines."""
+"""Replacements on a terminal whose encoding lacks these characters."""
 
 
 class Screen:
-    """The last lines of a terminal, which belong to one table."""
+    """Last lines of a terminal, which belong to one table."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
         self._console = Console(file=stream, force_terminal=True, markup=False, emoji=False, highlight=False)
         self._widths: list[int] = []
-        """Of the lines painted last."""
+        """Widths of the lines painted last."""
 
     def paint(self, lines_for: Callable[[int, int], Sequence[Text]]) -> None:
         """Paint over what was painted last.
 
         Args:
-            lines_for: Makes at most as many lines as its second argument says, of at most as many columns as its first.
+            lines_for: Function of a width and a height that makes lines within both.
         """
         columns, height = self._size()
         lines = lines_for(columns - 1, height - 1)
-        # A terminal that was made narrower has wrapped what was there.
+        # A terminal that was made narrower has wrapped the old lines.
         above = min(sum(max(1, -(-width // columns)) for width in self._widths), height - 1)
         self._widths = [line.cell_len for line in lines]
-        # In one piece, so that no half of it is ever seen; what stood behind each line, and below, goes.
+        # Written in one piece, so that nobody sees half of it. The rest of each line, and all below, is cleared.
         words = "".join(f"{self._styled(line)}\x1b[K\n" for line in lines)
         self._write(f"\r\x1b[{above}A{words}\x1b[J" if above else f"\r{words}\x1b[J")
 
     def leave(self, lines_for: Callable[[int], Sequence[Text]]) -> None:
-        """Put lines in the place of what was painted; they stay."""
+        """Replace what was painted by lines that stay."""
         columns, _ = self._size()
         self.paint(lambda *_: [])
         self._write("".join(f"{self._styled(line)}\n" for line in lines_for(columns - 1)))

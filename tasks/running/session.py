@@ -124,7 +124,7 @@ class Session:
                 self.failures[label] = str(error) if isinstance(error, StageError) else repr(error)
                 self.board.end(label, self.run, self._ended_by(error, config), self.failures[label])
                 raise
-            self.failures.pop(label, None)  # of an earlier attempt
+            self.failures.pop(label, None)  # left by an earlier attempt
             self.board.end(label, self.run, "cached" if isinstance(result, State) else "done")
             return result
 
@@ -198,7 +198,7 @@ def require_store(config: Tracked) -> None:
     """Check, before anything starts, that results and tracked runs can be kept.
 
     Raises:
-        StageError: The store cannot be written to, or MLFLOW_TRACKING_URI is no place for tracked runs.
+        StageError: The store cannot be written to, or MLFLOW_TRACKING_URI cannot hold tracked runs.
     """
     Store(config.runtime.store)
     require_server()

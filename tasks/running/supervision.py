@@ -1,7 +1,7 @@
-"""One stage's worker: started, heard to its end, and its failure told.
+"""Supervision of a stage's worker: it is started and heard to its end, and its failure is explained.
 
-Threads of Prefect tasks cannot be interrupted, process groups can: a timeout, a cancelled flow and the death of the
-flow's own process all end the group, first by SIGTERM (checkpoint, then leave), after a grace period by SIGKILL.
+Threads of Prefect tasks cannot be interrupted, but process groups can. A timeout, a cancelled flow and the death of the
+flow's own process all end the group: first by SIGTERM (checkpoint, then leave), after a grace period by SIGKILL.
 """
 
 import contextlib
@@ -31,24 +31,24 @@ from tasks.running.system_metrics import SystemMetrics
 TICK_SECONDS = 0.25
 LAST_LINES = 30
 LOST_PEER = re.compile(r"gloo|nccl|connection (closed|reset|refused)|broken pipe", re.IGNORECASE)
-"""How a process sees that another one of its group has failed."""
+"""Signs in a process's error that another one of its group has failed."""
 
 
 class WorkerError(Exception):
     """The worker died or failed; another attempt continues from its last checkpoint."""
 
     def __init__(self, cause: str, last_lines: Sequence[str] = ()) -> None:
-        """Say what ended it.
+        """Keep the cause and make the message.
 
         Args:
-            cause: In one line.
-            last_lines: Of its log.
+            cause: Cause in one line.
+            last_lines: Last lines of the worker's log.
         """
         self.cause = cause
         super().__init__("\n".join([f"{cause}; its last lines:", *last_lines] if last_lines else [cause]))
 
     def __repr__(self) -> str:
-        """The cause alone."""
+        """Return the cause alone."""
         return f"{type(self).__name__}: {self.cause}"
 
 
@@ -60,15 +60,15 @@ def run_worker(job: Job, log: Callable[[str], None], stop: threading.Event, samp
     """Run one stage to its end.
 
     Args:
-        job: The stage, where it works, and its number of processes, threads and timeout.
-        log: Gets each line that the worker writes, while it runs.
-        stop: When set, the group is ended.
-        sampled: Whether system metrics are appended to the output while it runs.
+        job: The stage, its folders, and its number of processes, threads and timeout.
+        log: Function that gets each line while the worker runs.
+        stop: Event that ends the group.
+        sampled: Whether system metrics are appended to the output while the worker runs.
 
     Raises:
         StageError: The worker refused its input.
-        WorkerStoppedError: It was ended by `stop` or the timeout.
-        WorkerError: It failed, died or fell silent; the message has its last lines.
+        WorkerStoppedError: The worker was ended by `stop` or the timeout.
+        WorkerError: The worker failed, died or fell silent. The message has its last lines.
     """
     runtime, spec = job.runtime, job.work / "job.json"
     write_atomically(spec, job.model_dump_json(indent=2))
@@ -76,10 +76,7 @@ def run_worker(job: Job, log: Callable[[str], None], stop: threading.Event, samp
     refusal.unlink(missing_ok=True)
     last: deque[str] = deque(maxlen=LAST_LINES)
     words = ""
-    with (
-        Group(_start(spec, runtime)) as group,
-        contextlib.ExitStack() as sampling,
-    ):
+    with Group(_start(spec, runtime)) as group, contextlib.ExitStack() as sampling:
         if sampled:
             sampling.enter_context(SystemMetrics(group.process.pid, job.output / SYSTEM_METRICS))
         deadline = time.monotonic() + runtime.timeout_hours * 3600
@@ -132,7 +129,7 @@ def _start(spec: Path, runtime: Runtime) -> subprocess.Popen[str] | ForkedWorker
 
 
 def worker_environment(runtime: Runtime) -> dict[str, str]:
-    """Environment variables of a worker, beside those of this process."""
+    """Return the environment variables of a worker, besides those of this process."""
     root = str(Path(minillm.__file__).parent.parent)
     environment = {
         "PYTHONPATH": os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")])),
@@ -143,7 +140,7 @@ def worker_environment(runtime: Runtime) -> dict[str, str]:
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
         "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
-        "TQDM_DELAY": "30",  # bars of other libraries become a line of the log each half minute
+        "TQDM_DELAY": "30",  # other libraries' bars become a line of the log every half minute
         "TQDM_MININTERVAL": "30",
         "TQDM_MAXINTERVAL": "30",
     }
@@ -156,28 +153,28 @@ def worker_environment(runtime: Runtime) -> dict[str, str]:
 
 
 def free_port() -> int:
-    """A port of this machine that nothing listens on."""
+    """Return a port of this machine that nothing listens on."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return listener.getsockname()[1]
 
 
 def _last_words(line: str, known: str) -> str:
-    """What ended the worker, as its own lines have told so far."""
+    """Return the worker's own words about what ended it, given those known before this line."""
     tells = line.startswith(FAILED) and (not known or LOST_PEER.search(known) is not None)
     return line.removeprefix(FAILED) if tells else known
 
 
 def _cause(status: int, last: deque[str], words: str) -> str:
-    """What ended the worker; a launcher of several processes reports theirs in its last lines.
+    """Return what ended the worker. A launcher of several processes reports their exit codes in its last lines.
 
     Args:
-        status: Of the worker or its launcher.
-        last: Lines of the log.
-        words: Its own of what ended it, if it had any.
+        status: Exit status of the worker or its launcher.
+        last: Last lines of the log.
+        words: The worker's own words about it, if it had any.
     """
     reported = [int(found) for found in re.findall(r"exitcode\s*:\s*-(\d+)", "\n".join(last))]
-    # Where one process has failed, the launcher ends the others by SIGTERM.
+    # When one process has failed, the launcher ends the others by SIGTERM.
     first = next((number for number in reported if number != signal.SIGTERM), None if words else signal.SIGTERM)
     number = -status if status < 0 else first if reported else None
     if number is None:

@@ -1,9 +1,9 @@
-"""Use of the machine by a worker while it runs: CPU, memory and GPU, sampled by MLflow's own monitors.
+"""System metrics of a running worker: its use of CPU, memory and GPU, sampled by MLflow's own monitors.
 
-MLflow's SystemMetricsMonitor (3.17.2) would not do: its thread ends for good at the first request that fails (5 s after
-the server went away, and all points since were lost, those after its return too), and it knows the machine but not the
-worker. Samples are appended to a file instead and reach MLflow by the outbox, as the worker's own points do: none is
-lost, and none comes twice.
+MLflow's SystemMetricsMonitor (3.17.2) would not do. Its thread ends for good at the first request that fails: 5 s after
+the server went away, and all later points were lost, even those after its return. It also knows the machine but not the
+worker. Here, samples are appended to a file and reach MLflow through the outbox, as the worker's own points do, so none
+is lost and none comes twice.
 """
 
 import contextlib
@@ -21,15 +21,15 @@ from tasks.environment.settings import set_mlflow_defaults
 
 FIRST_SECONDS = 1.0
 EVERY_SECONDS = 10.0
-"""Seconds between samples, as in MLflow, unless MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL says otherwise."""
+"""Seconds between samples, as in MLflow, unless MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL is set."""
 LOGGER = logging.getLogger("prefect.system_metrics")
 
 
 class SystemMetrics:
-    """Samples of one attempt at a stage, taken in the background until it ends.
+    """Sampler of one attempt at a stage, in the background until it ends.
 
-    Figures of the whole machine have MLflow's names (`system/cpu_utilization_percentage`, …); those of the worker and
-    its processes stand beside them as `system/worker_…`.
+    Figures of the whole machine have MLflow's names (`system/cpu_utilization_percentage`, …). Those of the worker and
+    its processes are named `system/worker_…`.
     """
 
     def __init__(self, process: int, path: Path) -> None:
@@ -37,7 +37,8 @@ class SystemMetrics:
 
         Args:
             process: Id of the worker, or of the launcher of several.
-            path: File to append lines to, as in metrics.jsonl; a step is a sample, counted over all attempts.
+            path: File to append lines to, in the form of metrics.jsonl. The step is the number of the sample, counted
+                over all attempts.
         """
         self._process, self._path = process, path
         self._known: dict[psutil.Process, psutil.Process] = {}
@@ -50,7 +51,7 @@ class SystemMetrics:
         return self
 
     def __exit__(self, *_: object) -> None:
-        with self._lock:  # no line is added once this returns, even where the thread is still busy
+        with self._lock:  # no line is added once this returns, even if the thread is still busy
             self._ended.set()
 
     def _follow(self) -> None:
@@ -58,14 +59,17 @@ class SystemMetrics:
             monitors, every = _monitors()
             earlier = read_lines(self._path)[0] if self._path.exists() else []
             step = max((line.step for line in earlier), default=0)
-            self._sample(monitors)  # use of a CPU is known from the second time on
+            self._sample(monitors)  # the use of a CPU is known from the second sample on
             for pause in itertools.chain([min(FIRST_SECONDS, every)], itertools.repeat(every)):
                 if self._ended.wait(pause):
                     return
                 step += 1
-                self._append({"time": time.time(), "step": step, "metrics": self._sample(monitors)})
-        except Exception as error:  # a stage never fails for want of its samples
-            LOGGER.warning("no system metrics any more: %s", error)
+                line = {"time": time.time(), "step": step, "metrics": self._sample(monitors)}
+                with self._lock:
+                    if not self._ended.is_set():
+                        append_line(self._path, line)
+        except Exception as error:  # a stage never fails for lack of samples
+            LOGGER.warning("no more system metrics of this stage: %s", error)
 
     def _sample(self, monitors: list[Any]) -> dict[str, float]:
         values: dict[str, float] = {}
@@ -81,20 +85,15 @@ class SystemMetrics:
             worker = psutil.Process(self._process)
             for process in (worker, *worker.children(recursive=True)):
                 with contextlib.suppress(psutil.Error):
-                    known = self._known.setdefault(process, process)  # psutil counts from the last time it was asked
+                    known = self._known.setdefault(process, process)  # psutil counts from the last call
                     cpu += known.cpu_percent()
                     memory += known.memory_info().rss / 1e6
         share = cpu / (psutil.cpu_count() or 1)  # of all CPUs, as MLflow's figure for the machine
         return {"system/worker_cpu_utilization_percentage": share, "system/worker_memory_usage_megabytes": memory}
 
-    def _append(self, line: dict[str, Any]) -> None:
-        with self._lock:
-            if not self._ended.is_set():
-                append_line(self._path, line)
-
 
 def _monitors() -> tuple[list[Any], float]:
-    """Return MLflow's monitors, with that of GPUs where nvidia-ml-py finds any, and the seconds between samples."""
+    """Return MLflow's monitors, with one for GPUs if nvidia-ml-py finds any, and the seconds between samples."""
     set_mlflow_defaults()
     from mlflow.environment_variables import MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL
     from mlflow.system_metrics.metrics.cpu_monitor import CPUMonitor

@@ -1,4 +1,4 @@
-"""The table of a run's stages as lines of text, for any width and height; nothing here knows a terminal."""
+"""Table of a run's stages as lines of text, for any width and height. Nothing here knows a terminal."""
 
 import logging
 import re
@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 
-from rich.cells import cell_len, set_cell_size
+from rich.cells import cell_len
 from rich.text import Text
 
 from minillm.worker.template import GRACE_SECONDS
@@ -28,27 +28,27 @@ STYLES: dict[State, str] = {
 COUNTED_FIRST: tuple[State, ...] = (
     "skipped", "cached", "not computed", "waiting", "done", "stopped", "retrying", "running", "saving", "failed",
 )  # fmt: skip
-"""What a low terminal leaves out of the table and only counts, in this order."""
+"""States whose stages a low terminal only counts, the first ones first."""
 NAMED_AT_THE_END: tuple[State, ...] = ("cached", "skipped", "not computed", "waiting")
-"""States of stages whose names alone are left when a run has ended."""
+"""States of stages of which only the names are shown when a run has ended."""
 LEAST_NAME = 16
-"""Columns that a stage's name has at least; on a wide terminal, a third of it."""
+"""Fewest columns for the names of stages; a wide terminal gives them up to a third of its width."""
 LAST_MESSAGES = 8
 FIGURES = 3
 BAR_LINE = re.compile(r": \[[█·]{20}\] ")
-"""A worker's line that says what its row shows."""
+"""Pattern of a worker's line that says what its row already shows."""
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """What is known of a run at one moment."""
+    """State of a run at one moment."""
 
     title: str
     rows: Sequence[BoardRow]
     messages: Sequence[tuple[int, str]]
-    """Level and words, the last one last."""
+    """Levels and words, the last message last."""
     seconds: float
-    """Since it began."""
+    """Seconds since the run began."""
     log: str = ""
     """Path of the log file."""
     stopping: bool = False
@@ -59,7 +59,7 @@ def live_lines(seen: Snapshot, width: int, height: int) -> list[Text]:
     head = _head(seen)
     room = max(height - len(head), 0)
     messages = [message for message in seen.messages if not BAR_LINE.search(message[1])][-LAST_MESSAGES:]
-    # Stages come first, but for a few lines of what was said last.
+    # Stages come first, except for a few lines of the last messages.
     for_messages = min(len(messages) + 1, max(room - len(seen.rows), room // 4)) if messages else 0
     lines = [*head, *_table(seen.rows, width, room - for_messages)]
     if for_messages > 1:
@@ -69,7 +69,7 @@ def live_lines(seen: Snapshot, width: int, height: int) -> list[Text]:
 
 
 def final_lines(seen: Snapshot, width: int) -> list[Text]:
-    """Return what is left on the terminal: the stages that were computed or could not be, and why."""
+    """Return the lines that stay on the terminal: the stages that were computed or could not be, and why."""
     told = [row for row in seen.rows if row.state not in NAMED_AT_THE_END]
     lines = [*_head(seen), *_table(told, width, len(told))]
     for state in NAMED_AT_THE_END:
@@ -103,7 +103,7 @@ def _head(seen: Snapshot) -> list[Text]:
 
 
 def _table(rows: Sequence[BoardRow], width: int, height: int) -> list[Text]:
-    """One line for each stage; where there is no room, the less interesting ones are counted in the last."""
+    """Return a line for each stage. Without room for all, the last line counts the less interesting ones."""
     shown, counts = _chosen(rows, height)
     longest = max((cell_len(plain(row.name)) for row in shown), default=0)
     name_width = min(longest, max(LEAST_NAME, width // 3))
@@ -115,7 +115,7 @@ def _table(rows: Sequence[BoardRow], width: int, height: int) -> list[Text]:
 
 
 def _chosen(rows: Sequence[BoardRow], height: int) -> tuple[list[BoardRow], Mapping[State, int]]:
-    """Rows to show, and how many of each state are only counted."""
+    """Return the rows to show, and the number of the others by state."""
     too_many = len(rows) - height
     if too_many <= 0:
         return list(rows), {}
@@ -123,7 +123,7 @@ def _chosen(rows: Sequence[BoardRow], height: int) -> tuple[list[BoardRow], Mapp
     hidden: set[int] = set()
     for state in COUNTED_FIRST:
         places = [place for place, row in enumerate(rows) if row.state == state]
-        # Of what waits the next ones stay, of all else the last ones.
+        # Of the waiting stages the next ones stay, of all others the last ones.
         left_out = places[::-1] if state == "waiting" else places
         left_out = left_out[: max(too_many + 1 - len(hidden), 0)]
         hidden.update(left_out)
@@ -134,8 +134,9 @@ def _chosen(rows: Sequence[BoardRow], height: int) -> tuple[list[BoardRow], Mapp
 
 def _row_line(row: BoardRow, name_width: int, width: int) -> Text:
     style = STYLES[row.state]
-    line = Text(set_cell_size(_shortened(plain(row.name), name_width), name_width) + "  ", "" if row.began else "dim")
-    line.stylize(style if row.state in ("running", "saving", "failed") else "")
+    line = Text(plain(row.name), "" if row.began else "dim")
+    line.truncate(name_width, overflow="ellipsis", pad=True)
+    line.append("  ").stylize(style if row.state in ("running", "saving", "failed") else "")
     again = f"attempt {row.attempt}" if row.attempt > 1 else ""
     if row.state in ("running", "saving"):
         line.append_text(_progress(row, width))
@@ -147,7 +148,7 @@ def _row_line(row: BoardRow, name_width: int, width: int) -> Text:
 
 
 def _progress(row: BoardRow, width: int) -> Text:
-    """A bar with what there is room for: count, pace, time left, last figures."""
+    """Return a bar, with as many of count, pace, time left and last figures as there is room for."""
     reached = row.reached
     word = "saving" if row.state == "saving" else "running"
     if reached is None or not reached.total:
@@ -171,10 +172,6 @@ def _progress(row: BoardRow, width: int) -> Text:
 def _cropped(line: Text, width: int) -> Text:
     line.truncate(max(width, 1), overflow="ellipsis")
     return line
-
-
-def _shortened(words: str, width: int) -> str:
-    return words if cell_len(words) <= width else f"{set_cell_size(words, max(width - 1, 0))}…"
 
 
 def _level_style(level: int) -> str:

@@ -185,7 +185,7 @@ def test_a_disk_that_is_gone_ends_the_log_file_and_nothing_else(tmp_path: Path, 
     log.open(tmp_path / "logs" / "run.log")
     log.add("12:00:01  after")
     log.close()
-    assert "no log file any more" in capfd.readouterr().err
+    assert "the log file ends here" in capfd.readouterr().err
 
 
 @pytest.mark.usefixtures("prefect_server")

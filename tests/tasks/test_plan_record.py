@@ -28,4 +28,4 @@ def test_a_damaged_plan_fails_no_run_and_is_told(content: bytes, tmp_path: Path,
     plan_path(tmp_path, config).write_bytes(content)
     assert read_plan(tmp_path, config) is None
     assert f"{plan_path(tmp_path, config)} is unreadable" in caplog.text
-    assert "--plan makes it anew" in caplog.text
+    assert "--plan makes a new one" in caplog.text
