@@ -11,7 +11,7 @@ from typing import Any
 
 from benchmarks.protocol import ROOT
 from minillm.config import Runtime
-from minillm.stages import Job, Stage
+from minillm.stages.base import Job, Stage
 
 MEASURE = """
 import json, resource, subprocess, sys, time
@@ -69,7 +69,7 @@ def measure(tiny: bool) -> list[dict[str, Any]]:
 
 def _case(kind: str, size: int, folder: Path) -> tuple[Any, dict[str, Path]]:
     from minillm.config import Template
-    from minillm.stages import Filter, Pack
+    from minillm.stages.reading import Filter, Pack
 
     inputs = {"tokenizer": folder / "tokenizer"}
     if kind == "filter":

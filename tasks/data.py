@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from minillm.config import BaseConfig, Config, EvaluationConfig, Lora, Source, Tokenizer
-from minillm.stages import Filter, Pack, Prepare
+from minillm.stages.reading import Filter, Pack, Prepare
 from minillm.store.manifest import Artifact
 from tasks.evaluation_sets import generation_tokens
 from tasks.running.computation import Input

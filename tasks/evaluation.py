@@ -6,7 +6,7 @@ from typing import Any
 from prefect.futures import PrefectFuture
 
 from minillm.config import BaseConfig, Sampling, Source
-from minillm.stages import (
+from minillm.stages.measuring import (
     Calibration,
     Cost,
     Diversity,

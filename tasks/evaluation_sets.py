@@ -8,7 +8,7 @@ from typing import Any
 from prefect.futures import PrefectFuture
 
 from minillm.config import BaseConfig, Metric
-from minillm.stages import Benchmarks, DownstreamTasks, EncodedPrompts, HeldOutTexts, Questions
+from minillm.stages.reading import Benchmarks, DownstreamTasks, EncodedPrompts, HeldOutTexts, Questions
 from minillm.store.manifest import Artifact
 from tasks.running.computation import Input
 from tasks.running.stage import StageTask, Work, nothing, stage_task

@@ -28,18 +28,10 @@ from minillm.planning.stage_estimate import (
     summary_value,
 )
 from minillm.planning.work import same_speed, trained_model
-from minillm.stages import (
-    EncodedPrompts,
-    Filter,
-    Generate,
-    HeldOutTexts,
-    Job,
-    Prepare,
-    Questions,
-    Speed,
-    Stage,
-    Train,
-)
+from minillm.stages.base import Job, Stage
+from minillm.stages.measuring import Generate, Speed
+from minillm.stages.reading import EncodedPrompts, Filter, HeldOutTexts, Prepare, Questions
+from minillm.stages.training import Train
 from minillm.store.manifest import Artifact, Origin, text_digest
 from minillm.training.checkpoint_record import newest_step
 from minillm.words import duration

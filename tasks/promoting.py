@@ -20,7 +20,7 @@ from minillm.config import Config, Promotion
 from minillm.errors import StageError
 from minillm.files import local_path
 from minillm.nearest import suggestion
-from minillm.stages import Card
+from minillm.stages.pages import Card
 from tasks.environment.settings import set_mlflow_defaults
 from tasks.running.pages import show_page
 from tasks.running.session import Session

@@ -12,7 +12,7 @@ from tabulate import tabulate
 
 from minillm.config import BaseConfig, Config, Model
 from minillm.files import read_json
-from minillm.stages import Card, Report
+from minillm.stages.pages import Card, Report
 from minillm.store.manifest import Artifact
 from minillm.words import percent_more
 from tasks.running.computation import Input

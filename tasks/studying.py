@@ -11,7 +11,7 @@ from prefect.states import Completed, Failed
 
 from minillm.config import Study, StudyRun
 from minillm.files import read_json
-from minillm.stages import StudyReport
+from minillm.stages.pages import StudyReport
 from minillm.store.manifest import Artifact
 from tasks.running.computation import Input
 from tasks.running.pages import show_page

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from minillm.config import Config, Method, Model
-from minillm.stages import Respond, Train, training_only
+from minillm.stages.training import Respond, Train, training_only
 from minillm.store.manifest import Artifact
 from tasks.running.computation import Input
 from tasks.running.stage import Work, nothing, stage_task

@@ -16,7 +16,7 @@ import tasks
 from minillm.config import Fields
 from minillm.data.benchmarks import load_benchmarks
 from minillm.config.loading import load_config
-from minillm.stages import Benchmarks
+from minillm.stages.reading import Benchmarks
 from tests.minillm.direct import run_stage
 folder = Path(sys.argv[1])
 name = load_config(folder / "small.yaml").name

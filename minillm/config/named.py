@@ -1,4 +1,4 @@
-"""What a configuration names outside itself: data and models on this machine, packages, hosts, the judge's key."""
+"""Checks of what a configuration names outside itself: local data and models, packages, hosts, the judge's key."""
 
 import importlib.util
 import os

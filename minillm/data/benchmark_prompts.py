@@ -6,7 +6,8 @@ from transformers import AutoTokenizer
 from minillm.data.benchmarks import load_benchmarks
 from minillm.data.prompts import encode_prompts, fit_prompts, opening_tokens
 from minillm.files import write_json
-from minillm.stages import EncodedPrompts, Job, Summary
+from minillm.stages.base import Job, Summary
+from minillm.stages.reading import EncodedPrompts
 
 
 def run(job: Job[EncodedPrompts]) -> Summary:

@@ -10,7 +10,8 @@ from minillm.errors import StageError
 from minillm.files import read_json_lines, write_json_lines
 from minillm.metrics.by_name import require_seen
 from minillm.nearest import suggestion
-from minillm.stages import Benchmarks, Job, Summary
+from minillm.stages.base import Job, Summary
+from minillm.stages.reading import Benchmarks
 from minillm.store.artifacts import CLOCKED
 
 CONTEXT_FIELDS = ("context", "input")

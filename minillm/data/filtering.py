@@ -17,7 +17,8 @@ from minillm.data.rows import InstructionRow, Malformed, read_instruction_rows, 
 from minillm.errors import StageError
 from minillm.files import write_json_lines
 from minillm.metrics.by_name import require_seen
-from minillm.stages import Filter, Job, Summary
+from minillm.stages.base import Job, Summary
+from minillm.stages.reading import Filter
 
 OUTPUT_PARTS = ("train", "validation", "test")
 

@@ -3,7 +3,8 @@
 from transformers import AutoTokenizer
 
 from minillm.data.packing import megabytes, pack
-from minillm.stages import HeldOutTexts, Job, Summary
+from minillm.stages.base import Job, Summary
+from minillm.stages.reading import HeldOutTexts
 from minillm.worker.progress import Progress
 
 

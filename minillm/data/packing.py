@@ -15,7 +15,8 @@ from minillm.data.token_bytes import spelled_bytes
 from minillm.data.tokenising import batches, pieces
 from minillm.errors import StageError
 from minillm.files import files_of, write_json
-from minillm.stages import Job, Pack, Summary
+from minillm.stages.base import Job, Summary
+from minillm.stages.reading import Pack
 from minillm.worker.progress import Progress
 
 

@@ -9,7 +9,7 @@ import pandas as pd
 
 from minillm.config import Template
 from minillm.errors import StageError
-from minillm.stages import EncodedPrompts, Questions
+from minillm.stages.reading import EncodedPrompts, Questions
 
 PLACEHOLDER = re.compile(r"\{(instruction|context)\}")
 

@@ -11,7 +11,8 @@ from minillm.data.prompts import encode_prompts, encode_texts, fit_prompts, open
 from minillm.data.rows import evenly, read_set, text_field
 from minillm.errors import StageError
 from minillm.files import write_json_lines
-from minillm.stages import Job, Questions, Summary
+from minillm.stages.base import Job, Summary
+from minillm.stages.reading import Questions
 
 
 def run(job: Job[Questions]) -> Summary:

@@ -18,7 +18,8 @@ from minillm.evaluation.uncertainty import estimate
 from minillm.files import write_json, write_json_lines
 from minillm.models.causal_lm import DTYPES, load_model
 from minillm.models.shared_tokenizer import load_shared_tokenizer
-from minillm.stages import Calibration, Job, Summary
+from minillm.stages.base import Job, Summary
+from minillm.stages.measuring import Calibration
 from minillm.worker.processes import device, process_group, rank
 from minillm.worker.progress import Progress
 

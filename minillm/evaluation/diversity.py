@@ -10,7 +10,8 @@ from rouge_score.tokenize import tokenize
 from minillm.evaluation.responses import read_rows
 from minillm.files import write_json
 from minillm.metrics.rouge import rouge_l
-from minillm.stages import Diversity, Job, Summary
+from minillm.stages.base import Job, Summary
+from minillm.stages.measuring import Diversity
 
 SIZES = (1, 2, 3, 4)
 """Lengths of the n-grams; the paper reports 4."""

@@ -27,7 +27,8 @@ from minillm.models.shared_tokenizer import load_shared_tokenizer
 from minillm.objectives.divergences import forward_kl
 from minillm.objectives.terms import Teacher
 from minillm.objectives.vocabulary import head_loss
-from minillm.stages import Exposure, Job, Summary
+from minillm.stages.base import Job, Summary
+from minillm.stages.measuring import Exposure
 from minillm.worker.processes import device, gather_lists, process_group, rank, world_size
 from minillm.worker.progress import Progress
 

@@ -25,7 +25,8 @@ from minillm.evaluation.uncertainty import ratio_of_sums
 from minillm.files import read_json, write_json
 from minillm.models.causal_lm import DTYPES, load_model
 from minillm.models.shared_tokenizer import SharedTokenizer, load_shared_tokenizer
-from minillm.stages import HeldOut, Job, Summary
+from minillm.stages.base import Job, Summary
+from minillm.stages.measuring import HeldOut
 from minillm.worker.processes import device, process_group, rank
 from minillm.worker.progress import Progress
 

@@ -23,7 +23,8 @@ from minillm.errors import StageError
 from minillm.evaluation.differences import family
 from minillm.evaluation.uncertainty import Values, adjusted, estimate, paired_estimate
 from minillm.files import write_json
-from minillm.stages import Job, Preference, Summary
+from minillm.stages.base import Job, Summary
+from minillm.stages.measuring import Preference
 
 MEASURES: dict[str, Mapping[Choice, float]] = {
     "win": {"win": 100.0, "tie": 0.0, "loss": 0.0},

@@ -20,7 +20,8 @@ from minillm.evaluation.responses import read_rows
 from minillm.evaluation.uncertainty import Values, estimate, prompt_values
 from minillm.files import write_json
 from minillm.metrics.by_name import METRICS_BY_NAME
-from minillm.stages import Job, Score, Summary
+from minillm.stages.base import Job, Summary
+from minillm.stages.measuring import Score
 from minillm.words import few, score
 
 ALWAYS: tuple[Metric, ...] = ("rouge_l", "exact_match")

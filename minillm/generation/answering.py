@@ -15,7 +15,8 @@ from minillm.generation.sampling import Sampler
 from minillm.generation.slots import Request
 from minillm.models.causal_lm import DTYPES, load_model, parameter_count
 from minillm.models.shared_tokenizer import SharedTokenizer, load_shared_tokenizer
-from minillm.stages import Generate, Job, Summary
+from minillm.stages.base import Job, Summary
+from minillm.stages.measuring import Generate
 from minillm.streams import Purpose, stream
 from minillm.worker.processes import device, gather_lists, process_group, rank, world_size
 from minillm.worker.progress import Progress

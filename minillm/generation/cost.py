@@ -14,7 +14,8 @@ from minillm.data.prompts import load_prompts
 from minillm.files import write_json
 from minillm.generation.answering import make_requests, make_sampler
 from minillm.models.shared_tokenizer import load_shared_tokenizer
-from minillm.stages import Cost, Job, Summary
+from minillm.stages.base import Job, Summary
+from minillm.stages.measuring import Cost
 from minillm.worker.processes import peak_bytes
 from minillm.worker.progress import Progress
 

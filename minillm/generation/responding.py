@@ -6,7 +6,8 @@ from minillm.generation.sampling import Sampler
 from minillm.generation.slots import Request
 from minillm.models.causal_lm import DTYPES, load_model
 from minillm.models.shared_tokenizer import load_shared_tokenizer
-from minillm.stages import Job, Respond, Summary
+from minillm.stages.base import Job, Summary
+from minillm.stages.training import Respond
 from minillm.streams import Purpose, stream
 from minillm.worker.processes import device, gather_lists, process_group, rank, world_size
 from minillm.worker.progress import Progress

@@ -18,7 +18,8 @@ from minillm.judging.answers import Answer, Answers
 from minillm.judging.asking import ask_what_is_open, bill, ratings_in
 from minillm.judging.questions import Question, questions_about
 from minillm.judging.results import prompt_ratings, table
-from minillm.stages import Job, Judging, Summary
+from minillm.stages.base import Job, Summary
+from minillm.stages.measuring import Judging
 from minillm.worker.progress import Progress
 
 FOLDER = "judge"

@@ -2,12 +2,15 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from minillm.models.batches import Batch
+
+if TYPE_CHECKING:  # a plan needs numbers of this module's users, and no model
+    from transformers import PreTrainedModel
 
 CPU_BLOCK = 1 << 19
 """Logits made at once on a CPU: 2 MB in float32, which are still in its cache for the next operation."""
@@ -75,7 +78,7 @@ HeadLosses = Callable[[Tensor, OutputHead], dict[str, Tensor]]
 """From the hidden states (N, H) that predict N tokens, and the head, to losses by name."""
 
 
-def output_head(model: PreTrainedModel, vocabulary: int) -> OutputHead:
+def output_head(model: "PreTrainedModel", vocabulary: int) -> OutputHead:
     """Return the head of a causal language model, as a view of its weights.
 
     Args:
@@ -88,7 +91,7 @@ def output_head(model: PreTrainedModel, vocabulary: int) -> OutputHead:
     return OutputHead(layer.weight, getattr(layer, "bias", None), vocabulary, cap)  # type: ignore[arg-type]
 
 
-def response_hidden(model: PreTrainedModel, batch: Batch) -> Tensor:
+def response_hidden(model: "PreTrainedModel", batch: Batch) -> Tensor:
     """Run a model's body; return the hidden states that predict the real response tokens, row after row.
 
     Returns:
@@ -109,7 +112,7 @@ class HeadedModel(nn.Module):
     DeepSpeed wraps this module: under ZeRO-3 the head's weights are whole only while the module that uses them runs.
     """
 
-    def __init__(self, model: PreTrainedModel, vocabulary: int) -> None:
+    def __init__(self, model: "PreTrainedModel", vocabulary: int) -> None:
         super().__init__()
         self.model = model
         self.vocabulary = vocabulary

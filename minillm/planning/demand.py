@@ -7,7 +7,9 @@ from minillm.config import Runtime
 from minillm.models.facts import ModelFacts
 from minillm.planning.memory import Memory, generation_memory, scoring_memory, training_memory
 from minillm.planning.work import Amounts, Work, generating, scoring, training_work
-from minillm.stages import Calibration, Cost, Exposure, Generate, HeldOut, Respond, Stage, Train
+from minillm.stages.base import Stage
+from minillm.stages.measuring import Calibration, Cost, Exposure, Generate, HeldOut
+from minillm.stages.training import Respond, Train
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,9 @@ from minillm.models.facts import ModelFacts
 from minillm.planning.extrapolation import Effort, Line, Seconds
 from minillm.planning.memory import WEIGHT, checkpoint_bytes
 from minillm.planning.work import Amounts, Work, forward_operations, same_speed, trained_model
-from minillm.stages import Score, Stage, Train
+from minillm.stages.base import Stage
+from minillm.stages.measuring import Score
+from minillm.stages.training import Train
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,8 @@ import time
 import psutil
 
 from minillm.durable import write_atomically
-from minillm.stages import Job, Speed, Summary
+from minillm.stages.base import Job, Summary
+from minillm.stages.measuring import Speed
 
 SAID = "measuring: "
 """Begins the lines that a plan shows while it measures."""

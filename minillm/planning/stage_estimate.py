@@ -21,7 +21,8 @@ from minillm.planning.demand import Demand
 from minillm.planning.extrapolation import Seconds
 from minillm.planning.memory import training_disk
 from minillm.planning.work import Amounts
-from minillm.stages import Stage, Train
+from minillm.stages.base import Stage
+from minillm.stages.training import Train
 from minillm.store.manifest import Artifact
 from minillm.words import span
 

@@ -30,7 +30,8 @@ from minillm.planning.speed import SAID
 from minillm.planning.stage_estimate import read_models
 from minillm.planning.training_time import Trainings
 from minillm.planning.work import forward_operations, trained_model
-from minillm.stages import Job, Speed
+from minillm.stages.base import Job
+from minillm.stages.measuring import Speed
 from minillm.streams import Purpose, stream
 from minillm.words import percent
 from minillm.worker.processes import device, peak_bytes, process_group, rank, world_size

@@ -17,7 +17,7 @@ from minillm.planning.clock import agreed, timed
 from minillm.planning.extrapolation import Effort, Size
 from minillm.planning.micro_batches import MicroBatch, mean_longest, mean_micro_batch
 from minillm.planning.work import forward_operations, trained_model
-from minillm.stages import Train
+from minillm.stages.training import Train
 from minillm.training.engine import make_engine, micro_batch_size, take_step
 from minillm.training.feeds import Feed, Models
 from minillm.training.fixed_text import FixedText

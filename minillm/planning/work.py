@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from minillm.models.facts import ModelFacts
-from minillm.stages import Train
+from minillm.stages.training import Train
 from minillm.store.manifest import text_digest
 
 

@@ -30,7 +30,8 @@ from minillm.preparation.tokenizer_checks import (
     require_end,
     require_same_tokenizer,
 )
-from minillm.stages import Job, Prepare, Summary
+from minillm.stages.base import Job, Summary
+from minillm.stages.reading import Prepare
 
 PLAIN_TEXT_CHARACTERS = 10_000_000
 """Characters of D_PT to train a tokenizer on: more would change few merges and take long."""

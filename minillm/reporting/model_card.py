@@ -22,7 +22,8 @@ from minillm.reporting.data_words import kept_rows
 from minillm.reporting.markdown import TEMPLATES, code, escaped, table
 from minillm.reporting.model_words import count_parameters
 from minillm.reporting.provenance import provenance, versions
-from minillm.stages import Card, Job, Summary
+from minillm.stages.base import Job, Summary
+from minillm.stages.pages import Card
 from minillm.words import score, short_count
 
 TEXT = {

@@ -31,7 +31,8 @@ from minillm.reporting.sections.judge import judge_section
 from minillm.reporting.sections.preference import preference_section
 from minillm.reporting.sections.time import time_section
 from minillm.reporting.shown_answers import answers, choice_words
-from minillm.stages import Job, Report, Summary
+from minillm.stages.base import Job, Summary
+from minillm.stages.pages import Report
 from minillm.words import ABSENT, interval, number, p_value, percent, score, span
 
 MakeSection = Callable[[Mapping[str, Path], Sequence[str], plots.Look], Section | None]

@@ -18,7 +18,8 @@ from minillm.models.causal_lm import DTYPES, build_model, load_model, parameter_
 from minillm.models.lora import add_adapters
 from minillm.models.output_head import HeadedModel
 from minillm.models.shared_tokenizer import SharedTokenizer, load_shared_tokenizer
-from minillm.stages import Job, Summary, Train
+from minillm.stages.base import Job, Summary
+from minillm.stages.training import Train
 from minillm.streams import Purpose, generator, stream, torch_seed
 from minillm.training.checkpoints import Checkpoints
 from minillm.training.engine import make_engine, micro_batch_size, take_step

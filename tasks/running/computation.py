@@ -13,7 +13,7 @@ from minillm.config import BaseConfig, Model, Source, Tracked
 from minillm.data.sources import Resolved, fingerprint, resolve
 from minillm.errors import StageError
 from minillm.files import read_json
-from minillm.stages import Job, Stage
+from minillm.stages.base import Job, Stage
 from minillm.store.artifacts import METRICS, Store, disk_full
 from minillm.store.file_versions import Snapshot
 from minillm.store.manifest import Artifact, Origin, Timings, text_digest

@@ -13,7 +13,7 @@ from typing import Any
 from prefect import State, Task
 
 from minillm.config import BaseConfig, Tracked
-from minillm.stages import Stage
+from minillm.stages.base import Stage
 from minillm.store.artifacts import Store
 from minillm.store.manifest import Artifact
 from tasks.running.computation import Computation, Input

@@ -19,7 +19,7 @@ from prefect.runtime import flow_run, task_run
 from minillm.config import Tracked
 from minillm.errors import StageError
 from minillm.redaction import redact_error
-from minillm.stages import Stage
+from minillm.stages.base import Stage
 from minillm.store.artifacts import Store
 from minillm.store.manifest import Artifact
 from minillm.worker.template import GRACE_SECONDS
@@ -108,7 +108,7 @@ class Session:
 
         Args:
             stage: Settings that decide the result.
-            inputs: Inputs by their names in the stage's docstring.
+            inputs: Inputs by the names that the stage declares.
             config: Settings of the run, which are kept with the result.
             label: Name of the stage in logs and pages.
 

@@ -13,7 +13,7 @@ from prefect.futures import PrefectFuture
 from prefect.states import Completed
 
 from minillm.config import Tracked
-from minillm.stages import Stage
+from minillm.stages.base import Stage
 from minillm.store.manifest import Artifact
 from tasks.running.computation import Input
 from tasks.running.session import current, may_retry

@@ -21,7 +21,7 @@ import minillm
 from minillm.config import Runtime
 from minillm.durable import write_atomically
 from minillm.errors import BAD_INPUT, FAILED, StageError, error_words
-from minillm.stages import Job
+from minillm.stages.base import Job
 from minillm.store.artifacts import METRICS, SYSTEM_METRICS
 from minillm.worker.startup import has_gpu
 from tasks.running.forking import ForkedWorker, fork_worker

@@ -1,4 +1,4 @@
-"""Table of a run's stages as lines of text, for any width and height. Nothing here knows a terminal."""
+"""Table of a run's stages as lines of text, for any width and height, without any knowledge of terminals."""
 
 import logging
 import re

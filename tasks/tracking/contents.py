@@ -10,7 +10,9 @@ from prefect.settings import PREFECT_API_URL, PREFECT_UI_URL
 from minillm.config import Model, Source, Tracked
 from minillm.data.sources import Resolved
 from minillm.redaction import redacted
-from minillm.stages import Card, Score, Stage
+from minillm.stages.base import Stage
+from minillm.stages.measuring import Score
+from minillm.stages.pages import Card
 from minillm.store.artifacts import METRICS
 from minillm.store.manifest import Artifact, text_digest
 from tasks.environment.settings import PREFECT_UI

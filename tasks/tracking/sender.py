@@ -1,4 +1,4 @@
-"""Connection to MLflow that brings it up to date with the outbox. It works by run ids, so any thread can use it."""
+"""Connection to MLflow that brings it up to date with the outbox, by run ids, so that any thread can use it."""
 
 import contextlib
 import os

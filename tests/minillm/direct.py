@@ -11,7 +11,9 @@ from typing import Any
 import pytest
 
 from minillm.config import Runtime, Template
-from minillm.stages import EncodedPrompts, Generate, Job, Stage
+from minillm.stages.base import Job, Stage
+from minillm.stages.measuring import Generate
+from minillm.stages.reading import EncodedPrompts
 
 ROOT = Path(__file__).parents[2]
 PLAIN = {"with_context": "{instruction}|{context}>", "without_context": "{instruction}>"}

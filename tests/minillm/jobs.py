@@ -12,7 +12,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from minillm.config import Runtime
-from minillm.stages import Job, Stage
+from minillm.stages.base import Job, Stage
 from tasks.running.forking import fork_worker
 from tasks.running.process_group import Group
 

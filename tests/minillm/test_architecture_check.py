@@ -11,7 +11,7 @@ from minillm.models.output_head import OutputHead, output_head
 from minillm.preparation.architecture_check import TOLERANCE, _try_all, require_faithful
 from minillm.preparation.model_checks import build_skeleton
 from minillm.preparation.small_likeness import SPREADS, layers_of_every_kind, likeness
-from minillm.stages import Prepare
+from minillm.stages.reading import Prepare
 from tests.minillm.direct import run_stage
 from tests.minillm.models_in_small import ARCHITECTURES, LLAMA_LIKE
 from tests.minillm.test_preparation import GPT2, instructions, settings

@@ -8,7 +8,10 @@ import pytest
 from transformers import AutoModelForCausalLM
 
 from minillm.config import Benchmark, Evaluation, Method, Source, Template, Tokenizer
-from minillm.stages import Exposure, Prepare, Respond, Score, Stage, Train
+from minillm.stages.base import Stage
+from minillm.stages.measuring import Exposure, Score
+from minillm.stages.reading import Prepare
+from minillm.stages.training import Respond, Train
 from minillm.worker.progress import read_metrics
 from tests.minillm.direct import PLAIN, encode, generation, run_stage, write_lines
 from tests.minillm.jobs import WORDS, make_examples, make_plain_text, make_tokenizer, run_worker, write_job

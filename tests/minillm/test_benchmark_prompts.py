@@ -8,7 +8,7 @@ import pytest
 from minillm.config import Template
 from minillm.data.prompts import fit_prompts, load_prompts
 from minillm.errors import StageError
-from minillm.stages import EncodedPrompts
+from minillm.stages.reading import EncodedPrompts
 from tests.minillm.direct import PLAIN, run_stage, write_lines
 from tests.minillm.jobs import WORDS, make_tokenizer
 

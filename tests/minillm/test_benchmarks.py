@@ -3,7 +3,7 @@ import pytest
 from minillm.config import Fields, Metric
 from minillm.data.benchmarks import load_benchmarks, read_benchmark, select_topics
 from minillm.errors import StageError
-from minillm.stages import Benchmarks
+from minillm.stages.reading import Benchmarks
 from tests.minillm.direct import ROOT, real_data, run_stage, write_lines
 
 

@@ -8,7 +8,8 @@ import pytest
 
 from minillm.config import MultipleChoice, Source, Template
 from minillm.evaluation.calibration import judge, measure
-from minillm.stages import Calibration, Questions
+from minillm.stages.measuring import Calibration
+from minillm.stages.reading import Questions
 from tests.minillm.direct import PLAIN, alone, read_lines, run_stage, write_lines
 from tests.minillm.jobs import make_constant_model, make_tokenizer, run_worker, write_job
 from tests.minillm.models_in_small import small_model

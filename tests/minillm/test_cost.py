@@ -4,7 +4,7 @@ import json
 
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from minillm.stages import Cost
+from minillm.stages.measuring import Cost
 from tests.minillm.direct import encode, generation, read_lines, write_lines
 from tests.minillm.jobs import WORDS, make_tokenizer, run_worker, write_job
 

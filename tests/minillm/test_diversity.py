@@ -2,7 +2,7 @@ import pandas as pd
 import pytest
 
 from minillm.evaluation.diversity import distinct, measure, self_overlap
-from minillm.stages import Diversity
+from minillm.stages.measuring import Diversity
 from tests.minillm.direct import run_stage, write_lines
 
 

@@ -25,7 +25,9 @@ from minillm.models.causal_lm import build_model
 from minillm.models.output_head import output_head, response_hidden
 from minillm.models.tokenizers_bpe import train_bpe
 from minillm.objectives.vocabulary import token_log_probs
-from minillm.stages import DownstreamScore, DownstreamTasks, Job
+from minillm.stages.base import Job
+from minillm.stages.measuring import DownstreamScore
+from minillm.stages.reading import DownstreamTasks
 from tests.minillm.direct import read_lines, real_data, run_stage, write_lines
 from tests.minillm.hub import Hub, serve
 from tests.minillm.jobs import run_worker, write_job

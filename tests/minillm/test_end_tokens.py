@@ -14,7 +14,8 @@ from minillm.config import Tokenizer as TokenizerChoice
 from minillm.errors import StageError
 from minillm.models.causal_lm import load_model, save_model
 from minillm.models.shared_tokenizer import load_shared_tokenizer, named_end_tokens, share
-from minillm.stages import Prepare, Respond, Train
+from minillm.stages.reading import Prepare
+from minillm.stages.training import Respond, Train
 from minillm.worker.progress import read_metrics
 from tests.minillm.direct import PLAIN, alone, encode, generation, read_lines, run_stage, write_lines
 from tests.minillm.jobs import WORDS, make_constant_model, make_examples, make_tokenizer, run_worker, write_job

@@ -24,7 +24,7 @@ from minillm.evaluation.exposure import (
 )
 from minillm.models.batches import make_batch
 from minillm.models.causal_lm import load_model
-from minillm.stages import Exposure, Generate
+from minillm.stages.measuring import Exposure, Generate
 from tests.minillm.direct import encode, generation, read_lines, write_lines
 from tests.minillm.jobs import WORDS, make_tokenizer, run_worker, write_job
 from tests.minillm.models_in_small import ARCHITECTURES, response_logits, small_model

@@ -16,7 +16,7 @@ from minillm.data.decontamination import question
 from minillm.data.prompts import encode_prompts, encode_texts, render
 from minillm.errors import StageError
 from minillm.models.tokenizers_bpe import train_bpe
-from minillm.stages import Benchmarks, Filter
+from minillm.stages.reading import Benchmarks, Filter
 from tests.minillm.direct import PLAIN, read_lines, real_data, run_stage, write_lines
 
 PARTS = ("train", "validation", "test")

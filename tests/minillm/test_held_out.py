@@ -11,7 +11,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from minillm.data.plain_text import PlainText
 from minillm.errors import StageError
 from minillm.evaluation.reliability import binned, calibration_error
-from minillm.stages import HeldOut, HeldOutTexts
+from minillm.stages.measuring import HeldOut
+from minillm.stages.reading import HeldOutTexts
 from tests.minillm.direct import alone, encode, real_data, run_stage, write_lines
 from tests.minillm.jobs import WORDS, make_constant_model, make_tokenizer, run_worker, write_job
 from tests.minillm.models_in_small import small_model

@@ -12,7 +12,8 @@ from minillm.judging.questions import ORDERS
 from minillm.judging.results import difference, prompt_ratings, table
 from minillm.reporting import report
 from minillm.reporting.sections.judge import difference_table
-from minillm.stages import Job, Report
+from minillm.stages.base import Job
+from minillm.stages.pages import Report
 from tests.minillm.test_report import ROLES, make_inputs, read_page
 
 Rows = list[tuple[str, int, int, int, float | None, float | None, float | None, float | None]]

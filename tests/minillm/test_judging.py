@@ -17,7 +17,7 @@ import pytest
 from minillm.config import Judge
 from minillm.errors import StageError
 from minillm.judging.questions import chosen
-from minillm.stages import Judging
+from minillm.stages.measuring import Judging
 from tests import judge_server
 from tests.judge_server import KEY, TOKENS, fails, ratings, says, serving
 from tests.minillm.direct import read_lines, run_stage, write_lines

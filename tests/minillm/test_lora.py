@@ -13,7 +13,7 @@ from minillm.errors import StageError
 from minillm.models.lora import ADAPTER, add_adapters, merged_weights
 from minillm.models.output_head import OutputHead
 from minillm.objectives.vocabulary import head_loss
-from minillm.stages import Train
+from minillm.stages.training import Train
 from tests.minillm.jobs import run_worker, write_job
 from tests.minillm.models_in_small import ARCHITECTURES
 from tests.minillm.trainings import settings, text_inputs, weights

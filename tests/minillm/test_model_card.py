@@ -18,7 +18,8 @@ from minillm.models.tokenizers_bpe import train_bpe
 from minillm.reporting import model_card
 from minillm.reporting.plots import CURVES
 from minillm.reporting.study.page import SHOWN_CURVES
-from minillm.stages import Card, Job
+from minillm.stages.base import Job
+from minillm.stages.pages import Card
 from tests.manifests import write_manifest
 
 TOKEN = "correct-horse"

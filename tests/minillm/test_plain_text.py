@@ -11,7 +11,7 @@ from minillm.data.plain_text import PlainText
 from minillm.data.prompts import encode_texts
 from minillm.errors import StageError
 from minillm.models.tokenizers_bpe import train_bpe
-from minillm.stages import Pack
+from minillm.stages.reading import Pack
 from tests.minillm.direct import real_data, run_stage, write_lines
 
 

@@ -19,7 +19,9 @@ from minillm.planning.schedule import Step, span
 from minillm.planning.stage_estimate import StageEstimate, require_fit
 from minillm.planning.work import Amounts, Work, forward_operations, same_speed
 from minillm.preparation.model_checks import build_skeleton, inspect_model
-from minillm.stages import Calibration, Cost, Exposure, Generate, HeldOut, Respond, Stage, Train
+from minillm.stages.base import Stage
+from minillm.stages.measuring import Calibration, Cost, Exposure, Generate, HeldOut
+from minillm.stages.training import Respond, Train
 
 TRAINING = Training(learning_rate=1e-3, batch_size=4, steps=10, evaluate_every=4)
 MODEL = ModelFacts(

@@ -16,7 +16,8 @@ from minillm.evaluation.preference import agreement, compare
 from minillm.evaluation.uncertainty import estimate
 from minillm.reporting.plots import looks, save
 from minillm.reporting.sections.preference import preference_section
-from minillm.stages import Job, Preference
+from minillm.stages.base import Job
+from minillm.stages.measuring import Preference
 from tests.minillm.annotated import ROLES, response, write_run
 
 LETTERS: dict[str, Choice] = {"w": "win", "t": "tie", "l": "loss"}

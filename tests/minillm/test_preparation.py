@@ -24,7 +24,7 @@ from minillm.models.shared_tokenizer import load_shared_tokenizer, share
 from minillm.models.tokenizers_bpe import train_bpe
 from minillm.objectives.vocabulary import token_log_probs
 from minillm.preparation.tokenizer_checks import has_tokenizer
-from minillm.stages import Prepare
+from minillm.stages.reading import Prepare
 from tests.minillm.direct import PLAIN, real_data, run_stage, write_lines
 from tests.minillm.models_in_small import ARCHITECTURES, LLAMA_LIKE
 

@@ -14,7 +14,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from minillm.config import Runtime
 from minillm.errors import BAD_INPUT
 from minillm.models.output_head import HeadedModel
-from minillm.stages import Train
+from minillm.stages.training import Train
 from minillm.training.engine import make_engine
 from minillm.worker.processes import process_group
 from tests.minillm.direct import alone as alone_here

@@ -7,7 +7,7 @@ from transformers import PreTrainedTokenizerFast
 from minillm.config import Template
 from minillm.data.prompts import encode_prompts, encode_texts, fit_prompts
 from minillm.models.tokenizers_bpe import train_bpe
-from minillm.stages import EncodedPrompts
+from minillm.stages.reading import EncodedPrompts
 
 WORDS = ["<s>", "</s>", "<unk>", "<|user|>", "say", "cat", "do", "Ask:"]
 PLAIN = Template(with_context="Ask: {instruction} {context}", without_context="Ask: {instruction}")

@@ -10,7 +10,7 @@ from minillm.data.questions import read_questions
 from minillm.errors import StageError
 from minillm.evaluation.responses import read_rows
 from minillm.models.tokenizers_bpe import train_bpe
-from minillm.stages import Questions
+from minillm.stages.reading import Questions
 from tests.minillm.direct import PLAIN, real_data, run_stage, write_lines
 
 ARC = {

@@ -21,7 +21,9 @@ from minillm.reporting.comparison import Comparison, how_tested, verdict
 from minillm.reporting.model_words import cost_words, model_table
 from minillm.reporting.plots import looks
 from minillm.reporting.sections.exposure import exposure_section
-from minillm.stages import Diversity, Job, Report, Score
+from minillm.stages.base import Job
+from minillm.stages.measuring import Diversity, Score
+from minillm.stages.pages import Report
 from tests.manifests import write_manifest
 
 ROLES = ("teacher", "sft", "kd", "minillm")

@@ -9,7 +9,8 @@ from transformers import PreTrainedTokenizerFast
 from minillm.config import Benchmark, Evaluation, Source
 from minillm.errors import StageError
 from minillm.evaluation.scoring import run
-from minillm.stages import Job, Score
+from minillm.stages.base import Job
+from minillm.stages.measuring import Score
 from tests.minillm.direct import write_lines
 
 # First references of 1, 2, 6 and 12 words; the tokenizer below has one token a word.

@@ -15,7 +15,8 @@ from minillm.reporting.plots import looks
 from minillm.reporting.sections.base import doubt_words
 from minillm.reporting.sections.calibration import calibration_section, points
 from minillm.reporting.sections.held_out import held_out_section
-from minillm.stages import Job, Report
+from minillm.stages.base import Job
+from minillm.stages.pages import Report
 from tests.minillm.test_report import ROLES, make_inputs, read_page
 
 SURE = {"teacher": 0.6, "sft": 0.9, "kd": 0.8, "minillm": 0.7}

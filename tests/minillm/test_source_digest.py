@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import minillm
-from minillm.stages import Stage
+from minillm.stages.base import Stage
 from minillm.store.source_digest import DECLARATIONS
 
 DIGESTS = """

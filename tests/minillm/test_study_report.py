@@ -13,7 +13,8 @@ from minillm.errors import StageError
 from minillm.evaluation.uncertainty import adjusted, estimate, paired_estimate
 from minillm.reporting.study import study_report as study
 from minillm.reporting.study.variants import StudyComparison
-from minillm.stages import Job, StudyReport
+from minillm.stages.base import Job
+from minillm.stages.pages import StudyReport
 from tests.minillm.test_report import Page
 
 SEEDS = (1, 2)

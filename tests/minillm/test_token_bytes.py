@@ -10,7 +10,7 @@ from minillm.data.prompts import encode_texts
 from minillm.data.token_bytes import spelled_bytes, written_bytes
 from minillm.evaluation.held_out import blocks
 from minillm.models.tokenizers_bpe import train_bpe
-from minillm.stages import HeldOutTexts
+from minillm.stages.reading import HeldOutTexts
 from tests.minillm.direct import run_stage
 
 TEXT = "Ich höre 答え 🙂, naïve café\n\n"

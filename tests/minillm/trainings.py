@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file
 
 from minillm.config import Method
-from minillm.stages import Train
+from minillm.stages.training import Train
 from minillm.worker.progress import read_metrics
 from tests.minillm.jobs import make_examples, make_plain_text, make_tokenizer
 from tests.minillm.models_in_small import ARCHITECTURES

@@ -13,7 +13,9 @@ from mlflow import MlflowClient
 
 from minillm.config import Config, Fields, Model, Source
 from minillm.errors import StageError
-from minillm.stages import Benchmarks, Filter, Stage, StudyReport
+from minillm.stages.base import Stage
+from minillm.stages.pages import StudyReport
+from minillm.stages.reading import Benchmarks, Filter
 from minillm.store.artifacts import Store
 from minillm.store.inventory import look
 from minillm.store.manifest import Artifact

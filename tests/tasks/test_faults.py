@@ -14,7 +14,8 @@ from mlflow import MlflowClient
 
 from minillm.config import Config, Runtime
 from minillm.errors import StageError
-from minillm.stages import Job, Pack
+from minillm.stages.base import Job
+from minillm.stages.reading import Pack
 from minillm.store.artifacts import Store
 from minillm.store.manifest import Artifact
 from tasks.running.supervision import WorkerError, run_worker

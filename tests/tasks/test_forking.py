@@ -14,7 +14,8 @@ from filelock import FileLock
 
 from minillm.config import Runtime
 from minillm.errors import BAD_INPUT
-from minillm.stages import Pack, load_job
+from minillm.stages import load_job
+from minillm.stages.reading import Pack
 from minillm.worker.startup import has_gpu
 from tasks.running import forking
 from tasks.running.forking import ForkedWorker, Template

@@ -14,7 +14,7 @@ import pytest
 
 from minillm.config import Runtime
 from minillm.errors import StageError
-from minillm.stages import Job
+from minillm.stages.base import Job
 from minillm.worker.progress import read_metrics
 from tasks.running.hosts import Part
 from tasks.running.supervision import WorkerError, run_worker

@@ -11,7 +11,8 @@ import psutil
 import pytest
 
 from minillm.config import Runtime
-from minillm.stages import Exposure, Job
+from minillm.stages.base import Job
+from minillm.stages.measuring import Exposure
 from tasks.running.process_group import Group, piped, watched
 from tasks.running.supervision import WorkerError, _cause, run_worker
 from tests.conftest import ROOT

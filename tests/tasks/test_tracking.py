@@ -4,7 +4,7 @@ from pathlib import Path
 
 from minillm.config import Fields, Source
 from minillm.data.sources import Resolved
-from minillm.stages import Benchmarks
+from minillm.stages.reading import Benchmarks
 from minillm.store.file_versions import Snapshot
 from tasks.tracking.contents import datasets
 

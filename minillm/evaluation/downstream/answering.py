@@ -19,7 +19,8 @@ from minillm.files import read_json, write_json
 from minillm.models.causal_lm import DTYPES, load_model
 from minillm.models.output_head import output_head
 from minillm.models.shared_tokenizer import load_shared_tokenizer
-from minillm.stages import DownstreamScore, Job, Summary
+from minillm.stages.base import Job, Summary
+from minillm.stages.measuring import DownstreamScore
 from minillm.worker.processes import device
 from minillm.worker.progress import Progress
 

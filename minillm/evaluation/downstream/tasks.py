@@ -23,7 +23,8 @@ from minillm.evaluation.downstream.harness import (
 )
 from minillm.evaluation.downstream.local_rows import deal, read_rows
 from minillm.files import read_json, write_json_lines
-from minillm.stages import DownstreamTasks, Job, Summary
+from minillm.stages.base import Job, Summary
+from minillm.stages.reading import DownstreamTasks
 
 SPLITS = {"test": ("rows", "source"), "examples": ("examples", "examples")}
 """Splits of a task with local rows: for each, the kind of input and the field of `local` that gives it."""

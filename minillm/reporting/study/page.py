@@ -17,7 +17,7 @@ from minillm.reporting.markdown import render
 from minillm.reporting.pages import write_page
 from minillm.reporting.sections.base import doubt_words
 from minillm.reporting.study.variants import StudyComparison
-from minillm.stages import StudyReport
+from minillm.stages.pages import StudyReport
 from minillm.words import ABSENT, number, p_statement, p_value, with_interval
 
 SHOWN_CURVES = (*plots.DIVERGENCE_CURVES, "train/response_tokens", "valid/rouge_l", "valid/rouge_l_characters")

@@ -16,7 +16,8 @@ from minillm.reporting.comparison import measure_of
 from minillm.reporting.plots import Curves, read_curves
 from minillm.reporting.study.page import write
 from minillm.reporting.study.variants import StudyComparison
-from minillm.stages import Job, StudyReport, Summary
+from minillm.stages.base import Job, Summary
+from minillm.stages.pages import StudyReport
 
 
 def run(job: Job[StudyReport]) -> Summary:
