@@ -21,8 +21,7 @@ from minillm.errors import StageError, first_line
 from minillm.redaction import redacted
 from tasks.environment.settings import mlflow_pages
 from tasks.tracking.database import DATABASE, database_uri, relocate
-from tasks.tracking.entries import server_in_use
-from tasks.tracking.outbox import LOGGER
+from tasks.tracking.entries import LOGGER, server_in_use
 
 TRAINING_PAGES = "workflowType=machine_learning"
 """Query of a page's address. Without it, MLflow opens its pages for applications of language models."""

@@ -1,5 +1,6 @@
 """Entries of the outbox: what a tracked run should look like, and how much of it MLflow already has."""
 
+import logging
 import os
 
 from pydantic import BaseModel
@@ -7,6 +8,7 @@ from pydantic import BaseModel
 from minillm.redaction import redacted
 from tasks.tracking.tags import KEY_TAG
 
+LOGGER = logging.getLogger("prefect.tracking")
 RUN = "the run"
 """Name of the refused part if MLflow takes nothing of an entry."""
 STORE = "the store's database"

@@ -6,7 +6,6 @@ or absent server never stops or delays anything. The next flow run sends what th
 
 import contextlib
 import json
-import logging
 import threading
 import uuid
 from collections.abc import Iterator
@@ -20,13 +19,12 @@ from minillm.durable import make_folder, write_atomically
 from minillm.errors import StageError, first_line
 from minillm.redaction import redacted
 from tasks.environment.settings import set_mlflow_defaults
-from tasks.tracking.entries import RUN, STORE, Delivered, DesiredRun, OutboxEntry, server_in_use
+from tasks.tracking.entries import LOGGER, RUN, STORE, Delivered, DesiredRun, OutboxEntry, server_in_use
 from tasks.tracking.uses import note_use
 
 if TYPE_CHECKING:
     from tasks.tracking.sender import Sender
 
-LOGGER = logging.getLogger("prefect.tracking")
 OWNERS = "owners"
 """Folder of the locks that living processes hold."""
 EVERY_SECONDS = 2.0
