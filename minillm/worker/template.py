@@ -4,12 +4,13 @@ Importing PyTorch and its like takes a worker some four seconds of a core, more 
 forked worker begins with all of it in memory, shared with the template, and is otherwise a process like any other: a
 session, an environment, an exit status and a memory of its own.
 
-Standard input is a socket. A message is the path of a job's spec, with three file descriptors: the worker's standard
-input, its output, and a pipe that gets its process id at once and its exit status at its end. Once the socket has
-ended, the template leaves with its last worker.
+Standard input is a socket. A message is JSON, the path of a job's spec and environment variables that this worker alone
+gets, with three file descriptors: the worker's standard input, its output, and a pipe that gets its process id at once
+and its exit status at its end. Once the socket has ended, the template leaves with its last worker.
 """
 
 import contextlib
+import json
 import os
 import select
 import signal
@@ -72,7 +73,9 @@ def fork_workers(requests: socket.socket) -> str | None:
             for descriptor in (ended, wake, *waiting.values()):
                 os.close(descriptor)
             _stand_alone(*received)
-            return message.decode()
+            spec, variables = json.loads(message)
+            os.environ.update(variables)
+            return spec
         waiting[worker] = received.pop()
         for descriptor in received:
             os.close(descriptor)

@@ -1,6 +1,7 @@
 """Workers forked from a template process, which has imported what they need; see `minillm/worker/template.py`."""
 
 import contextlib
+import json
 import os
 import select
 import signal
@@ -69,8 +70,13 @@ class Template:
                 start_new_session=True,  # Ctrl-C is for the flow
             )
 
-    def fork(self, spec: Path) -> ForkedWorker:
-        """Fork a worker that runs a job; the first one waits until the template has imported all."""
+    def fork(self, spec: Path, **variables: str) -> ForkedWorker:
+        """Fork a worker that runs a job; the first one waits until the template has imported all.
+
+        Args:
+            spec: File of the job.
+            variables: Environment variables that the worker has beside or instead of the template's.
+        """
         with contextlib.ExitStack() as theirs:
             ends = [os.pipe() for _ in range(3)]
             (its_stdin, stdin), (stdout, its_stdout), (answers, its_answers) = ends
@@ -81,7 +87,9 @@ class Template:
                 os.fdopen(stdout, encoding="utf-8", errors="replace"),
                 os.fdopen(answers, encoding="utf-8"),
             )
-            socket.send_fds(self._requests, [str(spec).encode()], [its_stdin, its_stdout, its_answers])
+            socket.send_fds(
+                self._requests, [json.dumps([str(spec), variables]).encode()], [its_stdin, its_stdout, its_answers]
+            )
         return ForkedWorker(*ours)
 
     def end(self) -> None:
@@ -89,13 +97,14 @@ class Template:
         self._requests.close()
 
 
-def fork_worker(spec: Path, environment: Mapping[str, str]) -> ForkedWorker:
+def fork_worker(spec: Path, environment: Mapping[str, str], **variables: str) -> ForkedWorker:
     """Fork a worker that runs a job.
 
     Args:
         spec: File of the job.
         environment: All of its environment variables; libraries read some when they are imported, so each environment
             has a template of its own.
+        variables: Those that this worker has beside or instead of them.
 
     Raises:
         ChildProcessError: The template was killed.
@@ -106,4 +115,4 @@ def fork_worker(spec: Path, environment: Mapping[str, str]) -> ForkedWorker:
         if not _TEMPLATES:
             _TEMPLATES.append(Template(environment))
         template = _TEMPLATES[0]
-    return template.fork(spec)
+    return template.fork(spec, **variables)

@@ -1,5 +1,6 @@
 """Small real inputs of stages, and helpers that run a stage as its worker process does."""
 
+import contextlib
 import json
 import os
 import subprocess
@@ -15,6 +16,7 @@ from minillm.config import Runtime
 from minillm.stages.base import Job, Stage
 from tasks.running.forking import fork_worker
 from tasks.running.process_group import Group
+from tasks.running.supervision import free_port
 
 ROOT = Path(__file__).parents[2]
 WORDS = ["red", "blue", "green", "cat", "dog", "bird", "runs", "sleeps", "the", "a", "and", "say", "sing", "now"]
@@ -87,19 +89,16 @@ def worker_environment(processes: int = 1) -> dict[str, str]:
 
 def run_worker(spec: Path, processes: int = 1) -> subprocess.CompletedProcess[str]:
     """Run a stage to its end, in one process or several; what it writes, to both streams, is in `stdout`."""
-    if processes == 1:
-        with Group(fork_worker(spec, worker_environment())) as group:
-            lines = list(iter(lambda: group.next_line(1), None))
-        return subprocess.CompletedProcess([str(spec)], group.status, "\n".join(filter(None, lines)))
-    return subprocess.run(
-        worker_command(spec, processes),
-        env=worker_environment(processes),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        encoding="utf-8",
-        timeout=300,
-    )
+    port, groups = str(free_port()), []
+    lines: list[str | None] = []
+    with contextlib.ExitStack() as stack:
+        for rank in range(processes):
+            place = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes), "MASTER_PORT": port}
+            groups.append(stack.enter_context(Group(fork_worker(spec, worker_environment(), **place))))
+        for group in groups:
+            lines += iter(lambda group=group: group.next_line(1), None)
+    status = next((group.status for group in groups if group.status), 0)
+    return subprocess.CompletedProcess([str(spec)], status, "\n".join(filter(None, lines)))
 
 
 def make_constant_model(directory: Path, probabilities: dict[str, float]) -> Path:

@@ -21,6 +21,7 @@ from minillm.data.documents import read_documents
 from minillm.data.sources import resolve
 from minillm.data.tables import read_records
 from minillm.errors import ConfigError, StageError
+from minillm.files import read_json_lines
 from tests.minillm.direct import write_lines
 
 WORDS = ["NA", "None", "null", "nan", "007", "True", "1e5", "", " x", "2024-01-01", 'say "so"', "two\nlines", "a,b"]
@@ -260,3 +261,9 @@ def test_rows_of_a_json_list_that_lose_a_part_are_malformed(tmp_path, monkeypatc
     path.write_bytes(b'[{"a": "caf\xe9"}]')
     with pytest.raises(StageError, match="byte 0xe9 at position 11"):
         values(path)
+
+
+def test_lines_of_json_end_at_line_ends_alone(tmp_path: Path):
+    path, values = tmp_path / "rows.jsonl", ["a\u2028b\x85c", {"d": "\x0b"}]
+    path.write_text("\n".join(json.dumps(value, ensure_ascii=False) for value in values) + "\n", encoding="utf-8")
+    assert read_json_lines(path) == values

@@ -9,7 +9,9 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
+from filelock import FileLock
 from mlflow import MlflowClient
 
 from minillm.config import Config, Runtime
@@ -22,8 +24,7 @@ from tasks.running.supervision import WorkerError, run_worker
 from tests.minillm.jobs import make_tokenizer
 from tests.mlflow_server import mlflow_server, slowed
 from tests.tasks.stages import LONG, run, steps_logged, training, when_training, with_data
-from tests.waiting import wait_for
-from tests.workers import workers_in
+from tests.workers import is_worker
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
 
@@ -109,16 +110,17 @@ def test_a_worker_that_hangs_is_killed_and_may_be_started_again(tmp_path: Path):
         runtime=Runtime(silent_minutes=0.05),
     )
 
-    def hang() -> None:
-        wait_for(lambda: workers_in(tmp_path))
-        workers_in(tmp_path)[0].suspend()
+    hanging: list[psutil.Process] = []
 
-    stopping = threading.Thread(target=hang)
-    stopping.start()
-    with pytest.raises(WorkerError, match=r"said and wrote nothing for 0.05 minutes \(runtime.silent_minutes\)"):
-        run_worker(job, lambda line: None, threading.Event())
-    stopping.join()
-    assert not workers_in(tmp_path)
+    def hang(line: str) -> None:
+        if "waiting for it" in line:
+            hanging.extend(filter(is_worker, psutil.Process().children(recursive=True)))
+            hanging[0].suspend()
+
+    told = r"said and wrote nothing for 0.05 minutes \(runtime.silent_minutes\)"
+    with FileLock(tmp_path / "worker.lock"), pytest.raises(WorkerError, match=told):
+        run_worker(job, hang, threading.Event())
+    assert [process for process in hanging if process.is_running()] == []
 
 
 def test_a_clock_that_jumps_moves_nothing(tmp_path: Path, computed_data: Path, monkeypatch: pytest.MonkeyPatch):
@@ -174,7 +176,7 @@ def steps_with(artifact: Artifact, name: str) -> list[int]:
 
 
 def test_a_worker_that_is_stopped_in_the_middle_goes_on_from_its_checkpoint(tmp_path: Path, computed_data: Path):
-    config = with_data(tmp_path, computed_data, *LONG, "runtime.silent_minutes=0.7")
+    config = with_data(tmp_path, computed_data, *LONG, "runtime.silent_minutes=0.25")
     with when_training(config, 15, lambda process: process.send_signal(signal.SIGSTOP)):
         outcome = run(config, training)
     assert outcome.names() == {"train": "Completed"}
