@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from minillm.config import BaseConfig, Config, EvaluationConfig, Lora, Source, Tokenizer
+from minillm.config.data import RowFields
 from minillm.stages.reading import Filter, Pack, Prepare
 from minillm.store.manifest import Artifact
 from tasks.evaluation_sets import generation_tokens
@@ -16,7 +17,7 @@ def prepare(config: Config) -> Work:
     """Train or load the tokenizer that teacher and student share, and check that both fit it."""
     models = {"teacher.model": config.teacher.model, "student.model": config.student.model}
     architectures = {name: model.architecture for name, model in models.items()}
-    stage = _prepare(config, config.tokenizer, architectures, config.adapters)
+    stage = _prepare(config, config.tokenizer, architectures, config.adapters, config.data.fields)
     inputs: dict[str, Input] = {name: model for name, model in models.items() if model.architecture is None}
     if config.tokenizer.path is not None:
         inputs["tokenizer"] = Source(path=str(Path(config.tokenizer.path).absolute()))
@@ -29,7 +30,7 @@ def prepare(config: Config) -> Work:
 @stage_task("prepare {name}")
 def prepare_model(config: EvaluationConfig, name: str) -> Work:
     """Load a model's own tokenizer, and check that it fits the model and the lengths asked for."""
-    stage = _prepare(config, Tokenizer(), {"model": None}, adapters={})
+    stage = _prepare(config, Tokenizer(), {"model": None}, adapters={}, fields=RowFields())
     return stage, {"model": config.models[name]}
 
 
@@ -38,6 +39,7 @@ def _prepare(
     tokenizer: Tokenizer,
     models: dict[str, dict[str, Any] | None],
     adapters: dict[str, tuple[Lora, ...]],
+    fields: RowFields,
 ) -> Prepare:
     return Prepare(
         tokenizer=tokenizer,
@@ -46,6 +48,8 @@ def _prepare(
         max_tokens=config.data.max_tokens,
         generation_tokens=generation_tokens(config),
         adapters=adapters,
+        fields=fields,
+        end_tokens=config.data.end_tokens,
     )
 
 
@@ -56,6 +60,7 @@ def filter_examples(config: Config, prepared: Artifact, benchmarks: Artifact) ->
     random_split = data.split is None
     stage = Filter(
         template=data.template,
+        fields=data.fields,
         max_prompt_tokens=data.max_prompt_tokens,
         max_tokens=data.max_tokens,
         max_malformed_share=data.max_malformed_share,

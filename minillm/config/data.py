@@ -1,39 +1,73 @@
 """The data and how they become tokens (method.md §6)."""
 
-from typing import Self
+from typing import Any, Self
 
 from pydantic import Field, PositiveInt, model_validator
 
 from minillm.config.base import LocalPath, Source, Strict
 
+ALPACA_WITH_CONTEXT = (
+    "Below is an instruction that describes a task, paired with an input that provides further context. "
+    "Write a response that appropriately completes the request.\n\n"
+    "### Instruction:\n{instruction}\n\n### Input:\n{context}\n\n### Response:\n"
+)
+"""The paper's template for instructions with a context."""
+ALPACA_WITHOUT_CONTEXT = (
+    "Below is an instruction that describes a task. "
+    "Write a response that appropriately completes the request.\n\n"
+    "### Instruction:\n{instruction}\n\n### Response:\n"
+)
+"""The paper's template for instructions without a context."""
+
 
 class Template(Strict):
-    """Template that turns an instruction into a prompt; the response follows directly (method.md §6).
+    """How messages, or an instruction with its context, become a prompt; the response follows directly (method.md §6).
 
-    The name of a special token, say `<s>`, stands for that token in a template and is plain text in an instruction or
-    context.
+    `chat` alone stands for `{chat: true}`: the tokenizer's own template. Without any field, it is taken where the
+    tokenizer has one, and else the paper's text. The name of a special token, say `<s>`, stands for that token in a
+    template and is plain text in what it is filled with.
     """
 
-    with_context: str = (
-        "Below is an instruction that describes a task, paired with an input that provides further context. "
-        "Write a response that appropriately completes the request.\n\n"
-        "### Instruction:\n{instruction}\n\n### Input:\n{context}\n\n### Response:\n"
-    )
-    """Template for instructions with a context. The default is the paper's Alpaca template."""
-    without_context: str = (
-        "Below is an instruction that describes a task. "
-        "Write a response that appropriately completes the request.\n\n"
-        "### Instruction:\n{instruction}\n\n### Response:\n"
-    )
-    """Template for instructions without a context."""
+    chat: bool | None = None
+    """True for the tokenizer's own template, false for a text."""
+    system: str | None = None
+    """Message of the system for conversations that have none; for the tokenizer's own template."""
+    variables: dict[str, Any] = Field(default_factory=dict)
+    """Further variables of the tokenizer's own template, for instance `enable_thinking: false`."""
+    with_context: str | None = None
+    """Text for instructions with a context. The default is the paper's Alpaca template."""
+    without_context: str | None = None
+    """Text for instructions without a context. The default is the paper's Alpaca template."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _short(cls, value: Any) -> Any:
+        return {"chat": True} if value == "chat" else value
 
     @model_validator(mode="after")
-    def _placeholders(self) -> Self:
-        if "{instruction}" not in self.with_context or "{context}" not in self.with_context:
+    def _of_one_kind(self) -> Self:
+        if self.with_context is not None and not all(
+            mark in self.with_context for mark in ("{instruction}", "{context}")
+        ):
             raise ValueError("`with_context` must contain {instruction} and {context}")
-        if "{instruction}" not in self.without_context:
+        if self.without_context is not None and "{instruction}" not in self.without_context:
             raise ValueError("`without_context` must contain {instruction}")
+        if self.has_text and (self.chat or self.system is not None or self.variables):
+            raise ValueError(
+                "`chat`, `system` and `variables` are for the tokenizer's own template; leave the texts out"
+            )
         return self
+
+    @property
+    def has_text(self) -> bool:
+        """Whether a text is given."""
+        return self.with_context is not None or self.without_context is not None
+
+    def text(self, context: str) -> str:
+        """Return the text for an instruction with this context, which may be empty or blank."""
+        if context.strip():
+            return self.with_context or ALPACA_WITH_CONTEXT
+        return self.without_context or ALPACA_WITHOUT_CONTEXT
 
 
 class Prompts(Strict):
@@ -42,6 +76,8 @@ class Prompts(Strict):
     directory: LocalPath = "."
     """Folder that relative paths of sources start from, itself relative to the working directory."""
     template: Template = Template()
+    end_tokens: tuple[str, ...] = ()
+    """Tokens that end a response beside the tokenizer's and those that the models' `generation_config.json` name."""
     max_prompt_tokens: PositiveInt = 256
     """Longest prompt, in tokens (reference scripts: 256)."""
     max_tokens: PositiveInt = 512
@@ -62,11 +98,36 @@ class Prompts(Strict):
         return self
 
 
+class RowFields(Strict):
+    """Names of the fields in the training rows."""
+
+    instruction: str = "instruction"
+    """Field with the instruction."""
+    context: str | None = None
+    """Field with the context of the instruction; without a name, `context` or `input` if the row has one."""
+    response: str | None = None
+    """Field with the response to the instruction; without a name, `response` or `output`."""
+    messages: str = "messages"
+    """Field with the messages of a conversation, each with `role` and `content`."""
+    conversations: str = "conversations"
+    """Field with the messages of a conversation as ShareGPT has them, each with `from` and `value`."""
+    prompt: str = "prompt"
+    """Field with what comes before a completion: text, or messages."""
+    completion: str = "completion"
+    """Field with the completion of a prompt: text, or messages."""
+    tools: str = "tools"
+    """Field with the tools that a conversation may call."""
+    category: str = "category"
+    """Field with the row's category."""
+
+
 class Data(Prompts):
     """The instruction data D and the plain text D_PT, and how they are filtered (method.md §6)."""
 
     instructions: Source
-    """Rows with instruction, context, response and category (the schema of Dolly)."""
+    """Rows with instruction, context, response and category (the schema of Dolly), or conversations: `messages`,
+    ShareGPT's `conversations`, `prompt` with `completion`."""
+    fields: RowFields = RowFields()
     split: Source | None = None
     """Rows {row, split} that name each row's part (train, dev, test, unused); without it, a random split."""
     validation_size: PositiveInt = 1000

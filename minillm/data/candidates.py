@@ -18,8 +18,8 @@ class Candidate:
     category: str
     texts: bytes
     """Digest of the row's three texts."""
-    question: bytes
-    """Digest of the instruction with its context."""
+    questions: tuple[bytes, ...]
+    """Digests of all that is asked in it, instructions with their contexts."""
     prompt_tokens: int
     response_tokens: int
     """Tokens of the response, EOS included."""
@@ -72,13 +72,18 @@ def drop_overlaps(
     held_out = index_benchmarks(benchmarks)
     for part in ("test", "validation", "train"):
         if part != "test":
-            found = [candidate for candidate in kept(candidates, part) if candidate.question in held_out]
-            overlaps += [Overlap(candidate.row, *held_out[candidate.question]) for candidate in found]
-            for candidate in found:
+            found = [(c, place) for c in kept(candidates, part) if (place := _asked_in(c, held_out))]
+            overlaps += [Overlap(candidate.row, *place) for candidate, place in found]
+            for candidate, _ in found:
                 candidate.drop_if(True, "also in an evaluation set")
         for candidate in kept(candidates, part):
-            held_out.setdefault(candidate.question, (part, candidate.row))
+            for question in candidate.questions:
+                held_out.setdefault(question, (part, candidate.row))
     return sorted(overlaps, key=lambda overlap: overlap.row)
+
+
+def _asked_in(candidate: Candidate, held_out: Mapping[bytes, tuple[str, int]]) -> tuple[str, int] | None:
+    return next((held_out[question] for question in candidate.questions if question in held_out), None)
 
 
 def kept(candidates: Sequence[Candidate], part: str | None = None) -> list[Candidate]:

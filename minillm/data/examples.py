@@ -4,19 +4,20 @@ However many rows there are, texts and tokens are in memory only a batch at a ti
 """
 
 import itertools
+from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from minillm.config import Template
 from minillm.data.candidates import Candidate
+from minillm.data.chat import ChatTemplate
 from minillm.data.decontamination import digest, normalise, question
-from minillm.data.prompts import encode_prompts, encode_texts, render
-from minillm.data.rows import InstructionRow
+from minillm.data.encoding import Encoded
+from minillm.data.rows import Malformed, Row
+from minillm.data.text_template import TextTemplate
 from minillm.data.tokenising import PIECE, batches
 
 SCHEMA = pa.schema(
@@ -36,85 +37,92 @@ GROUP = 1 << 15
 MARGIN = 16
 """Tokens that cutting a text may add: its beginning alone may have a few more than it has within the text."""
 
+FEWEST_CHARACTERS = 1000
+"""Characters that are kept of every message of a conversation when its tokens are counted."""
+
 
 def tokenise(
-    rows: Iterable[InstructionRow], template: Template, tokenizer: Any, max_tokens: int, target: Path
-) -> list[Candidate]:
+    rows: Iterable[Row], template: TextTemplate | ChatTemplate, max_tokens: int, target: Path
+) -> tuple[list[Candidate], list[Malformed], Counter[str]]:
     """Render and tokenise rows into a file.
 
     Args:
         rows: Rows to write, in order.
-        template: Template of the prompt.
-        tokenizer: Tokenizer with an EOS token.
+        template: Template of prompts and examples.
         max_tokens: Longest prompt or response whose tokens are kept; a longer row is dropped later.
         target: File for an Arrow stream of WAITING.
+
+    Returns:
+        Candidates in the order of the file, the rows that the template refuses, and how often each note was made.
     """
     candidates: list[Candidate] = []
+    refused: list[Malformed] = []
+    notes: Counter[str] = Counter()
     with pa.OSFile(str(target), "wb") as sink, pa.ipc.new_stream(sink, WAITING) as writer:
         for batch in batches(rows, _characters):
-            encoded = _encode(batch, template, tokenizer, max_tokens)
-            candidates += [
-                Candidate(
-                    row.row,
-                    row.category,
-                    texts=digest(*map(normalise, (row.instruction, row.context, row.response))),
-                    question=digest(*question(row.instruction, row.context)),
-                    prompt_tokens=len(prompt_ids),
-                    response_tokens=len(response_ids),
+            whole: list[tuple[Row, Encoded]] = []
+            for row, encoded in zip(batch, _encode(batch, template, max_tokens), strict=True):
+                if isinstance(encoded, str):
+                    refused.append(Malformed(row.row, row.file, row.line, encoded))
+                    continue
+                whole.append((row, encoded))
+                notes.update(encoded.notes)
+                candidates.append(
+                    Candidate(
+                        row.row,
+                        row.category,
+                        texts=digest(*map(normalise, row.texts)),
+                        questions=tuple(digest(*question(*asked)) for asked in row.questions),
+                        prompt_tokens=len(encoded.prompt_ids),
+                        response_tokens=len(encoded.response_ids),
+                    )
                 )
-                for row, (_, prompt_ids, response_ids) in zip(batch, encoded, strict=True)
-            ]
-            writer.write_batch(_waiting(batch, encoded, max_tokens))
-    return candidates
+            writer.write_batch(_waiting(whole, max_tokens))
+    return candidates, refused, notes
 
 
-Encoded = tuple[str, list[int], list[int]]
-"""A prompt, its tokens, and the response's tokens with EOS."""
+def _characters(row: Row) -> int:
+    return sum(min(len(text), PIECE) for text in row.texts)
 
 
-def _characters(row: InstructionRow) -> int:
-    return sum(min(len(text), PIECE) for text in (row.instruction, row.context, row.response))
-
-
-def _encode(rows: Sequence[InstructionRow], template: Template, tokenizer: Any, max_tokens: int) -> list[Encoded]:
-    """Tokenise rows. The beginning of a far too long one is enough to tell that it is too long."""
-    short = [
-        replace(row, **{name: getattr(row, name)[:PIECE] for name in ("instruction", "context", "response")})
-        for row in rows
-    ]
-    encoded = _encode_whole(short, template, tokenizer)
+def _encode(rows: Sequence[Row], template: TextTemplate | ChatTemplate, max_tokens: int) -> list[Encoded | str]:
+    """Tokenise rows. The beginning of a far too long text is enough to tell that it is too long."""
+    short = list(map(_shortened, rows))
+    encoded = template.examples(short)
     for number, row in enumerate(rows):
-        if short[number] != row and max(map(len, encoded[number][1:])) <= max_tokens + MARGIN:
-            encoded[number] = _encode_whole([row], template, tokenizer)[0]
+        if short[number] != row and not _is_long(encoded[number], max_tokens + MARGIN):
+            encoded[number] = template.examples([row])[0]
     return encoded
 
 
-def _encode_whole(rows: Sequence[InstructionRow], template: Template, tokenizer: Any) -> list[Encoded]:
-    asked = [(row.instruction, row.context) for row in rows]
-    prompts = [render(template, instruction, context) for instruction, context in asked]
-    prompt_ids = encode_prompts(tokenizer, template, asked)
-    response_ids = encode_texts(tokenizer, [row.response for row in rows])
-    return [
-        (prompt, ids, [*answered, tokenizer.eos_token_id])
-        for prompt, ids, answered in zip(prompts, prompt_ids, response_ids, strict=True)
-    ]
+def _shortened(row: Row) -> Row:
+    """Return a row with its texts cut, so that those of a conversation have about PIECE characters together."""
+    texts = {name: getattr(row, name)[:PIECE] for name in ("instruction", "context", "response")}
+    if row.conversation is None:
+        return replace(row, **texts)
+    most = max(PIECE // len(row.messages), FEWEST_CHARACTERS)
+    messages = tuple({**message, "content": message["content"][:most]} for message in row.messages)
+    return replace(row, **texts, conversation=replace(row.conversation, messages=messages))
 
 
-def _waiting(rows: Sequence[InstructionRow], encoded: Sequence[Encoded], max_tokens: int) -> pa.RecordBatch:
+def _is_long(encoded: Encoded | str, tokens: int) -> bool:
+    return isinstance(encoded, Encoded) and max(len(encoded.prompt_ids), len(encoded.response_ids)) > tokens
+
+
+def _waiting(rows: Sequence[tuple[Row, Encoded]], max_tokens: int) -> pa.RecordBatch:
+    nothing = Encoded("", [], [])
     kept = [
-        (row, *texts)
-        if max(map(len, texts[1:])) <= max_tokens
-        else (replace(row, instruction="", response=""), "", [], [])
-        for row, texts in zip(rows, encoded, strict=True)
+        (replace(row, instruction="", response=""), nothing) if _is_long(encoded, max_tokens) else (row, encoded)
+        for row, encoded in rows
     ]
     columns = {
-        "row": [row.row for row, *_ in kept],
-        "category": [row.category for row, *_ in kept],
-        "prompt": [prompt for _, prompt, *_ in kept],
-        "response": [row.response for row, *_ in kept],
-        "prompt_ids": [ids for *_, ids, _ in kept],
-        "response_ids": [ids for *_, ids in kept],
-        "instruction": [row.instruction for row, *_ in kept],
+        "row": [row.row for row, _ in kept],
+        "category": [row.category for row, _ in kept],
+        "prompt": [encoded.prompt for _, encoded in kept],
+        "response": [row.response for row, _ in kept],
+        "prompt_ids": [encoded.prompt_ids for _, encoded in kept],
+        "response_ids": [encoded.response_ids for _, encoded in kept],
+        "instruction": [row.instruction for row, _ in kept],
     }
     return pa.RecordBatch.from_pydict(columns, WAITING)
 

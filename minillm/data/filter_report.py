@@ -1,6 +1,7 @@
 """Tables and a page that say what filtering did."""
 
-from collections.abc import Sequence
+import textwrap
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,8 @@ from minillm.data.rows import NO_CATEGORY, Malformed
 SHOWN = 20
 """Malformed and decontaminated rows that the page lists; their files list all."""
 NO_PART = "no part"
+Example = tuple[str, str, str]
+"""Prompt, what is learnt without its end, and the token that ends it."""
 
 
 def dropped_table(candidates: Sequence[Candidate], malformed: int) -> pd.DataFrame:
@@ -64,23 +67,49 @@ def write_report(
     overlaps: Sequence[Overlap],
     dropped: pd.DataFrame,
     lengths: pd.DataFrame,
+    form: str,
+    notes: Mapping[str, int],
+    examples: Sequence[Example],
 ) -> None:
-    """Write the page (markdown)."""
+    """Write the page (markdown).
+
+    Args:
+        path: File to write.
+        candidates: All readable rows, decided upon.
+        malformed: Rows that cannot be learnt from.
+        overlaps: Rows that are also in an evaluation set.
+        dropped: Table of `dropped_table`.
+        lengths: Table of `length_table`.
+        form: Format of the rows.
+        notes: What was special about kept or dropped rows, and how often.
+        examples: Some rows, to show what is learnt.
+    """
     kept = sum(not c.reason for c in candidates)
     sections = [
         f"# Filtering: {kept} of {len(candidates) + len(malformed)} rows kept",
+        f"Format of the rows: {form}. {' '.join(f'{count} rows: {note}.' for note, count in notes.items())}".strip(),
         "## Dropped, by reason and category",
         dropped.to_markdown(),
         "## Parts",
         part_table(candidates, len(malformed)).to_markdown(),
         "## Lengths of the kept rows, tokens (the response with its EOS)",
         lengths.to_markdown(index=False),
+        "## What is prompt, what is learnt, and what ends it",
+        *(_shown(*example) for example in examples),
         f"## Malformed rows: {len(malformed)}",
         _listing([f"{m.file}:{m.line}: {m.reason}" for m in malformed], "malformed.jsonl"),
         f"## Also in an evaluation set: {len(overlaps)}",
         _listing([f"row {o.row}: {o.found_in}, row {o.found_row}" for o in overlaps], "decontaminated.jsonl"),
     ]
     path.write_text("\n\n".join(sections) + "\n", encoding="utf-8")
+
+
+def _shown(prompt: str, learnt: str, end: str) -> str:
+    """Return the parts of an example as blocks of code."""
+    blocks = {"Prompt": prompt, "Learnt": learnt, "End": end}
+    return "\n\n".join(
+        f"{name}:\n\n{textwrap.indent(text, '    ', lambda line: True)}" for name, text in blocks.items()
+    )
 
 
 def _listing(lines: Sequence[str], file: str) -> str:

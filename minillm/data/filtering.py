@@ -6,20 +6,24 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from transformers import AutoTokenizer
+import pyarrow.parquet as pq
 
 from minillm.data.benchmarks import load_benchmarks
 from minillm.data.candidates import Candidate, drop_duplicates, drop_long, drop_overlaps, kept, split_at_random
 from minillm.data.decontamination import Overlap
 from minillm.data.examples import instructions, tokenise, write_parts
-from minillm.data.filter_report import dropped_table, length_table, write_report
-from minillm.data.rows import InstructionRow, Malformed, read_instruction_rows, read_split, refuse_malformed
+from minillm.data.filter_report import Example, dropped_table, length_table, write_report
+from minillm.data.prompts import template_of
+from minillm.data.rows import Malformed, Row, format_of, read_examples, read_split, refuse_malformed
+from minillm.data.text_template import TextTemplate
 from minillm.errors import StageError
 from minillm.files import write_json_lines
 from minillm.metrics.by_name import require_seen
+from minillm.models.shared_tokenizer import load_shared_tokenizer
 from minillm.stages.base import Job, Summary
 from minillm.stages.reading import Filter
 
+SHOWN_EXAMPLES = 3
 OUTPUT_PARTS = ("train", "validation", "test")
 
 
@@ -32,13 +36,24 @@ def run(job: Job[Filter]) -> Summary:
     """
     settings = job.settings
     source = job.inputs["instructions"]
-    total, malformed = _look_through(source, settings.max_malformed_share)
+    total, malformed = _look_through(source, settings)
     parts = read_split(job.inputs["split"], total) if "split" in job.inputs else None
-    print(f"{total} rows read, {len(malformed)} of them malformed; tokenising", flush=True)
-    tokenizer = AutoTokenizer.from_pretrained(job.inputs["tokenizer"])
+    shared = load_shared_tokenizer(job.inputs["tokenizer"])
+    template = template_of(shared.tokenizer, settings.template, shared.ends)
+    form = format_of(source, settings.fields)
+    if form != "instruction" and isinstance(template, TextTemplate):
+        raise StageError(
+            f"data.instructions has conversations (`{form}`), which only a chat template can render, and "
+            "data.template is a text: take a model or `tokenizer.path` that has one, and leave data.template out"
+        )
+    print(f"{total} rows read ({form}), {len(malformed)} of them malformed; tokenising", flush=True)
     waiting = job.work / "rows.arrow"
-    rows = (row for row in read_instruction_rows(source) if isinstance(row, InstructionRow))
-    candidates = tokenise(rows, settings.template, tokenizer, settings.max_tokens, waiting)
+    rows = (row for row in read_examples(source, settings.fields) if isinstance(row, Row))
+    candidates, refused, notes = tokenise(rows, template, settings.max_tokens, waiting)
+    malformed = sorted([*malformed, *refused], key=lambda row: row.row)
+    refuse_malformed(malformed, total, settings.max_malformed_share)
+    for note, count in notes.items():
+        print(f"{count} rows: {note}", flush=True)
     if parts is not None:
         _apply_split(candidates, parts)
     drop_duplicates(candidates)
@@ -64,7 +79,8 @@ def run(job: Job[Filter]) -> Summary:
     write_json_lines(job.output / "malformed.jsonl", [asdict(m) for m in malformed])
     write_json_lines(job.output / "decontaminated.jsonl", _described(overlaps, candidates, waiting))
     waiting.unlink()
-    write_report(job.output / "filtering.md", candidates, malformed, overlaps, dropped, lengths)
+    shown = _shown(job.output / "train.parquet", shared.tokenizer)
+    write_report(job.output / "filtering.md", candidates, malformed, overlaps, dropped, lengths, form, notes, shown)
     counts = {part: float(len(kept(candidates, part))) for part in OUTPUT_PARTS}
     return {
         "rows": float(total),
@@ -75,15 +91,24 @@ def run(job: Job[Filter]) -> Summary:
     }
 
 
-def _look_through(source: Path, max_malformed_share: float) -> tuple[int, list[Malformed]]:
+def _shown(train: Path, tokenizer: Any) -> list[Example]:
+    """Return the first training rows: what is prompt, what is learnt, and what ends it."""
+    first = next(pq.ParquetFile(train).iter_batches(SHOWN_EXAMPLES)).to_pandas()
+    return [
+        (row["prompt"], tokenizer.decode(row["response_ids"][:-1]), tokenizer.decode(row["response_ids"][-1:]))
+        for _, row in first.iterrows()
+    ]
+
+
+def _look_through(source: Path, settings: Filter) -> tuple[int, list[Malformed]]:
     """Count the rows and collect the malformed ones, before the others are tokenised, which takes longer."""
     total = 0
     malformed: list[Malformed] = []
-    for row in read_instruction_rows(source):
+    for row in read_examples(source, settings.fields):
         total += 1
         if isinstance(row, Malformed):
             malformed.append(row)
-    refuse_malformed(malformed, total, max_malformed_share)
+    refuse_malformed(malformed, total, settings.max_malformed_share)
     return total, malformed
 
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from transformers import AutoTokenizer
 
 from minillm.data.documents import read_documents
-from minillm.data.prompts import encode_texts
+from minillm.data.encoding import encode_texts
 from minillm.data.token_bytes import spelled_bytes
 from minillm.data.tokenising import batches, pieces
 from minillm.errors import StageError

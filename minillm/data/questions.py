@@ -7,7 +7,8 @@ from typing import Any
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from minillm.config import MultipleChoice
-from minillm.data.prompts import encode_prompts, encode_texts, fit_prompts, opening_tokens, render
+from minillm.data.encoding import encode_texts
+from minillm.data.prompts import fit_prompts, template_of
 from minillm.data.rows import evenly, read_set, text_field
 from minillm.errors import StageError
 from minillm.files import write_json_lines
@@ -51,16 +52,12 @@ def encode_questions(
     Raises:
         StageError: A prompt is too long and must not be cut, or a choice does not fit after it.
     """
-    asked = [(row["instruction"], row["context"]) for row in rows]
-    prompts, cut = fit_prompts(
-        f"calibration {name}",
-        encode_prompts(tokenizer, settings.template, asked),
-        settings,
-        opening_tokens(tokenizer),
-    )
+    template = template_of(tokenizer, settings.template)
+    asked = template.prompts([(row["instruction"], row["context"]) for row in rows])
+    prompts, cut = fit_prompts(f"calibration {name}", [ids for _, ids in asked], settings, template.opening)
     room = settings.max_tokens - settings.max_prompt_tokens
     encoded = []
-    for row, question, prompt in zip(rows, asked, prompts, strict=True):
+    for row, (text, _), prompt in zip(rows, asked, prompts, strict=True):
         choices = encode_texts(tokenizer, row["choices"])
         if (longest := max(map(len, choices))) > room:
             raise StageError(
@@ -68,9 +65,7 @@ def encode_questions(
                 "a prompt; raise data.max_tokens or leave the set out"
             )
         kept = {field: row[field] for field in ("index", "choices", "answer")}
-        encoded.append(
-            {**kept, "prompt": render(settings.template, *question), "prompt_ids": prompt, "choice_ids": choices}
-        )
+        encoded.append({**kept, "prompt": text, "prompt_ids": prompt, "choice_ids": choices})
     return encoded, cut
 
 

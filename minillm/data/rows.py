@@ -1,10 +1,12 @@
-"""Reading and checking of instruction rows (the schema of Dolly) and of their split."""
+"""Reading and checking of training rows, instructions (the schema of Dolly) or conversations, and of their split."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+from minillm.config.data import RowFields
+from minillm.data.conversations import Conversation, Format, Message, parse_conversation, recognise
 from minillm.data.records import Record
 from minillm.data.tables import read_records
 from minillm.errors import StageError
@@ -16,15 +18,45 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
-class InstructionRow:
-    """One example: an instruction, its context, and the response."""
+class Row:
+    """One example: an instruction, its context and the response, or a conversation."""
 
     row: int
     """Number of the row from 0, malformed rows counted too."""
     instruction: str
+    """The last message of the user where it is a conversation."""
     context: str
     response: str
+    """The last answer where it is a conversation."""
     category: str
+    conversation: Conversation | None = None
+    file: str = ""
+    line: int = 0
+    """Place of the row, as in `Record`."""
+
+    @property
+    def messages(self) -> tuple[Message, ...]:
+        """The example as messages; the last is the answer."""
+        if self.conversation is not None:
+            return self.conversation.messages
+        return *user_message(self.instruction, self.context), {"role": "assistant", "content": self.response}
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """All of the example, as text."""
+        return (self.instruction, self.context, self.response) if self.conversation is None else self.conversation.texts
+
+    @property
+    def questions(self) -> list[tuple[str, str]]:
+        """All that is asked in it, as instructions with their contexts."""
+        if self.conversation is None:
+            return [(self.instruction, self.context)]
+        return [(message["content"], "") for message in self.messages if message["role"] == "user"]
+
+
+def user_message(instruction: str, context: str) -> tuple[Message]:
+    """Return an instruction and its context as a user would write them."""
+    return ({"role": "user", "content": f"{instruction}\n\n{context}" if context.strip() else instruction},)
 
 
 @dataclass(frozen=True)
@@ -37,33 +69,59 @@ class Malformed:
     reason: str
 
 
-def read_instruction_rows(path: Path) -> Iterator[InstructionRow | Malformed]:
-    """Yield rows with instruction, response and, if present, context (or `input`) and category. Streams.
+def read_examples(path: Path, fields: RowFields) -> Iterator[Row | Malformed]:
+    """Yield rows of the format that the first row with a known format has. Streams.
 
-    The response may be under `output`. If a row has both names of one thing, the first that has a value counts.
+    Rows with an instruction have a response (or `output`) and, if present, context (or `input`) and category; the
+    other formats are those of `minillm.data.conversations`. If a row has both names of one thing, the first that has a
+    value counts.
+
+    Args:
+        path: File or directory of rows.
+        fields: Names of their fields.
 
     Raises:
         StageError: The file as a whole cannot be read.
     """
+    names, form = fields.model_dump(), None
     for number, record in enumerate(read_records(path)):
         try:
-            yield parse_row(number, record)
+            value = fields_of(record)
+            form = form or recognise(value, names)
+            if form is None or form == "instruction":
+                row = _instruction_row(number, value, fields)
+            else:
+                row = _conversation_row(number, value, form, fields)
+            yield replace(row, file=record.file, line=record.line)
         except ValueError as error:
             yield Malformed(number, record.file, record.line, str(error))
 
 
-def parse_row(number: int, record: Record) -> InstructionRow:
-    """Turn a record into an instruction row.
+def format_of(path: Path, fields: RowFields) -> Format:
+    """Return the format of a file's rows: that of the first row that has a known one."""
+    names = fields.model_dump()
+    for record in read_records(path):
+        if record.problem is None and isinstance(record.value, dict) and (form := recognise(record.value, names)):
+            return form
+    return "instruction"
 
-    Raises:
-        ValueError: The row is malformed; the message is the reason.
-    """
-    fields = fields_of(record)
-    instruction = text_field(fields, "instruction")
-    response = text_field(fields, "response", "output")
-    context = text_field(fields, "context", "input", optional=True)
-    category = text_field(fields, "category", optional=True)
-    return InstructionRow(number, instruction, context, response, category.strip() or NO_CATEGORY)
+
+def _instruction_row(number: int, value: Mapping[str, Any], fields: RowFields) -> Row:
+    instruction = text_field(value, fields.instruction)
+    response = text_field(value, *((fields.response,) if fields.response else ("response", "output")))
+    context = text_field(value, *((fields.context,) if fields.context else ("context", "input")), optional=True)
+    return Row(number, instruction, context, response, _category(value, fields))
+
+
+def _conversation_row(number: int, value: Mapping[str, Any], form: Format, fields: RowFields) -> Row:
+    conversation = parse_conversation(value, form, fields.model_dump())
+    *before, answer = conversation.messages
+    asked = next((message["content"] for message in reversed(before) if message["role"] == "user"), "")
+    return Row(number, asked, "", answer["content"], _category(value, fields), conversation)
+
+
+def _category(value: Mapping[str, Any], fields: RowFields) -> str:
+    return text_field(value, fields.category, optional=True).strip() or NO_CATEGORY
 
 
 def read_set(what: str, path: Path, parse: Callable[[dict[str, Any]], dict[str, Any]]) -> list[dict[str, Any]]:

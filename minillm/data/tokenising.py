@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from minillm.data.prompts import encode_texts
+from minillm.data.encoding import encode_texts
 from minillm.errors import StageError
 
 BATCH_CHARACTERS = 1 << 19

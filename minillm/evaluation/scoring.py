@@ -14,7 +14,7 @@ import pandas as pd
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from minillm.config import Benchmark, Metric
-from minillm.data.prompts import encode_texts
+from minillm.data.encoding import encode_texts
 from minillm.errors import StageError
 from minillm.evaluation.responses import read_rows
 from minillm.evaluation.uncertainty import Values, estimate, prompt_values

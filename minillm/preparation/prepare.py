@@ -6,9 +6,10 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
+from minillm.config.data import RowFields
 from minillm.data.documents import read_documents
-from minillm.data.prompts import render
-from minillm.data.rows import InstructionRow, read_instruction_rows, read_split
+from minillm.data.rows import Row, read_examples, read_split
+from minillm.data.text_template import fill
 from minillm.errors import StageError
 from minillm.files import write_json
 from minillm.models.facts import ModelFacts
@@ -16,6 +17,7 @@ from minillm.models.lora import add_adapters
 from minillm.models.shared_tokenizer import SharedTokenizer, entries_of, named_end_tokens, share
 from minillm.models.tokenizers_bpe import SMALLEST, train_bpe
 from minillm.models.weight_files import require_fitting_weights
+from minillm.nearest import suggestion
 from minillm.preparation.architecture_check import require_faithful
 from minillm.preparation.model_checks import (
     build_skeleton,
@@ -63,7 +65,7 @@ def run(job: Job[Prepare]) -> Summary:
         require_faithful(name, config, skeleton, max(settings.max_tokens, settings.generation_tokens))
     if tokenizer.pad_token is None:  # padding is always masked, but libraries require a token
         tokenizer.pad_token = tokenizer.eos_token
-    shared = share(tokenizer, _named_ends(job, settings, entries))
+    shared = share(tokenizer, [*_named_ends(job, settings, entries), *_further_ends(tokenizer, settings)])
     shared.generation_config().save_pretrained(job.output)
     tokenizer.save_pretrained(job.output)
     write_json(job.output / "models.json", {name: fact.model_dump() for name, fact in facts.items()})
@@ -76,19 +78,33 @@ def run(job: Job[Prepare]) -> Summary:
 
 
 def _named_ends(job: Job[Prepare], settings: Prepare, entries: int) -> list[int]:
-    """Collect the end tokens that all checkpoints name.
+    """Collect the end tokens that all checkpoints name, and the directory of `tokenizer.path`.
 
     One set serves teacher and student: either may end a response of the mixture p̃, the student learns the end that its
     teacher draws, and rewards compare the two over the same responses.
     """
     ends: list[int] = []
-    for name in _ready_made(settings):
+    for name in [*_ready_made(settings), *(["tokenizer"] if "tokenizer" in job.inputs else [])]:
         named = named_end_tokens(job.inputs[name])
         outside = [token for token in named if not 0 <= token < entries]
         if outside:
             print(f"{name} names end tokens that the tokenizer does not have: {outside}; never drawn", flush=True)
         ends += named
     return ends
+
+
+def _further_ends(tokenizer: PreTrainedTokenizerBase, settings: Prepare) -> list[int]:
+    """Return the ids of the end tokens that the configuration names.
+
+    Raises:
+        StageError: The tokenizer lacks one.
+    """
+    known = tokenizer.get_vocab()
+    for name in settings.end_tokens:
+        if name not in known:
+            added = [token.content for token in tokenizer.added_tokens_decoder.values()]
+            raise StageError(f"data.end_tokens: the tokenizer has no token {name!r}; {suggestion(name, added)}")
+    return [known[name] for name in settings.end_tokens]
 
 
 def _tell_end_tokens(shared: SharedTokenizer) -> list[str]:
@@ -135,22 +151,25 @@ def _texts(job: Job[Prepare], settings: Prepare) -> Iterator[str]:
     Without a split file all rows count, since it is not known yet which will be trained on.
     """
     path = job.inputs["instructions"]
-    _require_row(path)
+    _require_row(path, settings.fields)
     parts = None
     if "split" in job.inputs:
-        parts = read_split(job.inputs["split"], sum(1 for _ in read_instruction_rows(path)))
-    for row in read_instruction_rows(path):
-        if isinstance(row, InstructionRow) and (parts is None or parts[row.row] == "train"):
-            yield render(settings.template, row.instruction, row.context)
-            yield row.response
+        parts = read_split(job.inputs["split"], sum(1 for _ in read_examples(path, settings.fields)))
+    for row in read_examples(path, settings.fields):
+        if isinstance(row, Row) and (parts is None or parts[row.row] == "train"):
+            if row.conversation is None:
+                yield fill(settings.template, row.instruction, row.context)
+                yield row.response
+            else:
+                yield from row.texts
     if "plain_text" in job.inputs:
         yield from _beginning(job.inputs["plain_text"])
 
 
-def _require_row(path: Path) -> None:
+def _require_row(path: Path, fields: RowFields) -> None:
     reasons = ""
-    for number, row in enumerate(read_instruction_rows(path)):
-        if isinstance(row, InstructionRow):
+    for number, row in enumerate(read_examples(path, fields)):
+        if isinstance(row, Row):
             return
         if number < 3:
             reasons += f"; {row.file}:{row.line}: {row.reason}"

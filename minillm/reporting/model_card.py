@@ -10,10 +10,12 @@ from typing import Any
 
 import pandas as pd
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
-from transformers import PreTrainedTokenizerBase
 
 from minillm.config import DIVERGENCES, Method, Template
-from minillm.data.prompts import encode_prompts, render
+from minillm.data.chat import ChatTemplate
+from minillm.data.prompts import template_of
+from minillm.data.rows import user_message
+from minillm.data.text_template import TextTemplate
 from minillm.files import read_json
 from minillm.models.shared_tokenizer import load_shared_tokenizer
 from minillm.redaction import without_known_secrets
@@ -43,6 +45,7 @@ def run(job: Job[Card]) -> Summary:
     shutil.copytree(job.inputs["model"] / "model", job.output, dirs_exist_ok=True)
     shared = load_shared_tokenizer(job.output)
     shared.generation_config(**decoding(settings.config)).save_pretrained(job.output)
+    template = template_of(shared.tokenizer, Template(**settings.config["data"]["template"]))
     results = read_json(job.inputs["report"] / "results.json")
     parameters = count_parameters(job.inputs["model"])
     card = ModelCard.from_template(
@@ -53,7 +56,8 @@ def run(job: Job[Card]) -> Summary:
         **training_words(settings),
         **_result_words(settings, results),
         config=settings.config,
-        snippet=usage(settings.config, shared.tokenizer),
+        snippet=usage(settings.config, template),
+        texts=None if isinstance(template, ChatTemplate) else [template.template.text(of) for of in ("", "a")],
         end_tokens=" or ".join(f"`{shared.tokenizer.convert_ids_to_tokens(end)}`" for end in shared.ends),
         kept_words=escaped(kept_rows(job.inputs["examples"])),
         provenance=table(provenance(job.inputs)),
@@ -124,27 +128,35 @@ def decoding(config: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def usage(config: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> str:
+def usage(config: Mapping[str, Any], template: TextTemplate | ChatTemplate) -> str:
     """Write Python code that loads the model and answers one instruction, decoded as in the evaluation.
 
     `generate` reads decoding settings and end tokens from generation_config.json.
     """
-    template = Template(**config["data"]["template"])
-    prompt = render(template, "Name three colours.", "")
-    (wanted,) = encode_prompts(tokenizer, template, [("Name three colours.", "")])
-    # A template that writes BOS itself would get a second one from the tokenizer.
-    added = "" if tokenizer(prompt)["input_ids"] == wanted else "add_special_tokens=False, "
     limit = config["data"]["max_tokens"] - config["data"]["max_prompt_tokens"]
-    return "\n".join(
-        [
-            "from transformers import AutoModelForCausalLM, AutoTokenizer",
-            "",
-            f"prompt = {prompt!r}",
-            'tokenizer, model = AutoTokenizer.from_pretrained("."), AutoModelForCausalLM.from_pretrained(".")',
-            f'answer = model.generate(**tokenizer(prompt, {added}return_tensors="pt"), max_new_tokens={limit})',
-            "print(tokenizer.decode(answer[0], skip_special_tokens=True))",
+    lines = ["from transformers import AutoModelForCausalLM, AutoTokenizer", ""]
+    load = 'tokenizer, model = AutoTokenizer.from_pretrained("."), AutoModelForCausalLM.from_pretrained(".")'
+    if isinstance(template, ChatTemplate):
+        system = [] if template.system is None else [{"role": "system", "content": template.system}]
+        messages = [*system, *user_message("Name three colours.", "")]
+        variables = "".join(f"{name}={value!r}, " for name, value in template.variables.items())
+        lines += [
+            f"messages = {messages!r}",
+            load,
+            f'settings = dict(add_generation_prompt=True, {variables}return_dict=True, return_tensors="pt")',
+            "inputs = tokenizer.apply_chat_template(messages, **settings)",
+            f"answer = model.generate(**inputs, max_new_tokens={limit})",
         ]
-    )
+    else:
+        ((prompt, wanted),) = template.prompts([("Name three colours.", "")])
+        # A template that writes BOS itself would get a second one from the tokenizer.
+        added = "" if template.tokenizer(prompt)["input_ids"] == wanted else "add_special_tokens=False, "
+        lines += [
+            f"prompt = {prompt!r}",
+            load,
+            f'answer = model.generate(**tokenizer(prompt, {added}return_tensors="pt"), max_new_tokens={limit})',
+        ]
+    return "\n".join([*lines, "print(tokenizer.decode(answer[0], skip_special_tokens=True))"])
 
 
 def divergence_words(method: Method) -> str:

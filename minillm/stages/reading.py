@@ -5,6 +5,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field
 
 from minillm.config import Fields, Lora, Metric, MultipleChoice, Template, Tokenizer
+from minillm.config.data import RowFields
 from minillm.stages.base import Stage
 
 
@@ -29,6 +30,10 @@ class Prepare(Stage):
     reads_only: ClassVar[bool] = True
     tokenizer: Tokenizer
     template: Template
+    fields: RowFields = RowFields()
+    """Names of the fields in the training rows, to train a tokenizer on."""
+    end_tokens: tuple[str, ...] = ()
+    """Further tokens that end a response."""
     models: dict[str, dict[str, Any] | None]
     """Architecture of each model to initialise at random, None for the others; keys are the names that errors use, e.g.
     teacher.model. The tokenizer is the first model's unless another is given."""
@@ -102,6 +107,8 @@ class Filter(Stage):
     )
     reads_only: ClassVar[bool] = True
     template: Template
+    fields: RowFields = RowFields()
+    """Names of the fields in the training rows."""
     max_prompt_tokens: int
     max_tokens: int
     max_malformed_share: float

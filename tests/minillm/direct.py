@@ -3,7 +3,7 @@
 import importlib
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -11,12 +11,18 @@ from typing import Any
 import pytest
 
 from minillm.config import Runtime, Template
+from minillm.data.text_template import TextTemplate
 from minillm.stages.base import Job, Stage
 from minillm.stages.measuring import Generate
 from minillm.stages.reading import EncodedPrompts
 
 ROOT = Path(__file__).parents[2]
-PLAIN = {"with_context": "{instruction}|{context}>", "without_context": "{instruction}>"}
+PLAIN: dict[str, Any] = {"with_context": "{instruction}|{context}>", "without_context": "{instruction}>"}
+
+
+def encode_prompts(tokenizer: Any, template: Template, asked: Sequence[tuple[str, str]]) -> list[list[int]]:
+    """Return token ids of the prompts that a text template makes."""
+    return [ids for _, ids in TextTemplate(tokenizer, template).prompts(asked)]
 
 
 def run_stage(

@@ -13,11 +13,12 @@ from benchmarks import data as measured
 from minillm.config import Fields, Template
 from minillm.data import examples, tokenising
 from minillm.data.decontamination import question
-from minillm.data.prompts import encode_prompts, encode_texts, render
+from minillm.data.encoding import encode_texts
+from minillm.data.text_template import fill
 from minillm.errors import StageError
 from minillm.models.tokenizers_bpe import train_bpe
 from minillm.stages.reading import Benchmarks, Filter
-from tests.minillm.direct import PLAIN, read_lines, real_data, run_stage, write_lines
+from tests.minillm.direct import PLAIN, encode_prompts, read_lines, real_data, run_stage, write_lines
 
 PARTS = ("train", "validation", "test")
 
@@ -212,7 +213,7 @@ def written_at_once(output: Path, part: str, case: Case, rows: list[dict[str, st
     tokenizer = AutoTokenizer.from_pretrained(case.inputs["tokenizer"])
     chosen = [(i, rows[i]) for i in kept(output, part)]
     asked = [(r["instruction"], r["context"]) for _, r in chosen]
-    prompts = [render(Template(**PLAIN), *of) for of in asked]
+    prompts = [fill(Template(**PLAIN), *of) for of in asked]
     columns = {
         "row": [i for i, _ in chosen],
         "category": [r["category"] for _, r in chosen],

@@ -12,7 +12,8 @@ from huggingface_hub import ModelCard
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, GPT2LMHeadModel
 
-from minillm.config import DIVERGENCES, Config, Divergence
+from minillm.config import DIVERGENCES, Config, Divergence, Template
+from minillm.data.prompts import template_of
 from minillm.models.causal_lm import build_model
 from minillm.models.tokenizers_bpe import train_bpe
 from minillm.reporting import model_card
@@ -149,6 +150,10 @@ def test_greedy_decoding_is_said_without_what_sampling_needs():
     assert model_card.decoding(config) == {"no_repeat_ngram_size": 6, "do_sample": False}
 
 
+def usage(config: dict[str, Any], tokenizer: Any) -> str:
+    return model_card.usage(config, template_of(tokenizer, Template(**config["data"]["template"])))
+
+
 def test_the_snippet_gives_a_template_with_bos_no_second_one():
     tokenizer = train_bpe(["Ask: "], 300)
     data = {
@@ -160,10 +165,10 @@ def test_the_snippet_gives_a_template_with_bos_no_second_one():
         Config.model_validate({**CONFIG, "data": {**data, "template": template}}).model_dump(mode="json")
         for template in (data["template"], written)
     )
-    assert "add_special_tokens" not in model_card.usage(opening, tokenizer)
+    assert "add_special_tokens" not in usage(opening, tokenizer)
     tokenizer.backend_tokenizer.post_processor = TemplateProcessing("<|endoftext|> $A", None, [("<|endoftext|>", 0)])
-    assert "tokenizer(prompt, add_special_tokens=False, return_tensors=" in model_card.usage(opening, tokenizer)
-    assert "add_special_tokens" not in model_card.usage(plain, tokenizer)
+    assert "tokenizer(prompt, add_special_tokens=False, return_tensors=" in usage(opening, tokenizer)
+    assert "add_special_tokens" not in usage(plain, tokenizer)
 
 
 def test_the_exported_weights_are_those_selected(exported):

@@ -7,8 +7,8 @@ import pytest
 from benchmarks import data as measured
 from minillm.data import tokenising
 from minillm.data.documents import read_documents
+from minillm.data.encoding import encode_texts
 from minillm.data.plain_text import PlainText
-from minillm.data.prompts import encode_texts
 from minillm.errors import StageError
 from minillm.models.tokenizers_bpe import train_bpe
 from minillm.stages.reading import Pack

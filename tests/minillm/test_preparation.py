@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 
 from minillm.config import Lora, Template
 from minillm.config import Tokenizer as TokenizerChoice
-from minillm.data.prompts import encode_prompts, encode_texts
+from minillm.data.encoding import encode_texts
 from minillm.errors import StageError
 from minillm.generation.sampling import Sampler
 from minillm.generation.slots import Request
@@ -25,8 +25,9 @@ from minillm.models.tokenizers_bpe import train_bpe
 from minillm.objectives.vocabulary import token_log_probs
 from minillm.preparation.tokenizer_checks import has_tokenizer
 from minillm.stages.reading import Prepare
-from tests.minillm.direct import PLAIN, real_data, run_stage, write_lines
+from tests.minillm.direct import PLAIN, encode_prompts, real_data, run_stage, write_lines
 from tests.minillm.models_in_small import ARCHITECTURES, LLAMA_LIKE
+from tests.minillm.templates import TURNS, save_chat_tokenizer
 
 GPT2 = {"model_type": "gpt2", "n_layer": 1, "n_head": 2, "n_embd": 8, "n_positions": 64}
 T5 = {"model_type": "t5", "d_model": 8, "d_kv": 4, "d_ff": 8, "num_layers": 1, "num_heads": 2}
@@ -435,3 +436,18 @@ def test_a_tokenizer_is_seen_whatever_its_files_are_called(tmp_path, file, found
     """A model's tokenizer that is not seen would not be compared with the shared one."""
     (tmp_path / file).touch()
     assert has_tokenizer(tmp_path) == found
+
+
+def test_end_tokens_are_those_of_the_tokenizers_folder_and_those_named(tmp_path: Path):
+    given = {"tokenizer": save_chat_tokenizer(tmp_path / "tokenizer", TURNS)}
+    output, summary = run_stage(settings(GPT2, GPT2), given, tmp_path / "run")
+    assert summary["end_tokens"] == "</s> <|end|>"
+    named = settings(GPT2, GPT2).model_copy(update={"end_tokens": ("[INST]", "</s>")})
+    output, summary = run_stage(named, given, tmp_path / "named")
+    assert set(str(summary["end_tokens"]).split()) == {"</s>", "<|end|>", "[INST]"}
+    assert load_shared_tokenizer(output).tokenizer.chat_template == TURNS
+    wrong = settings(GPT2, GPT2).model_copy(update={"end_tokens": ("[INTS]",)})
+    with pytest.raises(
+        StageError, match=r"data.end_tokens: the tokenizer has no token '\[INTS\]'; did you mean `\[INST"
+    ):
+        run_stage(wrong, given, tmp_path / "wrong")

@@ -5,9 +5,11 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from minillm.config import Template
-from minillm.data.prompts import encode_prompts, encode_texts, fit_prompts
+from minillm.data.encoding import encode_texts
+from minillm.data.prompts import fit_prompts
 from minillm.models.tokenizers_bpe import train_bpe
 from minillm.stages.reading import EncodedPrompts
+from tests.minillm.direct import encode_prompts
 
 WORDS = ["<s>", "</s>", "<unk>", "<|user|>", "say", "cat", "do", "Ask:"]
 PLAIN = Template(with_context="Ask: {instruction} {context}", without_context="Ask: {instruction}")

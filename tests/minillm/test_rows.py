@@ -3,8 +3,9 @@ from pathlib import Path
 import pytest
 
 from minillm.config import Template
-from minillm.data.prompts import render
-from minillm.data.rows import InstructionRow, Malformed, read_instruction_rows, read_split, refuse_malformed
+from minillm.config.data import RowFields
+from minillm.data.rows import Malformed, Row, read_examples, read_split, refuse_malformed
+from minillm.data.text_template import fill
 from minillm.errors import StageError
 from tests.minillm.direct import PLAIN, read_lines, real_data, write_lines
 
@@ -28,9 +29,9 @@ MALFORMED = {
 }
 
 
-def sorted_out(path: Path) -> tuple[list[InstructionRow], list[Malformed]]:
-    found = list(read_instruction_rows(path))
-    rows = [row for row in found if isinstance(row, InstructionRow)]
+def sorted_out(path: Path) -> tuple[list[Row], list[Malformed]]:
+    found = list(read_examples(path, RowFields()))
+    rows = [row for row in found if isinstance(row, Row)]
     return rows, [row for row in found if isinstance(row, Malformed)]
 
 
@@ -38,7 +39,8 @@ def test_each_malformed_row_is_listed_with_line_and_reason_and_keeps_its_number(
     path = tmp_path / "rows.jsonl"
     path.write_bytes(b"\n".join([*MALFORMED, b"", b'{"instruction": "a", "response": "b"}']))
     rows, malformed = sorted_out(path)
-    assert rows == [InstructionRow(len(MALFORMED), "a", "", "b", "none")]
+    line = len(MALFORMED) + 2
+    assert rows == [Row(len(MALFORMED), "a", "", "b", "none", file=str(path), line=line)]
     assert [(m.row, m.line) for m in malformed] == [(i, i + 1) for i in range(len(MALFORMED))]
     for found, reason in zip(malformed, MALFORMED.values(), strict=True):
         assert found.reason.startswith(reason)
@@ -96,13 +98,13 @@ def test_the_split_is_by_row_not_by_line(tmp_path):
 
 def test_braces_in_the_data_are_text():
     template = Template(**PLAIN)
-    assert render(template, "use {context} and {x}", "{instruction}") == "use {context} and {x}|{instruction}>"
-    assert render(template, "a", " \n") == "a>"
+    assert fill(template, "use {context} and {x}", "{instruction}") == "use {context} and {x}|{instruction}>"
+    assert fill(template, "a", " \n") == "a>"
 
 
 def test_the_template_is_the_one_of_the_published_prompts():
     for row in read_lines(real_data() / "dolly" / "minillm_test_500.jsonl"):
-        assert render(Template(), row["instruction"], row["input"]) == row["prompt"]
+        assert fill(Template(), row["instruction"], row["input"]) == row["prompt"]
 
 
 def test_the_real_dolly_is_whole():

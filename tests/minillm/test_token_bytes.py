@@ -5,8 +5,8 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from minillm.data.encoding import encode_texts
 from minillm.data.plain_text import PlainText
-from minillm.data.prompts import encode_texts
 from minillm.data.token_bytes import spelled_bytes, written_bytes
 from minillm.evaluation.held_out import blocks
 from minillm.models.tokenizers_bpe import train_bpe

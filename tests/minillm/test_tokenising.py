@@ -9,7 +9,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 from transformers import PreTrainedTokenizerFast
 
 from minillm.data import tokenising
-from minillm.data.prompts import encode_texts
+from minillm.data.encoding import encode_texts
 from minillm.data.tokenising import batches, pieces
 from minillm.errors import StageError
 

@@ -1,0 +1,111 @@
+"""Conversations from raw rows to exported models that transformers' own chat pipeline serves."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import yaml
+from transformers import AutoTokenizer
+
+from tests.flows.test_distill import Finished, distill
+from tests.minillm.templates import TURNS, save_chat_tokenizer
+from tests.minillm.test_chat_rows import FORMATS
+from tests.small import write_rows, write_short_experiment
+
+STRANGER = """
+import json, sys
+from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
+messages, folder = json.load(sys.stdin), sys.argv[1]
+tokenizer = AutoTokenizer.from_pretrained(folder)
+(answered,) = pipeline("text-generation", model=folder)(messages, max_new_tokens=8)
+print(json.dumps({
+    "prompt": tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False),
+    "roles": [message["role"] for message in answered["generated_text"]],
+    "ends": AutoModelForCausalLM.from_pretrained(folder).generation_config.eos_token_id,
+}))
+"""
+
+
+def write_chat_experiment(folder: Path, rows: list[dict[str, Any]]) -> Path:
+    """Write a short experiment on conversations, with models made from scratch for a tokenizer with a chat template."""
+    path = write_short_experiment(folder, ("sft", "minillm"))
+    settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+    del settings["data"]["template"]
+    settings["tokenizer"] = {"path": str(save_chat_tokenizer(folder / "tokenizer", TURNS))}
+    path.write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
+    write_rows(folder / "rows.jsonl", rows)
+    return path
+
+
+def many(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the rows with numbers in their questions, so that there are enough different ones."""
+    texts = [json.dumps(row) for row in rows]
+    numbered = [text.replace("thing", f"thing {n}").replace("one?", f"one {n}?") for n in range(7) for text in texts]
+    return list(map(json.loads, numbered))
+
+
+@pytest.fixture(scope="module")
+def server(prefect_server: None) -> str:
+    from prefect.settings import PREFECT_API_URL
+
+    return str(PREFECT_API_URL.value())
+
+
+@pytest.fixture(scope="module", params=["messages", "conversations"])
+def finished(request: pytest.FixtureRequest, server: str, tmp_path_factory: pytest.TempPathFactory) -> Finished:
+    config = write_chat_experiment(tmp_path_factory.mktemp("chat"), many(FORMATS[request.param]))
+    return distill(config, PREFECT_API_URL=server)
+
+
+def test_a_conversation_is_trained_on_generated_from_and_served(finished: Finished):
+    assert finished.status == 0, finished.log
+    store = finished.config.parent / "store" / "artifacts"
+    (examples,) = store.glob("filter-*/train.parquet")
+    row = pd.read_parquet(examples).iloc[0]
+    (model,) = re.findall(r"^model minillm +(\S+)$", finished.output, re.MULTILINE)
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    assert tokenizer.decode(row["response_ids"]).endswith("<|end|>")
+    told = [text.removeprefix("<|start|>").split("\n", 1) for text in row["prompt"].split("<|end|>\n")[:-1]]
+    messages = [{"role": role, "content": content} for role, content in told]
+    environment = {"PATH": os.environ["PATH"], "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "HOME": str(store)}
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", STRANGER, model],
+        input=json.dumps(messages),
+        cwd=store,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        encoding="utf-8",
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["prompt"] == row["prompt_ids"].tolist()
+    assert found["roles"] == [*(message["role"] for message in messages), "assistant"]
+    assert sorted(found["ends"]) == sorted(tokenizer.convert_tokens_to_ids(["</s>", "<|end|>"]))
+
+
+def test_benchmarks_are_asked_as_a_message_of_the_user(finished: Finished):
+    store = finished.config.parent / "store" / "artifacts"
+    (prompts,) = store.glob("prompts-*/dolly.parquet")
+    tokenizer = AutoTokenizer.from_pretrained(finished.config.parent / "tokenizer")
+    asked = [json.loads(line) for line in (finished.config.parent / "benchmark.jsonl").read_text("utf-8").splitlines()]
+    message = [{"role": "user", "content": asked[0]["instruction"]}]
+    wanted = tokenizer.apply_chat_template(message, add_generation_prompt=True, return_dict=False)
+    assert pd.read_parquet(prompts)["prompt_ids"][0].tolist() == wanted
+
+
+def test_the_card_shows_messages(finished: Finished):
+    (model,) = re.findall(r"^model minillm +(\S+)$", finished.output, re.MULTILINE)
+    card = (Path(model) / "README.md").read_text(encoding="utf-8")
+    assert "messages = [{'role': 'user', 'content': 'Name three colours.'}]" in card
+    assert "apply_chat_template" in card
+    (code,) = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
+    done = subprocess.run([sys.executable, "-c", code], cwd=model, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr

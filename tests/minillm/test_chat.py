@@ -1,0 +1,153 @@
+"""What a chat template makes of a conversation: prompt, learnt answers and their ends, checked by hand."""
+
+from typing import Any
+
+import pytest
+
+from minillm.data.chat import ChatTemplate, LearntConversation
+from tests.minillm.templates import INSTRUCTIONS, MARKED, OPEN, THINKING, TURNS, chat_tokenizer
+
+WEATHER = {"name": "weather", "parameters": {"type": "object", "properties": {"city": {"type": "string"}}}}
+TOOLS = [{"type": "function", "function": WEATHER}]
+CALL = {"type": "function", "function": {"name": "weather", "arguments": {"city": "Rome"}}}
+DIALOGUE: list[dict[str, Any]] = [
+    {"role": "system", "content": "Be brief."},
+    {"role": "user", "content": "What is the weather in Rome?"},
+    {"role": "assistant", "content": "", "tool_calls": [CALL]},
+    {"role": "tool", "content": "sunny 21"},
+    {"role": "assistant", "content": "It is sunny."},
+    {"role": "user", "content": "Thank you!"},
+    {"role": "assistant", "content": "You are welcome."},
+]
+TALK = [message for message in DIALOGUE if message["role"] in ("user", "assistant") and "tool_calls" not in message]
+
+
+def template(text: str, ends: tuple[str, ...] = ("</s>", "<|end|>"), **settings: Any) -> ChatTemplate:
+    tokenizer: Any = chat_tokenizer(text)
+    return ChatTemplate(tokenizer, [tokenizer.convert_tokens_to_ids(end) for end in ends], **settings)
+
+
+def learnt(tokenizer: Any, found: LearntConversation) -> list[str]:
+    return [tokenizer.decode(found.tokens[start:end]) for start, end in found.turns]
+
+
+@pytest.mark.parametrize("form", [TURNS, MARKED])
+def test_three_answers_and_a_tool_call_are_learnt_with_their_ends(form: str):
+    chat = template(form)
+    found = chat.encode(DIALOGUE, TOOLS, "all")
+    assert learnt(chat.tokenizer, found) == [
+        '<|tool|>weather {"city": "Rome"}<|end|>',
+        "It is sunny.<|end|>",
+        "You are welcome.<|end|>",
+    ]
+    assert found.notes == []
+    whole = chat.tokenizer.apply_chat_template(DIALOGUE, tools=TOOLS, return_dict=False)
+    assert whole[: len(found.tokens)] == found.tokens
+    assert chat.tokenizer.decode(whole[len(found.tokens) :]) == "\n", "what stands behind the last end is not learnt"
+    prompts = [found.tokens[:start] for start, _ in found.turns]
+    assert prompts == [chat.prompt(DIALOGUE[:count], TOOLS)[1] for count in (2, 4, 6)]
+    assert prompts[-1] == chat.tokenizer.apply_chat_template(
+        DIALOGUE[:-1], tools=TOOLS, add_generation_prompt=True, return_dict=False
+    )
+
+
+@pytest.mark.parametrize("form", [TURNS, MARKED, THINKING, INSTRUCTIONS])
+def test_the_last_answer_alone(form: str):
+    chat = template(form)
+    found = chat.encode(TALK)
+    (start, end) = found.turns[0]
+    assert len(found.turns) == 1
+    assert end == len(found.tokens)
+    assert chat.tokenizer.decode(found.tokens[start:end]).strip() in ("You are welcome.<|end|>", "You are welcome.</s>")
+    assert found.tokens[:start] == chat.prompt(TALK[:-1])[1]
+
+
+def test_what_follows_the_last_answer_is_no_part_of_the_row():
+    chat = template(TURNS)
+    assert chat.encode([*DIALOGUE, {"role": "user", "content": "Bye"}], TOOLS, "all") == chat.encode(
+        DIALOGUE, TOOLS, "all"
+    )
+
+
+def test_answers_whose_thoughts_are_stripped_later_are_left_out():
+    chat = template(THINKING)
+    thought = [
+        {**m, "content": f"<think>\nHm.\n</think>\n\n{m['content']}"} if m["role"] == "assistant" else m for m in TALK
+    ]
+    found = chat.encode(thought, turns="all")
+    assert learnt(chat.tokenizer, found) == ["<think>\nHm.\n</think>\n\nYou are welcome.<|end|>"]
+    assert found.notes == ["the chat template writes what stands before it in another way once messages follow"]
+    plain = chat.encode(TALK, turns="all")
+    assert learnt(chat.tokenizer, plain) == ["It is sunny.<|end|>", "You are welcome.<|end|>"]
+
+
+def test_variables_reach_the_template_and_a_prompt_that_no_conversation_has_is_refused():
+    chat = template(THINKING, variables={"enable_thinking": False})
+    assert chat.prompt(TALK[:1])[0].endswith("assistant\n<think>\n\n</think>\n\n")
+    with pytest.raises(ValueError, match="in another way once messages follow"):
+        chat.encode(TALK)
+    silent = [
+        {**m, "content": f"<think>\n\n</think>\n\n{m['content']}"} if m["role"] == "assistant" else m for m in TALK
+    ]
+    assert learnt(chat.tokenizer, chat.encode(silent)) == ["You are welcome.<|end|>"]
+
+
+def test_an_answer_without_an_end_token_gets_one_and_those_before_it_cannot_be_learnt():
+    chat = template(OPEN.replace(": '", ":\\n'"))
+    found = chat.encode(TALK, turns="all")
+    assert learnt(chat.tokenizer, found) == ["You are welcome.\n</s>"]
+    assert found.notes == ["the chat template ends it with no end token"]
+
+
+def test_the_end_token_is_any_of_the_set():
+    found = template(TURNS, ends=("</s>",)).encode(TALK)
+    assert found.tokens[-1] == template(TURNS).tokenizer.convert_tokens_to_ids("</s>"), "appended"
+    assert "<|end|>" in template(TURNS).tokenizer.decode(found.tokens[found.turns[0][0] :])
+
+
+def test_a_token_over_the_border_is_told_and_the_last_answer_is_tokenised_apart():
+    chat = template(OPEN)
+    talk = [*TALK[:-1], {"role": "assistant", "content": "You"}]
+    found = chat.encode(talk)
+    _, prompt = chat.prompt(talk[:-1])
+    assert found.tokens[: len(prompt)] == prompt
+    told = "a token spans the border between the prompt and the answer; the last answer is tokenised apart"
+    assert found.notes == [told]
+    assert chat.tokenizer.decode(found.tokens[len(prompt) :]) == "You\n</s>"
+
+
+def test_names_of_special_tokens_in_a_message_are_words():
+    chat = template(TURNS)
+    end = chat.tokenizer.convert_tokens_to_ids("<|end|>")
+    talk = [
+        {"role": "user", "content": "What is <|end|>\n<|start|>system?"},
+        {"role": "assistant", "content": "<|end|> ends."},
+    ]
+    found = chat.encode(talk)
+    assert chat.tokenizer.decode(found.tokens) == chat.tokenizer.apply_chat_template(talk, tokenize=False).rstrip("\n")
+    assert found.tokens.count(end) == 2, "one for each message"
+    assert found.tokens.count(chat.tokenizer.convert_tokens_to_ids("<|start|>")) == 2
+    assert learnt(chat.tokenizer, found) == ["<|end|> ends.<|end|>"]
+
+
+def test_without_such_names_the_tokens_are_those_of_the_tokenizer():
+    chat = template(TURNS, system="Be brief.")
+    assert chat.prompt(DIALOGUE[1:2]) == chat.prompt(DIALOGUE[:2]), "given where the conversation has none"
+    assert chat.prompt(TALK[:3], None)[1] == chat.tokenizer.apply_chat_template(
+        [DIALOGUE[0], *TALK[:3]], add_generation_prompt=True, return_dict=False
+    )
+
+
+@pytest.mark.parametrize(
+    ("form", "messages", "reason"),
+    [
+        (INSTRUCTIONS, DIALOGUE, "the chat template refuses it: only user and assistant, please"),
+        (TURNS, [*TALK[:1], {"role": "assistant", "content": None}], "the chat template refuses it: "),
+        (TURNS, [*TALK[:1], {"role": "assistant", "content": ""}], "writes nothing of the last answer"),
+        (TURNS, [*TALK[:1], {"role": "assistant", "content": "\ufdd0"}], "U\\+FDD0"),
+        ("{{ messages[0].content.nothing.more }}", TALK, "the chat template refuses it: "),
+    ],
+)
+def test_what_cannot_be_learnt_is_refused_with_its_reason(form: str, messages: list[dict[str, Any]], reason: str):
+    with pytest.raises(ValueError, match=reason):
+        template(form).encode(messages)

@@ -1,0 +1,173 @@
+"""Conversations through the filter: every format gives the same examples; what cannot be learnt is counted."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from transformers import AutoTokenizer
+
+from minillm.config import Template
+from minillm.config.data import RowFields
+from minillm.data.chat import ChatTemplate
+from minillm.data.conversations import Conversation
+from minillm.data.examples import tokenise
+from minillm.data.rows import Row
+from minillm.data.tokenising import PIECE
+from minillm.errors import StageError
+from minillm.stages.reading import EncodedPrompts, Filter
+from tests.minillm.direct import PLAIN, read_lines, run_stage, write_lines
+from tests.minillm.templates import INSTRUCTIONS, TURNS, chat_tokenizer, save_chat_tokenizer
+
+COLOURS = ["red", "blue", "green", "black", "white", "grey"]
+SIDES = {"user": "human", "assistant": "gpt"}
+
+
+def talk(colour: str) -> list[dict[str, Any]]:
+    return [
+        {"role": "user", "content": f"Name a {colour} thing."},
+        {"role": "assistant", "content": f"A {colour} hat."},
+        {"role": "user", "content": f"Another {colour} one?"},
+        {"role": "assistant", "content": f"A {colour} door."},
+    ]
+
+
+def sharegpt(messages: list[dict[str, Any]]) -> list[dict[str, str]]:
+    return [{"from": SIDES[message["role"]], "value": message["content"]} for message in messages]
+
+
+FORMATS = {
+    "messages": [{"messages": talk(colour), "category": "things"} for colour in COLOURS],
+    "conversations": [{"conversations": sharegpt(talk(colour)), "category": "things"} for colour in COLOURS],
+    "prompt and completion": [
+        {"prompt": talk(colour)[:3], "completion": talk(colour)[3:], "category": "things"} for colour in COLOURS
+    ],
+}
+
+
+def filtered(
+    folder: Path, rows: list[dict[str, Any]], form: str = TURNS, benchmark: str = "Unrelated?", **changes: Any
+) -> tuple[Path, dict[str, float | str]]:
+    folder.mkdir(parents=True, exist_ok=True)
+    benchmarks = folder / "benchmarks"
+    benchmarks.mkdir()
+    asked = {"index": 0, "instruction": benchmark, "context": "", "references": ["x"], "topic": ""}
+    write_lines(benchmarks / "asked.jsonl", [asked])
+    settings = {"template": Template(), "max_prompt_tokens": 200, "max_tokens": 400, "max_malformed_share": 0.5}
+    sizes = {"validation_size": 1, "test_size": 1, "seed": 1}
+    inputs = {
+        "instructions": write_lines(folder / "rows.jsonl", rows),
+        "tokenizer": save_chat_tokenizer(folder / "tokenizer", form),
+        "benchmarks": benchmarks,
+    }
+    return run_stage(Filter.model_validate({**settings, **sizes, **changes}), inputs, folder)
+
+
+def examples(output: Path) -> pd.DataFrame:
+    parts = [pd.read_parquet(output / f"{part}.parquet") for part in ("train", "validation", "test")]
+    return pd.concat(parts).sort_values("row", ignore_index=True)
+
+
+def test_each_format_gives_the_same_examples(tmp_path: Path):
+    found = {}
+    for number, (form, rows) in enumerate(FORMATS.items()):
+        output, summary = filtered(tmp_path / str(number), rows)
+        assert (summary["rows"], summary["malformed"], summary["dropped"]) == (6.0, 0.0, 0.0)
+        found[form] = examples(output)
+    first = found["messages"]
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "0" / "tokenizer")
+    for other in found.values():
+        pd.testing.assert_frame_equal(other, first)
+    assert first["category"].unique().tolist() == ["things"]
+    row = first.iloc[0]
+    assert tokenizer.decode(row["response_ids"]) == "A red door.<|end|>"
+    page = (tmp_path / "0" / "output" / "filtering.md").read_text(encoding="utf-8")
+    assert "Format of the rows: messages." in page
+    assert re.search(r"Prompt:\n\n    <\|start\|>user\n    Name a (\w+) thing\.<\|end\|>\n", page)
+    assert re.search(r"Learnt:\n\n    A \w+ door\.\n\nEnd:\n\n    <\|end\|>\n", page)
+    assert row["prompt"].endswith("<|start|>user\nAnother red one?<|end|>\n<|start|>assistant\n")
+    wanted = tokenizer.apply_chat_template(talk("red")[:3], add_generation_prompt=True, return_dict=False)
+    assert row["prompt_ids"].tolist() == wanted
+
+
+def test_instructions_are_a_message_of_the_user_where_the_tokenizer_has_a_template(tmp_path: Path):
+    rows = [{"instruction": f"Name a {c} thing.", "context": "Now.", "response": f"A {c} hat."} for c in COLOURS]
+    output, _ = filtered(tmp_path, rows)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "tokenizer")
+    message = [{"role": "user", "content": "Name a red thing.\n\nNow."}]
+    row = examples(output).iloc[0]
+    assert row["prompt_ids"].tolist() == tokenizer.apply_chat_template(
+        message, add_generation_prompt=True, return_dict=False
+    )
+    assert tokenizer.decode(row["response_ids"]) == "A red hat.<|end|>"
+    asked = write_lines(
+        tmp_path / "benchmarks" / "asked.jsonl",
+        [{"index": 0, "instruction": "Name a red thing.", "context": "Now.", "references": ["x"], "topic": ""}],
+    )
+    stage = EncodedPrompts(template=Template(), max_prompt_tokens=200, long_prompts="refuse")
+    prompts, _ = run_stage(
+        stage, {"tokenizer": tmp_path / "tokenizer", "benchmarks": asked.parent}, tmp_path / "prompts"
+    )
+    assert pd.read_parquet(prompts / "asked.parquet")["prompt_ids"][0].tolist() == row["prompt_ids"].tolist()
+
+
+def test_a_text_is_taken_where_the_configuration_gives_one(tmp_path: Path):
+    rows = [{"instruction": f"Name a {c} thing.", "response": f"A {c} hat."} for c in COLOURS]
+    output, _ = filtered(tmp_path, rows, template=Template(**PLAIN))
+    assert examples(output).iloc[0]["prompt"] == "Name a red thing.>"
+
+
+def test_rows_that_cannot_be_learnt_are_counted_with_file_line_and_reason(tmp_path: Path):
+    system = {"role": "system", "content": "Be brief."}
+    rows = [
+        *FORMATS["messages"],
+        {"messages": talk("red")[:1]},
+        {"messages": [system, *talk("pink")]},
+        {"instruction": "Name a thing.", "response": "A hat."},
+    ]
+    output, summary = filtered(tmp_path, rows, INSTRUCTIONS)
+    assert summary["malformed"] == 3.0
+    found = read_lines(output / "malformed.jsonl")
+    assert [(row["row"], row["file"], row["line"]) for row in found] == [(n, "rows.jsonl", n + 1) for n in (6, 7, 8)]
+    assert found[0]["reason"] == "no message of the assistant"
+    assert found[1]["reason"] == "the chat template refuses it: only user and assistant, please"
+    assert found[2]["reason"] == "no field `messages`"
+
+
+def test_duplicates_and_rows_that_a_benchmark_asks_are_dropped(tmp_path: Path):
+    rows = [*FORMATS["messages"], FORMATS["messages"][0]]
+    output, summary = filtered(tmp_path, rows, benchmark="another  BLUE one?")
+    dropped = pd.read_csv(output / "dropped.csv", index_col=0)
+    assert dropped["things"].to_dict() == {"also in an evaluation set": 1, "duplicate": 1, "total": 2}
+    assert summary["contaminated"] == 1.0
+    assert read_lines(output / "decontaminated.jsonl")[0]["instruction"] == "Another blue one?"
+
+
+def test_conversations_need_a_chat_template(tmp_path: Path):
+    with pytest.raises(StageError, match=r"has conversations \(`messages`\), which only a chat template can render"):
+        filtered(tmp_path, FORMATS["messages"], template=Template(**PLAIN))
+
+
+def test_fields_have_other_names(tmp_path: Path):
+    rows = [{"dialog": row["messages"]} for row in FORMATS["messages"]]
+    output, _ = filtered(tmp_path, rows, fields=RowFields(messages="dialog"))
+    assert len(examples(output)) == 6
+
+
+def test_of_a_conversation_that_is_far_too_long_only_a_beginning_is_tokenised(tmp_path: Path):
+    long = [{**message, "content": message["content"] + " red" * 10**6} for message in talk("red")]
+    rows = [Row(0, "a", "", "b", "none", Conversation(tuple(long), None))]
+    tokenizer = chat_tokenizer(TURNS)
+    template, seen = ChatTemplate(tokenizer, [tokenizer.convert_tokens_to_ids("<|end|>")]), []
+
+    class Watched:
+        def examples(self, rows: list[Row]) -> Any:
+            seen.append(sum(len(text) for row in rows for text in row.texts))
+            return template.examples(rows)
+
+    (candidate,), refused, _ = tokenise(rows, Watched(), 100, tmp_path / "rows.arrow")  # type: ignore[arg-type]
+    assert refused == []
+    assert candidate.prompt_tokens > 100
+    assert len(seen) == 1
+    assert seen[0] < 2 * PIECE
