@@ -1,8 +1,8 @@
 """Conversations through the tokenizer's own template: what is prompt, what is learnt, and what ends it.
 
-A turn is learnt from where the generation prompt ends to the token that ends a response, which is learnt too. Where the
-template marks what the model generates (`{% generation %}`), the marks say where a turn begins; otherwise the messages
-before it do, with the generation prompt: their tokens must be the first tokens of the conversation.
+The last answer is learnt from where the generation prompt ends to the token that ends a response, which is learnt too:
+the tokens of the messages before it, with the generation prompt, must be the first tokens of the conversation. Earlier
+answers begin likewise, or where the template marks what the model generates (`{% generation %}`).
 """
 
 import itertools
@@ -164,8 +164,8 @@ class ChatTemplate:
         if marked.count(BEGIN) == marked.count(END) == len(answers):
             places = [match.start() - number for number, match in enumerate(re.finditer(f"[{BEGIN}{END}]", marked))]
             begins, ends = dict(zip(answers, places[::2], strict=True)), dict(zip(answers, places[1::2], strict=True))
-            return text, begins, ends
-        for answer in answers:
+        # Whatever the marks say, the last answer follows what generation is given.
+        for answer in answers[-1:] if begins else answers:
             before, through = self._text(guarded, answer, generation_prompt=True), self._text(guarded, answer + 1)
             begins[answer] = len(before) if text.startswith(before) else None
             ends[answer] = len(through) if text.startswith(through) else None

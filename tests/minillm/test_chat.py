@@ -62,6 +62,17 @@ def test_the_last_answer_alone(form: str):
     assert found.tokens[:start] == chat.prompt(TALK[:-1])[1]
 
 
+def test_the_last_answer_follows_the_generation_prompt_whatever_the_marks_say():
+    marked, late = (
+        "{%- generation -%}{{ message.content }}",
+        "{{ message.content[:3] }}{%- generation -%}{{ message.content[3:] }}",
+    )
+    chat = template(MARKED.replace(marked, late))
+    found = chat.encode(TALK)
+    assert learnt(chat.tokenizer, found) == ["You are welcome.<|end|>"]
+    assert found.tokens[: found.turns[0][0]] == chat.prompt(TALK[:-1])[1]
+
+
 def test_what_follows_the_last_answer_is_no_part_of_the_row():
     chat = template(TURNS)
     assert chat.encode([*DIALOGUE, {"role": "user", "content": "Bye"}], TOOLS, "all") == chat.encode(
