@@ -158,7 +158,7 @@ def test_fields_have_other_names(tmp_path: Path):
 def test_of_a_conversation_that_is_far_too_long_only_a_beginning_is_tokenised(tmp_path: Path):
     long = [{**message, "content": message["content"] + " red" * 10**6} for message in talk("red")]
     rows = [Row(0, "a", "", "b", "none", Conversation(tuple(long), None))]
-    tokenizer = chat_tokenizer(TURNS)
+    tokenizer: Any = chat_tokenizer(TURNS)
     template, seen = ChatTemplate(tokenizer, [tokenizer.convert_tokens_to_ids("<|end|>")]), []
 
     class Watched:
