@@ -4,6 +4,7 @@ import contextvars
 import logging
 import re
 import threading
+import time
 from pathlib import Path
 from typing import Self, cast
 from uuid import UUID
@@ -24,6 +25,8 @@ from tasks.tracking.outbox import Outbox
 EVERY_SECONDS = 5.0
 LAST_SECONDS = 5.0
 """Longest time that a stage waits for its page when it has ended."""
+LINK_SECONDS = 30.0
+"""Longest time after the stage's end that its link to MLflow is waited for, which delays nothing."""
 LOGGER = logging.getLogger("prefect.pages")
 
 
@@ -37,7 +40,7 @@ class StagePage:
         self._follower, self._outbox, self._record, self._label = MetricsFollower(metrics), outbox, record, label
         self._progress: UUID | None = None
         self._linked = False
-        self._ended = threading.Event()
+        self._ended, self._shown = threading.Event(), threading.Event()
         here = contextvars.copy_context()  # so that Prefect knows whose artifacts they are
         self._thread = threading.Thread(target=here.run, args=(self._follow,), name=f"page of {label}", daemon=True)
 
@@ -47,12 +50,17 @@ class StagePage:
 
     def __exit__(self, *_: object) -> None:
         self._ended.set()
-        self._thread.join(LAST_SECONDS)
+        self._shown.wait(LAST_SECONDS)
 
     def _follow(self) -> None:
         while not self._ended.wait(EVERY_SECONDS):
             self._update()
         self._update()
+        self._shown.set()
+        until = time.monotonic() + LINK_SECONDS  # a short stage ends before MLflow has told where its run is
+        while not self._linked and time.monotonic() < until:
+            time.sleep(EVERY_SECONDS)
+            self._update()
 
     def _update(self) -> None:
         try:
