@@ -21,7 +21,7 @@ ALPACA_WITHOUT_CONTEXT = (
 
 
 class Template(Strict):
-    """How messages, or an instruction with its context, become a prompt; the response follows directly (method.md §6).
+    """Template of prompts, for messages or an instruction with its context; the response follows (method.md §6).
 
     `chat` alone stands for `{chat: true}`: the tokenizer's own template. Without any field, it is taken where the
     tokenizer has one, and else the paper's text. The name of a special token, say `<s>`, stands for that token in a
@@ -60,7 +60,7 @@ class Template(Strict):
 
     @property
     def has_text(self) -> bool:
-        """Whether a text is given."""
+        """True if a text is given."""
         return self.with_context is not None or self.without_context is not None
 
     def text(self, context: str) -> str:

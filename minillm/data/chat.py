@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Literal
 from jinja2 import TemplateError
 
 from minillm.data.conversations import Message
-from minillm.data.encoding import Encoded
+from minillm.data.encoding import Encoded, special_names
 from minillm.data.rows import Row, user_message
 from minillm.errors import StageError, first_line
 
@@ -30,7 +30,7 @@ class LearntConversation:
     """Token ids of a conversation up to the end of its last answer, and the parts that are learnt."""
 
     text: str
-    """What precedes the last answer."""
+    """Text before the last answer."""
     tokens: list[int]
     turns: list[tuple[int, int]]
     """Learnt answers, as half-open ranges of positions; each ends with an end token."""
@@ -40,6 +40,9 @@ class LearntConversation:
 
 class ChatTemplate:
     """The chat template of a tokenizer."""
+
+    opening: ClassVar[tuple[int, ...]] = ()
+    """Tokens that every prompt begins with and keeps when it is cut: none, as what the template begins with varies."""
 
     def __init__(
         self,
@@ -62,12 +65,7 @@ class ChatTemplate:
         self._marked: str = template
         for tag, mark in MARKS:
             self._marked = re.sub(tag, rf'{{{{\1 "{mark}" \2}}}}', self._marked)
-        self._special = sorted(
-            {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}, key=len, reverse=True
-        )
-
-    opening: ClassVar[tuple[int, ...]] = ()
-    """Tokens that every prompt begins with and keeps when it is cut: none, as what the template begins with varies."""
+        self._special = sorted(special_names(tokenizer), key=len, reverse=True)
 
     def prompts(self, asked: Sequence[tuple[str, str]]) -> list[tuple[str, list[int]]]:
         """Return the prompts of (instruction, context) pairs, as text and as token ids.
@@ -127,7 +125,7 @@ class ChatTemplate:
         guarded = _Guarded(self._special, messages, tools)
         answers = [number for number, message in enumerate(messages) if message["role"] == "assistant"]
         *earlier, last = answers if turns == "all" else answers[-1:]
-        text, begins, ends = self._regions(guarded, answers)
+        text, begins, ends = self._regions(guarded, answers, earlier)
         tokens = self._tokens(text, guarded)
         notes: list[str] = []
         start = self._position(tokens, text, begins[last], guarded)
@@ -154,22 +152,28 @@ class ChatTemplate:
         return LearntConversation(guarded.named(text[: begins[last]]), tokens[:end], sorted(learnt), notes)
 
     def _regions(
-        self, guarded: "_Guarded", answers: Sequence[int]
+        self, guarded: "_Guarded", answers: Sequence[int], earlier: Sequence[int]
     ) -> tuple[str, dict[int, int | None], dict[int, int | None]]:
-        """Return the text, and where the answers begin and end in it; None where the template does not tell."""
-        marked = self._text(guarded, answers[-1] + 1, marked=True)
+        """Return the text, where the last and some earlier answers begin in it, and where the earlier ones end.
+
+        A place is None where the template does not tell.
+        """
+        last = answers[-1]
+        marked = self._text(guarded, last + 1, marked=True)
         text = marked.replace(BEGIN, "").replace(END, "")
-        begins: dict[int, int | None] = {}
-        ends: dict[int, int | None] = {}
+        begins: dict[int, int | None]
+        ends: dict[int, int | None]
         if marked.count(BEGIN) == marked.count(END) == len(answers):
             places = [match.start() - number for number, match in enumerate(re.finditer(f"[{BEGIN}{END}]", marked))]
             begins, ends = dict(zip(answers, places[::2], strict=True)), dict(zip(answers, places[1::2], strict=True))
-        # Whatever the marks say, the last answer follows what generation is given.
-        for answer in answers[-1:] if begins else answers:
-            before, through = self._text(guarded, answer, generation_prompt=True), self._text(guarded, answer + 1)
-            begins[answer] = len(before) if text.startswith(before) else None
-            ends[answer] = len(through) if text.startswith(through) else None
+        else:
+            begins = {answer: self._begin(guarded, answer, text) for answer in earlier}
+            ends = {answer: _length(self._text(guarded, answer + 1), text) for answer in earlier}
+        begins[last] = self._begin(guarded, last, text)  # whatever the marks say: it follows what generation is given
         return text, begins, ends
+
+    def _begin(self, guarded: "_Guarded", answer: int, text: str) -> int | None:
+        return _length(self._text(guarded, answer, generation_prompt=True), text)
 
     def _turn(
         self, tokens: list[int], text: str, begin: int | None, end: int | None, guarded: "_Guarded"
@@ -270,6 +274,11 @@ class _Guarded:
         """
         if any(f"\\u{ord(stand_in):04x}" in text.lower() for stand_in in self.names):
             raise ValueError("the chat template escapes the name of a special token in it")
+
+
+def _length(beginning: str, text: str) -> int | None:
+    """Return the length of the beginning of a text, None if it is not."""
+    return len(beginning) if text.startswith(beginning) else None
 
 
 def _texts(value: Any) -> Iterator[str]:

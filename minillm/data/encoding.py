@@ -1,8 +1,11 @@
-"""Token ids of texts that no template is around, and what a template makes of an example."""
+"""Token ids of texts that no template is around, of stored prompts, and of an example in a template."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
+
+import pandas as pd
 
 
 @dataclass(frozen=True)
@@ -36,3 +39,16 @@ def opening_tokens(tokenizer: Any) -> list[int]:
         if whole[start : start + len(bare)] == bare:
             return whole[:start]
     return []
+
+
+def special_names(tokenizer: Any) -> list[str]:
+    """Return the names of the tokenizer's special tokens."""
+    return [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
+
+
+def load_prompts(directory: Path) -> dict[str, list[list[int]]]:
+    """Load the token ids of every benchmark's prompts, in the order of its rows."""
+    return {
+        path.stem: [ids.tolist() for ids in pd.read_parquet(path)["prompt_ids"]]
+        for path in sorted(directory.glob("*.parquet"))
+    }

@@ -1,10 +1,7 @@
 """Prompts as text and as tokens, made the same way for training, rollouts and evaluation."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
-
-import pandas as pd
 
 from minillm.config import Template
 from minillm.data.chat import ChatTemplate
@@ -62,11 +59,3 @@ def fit_prompts(
         )
     fitting = [prompt if len(prompt) <= limit else [*opening, *prompt[len(prompt) - rest :]] for prompt in prompts]
     return fitting, len(longer)
-
-
-def load_prompts(directory: Path) -> dict[str, list[list[int]]]:
-    """Load the token ids of every benchmark's prompts, in the order of its rows."""
-    return {
-        path.stem: [ids.tolist() for ids in pd.read_parquet(path)["prompt_ids"]]
-        for path in sorted(directory.glob("*.parquet"))
-    }

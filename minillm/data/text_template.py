@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from minillm.config import Template
-from minillm.data.encoding import Encoded, encode_texts, opening_tokens
+from minillm.data.encoding import Encoded, encode_texts, opening_tokens, special_names
 from minillm.data.rows import Row
 
 PLACEHOLDER = re.compile(r"\{(instruction|context)\}")
@@ -31,7 +31,7 @@ class TextTemplate:
         """
         if not asked:
             return []
-        special = [token.content for token in self.tokenizer.added_tokens_decoder.values() if token.special]
+        special = special_names(self.tokenizer)
         marks = [name for name in special if any(name in self.template.text(context) for context in ("", "a"))]
         texts = [fill(self.template, *question) for question in asked]
         encoded = self.tokenizer(texts, add_special_tokens=False, split_special_tokens=not marks)["input_ids"]

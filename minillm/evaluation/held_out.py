@@ -16,9 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minillm.data.benchmarks import load_benchmarks
-from minillm.data.encoding import encode_texts
+from minillm.data.encoding import encode_texts, load_prompts
 from minillm.data.plain_text import PlainText
-from minillm.data.prompts import load_prompts
 from minillm.data.token_bytes import spelled_bytes, written_bytes
 from minillm.evaluation.likelihood import Likelihood, Pair, likelihoods
 from minillm.evaluation.reliability import binned, reliability

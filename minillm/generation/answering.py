@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 
 from minillm.config import Runtime, Sampling
-from minillm.data.prompts import load_prompts
+from minillm.data.encoding import load_prompts
 from minillm.durable import sync
 from minillm.files import write_json_lines
 from minillm.generation.drawing import Decoding

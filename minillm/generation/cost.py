@@ -10,7 +10,7 @@ import time
 from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
-from minillm.data.prompts import load_prompts
+from minillm.data.encoding import load_prompts
 from minillm.files import write_json
 from minillm.generation.answering import make_requests, make_sampler
 from minillm.models.shared_tokenizer import load_shared_tokenizer

@@ -13,7 +13,7 @@ from tabulate import tabulate
 
 from minillm.config import Runtime
 from minillm.config.hosts import read_hosts
-from minillm.data.prompts import load_prompts
+from minillm.data.encoding import load_prompts
 from minillm.errors import StageError
 from minillm.files import read_json
 from minillm.models.facts import ModelFacts

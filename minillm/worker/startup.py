@@ -9,7 +9,7 @@ from types import ModuleType
 
 
 def has_gpu() -> bool:
-    """Whether this machine has an NVIDIA GPU."""
+    """Return True if this machine has an NVIDIA GPU."""
     return Path("/dev/nvidia0").exists()
 
 

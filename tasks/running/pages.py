@@ -5,6 +5,7 @@ import logging
 import re
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Self, cast
 from uuid import UUID
@@ -54,23 +55,26 @@ class StagePage:
 
     def _follow(self) -> None:
         while not self._ended.wait(EVERY_SECONDS):
-            self._update()
-        self._update()
+            self._update(self._show_progress, self._show_link)
+        self._update(self._show_progress, self._show_link)
         self._shown.set()
         until = time.monotonic() + LINK_SECONDS  # a short stage ends before MLflow has told where its run is
         while not self._linked and time.monotonic() < until:
             time.sleep(EVERY_SECONDS)
-            self._update()
+            self._update(self._show_link)  # alone: another attempt may have a page of its own by now
 
-    def _update(self) -> None:
+    def _update(self, *shows: Callable[[], None]) -> None:
         try:
-            if reached := self._follower.read():
-                self._show_progress(100 * reached.share)
-            self._show_link()
+            for show in shows:
+                show()
         except Exception as error:
             LOGGER.debug("Prefect's page of %s: %s", self._label, error)
 
-    def _show_progress(self, percentage: float) -> None:
+    def _show_progress(self) -> None:
+        reached = self._follower.read()
+        if reached is None:
+            return
+        percentage = 100 * reached.share
         if self._progress is None:
             created = create_progress_artifact(percentage, page_key(f"progress {self._label}"), self._label)
             self._progress = cast(UUID, created)  # typed for callers in an event loop, too

@@ -134,7 +134,7 @@ class OutboxEntry(BaseModel):
 
     @property
     def settled(self) -> bool:
-        """Whether nothing is left to send. The same process does not send again what was refused."""
+        """True if nothing is left to send. The same process does not send again what was refused."""
         return self.desired.status != "RUNNING" and (
             self.delivered.status == self.desired.status or RUN in self.delivered.refused
         )

@@ -45,7 +45,7 @@ THINKING = (
     "{% if enable_thinking is defined and not enable_thinking %}{{ '<think>\\n\\n</think>\\n\\n' }}{% endif %}"
     "{% endif %}"
 )
-"""What was thought stands in the last answer alone (the form of Qwen 3)."""
+"""Thoughts in the last answer alone (the form of Qwen 3)."""
 OPEN = (
     "{% for message in messages %}{{ message.role + ': ' + message.content + '\\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"

@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 
 from minillm.config import Template
-from minillm.data.prompts import fit_prompts, load_prompts
+from minillm.data.encoding import load_prompts
+from minillm.data.prompts import fit_prompts
 from minillm.errors import StageError
 from minillm.stages.reading import EncodedPrompts
 from tests.minillm.direct import PLAIN, run_stage, write_lines

@@ -1,4 +1,4 @@
-"""What a chat template makes of a conversation: prompt, learnt answers and their ends, checked by hand."""
+"""Conversations in chat templates: prompt, learnt answers and their ends, checked by hand."""
 
 from typing import Any
 
