@@ -156,6 +156,11 @@ def test_without_such_names_the_tokens_are_those_of_the_tokenizer():
         (TURNS, [*TALK[:1], {"role": "assistant", "content": None}], "the chat template refuses it: "),
         (TURNS, [*TALK[:1], {"role": "assistant", "content": ""}], "writes nothing of the last answer"),
         (TURNS, [*TALK[:1], {"role": "assistant", "content": "\ufdd0"}], "U\\+FDD0"),
+        (
+            "{{ messages | tojson(ensure_ascii=True) }}",
+            [{"role": "user", "content": "What is <s>?"}, *TALK[1:2]],
+            "the chat template escapes the name of a special token",
+        ),
         ("{{ messages[0].content.nothing.more }}", TALK, "the chat template refuses it: "),
     ],
 )

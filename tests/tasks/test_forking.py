@@ -115,6 +115,19 @@ def test_where_the_template_is_killed_the_worker_goes_and_the_next_one_has_anoth
         template.fork(spec)
 
 
+def test_the_end_of_a_template_is_seen_by_each_worker_whichever_others_live(tmp_path: Path):
+    template = Template({**os.environ, **worker_environment(Runtime(threads=1))})
+    spec = job(tmp_path)
+    with FileLock(tmp_path / "worker.lock"), Group(template.fork(spec)) as first, Group(template.fork(spec)) as second:
+        until_waiting(first)
+        until_waiting(second)
+        template.process.kill()
+        wait_for(
+            lambda: first.process.poll() == second.process.poll() == -signal.SIGKILL and not gone(second.process.pid)
+        )
+        first.kill()
+
+
 def test_the_worker_ends_with_the_flow_and_the_template_after_it(tmp_path: Path):
     script = """
 import os, sys, time

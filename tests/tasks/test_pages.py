@@ -46,7 +46,8 @@ def test_the_link_of_a_stage_that_is_over_before_it_is_known_comes_late_and_dela
     assert time.monotonic() - began < LAST_SECONDS
     assert shown("progress-a-short-stage") == ["50"]
     assert shown("mlflow-a-short-stage") == []
-    metrics.write_text(json.dumps({**line, "step": 2}) + "\n", encoding="utf-8")  # another attempt's
+    with metrics.open("a", encoding="utf-8") as stream:  # another attempt
+        stream.write(json.dumps({**line, "step": 2}) + "\n")
     outbox.url = "http://127.0.0.1:1/a-run"
     wait_for(lambda: shown("mlflow-a-short-stage"))
     assert shown("mlflow-a-short-stage") == ["[a short stage in MLflow](http://127.0.0.1:1/a-run)"]
