@@ -10,7 +10,7 @@ from prefect.futures import PrefectFuture
 
 from minillm.config import Config
 from minillm.config.loading import load_config
-from tasks.data import filter_examples, pack_plain_text, prepare
+from tasks.data import filter_examples, pack_plain_text, prepare, take_layers
 from tasks.evaluation import evaluate
 from tasks.evaluation_sets import read_evaluation_sets
 from tasks.promoting import propose
@@ -35,18 +35,19 @@ def distill(config_file: str = "configs/quickstart.yaml", overrides: tuple[str, 
 
 def stages(config: Config) -> tuple[PrefectFuture[Any], dict[str, PrefectFuture[Any]]]:
     """Start every stage; the futures of the report and of the exported students."""
-    prepared = prepare.submit(config)
+    student = take_layers.submit(config)
+    prepared = prepare.submit(config, student)
     sets = read_evaluation_sets(config, dict.fromkeys(config.rows, prepared))
     # Nothing is trained before all that will be measured on has been read.
     examples = filter_examples.submit(config, prepared, sets.benchmarks, wait_for=sets.all)
     plain_text = pack_plain_text.submit(config, prepared)
 
     teacher = fine_tune_teacher.submit(config, prepared, examples)
-    initial = fine_tune_initial_student.submit(config, prepared, examples)
+    initial = fine_tune_initial_student.submit(config, student, prepared, examples)
     responses = teacher_responses.submit(config, prepared, examples, teacher)
     available = {"teacher": teacher, "initial": initial, "responses": responses, "plain_text": plain_text}
     students = {
-        name: distil.submit(config, name, prepared, examples, **needs(method, **available))
+        name: distil.submit(config, name, student, prepared, examples, **needs(method, **available))
         for name, method in config.methods.items()
     }
 

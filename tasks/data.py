@@ -3,22 +3,31 @@
 from pathlib import Path
 from typing import Any
 
-from minillm.config import BaseConfig, Config, EvaluationConfig, Lora, Source, Tokenizer
+from minillm.config import BaseConfig, Config, EvaluationConfig, Lora, Model, Source, Tokenizer
 from minillm.config.data import RowFields
-from minillm.stages.reading import Filter, Pack, Prepare
+from minillm.stages.reading import Filter, Pack, Prepare, TakeLayers
 from minillm.store.manifest import Artifact
 from tasks.evaluation_sets import generation_tokens
 from tasks.running.computation import Input
 from tasks.running.stage import Work, nothing, stage_task
 
 
+@stage_task("take layers")
+def take_layers(config: Config) -> Work:
+    """Make the student of its teacher's layers; a student that has an origin of its own is taken as it is."""
+    student, teacher = config.student.model, config.teacher.model
+    if student.layers is None:
+        return nothing("student.model.layers_of is null", student)
+    return TakeLayers(layers=student.layers), {"teacher": teacher}
+
+
 @stage_task("prepare tokenizer")
-def prepare(config: Config) -> Work:
+def prepare(config: Config, student: Input) -> Work:
     """Train or load the tokenizer that teacher and student share, and check that both fit it."""
-    models = {"teacher.model": config.teacher.model, "student.model": config.student.model}
-    architectures = {name: model.architecture for name, model in models.items()}
+    models: dict[str, Input] = {"teacher.model": config.teacher.model, "student.model": student}
+    architectures = {n: model.architecture if isinstance(model, Model) else None for n, model in models.items()}
     stage = _prepare(config, config.tokenizer, architectures, config.adapters, config.data.fields)
-    inputs: dict[str, Input] = {name: model for name, model in models.items() if model.architecture is None}
+    inputs = {name: model for name, model in models.items() if architectures[name] is None}
     if config.tokenizer.path is not None:
         inputs["tokenizer"] = Source(path=str(Path(config.tokenizer.path).absolute()))
     if config.tokenizer.train_vocabulary is not None:

@@ -66,8 +66,9 @@ def read_benchmarks(config: BaseConfig) -> Work:
     inputs: dict[str, Input] = {f"benchmark/{name}": benchmark.source for name, benchmark in benchmarks.items()}
     fields = {name: benchmark.fields for name, benchmark in benchmarks.items()}
     topics = {name: benchmark.topics for name, benchmark in benchmarks.items() if benchmark.topics}
+    prompts = {name: benchmark.prompts for name, benchmark in benchmarks.items() if benchmark.prompts}
     metrics: dict[str, Metric] = {name: benchmark.metric for name, benchmark in benchmarks.items()}
-    stage = Benchmarks(fields=fields, topics=topics, metrics=metrics)
+    stage = Benchmarks(fields=fields, topics=topics, prompts=prompts, metrics=metrics)
     return stage, inputs
 
 

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from minillm.config import Config, Model
-from minillm.data.sources import resolve
 from minillm.durable import write_atomically
 from minillm.errors import StageError
 from minillm.files import read_json
@@ -154,18 +153,20 @@ def _measure(
     """Time what repeats, in as many workers as stages may run at once; the first one's progress is logged."""
     trainings = [stage.stage for stage in missing if isinstance(stage.stage, Train)]
     generate = next(s.stage for s in dry_run.stages if isinstance(s.stage, Generate))
-    models = {"teacher": config.teacher.model, "student": config.student.model}
+    prepared, paths = next(
+        (s.stage, s.computation.paths) for s in dry_run.stages if isinstance(s.stage, Prepare) and s.computation
+    )
     needed: dict[str, type[Stage]] = {"tokenizer": Prepare, "examples": Filter}
     inputs = {name: Path(read[stage].path) for name, stage in needed.items() if stage in read}
-    directories = {n: resolve(model, Path()).path for n, model in models.items() if model.architecture is None}
+    models = {name.removesuffix(".model"): architecture for name, architecture in prepared.models.items()}
     settings = Speed(
-        architectures={n: model.architecture for n, model in models.items() if model.architecture is not None},
+        architectures={n: architecture for n, architecture in models.items() if architecture is not None},
         trainings={same_speed(training): training for training in trainings},
         generate=generate,
         responses=responses,
         seconds=seconds,
     )
-    job_inputs = inputs | directories
+    job_inputs = inputs | {name: paths[f"{name}.model"] for name, given in models.items() if given is None}
 
     def tell(line: str) -> None:
         if line.startswith(SAID):

@@ -1,6 +1,5 @@
 """Tasks that train models, and the one that makes the teacher's responses for sequence-level distillation."""
 
-from collections.abc import Mapping
 from typing import Any
 
 from minillm.config import Config, Method, Model
@@ -20,10 +19,12 @@ def fine_tune_teacher(config: Config, prepared: Artifact, examples: Artifact) ->
 
 
 @stage_task("fine-tune initial")
-def fine_tune_initial_student(config: Config, prepared: Artifact, examples: Artifact) -> Work:
-    """Fine-tune the student on D, as the starting point of MiniLLM."""
-    student = config.student
-    return _train(config, "initial", training_only(student.initial), student.model, prepared, examples)
+def fine_tune_initial_student(config: Config, student: Input, prepared: Artifact, examples: Artifact) -> Work:
+    """Fine-tune the student on D, as the starting point of MiniLLM; do nothing if no method needs it."""
+    initial = config.student.initial
+    if initial is None:
+        return nothing("student.initial is null")
+    return _train(config, "initial", training_only(initial), student, prepared, examples)
 
 
 @stage_task("teacher responses")
@@ -37,9 +38,9 @@ def teacher_responses(config: Config, prepared: Artifact, examples: Artifact, te
 
 
 @stage_task("train {name}")
-def distil(config: Config, name: str, prepared: Artifact, examples: Artifact, **needed: Input) -> Work:
+def distil(config: Config, name: str, student: Input, prepared: Artifact, examples: Artifact, **needed: Input) -> Work:
     """Train the student with one method; `needed` is what `needs` picks for it."""
-    return _train(config, name, config.methods[name], config.student.model, prepared, examples, **needed)
+    return _train(config, name, config.methods[name], student, prepared, examples, **needed)
 
 
 def needs(method: Method, *, teacher: Any, initial: Any, responses: Any, plain_text: Any) -> dict[str, Any]:
@@ -65,17 +66,16 @@ def needs(method: Method, *, teacher: Any, initial: Any, responses: Any, plain_t
 
 
 def _train(
-    config: Config, role: str, method: Method, model: Model, prepared: Artifact, examples: Artifact, **needed: Input
+    config: Config, role: str, method: Method, model: Input, prepared: Artifact, examples: Artifact, **needed: Input
 ) -> Work:
-    inputs: Mapping[str, Input] = {"tokenizer": prepared, "examples": examples, **needed}
-    if "weights" not in inputs and model.architecture is None:
-        inputs = {**inputs, "weights": model}
+    architecture = model.architecture if isinstance(model, Model) and "weights" not in needed else None
+    weights = {"weights": model} if architecture is None else {}
     stage = Train(
         role=role,
         method=method,
-        architecture=None if "weights" in inputs else model.architecture,
+        architecture=architecture,
         max_tokens=config.data.max_tokens,
         validation_prompts=config.evaluation.validation_prompts,
         seed=config.seed,
     )
-    return stage, inputs
+    return stage, {"tokenizer": prepared, "examples": examples, **weights, **needed}

@@ -122,10 +122,16 @@ class Model(Strict):
     """Hugging Face configuration of a model to initialise at random; needs `model_type`.
     Vocabulary size and special tokens come from the tokenizer."""
 
+    @property
+    def origins(self) -> dict[str, Any]:
+        """Fields of which exactly one is given."""
+        return {"path": self.path, "hub": self.hub, "architecture": self.architecture}
+
     @model_validator(mode="after")
     def _one_origin(self) -> Self:
-        if sum(origin is not None for origin in (self.path, self.hub, self.architecture)) != 1:
-            raise ValueError("give exactly one of `path`, `hub` and `architecture`")
+        if sum(origin is not None for origin in self.origins.values()) != 1:
+            *others, last = (f"`{field}`" for field in self.origins)
+            raise ValueError(f"give exactly one of {', '.join(others)} and {last}")
         if self.architecture is not None and "model_type" not in self.architecture:
             raise ValueError("`architecture` needs `model_type` (gpt2, opt, llama, gptj, mistral, qwen2 …)")
         return self

@@ -35,6 +35,8 @@ class Benchmark(Strict):
     fields: Fields = Fields()
     topics: tuple[str, ...] | None = Field(default=None, min_length=1)
     """Topics whose rows count; without it, all rows do."""
+    prompts: PositiveInt | None = None
+    """Most rows to measure on, evenly spaced over those that count; without it, all."""
     metric: Metric = "rouge_l"
     """Score of the tables, intervals and ranks (paper: rouge_l). rouge_l and exact_match are always measured,
     rouge_l_characters only if a benchmark asks for it."""

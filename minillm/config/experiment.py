@@ -128,7 +128,7 @@ class Config(BaseConfig):
     def trainings(self) -> dict[str, Training]:
         """All trainings of the run, by their fields in the configuration."""
         found = {"teacher.training": self.teacher.training} if self.teacher.training else {}
-        found["student.initial"] = self.student.initial
+        found |= {"student.initial": self.student.initial} if self.student.initial else {}
         return found | {f"methods.{name}.training": method.training for name, method in self.methods.items()}
 
     @property
@@ -145,6 +145,11 @@ class Config(BaseConfig):
         for name, method in self.methods.items():
             if name == "teacher":
                 raise ValueError("methods: `teacher` is the name of the teacher's own row; rename the method")
+            if method.start == "initial" and self.student.initial is None:
+                raise ValueError(
+                    f"methods.{name}.start is initial, but student.initial is null; give it a training section, or "
+                    "set start: pretrained"
+                )
             if method.policy and method.policy.plain_text_coefficient > 0 and self.data.plain_text is None:
                 raise ValueError(
                     f"methods.{name}.policy.plain_text_coefficient is "
@@ -164,6 +169,11 @@ class Config(BaseConfig):
             )
         if self.teacher.model.architecture is not None and self.teacher.training is None:
             raise ValueError("teacher.training is null, but its weights are random; give it a training section")
+        if self.teacher.model.architecture is not None and self.student.model.layers_of:
+            raise ValueError(
+                "student.model takes layers of the teacher, whose weights are random; give student.model an "
+                "`architecture` of its own"
+            )
         exposure, room = self.evaluation.exposure_bias, self.data.response_room
         if exposure and (exposure.max_length or 0) > room:
             raise ValueError(

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from minillm.config import Fields
-from minillm.data.rows import field_with_value, read_set, text_field
+from minillm.data.rows import evenly, field_with_value, read_set, text_field
 from minillm.errors import StageError
 from minillm.files import read_json_lines, write_json_lines
 from minillm.metrics.by_name import require_seen
@@ -33,6 +33,7 @@ def run(job: Job[Benchmarks]) -> Summary:
         rows = read_benchmark(name, job.inputs[f"benchmark/{name}"], fields)
         if name in settings.topics:
             rows = select_topics(name, rows, settings.topics[name])
+        rows = numbered(evenly(rows, settings.prompts.get(name)))
         if name in settings.metrics:
             require_seen(
                 f"benchmark {name}",
@@ -75,8 +76,12 @@ def select_topics(name: str, rows: list[dict[str, Any]], topics: Sequence[str]) 
             raise StageError(
                 f"evaluation.benchmarks.{name}.topics: no row is about `{topic}`; {suggestion(topic, known)}"
             )
-    kept = [row for row in rows if row["topic"] in topics]
-    return [{**row, "index": index} for index, row in enumerate(kept)]
+    return numbered([row for row in rows if row["topic"] in topics])
+
+
+def numbered(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return rows whose `index` counts from 0."""
+    return [{**row, "index": index} for index, row in enumerate(rows)]
 
 
 def _named_or_usual(value: dict[str, Any], name: str | None, usual: Sequence[str]) -> str:

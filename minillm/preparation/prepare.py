@@ -12,6 +12,7 @@ from minillm.data.rows import Row, read_examples, read_split
 from minillm.data.text_template import fill
 from minillm.errors import StageError
 from minillm.files import write_json
+from minillm.models.causal_lm import model_directory
 from minillm.models.facts import ModelFacts
 from minillm.models.lora import add_adapters
 from minillm.models.shared_tokenizer import SharedTokenizer, entries_of, named_end_tokens, share
@@ -46,6 +47,8 @@ def run(job: Job[Prepare]) -> Summary:
         StageError: The tokenizer or a model cannot serve the run.
     """
     settings = job.settings
+    folders = {name: model_directory(job.inputs[name]) for name in _ready_made(settings)}
+    job = job.model_copy(update={"inputs": {**job.inputs, **folders}})
     ready_made = {name: require_loadable(name, job.inputs[name]) for name in _ready_made(settings)}
     tokenizer, owner = _tokenizer(job, settings)
     entries = entries_of(tokenizer)

@@ -2,7 +2,7 @@
 
 import copy
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -62,7 +62,7 @@ def shrunken(config: PretrainedConfig, layers: int) -> PretrainedConfig:
         _narrow(part)
         if part is not text and getattr(part, "num_hidden_layers", None):
             part.num_hidden_layers = 1
-    _cut_layers(text, layers)
+    keep_layers(text, range(layers))
     return small
 
 
@@ -142,13 +142,13 @@ def _at_most(value: Any, limit: int) -> Any:
     return min(value, limit) if type(value) is int else value
 
 
-def _cut_layers(text: PretrainedConfig, layers: int) -> None:
-    """Keep the first layers, also in lists that have an entry for each layer."""
+def keep_layers(text: PretrainedConfig, kept: Sequence[int]) -> None:
+    """Keep some layers of a configuration, in place, also in lists that have an entry for each layer."""
     count = text.num_hidden_layers
     for name, value in list(vars(text).items()):
         if isinstance(value, list | tuple) and len(value) == count:
-            setattr(text, name, value[:layers])
-    text.num_hidden_layers = layers
+            setattr(text, name, type(value)(value[number] for number in kept))
+    text.num_hidden_layers = len(kept)
 
 
 @torch.no_grad()

@@ -4,7 +4,7 @@ The wording is in templates/model_card.md.jinja; `huggingface_hub` writes the me
 """
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +80,7 @@ def card_metadata(settings: Card, results: Mapping[str, Any]) -> ModelCardData:
         library_name="transformers",
         pipeline_tag="text-generation",
         tags=["knowledge-distillation", "instruction-following", "arxiv:2306.08543"],
-        base_model=config["student"]["model"]["hub"],
+        base_model=config["teacher" if config["student"]["model"]["layers_of"] else "student"]["model"]["hub"],
         datasets=[data["hub"]] if data["hub"] else None,
         eval_results=[
             EvalResult(
@@ -100,9 +100,17 @@ def origin(source: Mapping[str, Any]) -> str:
     """Describe a configured model or data source."""
     if source.get("architecture"):
         return f"a randomly initialised {escaped(source['architecture']['model_type'])} model"
+    if source.get("layers_of"):
+        return f"{layers_words(source['layers'])} of the teacher as given"
     if source["hub"]:
         return f"{code(source['hub'])} (revision {escaped(source['revision'])})"
     return code(Path(source["path"]).name)
+
+
+def layers_words(layers: int | Sequence[int]) -> str:
+    """Describe the layers that a student was made of."""
+    spaced = isinstance(layers, int)
+    return f"{layers} evenly spaced layers" if spaced else f"layers {', '.join(map(str, layers))} (counted from 0)"
 
 
 def hyper_parameters(method: Mapping[str, Any]) -> pd.DataFrame:

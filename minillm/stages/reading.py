@@ -9,6 +9,17 @@ from minillm.config.data import RowFields
 from minillm.stages.base import Stage
 
 
+class TakeLayers(Stage):
+    """Make a student of some layers of its teacher. Output: `model/`, an ordinary model directory."""
+
+    kind: ClassVar[str] = "layers"
+    module: ClassVar[str] = "minillm.preparation.layers"
+    inputs: ClassVar[tuple[str, ...]] = ("teacher",)
+    reads_only: ClassVar[bool] = True
+    layers: int | tuple[int, ...]
+    """Number of layers, evenly spaced, or their numbers."""
+
+
 class Prepare(Stage):
     """Train or load the tokenizer that models share, and check that all models fit it and the lengths asked for.
 
@@ -56,6 +67,8 @@ class Benchmarks(Stage):
     """Names of the fields in each benchmark's rows."""
     topics: dict[str, tuple[str, ...]]
     """Topics kept, for benchmarks that are filtered by topic."""
+    prompts: dict[str, int] = Field(default_factory=dict)
+    """Most rows kept, evenly spaced, for benchmarks that are cut."""
     metrics: dict[str, Metric] = Field(default_factory=dict)
     """Metric of each benchmark, which must see its references."""
 

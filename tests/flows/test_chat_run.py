@@ -11,9 +11,10 @@ from typing import Any
 import pandas as pd
 import pytest
 import yaml
-from transformers import AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from tests.flows.test_distill import Finished, distill
+from tests.minillm.models_in_small import LLAMA_LIKE
 from tests.minillm.templates import TURNS, save_chat_tokenizer
 from tests.minillm.test_chat_rows import FORMATS
 from tests.small import write_rows, write_short_experiment
@@ -57,9 +58,26 @@ def server(prefect_server: None) -> str:
     return str(PREFECT_API_URL.value())
 
 
+def start_from_chat_models(path: Path) -> None:
+    """Take a ready-made teacher as it comes and a student of its layers, which learns on policy alone."""
+    settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+    folder = Path(settings["tokenizer"]["path"])  # a model's own directory, with its tokenizer
+    words = len(AutoTokenizer.from_pretrained(folder))
+    model = AutoConfig.for_model("llama", **{**LLAMA_LIKE, "num_hidden_layers": 3, "vocab_size": words})
+    AutoModelForCausalLM.from_config(model).save_pretrained(folder)
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [1, 3]}), encoding="utf-8")
+    settings["teacher"] = {"model": {"path": str(folder)}, "training": None}
+    settings["student"] = {"model": {"layers_of": "teacher", "layers": 2}, "initial": None}
+    settings["methods"]["minillm"]["start"] = "pretrained"
+    del settings["tokenizer"]
+    path.write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
+
+
 @pytest.fixture(scope="module", params=["messages", "conversations"])
 def finished(request: pytest.FixtureRequest, server: str, tmp_path_factory: pytest.TempPathFactory) -> Finished:
     config = write_chat_experiment(tmp_path_factory.mktemp("chat"), many(FORMATS[request.param]))
+    if request.param == "conversations":
+        start_from_chat_models(config)
     return distill(config, PREFECT_API_URL=server)
 
 
@@ -88,7 +106,16 @@ def test_a_conversation_is_trained_on_generated_from_and_served(finished: Finish
     found = json.loads(done.stdout.splitlines()[-1])
     assert found["prompt"] == row["prompt_ids"].tolist()
     assert found["roles"] == [*(message["role"] for message in messages), "assistant"]
-    assert sorted(found["ends"]) == sorted(tokenizer.convert_tokens_to_ids(["</s>", "<|end|>"]))
+    assert sorted(found["ends"]) == sorted(tokenizer.convert_tokens_to_ids(["</s>", "<|end|>"])) == [1, 3]
+
+
+def test_a_student_of_two_layers_of_its_teacher_is_exported(finished: Finished):
+    (model,) = re.findall(r"^model minillm +(\S+)$", finished.output, re.MULTILINE)
+    card = (Path(model) / "README.md").read_text(encoding="utf-8")
+    ready_made = not yaml.safe_load(finished.config.read_text(encoding="utf-8"))["student"]["initial"]
+    assert ("2 evenly spaced layers of the teacher as given" in card) == ready_made
+    if ready_made:
+        assert AutoConfig.from_pretrained(model).num_hidden_layers == 2
 
 
 def test_benchmarks_are_asked_as_a_message_of_the_user(finished: Finished):

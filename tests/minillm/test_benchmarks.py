@@ -86,6 +86,16 @@ def test_a_benchmark_of_some_topics_only(tmp_path):
         read_benchmark("a", path, Fields(topic="subject"))
 
 
+def test_part_of_a_benchmark_is_evenly_spaced_over_what_counts(tmp_path):
+    rows = [{"topic": "ab"[n % 2], "instruction": f"{n}", "output": "o"} for n in range(20)]
+    path = write_lines(tmp_path / "a.jsonl", rows)
+    stage = Benchmarks(fields={"a": Fields()}, topics={"a": ("b",)}, prompts={"a": 4})
+    output, summary = run_stage(stage, {"benchmark/a": path}, tmp_path / "run")
+    assert summary == {"a": 4.0}
+    kept = load_benchmarks(output)["a"]
+    assert [(row["index"], row["instruction"]) for row in kept] == [(0, "1"), (1, "5"), (2, "11"), (3, "15")]
+
+
 def test_the_embedded_benchmarks_read():
     folder = ROOT / "data" / "embedded"
     names = ("dolly_eval", "self_inst", "vicuna", "sni", "unni")

@@ -23,7 +23,7 @@ PUBLISHED = {
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_every_configuration_validates(path, monkeypatch):
-    if path.stem in ("dolly-small", "evaluation"):
+    if path.stem in ("dolly-small", "evaluation", "smollm2", "smollm2-smoke"):
         real_data()
     monkeypatch.chdir(ROOT)
     if path.stem.startswith("evaluation"):
@@ -32,8 +32,11 @@ def test_every_configuration_validates(path, monkeypatch):
         config = load_config(path)
         assert list(config.methods) == ["sft", "kd", "seqkd", "minillm"]
     assert config.name == path.stem
-    assert list(config.evaluation.benchmarks) == ["dolly", "self_inst", "vicuna", "sni", "unni"]
-    assert config.evaluation.seeds == (10, 20, 30, 40, 50)
+    if path.stem.startswith("smollm2"):  # cut to fit a night, and minutes, on two cores
+        assert list(config.evaluation.benchmarks) == ["dolly", "self_inst", "vicuna", "sni"]
+    else:
+        assert list(config.evaluation.benchmarks) == ["dolly", "self_inst", "vicuna", "sni", "unni"]
+        assert config.evaluation.seeds == (10, 20, 30, 40, 50)
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -59,6 +62,7 @@ def test_the_published_numbers(name):
 
     assert config.teacher.training is not None
     fine_tuned(config.teacher.training, teacher_rate, 10, "rouge_l")
+    assert config.student.initial is not None
     fine_tuned(config.student.initial, rate, 3, "validation_loss")
     for method in ("sft", "kd", "seqkd"):
         assert config.methods[method].start == "pretrained"

@@ -69,8 +69,24 @@ def test_a_valid_file_loads_and_overrides_win(tmp_path, raw):
     overrides = ("methods.minillm.policy.teacher_mix=0.5", "student.initial.learning_rate=5e-6", "data.split=null")
     config = load(tmp_path, raw, *overrides)
     assert config.methods["minillm"].policy == policy.model_copy(update={"teacher_mix": 0.5})
-    assert config.student.initial.learning_rate == 5e-6
+    assert config.trainings["student.initial"].learning_rate == 5e-6
     assert config.data.split is None
+
+
+def test_a_method_that_starts_from_the_fine_tuned_student_needs_its_fine_tuning(tmp_path, raw):
+    assert load(tmp_path, raw, "student.initial=null").student.initial is None
+    raw["methods"]["minillm"]["start"] = "initial"
+    assert "methods.minillm.start is initial, but student.initial is null" in refusal(
+        tmp_path, raw, "student.initial=null"
+    )
+
+
+def test_a_student_takes_layers_of_a_teacher_that_has_learnt_something(tmp_path, raw):
+    raw["student"]["model"] = {"layers_of": "teacher", "layers": [0, 1]}
+    assert "student.model takes layers of the teacher, whose weights are random" in refusal(tmp_path, raw)
+    raw["teacher"]["model"] = {"hub": "gpt2"}
+    assert load(tmp_path, raw).student.model.layers == (0, 1)
+    assert "layers [1, 0] are not in rising order" in refusal(tmp_path, raw, "student.model.layers=[1, 0]")
 
 
 def test_interpolation_is_resolved(tmp_path, raw):
@@ -115,6 +131,8 @@ def test_an_unknown_key_far_from_all_lists_those_of_its_level(tmp_path, raw):
         ("methods.minillm.policy.teacher_mix=-0.1", "greater than or equal to 0, not -0.1"),
         ("data.plain_text=null", "methods.minillm.policy.plain_text_coefficient is 1.0, but there is no"),
         ("teacher.training=null", "teacher.training is null, but its weights are random"),
+        ("student.model={layers_of: teacher, layers: 2}", "student.model: give exactly one of `path`, `hub`, `arch"),
+        ("student.model.layers=2", "student.model: `layers_of: teacher` and `layers` go together"),
         ("tokenizer.path=/nowhere", "give at most one of `train_vocabulary` and `path`"),
         ("methods.sft.skew=0.3", "divergence cross_entropy does not use skew; leave it out"),
         ("methods.sft.divergence_weight=0.5", "divergence cross_entropy does not use divergence_weight"),
