@@ -1,9 +1,8 @@
 """Tasks that make the data: the tokenizer, filtered examples, packed plain text."""
 
-from pathlib import Path
 from typing import Any
 
-from minillm.config import BaseConfig, Config, EvaluationConfig, Lora, Model, Source, Tokenizer
+from minillm.config import BaseConfig, Config, EvaluationConfig, Lora, Model, Source
 from minillm.config.data import RowFields
 from minillm.stages.reading import Filter, Pack, Prepare, TakeLayers
 from minillm.store.manifest import Artifact
@@ -26,11 +25,13 @@ def prepare(config: Config, student: Input) -> Work:
     """Train or load the tokenizer that teacher and student share, and check that both fit it."""
     models: dict[str, Input] = {"teacher.model": config.teacher.model, "student.model": student}
     architectures = {n: model.architecture if isinstance(model, Model) else None for n, model in models.items()}
-    stage = _prepare(config, config.tokenizer, architectures, config.adapters, config.data.fields)
+    chosen = config.tokenizer
+    wanted = chosen.train_vocabulary or (f"{chosen.model}.model" if chosen.model else "tokenizer.from")
+    stage = _prepare(config, wanted, architectures, config.adapters, config.data.fields)
     inputs = {name: model for name, model in models.items() if architectures[name] is None}
-    if config.tokenizer.path is not None:
-        inputs["tokenizer"] = Source(path=str(Path(config.tokenizer.path).absolute()))
-    if config.tokenizer.train_vocabulary is not None:
+    if chosen.directory is not None:
+        inputs["tokenizer.from"] = Source(path=str(chosen.directory.absolute()))
+    if chosen.train_vocabulary is not None:
         corpora = {"instructions": config.data.instructions, "split": config.data.split}
         inputs |= _given({**corpora, "plain_text": config.data.plain_text})
     return stage, inputs
@@ -39,13 +40,13 @@ def prepare(config: Config, student: Input) -> Work:
 @stage_task("prepare {name}")
 def prepare_model(config: EvaluationConfig, name: str) -> Work:
     """Load a model's own tokenizer, and check that it fits the model and the lengths asked for."""
-    stage = _prepare(config, Tokenizer(), {"model": None}, adapters={}, fields=RowFields())
+    stage = _prepare(config, "model", {"model": None}, adapters={}, fields=RowFields())
     return stage, {"model": config.models[name]}
 
 
 def _prepare(
     config: BaseConfig,
-    tokenizer: Tokenizer,
+    tokenizer: str | int,
     models: dict[str, dict[str, Any] | None],
     adapters: dict[str, tuple[Lora, ...]],
     fields: RowFields,

@@ -1,10 +1,12 @@
 """The data and how they become tokens (method.md §6)."""
 
+from pathlib import Path
 from typing import Any, Self
 
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import ConfigDict, Field, PositiveInt, model_validator
 
 from minillm.config.base import LocalPath, Source, Strict
+from minillm.files import local_path
 
 ALPACA_WITH_CONTEXT = (
     "Below is an instruction that describes a task, paired with an input that provides further context. "
@@ -141,15 +143,30 @@ class Data(Prompts):
 
 
 class Tokenizer(Strict):
-    """The tokenizer that teacher and student share."""
+    """The tokenizer that teacher and student share, with its chat template and the tokens that end a response."""
 
+    model_config = ConfigDict(serialize_by_alias=True)
+
+    origin: str | None = Field(default=None, alias="from")
+    """Whose tokenizer, template and end tokens count: `teacher`, `student`, or those of a local directory, relative to
+    the working directory. Without it, the teacher's, unless one is trained."""
     train_vocabulary: PositiveInt | None = None
-    """Entries of a byte-level BPE to train on the training rows and D_PT; without it, the teacher's tokenizer."""
-    path: LocalPath | None = None
-    """Local directory of a tokenizer to use instead of the teacher's."""
+    """Entries of a byte-level BPE to train on the training rows and D_PT."""
 
     @model_validator(mode="after")
     def _one_origin(self) -> Self:
-        if self.train_vocabulary is not None and self.path is not None:
-            raise ValueError("give at most one of `train_vocabulary` and `path`")
+        if self.train_vocabulary is not None and self.origin is not None:
+            raise ValueError("give at most one of `from` and `train_vocabulary`")
         return self
+
+    @property
+    def model(self) -> str | None:
+        """Model whose tokenizer is taken, `teacher` or `student`; None if it is trained or comes from a directory."""
+        if self.train_vocabulary is None and self.directory is None:
+            return self.origin or "teacher"
+        return None
+
+    @property
+    def directory(self) -> Path | None:
+        """Directory that the tokenizer comes from; None if it is trained or a model's."""
+        return None if self.origin in (None, "teacher", "student") else local_path(self.origin)

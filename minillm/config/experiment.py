@@ -181,11 +181,14 @@ class Config(BaseConfig):
                 "after the longest prompt (data.max_tokens − data.max_prompt_tokens), and a response that was cut "
                 f"would count as one that ended; set it to {room} or less, or leave it out"
             )
-        scratch_tokenizer = self.tokenizer.train_vocabulary is None and self.tokenizer.path is None
-        if scratch_tokenizer and self.teacher.model.architecture is not None:
+        owner = self.tokenizer.model
+        if (
+            owner is not None
+            and {"teacher": self.teacher, "student": self.student}[owner].model.architecture is not None
+        ):
             raise ValueError(
-                "the teacher has an `architecture` and so no tokenizer of its own; "
-                "set tokenizer.train_vocabulary or tokenizer.path"
+                f"the {owner} has an `architecture` and so no tokenizer of its own; set tokenizer.train_vocabulary, or "
+                "tokenizer.from to a model or directory that has one"
             )
         return self
 

@@ -9,6 +9,7 @@ from typing import Any, TypeVar, get_args, get_origin
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 from yaml import YAMLError
 
@@ -240,8 +241,8 @@ def _explain(details: ErrorDetails, kind: type[Tracked]) -> str:
         location = location[:-2]
     name, section = ".".join(map(str, location)), _section(kind, location[:-1])
     if details["type"] == "extra_forbidden" and section is not None:
-        return f"{name}: unknown key; {suggestion(str(location[-1]), section.model_fields)}"
-    field = section.model_fields.get(str(location[-1])) if section is not None and location else None
+        return f"{name}: unknown key; {suggestion(str(location[-1]), _fields(section))}"
+    field = _fields(section).get(str(location[-1])) if section is not None and location else None
     meaning = f" ({' '.join(field.description.split())})" if field is not None and field.description else ""
     if details["type"] == "missing":
         return f"{name}: required, but not given{meaning}"
@@ -263,6 +264,11 @@ def _section(kind: type[Tracked], location: tuple[int | str, ...]) -> type[BaseM
         if get_origin(current) is not dict:  # Policy | None is Policy
             current = next((a for a in get_args(current) if _is_model(a)), current)
     return current if _is_model(current) else None
+
+
+def _fields(section: type[BaseModel]) -> dict[str, FieldInfo]:
+    """Return the fields of a section by their keys in the configuration."""
+    return {field.alias or name: field for name, field in section.model_fields.items()}
 
 
 def _is_model(annotation: Any) -> bool:

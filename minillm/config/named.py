@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from minillm.config import BaseConfig, Judge, Tracked
+from minillm.config import BaseConfig, Config, Judge, Tracked
 from minillm.config.hosts import read_hosts
 from minillm.errors import ConfigError
 from minillm.files import local_path, problem
@@ -29,6 +29,9 @@ def problems_of_named(raw: dict[str, Any], config: Tracked | None) -> Iterator[s
         root = directory if name in ("data", "evaluation") else "."
         if isinstance(root, str):
             yield from _missing_sources(section, name, root)
+    tokenizer = config.tokenizer.directory if isinstance(config, Config) else None
+    if tokenizer is not None and (reason := problem(tokenizer)):
+        yield f"tokenizer.from: {reason}; or give `teacher` or `student`"
     missing = [name for name in DOWNSTREAM_PACKAGES if importlib.util.find_spec(name) is None]
     if missing and part_of(raw, "evaluation", "downstream") is not None:
         yield (

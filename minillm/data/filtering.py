@@ -44,7 +44,7 @@ def run(job: Job[Filter]) -> Summary:
     if form != "instruction" and isinstance(template, TextTemplate):
         raise StageError(
             f"data.instructions has conversations (`{form}`), which only a chat template can render, and "
-            "data.template is a text: take a model or `tokenizer.path` that has one, and leave data.template out"
+            "data.template is a text: take a model or `tokenizer.from` that has one, and leave data.template out"
         )
     print(f"{total} rows read ({form}), {len(malformed)} of them malformed; tokenising", flush=True)
     waiting = job.work / "rows.arrow"

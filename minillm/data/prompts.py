@@ -28,7 +28,7 @@ def template_of(tokenizer: Any, template: Template, ends: Sequence[int] = ()) ->
         return TextTemplate(tokenizer, template)
     if not tokenizer.chat_template:
         raise StageError(
-            "data.template is `chat`, but the tokenizer has no chat template: take a model or a `tokenizer.path` that "
+            "data.template is `chat`, but the tokenizer has no chat template: take a model or a `tokenizer.from` that "
             "has one, or leave data.template out for the paper's text"
         )
     return ChatTemplate(tokenizer, ends or [tokenizer.eos_token_id], template.system, template.variables)

@@ -68,7 +68,9 @@ def run(job: Job[Prepare]) -> Summary:
         require_faithful(name, config, skeleton, max(settings.max_tokens, settings.generation_tokens))
     if tokenizer.pad_token is None:  # padding is always masked, but libraries require a token
         tokenizer.pad_token = tokenizer.eos_token
-    shared = share(tokenizer, [*_named_ends(job, settings, entries), *_further_ends(tokenizer, settings)])
+    named = named_end_tokens(job.inputs[owner]) if owner in job.inputs else []
+    shared = share(tokenizer, [*named, *_further_ends(tokenizer, settings)])
+    _tell_other_ends(job, shared)
     shared.generation_config().save_pretrained(job.output)
     tokenizer.save_pretrained(job.output)
     write_json(job.output / "models.json", {name: fact.model_dump() for name, fact in facts.items()})
@@ -78,22 +80,6 @@ def run(job: Job[Prepare]) -> Summary:
         "end_tokens": " ".join(_tell_end_tokens(shared)),
         **{f"parameters/{name}": float(fact.parameters) for name, fact in facts.items()},
     }
-
-
-def _named_ends(job: Job[Prepare], settings: Prepare, entries: int) -> list[int]:
-    """Collect the end tokens that all checkpoints name, and the directory of `tokenizer.path`.
-
-    One set serves teacher and student: either may end a response of the mixture p̃, the student learns the end that its
-    teacher draws, and rewards compare the two over the same responses.
-    """
-    ends: list[int] = []
-    for name in [*_ready_made(settings), *(["tokenizer"] if "tokenizer" in job.inputs else [])]:
-        named = named_end_tokens(job.inputs[name])
-        outside = [token for token in named if not 0 <= token < entries]
-        if outside:
-            print(f"{name} names end tokens that the tokenizer does not have: {outside}; never drawn", flush=True)
-        ends += named
-    return ends
 
 
 def _further_ends(tokenizer: PreTrainedTokenizerBase, settings: Prepare) -> list[int]:
@@ -122,6 +108,18 @@ def _tell_end_tokens(shared: SharedTokenizer) -> list[str]:
     return words
 
 
+def _tell_other_ends(job: Job[Prepare], shared: SharedTokenizer) -> None:
+    """Log the end tokens that a model or directory names and that end no response here."""
+    for name in [name for name in (*job.settings.models, "tokenizer.from") if name in job.inputs]:
+        others = [token for token in named_end_tokens(job.inputs[name]) if token not in shared.ends]
+        words = shared.tokenizer.convert_ids_to_tokens([token for token in others if 0 <= token < shared.entries])
+        if words:
+            told = " and ".join(map(repr, words))
+            print(f"{name} also ends with {told}, which ends nothing here; data.end_tokens can add it", flush=True)
+        if outside := [token for token in others if not 0 <= token < shared.entries]:
+            print(f"{name} names end tokens that the tokenizer does not have: {outside}; never drawn", flush=True)
+
+
 def _ready_made(settings: Prepare) -> list[str]:
     """Names of the models that have weights already."""
     return [name for name, architecture in settings.models.items() if architecture is None]
@@ -129,13 +127,11 @@ def _ready_made(settings: Prepare) -> list[str]:
 
 def _tokenizer(job: Job[Prepare], settings: Prepare) -> tuple[PreTrainedTokenizerBase, str]:
     """Load or train the tokenizer; return it with the name of its origin, for errors."""
-    wanted = settings.tokenizer.train_vocabulary
-    if wanted is None:
-        owner = "tokenizer.path" if "tokenizer" in job.inputs else next(iter(settings.models))
-        directory = job.inputs.get("tokenizer") or job.inputs[owner]
-        tokenizer = load_original_tokenizer(directory, owner)
-        require_end(tokenizer, directory, owner)
-        return tokenizer, owner
+    wanted = settings.tokenizer
+    if isinstance(wanted, str):
+        tokenizer = load_original_tokenizer(job.inputs[wanted], wanted)
+        require_end(tokenizer, job.inputs[wanted], wanted)
+        return tokenizer, wanted
     if given := _ready_made(settings):
         raise StageError(
             f"tokenizer.train_vocabulary is {wanted}, but {given[0]} has weights made for a tokenizer of its own; "

@@ -28,8 +28,8 @@ def load_original_tokenizer(directory: Path, owner: str) -> PreTrainedTokenizerB
     except Exception as error:  # a broken file fails in many ways
         raise StageError(
             f"{owner}: {directory} has no tokenizer that transformers can load ({error_words(error)}); put its "
-            "tokenizer.json and tokenizer_config.json there or, to distil, set tokenizer.path to a directory that has "
-            "them"
+            "tokenizer.json and tokenizer_config.json there or, to distil, set tokenizer.from to the other model or a "
+            "directory that has them"
         ) from error
 
 

@@ -4,7 +4,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
-from minillm.config import Fields, Lora, Metric, MultipleChoice, Template, Tokenizer
+from minillm.config import Fields, Lora, Metric, MultipleChoice, Template
 from minillm.config.data import RowFields
 from minillm.stages.base import Stage
 
@@ -23,8 +23,8 @@ class TakeLayers(Stage):
 class Prepare(Stage):
     """Train or load the tokenizer that models share, and check that all models fit it and the lengths asked for.
 
-    Models that have a directory are inputs under their names in `models`; `instructions`, `split` and `plain_text` are
-    there to train a tokenizer. Output: the tokenizer's files and `models.json`.
+    Models that have a directory are inputs under their names in `models`, and so is a directory of a tokenizer;
+    `instructions`, `split` and `plain_text` are there to train one. Output: the tokenizer's files and `models.json`.
     """
 
     kind: ClassVar[str] = "prepare"
@@ -33,13 +33,14 @@ class Prepare(Stage):
         "teacher.model?",
         "student.model?",
         "model?",
-        "tokenizer?",
+        "tokenizer.from?",
         "instructions?",
         "split?",
         "plain_text?",
     )
     reads_only: ClassVar[bool] = True
-    tokenizer: Tokenizer
+    tokenizer: str | int
+    """Input whose tokenizer, template and end tokens all models share, or most entries of a tokenizer to train."""
     template: Template
     fields: RowFields = RowFields()
     """Names of the fields in the training rows, to train a tokenizer on."""
@@ -47,7 +48,7 @@ class Prepare(Stage):
     """Further tokens that end a response."""
     models: dict[str, dict[str, Any] | None]
     """Architecture of each model to initialise at random, None for the others; keys are the names that errors use, e.g.
-    teacher.model. The tokenizer is the first model's unless another is given."""
+    teacher.model."""
     max_tokens: int
     generation_tokens: int
     """Longest benchmark prompt with response, in tokens."""

@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from tests.flows.test_distill import Finished, distill
 from tests.minillm.models_in_small import LLAMA_LIKE
-from tests.minillm.templates import TURNS, save_chat_tokenizer
+from tests.minillm.templates import TURNS, save_chat_tokenizer, save_family
 from tests.minillm.test_chat_rows import FORMATS
 from tests.small import write_rows, write_short_experiment
 
@@ -33,14 +33,29 @@ print(json.dumps({
 """
 
 
-def write_chat_experiment(folder: Path, rows: list[dict[str, Any]]) -> Path:
-    """Write a short experiment on conversations, with models made from scratch for a tokenizer with a chat template."""
+ENDS = {"messages": ["<s>", "<|end|>"], "conversations": ["</s>", "<|end|>"]}
+"""Tokens that end a response, by the format of the rows."""
+
+
+def write_chat_experiment(folder: Path, form: str) -> Path:
+    """Write a short experiment on conversations.
+
+    Those in `messages` are for a base model as the teacher of a chat model, those in `conversations` for a chat model
+    and a student of its layers.
+    """
     path = write_short_experiment(folder, ("sft", "minillm"))
     settings = yaml.safe_load(path.read_text(encoding="utf-8"))
-    del settings["data"]["template"]
-    settings["tokenizer"] = {"path": str(save_chat_tokenizer(folder / "tokenizer", TURNS))}
+    del settings["data"]["template"], settings["tokenizer"]
+    if form == "messages":
+        models = save_family(folder)
+        settings["tokenizer"] = {"from": "student"}
+        settings["teacher"]["model"], settings["student"]["model"] = (
+            {"path": str(models[name])} for name in ("base", "chat")
+        )
+    else:
+        start_from_chat_models(settings, save_chat_tokenizer(folder / "teacher", TURNS))
     path.write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
-    write_rows(folder / "rows.jsonl", rows)
+    write_rows(folder / "rows.jsonl", many(FORMATS[form]))
     return path
 
 
@@ -58,10 +73,8 @@ def server(prefect_server: None) -> str:
     return str(PREFECT_API_URL.value())
 
 
-def start_from_chat_models(path: Path) -> None:
+def start_from_chat_models(settings: dict[str, Any], folder: Path) -> None:
     """Take a ready-made teacher as it comes and a student of its layers, which learns on policy alone."""
-    settings = yaml.safe_load(path.read_text(encoding="utf-8"))
-    folder = Path(settings["tokenizer"]["path"])  # a model's own directory, with its tokenizer
     words = len(AutoTokenizer.from_pretrained(folder))
     model = AutoConfig.for_model("llama", **{**LLAMA_LIKE, "num_hidden_layers": 3, "vocab_size": words})
     AutoModelForCausalLM.from_config(model).save_pretrained(folder)
@@ -69,15 +82,11 @@ def start_from_chat_models(path: Path) -> None:
     settings["teacher"] = {"model": {"path": str(folder)}, "training": None}
     settings["student"] = {"model": {"layers_of": "teacher", "layers": 2}, "initial": None}
     settings["methods"]["minillm"]["start"] = "pretrained"
-    del settings["tokenizer"]
-    path.write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
 
 
 @pytest.fixture(scope="module", params=["messages", "conversations"])
 def finished(request: pytest.FixtureRequest, server: str, tmp_path_factory: pytest.TempPathFactory) -> Finished:
-    config = write_chat_experiment(tmp_path_factory.mktemp("chat"), many(FORMATS[request.param]))
-    if request.param == "conversations":
-        start_from_chat_models(config)
+    config = write_chat_experiment(tmp_path_factory.mktemp(request.param), request.param)
     return distill(config, PREFECT_API_URL=server)
 
 
@@ -106,7 +115,8 @@ def test_a_conversation_is_trained_on_generated_from_and_served(finished: Finish
     found = json.loads(done.stdout.splitlines()[-1])
     assert found["prompt"] == row["prompt_ids"].tolist()
     assert found["roles"] == [*(message["role"] for message in messages), "assistant"]
-    assert sorted(found["ends"]) == sorted(tokenizer.convert_tokens_to_ids(["</s>", "<|end|>"])) == [1, 3]
+    ends = ENDS[next(form for form in ENDS if form in finished.config.parent.name)]
+    assert sorted(found["ends"]) == sorted(tokenizer.convert_tokens_to_ids(ends))
 
 
 def test_a_student_of_two_layers_of_its_teacher_is_exported(finished: Finished):
@@ -121,7 +131,8 @@ def test_a_student_of_two_layers_of_its_teacher_is_exported(finished: Finished):
 def test_benchmarks_are_asked_as_a_message_of_the_user(finished: Finished):
     store = finished.config.parent / "store" / "artifacts"
     (prompts,) = store.glob("prompts-*/dolly.parquet")
-    tokenizer = AutoTokenizer.from_pretrained(finished.config.parent / "tokenizer")
+    (tokenizer_files,) = store.glob("prepare-*")
+    tokenizer = AutoTokenizer.from_pretrained(tokenizer_files)
     asked = [json.loads(line) for line in (finished.config.parent / "benchmark.jsonl").read_text("utf-8").splitlines()]
     message = [{"role": "user", "content": asked[0]["instruction"]}]
     wanted = tokenizer.apply_chat_template(message, add_generation_prompt=True, return_dict=False)

@@ -2,9 +2,13 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
+
+from minillm.models.causal_lm import build_model, save_model
+from minillm.models.shared_tokenizer import share
 
 SPECIAL = ["<s>", "</s>", "<|start|>", "<|end|>", "[INST]", "[/INST]", "<|tool|>"]
 CORPUS = [
@@ -53,8 +57,8 @@ OPEN = (
 """No end token at all."""
 
 
-def chat_tokenizer(template: str, prefix_space: bool = False) -> PreTrainedTokenizerFast:
-    """Make a byte-level tokenizer with a chat template; EOS is `</s>`."""
+def chat_tokenizer(template: str | None, prefix_space: bool = False, **roles: Any) -> PreTrainedTokenizerFast:
+    """Make a byte-level tokenizer with a chat template; EOS is `</s>` unless `roles` say otherwise."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=prefix_space)
     tokenizer.decoder = decoders.ByteLevel()
@@ -63,13 +67,8 @@ def chat_tokenizer(template: str, prefix_space: bool = False) -> PreTrainedToken
         vocab_size=400, special_tokens=SPECIAL, initial_alphabet=alphabet, show_progress=False
     )
     tokenizer.train_from_iterator(CORPUS * 3, trainer)
-    made = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        bos_token="<s>",
-        eos_token="</s>",
-        additional_special_tokens=SPECIAL[2:],
-        clean_up_tokenization_spaces=False,
-    )
+    usual = {"bos_token": "<s>", "eos_token": "</s>", "additional_special_tokens": SPECIAL[2:]}
+    made = PreTrainedTokenizerFast(tokenizer_object=tokenizer, clean_up_tokenization_spaces=False, **(usual | roles))
     made.chat_template = template
     return made
 
@@ -81,3 +80,16 @@ def save_chat_tokenizer(directory: Path, template: str) -> Path:
     ends = tokenizer.convert_tokens_to_ids(["</s>", "<|end|>"])
     (directory / "generation_config.json").write_text(json.dumps({"eos_token_id": ends}), encoding="utf-8")
     return directory
+
+
+def save_family(folder: Path) -> dict[str, Path]:
+    """Write a base and a chat model of one family: the same ids, but other roles, templates and generation settings."""
+    roles = {"additional_special_tokens": [], "bos_token": None, "pad_token": "[INST]"}
+    base, chat = chat_tokenizer(None, **roles), chat_tokenizer(TURNS, eos_token="<|end|>")
+    ends = {"base": ["</s>"], "chat": ["<|end|>", "<s>"]}
+    architecture = {"model_type": "gpt2", "n_layer": 1, "n_head": 2, "n_embd": 8, "n_positions": 256}
+    for name, tokenizer in (("base", base), ("chat", chat)):
+        save_model(build_model(architecture, tokenizer, seed=len(name)), share(tokenizer), folder / name)
+        settings = {"eos_token_id": base.convert_tokens_to_ids(ends[name]), "repetition_penalty": 1.3}
+        (folder / name / "generation_config.json").write_text(json.dumps(settings), encoding="utf-8")
+    return {name: folder / name for name in ends}

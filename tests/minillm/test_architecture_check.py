@@ -94,7 +94,7 @@ def test_architectures_that_do_not_serve_are_refused_by_what_differs(name):
 
 
 def test_prepare_tries_the_longest_rows_of_the_run(tmp_path):
-    stage = settings(GPT2, WINDOW, max_tokens=64, train_vocabulary=300)
+    stage = settings(GPT2, WINDOW, max_tokens=64, tokenizer=300)
     with pytest.raises(StageError, match=r"student\.model \(mistral\) cannot serve with rows of 64 tokens"):
         run_stage(stage, instructions(tmp_path), tmp_path / "run")
     shorter = Prepare(**{**dict(stage), "max_tokens": 32, "generation_tokens": 40})

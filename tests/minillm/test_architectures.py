@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from transformers import AutoModelForCausalLM
 
-from minillm.config import Benchmark, Evaluation, Method, Source, Template, Tokenizer
+from minillm.config import Benchmark, Evaluation, Method, Source, Template
 from minillm.stages.base import Stage
 from minillm.stages.measuring import Exposure, Score
 from minillm.stages.reading import Prepare
@@ -48,13 +48,13 @@ def test_every_stage(architecture, tmp_path):
     # Kept apart from the models: in a Qwen2 directory, transformers would load the words with Qwen2's tokenizer class.
     words = make_tokenizer(tmp_path / "words")
     prepare = Prepare(
-        tokenizer=Tokenizer(path=str(words)),
+        tokenizer="tokenizer.from",
         template=TEMPLATE,
         models=dict.fromkeys(models),
         max_tokens=MAX_TOKENS,
         generation_tokens=MAX_TOKENS,
     )
-    tokenizer, _ = run_stage(prepare, {**models, "tokenizer": words}, tmp_path / "prepare")
+    tokenizer, _ = run_stage(prepare, {**models, "tokenizer.from": words}, tmp_path / "prepare")
     examples = make_examples(tmp_path / "examples")
     text = {"tokenizer": tokenizer, "examples": examples}
 

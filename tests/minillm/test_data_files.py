@@ -128,7 +128,7 @@ def test_a_home_is_meant_by_its_sign(tmp_path, monkeypatch):
     assert resolve(Source(path="~/rows.jsonl"), Path("/nowhere")).path == tmp_path / "rows.jsonl"
     data = Data(directory="~/data", instructions=Source(path="~/rows.jsonl"))
     paths = [data.directory, Runtime(store="~/s").store, Runtime(hostfile="~/h").hostfile, Model(path="~/m").path]
-    paths += [Tokenizer(path="~/t").path, Study.model_fields["base"].metadata and "~"]
+    paths += [str(Tokenizer.model_validate({"from": "~/t"}).directory), Study.model_fields["base"].metadata and "~"]
     assert paths[:5] == [f"{tmp_path}/{name}" for name in ("data", "s", "h", "m", "t")]
     assert named_models(["~/model"]) == {"model": {"path": "~/model"}}
     with pytest.raises(ConfigError, match=f"no configuration file {tmp_path}/x.yaml"):

@@ -133,7 +133,12 @@ def test_an_unknown_key_far_from_all_lists_those_of_its_level(tmp_path, raw):
         ("teacher.training=null", "teacher.training is null, but its weights are random"),
         ("student.model={layers_of: teacher, layers: 2}", "student.model: give exactly one of `path`, `hub`, `arch"),
         ("student.model.layers=2", "student.model: `layers_of: teacher` and `layers` go together"),
-        ("tokenizer.path=/nowhere", "give at most one of `train_vocabulary` and `path`"),
+        ("tokenizer.from=/nowhere", "give at most one of `from` and `train_vocabulary`"),
+        ("tokenizer.path=/nowhere", "tokenizer.path: unknown key; known: from, train_vocabulary"),
+        (
+            "tokenizer={train_vocabulary: null, from: student}",
+            "the student has an `architecture` and so no tokenizer of its own; set tokenizer.train_vocabulary, or",
+        ),
         ("methods.sft.skew=0.3", "divergence cross_entropy does not use skew; leave it out"),
         ("methods.sft.divergence_weight=0.5", "divergence cross_entropy does not use divergence_weight"),
         ("methods.minillm.beta=0.3", "divergence reverse_kl does not use beta"),
@@ -280,8 +285,17 @@ def test_a_secret_in_the_configuration_is_refused_and_not_repeated(tmp_path, raw
 def test_missing_models_are_refused(tmp_path, raw):
     raw["student"]["model"] = {"path": str(tmp_path / "student")}
     assert f"student.model: {tmp_path / 'student'} does not exist" in refusal(tmp_path, raw)
-    raw["tokenizer"] = {"path": str(tmp_path / "tok")}
-    assert f"tokenizer: {tmp_path / 'tok'} does not exist" in refusal(tmp_path, raw)
+
+
+def test_a_tokenizer_is_a_models_or_that_of_a_directory(tmp_path, raw):
+    raw["tokenizer"] = {"from": str(tmp_path / "tok")}
+    told = refusal(tmp_path, raw)
+    assert f"tokenizer.from: {tmp_path / 'tok'} does not exist" in told
+    assert "or give `teacher` or `student`" in told
+    (tmp_path / "tok").mkdir()
+    config = load(tmp_path, raw)
+    assert (config.tokenizer.model, config.tokenizer.directory) == (None, tmp_path / "tok")
+    assert config.model_dump(mode="json")["tokenizer"]["from"] == str(tmp_path / "tok"), "named as it is written"
 
 
 def test_a_file_that_is_no_configuration_says_so(tmp_path, monkeypatch):
