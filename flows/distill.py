@@ -14,7 +14,7 @@ from tasks.data import filter_examples, pack_plain_text, prepare, take_layers
 from tasks.evaluation import evaluate
 from tasks.evaluation_sets import read_evaluation_sets
 from tasks.promoting import propose
-from tasks.reporting import conclude, export_model, report
+from tasks.reporting import conclude, export_model, report, upload_model
 from tasks.running.session import tracked
 from tasks.training import distil, fine_tune_initial_student, fine_tune_teacher, needs, teacher_responses
 
@@ -33,8 +33,8 @@ def distill(config_file: str = "configs/quickstart.yaml", overrides: tuple[str, 
     return propose(session, config, ended)
 
 
-def stages(config: Config) -> tuple[PrefectFuture[Any], dict[str, PrefectFuture[Any]]]:
-    """Start every stage; the futures of the report and of the exported students."""
+def stages(config: Config) -> tuple[PrefectFuture[Any], dict[str, PrefectFuture[Any]], dict[str, PrefectFuture[Any]]]:
+    """Start every stage; the futures of the report, of the exported students and of the one uploaded to the hub."""
     student = take_layers.submit(config)
     prepared = prepare.submit(config, student)
     sets = read_evaluation_sets(config, dict.fromkeys(config.rows, prepared))
@@ -55,7 +55,8 @@ def stages(config: Config) -> tuple[PrefectFuture[Any], dict[str, PrefectFuture[
     measured = evaluate(config, models, sets)
     results = report.submit(config, sets.benchmarks, sets.prompts, {**models, "initial": initial}, measured, examples)
     exports = {name: export_model.submit(config, name, model, examples, results) for name, model in students.items()}
-    return results, exports
+    uploads = {name: upload_model.submit(config, name, exports[name]) for name in exports if name == config.uploaded}
+    return results, exports, uploads
 
 
 if __name__ == "__main__":

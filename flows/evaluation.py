@@ -33,7 +33,7 @@ def evaluate_models(
         sets = read_evaluation_sets(config, tokenizers)
         measured = evaluate(config, config.models, sets)
         results = report.submit(config, sets.benchmarks, sets.prompts, config.models, measured)
-        return conclude(session, config, results, {})
+        return conclude(session, config, results, {}, {})
 
 
 if __name__ == "__main__":

@@ -43,8 +43,10 @@ QUERY = rf"""(?<=[?&;#])(?P<name>{SECRET_NAMES}=)[^\s&#;"'<>)\]]+"""
 HEADER = r"""(?P<header>\bauthorization\W{1,4}(?:basic|bearer)\s+)[\w.~+/=-]+"""
 SETTING = r"""(?P<setting>\b(?:password|passwd|pwd)\s?=\s?)(?:'[^']*'|[^\s'"&,;)]+)"""
 """Password in a connection string such as PostgreSQL's."""
-FORMS = re.compile("|".join((USER, QUERY, HEADER, SETTING)), re.IGNORECASE)
-MAY_HOLD = re.compile("://|=|authorization", re.IGNORECASE)
+HUB_TOKEN = r"""(?P<hub>\bhf_)[A-Za-z0-9]{20,}"""
+"""Token of the Hugging Face hub."""
+FORMS = re.compile("|".join((USER, QUERY, HEADER, SETTING, HUB_TOKEN)), re.IGNORECASE)
+MAY_HOLD = re.compile("://|=|authorization|hf_", re.IGNORECASE)
 """Quick test: every form contains one of these, and most texts contain none."""
 _HIDDEN: set[str] = set()
 

@@ -12,7 +12,8 @@ from tabulate import tabulate
 
 from minillm.config import BaseConfig, Config, Model
 from minillm.files import read_json
-from minillm.stages.pages import Card, Report
+from minillm.redaction import redacted
+from minillm.stages.pages import Card, Report, Upload
 from minillm.store.manifest import Artifact
 from minillm.words import percent_more
 from tasks.running.computation import Input
@@ -59,13 +60,29 @@ def report(
 @stage_task("export {role}")
 def export_model(config: Config, role: str, model: Artifact, examples: Artifact, results: Artifact) -> Work:
     """Export a trained student as an ordinary Hugging Face directory with its card."""
-    stage = Card(role=role, config=config.model_dump(mode="json", exclude={"runtime", "promotion"}))
+    hub = config.export.hub if config.export is not None and role == config.uploaded else None
+    described = config.model_dump(mode="json", exclude={"runtime", "promotion", "export"})
+    stage = Card(role=role, config=described, hub=hub)
     inputs: dict[str, Input] = {"model": model, "examples": examples, "report": results}
     return stage, inputs
 
 
+@stage_task("upload {role}")
+def upload_model(config: Config, role: str, model: Artifact) -> Work:
+    """Upload an exported student to its repository on the Hugging Face hub."""
+    from huggingface_hub import constants
+
+    assert config.export is not None
+    endpoint = redacted(constants.ENDPOINT)
+    return Upload(role=role, hub=config.export.hub, public=config.export.public, endpoint=endpoint), {"model": model}
+
+
 def conclude(
-    session: Session, config: BaseConfig, results: PrefectFuture[Any], models: Mapping[str, PrefectFuture[Any]]
+    session: Session,
+    config: BaseConfig,
+    results: PrefectFuture[Any],
+    models: Mapping[str, PrefectFuture[Any]],
+    uploads: Mapping[str, PrefectFuture[Any]],
 ) -> State:
     """Wait for everything, show the table on the console and in Prefect, and say where things are.
 
@@ -74,6 +91,7 @@ def conclude(
         config: Configuration of the run.
         results: Future of the report.
         models: Futures of the exported models, by row; if there are any, the best row is among them.
+        uploads: Futures of those that are uploaded to the hub, by row.
 
     Returns:
         The flow's final state: Failed, naming the stages, if any did not end well; Cancelled if they were stopped.
@@ -95,6 +113,7 @@ def conclude(
     places = {
         "report": str(Path(page.path) / "report.html"),
         **{f"model {role}": path for role, path in exported.items()},
+        **{f"hub {role}": str(upload.result().manifest().summary["url"]) for role, upload in uploads.items()},
     }
     show_page(
         "\n".join([table, "", *(f"- {name}: `{path}`" for name, path in places.items()), "", _links(session)]),

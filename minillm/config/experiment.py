@@ -8,6 +8,7 @@ from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 from minillm.config.base import Entries, LocalPath, Model, Name, Seed, Strict
 from minillm.config.data import Data, Prompts, Tokenizer
 from minillm.config.evaluation import Evaluation
+from minillm.config.export import Export
 from minillm.config.promotion import Promotion
 from minillm.config.training import Lora, Method, Student, Teacher, Training
 from minillm.nearest import suggestion
@@ -111,6 +112,13 @@ class Config(BaseConfig):
     """Rows of the result table beside the teacher, e.g. sft, kd, seqkd, minillm."""
     promotion: Promotion | None = None
     """Conditions for the best student to become this experiment's champion; without it, none is put forward."""
+    export: Export | None = None
+    """Upload of a student to the Hugging Face hub; without it, students are only exported into the store."""
+
+    @property
+    def uploaded(self) -> str | None:
+        """Method whose student is uploaded to the hub, if one is."""
+        return None if self.export is None else self.export.method or next(iter(self.methods))
 
     @property
     def rows(self) -> tuple[str, ...]:
@@ -189,6 +197,19 @@ class Config(BaseConfig):
             raise ValueError(
                 f"the {owner} has an `architecture` and so no tokenizer of its own; set tokenizer.train_vocabulary, or "
                 "tokenizer.from to a model or directory that has one"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _one_student_is_uploaded(self) -> Self:
+        if self.export is not None and self.export.method is None and len(self.methods) > 1:
+            raise ValueError(
+                f"export.hub is the repository of one model, and there are {len(self.methods)} methods; set "
+                f"export.method to one of {', '.join(self.methods)}"
+            )
+        if self.uploaded is not None and self.uploaded not in self.methods:
+            raise ValueError(
+                f"export.method is {self.uploaded!r}, which is no student; {suggestion(self.uploaded, self.methods)}"
             )
         return self
 

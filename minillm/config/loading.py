@@ -81,7 +81,11 @@ def load_study(path: str | Path, overrides: Sequence[str] = ()) -> Study:
     """
     study = _load(Study, path, overrides)
     changed = study.runtime.model_dump(mode="json", include=study.runtime.model_fields_set)
-    common = (*study.overrides, *(f"runtime.{field}={json.dumps(value)}" for field, value in changed.items()))
+    common = (
+        *study.overrides,
+        "export=null",
+        *(f"runtime.{field}={json.dumps(value)}" for field, value in changed.items()),
+    )
     try:
         base = load_config(study.base, common)
     except ConfigError as error:

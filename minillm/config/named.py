@@ -2,14 +2,17 @@
 
 import importlib.util
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from minillm.config import BaseConfig, Config, Judge, Tracked
+from minillm.config.export import TOKEN_VARIABLE
 from minillm.config.hosts import read_hosts
 from minillm.errors import ConfigError
 from minillm.files import local_path, problem
+from minillm.redaction import HUB_TOKEN, SHORTEST
 
 DOWNSTREAM_PACKAGES = ("lm_eval", "accelerate")
 """Packages of the extra `downstream`."""
@@ -32,6 +35,9 @@ def problems_of_named(raw: dict[str, Any], config: Tracked | None) -> Iterator[s
     tokenizer = config.tokenizer.directory if isinstance(config, Config) else None
     if tokenizer is not None and (reason := problem(tokenizer)):
         yield f"tokenizer.from: {reason}; or give `teacher` or `student`"
+    yield from _tokens_in(raw)
+    if isinstance(config, Config) and config.export is not None:
+        yield from _upload_problems()
     missing = [name for name in DOWNSTREAM_PACKAGES if importlib.util.find_spec(name) is None]
     if missing and part_of(raw, "evaluation", "downstream") is not None:
         yield (
@@ -66,6 +72,33 @@ def _missing_sources(section: Any, field: str, root: str) -> Iterator[str]:
     for name, part in section.items():
         if name not in LIBRARY_FIELDS:
             yield from _missing_sources(part, f"{field}.{name}", root)
+
+
+def _tokens_in(value: Any, field: str = "") -> Iterator[str]:
+    """Say which fields hold a token of the hub, without quoting it."""
+    known = os.environ.get(TOKEN_VARIABLE, "")
+    if isinstance(value, dict):
+        for name, part in value.items():
+            yield from _tokens_in(part, f"{field}.{name}".lstrip("."))
+    elif isinstance(value, list):
+        for part in value:
+            yield from _tokens_in(part, field)
+    elif isinstance(value, str) and (re.search(HUB_TOKEN, value) or (len(known) >= SHORTEST and known in value)):
+        yield f"{field}: holds a token of the hub; take it out and export it as {TOKEN_VARIABLE}, the only place for it"
+
+
+def _upload_problems() -> Iterator[str]:
+    """Say what is missing to upload to the hub, without asking it. The token is never quoted."""
+    from huggingface_hub import constants
+
+    token = os.environ.get(TOKEN_VARIABLE, "")
+    if not (token and token.isascii() and token.isprintable() and " " not in token):
+        yield (
+            f"export.hub: {TOKEN_VARIABLE} in the environment is {'no token' if token else 'not set'}; export one that "
+            "may write to the hub, or set export: null"
+        )
+    if constants.HF_HUB_OFFLINE:
+        yield "export.hub: HF_HUB_OFFLINE is set, and nothing can be uploaded; unset it, or set export: null"
 
 
 def _judge_problems(judge: Judge) -> Iterator[str]:

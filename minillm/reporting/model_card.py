@@ -56,7 +56,7 @@ def run(job: Job[Card]) -> Summary:
         **training_words(settings),
         **_result_words(settings, results),
         config=settings.config,
-        snippet=usage(settings.config, template),
+        snippet=usage(settings.config, template, settings.hub or "."),
         texts=None if isinstance(template, ChatTemplate) else [template.template.text(of) for of in ("", "a")],
         end_tokens=" or ".join(f"`{shared.tokenizer.convert_ids_to_tokens(end)}`" for end in shared.ends),
         kept_words=escaped(kept_rows(job.inputs["examples"])),
@@ -136,14 +136,16 @@ def decoding(config: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def usage(config: Mapping[str, Any], template: TextTemplate | ChatTemplate) -> str:
+def usage(config: Mapping[str, Any], template: TextTemplate | ChatTemplate, place: str = ".") -> str:
     """Write Python code that loads the model and answers one instruction, decoded as in the evaluation.
 
     `generate` reads decoding settings and end tokens from generation_config.json.
     """
     limit = config["data"]["max_tokens"] - config["data"]["max_prompt_tokens"]
     lines = ["from transformers import AutoModelForCausalLM, AutoTokenizer", ""]
-    load = 'tokenizer, model = AutoTokenizer.from_pretrained("."), AutoModelForCausalLM.from_pretrained(".")'
+    load = (
+        f"tokenizer, model = AutoTokenizer.from_pretrained({place!r}), AutoModelForCausalLM.from_pretrained({place!r})"
+    )
     if isinstance(template, ChatTemplate):
         system = [] if template.system is None else [{"role": "system", "content": template.system}]
         messages = [*system, *user_message("Name three colours.", "")]

@@ -87,4 +87,19 @@ class Card(Stage):
     )
     role: str
     config: dict
-    """The resolved configuration without `runtime` and `promotion`, for the card's provenance."""
+    """The resolved configuration without `runtime`, `promotion` and `export`, for the card's provenance."""
+    hub: str | None = None
+    """Repository on the hub that it is uploaded to, for the card's example."""
+
+
+class Upload(Stage):
+    """Upload an exported model to a repository of the Hugging Face hub. Output: `upload.json`, with its address."""
+
+    kind: ClassVar[str] = "upload"
+    module: ClassVar[str] = "minillm.reporting.uploading"
+    inputs: ClassVar[tuple[str, ...]] = ("model",)
+    role: str
+    hub: str
+    public: bool
+    endpoint: str
+    """Address of the hub."""

@@ -12,7 +12,7 @@ from minillm.data.sources import Resolved
 from minillm.redaction import redacted
 from minillm.stages.base import Stage
 from minillm.stages.measuring import Score
-from minillm.stages.pages import Card
+from minillm.stages.pages import Card, Upload
 from minillm.store.artifacts import METRICS
 from minillm.store.manifest import Artifact, text_digest
 from tasks.environment.settings import PREFECT_UI
@@ -115,6 +115,10 @@ def on_parent(desired: DesiredRun, artifact: Artifact, stage: Stage) -> None:
         desired.files[str(Path(artifact.path) / SCORES)] = f"{SCORES_FOLDER}/{stage.role}"
     if stage.is_page:
         desired.files |= shown_files(artifact)
+    if isinstance(stage, Upload):
+        url = str(artifact.manifest().summary["url"])
+        desired.tags["hub.url"] = url
+        desired.tags["mlflow.note.content"] += f"; hub: [{stage.hub}]({url})"
     if isinstance(stage, Card):
         name = f"{desired.experiment}-{stage.role}"
         weights = artifact.manifest().inputs["model"].digest

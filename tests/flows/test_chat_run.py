@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import yaml
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from tests.flows.test_distill import Finished, distill
+from tests.minillm.hub import Hub, serve
 from tests.minillm.models_in_small import LLAMA_LIKE
 from tests.minillm.templates import TURNS, save_chat_tokenizer, save_family
 from tests.minillm.test_chat_rows import FORMATS
@@ -37,6 +39,9 @@ ENDS = {"messages": ["<s>", "<|end|>"], "conversations": ["</s>", "<|end|>"]}
 """Tokens that end a response, by the format of the rows."""
 
 
+TOKEN = "hf_" + "Qw7" * 12
+
+
 def write_chat_experiment(folder: Path, form: str) -> Path:
     """Write a short experiment on conversations.
 
@@ -52,6 +57,7 @@ def write_chat_experiment(folder: Path, form: str) -> Path:
         settings["teacher"]["model"], settings["student"]["model"] = (
             {"path": str(models[name])} for name in ("base", "chat")
         )
+        settings["export"] = {"hub": "me/talker", "method": "minillm"}
     else:
         start_from_chat_models(settings, save_chat_tokenizer(folder / "teacher", TURNS))
     path.write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
@@ -84,10 +90,18 @@ def start_from_chat_models(settings: dict[str, Any], folder: Path) -> None:
     settings["methods"]["minillm"]["start"] = "pretrained"
 
 
+@pytest.fixture(scope="module")
+def hub() -> Iterator[Hub]:
+    with serve(Hub({}, token=TOKEN)) as running:
+        yield running
+
+
 @pytest.fixture(scope="module", params=["messages", "conversations"])
-def finished(request: pytest.FixtureRequest, server: str, tmp_path_factory: pytest.TempPathFactory) -> Finished:
+def finished(
+    request: pytest.FixtureRequest, server: str, hub: Hub, tmp_path_factory: pytest.TempPathFactory
+) -> Finished:
     config = write_chat_experiment(tmp_path_factory.mktemp(request.param), request.param)
-    return distill(config, PREFECT_API_URL=server)
+    return distill(config, PREFECT_API_URL=server, HF_ENDPOINT=hub.endpoint, HF_TOKEN=TOKEN)
 
 
 def test_a_conversation_is_trained_on_generated_from_and_served(finished: Finished):
@@ -139,11 +153,24 @@ def test_benchmarks_are_asked_as_a_message_of_the_user(finished: Finished):
     assert pd.read_parquet(prompts)["prompt_ids"][0].tolist() == wanted
 
 
-def test_the_card_shows_messages(finished: Finished):
+def test_the_card_shows_messages(finished: Finished, hub: Hub, tmp_path: Path):
     (model,) = re.findall(r"^model minillm +(\S+)$", finished.output, re.MULTILINE)
     card = (Path(model) / "README.md").read_text(encoding="utf-8")
     assert "messages = [{'role': 'user', 'content': 'Name three colours.'}]" in card
     assert "apply_chat_template" in card
     (code,) = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
-    done = subprocess.run([sys.executable, "-c", code], cwd=model, capture_output=True, text=True, timeout=120)
+    uploaded = re.findall(r"^hub minillm +(\S+)$", finished.output, re.MULTILINE)
+    assert uploaded == ([f"{hub.endpoint}/me/talker/tree/{hub.commits[-1]}"] if "me/talker" in code else [])
+    assert bool(uploaded) == ("messages" in finished.config.parent.name)
+    environment = {"PATH": os.environ["PATH"], "OMP_NUM_THREADS": "1", "HF_HOME": str(tmp_path)}
+    environment |= {"HF_ENDPOINT": hub.endpoint, "HF_TOKEN": TOKEN}
+    command = [sys.executable, "-P", "-c", code]
+    done = subprocess.run(command, cwd=model, env=environment, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
+    if uploaded:
+        files = {path.name: path.read_bytes() for path in Path(model).iterdir() if path.name != "manifest.json"}
+        assert {**hub.repositories["models", "me/talker"], **files} == hub.repositories["models", "me/talker"]
+        assert set(hub.repositories["models", "me/talker"]) - set(files) == {".gitattributes"}
+        assert hub.private == {"me/talker"}
+        assert "model.safetensors" in hub.fetched, "the card's code loaded what was uploaded"
+        assert TOKEN not in finished.log + finished.output

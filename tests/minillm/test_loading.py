@@ -282,6 +282,39 @@ def test_a_secret_in_the_configuration_is_refused_and_not_repeated(tmp_path, raw
     assert "hunter2" not in refused
 
 
+TOKEN = "hf_" + "kL5" * 12
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("export={hub: talker, method: sft}", "export: `hub` is 'talker'; give OWNER/NAME, with the user or"),
+        ("export={hub: me/my talker, method: sft}", "export: `hub` is 'me/my talker': Repo id must use alphanumeric"),
+        ("export={hub: me/talker}", "there are 2 methods; set export.method to one of minillm, sft"),
+        ("export={hub: me/talker, method: sfd}", "export.method is 'sfd', which is no student; did you mean `sft`?"),
+        (f"export={{hub: me/talker, method: sft, token: {TOKEN}}}", "export.token: unknown key"),
+        (f"export={{hub: me/talker, method: sft, token: {TOKEN}}}", "export.token: holds a token of the hub; take it"),
+        (f"data.template.variables.key={TOKEN}", "data.template.variables.key: holds a token of the hub"),
+        ("name=plain-secret-word", "name: holds a token of the hub; take it out and export it as HF_TOKEN"),
+    ],
+)
+def test_an_upload_that_cannot_work_is_refused_and_no_token_is_repeated(tmp_path, raw, monkeypatch, override, message):
+    monkeypatch.setenv("HF_TOKEN", "plain-secret-word")
+    told = refusal(tmp_path, raw, override)
+    assert message in told
+    assert TOKEN not in told
+    assert "plain-secret-word" not in told
+
+
+@pytest.mark.parametrize(("token", "message"), [("", "is not set"), ("two words", "is no token")])
+def test_an_upload_without_a_token_is_refused_before_the_night(tmp_path, raw, monkeypatch, token, message):
+    monkeypatch.setenv("HF_TOKEN", token)
+    told = refusal(tmp_path, raw, "export={hub: me/talker, method: sft}")
+    assert f"export.hub: HF_TOKEN in the environment {message}; export one that may write to the hub" in told
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    assert load(tmp_path, raw, "export={hub: me/talker, method: sft}").uploaded == "sft"
+
+
 def test_missing_models_are_refused(tmp_path, raw):
     raw["student"]["model"] = {"path": str(tmp_path / "student")}
     assert f"student.model: {tmp_path / 'student'} does not exist" in refusal(tmp_path, raw)

@@ -39,7 +39,7 @@ def refusal(folder: Path, *overrides: str, **changes: Any) -> str:
 def test_every_variant_runs_with_every_seed_and_nothing_but_its_method(tmp_path: Path):
     study = load_study(write_study(tmp_path, seeds=[1, 2], runtime={"parallel_stages": 1}))
     assert [run.name for run in study.runs] == ["whole, seed 1", "off, seed 1", "whole, seed 2", "off, seed 2"]
-    common = ("runtime.parallel_stages=1", "methods[sft]=null")
+    common = ("export=null", "runtime.parallel_stages=1", "methods[sft]=null")
     assert study.runs[3].overrides == (*common, f"{MIX}=0", "name=mixing", "seed=2")
     config = load_config(study.base, study.runs[3].overrides)
     assert (config.name, config.seed, list(config.methods)) == ("mixing", 2, ["minillm"])
