@@ -63,6 +63,8 @@ class Purpose(IntEnum):
     """Choice of the model that draws each token of the trial's mixed rollouts. (0)"""
     PLANNED_BATCHES = 24
     """Mini-batches that a plan takes the mean of. (0)"""
+    COMPARED_TOKENS = 25
+    """Choice of the tokens of a round at which student and teacher are compared for the log. (seed, round)"""
 
 
 def stream(purpose: Purpose, seed: int, *numbers: int) -> Name:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -19,6 +20,11 @@ from minillm.generation.drawing import Decoding, draw
 from minillm.generation.sampling import Sampler, steps_between_looks
 from minillm.generation.slots import Request, Response, Slots
 from minillm.streams import Name, generator
+
+
+def drawn_by_teacher(coins: Name, tokens: int, teacher_mix: float) -> NDArray[np.bool_]:
+    """Return a round's coins: whether the teacher draws the tokens at each position of a response, (tokens,)."""
+    return generator(coins).random(tokens) < teacher_mix
 
 
 @dataclass(frozen=True)
@@ -54,7 +60,7 @@ class RolloutSampler:
             return Sampler(self.student, self.ends, self.vocabulary, decoding, self.batch_size).sample(requests)
         order = sorted(range(len(requests)), key=lambda i: (len(requests[i].prompt), requests[i].max_tokens))
         longest = max(r.max_tokens for r in requests)
-        from_teacher = generator(coins).random(longest) < self.teacher_mix  # (longest,), a coin for each position
+        from_teacher = drawn_by_teacher(coins, longest, self.teacher_mix)
         responses: dict[int, Response] = {}
         for start in range(0, len(order), self.batch_size):
             chosen = order[start : start + self.batch_size]

@@ -1,6 +1,5 @@
 """Training on rollouts of the student mixed with its teacher: MiniLLM and its special cases (paper Algorithm 1)."""
 
-import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,10 +11,11 @@ from torch import Tensor
 
 from minillm.config import Method, Policy
 from minillm.data.plain_text import PlainText
-from minillm.generation.rollouts import RolloutSampler
-from minillm.generation.slots import Request
-from minillm.models.batches import make_batch, micro_batches, shuffled_slice
+from minillm.generation.rollouts import RolloutSampler, drawn_by_teacher
+from minillm.generation.slots import Request, Response
+from minillm.models.batches import Batch, make_batch, micro_batches, shuffled_slice
 from minillm.models.output_head import OutputHead, output_head, response_hidden
+from minillm.objectives.agreement import agreement
 from minillm.objectives.divergences import forward_kl, functional
 from minillm.objectives.terms import Teacher, TokenTerms
 from minillm.objectives.vocabulary import head_loss, token_log_probs
@@ -25,6 +25,9 @@ from minillm.training.feeds import Feed, Losses, Models
 from minillm.training.fixed_text import text_losses
 from minillm.training.rounds import Round, policy_experience, policy_loss
 from minillm.worker.processes import gather_lists, rank, world_size
+
+COMPARED_TOKENS = 1024
+"""Tokens of a round at which both distributions are compared for the log; a mean entropy errs by a few hundredths."""
 
 
 @dataclass
@@ -47,9 +50,16 @@ class Rollouts(Feed):
         index = step // self.steps_per_round
         if self.round is not None and self.round.index == index:
             return {}
-        prompts = self._prompts(index)
-        self.round = self._score(index, prompts, self._sample(index, prompts), micro_batch_size)
-        return self.round.metrics(self.models.ends)
+        rollouts = self.policy.rollouts
+        rows = shuffled_slice(len(self.examples), Purpose.EXAMPLES, self.seed, index * rollouts, rollouts)
+        examples = self.examples.iloc[rows]
+        prompts = [[int(t) for t in p] for p in examples["prompt_ids"]]
+        sampled = self._sample(index, prompts)
+        self.round, compared = self._score(index, prompts, [of.tokens for of in sampled], micro_batch_size)
+        longest = self.round.experience.mask.shape[1]
+        from_teacher = drawn_by_teacher(stream(Purpose.COINS, self.seed, index), longest, self.policy.teacher_mix)
+        reference_tokens = int(examples["response_ids"].map(len).sum())
+        return self.round.figures(sampled, torch.from_numpy(from_teacher), compared, reference_tokens)
 
     def losses(self, step: int, micro_batch_size: int) -> Iterator[Losses]:
         """Yield the losses of this process's micro-batches.
@@ -115,12 +125,7 @@ class Rollouts(Feed):
         count = total * int(batch.response_mask[0].sum())  # tokens learnt of all blocks of the step, which are alike
         return text_losses(self.models, batch, count, forward_kl if kd else None, kd)["loss"]
 
-    def _prompts(self, index: int) -> list[list[int]]:
-        rollouts = self.policy.rollouts
-        chosen = shuffled_slice(len(self.examples), Purpose.EXAMPLES, self.seed, index * rollouts, rollouts)
-        return [[int(t) for t in p] for p in self.examples["prompt_ids"].iloc[chosen]]
-
-    def _sample(self, index: int, prompts: list[list[int]]) -> list[list[int]]:
+    def _sample(self, index: int, prompts: list[list[int]]) -> list[Response]:
         """Sample a response to each prompt of the round; the processes share the work."""
         policy, models = self.policy, self.models
         assert models.teacher is not None
@@ -140,41 +145,71 @@ class Rollouts(Feed):
                 policy.temperature,
                 self.generation_batch_size,
             )
-            sampled = sampler.sample(requests[rank() :: world_size()], stream(Purpose.COINS, self.seed, index))
-            return gather_lists([response.tokens for response in sampled])
+            return gather_lists(
+                sampler.sample(requests[rank() :: world_size()], stream(Purpose.COINS, self.seed, index))
+            )
 
     @torch.no_grad()
-    def _score(self, index: int, prompts: list[list[int]], responses: list[list[int]], micro_batch_size: int) -> Round:
+    def _score(
+        self, index: int, prompts: list[list[int]], responses: list[list[int]], micro_batch_size: int
+    ) -> tuple[Round, Tensor]:
         """Score the round with both models, in the same micro-batches as the updates, so that ρ is 1 before the first.
 
         In bfloat16, passes of another shape, or token by token with a cache, differ by some percent.
+
+        Returns:
+            The round, and `agreement` at M of its tokens, (M, 3).
         """
-        models = self.models
-        assert models.teacher is not None
-        log_probs: dict[int, tuple[Tensor, Tensor]] = {}
+        scores: dict[int, tuple[Tensor, ...]] = {}
         teacher_values: dict[int, tuple[Tensor, ...]] = {}
-        teacher_head = output_head(models.teacher, models.vocabulary)
         lengths = [len(p) + len(r) for p, r in zip(prompts, responses, strict=True)]
+        compared = self._compared(index, [len(r) for r in responses])
         for rows in self._mini_batches(index):
             for chosen in micro_batches(rows, [lengths[i] for i in rows], micro_batch_size):
                 batch = make_batch([prompts[i] for i in chosen], [responses[i] for i in chosen])
-                batch = batch.to(models.student.device)
-                score = functools.partial(
-                    token_log_probs, tokens=batch.response[batch.response_mask], temperature=self.policy.temperature
-                )
-                student = models.student(batch, lambda hidden, head, score=score: {"log_prob": score(hidden, head)[0]})
-                hidden = response_hidden(models.teacher, batch)  # (n, H_teacher)
-                # (n,), (n,), (n,), (n, H_teacher): log q, log p, the teacher's log-normaliser, its hidden states
-                values = (student["log_prob"], *score(hidden, teacher_head), hidden)
+                values = self._score_batch(batch, torch.cat([compared[i] for i in chosen]))
                 # Each response gets memory of its own: pickled views would each carry the whole micro-batch.
                 counts = [len(responses[i]) for i in chosen]
                 parts = zip(*([part.clone() for part in of.cpu().split(counts)] for of in values), strict=True)
-                for row, (of_student, of_teacher, normalizer, states) in zip(chosen, parts, strict=True):
-                    log_probs[row], teacher_values[row] = (of_student, of_teacher), (states, normalizer)
-        scores = dict(gather_lists(list(log_probs.items())))
-        student, teacher = zip(*(scores[i] for i in range(len(prompts))), strict=True)
+                for row, (of_student, of_teacher, of_both, normalizer, states) in zip(chosen, parts, strict=True):
+                    scores[row], teacher_values[row] = (of_student, of_teacher, of_both), (states, normalizer)
+        scores = dict(gather_lists(list(scores.items())))
+        student, teacher, both = zip(*(scores[i] for i in range(len(prompts))), strict=True)
         experience = policy_experience(_pad(student), _pad(teacher), responses, self.policy)
-        return Round(index, prompts, responses, experience, teacher_values)
+        return Round(index, prompts, responses, experience, teacher_values), torch.cat(both)[torch.cat(compared)]
+
+    def _score_batch(self, batch: Batch, compared: Tensor) -> tuple[Tensor, ...]:
+        """Run both models on a batch of n response tokens.
+
+        Args:
+            batch: Prompts and responses.
+            compared: Tokens at which the models are compared, (n,) bool.
+
+        Returns:
+            log q (n,), log p (n,), `agreement` where compared and else zero (n, 3), the teacher's log-normaliser (n,)
+            and its hidden states (n, H_teacher).
+        """
+        models, temperature = self.models, self.policy.temperature
+        assert models.teacher is not None
+        batch = batch.to(models.student.device)
+        tokens, compared = batch.response[batch.response_mask], compared.to(batch.response.device)
+        teacher, teacher_head = response_hidden(models.teacher, batch), output_head(models.teacher, models.vocabulary)
+
+        def score(hidden: Tensor, head: OutputHead) -> Losses:
+            both = torch.zeros(len(tokens), 3, device=tokens.device)
+            both[compared] = agreement(hidden[compared], head, teacher[compared], teacher_head, temperature)
+            return {"log_prob": token_log_probs(hidden, head, tokens, temperature)[0], "agreement": both}
+
+        student = models.student(batch, score)
+        teacher_log_prob, normalizer = token_log_probs(teacher, teacher_head, tokens, temperature)
+        return student["log_prob"], teacher_log_prob, student["agreement"], normalizer, teacher
+
+    def _compared(self, index: int, lengths: Sequence[int]) -> tuple[Tensor, ...]:
+        """Choose the tokens of a round at which the models are compared; return a mask (T,) for each response."""
+        mask = torch.zeros(sum(lengths), dtype=torch.bool)
+        order = generator(stream(Purpose.COMPARED_TOKENS, self.seed, index)).permutation(len(mask))
+        mask[torch.from_numpy(order[:COMPARED_TOKENS])] = True
+        return mask.split(list(lengths))
 
     @property
     def steps_per_round(self) -> int:

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from minillm.config import Policy
+from minillm.generation.slots import Response
+from minillm.objectives.agreement import TOP
 from minillm.objectives.experience import Experience, make_experience
 from minillm.objectives.losses import RolloutLoss, rollout_loss
 from minillm.objectives.terms import TokenTerms
@@ -24,17 +26,44 @@ class Round:
     round, not per epoch. Only of the responses that this process updates on: they are much larger than all else here.
     """
 
-    def metrics(self, ends: tuple[int, ...]) -> dict[str, float]:
-        """Return means per token (reward, weight) and per response (length, share with an end token) for the log."""
-        experience, count = self.experience, len(self.responses)
+    def figures(
+        self, sampled: Sequence[Response], from_teacher: Tensor, compared: Tensor, reference_tokens: int
+    ) -> dict[str, float]:
+        """Return the figures of a round that has just been scored, for the log (method.md §3).
+
+        Args:
+            sampled: The responses as they were sampled.
+            from_teacher: Whether the teacher drew the tokens at each position, (T,) bool.
+            compared: H(q), H(p) and the top-k overlap at some of the tokens, (M, 3).
+            reference_tokens: Tokens of the data's responses to the same prompts.
+        """
+        experience, count = self.experience, len(sampled)
         tokens = experience.mask.sum()  # ()
         reward = (experience.teacher_log_prob - experience.student_log_prob) * experience.mask  # (N, T)
+        student_entropy, teacher_entropy, overlap = compared.mean(dim=0).tolist()
+        drawn = experience.teacher_log_prob.where(from_teacher, experience.student_log_prob)  # (N, T)
         return {
+            "student_entropy": student_entropy,
+            "teacher_entropy": teacher_entropy,
+            f"top_{TOP}_overlap": overlap,
+            "finished": sum(response.finished for response in sampled) / count,
+            "repeated_4_grams": repeated_n_grams(self.responses, 4),
+            "length_ratio": float(tokens) / reference_tokens,
+            "sampling_log_ratio": max(
+                float((scored[: len(response.tokens)] - response.log_prob).abs().max())
+                for scored, response in zip(drawn, sampled, strict=True)
+            ),
             "reward": float(reward.sum() / tokens),
             "importance_weight": float(experience.importance_weight.sum() / tokens),
             "response_tokens": float(tokens / count),
-            "finished": sum(response[-1] in ends for response in self.responses) / count,
         }
+
+
+def repeated_n_grams(responses: Sequence[Sequence[int]], n: int) -> float:
+    """Return the share of n-grams that have occurred before in the same response, over all responses; 0 without any."""
+    grams = [list(zip(*(response[start:] for start in range(n)), strict=False)) for response in responses]
+    total = sum(map(len, grams))
+    return 1 - sum(len(set(of)) for of in grams) / total if total else 0.0
 
 
 def policy_experience(

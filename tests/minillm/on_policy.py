@@ -47,7 +47,7 @@ def rollout_feed(
             models=Models(engine, teacher.eval().requires_grad_(False), vocabulary, (0,)),
             policy=method.policy,
             method=method,
-            examples=pd.DataFrame({"prompt_ids": list(prompts)}),
+            examples=pd.DataFrame({"prompt_ids": list(prompts), "response_ids": [[1, 2, 0]] * len(prompts)}),
             plain_text=None,
             max_tokens=max(map(len, prompts)) + response_tokens,
             generation_batch_size=limits.generation_batch_size,

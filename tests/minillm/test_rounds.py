@@ -8,12 +8,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
+from minillm.generation.rollouts import drawn_by_teacher
 from minillm.models.batches import make_batch
 from minillm.models.causal_lm import load_model
 from minillm.models.output_head import output_head
 from minillm.models.shared_tokenizer import load_shared_tokenizer
+from minillm.streams import Purpose, stream
+from minillm.training import on_policy
 from minillm.training.on_policy import Rollouts
 from minillm.training.rounds import Round
 from tests.conftest import ROOT
@@ -56,8 +60,11 @@ def outside(feed: Rollouts, step: int, micro: int) -> float:
 
 def test_a_round_holds_what_full_forward_passes_say():
     student, teacher = models()
+    entropies: list[list[Tensor]] = [[], []]
     with rollout_feed(student, teacher, PROMPTS, 12, {"teacher_mix": 0.4, "temperature": 0.8}) as feed:
-        found = prepared(feed)
+        figures = feed.prepare(0, 4)
+        found = feed.round
+        assert found is not None
         assert found.prompts != PROMPTS
         assert sorted(found.prompts) == sorted(PROMPTS)
         for row, (prompt, response) in enumerate(zip(found.prompts, found.responses, strict=True)):
@@ -67,13 +74,52 @@ def test_a_round_holds_what_full_forward_passes_say():
                 response_logits(model, batch, VOCABULARY)[0].detach() / 0.8 for model in (student, teacher)
             )
             kept = (found.experience.student_log_prob[row], found.experience.teacher_log_prob[row])
-            for got, logits in zip(kept, (of_student, of_teacher), strict=True):
-                want = torch.log_softmax(logits, dim=-1).gather(1, tokens)[:, 0]
+            for got, logits, entropy in zip(kept, (of_student, of_teacher), entropies, strict=True):
+                log = torch.log_softmax(logits, dim=-1)
+                entropy.append(-(log.exp() * log).sum(dim=-1))
+                want = log.gather(1, tokens)[:, 0]
                 torch.testing.assert_close(got[:length], want, rtol=1e-4, atol=1e-4)
             hidden, log_normalizer = found.teacher[row]
             torch.testing.assert_close(log_normalizer, of_teacher.logsumexp(dim=-1), rtol=1e-4, atol=1e-4)
             logits = hidden @ output_head(teacher, VOCABULARY).weight.T / 0.8
             torch.testing.assert_close(logits, of_teacher, rtol=1e-3, atol=1e-3)
+    means = [float(torch.cat(of).mean()) for of in entropies]
+    assert [figures["student_entropy"], figures["teacher_entropy"]] == pytest.approx(means, rel=1e-4)
+    assert figures["length_ratio"] == sum(map(len, found.responses)) / (3 * len(PROMPTS))
+
+
+def test_a_sampler_that_differs_from_the_scorer_shows():
+    student, teacher = models()
+    with rollout_feed(student, teacher, PROMPTS, 12, {"teacher_mix": 0.4}) as feed:
+        found = prepared(feed)
+        sampled = feed._sample(0, found.prompts)
+    coins = torch.from_numpy(drawn_by_teacher(stream(Purpose.COINS, 1, 0), found.experience.mask.shape[1], 0.4))
+    assert coins.any()
+
+    def difference(from_teacher: Tensor) -> float:
+        return found.figures(sampled, from_teacher, torch.zeros(1, 3), 1)["sampling_log_ratio"]
+
+    assert difference(coins) < 1e-4
+    assert difference(~coins) > 0.1
+    sampled[3].log_prob[-1] += 0.5
+    assert difference(coins) == pytest.approx(0.5, abs=1e-4)
+
+
+def test_however_many_tokens_are_compared_the_round_is_the_same_to_the_bit(monkeypatch):
+    rounds = []
+    for count in (1, 20, 10**6):
+        monkeypatch.setattr(on_policy, "COMPARED_TOKENS", count)
+        student, teacher = models()
+        with rollout_feed(student, teacher, PROMPTS, 12, {"teacher_mix": 0.4}) as feed:
+            rounds.append(prepared(feed))
+            lengths = [len(response) for response in rounds[-1].responses]
+            masks = feed._compared(0, lengths)
+        assert [len(mask) for mask in masks] == lengths
+        assert int(torch.cat(masks).sum()) == min(count, sum(lengths))
+    for other in rounds[1:]:
+        assert other.responses == rounds[0].responses
+        assert torch.equal(other.experience.student_log_prob, rounds[0].experience.student_log_prob)
+        assert torch.equal(other.experience.teacher_log_prob, rounds[0].experience.teacher_log_prob)
 
 
 @pytest.mark.parametrize("architecture", ["gpt2", "llama"])
