@@ -11,4 +11,4 @@ from minillm.config.experiment import BaseConfig, Config, EvaluationConfig, Runt
 from minillm.config.judge import Judge, Prices
 from minillm.config.promotion import Promotion
 from minillm.config.study import Study, StudyRun
-from minillm.config.training import DIVERGENCES, Divergence, Lora, Method, Policy, Training
+from minillm.config.training import DIVERGENCES, Collapse, Divergence, Lora, Method, Policy, Training

@@ -77,6 +77,36 @@ class Training(Strict):
         return self.steps or max(1, (self.epochs or 1) * examples // self.batch_size)
 
 
+class Collapse(Strict):
+    """When a training on rollouts counts as collapsed: any threshold is passed in each of `patience` rounds in a row.
+
+    method.md §3 defines the figures. A threshold of null is not watched. The defaults are ours, far from what a student
+    that still writes text reaches.
+    """
+
+    on_collapse: Literal["flag", "stop"] = "flag"
+    """Go on and say so (flag), or end the training and keep the best weights validated before it collapsed (stop). The
+    default is a flag, because a sound run may pass a threshold: answers of one token have next to no entropy, and
+    rollouts may be cut on purpose. It costs no more than time, as the best validated weights are kept either way."""
+    patience: PositiveInt = 3
+    """Rounds in a row."""
+    least_student_entropy: float | None = Field(default=0.01, gt=0.0)
+    """Least mean entropy of the student's next token, nats."""
+    least_finished: float | None = Field(default=0.02, gt=0.0, le=1.0)
+    """Least share of responses that end before the length limit."""
+    least_length_ratio: float | None = Field(default=0.02, gt=0.0)
+    """Least length of the responses, as a multiple of the references' length."""
+    most_repeated_4_grams: float | None = Field(default=0.9, ge=0.0, lt=1.0)
+    """Largest share of 4-grams that have occurred before in the same response."""
+    most_sampling_log_ratio: float | None = Field(default=5.0, gt=0.0)
+    """Largest difference between a token's log-probability in sampling and in scoring, nats."""
+
+    @property
+    def thresholds(self) -> dict[str, float]:
+        """Thresholds that are watched, by the names of their fields."""
+        return self.model_dump(exclude={"on_collapse", "patience"}, exclude_none=True)
+
+
 class Policy(Strict):
     """The policy gradient of MiniLLM (method.md §2–4); the defaults are the paper's."""
 
@@ -115,6 +145,8 @@ class Policy(Strict):
     """Plain-text blocks per optimizer step over all processes; without it, `batch_size` (reference scripts)."""
     plain_text_kd: float = Field(default=0.0, ge=0.0, le=1.0)
     """Share of word-level KD inside L_PT (paper: 0; reference code: 0.5)."""
+    collapse: Collapse = Collapse()
+    """When training counts as collapsed, and what is done then."""
 
     @model_validator(mode="after")
     def _something_to_learn(self) -> Self:

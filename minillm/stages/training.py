@@ -23,6 +23,7 @@ class Train(Stage):
         "responses?",
         "plain_text?",
     )
+    shown: ClassVar[tuple[str, ...]] = ("collapse",)
     shares_work: ClassVar[bool] = True
     role: str
     """Name of the trained model in logs and tables: teacher, initial, sft, minillm …"""

@@ -24,7 +24,7 @@ class CheckpointRecord(BaseModel):
     processes: int
     zero_stage: int
     selection: dict[str, Any]
-    """History of the validations."""
+    """History of the validations, and what the watch for a collapse has seen."""
     files: dict[str, str]
     """sha256 of every file, by its path below the checkpoint's folder."""
 

@@ -3,7 +3,7 @@
 import math
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -91,6 +91,8 @@ class Selection:
     """Work folder; each kept model has a folder of its own in it until no checkpoint needs it."""
     select_by: str
     history: list[dict[str, float]] = field(default_factory=list)
+    until: float = math.inf
+    """Last step whose weights may be selected."""
 
     @property
     def best(self) -> dict[str, float]:
@@ -141,14 +143,37 @@ class Selection:
                 sync(self.directory)
         dist.barrier()
 
-    def forget_others(self) -> None:
-        """Remove models that are no longer the best; call only after a checkpoint has recorded the best."""
-        for folder in self.directory.glob("best-*") if self._sound else ():
-            if folder != self._folder(int(self.best["step"])):
+    def forget_others(self, safe_step: float) -> None:
+        """Remove models that will not be selected; call only after a checkpoint has recorded the best.
+
+        Args:
+            safe_step: The best up to this step is kept, too: a collapse of the training may yet discredit later ones.
+        """
+        views = [view for view in (self, replace(self, until=safe_step)) if view._sound]
+        kept = [self._folder(int(view.best["step"])) for view in views]
+        for folder in self.directory.glob("best-*") if kept else ():
+            if folder not in kept:
                 shutil.rmtree(folder)
 
-    def finish(self, output: Path) -> None:
+    def keep_until(self, until: float, why: str) -> None:
+        """Select among the validations up to a step from here on.
+
+        Raises:
+            StageError: There is none.
+        """
+        self.until = until
+        if not self._sound:
+            raise StageError(
+                f"{why}, but none had been validated: lower training.learning_rate, validate sooner "
+                "(training.evaluate_every), or set policy.collapse.on_collapse to flag"
+            )
+
+    def finish(self, output: Path, collapse: str = "") -> None:
         """Move the selected weights to output/model and record how they were selected.
+
+        Args:
+            output: Folder of the result.
+            collapse: Words on a collapse of the training.
 
         Raises:
             StageError: No validation has a number.
@@ -157,6 +182,7 @@ class Selection:
             move(self._folder(int(self.best["step"])), output / "model")
         record = {"select_by": self.select_by, "step": self.best["step"], "value": self.best[self._name]}
         record["equal"] = [of["step"] for of in self.equal]
+        record |= {"collapse": collapse} if collapse else {}
         write_json(output / "selection.json", {**record, "history": self.history})
 
     @property
@@ -165,8 +191,9 @@ class Selection:
 
     @property
     def _sound(self) -> list[dict[str, float]]:
-        """Validations whose loss and score are finite; the others cannot be ranked."""
-        return [of for of in self.history if math.isfinite(of[self._name]) and math.isfinite(of["valid/loss"])]
+        """Validations up to `until` whose loss and score are finite; the others cannot be ranked."""
+        allowed = (of for of in self.history if of["step"] <= self.until)
+        return [of for of in allowed if math.isfinite(of[self._name]) and math.isfinite(of["valid/loss"])]
 
     def _rank(self, record: dict[str, float]) -> float:
         return record[self._name] * (1 if self._name == "valid/loss" else -1)

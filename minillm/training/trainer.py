@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from transformers import PreTrainedModel
 
-from minillm.config import Runtime
+from minillm.config import Collapse, Runtime
 from minillm.data.plain_text import PlainText
 from minillm.errors import STOPPED, StageError
 from minillm.models.causal_lm import DTYPES, build_model, load_model, parameter_count
@@ -22,6 +22,7 @@ from minillm.stages.base import Job, Summary
 from minillm.stages.training import Train
 from minillm.streams import Purpose, generator, stream, torch_seed
 from minillm.training.checkpoints import Checkpoints
+from minillm.training.collapse import COLLAPSED, CollapseWatch
 from minillm.training.engine import make_engine, micro_batch_size, take_step
 from minillm.training.feeds import Feed, Models
 from minillm.training.fixed_text import FixedText
@@ -40,11 +41,12 @@ def run(job: Job[Train]) -> Summary:
     trainer = make_trainer(job, job.settings)
     trainer.train()
     if rank() == 0:
-        trainer.selection.finish(job.output)
+        trainer.selection.finish(job.output, trainer.watch.words)
     best = trainer.selection.best
+    told: Summary = {"collapse": trainer.watch.words} if trainer.watch.words else {}
     measured = {name.replace("valid/", "best/"): best[name] for name in best if name.startswith("valid/")}
     facts = {"best_step": best["step"], "equal_steps": float(len(trainer.selection.equal))}
-    return {**facts, "parameters": parameter_count(trainer.engine.module), **measured}
+    return {**facts, "parameters": parameter_count(trainer.engine.module), **measured, **told}
 
 
 def make_trainer(job: Job[Train], settings: Train) -> "Trainer":
@@ -72,6 +74,7 @@ def make_trainer(job: Job[Train], settings: Train) -> "Trainer":
         feed=_feed(job, settings, models, examples),
         validation=Validation(models, shared, held_out, settings.max_tokens, job.runtime),
         selection=Selection(job.work, training.select_by),
+        watch=CollapseWatch(Collapse() if settings.method.policy is None else settings.method.policy.collapse),
         checkpoints=checkpoints,
         progress=Progress(job.output, total, "steps"),
         settings=settings,
@@ -126,6 +129,8 @@ class Trainer:
     feed: Feed
     validation: Validation
     selection: Selection
+    watch: CollapseWatch
+    """Sees rounds of rollouts, and so nothing of fixed text."""
     checkpoints: Checkpoints
     progress: Progress
     settings: Train
@@ -133,16 +138,20 @@ class Trainer:
     stop_asked: bool = field(default=False, init=False)
 
     def train(self) -> None:
-        """Train to the last step, from where the last checkpoint left off."""
+        """Train to the last step, or to a collapse that ends it, from where the last checkpoint left off.
+
+        Raises:
+            StageError: A collapse ended it before any weights were validated, or a loss or gradient is not finite.
+        """
         signal.signal(signal.SIGTERM, self._ask_to_stop)
         start = self._resume()
         training = self.settings.method.training
         meter = Meter()
-        for step in range(start, self.progress.total):
+        for step in range(start, start if self.watch.stopped else self.progress.total):
             meter.add(self.step(step))
             done = step + 1
             last = done == self.progress.total
-            metrics = meter.due(self.engine, last)
+            metrics = meter.due(self.engine, last or self.watch.stopped)
             if last or done % training.evaluate_every == 0:
                 measured = self.validation.measure(training.select_by)
                 self.selection.consider(done, measured, self.engine, self.validation.tokenizer)
@@ -150,16 +159,22 @@ class Trainer:
             if metrics:
                 self.progress.log(done, metrics)
             stopping = self._agree_to_stop()
-            if stopping or last or done % self.runtime.checkpoint_every == 0:
+            if stopping or last or self.watch.stopped or done % self.runtime.checkpoint_every == 0:
                 self.checkpoint(done)
+            if self.watch.stopped:
+                break
             if stopping and not last:
                 print(f"stopped after step {done}; the next attempt continues from there", flush=True)
                 sys.exit(STOPPED)
+        if self.watch.stopped:
+            self.selection.keep_until(self.watch.safe_step, f"{self.settings.role}: {self.watch.words}")
 
     def step(self, step: int) -> dict[str, float]:
         """Take one optimizer step on the global mini-batch; return its mean losses over all processes."""
         micro = micro_batch_size(self.settings.method.training.batch_size, self.runtime.micro_batch_size)
         prepared = self.feed.prepare(step, micro)
+        if prepared and self.watch.see(step, prepared) and rank() == 0:
+            print(self.watch.words, flush=True)
         self.engine.train()
         # DeepSpeed averages over processes and accumulation steps; the feed's losses are shares of one sum.
         scale = dist.get_world_size() * self.engine.gradient_accumulation_steps()
@@ -175,8 +190,10 @@ class Trainer:
         packed = torch.stack([value.double() for value in sums.values()])  # (losses,): one message for all of them
         dist.all_reduce(packed)
         means = dict(zip(sums, packed.tolist(), strict=True))
-        means |= {**prepared, "gradient_norm": norm}
-        return {f"train/{name}": value for name, value in means.items()}
+        # The loss, then figures of the round, which the table of a running flow has room for.
+        means = {"loss": means["loss"], **prepared, **means, "gradient_norm": norm}
+        collapsed = {COLLAPSED: float(self.watch.first_bad)} if self.watch.first_bad else {}
+        return {f"train/{name}": value for name, value in means.items()} | collapsed
 
     def _refuse_non_finite(self, value: torch.Tensor, step: int, what: str) -> None:
         finite = torch.isfinite(value.detach()).float().to(self.engine.device)
@@ -195,14 +212,16 @@ class Trainer:
         step, feed_states, selection = found
         self.feed.restore(feed_states)
         self.selection.history = selection["history"]
+        self.watch.restore(selection["collapse"])
         print(f"continuing from the checkpoint of step {step}", flush=True)
         return step
 
     def checkpoint(self, step: int) -> None:
         """Write a checkpoint and remove models that no checkpoint needs any more."""
-        self.checkpoints.save(self.engine, step, self.feed.state(), {"history": self.selection.history})
+        selection = {"history": self.selection.history, "collapse": self.watch.state()}
+        self.checkpoints.save(self.engine, step, self.feed.state(), selection)
         if rank() == 0 and self.selection.history:
-            self.selection.forget_others()
+            self.selection.forget_others(self.watch.safe_step)
         dist.barrier()
 
     def _ask_to_stop(self, *_: object) -> None:

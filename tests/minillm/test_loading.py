@@ -117,7 +117,7 @@ def test_every_problem_stands_in_one_message_by_its_field(tmp_path, raw):
 
 def test_an_unknown_key_far_from_all_lists_those_of_its_level(tmp_path, raw):
     message = refusal(tmp_path, raw, "methods.minillm.policy.zzzz=1")
-    assert "methods.minillm.policy.zzzz: unknown key; known: clip_importance, clip_range, credit" in message
+    assert "methods.minillm.policy.zzzz: unknown key; known: clip_importance, clip_range, collapse, credit" in message
     assert "unknown key; known: data, evaluation" in refusal(tmp_path, raw, "zzzz=1")
 
 

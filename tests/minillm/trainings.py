@@ -41,6 +41,13 @@ def settings(kind: str, architecture: str | None = "gpt2", seed: int = 1, **chan
     )
 
 
+def with_collapse(stage: Train, **collapse: Any) -> Train:
+    """Return the settings of a training on rollouts with other thresholds."""
+    fields = stage.method.model_dump()
+    fields["policy"]["collapse"] |= collapse
+    return stage.model_copy(update={"method": Method.model_validate(fields)})
+
+
 def without_dropout(stage: Train) -> Train:
     off = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
     return stage.model_copy(update={"architecture": {**ARCHITECTURES["gpt2"], **off}})
