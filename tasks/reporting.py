@@ -109,7 +109,7 @@ def conclude(
     page: Artifact = results.result()
     exported = {role: future.result().path for role, future in models.items()}
     facts = read_json(Path(page.path) / "results.json")
-    table = _table(facts)
+    table = "\n\n".join([_table(facts), *facts["collapsed"]])
     places = {
         "report": str(Path(page.path) / "report.html"),
         **{f"model {role}": path for role, path in exported.items()},

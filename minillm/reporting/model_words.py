@@ -93,6 +93,16 @@ def _selection(train_artifact: Path) -> dict[str, str]:
     }
 
 
+def collapses(trained: Mapping[str, Path]) -> list[str]:
+    """Say which trainings collapsed, when, and what was done, a sentence each.
+
+    Args:
+        trained: Train artifacts by role.
+    """
+    told = {role: read_json(path / "selection.json").get("collapse") for role, path in trained.items()}
+    return [f"{role}: {words}." for role, words in told.items() if words]
+
+
 def sizes(inputs: Mapping[str, Path], roles: Sequence[str], trained: Mapping[str, Path]) -> dict[str, int]:
     """Return the number of weights by role: from the files of models trained here, or as recorded by generation."""
     known = {role: count_parameters(path) for role, path in trained.items()}

@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
 
 from minillm.config import DIVERGENCES
 from minillm.reporting.comparison import MEAN, METRIC_NAMES, Comparison
@@ -185,8 +186,7 @@ def _curve_figure(label: str, curves: Mapping[str, pd.Series], look: Look, marke
     figure, axes = empty_figure(height=2.9)
     few = max(map(len, curves.values())) <= MARKED_POINTS
     for model, curve in curves.items():
-        parts = np.array_split(curve.reset_index().to_numpy(dtype=float), min(len(curve), MAX_POINTS))
-        steps, values = np.transpose([part.mean(axis=0) for part in parts])
+        steps, values = stretches(curve)
         colour, marker = look[model]
         every = 1 if few or not marked else max(1, len(steps) // MARKS)
         shown = marker if few or marked else ""
@@ -195,6 +195,12 @@ def _curve_figure(label: str, curves: Mapping[str, pd.Series], look: Look, marke
     axes.set_ylabel(label)
     legend(axes)
     return figure
+
+
+def stretches(curve: pd.Series) -> NDArray[np.float64]:
+    """Return steps and values of a curve, a long one as means over stretches of steps; (2, at most MAX_POINTS)."""
+    parts = np.array_split(curve.reset_index().to_numpy(dtype=float), min(len(curve), MAX_POINTS))
+    return np.transpose([part.mean(axis=0) for part in parts])
 
 
 def save(figure: Figure, png: Path) -> str:

@@ -19,7 +19,7 @@ from minillm.files import read_json
 from minillm.reporting import plots
 from minillm.reporting.comparison import MEAN, METRIC_NAMES, Comparison, how_tested, reading, verdict
 from minillm.reporting.data_words import cut_words, data_tables, kept_rows, prompt_words
-from minillm.reporting.model_words import cost_words, model_table, sizes, trained_on
+from minillm.reporting.model_words import collapses, cost_words, model_table, sizes, trained_on
 from minillm.reporting.pages import write_page
 from minillm.reporting.provenance import provenance, versions
 from minillm.reporting.sections.base import Section, cell_table, doubt_words, read_measured
@@ -29,6 +29,7 @@ from minillm.reporting.sections.exposure import exposure_section
 from minillm.reporting.sections.held_out import held_out_section
 from minillm.reporting.sections.judge import judge_section
 from minillm.reporting.sections.preference import preference_section
+from minillm.reporting.sections.rollouts import rollouts_section
 from minillm.reporting.sections.time import time_section
 from minillm.reporting.shown_answers import answers, choice_words
 from minillm.stages.base import Job, Summary
@@ -38,7 +39,7 @@ from minillm.words import ABSENT, interval, number, p_value, percent, score, spa
 MakeSection = Callable[[Mapping[str, Path], Sequence[str], plots.Look], Section | None]
 """Makes a section from the stage's inputs, the rows of the table and their look; None if nothing was measured."""
 SECTIONS: tuple[MakeSection, ...] = (
-    preference_section, exposure_section, calibration_section, held_out_section, downstream_section
+    preference_section, exposure_section, calibration_section, held_out_section, downstream_section, rollouts_section
 )  # fmt: skip
 """Sections in the order of the page, after the judge's."""
 
@@ -54,12 +55,14 @@ def run(job: Job[Report]) -> Summary:
     parameters = sizes(job.inputs, settings.roles, trained)
     cost = read_json(job.inputs["cost"] / "cost.json")
     first, *rest = verdict(comparison, parameters)
-    sentences = [first, *cost_words(comparison, cost), *rest]
+    collapsed = collapses(trained)
+    sentences = [first, *cost_words(comparison, cost), *rest, *collapsed]
 
     comparison.frame().to_csv(job.output / "results.csv", index=False)
     results = {
         "name": settings.name,
         "verdict": sentences,
+        "collapsed": collapsed,
         "rows": comparison.row_word,
         "best": comparison.best,
         "compared": comparison.compared,

@@ -27,7 +27,8 @@ class Stage(Strict):
     inputs: ClassVar[tuple[str, ...]]
     """Names of what the stage reads. One that ends in `?` may be missing; `NAME/*` stands for any number of names."""
     shown: ClassVar[tuple[str, ...]] = ()
-    """Summary entries, by the first part of their names, that the flow's tracked run shows too, by row of the table."""
+    """Summary entries, by the first part of their names, that the flow's tracked run shows too, by row of the table.
+    Words among them stand beside the stage on the console as well."""
     shares_work: ClassVar[bool] = False
     """True if all of `runtime.processes` compute the stage together; otherwise it is one process."""
     reads_only: ClassVar[bool] = False
@@ -47,6 +48,10 @@ class Stage(Strict):
         unknown = [name for name in names if not any(fnmatchcase(name, known.rstrip("?")) for known in self.inputs)]
         if missing or unknown:
             raise ValueError(f"stage {self.kind!r} reads {self.inputs}: missing are {missing}, unknown are {unknown}")
+
+    def shown_words(self, summary: Summary) -> str:
+        """Return the words among the entries of a summary that are shown."""
+        return "; ".join(value for name, value in summary.items() if name in self.shown and isinstance(value, str))
 
 
 Settings = TypeVar("Settings", bound=Stage, covariant=True)

@@ -125,7 +125,10 @@ class Session:
                 self.board.end(label, self.run, self._ended_by(error, config), self.failures[label])
                 raise
             self.failures.pop(label, None)  # left by an earlier attempt
-            self.board.end(label, self.run, "cached" if isinstance(result, State) else "done")
+            if isinstance(result, State):
+                self.board.end(label, self.run, "cached")
+            else:
+                self.board.end(label, self.run, "done", stage.shown_words(result.manifest().summary))
             return result
 
     def _ended_by(self, error: Exception, config: Tracked) -> StageState:

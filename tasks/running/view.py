@@ -9,6 +9,7 @@ from datetime import timedelta
 from rich.cells import cell_len
 from rich.text import Text
 
+from minillm.training.collapse import COLLAPSED
 from minillm.worker.template import GRACE_SECONDS
 from tasks.running.board import BoardRow, State
 from tasks.running.log_file import plain
@@ -34,7 +35,6 @@ NAMED_AT_THE_END: tuple[State, ...] = ("cached", "skipped", "not computed", "wai
 LEAST_NAME = 16
 """Fewest columns for the names of stages; a wide terminal gives them up to a third of its width."""
 LAST_MESSAGES = 8
-FIGURES = 3
 BAR_LINE = re.compile(r": \[[█·]{20}\] ")
 """Pattern of a worker's line that says what its row already shows."""
 
@@ -148,7 +148,7 @@ def _row_line(row: BoardRow, name_width: int, width: int) -> Text:
 
 
 def _progress(row: BoardRow, width: int) -> Text:
-    """Return a bar, with as many of count, pace, time left and last figures as there is room for."""
+    """Return a bar, with as many of count, pace, time left, a warning and last figures as there is room for."""
     reached = row.reached
     word = "saving" if row.state == "saving" else "running"
     if reached is None or not reached.total:
@@ -164,9 +164,13 @@ def _progress(row: BoardRow, width: int) -> Text:
         parts.append(word)
     elif left is not None:
         parts.append(f"{_clock(left)} left" if width >= 50 else _clock(left))
-    if width >= 72:
-        parts += [f"{plain(name)} {value:.4g}" for name, value in list(reached.figures.items())[:FIGURES]]
-    return bar.append("  " + "  ".join(parts))
+    bar.append("  " + "  ".join(parts))
+    figures = dict(reached.figures)
+    if collapsed := figures.pop(COLLAPSED, None):
+        bar.append(f"  collapsed in round {collapsed:.0f}", "red")
+    if width >= 72:  # those that do not fit are cut off
+        bar.append("".join(f"  {plain(name.removeprefix('train/'))} {value:.4g}" for name, value in figures.items()))
+    return bar
 
 
 def _cropped(line: Text, width: int) -> Text:

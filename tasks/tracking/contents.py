@@ -109,7 +109,11 @@ def on_parent(desired: DesiredRun, artifact: Artifact, stage: Stage) -> None:
     row = [] if role is None else [role]
     for name, value in artifact.manifest().summary.items():
         metric, *rest = name.split("/")
-        if metric in stage.shown:
+        if metric not in stage.shown:
+            continue
+        if isinstance(value, str):
+            desired.tags["/".join([metric, *row, *rest])] = value
+        else:
             desired.metrics["/".join([metric, *row, *rest])] = float(value)
     if isinstance(stage, Score):
         desired.files[str(Path(artifact.path) / SCORES)] = f"{SCORES_FOLDER}/{stage.role}"

@@ -209,20 +209,31 @@ def test_running_again_computes_nothing_and_ends_within_15_seconds(first: Finish
 
 
 def test_another_distillation_rate_recomputes_distillation_and_what_follows_as_planned(first: Finished, server: str):
-    change = "methods.minillm.training.learning_rate=5e-4"
+    """The same run shows what a training that collapsed is told of, with a threshold that it meets at once."""
+    collapse = "methods.minillm.policy.collapse={patience: 1, least_student_entropy: 9.0}"
+    change = ("--set", "methods.minillm.training.learning_rate=5e-4", "--set", collapse)
     stored = len(list((first.config.parent / "store" / "artifacts").iterdir()))
-    plan = distill(first.config, "--set", change, "--plan")
+    plan = distill(first.config, *change, "--plan")
     assert plan.status == 0, plan.log
     assert len(list((first.config.parent / "store" / "artifacts").iterdir())) == stored, "a plan computes nothing"
     planned = set(re.findall(r"^\| (\S.*?) +\|.* s \|$", plan.output, re.MULTILINE))
     assert re.search(rf"{len(STAGES) - len(planned)} of {len(STAGES)} stages are in the store", plan.output)
     assert re.search(r"Estimated time: .*seconds", plan.output)
-    changed = distill(first.config, "--set", change, PREFECT_API_URL=server)
+    changed = distill(first.config, *change, PREFECT_API_URL=server)
     assert changed.status == 0, changed.log
     computed = {stage for stage, state in changed.states().items() if state == "Completed"} - {"distill"}
     assert computed <= planned
     (page,) = re.findall(r"^report +(\S+)$", changed.output, re.MULTILINE)
     assert "Time, planned and taken" in Path(page).read_text(encoding="utf-8")
+    flag = r"training collapsed from round 1 on \(student_entropy \S+, least 9\); it went on, so read its .* with care"
+    assert re.search(rf"^minillm: {flag}\.$", changed.output, re.MULTILINE), "below the table"
+    (card,) = re.findall(r"^model minillm +(\S+)$", changed.output, re.MULTILINE)
+    for told in (Path(page), Path(card) / "README.md"):
+        assert re.search(flag, told.read_text(encoding="utf-8").replace("\\", ""))
+    client = MlflowClient(f"sqlite:///{first.config.parent / 'store' / 'mlflow.db'}")
+    (experiment,) = client.search_experiments(filter_string="name = 'small'")
+    flagged = [r for r in client.search_runs([experiment.experiment_id]) if "collapse/minillm" in r.data.tags]
+    assert [bool(re.fullmatch(flag, run.data.tags["collapse/minillm"])) for run in flagged] == [True]
     assert {"train minillm", "generate minillm", "generation cost", "report", "export minillm"} <= computed
     # Scores are keyed by the responses. Two steps may leave these unchanged, and the score is then cached.
     measured = {

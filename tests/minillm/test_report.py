@@ -21,9 +21,11 @@ from minillm.reporting.comparison import Comparison, how_tested, verdict
 from minillm.reporting.model_words import cost_words, model_table
 from minillm.reporting.plots import looks
 from minillm.reporting.sections.exposure import exposure_section
+from minillm.reporting.sections.rollouts import PANELS, rollouts_section
 from minillm.stages.base import Job
 from minillm.stages.measuring import Diversity, Score
 from minillm.stages.pages import Report
+from minillm.training.collapse import COLLAPSED
 from tests.manifests import write_manifest
 
 ROLES = ("teacher", "sft", "kd", "minillm")
@@ -160,9 +162,14 @@ def make_train(path: Path, role: str) -> Path:
     history = [
         {"step": step, "valid/loss": 2.5 - step / 500, "valid/rouge_l": 30 + step / 50} for step in (100, 300, 500)
     ]
+    if role == "minillm":
+        rounds = {f"train/{name}": 0.5 for name in (*PANELS, "teacher_entropy")}
+        lines += [{"time": 0.0, "step": step, "total": 500, "metrics": rounds} for step in range(1, 500, 50)]
+        lines += [{"time": 0.0, "step": 451, "total": 500, "metrics": {COLLAPSED: 8.0}}]
     lines += [{"time": 0.0, "step": h["step"], "total": 500, "metrics": dict(list(h.items())[1:])} for h in history]
     write_jsonl(path / "metrics.jsonl", lines)
     selection = {"select_by": "rouge_l", "step": 500, "value": 40.0, "equal": [], "history": history}
+    selection |= {"collapse": "training collapsed from round 8 on"} if role == "minillm" else {}
     (path / "selection.json").write_text(json.dumps(selection), encoding="utf-8")
     method = {"text": "rollouts" if role == "minillm" else "dataset"}
     write_manifest(path, "train", "f" * 64, settings={"seed": 4, "method": method}, versions={"torch": "2.13.0"})
@@ -253,6 +260,22 @@ def test_benchmarks_with_metrics_of_their_own_say_so():
     alone = Comparison(tables, ["y"], dict.fromkeys(tables, values))
     assert list(report.result_table(alone).columns) == ["y", "mean", "rank"]
     assert "Exact match 50.0" in verdict(alone, {})[0]
+
+
+def test_rollouts_are_shown_in_small_panels_and_a_collapse_is_told(finished, tmp_path):
+    summary, output = finished
+    assert summary["verdict"].endswith("minillm: training collapsed from round 8 on.")
+    results = json.loads((output / "results.json").read_text(encoding="utf-8"))
+    assert results["collapsed"] == ["minillm: training collapsed from round 8 on."]
+    assert "Rollouts in training" in read_page(output).text
+    assert (output / "plots" / "rollouts.png").exists()
+    section = rollouts_section({"train/minillm": output.parent / "train-minillm"}, ROLES, looks(ROLES))
+    assert section is not None
+    axes = section.figures["rollouts"][1].get_axes()
+    assert [of.get_title(loc="left") for of in axes] == list(PANELS.values())
+    assert [len(of.get_lines()) for of in axes] == [3, *[2] * (len(PANELS) - 1)], "the teacher's entropy, the collapse"
+    assert [list(np.asarray(line.get_xdata())) for line in axes[1].get_lines()] == [list(range(1, 500, 50)), [451, 451]]
+    assert rollouts_section({"train/sft": output.parent / "train-sft"}, ROLES, looks(ROLES)) is None
 
 
 EASY_AND_HARD = [20.0, 80.0] * 20
@@ -527,7 +550,8 @@ def test_plots_are_written_for_what_was_measured(finished):
     _, output = finished
     names = {path.stem for path in (output / "plots").glob("*.png")}
     assert names == {
-        "benchmarks", "length-sni", "train-loss", "valid-loss", "valid-rouge_l", "train-reverse_kl", "exposure-bias"
+        "benchmarks", "length-sni", "train-loss", "valid-loss", "valid-rouge_l", "train-reverse_kl", "exposure-bias",
+            "rollouts",
     }  # fmt: skip
     for name in names:
         assert f"plots/{name}.png" in (output / "report.md").read_text(encoding="utf-8")
