@@ -112,7 +112,7 @@ def _generation(config: BaseConfig) -> Generate:
 
 @stage_task("score {role}")
 def score(config: BaseConfig, role: str, responses: Artifact, prepared: Artifact, benchmarks: Artifact) -> Work:
-    """Compute Rouge-L and exact match of stored responses."""
+    """Compute the metrics of stored responses."""
     inputs: dict[str, Input] = {"responses": responses, "tokenizer": prepared, "benchmarks": benchmarks}
     stage = Score(role=role, seeds=config.evaluation.seeds, benchmarks=config.evaluation.benchmarks)
     return stage, inputs

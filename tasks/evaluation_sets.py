@@ -7,7 +7,7 @@ from typing import Any
 
 from prefect.futures import PrefectFuture
 
-from minillm.config import BaseConfig, Metric
+from minillm.config import BaseConfig, Scoring
 from minillm.stages.reading import Benchmarks, DownstreamTasks, EncodedPrompts, HeldOutTexts, Questions
 from minillm.store.manifest import Artifact
 from tasks.running.computation import Input
@@ -67,8 +67,9 @@ def read_benchmarks(config: BaseConfig) -> Work:
     fields = {name: benchmark.fields for name, benchmark in benchmarks.items()}
     topics = {name: benchmark.topics for name, benchmark in benchmarks.items() if benchmark.topics}
     prompts = {name: benchmark.prompts for name, benchmark in benchmarks.items() if benchmark.prompts}
-    metrics: dict[str, Metric] = {name: benchmark.metric for name, benchmark in benchmarks.items()}
-    stage = Benchmarks(fields=fields, topics=topics, prompts=prompts, metrics=metrics)
+    read = set(Scoring.model_fields)
+    scoring = {name: Scoring(**benchmark.model_dump(include=read)) for name, benchmark in benchmarks.items()}
+    stage = Benchmarks(fields=fields, topics=topics, prompts=prompts, scoring=scoring)
     return stage, inputs
 
 

@@ -6,7 +6,16 @@ authors' public implementation; one word turns on all its deviations from the pa
 
 from minillm.config.base import Model, Source, Strict
 from minillm.config.data import Data, Template, Tokenizer
-from minillm.config.evaluation import Benchmark, Evaluation, Fields, Metric, MultipleChoice, QuestionFields, Sampling
+from minillm.config.evaluation import (
+    Benchmark,
+    Evaluation,
+    Fields,
+    Metric,
+    MultipleChoice,
+    QuestionFields,
+    Sampling,
+    Scoring,
+)
 from minillm.config.experiment import BaseConfig, Config, EvaluationConfig, Runtime, Tracked
 from minillm.config.judge import Judge, Prices
 from minillm.config.promotion import Promotion

@@ -1,12 +1,17 @@
 """Measurements of the models, and the data they are made on (method.md §7)."""
 
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, PositiveInt, field_validator, model_validator
+from pydantic import AfterValidator, Field, PositiveInt, field_validator, model_validator
 
 from minillm.config.base import Entries, Seeds, Source, Strict, Temperature
 from minillm.config.judge import Judge
+from minillm.metrics.json_schema import check_schema
 from minillm.nearest import suggestion
+from minillm.patterns import check_group, check_pattern
+
+Pattern = Annotated[str, AfterValidator(check_pattern)]
+"""Regular expression in the syntax of Python's `re`."""
 
 
 class Fields(Strict):
@@ -20,14 +25,44 @@ class Fields(Strict):
     """Field with one right answer or a list of them; without a name, `output` or `response`."""
     topic: str | None = None
     """Field with the row's topic; without a name, `topic` or `category` if the row has one."""
+    json_schema: str | None = None
+    """Field with the row's schema, an object or its text, for the metric json_schema; without a name, `json_schema` or
+    `schema` if the row has one."""
 
 
-Metric = Literal["rouge_l", "rouge_l_characters", "exact_match"]
-"""Score of a response against its references. `rouge_l` compares words of a–z and digits only (as in the paper),
-`rouge_l_characters` letters and digits of any script."""
+Metric = Literal["rouge_l", "rouge_l_characters", "exact_match", "regex", "json_schema"]
+"""Score of a response against its references, from 0 to 1; more is better (`minillm.metrics.by_name`)."""
+ALWAYS: tuple[Metric, ...] = ("rouge_l", "exact_match")
+"""Metrics that every benchmark is measured by."""
 
 
-class Benchmark(Strict):
+class Scoring(Strict):
+    """How the responses to a benchmark are scored."""
+
+    metric: Metric = "rouge_l"
+    """Score of the tables, intervals and ranks (paper: rouge_l). rouge_l and exact_match are measured too."""
+    pattern: Annotated[Pattern, AfterValidator(check_group)] | None = None
+    """Regular expression with one group, which holds the part of a response or reference that the metric regex
+    compares."""
+    json_schema: Annotated[dict[str, Any], AfterValidator(check_schema)] | None = None
+    """JSON schema for the metric json_schema, of all rows that have none of their own."""
+
+    @property
+    def metrics(self) -> tuple[Metric, ...]:
+        """All metrics that are measured."""
+        return tuple(dict.fromkeys((*ALWAYS, self.metric)))
+
+    @model_validator(mode="after")
+    def _metric_reads_what_is_given(self) -> Self:
+        for field, reader in (("pattern", "regex"), ("json_schema", "json_schema")):
+            if getattr(self, field) is not None and self.metric != reader:
+                raise ValueError(f"metric {self.metric} does not read `{field}`; leave it out, or set metric: {reader}")
+        if self.metric == "regex" and self.pattern is None:
+            raise ValueError("metric regex needs `pattern`, a regular expression whose group is compared")
+        return self
+
+
+class Benchmark(Scoring):
     """One evaluation set, described by data: a new one needs no code."""
 
     source: Source
@@ -37,9 +72,6 @@ class Benchmark(Strict):
     """Topics whose rows count; without it, all rows do."""
     prompts: PositiveInt | None = None
     """Most rows to measure on, evenly spaced over those that count; without it, all."""
-    metric: Metric = "rouge_l"
-    """Score of the tables, intervals and ranks (paper: rouge_l). rouge_l and exact_match are always measured,
-    rouge_l_characters only if a benchmark asks for it."""
     min_reference_tokens: int = Field(default=0, ge=0)
     """Least tokens of the first reference: the headline score leaves out prompts with a shorter one
     (paper: 11 for S-NI and UnNI)."""

@@ -169,12 +169,12 @@ class Config(BaseConfig):
                 f"promotion.method is {self.promotion.method!r}, which is no student; "
                 f"{suggestion(self.promotion.method, self.methods)}"
             )
-        measured = {"rouge_l", "exact_match", *(benchmark.metric for benchmark in self.evaluation.benchmarks.values())}
-        if self.promotion and self.promotion.metric not in measured:
-            raise ValueError(
-                f"promotion.metric is {self.promotion.metric}, which no benchmark measures; "
-                "set evaluation.benchmarks.NAME.metric to it, or promotion.metric to another"
-            )
+        for name, benchmark in self.evaluation.benchmarks.items():
+            if self.promotion and self.promotion.metric not in benchmark.metrics:
+                raise ValueError(
+                    f"promotion.metric is {self.promotion.metric}, by which {name} is not measured; "
+                    f"set evaluation.benchmarks.{name}.metric to it, or promotion.metric to another"
+                )
         if self.teacher.model.architecture is not None and self.teacher.training is None:
             raise ValueError("teacher.training is null, but its weights are random; give it a training section")
         if self.teacher.model.architecture is not None and self.student.model.layers_of:

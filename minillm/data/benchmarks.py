@@ -4,12 +4,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from minillm.config import Fields
+from minillm.config import Fields, Scoring
+from minillm.data.row_schemas import schema_of
 from minillm.data.rows import evenly, field_with_value, read_set, text_field
 from minillm.errors import StageError
 from minillm.files import read_json_lines, write_json_lines
 from minillm.metrics.by_name import require_seen
 from minillm.nearest import suggestion
+from minillm.patterns import group_in
 from minillm.stages.base import Job, Summary
 from minillm.stages.reading import Benchmarks
 from minillm.store.artifacts import CLOCKED
@@ -18,6 +20,8 @@ CONTEXT_FIELDS = ("context", "input")
 """Fields that may hold the context if the configuration names none; likewise below."""
 REFERENCE_FIELDS = ("output", "response")
 TOPIC_FIELDS = ("topic", "category")
+PAPER = Scoring()
+"""Rouge-L."""
 
 
 def run(job: Job[Benchmarks]) -> Summary:
@@ -30,36 +34,51 @@ def run(job: Job[Benchmarks]) -> Summary:
     settings = job.settings
     summary: Summary = {}
     for name, fields in settings.fields.items():
-        rows = read_benchmark(name, job.inputs[f"benchmark/{name}"], fields)
+        scoring = settings.scoring.get(name, Scoring())
+        rows = read_benchmark(name, job.inputs[f"benchmark/{name}"], fields, scoring)
         if name in settings.topics:
             rows = select_topics(name, rows, settings.topics[name])
         rows = numbered(evenly(rows, settings.prompts.get(name)))
-        if name in settings.metrics:
+        if name in settings.scoring:
             require_seen(
                 f"benchmark {name}",
                 [row["references"] for row in rows],
-                settings.metrics[name],
+                scoring.metric,
                 f"set evaluation.benchmarks.{name}.metric to one that sees them",
+            )
+        if scoring.pattern is not None:
+            found = [group_in(scoring.pattern, text) is not None for row in rows for text in row["references"]]
+            print(
+                f"benchmark {name}: the pattern is found in {sum(found)} of {len(found)} references; "
+                "the others are themselves what it must find",
+                flush=True,
             )
         write_json_lines(job.output / f"{name}.jsonl", rows)
         summary[name] = float(len(rows))
     return summary
 
 
-def read_benchmark(name: str, path: Path, fields: Fields) -> list[dict[str, Any]]:
+def read_benchmark(name: str, path: Path, fields: Fields, scoring: Scoring = PAPER) -> list[dict[str, Any]]:
     """Read rows {"index", "instruction", "context", "references", "topic"}. A `prompt` in the source is not used.
 
+    For the metric json_schema, a row also has its schema as `json_schema`.
+
     Raises:
-        StageError: The benchmark has no rows, or a row has no instruction or reference.
+        StageError: The benchmark has no rows, or a row has no instruction, reference or schema, or a reference that is
+            not valid against the schema.
     """
 
     def parse(row: dict[str, Any]) -> dict[str, Any]:
-        return {
+        references = _references(row, fields)
+        kept = {
             "instruction": text_field(row, fields.instruction),
             "context": _named_or_usual(row, fields.context, CONTEXT_FIELDS),
-            "references": _references(row, fields),
+            "references": references,
             "topic": _named_or_usual(row, fields.topic, TOPIC_FIELDS),
         }
+        if scoring.metric == "json_schema":
+            kept["json_schema"] = schema_of(row, fields.json_schema, scoring.json_schema, references)
+        return kept
 
     return read_set(f"benchmark {name}", path, parse)
 

@@ -1,6 +1,6 @@
 """Stage score: turn stored responses into scores per prompt and seed, and a table; no model is needed.
 
-All figures of a table are on 0–100. A benchmark's score is its `metric`; the other metrics are given too. Its row
+All figures of a table are on 0–100. A benchmark's score is its `metric`; those always measured are given too. Its row
 covers its headline prompts, those whose first reference has at least `min_reference_tokens` tokens: the mean over
 prompts for each seed, then mean and spread over seeds, and the interval over prompts.
 """
@@ -13,19 +13,17 @@ from typing import Any
 import pandas as pd
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from minillm.config import Benchmark, Metric
+from minillm.config import Benchmark
 from minillm.data.encoding import encode_texts
 from minillm.errors import StageError
 from minillm.evaluation.responses import read_rows
 from minillm.evaluation.uncertainty import Values, estimate, prompt_values
 from minillm.files import write_json
-from minillm.metrics.by_name import METRICS_BY_NAME
+from minillm.metrics.by_name import METRICS_BY_NAME, further
 from minillm.stages.base import Job, Summary
 from minillm.stages.measuring import Score
 from minillm.words import few, score
 
-ALWAYS: tuple[Metric, ...] = ("rouge_l", "exact_match")
-"""Measured in any case."""
 LENGTH_SUBSETS = {"0-5": (0, 5), "6-10": (6, 10), "11-up": (11, sys.maxsize)}
 """Subsets by the tokens of the first reference, both ends included (method.md §7: [0,5], [6,10], [11,∞))."""
 
@@ -34,22 +32,21 @@ def run(job: Job[Score]) -> Summary:
     """Write scores.parquet and table.json, and return the table's figures by their names in the tracked run."""
     settings = job.settings
     tokenizer = AutoTokenizer.from_pretrained(job.inputs["tokenizer"])
-    asked: set[Metric] = {benchmark.metric for benchmark in settings.benchmarks.values()}
-    metrics: list[Metric] = [*ALWAYS, *sorted(asked.difference(ALWAYS))]
     parts: list[pd.DataFrame] = []
     rows: dict[str, dict[str, Any]] = {}
     for name, benchmark in settings.benchmarks.items():
         prompts = pd.DataFrame(read_rows(job.inputs["benchmarks"], name))
         responses = pd.DataFrame(read_rows(job.inputs["responses"], name))
         check_complete(name, prompts, responses, settings.seeds)
-        scores = score_benchmark(name, prompts, responses, tokenizer, metrics)
+        scores = score_benchmark(name, benchmark, prompts, responses, tokenizer)
         scores["score"] = scores[benchmark.metric]
         scores["headline"] = scores["reference_tokens"] >= benchmark.min_reference_tokens
-        rows[name] = summarise(name, benchmark, scores, metrics)
+        rows[name] = summarise(name, benchmark, scores)
         parts.append(scores)
         print(f"{settings.role} {name}: {benchmark.metric} {score(rows[name]['score'])}", flush=True)
     scores = pd.concat(parts, ignore_index=True)
-    means = {metric: _mean_over_benchmarks(rows, metric) for metric in ("score", *metrics)}
+    common = [metric for metric in METRICS_BY_NAME if all(metric in row for row in rows.values())]
+    means = {metric: _mean_over_benchmarks(rows, metric) for metric in ("score", *common)}
     by_prompt = prompt_values(scores)
     means["score"]["interval"] = _interval(list(by_prompt.values()))
     for name, row in rows.items():
@@ -57,7 +54,7 @@ def run(job: Job[Score]) -> Summary:
     table = {"role": settings.role, "seeds": list(settings.seeds), "benchmarks": rows, "mean": means}
     scores.to_parquet(job.output / "scores.parquet")
     write_json(job.output / "table.json", table)
-    return _flat(table, metrics)
+    return _flat(table)
 
 
 def check_complete(benchmark: str, prompts: pd.DataFrame, responses: pd.DataFrame, seeds: Sequence[int]) -> None:
@@ -91,28 +88,35 @@ def check_complete(benchmark: str, prompts: pd.DataFrame, responses: pd.DataFram
 
 def score_benchmark(
     name: str,
+    benchmark: Benchmark,
     prompts: pd.DataFrame,
     responses: pd.DataFrame,
     tokenizer: PreTrainedTokenizerBase,
-    metrics: Sequence[Metric] = ALWAYS,
 ) -> pd.DataFrame:
     """Score each response.
 
     Returns:
-        One row per prompt and seed: benchmark, index, seed, each metric (0 to 1), reference_tokens (length of the
+        One row per prompt and seed: benchmark, index, seed, its metrics (0 to 1), reference_tokens (length of the
         first reference without EOS), response_tokens, finished.
     """
     first = [references[0] for references in prompts["references"]]
     lengths = [len(ids) for ids in encode_texts(tokenizer, first)]
-    references = dict(zip(prompts["index"], prompts["references"], strict=True))
+    asked = prompts.set_index("index").to_dict(orient="index")
     reference_tokens = dict(zip(prompts["index"], lengths, strict=True))
-    pairs = [(text, references[index]) for index, text in zip(responses["index"], responses["response"], strict=True)]
+    pairs = [(text, asked[index]) for index, text in zip(responses["index"], responses["response"], strict=True)]
+    given = benchmark.model_dump()
     return pd.DataFrame(
         {
             "benchmark": name,
             "index": responses["index"],
             "seed": responses["seed"],
-            **{metric: [METRICS_BY_NAME[metric](*pair) for pair in pairs] for metric in metrics},
+            **{
+                metric: [
+                    METRICS_BY_NAME[metric].compare(text, row["references"], *further(metric, row, given))
+                    for text, row in pairs
+                ]
+                for metric in benchmark.metrics
+            },
             "reference_tokens": [reference_tokens[index] for index in responses["index"]],
             "response_tokens": responses["tokens"],
             "finished": responses["finished"],
@@ -120,9 +124,7 @@ def score_benchmark(
     )
 
 
-def summarise(
-    name: str, benchmark: Benchmark, scores: pd.DataFrame, metrics: Sequence[Metric] = ALWAYS
-) -> dict[str, Any]:
+def summarise(name: str, benchmark: Benchmark, scores: pd.DataFrame) -> dict[str, Any]:
     """Return one benchmark's row of the table, from its scores.
 
     Raises:
@@ -139,7 +141,7 @@ def summarise(
         "prompts": headline["index"].nunique(),
         "all_prompts": scores["index"].nunique(),
         "metric": benchmark.metric,
-        **{metric: _over_seeds(headline, metric) for metric in ("score", *metrics)},
+        **{metric: _over_seeds(headline, metric) for metric in ("score", *benchmark.metrics)},
         "response_tokens": statistics.fmean(headline["response_tokens"]),
         "finished": 100 * statistics.fmean(headline["finished"]),
     }
@@ -176,10 +178,10 @@ def _statistic(per_seed: dict[str, float]) -> dict[str, Any]:
     return {"mean": statistics.fmean(values), "spread": spread, "per_seed": per_seed}
 
 
-def _flat(table: dict[str, Any], metrics: Sequence[Metric]) -> Summary:
+def _flat(table: dict[str, Any]) -> Summary:
     summary: Summary = {}
     for name, row in {**table["benchmarks"], "mean": table["mean"]}.items():
-        for metric in metrics:
+        for metric in filter(row.__contains__, METRICS_BY_NAME):
             summary[f"{metric}/{name}"] = row[metric]["mean"]
             summary[f"{metric}/{name}_spread"] = row[metric]["spread"]
         for subset, statistic in row.get("score_by_length", {}).items():

@@ -15,10 +15,13 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from minillm.evaluation.differences import LEVEL, TEACHER, Difference, family, paired_differences
+from minillm.metrics.by_name import METRICS_BY_NAME
 from minillm.words import counted, number, percent, score, short_count
 
-METRIC_NAMES = {"rouge_l": "Rouge-L", "rouge_l_characters": "Rouge-L of characters", "exact_match": "Exact match"}
+METRIC_NAMES: dict[str, str] = {name: metric.title for name, metric in METRICS_BY_NAME.items()}
 """Names of the metrics."""
+SEVERAL = "Score"
+"""Name of scores by several metrics."""
 MEAN = "mean"
 """Name of the column over all benchmarks, each weighing the same."""
 
@@ -84,7 +87,7 @@ class Comparison:
     def label(self, column: str) -> str:
         """Return a column's heading, with its metric if there are several."""
         return (
-            f"{column}, {METRIC_NAMES[self.metric(column)]}" if self.measure == "Score" and column != MEAN else column
+            f"{column}, {METRIC_NAMES[self.metric(column)]}" if self.measure == SEVERAL and column != MEAN else column
         )
 
     @property
@@ -144,7 +147,7 @@ class Comparison:
 def measure_of(metrics: Iterable[str]) -> str:
     """Name the scores of some benchmarks by their metric if they have the same one."""
     names = {METRIC_NAMES[metric] for metric in metrics}
-    return names.pop() if len(names) == 1 else "Score"
+    return names.pop() if len(names) == 1 else SEVERAL
 
 
 def reading(difference: Difference) -> str:

@@ -17,9 +17,10 @@ from minillm.data.prompts import template_of
 from minillm.data.rows import user_message
 from minillm.data.text_template import TextTemplate
 from minillm.files import read_json
+from minillm.metrics.by_name import METRICS_BY_NAME
 from minillm.models.shared_tokenizer import load_shared_tokenizer
 from minillm.redaction import without_known_secrets
-from minillm.reporting.comparison import METRIC_NAMES
+from minillm.reporting.comparison import MEAN, METRIC_NAMES, SEVERAL, measure_of
 from minillm.reporting.data_words import kept_rows
 from minillm.reporting.markdown import TEMPLATES, code, escaped, table
 from minillm.reporting.model_words import count_parameters
@@ -34,9 +35,6 @@ TEXT = {
     "rollouts": "responses to the prompts of the data, sampled in training from the student, mixed with the teacher",
 }
 START = {"pretrained": "the student as given", "initial": "the student fine-tuned on the data"}
-
-HUB_METRICS = {"rouge_l": "rouge", "rouge_l_characters": "rouge", "exact_match": "exact_match"}
-"""Names of the metrics on the hub."""
 
 
 def run(job: Job[Card]) -> Summary:
@@ -87,7 +85,7 @@ def card_metadata(settings: Card, results: Mapping[str, Any]) -> ModelCardData:
                 task_type="text-generation",
                 dataset_type=benchmarks[name]["source"]["hub"] or name,
                 dataset_name=name,
-                metric_type=HUB_METRICS[table[name]["metric"]],
+                metric_type=METRICS_BY_NAME[table[name]["metric"]].hub,
                 metric_name=METRIC_NAMES[table[name]["metric"]],
                 metric_value=round(table[name]["score"]["mean"], 2),
             )
@@ -203,15 +201,22 @@ def training_words(settings: Card) -> dict[str, Any]:
 def _result_words(settings: Card, results: Mapping[str, Any]) -> dict[str, Any]:
     teacher = next(iter(results["tables"]))
     tables = {"this model": results["tables"][settings.role], "teacher": results["tables"][teacher]}
-    rows = [*results["benchmarks"], "mean"]
+    own = {name: row["metric"] for name, row in tables["this model"]["benchmarks"].items()}
+    several = measure_of(own.values()) == SEVERAL
+    labels = [f"{name}, {METRIC_NAMES[own[name]]}" if several else name for name in results["benchmarks"]]
+    rows = [*results["benchmarks"], MEAN]
+    shown = ({"score": SEVERAL} if several else {}) | METRIC_NAMES
     columns = {
-        f"{label}, {words}": [score({**table["benchmarks"], "mean": table["mean"]}[row][metric]) for row in rows]
-        for metric, words in METRIC_NAMES.items()
+        f"{label}, {words}": [score({**table["benchmarks"], MEAN: table["mean"]}[row][metric]) for row in rows]
+        for metric, words in shown.items()
         if metric in tables["this model"]["mean"]
         for label, table in tables.items()
     }
+    measured = {*tables["this model"]["mean"], *own.values()}
+    metrics = [metric for name, metric in METRICS_BY_NAME.items() if name in measured]
     return {
-        "results": table(pd.DataFrame(columns, index=pd.Index(rows))),
+        "results": table(pd.DataFrame(columns, index=pd.Index([*labels, MEAN]))),
+        "metrics": [f"{metric.title} ({metric.definition})" for metric in metrics],
         "seeds": ", ".join(str(seed) for seed in tables["this model"]["seeds"]),
         "decoding": ", ".join(f"{name} {value}" for name, value in decoding(settings.config).items()),
         "verdict": escaped(" ".join(results["verdict"])),

@@ -1,8 +1,8 @@
 """Stages that measure models: they generate responses once, store them, and measure the stored responses."""
 
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, get_args
 
-from minillm.config import Benchmark, Judge, Sampling
+from minillm.config import Benchmark, Judge, Metric, Sampling
 from minillm.stages.base import Stage
 from minillm.stages.training import Train
 
@@ -60,7 +60,7 @@ class Score(Stage):
         "benchmarks",
         "tokenizer",
     )
-    shown: ClassVar[tuple[str, ...]] = ("rouge_l", "rouge_l_characters", "exact_match")
+    shown: ClassVar[tuple[str, ...]] = get_args(Metric)
     role: str
     seeds: tuple[int, ...]
     benchmarks: dict[str, Benchmark]

@@ -4,7 +4,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
-from minillm.config import Fields, Lora, Metric, MultipleChoice, Template
+from minillm.config import Fields, Lora, Metric, MultipleChoice, Scoring, Template
 from minillm.config.data import RowFields
 from minillm.stages.base import Stage
 
@@ -70,8 +70,8 @@ class Benchmarks(Stage):
     """Topics kept, for benchmarks that are filtered by topic."""
     prompts: dict[str, int] = Field(default_factory=dict)
     """Most rows kept, evenly spaced, for benchmarks that are cut."""
-    metrics: dict[str, Metric] = Field(default_factory=dict)
-    """Metric of each benchmark, which must see its references."""
+    scoring: dict[str, Scoring] = Field(default_factory=dict)
+    """Metric of each benchmark, which must see its references, and what it reads."""
 
 
 class Questions(Stage):

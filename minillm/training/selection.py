@@ -43,7 +43,7 @@ class Validation:
         self.models.student.eval()
         metrics = {"valid/loss": self._loss()}
         if select_by != "validation_loss":
-            metrics[f"valid/{select_by}"] = self._score(METRICS_BY_NAME[select_by])
+            metrics[f"valid/{select_by}"] = self._score(METRICS_BY_NAME[select_by].compare)
         return metrics
 
     @torch.no_grad()

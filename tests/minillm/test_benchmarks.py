@@ -1,6 +1,6 @@
 import pytest
 
-from minillm.config import Fields, Metric
+from minillm.config import Fields, Metric, Scoring
 from minillm.data.benchmarks import load_benchmarks, read_benchmark, select_topics
 from minillm.errors import StageError
 from minillm.stages.reading import Benchmarks
@@ -128,7 +128,7 @@ def test_references_that_the_metric_cannot_see_are_refused_by_name(tmp_path):
     source = {"benchmark/cities": write_lines(tmp_path / "cities.jsonl", rows)}
 
     def read(metric: Metric, folder: str) -> dict[str, float | str]:
-        stage = Benchmarks(fields={"cities": Fields()}, topics={}, metrics={"cities": metric})
+        stage = Benchmarks(fields={"cities": Fields()}, topics={}, scoring={"cities": Scoring(metric=metric)})
         return run_stage(stage, source, tmp_path / folder)[1]
 
     with pytest.raises(StageError, match=r"benchmark cities: rouge_l sees nothing of 2 of 3 .* number 1.*'東京 2020'"):

@@ -71,7 +71,7 @@ def exported(tmp_path_factory) -> Path:
     return export(tmp_path_factory.mktemp("card"), "minillm", CONFIG["methods"])
 
 
-def export(folder: Path, role: str, methods: dict[str, Any]) -> Path:
+def export(folder: Path, role: str, methods: dict[str, Any], **further: dict) -> Path:
     """A tiny real GPT-2 with a real tokenizer, with its card, as one of a configuration's methods."""
     for name in ("train/model", "examples", "report", "output", "work"):
         (folder / name).mkdir(parents=True)
@@ -86,11 +86,18 @@ def export(folder: Path, role: str, methods: dict[str, Any]) -> Path:
         pd.DataFrame({"row": range(rows)}).to_parquet(folder / "examples" / f"{part}.parquet")
     results = {
         "verdict": ["The best student is minillm.", "It is above kd.", f"It was asked with {TOKEN}."],
-        "benchmarks": ["dolly"],
+        "benchmarks": ["dolly", *further],
         "tables": {"teacher": table("teacher", 27.6), role: table(role, 24.64)},
     }
+    for name, benchmark in further.items():
+        for of in results["tables"].values():
+            own = {"metric": benchmark["metric"], "score": cell(60), benchmark["metric"]: cell(60)}
+            of["benchmarks"][name] = of["benchmarks"]["dolly"] | own
     (folder / "report" / "results.json").write_text(json.dumps(results), encoding="utf-8")
-    config = Config.model_validate({**CONFIG, "methods": methods}).model_dump(mode="json", exclude={"runtime"})
+    measured = CONFIG["evaluation"]["benchmarks"] | further
+    evaluation = {**CONFIG["evaluation"], "benchmarks": measured}
+    whole = {**CONFIG, "methods": methods, "evaluation": evaluation}
+    config = Config.model_validate(whole).model_dump(mode="json", exclude={"runtime"})
     inputs = {"model": folder / "train", "examples": folder / "examples", "report": folder / "report"}
     settings = Card(role=role, config=config)
     job = Job(kind="model", settings=settings, inputs=inputs, output=folder / "output", work=folder / "work")
@@ -186,6 +193,19 @@ def test_metadata_is_what_the_hub_reads(exported):
     assert data["datasets"] == ["databricks/databricks-dolly-15k"]
     result = data["model-index"][0]["results"][0]
     assert (result["dataset"]["name"], result["metrics"][0]["value"]) == ("dolly", 24.64)
+
+
+def test_a_card_of_several_metrics_names_that_of_each_score(tmp_path):
+    numbers = {"source": {"path": "numbers.jsonl"}, "metric": "regex", "pattern": r"(\d+)"}
+    output = export(tmp_path, "minillm", CONFIG["methods"], numbers=numbers)
+    results = ModelCard.load(output / "README.md").data.to_dict()["model-index"][0]["results"]
+    assert [result["metrics"][0]["name"] for result in results] == ["Rouge-L", "Regex match"]
+    text = (output / "README.md").read_text(encoding="utf-8")
+    cells = [re.split(r" +\| +", line) for line in text.splitlines() if line.startswith("|")]
+    (heading,) = [line for line in cells if "this model, Score" in line]
+    assert heading[1:4] == ["this model, Score", "teacher, Score", "this model, Rouge-L"]
+    assert ["| numbers, Regex match", "60.0 ± 0.5", "60.0 ± 0.5", "24.6 ± 0.5"] in [line[:4] for line in cells]
+    assert "Regex match (the group of a regular expression holds what it holds in a reference)." in text
 
 
 def test_the_card_says_what_from_what_how_and_how_well(exported):

@@ -11,7 +11,7 @@ from minillm.errors import StageError
 from minillm.evaluation.scoring import run
 from minillm.stages.base import Job
 from minillm.stages.measuring import Score
-from tests.minillm.direct import write_lines
+from tests.minillm.direct import read_lines, write_lines
 
 # First references of 1, 2, 6 and 12 words; the tokenizer below has one token a word.
 REFERENCES = [
@@ -157,6 +157,38 @@ def test_the_score_of_a_benchmark_is_its_own_metric(tmp_path):
     assert table["mean"]["score"]["mean"] == 75.0
     assert row["rouge_l"]["mean"] > 75.0
     assert summary["exact_match/toy/0-5"] == row["score_by_length"]["0-5"]["mean"]
+
+
+def test_each_benchmark_is_scored_by_its_metric_and_by_those_that_all_have(tmp_path):
+    unused = Source(path="unused")
+    benchmarks = {
+        "words": Benchmark(source=unused),
+        "group": Benchmark(source=unused, metric="regex", pattern=r"the (\w+)"),
+        "form": Benchmark(source=unused, metric="json_schema", json_schema={"type": "integer"}),
+    }
+    responses = {
+        "words": all_right(10),
+        "group": [answer(0, 10, "It is the yes"), answer(1, 10, "the BLUE one"), *all_right(10)[2:]],
+        "form": [answer(0, 10, "3"), answer(1, 10, "3.5"), answer(2, 10, "yes"), answer(3, 10, "[4]")],
+    }
+    work = job(tmp_path, responses, Evaluation(benchmarks=benchmarks, seeds=(10,)))
+    prompts = read_lines(tmp_path / "benchmarks" / "form.jsonl")
+    write_lines(
+        tmp_path / "benchmarks" / "form.jsonl",
+        [prompt | {"json_schema": {"type": "array"} if prompt["index"] == 3 else None} for prompt in prompts],
+    )
+
+    summary = run(work)
+
+    assert summary["regex/group"] == 50.0, "found in two; a bare reference is what the group must hold"
+    assert summary["json_schema/form"] == 50.0, "3 against the benchmark's schema, [4] against the row's own"
+    table = json.loads((work.output / "table.json").read_text(encoding="utf-8"))
+    assert [row["score"]["mean"] for row in table["benchmarks"].values()] == [100.0, 50.0, 50.0]
+    assert table["mean"]["score"]["mean"] == pytest.approx(200 / 3)
+    assert set(table["mean"]) == {"score", "rouge_l", "exact_match"}, "no mean over some of the benchmarks"
+    assert [name for name in summary if name.startswith(("regex", "json_schema"))] == [
+        *("regex/group", "regex/group_spread", "json_schema/form", "json_schema/form_spread")
+    ]
 
 
 def test_characters_are_scored_where_a_benchmark_asks_for_them(tmp_path):
