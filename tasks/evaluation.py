@@ -114,7 +114,8 @@ def _generation(config: BaseConfig) -> Generate:
 def score(config: BaseConfig, role: str, responses: Artifact, prepared: Artifact, benchmarks: Artifact) -> Work:
     """Compute the metrics of stored responses."""
     inputs: dict[str, Input] = {"responses": responses, "tokenizer": prepared, "benchmarks": benchmarks}
-    stage = Score(role=role, seeds=config.evaluation.seeds, benchmarks=config.evaluation.benchmarks)
+    evaluation = config.evaluation
+    stage = Score(role=role, seeds=evaluation.seeds, benchmarks=evaluation.benchmarks, strip=evaluation.strip)
     return stage, inputs
 
 
@@ -131,7 +132,7 @@ def judge_responses(config: BaseConfig, role: str, responses: Artifact, benchmar
     judge = config.evaluation.judge
     assert judge is not None
     seeds = judge.seeds or config.evaluation.seeds[:1]
-    stage = Judging(role=role, judge=judge, seeds=seeds, methods=len(config.rows))
+    stage = Judging(role=role, judge=judge, seeds=seeds, methods=len(config.rows), strip=config.evaluation.strip)
     inputs: dict[str, Input] = {"responses": responses, "benchmarks": benchmarks}
     return stage, inputs
 

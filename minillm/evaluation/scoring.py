@@ -20,6 +20,7 @@ from minillm.evaluation.responses import read_rows
 from minillm.evaluation.uncertainty import Values, estimate, prompt_values
 from minillm.files import write_json
 from minillm.metrics.by_name import METRICS_BY_NAME, further
+from minillm.patterns import without
 from minillm.stages.base import Job, Summary
 from minillm.stages.measuring import Score
 from minillm.words import few, score
@@ -38,6 +39,8 @@ def run(job: Job[Score]) -> Summary:
         prompts = pd.DataFrame(read_rows(job.inputs["benchmarks"], name))
         responses = pd.DataFrame(read_rows(job.inputs["responses"], name))
         check_complete(name, prompts, responses, settings.seeds)
+        if settings.strip is not None:
+            responses["response"] = strip(f"{settings.role} {name}", settings.strip, list(responses["response"]))
         scores = score_benchmark(name, benchmark, prompts, responses, tokenizer)
         scores["score"] = scores[benchmark.metric]
         scores["headline"] = scores["reference_tokens"] >= benchmark.min_reference_tokens
@@ -52,9 +55,22 @@ def run(job: Job[Score]) -> Summary:
     for name, row in rows.items():
         row["score"]["interval"] = _interval([by_prompt[name]])
     table = {"role": settings.role, "seeds": list(settings.seeds), "benchmarks": rows, "mean": means}
+    table["strip"] = settings.strip
     scores.to_parquet(job.output / "scores.parquet")
     write_json(job.output / "table.json", table)
     return _flat(table)
+
+
+def strip(what: str, pattern: str, responses: Sequence[str]) -> list[str]:
+    """Return responses without all that a pattern matches, and tell how many of them it changes and empties."""
+    kept = [without(pattern, text) for text in responses]
+    changed = [(after, before) for after, before in zip(kept, responses, strict=True) if after != before]
+    print(
+        f"{what}: evaluation.strip takes something out of {len(changed)} of {len(responses)} responses, and leaves "
+        f"nothing of {sum(not after.strip() for after, _ in changed)}",
+        flush=True,
+    )
+    return kept
 
 
 def check_complete(benchmark: str, prompts: pd.DataFrame, responses: pd.DataFrame, seeds: Sequence[int]) -> None:

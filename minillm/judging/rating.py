@@ -18,6 +18,7 @@ from minillm.judging.answers import Answer, Answers
 from minillm.judging.asking import ask_what_is_open, bill, ratings_in
 from minillm.judging.questions import Question, questions_about
 from minillm.judging.results import prompt_ratings, table
+from minillm.patterns import without
 from minillm.stages.base import Job, Summary
 from minillm.stages.measuring import Judging
 from minillm.worker.progress import Progress
@@ -65,6 +66,8 @@ def read_questions(inputs: Mapping[str, Path], settings: Judging) -> list[Questi
     questions: list[Question] = []
     for name in settings.judge.benchmarks:
         prompts, responses = read_rows(inputs["benchmarks"], name), read_responses(inputs["responses"], name)
+        if settings.strip is not None:
+            responses = {place: without(settings.strip, text) for place, text in responses.items()}
         try:
             questions += questions_about(name, prompts, responses, settings.seeds, settings.judge)
         except KeyError as error:

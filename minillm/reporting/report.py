@@ -19,6 +19,7 @@ from minillm.files import read_json
 from minillm.reporting import plots
 from minillm.reporting.comparison import MEAN, METRIC_NAMES, Comparison, how_tested, reading, verdict
 from minillm.reporting.data_words import cut_words, data_tables, kept_rows, prompt_words
+from minillm.reporting.markdown import code
 from minillm.reporting.model_words import collapses, cost_words, model_table, sizes, trained_on
 from minillm.reporting.pages import write_page
 from minillm.reporting.provenance import provenance, versions
@@ -87,6 +88,7 @@ def run(job: Job[Report]) -> Summary:
         "title": settings.name,
         "comparison": comparison,
         "measures": {name: METRIC_NAMES[comparison.metric(name)] for name in comparison.benchmarks},
+        "strip": "" if (pattern := tables[settings.roles[0]]["strip"]) is None else code(pattern),
         "sentences": sentences,
         "best": comparison.best if len(comparison.roles) > 1 else "",
         "seeds": ", ".join(str(seed) for seed in tables[settings.roles[0]]["seeds"]),

@@ -64,6 +64,8 @@ class Score(Stage):
     role: str
     seeds: tuple[int, ...]
     benchmarks: dict[str, Benchmark]
+    strip: str | None = None
+    """Regular expression whose matches are taken out of each response."""
 
 
 class Diversity(Stage):
@@ -97,6 +99,8 @@ class Judging(Stage):
     """Seeds of the generations that are judged."""
     methods: int
     """Number of rows of the table, which share the budget equally."""
+    strip: str | None = None
+    """Regular expression whose matches are taken out of each response."""
 
 
 class Preference(Stage):

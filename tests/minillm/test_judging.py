@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import re
 import signal
 import sqlite3
 import subprocess
@@ -178,6 +179,13 @@ def test_other_benchmarks_stages_and_samples_use_the_answers_that_are_there(tmp_
     judged(settings(server, temperature=1.0, samples=2), inputs, tmp_path / "5")
     assert len(server.requests) == 32, "of two samples one is there"
     assert set(server.answered.values()) == {1, 3}
+
+
+def test_the_judge_reads_no_thinking_parts(tmp_path, server):
+    stage = settings(server).model_copy(update={"strip": r"dolly \d+ \d+\s*"})
+    judged(stage, make_inputs(tmp_path), tmp_path / "run")
+    shown = [request["messages"][0]["content"] for request in server.requests]
+    assert all("Response]\nanswer" in text and not re.search(r"dolly \d \d", text) for text in shown)
 
 
 def test_fewer_prompts_are_among_those_of_more():

@@ -143,6 +143,8 @@ def test_an_unknown_key_far_from_all_lists_those_of_its_level(tmp_path, raw):
         ("methods.sft.divergence_weight=0.5", "divergence cross_entropy does not use divergence_weight"),
         ("methods.minillm.beta=0.3", "divergence reverse_kl does not use beta"),
         ("evaluation.held_out.dolly.path=plain.txt", "held_out.dolly has the name of a benchmark"),
+        ("evaluation.strip='<think>(.*'", "evaluation.strip: '<think>(.*' is no regular expression"),
+        ("evaluation.strip='(<think>)?'", "evaluation.strip: '(<think>)?' matches the empty text, and so everywhere"),
         ("promotion.metric=rouge_l_characters", "is rouge_l_characters, by which dolly is not measured; set"),
         ("evaluation.benchmarks.dolly.metric=regex", "evaluation.benchmarks.dolly: metric regex needs `pattern`"),
         (

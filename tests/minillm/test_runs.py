@@ -123,6 +123,14 @@ def test_the_same_data_read_or_scored_in_another_way_are_another_benchmark(field
     assert comparison.measure == ("Score" if field == "metric" else "Rouge-L")
 
 
+def test_another_pattern_to_strip_is_another_way_of_scoring_and_an_unknown_setting_is_none():
+    later = {name: LATER.scores["minillm"][name] for name in PROMPTS}
+    for given, paired in ({"evaluation.strip": "<t>"}, False), ({"evaluation.benchmarks.dolly.pattern": "None"}, True):
+        run = a_run("later", {}, scores={"minillm": later}, params={**PARAMS, "evaluation.strip": "None", **given})
+        (table,) = difference_tables(RunComparison([FIRST, run])).values()
+        assert (table.loc["dolly", ""] != "not paired: it is read or scored in another way") == paired
+
+
 def test_a_benchmark_of_one_run_alone_and_prompts_that_count_in_one_run_alone():
     scores = {"minillm": {"dolly": LATER.scores["minillm"]["dolly"].iloc[:25]}}
     comparison = RunComparison([FIRST, a_run("later", {}, scores=scores)])

@@ -22,9 +22,9 @@ REFERENCES = [
 ]
 
 
-def evaluation(seeds=(10, 20), **benchmark) -> Evaluation:
+def evaluation(seeds=(10, 20), strip=None, **benchmark) -> Evaluation:
     fields = {"source": Source(path="unused"), "length_subsets": True} | benchmark
-    return Evaluation(benchmarks={"toy": Benchmark(**fields)}, seeds=seeds)
+    return Evaluation(benchmarks={"toy": Benchmark(**fields)}, seeds=seeds, strip=strip)
 
 
 def answer(index: int, seed: int, response: str, **fields) -> dict:
@@ -36,7 +36,7 @@ def all_right(seed: int) -> list[dict]:
     return [answer(index, seed, references[0]) for index, references in enumerate(REFERENCES)]
 
 
-def job(folder: Path, responses: dict[str, list[dict]], settings: Evaluation) -> Job:
+def job(folder: Path, responses: dict[str, list[dict]], settings: Evaluation) -> Job[Score]:
     words = Tokenizer(models.WordLevel({"?": 0}, unk_token="?"))
     words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     PreTrainedTokenizerFast(tokenizer_object=words, unk_token="?").save_pretrained(folder / "tokenizer")
@@ -51,7 +51,7 @@ def job(folder: Path, responses: dict[str, list[dict]], settings: Evaluation) ->
         write_lines(folder / "responses" / f"{name}.jsonl", rows)
     return Job(
         kind="score",
-        settings=Score(role="sft", seeds=settings.seeds, benchmarks=settings.benchmarks),
+        settings=Score(role="sft", seeds=settings.seeds, benchmarks=settings.benchmarks, strip=settings.strip),
         inputs={name: folder / name for name in ("responses", "benchmarks", "tokenizer")},
         output=folder / "output",
         work=folder / "work",
@@ -189,6 +189,36 @@ def test_each_benchmark_is_scored_by_its_metric_and_by_those_that_all_have(tmp_p
     assert [name for name in summary if name.startswith(("regex", "json_schema"))] == [
         *("regex/group", "regex/group_spread", "json_schema/form", "json_schema/form_spread")
     ]
+
+
+CLOSED, OPEN = r"(?s)<think>.*?</think>\s*", r"(?s)<think>.*?(?:</think>\s*|\Z)"
+
+
+@pytest.mark.parametrize(
+    ("pattern", "score", "told"),
+    [
+        (None, 25.0, ""),
+        (CLOSED, 75.0, "takes something out of 2 of 4 responses, and leaves nothing of 0"),
+        (OPEN, 75.0, "takes something out of 3 of 4 responses, and leaves nothing of 1"),
+    ],
+)
+def test_thinking_parts_are_taken_out_before_scoring(tmp_path, capsys, pattern, score, told):
+    thoughts = [
+        "<think>\nno or yes?\n</think>\n\nyes",
+        "<think></think>BLUE<think>blue</think>",
+        "<think>one two three four five six",  # cut at the limit
+        REFERENCES[3][0],
+    ]
+    rows = [answer(index, 10, text) for index, text in enumerate(thoughts)]
+    work = job(tmp_path, {"toy": rows}, evaluation(seeds=(10,), strip=pattern, metric="exact_match"))
+    stored = (tmp_path / "responses" / "toy.jsonl").read_text(encoding="utf-8")
+
+    assert run(work)["exact_match/toy"] == score
+
+    assert told in capsys.readouterr().out
+    assert (tmp_path / "responses" / "toy.jsonl").read_text(encoding="utf-8") == stored
+    cut = pd.read_parquet(work.output / "scores.parquet").set_index("index").loc[2]
+    assert (cut["rouge_l"] > 0) == (pattern != OPEN), "without an end, the thought is scored unless \\Z takes it out"
 
 
 def test_characters_are_scored_where_a_benchmark_asks_for_them(tmp_path):

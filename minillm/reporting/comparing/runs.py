@@ -19,6 +19,8 @@ from minillm.reporting.comparison import MEAN, METRIC_NAMES, measure_of, on_poli
 from minillm.words import ABSENT
 
 NOT_STUDENTS = ("teacher", "initial")
+NOT_GIVEN = "None"
+"""How the tracking server has a setting that was left out."""
 NOT_OF_SCORE = ("source.", "min_reference_tokens", "length_subsets")
 """Settings of a benchmark that do not change a prompt's score; the digest stands for the source."""
 
@@ -68,14 +70,17 @@ class Run:
         return self.params[f"evaluation.benchmarks.{benchmark}.metric"]
 
     def benchmark_version(self, name: str) -> tuple[str | None, dict[str, str]]:
-        """Return the digest of a benchmark's data, and the settings that define its prompts and their scores."""
-        settings = {
+        """Return the digest of a benchmark's data, and the settings that define its prompts and their scores.
+
+        A setting that is not given is left out: earlier runs may not know it.
+        """
+        settings = {"strip": self.params.get("evaluation.strip", NOT_GIVEN)} | {
             field: value
             for key, value in self.params.items()
             if (field := key.removeprefix(f"evaluation.benchmarks.{name}.")) != key
         }
         return self.data.get(f"benchmark/{name}"), {
-            field: of for field, of in settings.items() if not field.startswith(NOT_OF_SCORE)
+            field: of for field, of in settings.items() if of != NOT_GIVEN and not field.startswith(NOT_OF_SCORE)
         }
 
 
