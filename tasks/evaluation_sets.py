@@ -80,6 +80,7 @@ def encode_prompts(config: BaseConfig, prepared: Artifact, benchmarks: Artifact)
         template=config.data.template,
         max_prompt_tokens=longest_prompt(config),
         long_prompts=config.evaluation.long_prompts,
+        answer_tokens=config.data.response_room,
     )
     return stage, {"tokenizer": prepared, "benchmarks": benchmarks}
 

@@ -25,6 +25,8 @@ class Fields(Strict):
     """Field with one right answer or a list of them; without a name, `output` or `response`."""
     topic: str | None = None
     """Field with the row's topic; without a name, `topic` or `category` if the row has one."""
+    turns: str | None = None
+    """Field with the user's texts, one for each turn of a conversation; without a name, `turns`."""
     json_schema: str | None = None
     """Field with the row's schema, an object or its text, for the metric json_schema; without a name, `json_schema` or
     `schema` if the row has one."""

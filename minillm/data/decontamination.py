@@ -43,5 +43,6 @@ def index_benchmarks(benchmarks: Mapping[str, Iterable[Mapping[str, Any]]]) -> d
     index: dict[bytes, tuple[str, int]] = {}
     for name, rows in benchmarks.items():
         for row in rows:
-            index.setdefault(digest(*question(row["instruction"], row["context"])), (name, row["index"]))
+            context = "" if "turn" in row else row["context"]  # of a turn, it is what was said before
+            index.setdefault(digest(*question(row["instruction"], context)), (name, row["index"]))
     return index

@@ -74,7 +74,7 @@ def run(job: Job[Exposure]) -> Summary:
 
 
 def read_texts(inputs: Mapping[str, Path], settings: Exposure) -> pd.DataFrame:
-    """Read the responses of both models to the chosen prompts, cut at `max_length` tokens.
+    """Read the responses of both models to the chosen prompts or first turns, cut at `max_length` tokens.
 
     Returns:
         Columns author (student or teacher), index (of the prompt), prompt_ids, response_ids.
@@ -91,7 +91,7 @@ def read_texts(inputs: Mapping[str, Path], settings: Exposure) -> pd.DataFrame:
                 f"the {author}'s responses have no benchmark {settings.benchmark}, but {known}; "
                 "name one of these in evaluation.exposure_bias.benchmark"
             )
-        parts[author] = pd.read_parquet(path)
+        parts[author] = pd.read_parquet(path).query("turn == 0")  # at later ones, each has its own answers before it
     asked = [set(zip(of["index"], of["seed"], of["prompt_ids"].map(tuple), strict=True)) for of in parts.values()]
     if asked[0] != asked[1]:
         raise StageError(

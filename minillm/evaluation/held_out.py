@@ -92,10 +92,11 @@ def answers(
     settings: HeldOut,
 ) -> TextSet:
     """Return the prompts of a benchmark, each with its first reference and EOS, cut where a response would be cut."""
-    references = [row["references"][0] for row in rows]
+    scored = [(row["references"][0], prompt) for row, prompt in zip(rows, prompts, strict=True) if row["references"]]
+    references = [text for text, _ in scored]
     pairs: list[Pair] = []
     text_bytes: list[float] = []
-    for prompt, text, ids in zip(prompts, references, encode_texts(shared.tokenizer, references), strict=True):
+    for (text, prompt), ids in zip(scored, encode_texts(shared.tokenizer, references), strict=True):
         kept = [*ids, shared.eos][: settings.max_tokens - len(prompt)]
         pairs.append((prompt, kept))
         text_bytes.append(written_bytes(kept, spelled, len(text.encode()), int(spelled[ids].sum())))

@@ -41,6 +41,8 @@ def run(job: Job[Score]) -> Summary:
         check_complete(name, prompts, responses, settings.seeds)
         if settings.strip is not None:
             responses["response"] = strip(f"{settings.role} {name}", settings.strip, list(responses["response"]))
+        prompts = prompts.loc[prompts["references"].map(len) > 0]
+        responses = responses.loc[responses["index"].isin(list(prompts["index"]))]
         scores = score_benchmark(name, benchmark, prompts, responses, tokenizer)
         scores["score"] = scores[benchmark.metric]
         scores["headline"] = scores["reference_tokens"] >= benchmark.min_reference_tokens
@@ -112,8 +114,8 @@ def score_benchmark(
     """Score each response.
 
     Returns:
-        One row per prompt and seed: benchmark, index, seed, its metrics (0 to 1), reference_tokens (length of the
-        first reference without EOS), response_tokens, finished.
+        One row per prompt and seed: benchmark, index, conversation (index if it is none), seed, its metrics (0 to 1),
+        reference_tokens (length of the first reference without EOS), response_tokens, finished.
     """
     first = [references[0] for references in prompts["references"]]
     lengths = [len(ids) for ids in encode_texts(tokenizer, first)]
@@ -125,6 +127,7 @@ def score_benchmark(
         {
             "benchmark": name,
             "index": responses["index"],
+            "conversation": [asked[index].get("conversation", index) for index in responses["index"]],
             "seed": responses["seed"],
             **{
                 metric: [
@@ -179,7 +182,13 @@ def _interval(values: Values) -> list[float | None]:
 
 
 def _over_seeds(scores: pd.DataFrame, metric: str) -> dict[str, Any]:
-    return _statistic({str(seed): 100 * statistics.fmean(part[metric]) for seed, part in scores.groupby("seed")})
+    """Return the statistic of the means over conversations, each of which is the mean over its turns."""
+    return _statistic(
+        {
+            str(seed): 100 * statistics.fmean(part.pivot_table(values=metric, index="conversation")[metric])
+            for seed, part in scores.groupby("seed")
+        }
+    )
 
 
 def _mean_over_benchmarks(rows: dict[str, dict[str, Any]], metric: str) -> dict[str, Any]:

@@ -57,13 +57,16 @@ class Estimate:
 def prompt_scores(scores: pd.DataFrame, metric: str = "score") -> dict[str, pd.Series]:
     """Return the score (0–100) of each headline prompt, its mean over seeds, by benchmark and index.
 
+    A conversation is one prompt: its value is the mean over its turns and seeds.
+
     Args:
-        scores: One row per prompt and seed (see `minillm.evaluation.scoring`).
+        scores: One row per prompt and seed (see `minillm.evaluation.scoring`); earlier versions name no conversation.
         metric: rouge_l or exact_match; by default each benchmark's own.
     """
     headline = scores.query("headline")
+    prompt = "conversation" if "conversation" in scores else "index"
     return {
-        str(name): pd.Series(part.pivot_table(values=metric, index="index")[metric], dtype=float) * 100
+        str(name): pd.Series(part.pivot_table(values=metric, index=prompt)[metric], dtype=float) * 100
         for name, part in headline.groupby("benchmark", sort=False)
     }
 

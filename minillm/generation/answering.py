@@ -10,6 +10,7 @@ from minillm.config import Runtime, Sampling
 from minillm.data.encoding import load_prompts
 from minillm.durable import sync
 from minillm.files import write_json_lines
+from minillm.generation.conversing import load_conversations
 from minillm.generation.drawing import Decoding
 from minillm.generation.sampling import Sampler
 from minillm.generation.slots import Request
@@ -28,6 +29,7 @@ def run(job: Job[Generate]) -> Summary:
     settings = job.settings
     tokenizer = load_shared_tokenizer(job.inputs["tokenizer"])
     prompts = load_prompts(job.inputs["prompts"])
+    conversations = load_conversations(job.inputs["prompts"], tokenizer)
     sampler = make_sampler(job.inputs["model"], tokenizer, settings, job.runtime)
     total = sum(map(len, prompts.values())) * len(settings.seeds)
     progress, done = Progress(job.output, total, "responses"), 0
@@ -35,14 +37,22 @@ def run(job: Job[Generate]) -> Summary:
         target = job.output / f"{name}.jsonl"
         requests = make_requests(prompts[name], settings, number)
         if not target.exists():
-            mine = sampler.sample(
-                requests[rank() :: world_size()],
-                lambda ready, before=done: progress.log(before + ready * world_size()),
-            )
-            responses = gather_lists([(r.tokens, r.finished) for r in mine])
+
+            def sample(asked: Sequence[Request], before: int = done) -> list[Any]:
+                mine = sampler.sample(
+                    asked[rank() :: world_size()], lambda ready: progress.log(before + ready * world_size())
+                )
+                return gather_lists([(r.tokens, r.finished) for r in mine])
+
+            turns = [0] * len(prompts[name])
+            if name in conversations:
+                turns = [row["turn"] for row in conversations[name].rows]
+                requests, responses = conversations[name].answer(requests, sample)
+            else:
+                responses = sample(requests)
             texts = tokenizer.texts([tokens for tokens, _ in responses])
             if rank() == 0:
-                _write(target, requests, texts, responses)
+                _write(target, requests, texts, responses, turns)
         done += len(requests)
         progress.log(done)
     return {"responses": total, "parameters": parameter_count(sampler.model)}
@@ -70,14 +80,17 @@ def make_requests(prompts: Sequence[list[int]], settings: Generate, benchmark: i
     ]
 
 
-def _write(target: Path, requests: Sequence[Request], texts: Sequence[str], responses: Sequence[Any]) -> None:
-    """Store the texts and, for stages that run a model on them, their token ids.
+def _write(
+    target: Path, requests: Sequence[Request], texts: Sequence[str], responses: Sequence[Any], turns: Sequence[int]
+) -> None:
+    """Store the texts and, for stages that run a model on them, their token ids and the turn of each prompt.
 
     The texts are written last, so a benchmark that has them is complete.
     """
     ids = {
         "index": [r.stream[2] for r in requests],
         "seed": [r.stream[0] for r in requests],
+        "turn": [turns[r.stream[2]] for r in requests],
         "prompt_ids": [r.prompt for r in requests],
         "response_ids": [tokens for tokens, _ in responses],
     }

@@ -65,7 +65,8 @@ def read_questions(inputs: Mapping[str, Path], settings: Judging) -> list[Questi
     """
     questions: list[Question] = []
     for name in settings.judge.benchmarks:
-        prompts, responses = read_rows(inputs["benchmarks"], name), read_responses(inputs["responses"], name)
+        prompts = [row for row in read_rows(inputs["benchmarks"], name) if row["references"]]
+        responses = read_responses(inputs["responses"], name)
         if settings.strip is not None:
             responses = {place: without(settings.strip, text) for place, text in responses.items()}
         try:

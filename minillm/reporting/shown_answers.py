@@ -24,7 +24,7 @@ def answers(inputs: Mapping[str, Path], benchmark: str, comparison: Comparison) 
     prompts = read_rows(inputs["benchmarks"], benchmark)
     scores = {role: _scores(inputs[f"score/{role}"], benchmark) for role in comparison.roles}
     means = {role: of.groupby("index")["score"].mean() for role, of in scores.items()}
-    reasons = _reasons(means, comparison, len(prompts))
+    reasons = _reasons(means, comparison)
     shown = [{**prompts[index], "why": why, "answers": {}} for index, why in reasons.items()]
     for role, table in comparison.tables.items():
         seed = table["seeds"][0]
@@ -49,9 +49,10 @@ def choice_words(comparison: Comparison) -> str:
     return f"{chosen}; answers of seed {seed}. Texts longer than {SHOWN_CHARACTERS} characters are cut here."
 
 
-def _reasons(means: Mapping[str, Any], comparison: Comparison, prompts: int) -> dict[int, str]:
+def _reasons(means: Mapping[str, Any], comparison: Comparison) -> dict[int, str]:
     """Return the reason why each prompt is shown, by its index."""
-    middle = {(prompts - 1) // 2: "in the middle, not picked"}
+    scored = sorted(map(int, means[comparison.compared].index))
+    middle = {scored[(len(scored) - 1) // 2]: "in the middle, not picked"}
     other = rival(comparison)
     if other is None:
         return middle

@@ -94,7 +94,7 @@ class Questions(Stage):
 
 
 class EncodedPrompts(Stage):
-    """Tokenise the benchmarks' prompts. Output: `NAME.parquet` for each."""
+    """Tokenise the benchmarks' prompts. Output: `NAME.parquet` for each; `turns.json` if there are conversations."""
 
     kind: ClassVar[str] = "prompts"
     module: ClassVar[str] = "minillm.data.benchmark_prompts"
@@ -106,6 +106,8 @@ class EncodedPrompts(Stage):
     template: Template
     max_prompt_tokens: int
     long_prompts: Literal["refuse", "cut"]
+    answer_tokens: int
+    """Longest answer at a turn of a conversation, in tokens."""
 
 
 class Filter(Stage):

@@ -12,6 +12,7 @@ from typing import Any
 import pandas as pd
 import pytest
 import yaml
+from mlflow import MlflowClient
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from tests.flows.test_distill import Finished, distill
@@ -33,6 +34,13 @@ print(json.dumps({
     "ends": AutoModelForCausalLM.from_pretrained(folder).generation_config.eos_token_id,
 }))
 """
+
+
+STRIP = r"(?s)<think>.*?(?:</think>\s*|\Z)"
+TALK = [
+    {"turns": ["Rome?", "And warm?"], "reference": ["It is sunny.", "It is 21 degrees."]},
+    {"turns": ["Thank you!", "Be brief."], "reference": "It is brief."},
+]
 
 
 ENDS = {"messages": ["<s>", "<|end|>"], "conversations": ["</s>", "<|end|>"]}
@@ -60,6 +68,13 @@ def write_chat_experiment(folder: Path, form: str) -> Path:
         settings["export"] = {"hub": "me/talker", "method": "minillm"}
     else:
         start_from_chat_models(settings, save_chat_tokenizer(folder / "teacher", TURNS))
+    settings["evaluation"]["benchmarks"] |= {
+        "talk": {"source": {"path": "talk.jsonl"}, "metric": "regex", "pattern": "(?i)is (\\w+)"},
+        "form": {"source": {"path": "form.jsonl"}, "metric": "json_schema", "json_schema": {"type": "integer"}},
+    }
+    settings["evaluation"] |= {"strip": STRIP, "max_prompt_tokens": 160}
+    write_rows(folder / "talk.jsonl", TALK)
+    write_rows(folder / "form.jsonl", [{"instruction": f"How many, {n}?", "output": str(n)} for n in range(3)])
     path.write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
     write_rows(folder / "rows.jsonl", many(FORMATS[form]))
     return path
@@ -151,6 +166,31 @@ def test_benchmarks_are_asked_as_a_message_of_the_user(finished: Finished):
     message = [{"role": "user", "content": asked[0]["instruction"]}]
     wanted = tokenizer.apply_chat_template(message, add_generation_prompt=True, return_dict=False)
     assert pd.read_parquet(prompts)["prompt_ids"][0].tolist() == wanted
+
+
+def test_conversations_are_answered_turn_by_turn_and_scored_by_their_own_metric(finished: Finished):
+    store = finished.config.parent / "store" / "artifacts"
+    (tokenizer_files,) = store.glob("prepare-*")
+    tokenizer = AutoTokenizer.from_pretrained(tokenizer_files)
+    for path in store.glob("generate-*/talk.jsonl"):
+        texts = [json.loads(line)["response"] for line in path.read_text("utf-8").splitlines()]
+        asked = pd.read_parquet(path.with_suffix(".parquet"))
+        assert asked["turn"].tolist() == [0, 1] * 2 * 2, "two turns of two conversations with two seeds"
+        told = [{"role": "user", "content": "Rome?"}, {"role": "assistant", "content": texts[0]}]
+        wanted = [*told, {"role": "user", "content": "And warm?"}]
+        rendered = tokenizer.apply_chat_template(wanted, add_generation_prompt=True, tokenize=False)
+        assert tokenizer.decode(asked["prompt_ids"][1]) == rendered
+    (report,) = store.glob("report-*/report.md")
+    page = report.read_text(encoding="utf-8")
+    for words in ("## Score", "dolly, Rouge-L", "talk, Regex match", "form, Valid JSON", f"whatever `{STRIP}` matches"):
+        assert words in page, words
+    (experiment,) = MlflowClient(f"sqlite:///{store.parent / 'mlflow.db'}").search_experiments(
+        filter_string="name = 'small'"
+    )
+    runs = MlflowClient(f"sqlite:///{store.parent / 'mlflow.db'}").search_runs([experiment.experiment_id])
+    metrics = {name for run in runs for name in run.data.metrics}
+    assert {"regex/minillm/talk", "json_schema/minillm/form", "rouge_l/minillm/mean"} <= metrics
+    assert "regex/minillm/mean" not in metrics, "not all benchmarks are measured by it"
 
 
 def test_the_card_shows_messages(finished: Finished, hub: Hub, tmp_path: Path):

@@ -38,7 +38,9 @@ def run_stage(
 
 def encode(folder: Path, tokenizer: Path, benchmarks: Path, limit: int = 8, template: Template | None = None) -> Path:
     """Encode the prompts of benchmarks; return the output folder."""
-    stage = EncodedPrompts(template=template or Template(**PLAIN), max_prompt_tokens=limit, long_prompts="refuse")
+    stage = EncodedPrompts(
+        template=template or Template(**PLAIN), max_prompt_tokens=limit, long_prompts="refuse", answer_tokens=4
+    )
     return run_stage(stage, {"tokenizer": tokenizer, "benchmarks": benchmarks}, folder)[0]
 
 

@@ -17,7 +17,7 @@ PROMPTS = [[1, 5, 6], [1, 5, 6, 7, 8, 9], [1, 2]]
 
 
 def settings(long_prompts: Any) -> EncodedPrompts:
-    return EncodedPrompts(template=Template(**PLAIN), max_prompt_tokens=4, long_prompts=long_prompts)
+    return EncodedPrompts(template=Template(**PLAIN), max_prompt_tokens=4, long_prompts=long_prompts, answer_tokens=4)
 
 
 def test_a_prompt_longer_than_the_limit_is_refused_by_name_with_the_remedy():

@@ -105,7 +105,7 @@ def test_instructions_are_a_message_of_the_user_where_the_tokenizer_has_a_templa
         tmp_path / "benchmarks" / "asked.jsonl",
         [{"index": 0, "instruction": "Name a red thing.", "context": "Now.", "references": ["x"], "topic": ""}],
     )
-    stage = EncodedPrompts(template=Template(), max_prompt_tokens=200, long_prompts="refuse")
+    stage = EncodedPrompts(template=Template(), max_prompt_tokens=200, long_prompts="refuse", answer_tokens=4)
     prompts, _ = run_stage(
         stage, {"tokenizer": tmp_path / "tokenizer", "benchmarks": asked.parent}, tmp_path / "prompts"
     )

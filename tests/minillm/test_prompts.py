@@ -70,5 +70,5 @@ def test_a_question_without_such_names_is_encoded_with_the_template_in_one_piece
 
 
 def test_a_prompt_cut_down_to_its_opening_keeps_nothing_else():
-    settings = EncodedPrompts(template=PLAIN, max_prompt_tokens=1, long_prompts="cut")
+    settings = EncodedPrompts(template=PLAIN, max_prompt_tokens=1, long_prompts="cut", answer_tokens=4)
     assert fit_prompts("benchmark x", [[0, 4, 5]], settings, [0]) == ([[0]], 1)
