@@ -217,7 +217,8 @@ class Evaluation(Sampling):
     max_prompt_tokens: PositiveInt | None = None
     """Longest prompt of a benchmark or of `calibration`, in tokens; without it, `data.max_prompt_tokens`."""
     long_prompts: Literal["refuse", "cut"] = "refuse"
-    """Treatment of longer prompts: refuse with an error, or cut off their beginning and report it."""
+    """Treatment of longer prompts: refuse with an error, or cut off their beginning and report it. Those of a chat
+    template are always refused, since they begin with its own words."""
     preference: Source | None = None
     """Judgements of people on pairs of answers, as `minillm annotate --export` writes them (CSV)."""
     validation_prompts: PositiveInt = 1000

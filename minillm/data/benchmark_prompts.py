@@ -32,7 +32,7 @@ def run(job: Job[EncodedPrompts]) -> Summary:
     turns: dict[str, list[dict[str, Any]]] = {}
     for name, rows in load_benchmarks(job.inputs["benchmarks"]).items():
         if "turn" in rows[0]:
-            prompts, cut[name] = encode_turns(name, rows, template, settings)
+            prompts, cut[name] = encode_turns(name, rows, template, settings), 0
             turns[name] = [{field: row[field] for field in ("turn", "messages", "tools")} for row in rows]
         else:
             encoded = template.prompts([(row["instruction"], row["context"]) for row in rows])
@@ -50,19 +50,19 @@ def encode_turns(
     rows: Sequence[Mapping[str, Any]],
     template: TextTemplate | ChatTemplate,
     settings: EncodedPrompts,
-) -> tuple[list[list[int]], int]:
-    """Return a prompt for every turn, with the first references as the answers before it, and how many may be cut.
+) -> list[list[int]]:
+    """Return a prompt for every turn, with the first references as the answers before it.
 
     A model's own answers take their place when it is asked. An answer without a reference is left empty here. The limit
     must hold whatever a model answers: every earlier answer counts `answer_tokens`.
 
     Raises:
-        StageError: A prompt may become too long and must not be cut, or the template cannot render conversations.
+        StageError: A prompt may become too long, or the template cannot render conversations.
     """
     if isinstance(template, TextTemplate):
         raise StageError(
             f"benchmark {name} has conversations, which only a chat template can render, and data.template is a text: "
-            "take models or a `tokenizer.path` that have one, and leave data.template out"
+            "take models that have one, and leave data.template out"
         )
     prompts: list[list[int]] = []
     most: list[int] = []
@@ -72,17 +72,17 @@ def encode_turns(
         try:
             empty = template.prompt(so_far(said, [""] * row["turn"]), tools)[1]
             right = [next(iter(of["references"]), "") for of in talk[:-1]]
-            prompts.append(template.prompt(so_far(said, right), tools)[1][-settings.max_prompt_tokens :])
+            prompts.append(template.prompt(so_far(said, right), tools)[1])
         except ValueError as error:
             raise StageError(f"benchmark {name}, conversation {row['conversation']}: {error}") from error
         most.append(len(empty) + row["turn"] * settings.answer_tokens)
     longer = [index for index, tokens in enumerate(most) if tokens > settings.max_prompt_tokens]
-    if longer and settings.long_prompts == "refuse":
+    if longer:
         row = rows[longer[0]]
         raise StageError(
             f"benchmark {name}: {len(longer)} prompts may become longer than {settings.max_prompt_tokens} tokens, the "
             f"first is turn {row['turn']} of conversation {row['conversation']}, both counted from 0, with "
             f"{most[longer[0]]} if every earlier answer has {settings.answer_tokens}; raise "
-            "evaluation.max_prompt_tokens, or set evaluation.long_prompts: cut to drop their beginning"
+            "evaluation.max_prompt_tokens"
         )
-    return prompts, len(longer)
+    return prompts

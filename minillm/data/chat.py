@@ -41,8 +41,8 @@ class LearntConversation:
 class ChatTemplate:
     """The chat template of a tokenizer."""
 
-    opening: ClassVar[tuple[int, ...]] = ()
-    """Tokens that every prompt begins with and keeps when it is cut: none, as what the template begins with varies."""
+    opening: ClassVar[None] = None
+    """Tokens that every prompt begins with and keeps when it is cut: no prompt can be, as its beginning has a form."""
 
     def __init__(
         self,

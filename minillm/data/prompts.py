@@ -35,7 +35,7 @@ def template_of(tokenizer: Any, template: Template, ends: Sequence[int] = ()) ->
 
 
 def fit_prompts(
-    what: str, prompts: Sequence[list[int]], settings: EncodedPrompts | Questions, opening: Sequence[int]
+    what: str, prompts: Sequence[list[int]], settings: EncodedPrompts | Questions, opening: Sequence[int] | None
 ) -> tuple[list[list[int]], int]:
     """Cut the beginning off prompts above the limit; return all prompts and the number that were cut.
 
@@ -43,19 +43,24 @@ def fit_prompts(
         what: Set that the prompts belong to, for the message, e.g. benchmark sni.
         prompts: Token ids.
         settings: The limit, and the treatment of longer prompts.
-        opening: Tokens that every prompt begins with (BOS, if the tokenizer adds it) and keeps when cut.
+        opening: Tokens that every prompt begins with (BOS, if the tokenizer adds it) and keeps when cut; None if it
+            begins with a chat template's own words, which the models need.
 
     Raises:
-        StageError: A prompt is longer and `long_prompts` is refuse.
+        StageError: A prompt is longer, and `long_prompts` is refuse or its beginning cannot be cut.
     """
     limit = settings.max_prompt_tokens
-    rest = limit - len(opening)
     longer = [i for i, prompt in enumerate(prompts) if len(prompt) > limit]
-    if longer and settings.long_prompts == "refuse":
+    if not longer:
+        return list(prompts), 0
+    if opening is None or settings.long_prompts == "refuse":
+        cut = "or leave the set out; evaluation.long_prompts: cut would drop what the chat template begins with"
+        if opening is not None:
+            cut = "or set evaluation.long_prompts: cut to drop their beginning"
         raise StageError(
             f"{what}: {len(longer)} prompts are longer than {limit} tokens, the first is number "
-            f"{longer[0]} with {len(prompts[longer[0]])}; raise evaluation.max_prompt_tokens, or set "
-            "evaluation.long_prompts: cut to drop their beginning"
+            f"{longer[0]} with {len(prompts[longer[0]])}; raise evaluation.max_prompt_tokens, {cut}"
         )
+    rest = limit - len(opening)
     fitting = [prompt if len(prompt) <= limit else [*opening, *prompt[len(prompt) - rest :]] for prompt in prompts]
     return fitting, len(longer)

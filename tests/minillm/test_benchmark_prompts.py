@@ -34,6 +34,12 @@ def test_a_cut_prompt_keeps_its_end_and_its_bos_and_is_counted():
     assert fit_prompts("benchmark sni", PROMPTS, settings("cut"), [1]) == ([[1, 5, 6], [1, 7, 8, 9], [1, 2]], 1)
 
 
+def test_a_prompt_that_begins_with_a_chat_template_is_never_cut():
+    with pytest.raises(StageError, match=r"number 1 with 6; .* cut would drop what the chat template begins with"):
+        fit_prompts("benchmark sni", PROMPTS, settings("cut"), None)
+    assert fit_prompts("benchmark sni", [[1, 2]], settings("cut"), None) == ([[1, 2]], 0)
+
+
 def test_the_stage_keeps_the_order_of_rows_and_counts_cuts_by_benchmark(tmp_path):
     benchmarks = {"b": ["the cat runs now", "red the cat runs now and blue"], "a": ["dog >"]}
     for name, texts in benchmarks.items():

@@ -1,6 +1,5 @@
 """Benchmarks of conversations: their turns, the model's own answers between, and their scores."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -136,9 +135,7 @@ def test_prompts_must_fit_whatever_is_answered_and_need_a_chat_template(tmp_path
     with pytest.raises(
         StageError, match=rf"1 prompts may become longer than {longest - 1} .* turn 1 .* with {longest} if"
     ):
-        encode(tmp_path / "long", benchmarks, longest - 1)
-    cut = encode(tmp_path / "cut", benchmarks, longest - 1, long_prompts="cut")
-    assert json.loads((cut / "cut_prompts.json").read_text(encoding="utf-8")) == {"talk": 1}
+        encode(tmp_path / "long", benchmarks, longest - 1, long_prompts="cut")
     text = Template(with_context="{instruction}{context}", without_context="{instruction}")
     with pytest.raises(StageError, match="benchmark talk has conversations, which only a chat template can render"):
         encode(tmp_path / "text", benchmarks, template=text)
