@@ -2,13 +2,14 @@
 
 import sys
 
-from cli import runs, servers, store, tracked
+from cli import chat, runs, servers, store, tracked
 from cli.options import examples, new_app
 
 app = new_app(add_completion=True)
 app.add_typer(runs.app)
 app.add_typer(tracked.app)
 app.add_typer(store.app, name="store")
+app.add_typer(chat.app)
 app.add_typer(servers.app)
 
 

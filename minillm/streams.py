@@ -65,6 +65,8 @@ class Purpose(IntEnum):
     """Mini-batches that a plan takes the mean of. (0)"""
     COMPARED_TOKENS = 25
     """Choice of the tokens of a round at which student and teacher are compared for the log. (seed, round)"""
+    CHAT = 26
+    """Tokens of an answer to a person's message. (seed, number)"""
 
 
 def stream(purpose: Purpose, seed: int, *numbers: int) -> Name:

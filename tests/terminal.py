@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-PART = re.compile(r"\x1b\[([0-9;]*)([A-Za-z])|(\r)|(\n)|(\x07)|([^\x1b\r\n\x07]+)")
+PART = re.compile(r"\x1b\[([0-9;]*)([A-Za-z])|\x1b\[\?\d+[hl]|(\r)|(\n)|(\x07)|([^\x1b\r\n\x07]+)")
 
 
 class Picture:
@@ -49,7 +49,7 @@ class Picture:
                 self.column = 0
             elif down:
                 self._down()
-            else:
+            elif words:
                 self._write(words)
 
     def resize(self, columns: int, lines: int) -> None:

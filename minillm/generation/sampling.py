@@ -6,7 +6,7 @@ the moment at which a row joined it, change nothing but floating-point rounding.
 
 import itertools
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,6 +19,7 @@ from minillm.generation.drawing import Decoding, Draw, draw, greedy
 from minillm.generation.slots import Request, Response, Slots
 
 PLAIN = Decoding()
+NO_SLOTS = np.empty(0, dtype=np.int64)
 
 REFILL_SHARE = 1 / 8
 """Share of the slots that must be free before new prompts are run: makes prompt passes fewer and larger."""
@@ -44,7 +45,6 @@ class Sampler:
     batch_size: int = 64
     """Rows at once."""
 
-    @torch.no_grad()
     def sample(self, requests: Sequence[Request], report: Callable[[int], None] = lambda done: None) -> list[Response]:
         """Sample a response to every request.
 
@@ -55,13 +55,32 @@ class Sampler:
         Returns:
             Responses in the order of the requests.
         """
-        if not requests:
-            return []
+        responses: dict[int, Response] = {}
+        for slots, done in self._steps(requests) if requests else ():
+            if len(done):
+                responses |= {int(slots.request[slot]): slots.response(slot) for slot in done.tolist()}
+                report(len(responses))
+        return [responses[i] for i in range(len(requests))]
+
+    def stream(self, request: Request) -> Iterator[Response]:
+        """Sample one response and yield it after each of its tokens, the last time whole."""
+        for slots, _ in self._steps([request]):
+            response = slots.response(0)
+            yield response
+            if response.finished:  # on a device, some steps would follow before the next check
+                return
+
+    @torch.no_grad()
+    def _steps(self, requests: Sequence[Request]) -> Iterator[tuple[Slots, np.ndarray]]:
+        """Draw a token for every row at a time, until all requests have had their turn.
+
+        Yields:
+            After each step the rows, and the slots of those found to have ended, (e,), which are free at the next step.
+        """
         queue = deque(sorted(range(len(requests)), key=lambda i: (-len(requests[i].prompt), -requests[i].max_tokens)))
         device = next(self.model.parameters()).device
         slots = Slots(requests, min(self.batch_size, len(requests)), self.ends, device)
         cached = CachedModel(self.model, self.vocabulary, slots.capacity, slots.columns)
-        responses: dict[int, Response] = {}
         look_every = steps_between_looks(device)
         for step in itertools.count(1):
             hidden = []
@@ -73,16 +92,13 @@ class Sampler:
             # New rows stand behind the others, so hidden states and slots are in one order.
             going = (slots.lengths < slots.limits)[: slots.active]  # (active,)
             slots.append(self._draw(torch.cat(hidden), cached, slots), going)
-            if step % look_every and going.any():
-                continue  # a check waits for the device
-            done = np.flatnonzero(slots.finished())
+            looks = step % look_every == 0 or not going.any()  # a check waits for the device
+            done = np.flatnonzero(slots.finished()) if looks else NO_SLOTS
+            yield slots, done
             if len(done):
-                responses |= {int(slots.request[slot]): slots.response(slot) for slot in done.tolist()}
                 cached.move(*slots.release(done))
-                report(len(responses))
             if not (queue or slots.active):
-                break
-        return [responses[i] for i in range(len(requests))]
+                return
 
     def _admit(self, cached: CachedModel, slots: Slots, numbers: list[int]) -> Tensor:
         """Admit requests and run their prompts; return the hidden states that predict their first tokens, (rows, H)."""

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import transformers
@@ -31,12 +31,14 @@ def model_directory(path: Path) -> Path:
     return path / "model" if (path / "model").is_dir() else path
 
 
-def load_model(path: Path, dtype: torch.dtype = torch.float32, dropout: bool = True) -> PreTrainedModel:
+def load_model(
+    path: Path, dtype: torch.dtype | Literal["auto"] = torch.float32, dropout: bool = True
+) -> PreTrainedModel:
     """Load all weights of a train artifact or model directory; code in it is never run.
 
     Args:
         path: Train artifact or model directory.
-        dtype: Precision of the weights.
+        dtype: Precision of the weights; `auto` for that in which they are stored.
         dropout: Keep the dropout of the model's configuration; otherwise there is none.
 
     Raises:

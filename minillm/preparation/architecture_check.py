@@ -34,7 +34,13 @@ STEPS = ((1, 3, 2), (0, 2, 1), (3, 0, 1), (2, 1, 0))
 """Tokens by which each of three rows grows, step by step."""
 
 
-def require_faithful(name: str, config: PretrainedConfig, skeleton: PreTrainedModel, length: int) -> None:
+def require_faithful(
+    name: str,
+    config: PretrainedConfig,
+    skeleton: PreTrainedModel,
+    length: int,
+    limits: str = "data.max_tokens and evaluation.max_prompt_tokens",
+) -> None:
     """Check that an architecture can be generated from, distilled and trained here with rows of a given length.
 
     Args:
@@ -42,6 +48,7 @@ def require_faithful(name: str, config: PretrainedConfig, skeleton: PreTrainedMo
         config: Configuration of the model.
         skeleton: The model on the meta device.
         length: Longest row of the run, in tokens.
+        limits: What would have to be lowered for shorter rows, for the error.
 
     Raises:
         StageError: Something differs or fails. The message names it, and the length up to which the architecture would
@@ -60,11 +67,7 @@ def require_faithful(name: str, config: PretrainedConfig, skeleton: PreTrainedMo
     if finding is None:
         return
     serves = _longest_that_serves(models, length)
-    remedy = (
-        f"it serves with rows of at most {serves} tokens: lower data.max_tokens and evaluation.max_prompt_tokens, or "
-        if serves
-        else ""
-    )
+    remedy = f"it serves with rows of at most {serves} tokens: lower {limits}, or " if serves else ""
     raise StageError(
         f"{kind} cannot serve with rows of {length} tokens. Tried on small random models of its kind, {finding}; "
         f"{remedy}take a model of another architecture"

@@ -17,7 +17,7 @@ from cli.app import app, main
 from minillm.annotation.command import AnnotateCommand, annotate
 from tests.conftest import ROOT
 
-COMMANDS = ["distill", "plan", "evaluate", "study", "compare", "promote", "store", "annotate", "ui", "serve"]
+COMMANDS = ["distill", "plan", "evaluate", "study", "compare", "promote", "store", "chat", "annotate", "ui", "serve"]
 OPTIONS = {
     "distill": ["[CONFIG]", "--set KEY=VALUE", "--plan"],
     "plan": ["[CONFIG]", "--set KEY=VALUE"],
@@ -26,6 +26,19 @@ OPTIONS = {
     "compare": ["[RUN]...", "--experiment NAME", "--methods", "--store FOLDER"],
     "promote": ["[RUN]", "--rollback NAME", "--method NAME", "--experiment NAME", "--store FOLDER"],
     "store": ["--store FOLDER", "ls", "verify", "gc"],
+    "chat": [
+        "{STUDENT} [TEACHER]",
+        "--once MESSAGE",
+        "--json",
+        "--system TEXT",
+        "--temperature",
+        "--top-p",
+        "--seed",
+        "--max-tokens COUNT",
+        "--context COUNT",
+        "--dtype",
+        "--store FOLDER",
+    ],
     "annotate": ["--method", "--against", "--benchmark", "--prompts", "--seed", "--port", "--export", "[REPORT]"],
     "ui": ["--store FOLDER"],
     "serve": ["--store FOLDER"],
@@ -76,6 +89,11 @@ def test_help_of_a_command_has_its_options_and_examples(command: str):
         (["promote", "a", "--rollback", "b"], "name one, or --rollback NAME, and not both"),
         (["promote", "--rollback", "b", "--method", "kd"], "it goes back to the champion before, whatever its"),
         (["annotate", "--prompts", "0"], "'--prompts': Input should be greater than or equal to 1"),
+        (["chat", "/nowhere/model"], "/nowhere/model does not exist"),
+        (["chat", "configs"], "model directory configs has no config.json"),
+        (["chat", "a", "--json"], "it goes with --once"),
+        (["chat", "a", "--once", " "], "the message is empty"),
+        (["chat", "a", "--temperature", "0.001"], "0 as the temperature takes the likeliest token"),
         (["store", "ls", "--store", "/nowhere"], "/nowhere is not a store"),
         (["store", "--store", "/nowhere", "verify"], "/nowhere is not a store"),
         (["distill", "configs/quickstrat.yaml"], "quickstart.yaml"),

@@ -11,10 +11,13 @@ from typing import Any
 
 import pandas as pd
 import pytest
+import torch
 import yaml
 from mlflow import MlflowClient
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
+from minillm.chat.partner import Partner, Settings, find_model
+from minillm.generation.drawing import Decoding
 from tests.flows.test_distill import Finished, distill
 from tests.minillm.hub import Hub, serve
 from tests.minillm.models_in_small import LLAMA_LIKE
@@ -146,6 +149,11 @@ def test_a_conversation_is_trained_on_generated_from_and_served(finished: Finish
     assert found["roles"] == [*(message["role"] for message in messages), "assistant"]
     ends = ENDS[next(form for form in ENDS if form in finished.config.parent.name)]
     assert sorted(found["ends"]) == sorted(tokenizer.convert_tokens_to_ids(ends))
+    drawn = Settings(Decoding(), seed=1, max_tokens=8, context=128, dtype=torch.float32)
+    talked = Partner("student", find_model(Path(model).name, str(store.parent)), drawn)
+    talked.messages += messages[:-1]
+    assert talked.request(messages[-1]["content"], 0).prompt == found["prompt"]
+    assert sorted(talked.shared.ends) == sorted(found["ends"])
 
 
 def test_a_student_of_two_layers_of_its_teacher_is_exported(finished: Finished):

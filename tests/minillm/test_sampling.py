@@ -188,3 +188,19 @@ def test_draw_never_takes_what_is_forbidden():
     uniform[:1000], uniform[1000:2000] = 0.0, 1 - 2**-53
     drawn = draw(logits, uniform)
     assert torch.isfinite(drawn.log_prob).all()
+
+
+def test_a_streamed_response_is_the_sampled_one_token_by_token(monkeypatch):
+    model = small_model("gpt2", VOCABULARY, seed=1)
+    sampler = Sampler(model, ENDS, VOCABULARY, Decoding(temperature=0.7, top_p=0.9))
+    for looks in (1, sampling.DEVICE_STEPS):
+        monkeypatch.setattr(sampling, "HOST_STEPS", looks)
+        for request in requests(20, max_tokens=9):
+            (want,) = sampler.sample([request])
+            got = list(sampler.stream(request))
+            assert [r.tokens for r in got][: len(want.tokens)] == [
+                want.tokens[: n + 1] for n in range(len(want.tokens))
+            ]
+            assert got[-1].finished == want.finished
+            torch.testing.assert_close(got[-1].log_prob, want.log_prob, rtol=0, atol=0)
+    assert torch.is_grad_enabled()
