@@ -39,8 +39,7 @@ def run(job: Job[TakeLayers]) -> Summary:
     kept = chosen_layers(job.settings.layers, config.get_text_config().num_hidden_layers)
     with explained(NAME, f"take layers of a {config.model_type} out"):
         _try(config, kept)
-    stored = config.dtype if isinstance(config.dtype, torch.dtype) else torch.float32
-    student = take_layers(load_model(teacher, stored), kept)
+    student = take_layers(load_model(teacher, "auto"), kept)
     student.generation_config = GenerationConfig(eos_token_id=named_end_tokens(teacher))
     student.save_pretrained(job.output / "model")
     weights = student.num_parameters()
