@@ -107,6 +107,7 @@ def _generation(config: BaseConfig) -> Generate:
         **evaluation.model_dump(include=set(Sampling.model_fields)),
         precision=evaluation.precision,
         max_tokens=generation_tokens(config),
+        max_response_tokens=evaluation.max_response_tokens,
     )
 
 
@@ -159,7 +160,7 @@ def measure_exposure(
     stage = Exposure(
         role=role,
         benchmark=settings.benchmark or next(iter(config.evaluation.benchmarks)),
-        max_length=settings.max_length or config.data.response_room,
+        max_length=settings.max_length or config.complete_tokens,
         prompts=settings.prompts,
         precision=config.evaluation.precision,
     )

@@ -216,6 +216,9 @@ class Evaluation(Sampling):
     given text is scored; log-probabilities are float32 either way."""
     max_prompt_tokens: PositiveInt | None = None
     """Longest prompt of a benchmark or of `calibration`, in tokens; without it, `data.max_prompt_tokens`."""
+    max_response_tokens: PositiveInt | None = None
+    """Longest response, in tokens; without it, a short prompt leaves its room to the response: the two together have at
+    most those of the longest prompt with its response, as in the reference scripts."""
     long_prompts: Literal["refuse", "cut"] = "refuse"
     """Treatment of longer prompts: refuse with an error, or cut off their beginning and report it. Those of a chat
     template are always refused, since they begin with its own words."""

@@ -80,6 +80,12 @@ class BaseConfig(Tracked):
         """Names of the rows of the result table; the others are measured against the first."""
         raise NotImplementedError
 
+    @property
+    def complete_tokens(self) -> int:
+        """Number of tokens that a response may have after any prompt, in evaluation and in training."""
+        room = self.data.response_room
+        return min(room, self.evaluation.max_response_tokens or room)
+
     @model_validator(mode="after")
     def _judge_can_be_paid(self) -> Self:
         """Refuse a budget that is too small; this can be told here only if the number of prompts is set."""
@@ -182,11 +188,12 @@ class Config(BaseConfig):
                 "student.model takes layers of the teacher, whose weights are random; give student.model an "
                 "`architecture` of its own"
             )
-        exposure, room = self.evaluation.exposure_bias, self.data.response_room
+        exposure, room = self.evaluation.exposure_bias, self.complete_tokens
         if exposure and (exposure.max_length or 0) > room:
             raise ValueError(
                 f"evaluation.exposure_bias.max_length is {exposure.max_length}, but only {room} response tokens fit "
-                "after the longest prompt (data.max_tokens − data.max_prompt_tokens), and a response that was cut "
+                "after the longest prompt (data.max_tokens − data.max_prompt_tokens, or evaluation.max_response_tokens "
+                "if that is less), and a response that was cut "
                 f"would count as one that ended; set it to {room} or less, or leave it out"
             )
         owner = self.tokenizer.model

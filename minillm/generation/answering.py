@@ -70,11 +70,12 @@ def make_requests(prompts: Sequence[list[int]], settings: Generate, benchmark: i
 
     Args:
         prompts: Token ids.
-        settings: Seeds and length limit.
+        settings: Seeds and length limits.
         benchmark: Number of the benchmark, part of the name of each response's random stream.
     """
+    longest = settings.max_response_tokens or settings.max_tokens
     return [
-        Request(prompt, settings.max_tokens - len(prompt), stream(Purpose.ANSWERS, seed, benchmark, i))
+        Request(prompt, min(longest, settings.max_tokens - len(prompt)), stream(Purpose.ANSWERS, seed, benchmark, i))
         for seed in settings.seeds
         for i, prompt in enumerate(prompts)
     ]

@@ -139,7 +139,8 @@ def usage(config: Mapping[str, Any], template: TextTemplate | ChatTemplate, plac
 
     `generate` reads decoding settings and end tokens from generation_config.json.
     """
-    limit = config["data"]["max_tokens"] - config["data"]["max_prompt_tokens"]
+    room = config["data"]["max_tokens"] - config["data"]["max_prompt_tokens"]
+    limit = config["evaluation"].get("max_response_tokens") or room
     lines = ["from transformers import AutoModelForCausalLM, AutoTokenizer", ""]
     load = (
         f"tokenizer, model = AutoTokenizer.from_pretrained({place!r}), AutoModelForCausalLM.from_pretrained({place!r})"

@@ -26,6 +26,8 @@ class Generate(Sampling, Stage):
     precision: Literal["float32", "bfloat16"]
     max_tokens: int
     """Longest prompt with its response, in tokens."""
+    max_response_tokens: int | None = None
+    """Longest response, in tokens, after a shorter prompt too; None for no such limit."""
 
 
 class Cost(Stage):

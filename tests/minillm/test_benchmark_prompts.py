@@ -9,8 +9,9 @@ from minillm.config import Template
 from minillm.data.encoding import load_prompts
 from minillm.data.prompts import fit_prompts
 from minillm.errors import StageError
+from minillm.generation.answering import make_requests
 from minillm.stages.reading import EncodedPrompts
-from tests.minillm.direct import PLAIN, run_stage, write_lines
+from tests.minillm.direct import PLAIN, generation, run_stage, write_lines
 from tests.minillm.jobs import WORDS, make_tokenizer
 
 PROMPTS = [[1, 5, 6], [1, 5, 6, 7, 8, 9], [1, 2]]
@@ -32,6 +33,12 @@ def test_a_prompt_longer_than_the_limit_is_refused_by_name_with_the_remedy():
 def test_a_cut_prompt_keeps_its_end_and_its_bos_and_is_counted():
     assert fit_prompts("benchmark sni", PROMPTS, settings("cut"), []) == ([[1, 5, 6], [6, 7, 8, 9], [1, 2]], 1)
     assert fit_prompts("benchmark sni", PROMPTS, settings("cut"), [1]) == ([[1, 5, 6], [1, 7, 8, 9], [1, 2]], 1)
+
+
+def test_a_response_has_the_room_that_its_prompt_leaves_up_to_its_own_limit():
+    stages = generation(max_tokens=9), generation(max_tokens=9, max_response_tokens=4)
+    asked = [make_requests(PROMPTS, stage, 0) for stage in stages]
+    assert [[request.max_tokens for request in requests[:3]] for requests in asked] == [[6, 3, 7], [4, 3, 4]]
 
 
 def test_a_prompt_that_begins_with_a_chat_template_is_never_cut():
