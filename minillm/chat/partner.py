@@ -60,8 +60,9 @@ class Answer:
     """The end token included."""
     seconds: float = 0.0
     """Time that the model took, the prompt included."""
+    ended: bool = False
     note: str = ""
-    """Why it ends, unless with an end token."""
+    """Why it ended, unless with an end token."""
 
     @property
     def words(self) -> str:
@@ -152,12 +153,11 @@ class Partner:
                 tokens = len(response.tokens)
                 seconds += time.perf_counter() - before
                 (text,) = self.shared.texts([response.tokens])
-                note = ""
-                if not response.finished:
-                    # The last character may still lack some of its bytes.
-                    text = text if tokens == request.max_tokens else text.rstrip("\N{REPLACEMENT CHARACTER}")
-                    note = self._cut(request) if tokens == request.max_tokens else ""
-                answer = Answer(text, tokens, seconds, note)
+                cut = not response.finished and tokens == request.max_tokens
+                if not (response.finished or cut):  # the last character may still lack some of its bytes
+                    text = text.rstrip("\N{REPLACEMENT CHARACTER}")
+                note = self._cut(request) if cut else ""
+                answer = Answer(text, tokens, seconds, response.finished or cut, note)
                 yield answer
                 before = time.perf_counter()
         finally:

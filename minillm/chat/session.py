@@ -3,8 +3,9 @@
 import contextlib
 import dataclasses
 import itertools
+import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from minillm.chat.display import Display
 from minillm.chat.partner import Answer, Partner
@@ -69,21 +70,31 @@ def ask(partners: Sequence[Partner], message: str, turn: int, display: Display) 
         for place, (partner, request) in enumerate(zip(partners, requests, strict=True))
     }
     answers = [Answer()] * len(partners)
-    try:
-        with display.live() as show:
-            while streams:
-                for place, drawn in list(streams.items()):
-                    answer = next(drawn, None)
-                    if answer is None:
-                        del streams[place]
-                    else:
-                        answers[place] = answer
-                show(answers)
-    except KeyboardInterrupt:
-        for place, drawn in streams.items():
-            drawn.close()
+    with _noted() as interrupts, display.live() as show:
+        while streams and not interrupts:
+            for place, drawn in list(streams.items()):
+                answer = next(drawn, None)
+                if answer is None:
+                    del streams[place]
+                else:
+                    answers[place] = answer
+            show(answers)
+    for place, drawn in streams.items():
+        drawn.close()
+        if not answers[place].ended:
             answers[place] = dataclasses.replace(answers[place], note=STOPPED)
     return answers
+
+
+@contextlib.contextmanager
+def _noted() -> Iterator[list[int]]:
+    """Note Ctrl-C instead of raising an exception, which would leave half of a picture or of a step behind."""
+    interrupts: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, frame: interrupts.append(number))
+    try:
+        yield interrupts
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _command(partners: Sequence[Partner], name: str, rest: str) -> str:

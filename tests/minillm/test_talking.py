@@ -173,7 +173,7 @@ def test_nothing_that_a_model_writes_controls_a_terminal(text: str, seen: str):
 
 
 def command(*arguments: str | Path) -> list[str]:
-    return [sys.executable, "-m", "cli", "chat", *map(str, arguments), "--temperature", "0", "--context", "128"]
+    return [sys.executable, "-m", "cli", "chat", "--temperature", "0", "--context", "128", *map(str, arguments)]
 
 
 def environment() -> dict[str, str]:
