@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -50,7 +51,12 @@ def test_it_goes_through_every_stage(model: Path, prefect_server: None, tmp_path
         for folder in (model, exported)
     ]
     assert asked[0] == asked[1]
+    (examples,) = (tmp_path / "store" / "artifacts").glob("filter-*/train.parquet")
+    row = pd.read_parquet(examples).iloc[0]
+    assert row["prompt"].startswith("<|im_start|>system\nYou are a helpful AI assistant named SmolLM")
+    assert row["prompt"].endswith("<|im_end|>\n<|im_start|>assistant\n")
+    assert row["response_ids"][-1] == 2
     # On Dolly's answers the teacher as it comes loses 2.7 nats a token; behind a wrong prompt it would lose far more.
     trained = [read_json(path) for path in (tmp_path / "store" / "artifacts").glob("train-*/manifest.json")]
     loss = {stage["settings"]["role"]: stage["summary"]["best/loss"] for stage in trained}
-    assert 2.4 < loss["teacher"] < 3.1 < loss["sft"]
+    assert loss["teacher"] < 3.1 < loss["sft"]
