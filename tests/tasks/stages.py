@@ -71,7 +71,7 @@ def run(config: Config, stages: Stages) -> Outcome:
 
 
 def data_stages(config: Config) -> Mapping[str, PrefectFuture[Any]]:
-    prepared = prepare.submit(config)
+    prepared = prepare.submit(config, config.student.model)
     benchmarks = read_benchmarks.submit(config)
     return {
         "prepare": prepared,
@@ -87,7 +87,9 @@ def benchmark_only(config: Config) -> Mapping[str, PrefectFuture[Any]]:
 
 def training(config: Config) -> Mapping[str, PrefectFuture[Any]]:
     stages = data_stages(config)
-    return {"train": fine_tune_initial_student.submit(config, stages["prepare"], stages["examples"])}
+    return {
+        "train": fine_tune_initial_student.submit(config, config.student.model, stages["prepare"], stages["examples"])
+    }
 
 
 def tracked_runs(config: Config) -> list[Run]:

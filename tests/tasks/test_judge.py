@@ -52,7 +52,9 @@ def test_every_method_is_judged_and_the_key_reaches_nothing(tmp_path, server, ca
 
     def stages(config: Config) -> dict[str, Any]:
         models = {"sft": Model(path=str(tmp_path / "model"))}
-        return evaluate(config, models, read_evaluation_sets(config, {"sft": prepare.submit(config)}))
+        return evaluate(
+            config, models, read_evaluation_sets(config, {"sft": prepare.submit(config, config.student.model)})
+        )
 
     config = judging(server, tmp_path)
     first = run(config, stages)
