@@ -36,7 +36,8 @@ def make_step(settings: dict[str, Any]) -> Callable[[], dict[str, float]]:
     method = Method(text="rollouts", divergence="reverse_kl", policy=policy, training=training)
     runtime = Runtime(micro_batch_size=micro, generation_batch_size=rows)
     engine = make_engine(HeadedModel(student, settings["vocabulary"]), training, 10**6, runtime)
-    examples = pd.DataFrame({"prompt_ids": prompts(settings)})
+    asked = prompts(settings)
+    examples = pd.DataFrame({"prompt_ids": asked, "response_ids": [[0] * settings["new_tokens"]] * len(asked)})
     models = Models(engine, teacher, settings["vocabulary"], ())
     longest = settings["prompt_tokens"] + settings["new_tokens"]
     feed = Rollouts(models, policy, method, examples, None, longest, rows, 1)
