@@ -54,7 +54,7 @@ def encode_turns(
     """Return a prompt for every turn, with the first references as the answers before it.
 
     A model's own answers take their place when it is asked. An answer without a reference is left empty here. The limit
-    must hold whatever a model answers: every earlier answer counts `answer_tokens`.
+    must hold with the references, and whatever a model answers: every earlier answer counts `answer_tokens`.
 
     Raises:
         StageError: A prompt may become too long, or the template cannot render conversations.
@@ -75,14 +75,14 @@ def encode_turns(
             prompts.append(template.prompt(so_far(said, right), tools)[1])
         except ValueError as error:
             raise StageError(f"benchmark {name}, conversation {row['conversation']}: {error}") from error
-        most.append(len(empty) + row["turn"] * settings.answer_tokens)
+        most.append(max(len(prompts[-1]), len(empty) + row["turn"] * settings.answer_tokens))
     longer = [index for index, tokens in enumerate(most) if tokens > settings.max_prompt_tokens]
     if longer:
         row = rows[longer[0]]
         raise StageError(
             f"benchmark {name}: {len(longer)} prompts may become longer than {settings.max_prompt_tokens} tokens, the "
             f"first is turn {row['turn']} of conversation {row['conversation']}, both counted from 0, with "
-            f"{most[longer[0]]} if every earlier answer has {settings.answer_tokens}; raise "
+            f"{most[longer[0]]} if every earlier answer has {settings.answer_tokens} or is its reference; raise "
             "evaluation.max_prompt_tokens"
         )
     return prompts

@@ -44,7 +44,7 @@ class Conversations:
             The requests as they were made, and their answers, in the same order.
 
         Raises:
-            StageError: The template refuses what a model has answered.
+            StageError: The template refuses what a model has answered, or a prompt becomes too long by it.
         """
         template = template_of(self.tokenizer.tokenizer, self.settings.template, self.tokenizer.ends)
         assert isinstance(template, ChatTemplate), "the stage `prompts` has refused others"
@@ -68,9 +68,15 @@ class Conversations:
         # Models may write what no text has; templates refuse it.
         clean = [re.sub(f"[{''.join(NONCHARACTERS)}]", "\N{REPLACEMENT CHARACTER}", answer) for answer in answers]
         try:
-            return template.prompt(so_far(said, clean), row["tools"])[1][-self.settings.max_prompt_tokens :]
+            prompt = template.prompt(so_far(said, clean), row["tools"])[1]
         except ValueError as error:
             raise StageError(f"benchmark {self.name}, prompt {index}, after the model's answers: {error}") from error
+        if len(prompt) > self.settings.max_prompt_tokens:  # broken characters may have more tokens when written again
+            raise StageError(
+                f"benchmark {self.name}, prompt {index}, has {len(prompt)} tokens after the model's answers, above the "
+                f"{self.settings.max_prompt_tokens} that are allowed; raise evaluation.max_prompt_tokens"
+            )
+        return prompt
 
 
 def load_conversations(directory: Path, tokenizer: SharedTokenizer) -> dict[str, Conversations]:

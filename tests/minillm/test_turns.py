@@ -13,6 +13,8 @@ from minillm.data.chat import ChatTemplate
 from minillm.data.encoding import load_prompts
 from minillm.errors import StageError
 from minillm.evaluation.uncertainty import prompt_values
+from minillm.generation.answering import make_requests
+from minillm.generation.conversing import load_conversations
 from minillm.models.shared_tokenizer import load_shared_tokenizer
 from minillm.stages.measuring import Score
 from minillm.stages.reading import Benchmarks, EncodedPrompts
@@ -141,6 +143,25 @@ def test_prompts_must_fit_whatever_is_answered_and_need_a_chat_template(tmp_path
         encode(tmp_path / "text", benchmarks, template=text)
     with pytest.raises(StageError, match="benchmark talk, conversation 0: the chat template refuses it: only user and"):
         encode(tmp_path / "system", read(tmp_path / "told", [TOLD]), form=INSTRUCTIONS)
+
+
+def test_references_that_make_a_prompt_too_long_are_refused(tmp_path):
+    told = "It is sunny, and it will be sunny for as long as anybody can see."
+    benchmarks = read(tmp_path, [{"turns": ["Rome?", "And warm?"], "reference": [told, "21 degrees."]}])
+    whole = len(load_prompts(encode(tmp_path / "fits", benchmarks))["talk"][1])
+    encode(tmp_path / "just", benchmarks, whole)
+    with pytest.raises(StageError, match=rf"1 prompts may become longer than {whole - 1} tokens.* with {whole} if"):
+        encode(tmp_path / "long", benchmarks, whole - 1)
+
+
+def test_an_answer_that_makes_the_next_prompt_too_long_is_refused_and_nothing_is_cut(tmp_path):
+    encoded = encode(tmp_path, read(tmp_path / "rows", BENCH[:1]), 60)
+    tokenizer = load_shared_tokenizer(tmp_path / "tokenizer")
+    (conversations,) = load_conversations(encoded, tokenizer).values()
+    long = tokenizer.tokenizer("warm " * 60, add_special_tokens=False)["input_ids"]
+    requests = make_requests(load_prompts(encoded)["talk"], generation(max_tokens=66, seeds=(10,)), 0)
+    with pytest.raises(StageError, match=r"benchmark talk, prompt 1, has \d+ tokens .* above the 60 .*prompt_tokens"):
+        conversations.answer(requests, lambda asked: [(long, False)] * len(asked))
 
 
 @pytest.fixture(scope="module")
