@@ -80,7 +80,7 @@ def encode_prompts(config: BaseConfig, prepared: Artifact, benchmarks: Artifact)
         template=config.data.template,
         max_prompt_tokens=longest_prompt(config),
         long_prompts=config.evaluation.long_prompts,
-        answer_tokens=longest_response(config),
+        answer_tokens=config.longest_response,
     )
     return stage, {"tokenizer": prepared, "benchmarks": benchmarks}
 
@@ -141,9 +141,4 @@ def longest_prompt(config: BaseConfig) -> int:
 
 def generation_tokens(config: BaseConfig) -> int:
     """Return the longest benchmark prompt with its response, in tokens; long prompts leave the response full room."""
-    return longest_prompt(config) + longest_response(config)
-
-
-def longest_response(config: BaseConfig) -> int:
-    """Return the longest response after the longest prompt of a benchmark, in tokens."""
-    return config.evaluation.max_response_tokens or config.data.response_room
+    return longest_prompt(config) + config.longest_response

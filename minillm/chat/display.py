@@ -51,7 +51,7 @@ def _unechoed() -> Iterator[None]:
 
 
 class Display:
-    """Where answers are shown."""
+    """Writer of answers: live columns on a terminal, plain text elsewhere."""
 
     def __init__(self, labels: Sequence[str]) -> None:
         self.labels = labels

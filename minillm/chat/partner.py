@@ -38,7 +38,7 @@ MESSAGE_ALONE = Template(without_context="{instruction}")
 
 @dataclass(frozen=True)
 class Settings:
-    """How answers are drawn."""
+    """Settings that answers are drawn with."""
 
     decoding: Decoding
     seed: int
@@ -178,7 +178,7 @@ class Partner:
 
     @property
     def words(self) -> str:
-        """What answers, and how it is asked."""
+        """Description of the model, of how it is asked, and of what ends its answers."""
         dtype = str(self.sampler.model.dtype).removeprefix("torch.")
         ends = " or ".join(str(self.shared.tokenizer.convert_ids_to_tokens(end)) for end in self.shared.ends)
         return (

@@ -148,8 +148,8 @@ class Tokenizer(Strict):
     model_config = ConfigDict(serialize_by_alias=True)
 
     origin: str | None = Field(default=None, alias="from")
-    """Whose tokenizer, template and end tokens count: `teacher`, `student`, or those of a local directory, relative to
-    the working directory. Without it, the teacher's, unless one is trained."""
+    """Owner of the tokenizer, the template and the end tokens: `teacher`, `student`, or a local directory, relative to
+    the working directory. Without it, the teacher, unless a tokenizer is trained."""
     train_vocabulary: PositiveInt | None = None
     """Entries of a byte-level BPE to train on the training rows and D_PT."""
 

@@ -39,7 +39,7 @@ ALWAYS: tuple[Metric, ...] = ("rouge_l", "exact_match")
 
 
 class Scoring(Strict):
-    """How the responses to a benchmark are scored."""
+    """Metric of a benchmark, and what it reads beside responses and references."""
 
     metric: Metric = "rouge_l"
     """Score of the tables, intervals and ranks (paper: rouge_l). rouge_l and exact_match are measured too."""

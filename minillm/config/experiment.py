@@ -81,10 +81,14 @@ class BaseConfig(Tracked):
         raise NotImplementedError
 
     @property
+    def longest_response(self) -> int:
+        """Longest response after the longest prompt of a benchmark, in tokens."""
+        return self.evaluation.max_response_tokens or self.data.response_room
+
+    @property
     def complete_tokens(self) -> int:
         """Number of tokens that a response may have after any prompt, in evaluation and in training."""
-        room = self.data.response_room
-        return min(room, self.evaluation.max_response_tokens or room)
+        return min(self.data.response_room, self.longest_response)
 
     @model_validator(mode="after")
     def _judge_can_be_paid(self) -> Self:

@@ -35,7 +35,7 @@ def run(job: Job[Benchmarks]) -> Summary:
     settings = job.settings
     summary: Summary = {}
     for name, fields in settings.fields.items():
-        scoring = settings.scoring.get(name, Scoring())
+        scoring = settings.scoring.get(name, PAPER)
         rows = read_benchmark(name, job.inputs[f"benchmark/{name}"], fields, scoring)
         if name in settings.topics:
             rows = select_topics(name, rows, settings.topics[name])

@@ -4,8 +4,8 @@ import json
 from collections.abc import Mapping, Sequence
 
 from minillm.data.rows import field_with_value
-from minillm.metrics.by_name import QUOTED
 from minillm.metrics.json_schema import Schema, check_schema, why_invalid
+from minillm.patterns import QUOTED
 
 SCHEMA_FIELDS = ("json_schema", "schema")
 """Fields that may hold the schema if the configuration names none."""

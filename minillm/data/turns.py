@@ -15,7 +15,7 @@ REFERENCE_FIELDS = ("references", "reference", "output", "response")
 
 @dataclass(frozen=True)
 class Turn:
-    """What is said before one answer of the model and after the one before it."""
+    """Messages between two answers of the model, and the references of the second answer."""
 
     said: tuple[Message, ...]
     """Messages; the last is the one to answer."""

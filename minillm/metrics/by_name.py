@@ -11,11 +11,10 @@ from minillm.errors import StageError
 from minillm.metrics.json_schema import json_schema
 from minillm.metrics.regex_group import regex_group
 from minillm.metrics.rouge import characters, exact_match, has_words, normalised, rouge_l, rouge_l_characters
+from minillm.patterns import QUOTED
 
 UNSEEN_SHARE = 0.01
 """Largest share of unseen references: every set has a few that are an emoji or a pair of brackets."""
-QUOTED = 40
-"""Most characters of a reference that a message quotes."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +24,7 @@ class NamedMetric:
     title: str
     """Name on pages."""
     definition: str
-    """What is measured, in a phrase that stands in brackets."""
+    """Phrase in brackets on pages, that says what is measured."""
     hub: str
     """Name of the nearest metric on the hub."""
     compare: Callable[..., float]

@@ -1,4 +1,4 @@
-"""What a regular expression finds in a response, against what it finds in its references."""
+"""Comparison of what a regular expression finds in a response and in its references."""
 
 from collections.abc import Sequence
 

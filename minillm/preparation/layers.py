@@ -12,7 +12,7 @@ from minillm.errors import StageError
 from minillm.models.causal_lm import load_model, model_directory
 from minillm.models.shared_tokenizer import named_end_tokens
 from minillm.preparation.model_checks import build_skeleton, explained, require_loadable
-from minillm.preparation.small_likeness import SPREADS, keep_layers, likeness
+from minillm.preparation.small_likeness import SPREADS, keep_layers, layer_lists, likeness
 from minillm.stages.base import Job, Summary
 from minillm.stages.reading import TakeLayers
 from minillm.words import short_count
@@ -90,11 +90,10 @@ def layer_list(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
     Raises:
         StageError: No list, or more than one, has as many modules as the configuration has layers.
     """
-    count = model.config.get_text_config().num_hidden_layers
-    lists = {name: module for name, module in model.named_modules() if isinstance(module, nn.ModuleList)}
-    outer = {name: module for name, module in lists.items() if not any(name.startswith(f"{other}.") for other in lists)}
-    found = [(name, module) for name, module in outer.items() if len(module) == count]
+    lists = layer_lists(model)  # those inside a layer, of experts for instance, are no layers
+    found = [(name, stack) for name, stack in lists.items() if not any(name.startswith(f"{of}.") for of in lists)]
     if len(found) != 1:
+        count = model.config.get_text_config().num_hidden_layers
         raise StageError(
             f"a {model.config.model_type} has {len(found)} lists of {count} layers, not one, so single layers cannot "
             "be taken; give student.model a `path`, `hub` or `architecture`"

@@ -49,7 +49,7 @@ def run(job: Job[Prepare]) -> Summary:
     settings = job.settings
     folders = {name: model_directory(job.inputs[name]) for name in _ready_made(settings)}
     job = job.model_copy(update={"inputs": {**job.inputs, **folders}})
-    ready_made = {name: require_loadable(name, job.inputs[name]) for name in _ready_made(settings)}
+    ready_made = {name: require_loadable(name, folder) for name, folder in folders.items()}
     tokenizer, owner = _tokenizer(job, settings)
     entries = entries_of(tokenizer)
     facts: dict[str, ModelFacts] = {}

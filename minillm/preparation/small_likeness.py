@@ -73,16 +73,22 @@ def layers_of_every_kind(skeleton: PreTrainedModel) -> int:
         skeleton: The model on the meta device.
     """
     count = skeleton.config.get_text_config().num_hidden_layers
-    stacks = [m for m in skeleton.modules() if isinstance(m, nn.ModuleList) and len(m) == count]
+    stacks = layer_lists(skeleton)
     if not stacks:
         return count
-    kinds = [_settings(layer) for layer in stacks[0]]
+    kinds = [_settings(layer) for layer in next(iter(stacks.values()))]
     names = set().union(*kinds)
     numbers = {name for name in names if _counts({i: kind[name] for i, kind in enumerate(kinds) if name in kind})}
     seen: dict[Any, int] = {}
     for number, kind in enumerate(kinds):
         seen.setdefault(tuple(sorted((n, str(v)) for n, v in kind.items() if n not in numbers)), number)
     return min(count, max(2, 1 + max(seen.values())))
+
+
+def layer_lists(model: PreTrainedModel) -> dict[str, nn.ModuleList]:
+    """Return the lists with as many modules as the model has layers, by name, outer ones before those inside them."""
+    count = model.config.get_text_config().num_hidden_layers
+    return {name: m for name, m in model.named_modules() if isinstance(m, nn.ModuleList) and len(m) == count}
 
 
 def _counts(values: dict[int, Any]) -> bool:
