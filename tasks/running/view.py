@@ -169,7 +169,7 @@ def _progress(row: BoardRow, width: int) -> Text:
     if collapsed := figures.pop(COLLAPSED, None):
         bar.append(f"  collapsed in round {collapsed:.0f}", "red")
     if width >= 72:  # those that do not fit are cut off
-        bar.append("".join(f"  {plain(name.removeprefix('train/'))} {value:.4g}" for name, value in figures.items()))
+        bar.append("".join(f"  {plain(name)} {value:.4g}" for name, value in figures.items()))
     return bar
 
 

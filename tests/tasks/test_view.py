@@ -42,7 +42,7 @@ def test_each_state_has_its_words():
         "log .minillm/logs/amber-fox.log",
         "prepare tokenizer  cached",
         "filter examples    done  0:01:01",
-        "train minillm      ━━━━━━━━━━━━━━━━  120/400  2.5/s  0:01:52 left  loss 3.211  valid/loss 3.4",
+        "train minillm      ━━━━━━━━━━━━━━━━  120/400  2.5/s  0:01:52 left  train/loss 3.211  valid/loss 3.4",
         "train sft          running  0:00:05  attempt 2",
         "train kd           failed  0:00:03  attempt 2  learning_rate 1e30 is too high",
         "teacher responses  skipped  no method has `text: teacher`",
@@ -53,7 +53,7 @@ def test_each_state_has_its_words():
 @pytest.mark.parametrize(
     ("width", "line"),
     [
-        (74, "train minillm  ━━━━━━━━  120/400  2.5/s  0:01:52 left  loss 3.211  valid/…"),
+        (79, "train minillm  ━━━━━━━━  120/400  2.5/s  0:01:52 left  train/loss 3.211  valid…"),
         (70, "train minillm  ━━━━━━━━  120/400  0:01:52 left"),
         (39, "train minillm  ━━━━━━  30 %  0:01:52"),
     ],
@@ -67,7 +67,7 @@ def test_a_training_that_has_collapsed_says_so_before_its_figures():
     figures = {"train/loss": 3.0, "train/student_entropy": 0.004, COLLAPSED: 7.0}
     fallen = row("train minillm", "running", reached=Reached(120, 400, figures, 2.5), began=1.0, attempt=1)
     assert words(live_lines(snapshot(fallen), 140, 20))[-1].endswith(
-        "0:01:52 left  collapsed in round 7  loss 3  student_entropy 0.004"
+        "0:01:52 left  collapsed in round 7  train/loss 3  train/student_entropy 0.004"
     )
     ended = row("train minillm", "done", note="training collapsed from round 7 on", seconds=2.0)
     assert (
@@ -141,7 +141,7 @@ def test_stopping_says_who_may_still_save_something():
     saving = row("train minillm", "saving", reached=HALFWAY, began=1.0)
     lines = words(live_lines(snapshot(saving, row("report"), stopping=True), 100, 20))
     assert lines[2] == "stopping, and saving what there is of train minillm, for 30 s at most"
-    assert lines[3] == "train minillm  ━━━━━━━━━━━━━━━━  120/400  2.5/s  saving  loss 3.211  valid/loss 3.4"
+    assert lines[3] == "train minillm  ━━━━━━━━━━━━━━━━  120/400  2.5/s  saving  train/loss 3.211  valid/loss 3.4"
     stopped = row("train minillm", "stopped", reached=HALFWAY, began=1.0, seconds=4.0, note="the flow was cancelled")
     end = words(final_lines(snapshot(stopped, stopping=True), 100))
     assert end[2] == "train minillm  stopped  120/400  0:00:04"
