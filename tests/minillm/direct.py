@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from deepspeed.utils import groups
 
 from minillm.config import Runtime, Template
 from minillm.data.text_template import TextTemplate
 from minillm.stages.base import Job, Stage
 from minillm.stages.measuring import Generate
 from minillm.stages.reading import EncodedPrompts
+from minillm.worker.processes import process_group
 
 ROOT = Path(__file__).parents[2]
 PLAIN: dict[str, Any] = {"with_context": "{instruction}|{context}>", "without_context": "{instruction}>"}
@@ -59,6 +61,16 @@ def alone() -> Iterator[None]:
         for name, value in facts.items():
             patch.setenv(name, value)
         yield
+
+
+@contextmanager
+def group_of_one() -> Iterator[None]:
+    """Be in a process group alone. DeepSpeed keeps the first that it sees, so it is made to forget each at its end."""
+    with alone(), process_group():
+        try:
+            yield
+        finally:
+            groups._release_process_group_references(None)
 
 
 def write_lines(path: Path, values: Iterable[object]) -> Path:

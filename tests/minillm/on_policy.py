@@ -5,7 +5,6 @@ from contextlib import contextmanager
 from typing import Any
 
 import pandas as pd
-from deepspeed.utils import groups
 from transformers import PreTrainedModel
 
 from minillm.config import Method, Runtime
@@ -13,8 +12,7 @@ from minillm.models.output_head import HeadedModel
 from minillm.training.engine import make_engine
 from minillm.training.feeds import Models
 from minillm.training.on_policy import Rollouts
-from minillm.worker.processes import process_group
-from tests.minillm.direct import alone
+from tests.minillm.direct import group_of_one
 
 
 @contextmanager
@@ -41,7 +39,7 @@ def rollout_feed(
     )
     assert method.policy is not None
     limits = Runtime(**{"micro_batch_size": 4, "generation_batch_size": 16, **(runtime or {})})
-    with alone(), process_group(), deepspeed_forgets():
+    with group_of_one():
         engine = make_engine(HeadedModel(student, vocabulary), method.training, 1, limits)
         yield Rollouts(
             models=Models(engine, teacher.eval().requires_grad_(False), vocabulary, (0,)),
@@ -53,12 +51,3 @@ def rollout_feed(
             generation_batch_size=limits.generation_batch_size,
             seed=1,
         )
-
-
-@contextmanager
-def deepspeed_forgets() -> Iterator[None]:
-    """Make DeepSpeed forget its process group: it keeps the first one, which the next test no longer has."""
-    try:
-        yield
-    finally:
-        groups._release_process_group_references(None)

@@ -15,10 +15,8 @@ from minillm.models.output_head import HeadedModel
 from minillm.objectives.losses import fixed_text_loss
 from minillm.objectives.vocabulary import head_loss
 from minillm.training.engine import gathered_weights, make_engine, take_step
-from minillm.worker.processes import process_group
-from tests.minillm.direct import alone
+from tests.minillm.direct import group_of_one
 from tests.minillm.models_in_small import ARCHITECTURES
-from tests.minillm.on_policy import deepspeed_forgets
 
 VOCABULARY, STEPS = 23, 3
 BATCHES = [make_batch([[1 + n, 2], [3]], [[4, 5 + n, 0], [6 + n, 7]]) for n in range(2 * STEPS)]
@@ -43,7 +41,7 @@ def trained(sharing: dict[str, Any], precision: str) -> tuple[dict[str, Any], di
     """Train a few steps; return master weights, the model's weights, and the learning rate of each step."""
     training = TRAINING.model_copy(update={"precision": precision})
     model = HeadedModel(small(getattr(torch, precision)), VOCABULARY)
-    with alone(), process_group(), deepspeed_forgets():
+    with group_of_one():
         engine = make_engine(model, training, STEPS, Runtime.model_validate({**sharing, "micro_batch_size": 2}))
         engine.train()
         rates = []

@@ -6,8 +6,7 @@ import torch
 
 from minillm.errors import StageError
 from minillm.evaluation.likelihood import likelihoods
-from minillm.worker.processes import process_group
-from tests.minillm.direct import alone
+from tests.minillm.direct import group_of_one
 from tests.minillm.models_in_small import ARCHITECTURES, small_model
 
 VOCABULARY = 101
@@ -15,7 +14,7 @@ VOCABULARY = 101
 
 @pytest.fixture(autouse=True)
 def group():
-    with alone(), process_group():
+    with group_of_one():
         yield
 
 

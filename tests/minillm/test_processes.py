@@ -16,8 +16,7 @@ from minillm.errors import BAD_INPUT
 from minillm.models.output_head import HeadedModel
 from minillm.stages.training import Train
 from minillm.training.engine import make_engine
-from minillm.worker.processes import process_group
-from tests.minillm.direct import alone as alone_here
+from tests.minillm.direct import group_of_one
 from tests.minillm.jobs import run_worker, worker_command, worker_environment, write_job
 from tests.minillm.models_in_small import ARCHITECTURES
 from tests.minillm.trainings import checkpoint_steps, method, settings, text_inputs, weights, without_dropout
@@ -78,7 +77,7 @@ def test_an_optimizer_in_the_memory_of_the_cpu_takes_the_same_steps(zero_stage, 
 
 def test_engines_hold_their_optimizers_where_they_are_told_to():
     held = {}
-    with alone_here(), process_group():  # one group for all: DeepSpeed keeps the first that it sees
+    with group_of_one():
         for zero_stage, wanted in itertools.product((1, 2, 3), (False, True)):
             model = GPT2LMHeadModel(GPT2Config(**ARCHITECTURES["gpt2"], vocab_size=16))
             runtime = Runtime(zero_stage=zero_stage, offload_optimizer=wanted)
