@@ -31,7 +31,8 @@ def main() -> None:
     results, left_out = [], []
     with tempfile.TemporaryDirectory() as folder:
         lengths = write_lengths(Path(folder) / "lengths.json", 4 if options.tiny else options.prompts)
-        for comparison in comparisons(lengths, tuple(options.dtypes)):
+        rows = write_lengths(Path(folder) / "rows.json", 4 if options.tiny else 500)
+        for comparison in comparisons(lengths, rows, tuple(options.dtypes)):
             if options.only not in comparison.name:
                 continue
             result = measure(comparison, options.steps, options.tiny)

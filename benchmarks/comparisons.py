@@ -44,6 +44,8 @@ STEP = {
 }
 """Settings of a step: student of 4 layers × 128, teacher of 6 × 256, 16 prompts of 64 tokens, 128 new tokens each."""
 GENERATION = {"student": [256, 4], "vocabulary": 50257, "batch_size": 32, "dtype": "float32", "threads": 2}
+TEXT = {"student": [256, 8], "vocabulary": 8192, "batch_size": 64, "threads": 1}
+"""Settings of fine-tuning in micro-batches of rows or of tokens."""
 HEAD = {"width": 768, "teacher_width": 1024, "tokens": 512, "vocabulary": 50257, "dtype": "float32", "threads": 1}
 TINY = {
     "student": [32, 1],
@@ -55,11 +57,12 @@ TINY = {
 }
 
 
-def comparisons(lengths: Path, dtypes: tuple[str, ...] = ("float32", "bfloat16")) -> list[Comparison]:
+def comparisons(lengths: Path, rows: Path, dtypes: tuple[str, ...] = ("float32", "bfloat16")) -> list[Comparison]:
     """Return all comparisons, in each precision.
 
     Args:
         lengths: JSON file of [prompt tokens, response tokens] for the generation.
+        rows: The same for fine-tuning.
         dtypes: Precisions to compare in, always the same for both sides.
     """
     found = []
@@ -68,6 +71,7 @@ def comparisons(lengths: Path, dtypes: tuple[str, ...] = ("float32", "bfloat16")
         small, mixed = {**step, "vocabulary": 8192}, {**step, "teacher_mix": 0.2}
         reference, single_step = {**mixed, "inner_epochs": 4}, {**step, "credit": "none"}
         head = {**HEAD, "dtype": dtype}
+        text = {**TEXT, "dtype": dtype, "lengths": str(rows)}
         generation = {**GENERATION, "dtype": dtype, "lengths": str(lengths)}
         found += [
             Comparison(
@@ -87,6 +91,13 @@ def comparisons(lengths: Path, dtypes: tuple[str, ...] = ("float32", "bfloat16")
                 ("generation", {**generation, "by": "engine"}),
                 ("generation", {**generation, "by": "generate"}),
                 3,
+            ),
+            Comparison(
+                f"micro-batches of 8 rows, ours of 2,048 tokens, {dtype}",
+                ("text_step", {**text, "micro_batch_tokens": 2048}),
+                ("text_step", {**text, "micro_batch_size": 8}),
+                0.9,
+                1.2,
             ),
             *(
                 Comparison(

@@ -11,8 +11,9 @@ from transformers import PreTrainedModel
 from benchmarks.contenders.models import prompts, student_and_teacher
 from benchmarks.protocol import serve
 from minillm.config import Method, Policy, Runtime, Training
+from minillm.models.batches import Limit
 from minillm.models.output_head import HeadedModel
-from minillm.training.engine import make_engine, take_step
+from minillm.training.engine import in_turn, make_engine, take_step
 from minillm.training.feeds import Models
 from minillm.training.on_policy import Rollouts
 from minillm.worker.processes import process_group
@@ -22,7 +23,7 @@ def make_step(settings: dict[str, Any]) -> Callable[[], dict[str, float]]:
     """Return the step: one round of rollouts and its inner epochs."""
     student, teacher = student_and_teacher(settings)
     rows = settings["batch_size"]
-    micro = settings.get("micro_batch_size", rows)
+    limit = Limit(rows=settings.get("micro_batch_size", rows))
     policy = Policy(
         teacher_mix=settings["teacher_mix"],
         rollouts=rows,
@@ -34,8 +35,7 @@ def make_step(settings: dict[str, Any]) -> Callable[[], dict[str, float]]:
         learning_rate=1e-5, batch_size=rows, steps=10**6, evaluate_every=10**6, precision=settings["dtype"]
     )
     method = Method(text="rollouts", divergence="reverse_kl", policy=policy, training=training)
-    runtime = Runtime(micro_batch_size=micro, generation_batch_size=rows)
-    engine = make_engine(HeadedModel(student, settings["vocabulary"]), training, 10**6, runtime)
+    engine = make_engine(HeadedModel(student, settings["vocabulary"]), training, 10**6, Runtime())
     asked = prompts(settings)
     examples = pd.DataFrame({"prompt_ids": asked, "response_ids": [[0] * settings["new_tokens"]] * len(asked)})
     models = Models(engine, teacher, settings["vocabulary"], ())
@@ -46,11 +46,11 @@ def make_step(settings: dict[str, Any]) -> Callable[[], dict[str, float]]:
 
     def step() -> dict[str, float]:
         for number in itertools.islice(steps, policy.inner_epochs):
-            feed.prepare(number, micro)
+            feed.prepare(number, limit)
             engine.train()
-            for losses in feed.losses(number, micro):
+            for losses in in_turn(engine, feed.losses(number, limit)):
                 engine.backward(losses["loss"])
-                take_step(engine)
+            take_step(engine)
         return {"state_gib": state}
 
     return step

@@ -16,6 +16,7 @@ from minillm.evaluation.reliability import binned, reliability
 from minillm.evaluation.responses import read_rows
 from minillm.evaluation.uncertainty import estimate
 from minillm.files import write_json, write_json_lines
+from minillm.models.batches import Limit
 from minillm.models.causal_lm import DTYPES, load_model
 from minillm.models.shared_tokenizer import load_shared_tokenizer
 from minillm.stages.base import Job, Summary
@@ -45,7 +46,7 @@ def _ask(job: Job[Calibration], settings: Calibration) -> None:
         target = job.output / f"{name}.jsonl"
         if not target.exists():
             found = likelihoods(
-                model, vocabulary, pairs, job.runtime.micro_batch_size, lambda n, before=done: progress.log(before + n)
+                model, vocabulary, pairs, Limit.of(job.runtime), lambda n, before=done: progress.log(before + n)
             )
             if rank() == 0:
                 lines = judge(rows, [float(likelihood.log_prob.sum()) for likelihood in found])

@@ -20,7 +20,7 @@ from minillm.data.rows import evenly
 from minillm.durable import write_atomically
 from minillm.errors import StageError
 from minillm.evaluation.uncertainty import interval
-from minillm.models.batches import make_batch
+from minillm.models.batches import Limit, groups, lengths_of, make_batch
 from minillm.models.causal_lm import DTYPES, load_model
 from minillm.models.output_head import output_head, response_hidden
 from minillm.models.shared_tokenizer import load_shared_tokenizer
@@ -57,7 +57,7 @@ def run(job: Job[Exposure]) -> Summary:
             vocabulary,
             mine["prompt_ids"].tolist(),
             mine["response_ids"].tolist(),
-            job.runtime.micro_batch_size,
+            Limit.of(job.runtime),
             lambda done: progress.log(min(done * world_size(), len(texts))),
         )
     )
@@ -112,7 +112,7 @@ def token_divergences(
     vocabulary: int,
     prompts: Sequence[Sequence[int]],
     responses: Sequence[Sequence[int]],
-    batch_size: int,
+    limit: Limit,
     report: Callable[[int], None] = lambda done: None,
 ) -> list[NDArray[np.float64]]:
     """Return k_t at every token of each response: KL[p ‖ q] of the next-token distributions there.
@@ -123,7 +123,7 @@ def token_divergences(
         vocabulary: Entries of the tokenizer; further rows of the models are padding.
         prompts: Token ids.
         responses: Token ids, end tokens included.
-        batch_size: Responses in one forward pass.
+        limit: Most of one forward pass.
         report: Called with the number of finished responses.
 
     Returns:
@@ -132,8 +132,7 @@ def token_divergences(
     # Prompts are padded on the left and responses on the right, so both lengths should be alike within a batch.
     order = sorted(range(len(prompts)), key=lambda i: (len(responses[i]) // ALIKE, len(prompts[i])), reverse=True)
     found: dict[int, NDArray[np.float64]] = {}
-    for start in range(0, len(prompts), batch_size):
-        rows = order[start : start + batch_size]
+    for rows in groups(order, lengths_of(prompts, responses), limit, processes=1):
         batch = make_batch([prompts[i] for i in rows], [responses[i] for i in rows]).to(student.device)
         _, terms = head_loss(
             response_hidden(student, batch),  # (N, H), N the real response tokens of the batch

@@ -23,6 +23,7 @@ from minillm.evaluation.likelihood import Likelihood, Pair, likelihoods
 from minillm.evaluation.reliability import binned, reliability
 from minillm.evaluation.uncertainty import ratio_of_sums
 from minillm.files import read_json, write_json
+from minillm.models.batches import Limit
 from minillm.models.causal_lm import DTYPES, load_model
 from minillm.models.shared_tokenizer import SharedTokenizer, load_shared_tokenizer
 from minillm.stages.base import Job, Summary
@@ -67,7 +68,7 @@ def _score(job: Job[HeldOut], settings: HeldOut) -> dict[str, dict[str, Any]]:
             model,
             shared.entries,
             text_set.pairs,
-            job.runtime.micro_batch_size,
+            Limit.of(job.runtime),
             lambda ready, before=done: progress.log(before + ready),
         )
         if rank() == 0:

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
 from minillm.errors import StageError
-from minillm.models.batches import make_batch, micro_batches
+from minillm.models.batches import Limit, lengths_of, make_batch, micro_batches
 from minillm.models.output_head import output_head, response_hidden
 from minillm.objectives.vocabulary import likeliest_log_probs
 from minillm.worker.processes import gather_lists, world_size
@@ -42,7 +42,7 @@ def likelihoods(
     model: PreTrainedModel,
     vocabulary: int,
     pairs: Sequence[Pair],
-    micro_batch_size: int,
+    limit: Limit,
     report: Callable[[int], None] = lambda done: None,
 ) -> list[Likelihood]:
     """Compute the likelihood of every response, in the order given; the processes of the group share the work.
@@ -51,15 +51,14 @@ def likelihoods(
         model: Model in evaluation mode, on the device to compute on.
         vocabulary: Entries of the tokenizer.
         pairs: Prompts and responses, at least one pair.
-        micro_batch_size: Most pairs of one forward pass.
+        limit: Most of one forward pass.
         report: Called with the number of pairs done by all processes together.
 
     Raises:
         StageError: Some log-probabilities are not numbers, so nothing can be measured with them.
     """
-    lengths = [len(prompt) + len(response) for prompt, response in pairs]
     mine: list[tuple[int, Likelihood]] = []
-    for rows in micro_batches(range(len(pairs)), lengths, micro_batch_size):
+    for rows in filter(None, micro_batches(range(len(pairs)), lengths_of(*zip(*pairs, strict=True)), limit)):
         mine += zip(rows, _of_batch(model, vocabulary, [pairs[row] for row in rows]), strict=True)
         report(min(len(mine) * world_size(), len(pairs)))
     found = [likelihood for _, likelihood in sorted(gather_lists(mine), key=lambda row: row[0])]

@@ -1,12 +1,14 @@
 """Prompt and response token lists as padded tensors."""
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from minillm.config import Runtime
 from minillm.streams import Purpose, generator, stream
 from minillm.worker.processes import rank, world_size
 
@@ -56,18 +58,63 @@ def make_batch(prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[in
     return Batch(tokens, mask, prompt_width)
 
 
-def micro_batches(rows: Sequence[int], lengths: Sequence[int], size: int) -> Iterator[list[int]]:
-    """Yield this process's share of a global mini-batch, in micro-batches of similar length to save padding.
+@dataclass(frozen=True)
+class Limit:
+    """Most that a process runs in one pass: so many rows, or so many tokens with their padding. One row always fits."""
+
+    rows: int | None = None
+    tokens: int | None = None
+
+    @classmethod
+    def of(cls, runtime: Runtime) -> "Limit":
+        """Return the configured limit."""
+        return cls(runtime.micro_batch_size, runtime.micro_batch_tokens)
+
+    def holds(self, rows: int, width: int) -> bool:
+        """Tell if so many rows, padded to a width in tokens, are within the limit."""
+        return rows <= 1 or ((self.rows is None or rows <= self.rows) and rows * width <= (self.tokens or math.inf))
+
+
+Lengths = Mapping[int, tuple[int, int]] | Sequence[tuple[int, int]]
+"""Tokens of prompt and response by row."""
+
+
+def lengths_of(prompts: Iterable[Sequence[int]], responses: Iterable[Sequence[int]]) -> list[tuple[int, int]]:
+    """Return the tokens of each prompt and response."""
+    return [(len(prompt), len(response)) for prompt, response in zip(prompts, responses, strict=True)]
+
+
+def micro_batches(rows: Sequence[int], lengths: Lengths, limit: Limit) -> list[list[int]]:
+    """Divide this process's share of a global mini-batch into micro-batches of similar length, to save padding.
+
+    Every process gets as many micro-batches as the others, as ZeRO needs. The last may be empty where the rows cannot
+    be divided among the processes.
 
     Args:
         rows: Row numbers of the mini-batch.
-        lengths: Tokens of each of these rows.
-        size: Most rows of a micro-batch.
+        lengths: Lengths of these rows.
+        limit: Most of a micro-batch.
     """
-    ordered = [row for _, row in sorted(zip(lengths, rows, strict=True), key=lambda pair: pair[0])]
-    mine = ordered[rank() :: world_size()]  # every process gets short and long rows
-    for start in range(0, len(mine), size):
-        yield mine[start : start + size]
+    ordered = sorted(rows, key=lambda row: sum(lengths[row]))
+    # Every process gets short and long rows.
+    return [group[rank() :: world_size()] for group in groups(ordered, lengths, limit, world_size())]
+
+
+def groups(ordered: Sequence[int], lengths: Lengths, limit: Limit, processes: int) -> Iterator[list[int]]:
+    """Divide rows, in their order, into groups that are within a limit once dealt to so many processes."""
+    group: list[int] = []
+    prompt = response = 0
+    for start in range(0, len(ordered), processes):
+        dealt = ordered[start : start + processes]  # a row for each process
+        wide = [max(lengths[row][side] for row in dealt) for side in (0, 1)]
+        wider = max(prompt, wide[0]), max(response, wide[1])
+        if group and not limit.holds(len(group) // processes + 1, sum(wider)):
+            yield group
+            group, wider = [], (wide[0], wide[1])
+        group += dealt
+        prompt, response = wider
+    if group:
+        yield group
 
 
 def shuffled_slice(count: int, purpose: Purpose, seed: int, start: int, number: int) -> list[int]:

@@ -108,7 +108,7 @@ class Speeds:
         mine = sequences / self.runtime.processes
         operations = forward_operations(self.models[name], mine, self.amounts.prompt, self.amounts.response)
         line = Line(**self.measured["models"][f"{name}.{precision}"]["scoring"])
-        return line.at(Effort(mine / self.runtime.micro_batch_size, operations))
+        return line.at(Effort(mine / self.runtime.rows_at_once(self.amounts.sequence), operations))
 
 
 def mean_speed(measured: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -25,7 +25,7 @@ KNOBS = {
     "gradients": "set runtime.zero_stage: 2 or more and more runtime.processes, or training.lora",
     "optimizer": "set runtime.zero_stage: 1 or more, more runtime.processes or offload_optimizer, or training.lora",
     "teacher": "take a smaller teacher, or training.precision: bfloat16",
-    "activations": "lower runtime.micro_batch_size, or set training.gradient_checkpointing",
+    "activations": "lower runtime.micro_batch_size or micro_batch_tokens, or set training.gradient_checkpointing",
     "caches": "lower runtime.generation_batch_size",
     "rollouts": "lower policy.rollouts",
 }
@@ -68,7 +68,7 @@ def training_memory(
     training, policy = method.training, method.policy
     value, trained = WEIGHT[training.precision], trained_parameters(student, method)
     shards = [runtime.processes if runtime.zero_stage_in(training.precision) >= stage else 1 for stage in (1, 2, 3)]
-    tokens = min(runtime.micro_batch_size, -(-training.batch_size // runtime.processes)) * max_tokens
+    tokens = min(runtime.tokens_at_once(max_tokens), -(-training.batch_size // runtime.processes) * max_tokens)
     offloaded = runtime.offload_optimizer and torch.cuda.is_available()  # into memory that is not counted here
     layers = 1 if training.gradient_checkpointing else student.layers
     saved = (
@@ -113,7 +113,7 @@ def generation_memory(model: ModelFacts, precision: str, runtime: Runtime, rows:
 
 def scoring_memory(models: list[ModelFacts], precision: str, runtime: Runtime, max_tokens: int) -> Memory:
     """Memory of running models over given text."""
-    value, tokens = WEIGHT[precision], runtime.micro_batch_size * max_tokens
+    value, tokens = WEIGHT[precision], runtime.tokens_at_once(max_tokens)
     widest = max(model.width for model in models)
     chunk = min(CHUNK_ENTRIES, tokens * models[0].tokenizer_entries)
     return Memory(

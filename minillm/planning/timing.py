@@ -21,6 +21,7 @@ from minillm.generation.drawing import Decoding
 from minillm.generation.sampling import Sampler
 from minillm.generation.slots import Request
 from minillm.metrics.rouge import rouge_l
+from minillm.models.batches import Limit
 from minillm.models.causal_lm import DTYPES, build_model, load_model
 from minillm.models.shared_tokenizer import load_shared_tokenizer
 from minillm.planning.clock import agreed, synchronize, timed
@@ -111,7 +112,7 @@ class Measurement:
 
         def score(size: Size) -> None:
             pairs = [(self.text(size.prompt), self.text(size.response))] * (size.rows * world_size())
-            likelihoods(model, self.shared.entries, pairs, size.rows)
+            likelihoods(model, self.shared.entries, pairs, Limit(rows=size.rows))
 
         def generate(size: Size) -> None:
             requests = [
@@ -126,7 +127,7 @@ class Measurement:
             return Effort(size.response, scored(size).operations)
 
         rows = min(settings.responses, self.runtime.generation_batch_size)
-        micro = Size(self.runtime.micro_batch_size, self.prompt, self.response)
+        micro = Size(self.runtime.rows_at_once(self.prompt + self.response), self.prompt, self.response)
         batch = Size(rows, self.prompt, self.response)
         label, key = f"{name} in {precision}", (name, precision)
         return {

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from minillm.models.batches import Limit
 from minillm.models.lora import add_adapters
 from minillm.models.output_head import HeadedModel
 from minillm.planning.clock import agreed, timed
@@ -18,7 +19,7 @@ from minillm.planning.extrapolation import Effort, Size
 from minillm.planning.micro_batches import MicroBatch, mean_longest, mean_micro_batch
 from minillm.planning.work import forward_operations, trained_model
 from minillm.stages.training import Train
-from minillm.training.engine import make_engine, micro_batch_size, take_step
+from minillm.training.engine import make_engine, take_step
 from minillm.training.feeds import Feed, Models
 from minillm.training.fixed_text import FixedText
 from minillm.training.on_policy import Rollouts
@@ -34,8 +35,6 @@ CPU_WRITES, DEVICE_WRITES = 5e8, 2e10
 """Bytes per second at which an engine is expected to be made."""
 UPDATES = 3
 """Optimizer steps timed with each engine; the first one makes the optimizer's state."""
-ACCUMULATED = 1 << 20
-"""Micro-batches that an engine would wait for by itself."""
 
 
 class Trainings:
@@ -58,11 +57,10 @@ class Trainings:
         """Time micro-batches and optimizer steps; the effort of a whole step is to be looked up on their line."""
         name, method = trained_model(train), train.method
         training, policy = method.training, method.policy
-        rows = micro_batch_size(training.batch_size, self.measurement.runtime.micro_batch_size)
-        micro = mean_micro_batch(
-            self.measurement.prompts, self.measurement.responses, training.batch_size, rows, world_size()
-        )
-        step = self._micro_effort(train, rows, micro.prompt, micro.response, micro.tokens).times(micro.count)
+        lengths = (self.measurement.prompts, self.measurement.responses)
+        limit = Limit.of(self.measurement.runtime)
+        micro = mean_micro_batch(*lengths, training.batch_size, limit, world_size())
+        step = self._micro_effort(train, micro.rows, micro.prompt, micro.response, micro.tokens).times(micro.count)
         if policy is not None and policy.plain_text_coefficient:
             blocks = (policy.plain_text_batch_size or training.batch_size) / world_size()
             block = forward_operations(self.measurement.facts[name], blocks, 1, train.max_tokens - 1)
@@ -103,19 +101,18 @@ class Trainings:
             self.engine.train()
 
             def backward(size: Size) -> None:
-                losses = next(iter(feed.losses(0, size.rows)))
-                self.engine.backward(losses["loss"])
+                (compute,) = feed.losses(0, Limit())
+                self.engine.backward(compute()["loss"])
 
             seconds = timed(backward)(size)
-            update = timed(lambda _: take_step(self.engine))(size)
             if updating:
-                self.update_seconds.append(update)
+                self.update_seconds.append(timed(lambda _: take_step(self.engine))(size))
             return seconds
 
         def effort(size: Size) -> Effort:
             return self._micro_effort(train, size.rows, size.prompt, size.response, size.response)
 
-        real = Size(micro.rows, round(micro.prompt), round(micro.response))
+        real = Size(round(micro.rows), round(micro.prompt), round(micro.response))
         line = self.measurement.line(label, real, effort, one_micro_batch, (name, precision))
         later = self.update_seconds[1:] or self.update_seconds
         update = statistics.fmean(later) if later else 0.0
@@ -134,10 +131,7 @@ class Trainings:
         return (name, training.precision, training.lora, training.gradient_checkpointing)
 
     def _make_engine(self, train: Train, name: str) -> None:
-        """Put a copy of a model into an engine, unless the one at hand is alike.
-
-        It accumulates gradients until it is told to step, so that micro-batches are timed without optimizer steps.
-        """
+        """Put a copy of a model into an engine, unless the one at hand is alike."""
         kind, training = self._engine_kind(train, name), train.method.training
         if kind == self.engine_kind:
             return
@@ -149,9 +143,8 @@ class Trainings:
             add_adapters(model, training.lora)
         if training.gradient_checkpointing:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        accumulated = training.model_copy(update={"batch_size": world_size() * ACCUMULATED})
-        runtime = self.measurement.runtime.model_copy(update={"micro_batch_size": 1})
-        self.engine = make_engine(HeadedModel(model, self.measurement.shared.entries), accumulated, 10**6, runtime)
+        headed = HeadedModel(model, self.measurement.shared.entries)
+        self.engine = make_engine(headed, training, 10**6, self.measurement.runtime)
         self.engine_seconds = time.monotonic() - began
 
     def _feed(self, train: Train, models: Models, size: Size) -> Feed:

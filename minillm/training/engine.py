@@ -2,11 +2,12 @@
 
 import contextlib
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import deepspeed
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from minillm.config import Runtime, Training
@@ -17,34 +18,26 @@ from minillm.worker.processes import world_size
 deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
 
-def micro_batch_size(batch_size: int, largest: int) -> int:
-    """Return the rows of one forward pass: the largest divisor of a process's share that is at most `largest`.
-
-    The configuration guarantees that a batch can be divided among the processes.
-    """
-    share = batch_size // world_size()
-    return max(size for size in range(1, min(share, largest) + 1) if share % size == 0)
-
-
 def make_engine(
     model: HeadedModel, training: Training, total_steps: int, runtime: Runtime, universal: bool = False
 ) -> Any:
     """Wrap a model in a DeepSpeed engine with AdamW, its schedule, clipping and ZeRO.
 
+    Micro-batches go through `in_turn`, as their number varies where they hold so many tokens; no loss is divided by it.
+
     Args:
         model: Model in the dtype of `training.precision`.
         training: Hyper-parameters; the batch size is global.
         total_steps: Optimizer steps of the whole run, at which the cosine ends.
-        runtime: Micro-batch size and ZeRO stage.
+        runtime: ZeRO stage.
         universal: Prepare to load a checkpoint in DeepSpeed's universal form.
     """
-    micro = micro_batch_size(training.batch_size, runtime.micro_batch_size)
     zero: dict[str, Any] = {"stage": runtime.zero_stage_in(training.precision)}
     if runtime.offload_optimizer:
         zero["offload_optimizer"] = {"device": "cpu"}
     config = {
         "train_batch_size": training.batch_size,
-        "train_micro_batch_size_per_gpu": micro,
+        "train_micro_batch_size_per_gpu": training.batch_size // world_size(),
         "gradient_clipping": training.gradient_clip,
         "zero_optimization": zero,
         "bf16": {"enabled": training.precision == "bfloat16"},
@@ -58,14 +51,18 @@ def make_engine(
     return engine
 
 
+def in_turn(engine: Any, micro_batches: Sequence[Callable[[], dict[str, Tensor]]]) -> Iterator[dict[str, Tensor]]:
+    """Compute the losses of a step's micro-batches one by one; the engine is told which is the last."""
+    for number, compute in enumerate(micro_batches, start=1):
+        engine.set_gradient_accumulation_boundary(number == len(micro_batches))
+        yield compute()
+
+
 def take_step(engine: Any) -> float:
-    """Step the engine; return the global gradient norm before clipping, or 0 while gradients still accumulate.
+    """Step the engine behind the last micro-batch; return the global gradient norm before clipping.
 
     DeepSpeed keeps no norm of plain float32 gradients, so it is measured here.
     """
-    if not engine.is_gradient_accumulation_boundary():
-        engine.step()
-        return 0.0
     gradients = [p.grad for p in engine.module.parameters() if p.grad is not None]
     norm = torch.nn.utils.get_total_norm(gradients)
     engine.step()

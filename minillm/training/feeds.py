@@ -4,7 +4,7 @@ For a step number, a feed chooses the global mini-batch and turns this process's
 the current round of rollouts is a pure function of seed and step, so a resumed run continues the same stream.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from minillm.models.batches import Batch
+from minillm.models.batches import Batch, Limit
 from minillm.models.output_head import output_head, response_hidden
 from minillm.objectives.terms import Teacher
 
@@ -35,12 +35,12 @@ class Models:
 class Feed(Protocol):
     """Interface between the trainer and a source of text; by default nothing is prepared and no state kept."""
 
-    def prepare(self, step: int, micro_batch_size: int) -> dict[str, float]:
+    def prepare(self, step: int, limit: Limit) -> dict[str, float]:
         """Prepare the step on every process, for instance sample a new round; return metrics of what is new."""
         return {}
 
-    def losses(self, step: int, micro_batch_size: int) -> Iterator[Losses]:
-        """Yield the losses of this process's micro-batches of the step, with gradient."""
+    def losses(self, step: int, limit: Limit) -> list[Callable[[], Losses]]:
+        """Return what computes the losses of each of this process's micro-batches of the step, with gradient."""
         ...
 
     def describe(self, step: int) -> str:

@@ -1,13 +1,14 @@
 """Training on fixed text, the data set's or the teacher's: SFT, KD and SeqKD (method.md §5)."""
 
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import pandas as pd
 from torch import Tensor
 
 from minillm.config import Method
-from minillm.models.batches import Batch, make_batch, micro_batches, shuffled_slice
+from minillm.models.batches import Batch, Limit, lengths_of, make_batch, micro_batches, shuffled_slice
 from minillm.models.output_head import OutputHead
 from minillm.objectives.divergences import Functional, functional
 from minillm.objectives.losses import fixed_text_loss
@@ -52,22 +53,23 @@ class FixedText(Feed):
     """Columns prompt_ids and response_ids, token id lists."""
     seed: int
 
-    def losses(self, step: int, micro_batch_size: int) -> Iterator[Losses]:
-        """Yield micro-batches' shares of the mean loss per response token of the global mini-batch."""
+    def losses(self, step: int, limit: Limit) -> list[Callable[[], Losses]]:
+        """Return the micro-batches' shares of the mean loss per response token of the global mini-batch."""
         rows = self._rows(step)
-        prompt_tokens, response_tokens = (
-            self.examples[column].iloc[rows].map(len).tolist() for column in ("prompt_ids", "response_ids")
-        )
-        lengths = [p + r for p, r in zip(prompt_tokens, response_tokens, strict=True)]
-        tokens = sum(response_tokens)
-        method = self.method
+        part = self.examples.iloc[rows]
+        lengths = dict(zip(rows, lengths_of(part["prompt_ids"], part["response_ids"]), strict=True))
+        tokens = sum(response for _, response in lengths_of(part["prompt_ids"], part["response_ids"]))
+        micros = micro_batches(rows, lengths, limit)
+        return [functools.partial(self._losses, chosen, tokens) for chosen in micros]
+
+    def _losses(self, rows: list[int], tokens: int) -> Losses:
+        """Return the loss of some rows as a share of the mean over the `tokens` of the global mini-batch."""
+        method, part = self.method, self.examples.iloc[rows]
+        batch = make_batch(part["prompt_ids"].tolist(), part["response_ids"].tolist())
         plain = method.divergence == "cross_entropy"
         divergence = None if plain else functional(method.divergence, skew=method.skew, beta=method.beta)
         weight = 0.0 if plain else method.divergence_weight
-        for chosen in micro_batches(rows, lengths, micro_batch_size):
-            part = self.examples.iloc[chosen]
-            batch = make_batch(part["prompt_ids"].tolist(), part["response_ids"].tolist())
-            yield text_losses(self.models, batch.to(self.models.student.device), tokens, divergence, weight)
+        return text_losses(self.models, batch.to(self.models.student.device), tokens, divergence, weight)
 
     def _rows(self, step: int) -> list[int]:
         size = self.method.training.batch_size

@@ -1,6 +1,7 @@
 """Training on rollouts of the student mixed with its teacher: MiniLLM and its special cases (paper Algorithm 1)."""
 
-from collections.abc import Iterator, Sequence
+import functools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,7 +14,7 @@ from minillm.config import Method, Policy
 from minillm.data.plain_text import PlainText
 from minillm.generation.rollouts import RolloutSampler, drawn_by_teacher
 from minillm.generation.slots import Request, Response
-from minillm.models.batches import Batch, make_batch, micro_batches, shuffled_slice
+from minillm.models.batches import Batch, Lengths, Limit, lengths_of, make_batch, micro_batches, shuffled_slice
 from minillm.models.output_head import OutputHead, output_head, response_hidden
 from minillm.objectives.agreement import agreement
 from minillm.objectives.divergences import forward_kl, functional
@@ -45,7 +46,7 @@ class Rollouts(Feed):
     seed: int
     round: Round | None = field(default=None, init=False)
 
-    def prepare(self, step: int, micro_batch_size: int) -> dict[str, float]:
+    def prepare(self, step: int, limit: Limit) -> dict[str, float]:
         """Sample and score the step's round, unless it is the current one; return the metrics of a new round."""
         index = step // self.steps_per_round
         if self.round is not None and self.round.index == index:
@@ -55,31 +56,44 @@ class Rollouts(Feed):
         examples = self.examples.iloc[rows]
         prompts = [[int(t) for t in p] for p in examples["prompt_ids"]]
         sampled = self._sample(index, prompts)
-        self.round, compared = self._score(index, prompts, [of.tokens for of in sampled], micro_batch_size)
+        self.round, compared = self._score(index, prompts, [of.tokens for of in sampled], limit)
         longest = self.round.experience.mask.shape[1]
         from_teacher = drawn_by_teacher(stream(Purpose.COINS, self.seed, index), longest, self.policy.teacher_mix)
         reference_tokens = int(examples["response_ids"].map(len).sum())
         return self.round.figures(sampled, torch.from_numpy(from_teacher), compared, reference_tokens)
 
-    def losses(self, step: int, micro_batch_size: int) -> Iterator[Losses]:
-        """Yield the losses of this process's micro-batches.
+    def losses(self, step: int, limit: Limit) -> list[Callable[[], Losses]]:
+        """Return what computes the losses of this process's micro-batches.
 
         Single-step and long-term terms are means per response token, L_PT is a mean per plain-text token.
         """
         assert self.round is not None
-        rows = self._rows(step)
-        tokens = sum(len(self.round.responses[i]) for i in rows)
-        lengths = [len(self.round.prompts[i]) + len(self.round.responses[i]) for i in rows]
-        micros = list(micro_batches(rows, lengths, micro_batch_size))
-        blocks = self._blocks(step)
-        # Plain text is spread over the micro-batches, so that none of them needs memory for all of it.
-        shares = np.array_split(np.array(blocks[rank() :: world_size()], dtype=int), len(micros))
-        for chosen, share in zip(micros, shares, strict=True):
-            losses = self._rollout_losses(chosen, tokens, before_updates=step % self.steps_per_round == 0)
-            if self.plain_text is not None and len(share):
-                losses["plain_text"] = self._plain_text_loss(self.plain_text, share.tolist(), len(blocks))
-                losses["loss"] = losses["loss"] + self.policy.plain_text_coefficient * losses["plain_text"]
-            yield losses
+        rows, blocks = self._rows(step), self._blocks(step)
+        lengths = lengths_of(self.round.prompts, self.round.responses)
+        micros, mine = micro_batches(rows, lengths, limit), blocks[rank() :: world_size()]
+        if limit.tokens is None:
+            # Plain text is spread over the micro-batches, so that none of them needs memory for all of it.
+            shares = [share.tolist() for share in np.array_split(np.array(mine, dtype=int), len(micros))]
+        else:
+            # A block may be as long as the longest row, so plain text has micro-batches of its own.
+            apart = micro_batches(blocks, dict.fromkeys(blocks, (1, self.max_tokens - 1)), limit)
+            micros, shares = [*micros, *[[]] * len(apart)], [*[[]] * len(micros), *apart]
+        tokens, before_updates = sum(lengths[i][1] for i in rows), step % self.steps_per_round == 0
+        return [
+            functools.partial(self._micro_batch_losses, chosen, tokens, share, len(blocks), before_updates)
+            for chosen, share in zip(micros, shares, strict=True)
+        ]
+
+    def _micro_batch_losses(
+        self, rows: list[int], tokens: int, blocks: list[int], all_blocks: int, before_updates: bool
+    ) -> Losses:
+        """Return the losses of rollouts and blocks as shares of the means of the global mini-batch; one may be none."""
+        losses = self._rollout_losses(rows, tokens, before_updates) if rows else {}
+        if self.plain_text is not None and blocks:
+            losses["plain_text"] = self._plain_text_loss(self.plain_text, blocks, all_blocks)
+            weighted = self.policy.plain_text_coefficient * losses["plain_text"]
+            losses["loss"] = losses["loss"] + weighted if rows else weighted
+        return losses
 
     def _rollout_losses(self, rows: list[int], tokens: int, before_updates: bool) -> Losses:
         """Return the losses of some rows as shares of the means over the `tokens` of the global mini-batch."""
@@ -151,7 +165,7 @@ class Rollouts(Feed):
 
     @torch.no_grad()
     def _score(
-        self, index: int, prompts: list[list[int]], responses: list[list[int]], micro_batch_size: int
+        self, index: int, prompts: list[list[int]], responses: list[list[int]], limit: Limit
     ) -> tuple[Round, Tensor]:
         """Score the round with both models, in the same micro-batches as the updates, so that ρ is 1 before the first.
 
@@ -162,10 +176,10 @@ class Rollouts(Feed):
         """
         scores: dict[int, tuple[Tensor, ...]] = {}
         teacher_values: dict[int, tuple[Tensor, ...]] = {}
-        lengths = [len(p) + len(r) for p, r in zip(prompts, responses, strict=True)]
+        lengths = lengths_of(prompts, responses)
         compared = self._compared(index, [len(r) for r in responses])
         for rows in self._mini_batches(index):
-            for chosen in micro_batches(rows, [lengths[i] for i in rows], micro_batch_size):
+            for chosen in micro_batches(rows, lengths, limit):
                 batch = make_batch([prompts[i] for i in chosen], [responses[i] for i in chosen])
                 values = self._score_batch(batch, torch.cat([compared[i] for i in chosen]))
                 # Each response gets memory of its own: pickled views would each carry the whole micro-batch.
@@ -260,7 +274,7 @@ class Rollouts(Feed):
             return
         prompts, responses = state["prompts"], state["responses"]
         experience = policy_experience(state["student_log_prob"], state["teacher_log_prob"], responses, self.policy)
-        own = self._own_rows(state["index"], [len(p) + len(r) for p, r in zip(prompts, responses, strict=True)])
+        own = self._own_rows(state["index"], lengths_of(prompts, responses))
         teacher = {row: tensors for part in states for row, tensors in part["teacher"].items()}
         self.round = Round(
             state["index"],
@@ -271,9 +285,9 @@ class Rollouts(Feed):
             {row: tuple(tensor.clone() for tensor in teacher[row]) for row in own},
         )
 
-    def _own_rows(self, index: int, lengths: Sequence[int]) -> list[int]:
-        """Return the rows of a round that this process scores and updates on, whatever the micro-batch size."""
-        shares = (micro_batches(rows, [lengths[i] for i in rows], len(rows)) for rows in self._mini_batches(index))
+    def _own_rows(self, index: int, lengths: Lengths) -> list[int]:
+        """Return the rows of a round that this process scores and updates on, whatever the micro-batches."""
+        shares = (micro_batches(rows, lengths, Limit()) for rows in self._mini_batches(index))
         return [row for share in shares for chosen in share for row in chosen]
 
 

@@ -18,7 +18,7 @@ from minillm.files import write_json
 from minillm.generation.sampling import Sampler
 from minillm.generation.slots import Request
 from minillm.metrics.by_name import METRICS_BY_NAME
-from minillm.models.batches import make_batch
+from minillm.models.batches import Limit, lengths_of, make_batch, micro_batches
 from minillm.models.causal_lm import save_model
 from minillm.models.shared_tokenizer import SharedTokenizer
 from minillm.objectives.vocabulary import token_log_probs
@@ -48,19 +48,18 @@ class Validation:
 
     @torch.no_grad()
     def _loss(self) -> float:
-        mine, size = self.examples.iloc[rank() :: world_size()], self.runtime.micro_batch_size
         total = torch.zeros(2, dtype=torch.float64)  # (2,): sum of −log q, number of tokens
-        # Every process makes the same number of forward passes, which ZeRO-3 needs.
-        for start in range(0, -(-len(self.examples) // world_size()), size):
-            part = mine.iloc[start : start + size]
-            counted = part if len(part) else self.examples.iloc[:1]
+        lengths = lengths_of(self.examples["prompt_ids"], self.examples["response_ids"])
+        # Every process makes the same number of forward passes, which ZeRO-3 needs, some perhaps for nothing.
+        for rows in micro_batches(range(len(lengths)), lengths, Limit.of(self.runtime)):
+            counted = self.examples.iloc[rows or [0]]
             batch = make_batch(counted["prompt_ids"].tolist(), counted["response_ids"].tolist())
             batch = batch.to(self.models.student.device)
             tokens = batch.response[batch.response_mask]  # (N,)
             log_prob = self.models.student(
                 batch, lambda hidden, head, tokens=tokens: {"log_prob": token_log_probs(hidden, head, tokens)[0]}
             )["log_prob"]
-            if len(part):
+            if rows:
                 total += torch.tensor([-float(log_prob.sum()), len(tokens)])
         device = self.models.student.device
         total = total.to(device)

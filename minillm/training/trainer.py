@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 from minillm.config import Collapse, Runtime
 from minillm.data.plain_text import PlainText
 from minillm.errors import STOPPED, StageError
+from minillm.models.batches import Limit
 from minillm.models.causal_lm import DTYPES, build_model, load_model, parameter_count
 from minillm.models.lora import add_adapters
 from minillm.models.output_head import HeadedModel
@@ -23,7 +24,7 @@ from minillm.stages.training import Train
 from minillm.streams import Purpose, generator, stream, torch_seed
 from minillm.training.checkpoints import Checkpoints
 from minillm.training.collapse import COLLAPSED, CollapseWatch
-from minillm.training.engine import make_engine, micro_batch_size, take_step
+from minillm.training.engine import in_turn, make_engine, take_step
 from minillm.training.feeds import Feed, Models
 from minillm.training.fixed_text import FixedText
 from minillm.training.on_policy import Rollouts
@@ -171,21 +172,19 @@ class Trainer:
 
     def step(self, step: int) -> dict[str, float]:
         """Take one optimizer step on the global mini-batch; return its mean losses over all processes."""
-        micro = micro_batch_size(self.settings.method.training.batch_size, self.runtime.micro_batch_size)
-        prepared = self.feed.prepare(step, micro)
+        limit = Limit.of(self.runtime)
+        prepared = self.feed.prepare(step, limit)
         if prepared and self.watch.see(step, prepared) and rank() == 0:
             print(self.watch.words, flush=True)
         self.engine.train()
-        # DeepSpeed averages over processes and accumulation steps; the feed's losses are shares of one sum.
-        scale = dist.get_world_size() * self.engine.gradient_accumulation_steps()
         sums: dict[str, torch.Tensor] = {}
-        norm = 0.0
-        for losses in self.feed.losses(step, micro):
+        for losses in in_turn(self.engine, self.feed.losses(step, limit)):
             for name, value in losses.items():
                 sums[name] = sums.get(name, torch.zeros_like(value.detach())) + value.detach()
             self._refuse_non_finite(losses["loss"], step, "loss")
-            self.engine.backward(losses["loss"] * scale)
-            norm = take_step(self.engine)
+            # DeepSpeed averages over processes; the feed's losses are shares of one sum.
+            self.engine.backward(losses["loss"] * dist.get_world_size())
+        norm = take_step(self.engine)
         self._refuse_non_finite(torch.tensor(norm), step, "gradient")
         packed = torch.stack([value.double() for value in sums.values()])  # (losses,): one message for all of them
         dist.all_reduce(packed)

@@ -84,7 +84,7 @@ def _beyond_the_machine(error: Exception, work: Path) -> StageError | None:
     words = f"{type(error).__name__}: {error}"
     if re.search(r"out of memory|can't allocate memory|MemoryError", words, re.IGNORECASE):
         return StageError(
-            f"out of memory ({error_words(error)}): lower runtime.micro_batch_size, "
+            f"out of memory ({error_words(error)}): lower runtime.micro_batch_size or micro_batch_tokens, "
             "runtime.generation_batch_size or runtime.parallel_stages, or set "
             "training.gradient_checkpointing; `--plan` tells what takes how much. The "
             "same command continues from the last checkpoint"

@@ -183,7 +183,7 @@ def _cause(status: int, last: deque[str], words: str) -> str:
     hint = ""
     if name == "SIGKILL":
         hint = (
-            " (often the system is out of memory: lower runtime.micro_batch_size, "
+            " (often the system is out of memory: lower runtime.micro_batch_size or micro_batch_tokens, "
             "runtime.generation_batch_size or runtime.parallel_stages)"
         )
     return f"was killed by {name}{hint}"

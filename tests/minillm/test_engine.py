@@ -1,5 +1,6 @@
 """The engine against AdamW written out: the same weights after some steps, however state is split over processes."""
 
+import functools
 import itertools
 from typing import Any
 
@@ -14,7 +15,7 @@ from minillm.models.batches import make_batch
 from minillm.models.output_head import HeadedModel
 from minillm.objectives.losses import fixed_text_loss
 from minillm.objectives.vocabulary import head_loss
-from minillm.training.engine import gathered_weights, make_engine, take_step
+from minillm.training.engine import gathered_weights, in_turn, make_engine, take_step
 from tests.minillm.direct import group_of_one
 from tests.minillm.models_in_small import ARCHITECTURES
 
@@ -42,15 +43,18 @@ def trained(sharing: dict[str, Any], precision: str) -> tuple[dict[str, Any], di
     training = TRAINING.model_copy(update={"precision": precision})
     model = HeadedModel(small(getattr(torch, precision)), VOCABULARY)
     with group_of_one():
-        engine = make_engine(model, training, STEPS, Runtime.model_validate({**sharing, "micro_batch_size": 2}))
+        engine = make_engine(model, training, STEPS, Runtime.model_validate(sharing))
         engine.train()
         rates = []
         for step in range(STEPS):
             rates.append(engine.get_lr()[0])
-            for batch in BATCHES[2 * step : 2 * step + 2]:
-                loss = engine(batch, lambda hidden, head, batch=batch: loss_of(hidden, head, batch))["loss"]
-                engine.backward(2 * loss)
-                take_step(engine)
+            parts = [
+                functools.partial(engine, batch, functools.partial(loss_of, batch=batch))
+                for batch in BATCHES[2 * step : 2 * step + 2]
+            ]
+            for losses in in_turn(engine, parts):
+                engine.backward(losses["loss"])
+            take_step(engine)
         named = list(engine.module.named_parameters())
         masters = {name: safe_get_full_fp32_param(p) for name, p in named} if precision == "bfloat16" else {}
         with gathered_weights(engine):

@@ -22,7 +22,7 @@ from minillm.evaluation.exposure import (
     require_numbers,
     token_divergences,
 )
-from minillm.models.batches import make_batch
+from minillm.models.batches import Limit, make_batch
 from minillm.models.causal_lm import load_model
 from minillm.stages.measuring import Exposure, Generate
 from tests.minillm.direct import encode, generation, read_lines, write_lines
@@ -60,7 +60,7 @@ def log_prob(model: PreTrainedModel, response: list[int]) -> float:
 
 def expected_sums(pair: tuple[PreTrainedModel, PreTrainedModel], author: PreTrainedModel) -> np.ndarray:
     """Compute Σ_{t≤l} E k_t for l = 1 … LIMIT with our code, every response weighted with its probability."""
-    values = token_divergences(*pair, VOCABULARY, [PROMPT] * len(RESPONSES), RESPONSES, batch_size=4)
+    values = token_divergences(*pair, VOCABULARY, [PROMPT] * len(RESPONSES), RESPONSES, limit=Limit(rows=4))
     weights = np.exp([log_prob(author, response) for response in RESPONSES])
     assert weights.sum() == pytest.approx(1.0, abs=1e-12)
     return weights @ accumulated(values, LIMIT)
@@ -114,7 +114,7 @@ def test_padding_and_batches_change_nothing_and_padded_rows_do_not_count(name):
     ]
     for batch_size in (1, 3, 4):
         done: list[int] = []
-        got = token_divergences(student, teacher, 10, prompts, responses, batch_size, done.append)
+        got = token_divergences(student, teacher, 10, prompts, responses, Limit(rows=batch_size), done.append)
         for values, wanted in zip(got, want, strict=True):
             np.testing.assert_allclose(values, wanted, rtol=0, atol=1e-5 if name == "gptj" else 1e-10)
         assert done[-1] == 4

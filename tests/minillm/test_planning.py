@@ -9,6 +9,7 @@ import pytest
 
 from minillm.config import Lora, Method, Policy, Runtime, Training
 from minillm.errors import StageError
+from minillm.models.batches import Limit
 from minillm.models.facts import ModelFacts
 from minillm.planning.demand import Demand, stage_demand
 from minillm.planning.estimate import Speeds, mean_speed
@@ -168,6 +169,12 @@ def test_memory_by_its_parts():
         "rollouts": 8 * 8 * 16 * 4,
     }
     assert memory.total == LIBRARIES + 32000 + 8 * 8 * 16 * 4 + max(caches, activations)
+    wide, narrow = (
+        training_memory(MODEL, LARGE, on_rollouts(), Runtime(micro_batch_tokens=tokens, generation_batch_size=6), 32, 8)
+        for tokens in (64, 10)
+    )
+    assert wide == memory
+    assert narrow.parts["activations"] == 32 * 8 * 4 * 17 * 2 + 3 * 4 * 32 * 30, "the longest row goes alone"
     adapted = training_memory(MODEL, None, on_text(lora=Lora(rank=2)), Runtime(), 32, 8).parts
     assert (adapted["weights"], adapted["gradients"], adapted["optimizer"]) == (4000, 2 * 100 * 4, 2 * 100 * 8)
     lighter = training_memory(MODEL, None, on_text(gradient_checkpointing=True), Runtime(micro_batch_size=2), 32, 8)
@@ -296,11 +303,15 @@ def test_a_budget_is_divided_among_what_is_left_to_measure(monkeypatch: pytest.M
 
 
 def test_micro_batches_are_as_wide_as_their_longest_rows():
-    lengths = np.array([2, 4, 6, 8])
-    micro = mean_micro_batch(lengths, np.full(4, 5), batch_size=400, rows=100, processes=1)
+    lengths = np.array([2, 4, 6, 8]), np.full(4, 5)
+    micro = mean_micro_batch(*lengths, 400, Limit(rows=100), processes=1)
     assert (micro.count, micro.response, micro.tokens) == (4, 5.0, 5.0)
     assert micro.prompt == pytest.approx(5.0, abs=1.5), "sorted, each is of one length and a few of the next"
-    assert mean_micro_batch(lengths, np.full(4, 5), batch_size=400, rows=400, processes=1).prompt == 8.0
+    assert mean_micro_batch(*lengths, 400, Limit(rows=400), processes=1).prompt == 8.0
+    # About 100 rows each of 7, 9, 11 and 13 tokens, of which 18, 14, 11 and 10 go into a micro-batch.
+    by_tokens = mean_micro_batch(*lengths, 400, Limit(tokens=130), processes=1)
+    assert by_tokens.count * by_tokens.rows == pytest.approx(400)
+    assert by_tokens.count == pytest.approx(100 / 18 + 100 / 14 + 100 / 11 + 100 / 10, abs=1.5)
     assert mean_longest(np.array([1, 9]), rows=50) == 9.0
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from minillm.generation.rollouts import drawn_by_teacher
-from minillm.models.batches import make_batch
+from minillm.models.batches import Limit, make_batch
 from minillm.models.causal_lm import load_model
 from minillm.models.output_head import output_head
 from minillm.models.shared_tokenizer import load_shared_tokenizer
@@ -48,21 +48,21 @@ def wide_model(architecture: str = "llama", seed: int = 1) -> PreTrainedModel:
 
 def prepared(feed: Rollouts, micro: int = 4) -> Round:
     """Prepare and return the first round."""
-    feed.prepare(0, micro)
+    feed.prepare(0, Limit(rows=micro))
     assert feed.round is not None
     return feed.round
 
 
 def outside(feed: Rollouts, step: int, micro: int) -> float:
     """Return the share of a mini-batch's tokens whose ratio is outside the clip, by the update's own passes."""
-    return sum(float(losses["clipped_share"]) for losses in feed.losses(step, micro))
+    return sum(float(losses()["clipped_share"]) for losses in feed.losses(step, Limit(rows=micro)))
 
 
 def test_a_round_holds_what_full_forward_passes_say():
     student, teacher = models()
     entropies: list[list[Tensor]] = [[], []]
     with rollout_feed(student, teacher, PROMPTS, 12, {"teacher_mix": 0.4, "temperature": 0.8}) as feed:
-        figures = feed.prepare(0, 4)
+        figures = feed.prepare(0, Limit(rows=4))
         found = feed.round
         assert found is not None
         assert found.prompts != PROMPTS
@@ -138,9 +138,11 @@ def test_in_bfloat16_the_ratio_is_one_before_the_first_update(architecture, alph
 def test_the_error_of_the_ratio_is_logged_once_a_round():
     with rollout_feed(wide_model(), wide_model(seed=2), PROMPTS, 40, {}, precision="bfloat16") as feed:
         prepared(feed)
-        assert sum(float(losses["policy_ratio_error"]) for losses in feed.losses(0, 4)) < 1e-5
-        assert sum(float(losses["policy_ratio_error"]) for losses in feed.losses(0, 1)) > 1e-4
-        assert not any("policy_ratio_error" in losses for step in (1, 2, 3) for losses in feed.losses(step, 4))
+        assert sum(float(losses()["policy_ratio_error"]) for losses in feed.losses(0, Limit(rows=4))) < 1e-5
+        assert sum(float(losses()["policy_ratio_error"]) for losses in feed.losses(0, Limit(rows=1))) > 1e-4
+        assert not any(
+            "policy_ratio_error" in losses() for step in (1, 2, 3) for losses in feed.losses(step, Limit(rows=4))
+        )
 
 
 def test_in_bfloat16_a_student_equal_to_its_teacher_has_nothing_to_learn():

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from minillm.generation.slots import Request, Slots
-from minillm.models.batches import make_batch, shuffled_slice
+from minillm.models.batches import Limit, make_batch, shuffled_slice
 from minillm.streams import Purpose, generator, stream, torch_seed
 from tests.conftest import ROOT
 from tests.minillm.models_in_small import response_logits, small_model
@@ -85,7 +85,7 @@ def test_the_first_responses_of_a_round_follow_the_mixture():
     got = [[], []]
     with rollout_feed(student, teacher, [[3, 4]], 1, policy, batch_size=2) as feed:
         for index in range(600):
-            feed.prepare(index, 2)
+            feed.prepare(index, Limit(rows=2))
             assert feed.round is not None
             for number, response in enumerate(feed.round.responses):
                 got[number].append(tuple(response))

@@ -54,13 +54,13 @@ def test_distillation_brings_the_student_closer_to_the_teacher(teacher, inputs, 
     assert curve[-1] < 0.7 * curve[0], curve
 
 
-@pytest.mark.parametrize("kind", ["sft", "minillm"])
-def test_a_killed_run_continues_to_the_same_weights(kind, teacher, inputs, tmp_path):
+@pytest.mark.parametrize(("kind", "limit"), [("sft", {}), ("minillm", {"micro_batch_tokens": 40})])
+def test_a_killed_run_continues_to_the_same_weights(kind, limit, teacher, inputs, tmp_path):
     given = {**text_inputs(inputs, "plain_text"), "teacher": teacher} if kind == "minillm" else text_inputs(inputs)
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     long = settings(kind, steps=40)
-    assert run_worker(write_job(whole, long, given, checkpoint_every=3)).returncode == 0
-    spec = write_job(killed, long, given, checkpoint_every=3)
+    assert run_worker(write_job(whole, long, given, checkpoint_every=3, **limit)).returncode == 0
+    spec = write_job(killed, long, given, checkpoint_every=3, **limit)
     worker = subprocess.Popen(worker_command(spec), env=worker_environment(), cwd=killed, stdout=subprocess.DEVNULL)
     wait_for(lambda: checkpoint_steps(killed)[-1:] >= [9])
     worker.kill()

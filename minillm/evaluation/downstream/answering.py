@@ -27,6 +27,9 @@ from minillm.worker.progress import Progress
 KEPT = ("results", "groups", "group_subtasks", "versions", "n-shot", "higher_is_better", "n-samples")
 """Parts kept of the harness's result. Its task definitions are dropped: they hold paths of this machine."""
 
+UNKNOWN_POSITIONS = 2048
+"""Tokens that the harness takes a model to see where its configuration does not say."""
+
 Facts = dict[str, Any]
 LanguageModel = Any
 """The harness's HFLM, which its registry hides from type checkers."""
@@ -70,12 +73,13 @@ def language_model(job: Job[DownstreamScore], settings: DownstreamScore) -> Lang
     model = load_model(job.inputs["model"], DTYPES[settings.precision]).to(device()).eval()  # type: ignore[arg-type]
     if len(output_head(model, shared.entries).weight) > shared.entries:
         model.resize_token_embeddings(shared.entries)
+    positions = getattr(model.config.get_text_config(), "max_position_embeddings", UNKNOWN_POSITIONS)
     model.generation_config = shared.generation_config(do_sample=False)
     return make(
         pretrained=model,
         tokenizer=shared.tokenizer,
         backend="causal",
-        batch_size=job.runtime.micro_batch_size,
+        batch_size=job.runtime.rows_at_once(positions),
         softmax_dtype="float32",
     )
 
