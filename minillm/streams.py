@@ -36,11 +36,12 @@ class Purpose(IntEnum):
     INNER_EPOCHS = 10
     """Order of a round's mini-batches. (seed, round, epoch)"""
     TEACHER_RESPONSES = 11
-    """Tokens of the teacher's response to a training prompt. (seed, row)"""
+    """Tokens of the teacher's response to a training prompt. (seed, row), or (seed, row, n) to the prompt of the n-th
+    answer before the last of a conversation"""
     VALIDATION_PROMPTS = 12
     """Choice of the rows that models are validated on during training. (0)"""
     VALIDATION_RESPONSES = 13
-    """Tokens of a validation response. (0, row)"""
+    """Tokens of a validation response. (0, row), or (0, row, n) as above"""
     ANSWERS = 14
     """Tokens of an answer to a benchmark prompt, also when its cost is measured. (seed, benchmark, prompt)"""
     SPEED = 15

@@ -71,6 +71,7 @@ def filter_examples(config: Config, prepared: Artifact, benchmarks: Artifact) ->
     stage = Filter(
         template=data.template,
         fields=data.fields,
+        turns=data.turns,
         max_prompt_tokens=data.max_prompt_tokens,
         max_tokens=data.max_tokens,
         max_malformed_share=data.max_malformed_share,

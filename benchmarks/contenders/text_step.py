@@ -34,8 +34,11 @@ def make_step(settings: dict[str, Any]) -> Callable[[], dict[str, float]]:
     )
     runtime = Runtime.model_validate({name: value for name, value in settings.items() if name in Runtime.model_fields})
     engine = make_engine(HeadedModel(student, vocabulary), training, 10**6, runtime)
-    rows = [([1 + n] * prompt, [2 + n] * response) for n, (prompt, response) in enumerate(lengths)]
-    examples = pd.DataFrame(rows, columns=["prompt_ids", "response_ids"])
+    rows = [
+        ([1 + n] * prompt, [2 + n] * response, [{"start": 0, "end": response}])
+        for n, (prompt, response) in enumerate(lengths)
+    ]
+    examples = pd.DataFrame(rows, columns=["prompt_ids", "response_ids", "turns"])
     method = Method(text="dataset", divergence="cross_entropy", training=training)
     feed = FixedText(Models(engine, None, vocabulary, ()), method, examples, seed=1)
     steps = itertools.count()

@@ -1,7 +1,7 @@
 """The data and how they become tokens (method.md §6)."""
 
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from pydantic import ConfigDict, Field, PositiveInt, model_validator
 
@@ -20,6 +20,8 @@ ALPACA_WITHOUT_CONTEXT = (
     "### Instruction:\n{instruction}\n\n### Response:\n"
 )
 """The paper's template for instructions without a context."""
+Turns = Literal["last", "all"]
+"""Answers of a conversation that are learnt."""
 
 
 class Template(Strict):
@@ -130,6 +132,8 @@ class Data(Prompts):
     """Rows with instruction, context, response and category (the schema of Dolly), or conversations: `messages`,
     ShareGPT's `conversations`, `prompt` with `completion`."""
     fields: RowFields = RowFields()
+    turns: Turns = "last"
+    """Answers of a conversation that are learnt: in one pass on fixed text, each from a prompt of its own elsewhere."""
     split: Source | None = None
     """Rows {row, split} that name each row's part (train, dev, test, unused); without it, a random split."""
     validation_size: PositiveInt = 1000

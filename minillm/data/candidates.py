@@ -20,9 +20,12 @@ class Candidate:
     """Digest of the row's three texts."""
     questions: tuple[bytes, ...]
     """Digests of all that is asked in it, instructions with their contexts."""
+    longest_prompt: int
+    """Tokens before the last answer."""
     prompt_tokens: int
+    """Tokens that are only read."""
     response_tokens: int
-    """Tokens of the response, EOS included."""
+    """Tokens that are learnt, with those that end an answer."""
     part: str = ""
     """train, validation or test; unused if a given split leaves the row out; "" before a random split."""
     reason: str = ""
@@ -45,7 +48,7 @@ def drop_duplicates(candidates: Sequence[Candidate]) -> None:
 def drop_long(candidates: Sequence[Candidate], max_prompt_tokens: int, max_tokens: int) -> None:
     """Drop rows of any part that are too long."""
     for candidate in candidates:
-        candidate.drop_if(candidate.prompt_tokens > max_prompt_tokens, "prompt too long")
+        candidate.drop_if(candidate.longest_prompt > max_prompt_tokens, "prompt too long")
         candidate.drop_if(
             candidate.prompt_tokens + candidate.response_tokens > max_tokens, "prompt with response too long"
         )

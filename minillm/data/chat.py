@@ -1,20 +1,21 @@
 """Conversations through the tokenizer's own template: what is prompt, what is learnt, and what ends it.
 
-The last answer is learnt from where the generation prompt ends to the token that ends a response, which is learnt too:
-the tokens of the messages before it, with the generation prompt, must be the first tokens of the conversation. Earlier
-answers begin likewise, or where the template marks what the model generates (`{% generation %}`).
+An answer is learnt from where the generation prompt ends to the token that ends a response, which is learnt too: the
+tokens of the messages before it, with the generation prompt, must be the first tokens of the conversation. An earlier
+answer ends where the template marks what the model generates (`{% generation %}`), or where the messages up to it end.
 """
 
 import itertools
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 from jinja2 import TemplateError
 
+from minillm.config.data import Turns
 from minillm.data.conversations import Message
-from minillm.data.encoding import Encoded, special_names
+from minillm.data.encoding import Encoded, LearntTurn, special_names
 from minillm.data.rows import Row, user_message
 from minillm.errors import StageError, first_line
 
@@ -30,7 +31,7 @@ class LearntConversation:
     """Token ids of a conversation up to the end of its last answer, and the parts that are learnt."""
 
     text: str
-    """Text before the last answer."""
+    """Text before the first learnt answer."""
     tokens: list[int]
     turns: list[tuple[int, int]]
     """Learnt answers, as half-open ranges of positions; each ends with an end token."""
@@ -81,18 +82,25 @@ class ChatTemplate:
                 raise StageError(f"a prompt that begins {instruction[:40]!r}: {error}") from error
         return found
 
-    def examples(self, rows: Sequence[Row]) -> list[Encoded | str]:
-        """Return prompts with the last answers, or the reason why a row cannot be learnt."""
-        return list(map(self._example, rows))
+    def examples(self, rows: Sequence[Row], turns: Turns = "last") -> list[Encoded | str]:
+        """Return prompts with what follows them, or the reason why a row cannot be learnt."""
+        return [self._example(row, turns) for row in rows]
 
-    def _example(self, row: Row) -> Encoded | str:
+    def _example(self, row: Row, turns: Turns) -> Encoded | str:
         tools = None if row.conversation is None else row.conversation.tools
         try:
-            found = self.encode(row.messages, tools)
+            found = self.encode(row.messages, tools, turns)
         except ValueError as error:
             return str(error)
-        ((start, _),) = found.turns
-        return Encoded(found.text, found.tokens[:start], found.tokens[start:], tuple(found.notes))
+        first = found.turns[0][0]
+        # As a sampled response is decoded: what the template writes of an answer, calls of tools among it.
+        texts = self.tokenizer.batch_decode(
+            [found.tokens[start : end - 1] for start, end in found.turns], skip_special_tokens=True
+        )
+        learnt = tuple(
+            LearntTurn(start - first, end - first, text) for (start, end), text in zip(found.turns, texts, strict=True)
+        )
+        return Encoded(found.text, found.tokens[:first], found.tokens[first:], learnt, tuple(found.notes))
 
     def prompt(
         self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] | None = None
@@ -110,7 +118,7 @@ class ChatTemplate:
         self,
         messages: Sequence[Message],
         tools: Sequence[Mapping[str, Any]] | None = None,
-        turns: Literal["last", "all"] = "last",
+        turns: Turns = "last",
     ) -> LearntConversation:
         """Return the tokens of a conversation up to its last answer, and which of them are learnt.
 
@@ -142,14 +150,16 @@ class ChatTemplate:
             end = len(tokens)
         if end - start < 2:
             raise ValueError("the chat template writes nothing of the last answer")
-        learnt = [(start, end)]
+        learnt = {last: (start, end)}
         for answer in earlier:
             turn = self._turn(tokens, text, begins[answer], ends[answer], guarded)
             if isinstance(turn, str):
-                notes.append(turn)
+                notes.append(f"an earlier answer is not learnt: {turn}")
             else:
-                learnt.append(turn)
-        return LearntConversation(guarded.named(text[: begins[last]]), tokens[:end], sorted(learnt), notes)
+                learnt[answer] = turn
+        return LearntConversation(
+            guarded.named(text[: begins[min(learnt)]]), tokens[:end], sorted(learnt.values()), notes
+        )
 
     def _regions(
         self, guarded: "_Guarded", answers: Sequence[int], earlier: Sequence[int]
@@ -161,19 +171,17 @@ class ChatTemplate:
         last = answers[-1]
         marked = self._text(guarded, last + 1, marked=True)
         text = marked.replace(BEGIN, "").replace(END, "")
-        begins: dict[int, int | None]
+        # Whatever the marks say, an answer follows what generation is given.
+        begins = {
+            answer: _length(self._text(guarded, answer, generation_prompt=True), text) for answer in (*earlier, last)
+        }
         ends: dict[int, int | None]
         if marked.count(BEGIN) == marked.count(END) == len(answers):
             places = [match.start() - number for number, match in enumerate(re.finditer(f"[{BEGIN}{END}]", marked))]
-            begins, ends = dict(zip(answers, places[::2], strict=True)), dict(zip(answers, places[1::2], strict=True))
+            ends = dict(zip(answers, places[1::2], strict=True))
         else:
-            begins = {answer: self._begin(guarded, answer, text) for answer in earlier}
             ends = {answer: _length(self._text(guarded, answer + 1), text) for answer in earlier}
-        begins[last] = self._begin(guarded, last, text)  # whatever the marks say: it follows what generation is given
         return text, begins, ends
-
-    def _begin(self, guarded: "_Guarded", answer: int, text: str) -> int | None:
-        return _length(self._text(guarded, answer, generation_prompt=True), text)
 
     def _turn(
         self, tokens: list[int], text: str, begin: int | None, end: int | None, guarded: "_Guarded"

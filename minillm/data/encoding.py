@@ -3,9 +3,18 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
+
+
+class LearntTurn(NamedTuple):
+    """A learnt answer: its tokens as a half-open range of those that follow the prompt, and its text."""
+
+    start: int
+    end: int
+    """Behind the token that ends the answer, which is learnt too."""
+    text: str
 
 
 @dataclass(frozen=True)
@@ -13,11 +22,19 @@ class Encoded:
     """An example as it is trained on."""
 
     prompt: str
+    """Text before the first learnt answer."""
     prompt_ids: list[int]
     response_ids: list[int]
-    """Tokens that follow the prompt; the last ends the response."""
+    """Tokens that follow the prompt; the last ends the last answer."""
+    turns: tuple[LearntTurn, ...]
+    """Learnt answers; what stands between them is only read."""
     notes: tuple[str, ...] = ()
     """Why an answer that was asked for is not learnt, or is tokenised apart from its prompt."""
+
+    @property
+    def learnt(self) -> int:
+        """Tokens that are learnt."""
+        return sum(turn.end - turn.start for turn in self.turns)
 
 
 def encode_texts(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:

@@ -12,6 +12,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from minillm.config.data import Turns
 from minillm.data.candidates import Candidate
 from minillm.data.chat import ChatTemplate
 from minillm.data.decontamination import digest, normalise, question
@@ -25,11 +26,12 @@ SCHEMA = pa.schema(
         "row": pa.int64(),
         "category": pa.string(),
         "prompt": pa.string(),
-        "response": pa.string(),
         "prompt_ids": pa.list_(pa.int32()),
         "response_ids": pa.list_(pa.int32()),
+        "turns": pa.list_(pa.struct({"start": pa.int32(), "end": pa.int32(), "text": pa.string()})),
     }
 )
+"""Schema of the rows that are kept, with the fields of `Encoded`."""
 WAITING = SCHEMA.append(pa.field("instruction", pa.string()))
 """Schema of the file in which rows wait until they are decided upon."""
 GROUP = 1 << 15
@@ -42,18 +44,19 @@ FEWEST_CHARACTERS = 1000
 
 
 def tokenise(
-    rows: Iterable[Row], template: TextTemplate | ChatTemplate, max_tokens: int, target: Path
+    rows: Iterable[Row], template: TextTemplate | ChatTemplate, turns: Turns, max_tokens: int, target: Path
 ) -> tuple[list[Candidate], list[Malformed], Counter[str]]:
     """Render and tokenise rows into a file.
 
     Args:
         rows: Rows to write, in order.
         template: Template of prompts and examples.
+        turns: Answers of a conversation that are learnt.
         max_tokens: Longest prompt or response whose tokens are kept; a longer row is dropped later.
         target: File for an Arrow stream of WAITING.
 
     Returns:
-        Candidates in the order of the file, the rows that the template refuses, and how often each note was made.
+        Candidates in the order of the file, the rows that the template refuses, and the number of rows with each note.
     """
     candidates: list[Candidate] = []
     refused: list[Malformed] = []
@@ -61,20 +64,21 @@ def tokenise(
     with pa.OSFile(str(target), "wb") as sink, pa.ipc.new_stream(sink, WAITING) as writer:
         for batch in batches(rows, _characters):
             whole: list[tuple[Row, Encoded]] = []
-            for row, encoded in zip(batch, _encode(batch, template, max_tokens), strict=True):
+            for row, encoded in zip(batch, _encode(batch, template, turns, max_tokens), strict=True):
                 if isinstance(encoded, str):
                     refused.append(Malformed(row.row, row.file, row.line, encoded))
                     continue
                 whole.append((row, encoded))
-                notes.update(encoded.notes)
+                notes.update(dict.fromkeys(encoded.notes, 1))
                 candidates.append(
                     Candidate(
                         row.row,
                         row.category,
                         texts=digest(*map(normalise, row.texts)),
                         questions=tuple(digest(*question(*asked)) for asked in row.questions),
-                        prompt_tokens=len(encoded.prompt_ids),
-                        response_tokens=len(encoded.response_ids),
+                        longest_prompt=len(encoded.prompt_ids) + encoded.turns[-1].start,
+                        prompt_tokens=len(encoded.prompt_ids) + len(encoded.response_ids) - encoded.learnt,
+                        response_tokens=encoded.learnt,
                     )
                 )
             writer.write_batch(_waiting(whole, max_tokens))
@@ -85,13 +89,15 @@ def _characters(row: Row) -> int:
     return sum(min(len(text), PIECE) for text in row.texts)
 
 
-def _encode(rows: Sequence[Row], template: TextTemplate | ChatTemplate, max_tokens: int) -> list[Encoded | str]:
+def _encode(
+    rows: Sequence[Row], template: TextTemplate | ChatTemplate, turns: Turns, max_tokens: int
+) -> list[Encoded | str]:
     """Tokenise rows. The beginning of a far too long text is enough to tell that it is too long."""
     short = list(map(_shortened, rows))
-    encoded = template.examples(short)
+    encoded = template.examples(short, turns)
     for number, row in enumerate(rows):
         if short[number] != row and not _is_long(encoded[number], max_tokens + MARGIN):
-            encoded[number] = template.examples([row])[0]
+            encoded[number] = template.examples([row], turns)[0]
     return encoded
 
 
@@ -110,18 +116,18 @@ def _is_long(encoded: Encoded | str, tokens: int) -> bool:
 
 
 def _waiting(rows: Sequence[tuple[Row, Encoded]], max_tokens: int) -> pa.RecordBatch:
-    nothing = Encoded("", [], [])
+    nothing = Encoded("", [], [], ())
     kept = [
-        (replace(row, instruction="", response=""), nothing) if _is_long(encoded, max_tokens) else (row, encoded)
+        (replace(row, instruction=""), nothing) if _is_long(encoded, max_tokens) else (row, encoded)
         for row, encoded in rows
     ]
     columns = {
         "row": [row.row for row, _ in kept],
         "category": [row.category for row, _ in kept],
         "prompt": [encoded.prompt for _, encoded in kept],
-        "response": [row.response for row, _ in kept],
         "prompt_ids": [encoded.prompt_ids for _, encoded in kept],
         "response_ids": [encoded.response_ids for _, encoded in kept],
+        "turns": [[turn._asdict() for turn in encoded.turns] for _, encoded in kept],
         "instruction": [row.instruction for row, _ in kept],
     }
     return pa.RecordBatch.from_pydict(columns, WAITING)

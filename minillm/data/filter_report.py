@@ -14,8 +14,8 @@ from minillm.data.rows import NO_CATEGORY, Malformed
 SHOWN = 20
 """Malformed and decontaminated rows that the page lists; their files list all."""
 NO_PART = "no part"
-Example = tuple[str, str, str]
-"""Prompt, what is learnt without its end, and the token that ends it."""
+Example = Sequence[tuple[str, str]]
+"""Parts of a row in their order, by name: prompt, what is learnt, what ends it, what is only read."""
 
 
 def dropped_table(candidates: Sequence[Candidate], malformed: int) -> pd.DataFrame:
@@ -92,10 +92,10 @@ def write_report(
         dropped.to_markdown(),
         "## Parts",
         part_table(candidates, len(malformed)).to_markdown(),
-        "## Lengths of the kept rows, tokens (the response with its EOS)",
+        "## Lengths of the kept rows, tokens (prompt: read; response: learnt, with what ends it)",
         lengths.to_markdown(index=False),
         "## What is prompt, what is learnt, and what ends it",
-        *(_shown(*example) for example in examples),
+        *map(_shown, examples),
         f"## Malformed rows: {len(malformed)}",
         _listing([f"{m.file}:{m.line}: {m.reason}" for m in malformed], "malformed.jsonl"),
         f"## Also in an evaluation set: {len(overlaps)}",
@@ -104,12 +104,9 @@ def write_report(
     path.write_text("\n\n".join(sections) + "\n", encoding="utf-8")
 
 
-def _shown(prompt: str, learnt: str, end: str) -> str:
+def _shown(example: Example) -> str:
     """Return the parts of an example as blocks of code."""
-    blocks = {"Prompt": prompt, "Learnt": learnt, "End": end}
-    return "\n\n".join(
-        f"{name}:\n\n{textwrap.indent(text, '    ', lambda line: True)}" for name, text in blocks.items()
-    )
+    return "\n\n".join(f"{name}:\n\n{textwrap.indent(text, '    ', lambda line: True)}" for name, text in example)
 
 
 def _listing(lines: Sequence[str], file: str) -> str:

@@ -1,18 +1,21 @@
 """Stage `filter`: drops rows that must not be trained on, with a reason each, and splits and tokenises the rest."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from minillm.data.benchmarks import load_benchmarks
 from minillm.data.candidates import Candidate, drop_duplicates, drop_long, drop_overlaps, kept, split_at_random
 from minillm.data.decontamination import Overlap
 from minillm.data.examples import instructions, tokenise, write_parts
 from minillm.data.filter_report import Example, dropped_table, length_table, write_report
+from minillm.data.learnt_turns import prompts_of
 from minillm.data.prompts import template_of
 from minillm.data.rows import Malformed, Row, format_of, read_examples, read_split, refuse_malformed
 from minillm.data.text_template import TextTemplate
@@ -49,7 +52,7 @@ def run(job: Job[Filter]) -> Summary:
     print(f"{total} rows read ({form}), {len(malformed)} of them malformed; tokenising", flush=True)
     waiting = job.work / "rows.arrow"
     rows = (row for row in read_examples(source, settings.fields) if isinstance(row, Row))
-    candidates, refused, notes = tokenise(rows, template, settings.max_tokens, waiting)
+    candidates, refused, notes = tokenise(rows, template, settings.turns, settings.max_tokens, waiting)
     malformed = sorted([*malformed, *refused], key=lambda row: row.row)
     refuse_malformed(malformed, total, settings.max_malformed_share)
     for note, count in notes.items():
@@ -64,11 +67,11 @@ def run(job: Job[Filter]) -> Summary:
     dropped = dropped_table(candidates, len(malformed))
     _require_examples(candidates, dropped, settings)
     write_parts(waiting, candidates, {part: job.output / f"{part}.parquet" for part in OUTPUT_PARTS})
-    responses = pd.read_parquet(job.output / "validation.parquet", columns=["response"])["response"]
+    references = prompts_of(pd.read_parquet(job.output / "validation.parquet"))["response"]
     for metric in settings.selected_by:
         require_seen(
             "the validation rows",
-            [[response] for response in responses],
+            [[reference] for reference in references],
             metric,
             "set select_by of teacher.training, student.initial and methods.NAME.training to another",
         )
@@ -95,9 +98,20 @@ def _shown(train: Path, tokenizer: Any) -> list[Example]:
     """Return the first training rows: what is prompt, what is learnt, and what ends it."""
     first = next(pq.ParquetFile(train).iter_batches(SHOWN_EXAMPLES)).to_pandas()
     return [
-        (row["prompt"], tokenizer.decode(row["response_ids"][:-1]), tokenizer.decode(row["response_ids"][-1:]))
+        [("Prompt", row["prompt"]), *_parts(row["response_ids"], row["turns"], tokenizer)]
         for _, row in first.iterrows()
     ]
+
+
+def _parts(tokens: NDArray[np.int32], turns: Sequence[Mapping[str, Any]], tokenizer: Any) -> Iterator[tuple[str, str]]:
+    """Yield what follows a prompt: what is learnt, what ends it, and what is read before the next answer."""
+    place = 0
+    for turn in turns:
+        if place:
+            yield "Read", tokenizer.decode(tokens[place : turn["start"]])
+        place = turn["end"]
+        yield "Learnt", tokenizer.decode(tokens[turn["start"] : place - 1])
+        yield "End", tokenizer.decode(tokens[place - 1 : place])
 
 
 def _look_through(source: Path, settings: Filter) -> tuple[int, list[Malformed]]:

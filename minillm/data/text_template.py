@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from minillm.config import Template
-from minillm.data.encoding import Encoded, encode_texts, opening_tokens, special_names
+from minillm.config.data import Turns
+from minillm.data.encoding import Encoded, LearntTurn, encode_texts, opening_tokens, special_names
 from minillm.data.rows import Row
 
 PLACEHOLDER = re.compile(r"\{(instruction|context)\}")
@@ -42,13 +43,14 @@ class TextTemplate:
         whole = [ids if ids[: len(start)] == start else [*start, *ids] for ids in encoded]
         return list(zip(texts, whole, strict=True))
 
-    def examples(self, rows: Sequence[Row]) -> list[Encoded | str]:
-        """Return prompts with their responses, which end with the tokenizer's EOS."""
+    def examples(self, rows: Sequence[Row], turns: Turns = "last") -> list[Encoded | str]:
+        """Return prompts with their responses, which end with the tokenizer's EOS; an instruction has one turn."""
         prompts = self.prompts([(row.instruction, row.context) for row in rows])
-        responses = encode_texts(self.tokenizer, [row.response for row in rows])
+        texts = [row.response for row in rows]
+        responses = [[*answered, self.tokenizer.eos_token_id] for answered in encode_texts(self.tokenizer, texts)]
         return [
-            Encoded(prompt, ids, [*answered, self.tokenizer.eos_token_id])
-            for (prompt, ids), answered in zip(prompts, responses, strict=True)
+            Encoded(prompt, ids, response, (LearntTurn(0, len(response), text),))
+            for (prompt, ids), response, text in zip(prompts, responses, texts, strict=True)
         ]
 
     def _encode_between(self, marks: Sequence[str], *question: str) -> list[int]:

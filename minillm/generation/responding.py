@@ -2,6 +2,7 @@
 
 import pandas as pd
 
+from minillm.data.learnt_turns import answered, prompts_of
 from minillm.generation.sampling import Sampler
 from minillm.generation.slots import Request
 from minillm.models.causal_lm import DTYPES, load_model
@@ -18,10 +19,10 @@ def run(job: Job[Respond]) -> Summary:
     """Sample one response to every training prompt at temperature 1."""
     settings = job.settings
     tokenizer = load_shared_tokenizer(job.inputs["tokenizer"])
-    examples = pd.read_parquet(job.inputs["examples"] / "train.parquet")
+    prompts = prompts_of(pd.read_parquet(job.inputs["examples"] / "train.parquet"))
     requests = [
-        Request(prompt, settings.max_tokens - len(prompt), stream(Purpose.TEACHER_RESPONSES, settings.seed, int(row)))
-        for prompt, row in zip(examples["prompt_ids"], examples["row"], strict=True)
+        Request(prompt, settings.max_tokens - len(prompt), stream(Purpose.TEACHER_RESPONSES, settings.seed, *place))
+        for prompt, place in zip(prompts["prompt_ids"], prompts["place"], strict=True)
     ]
     model = load_model(job.inputs["model"], DTYPES[settings.precision]).to(device()).eval()  # type: ignore[arg-type]
     sampler = Sampler(model, tokenizer.ends, tokenizer.entries, batch_size=job.runtime.generation_batch_size)
@@ -29,6 +30,5 @@ def run(job: Job[Respond]) -> Summary:
     mine = sampler.sample(requests[rank() :: world_size()], lambda done: progress.log(done * world_size()))
     responses = gather_lists([r.tokens for r in mine])
     if rank() == 0:
-        texts = tokenizer.texts(responses)
-        examples.assign(response=texts, response_ids=responses).to_parquet(job.output / "responses.parquet")
+        answered(prompts, responses, tokenizer.texts(responses)).to_parquet(job.output / "responses.parquet")
     return {"responses": len(requests), "mean_tokens": sum(map(len, responses)) / len(responses)}

@@ -22,6 +22,7 @@ class Batch:
 
     tokens: Tensor  # (B, P + T) int64
     mask: Tensor  # (B, P + T) bool, True at real tokens
+    response_mask: Tensor  # (B, T) bool, True at response tokens that are learnt or scored
     prompt_width: int  # P ≥ 1
 
     @property
@@ -29,18 +30,22 @@ class Batch:
         """Response tokens (B, T)."""
         return self.tokens[:, self.prompt_width :]
 
-    @property
-    def response_mask(self) -> Tensor:
-        """True at real response tokens (B, T)."""
-        return self.mask[:, self.prompt_width :]
-
     def to(self, device: torch.device) -> "Batch":
         """Return the batch on another device."""
-        return Batch(self.tokens.to(device), self.mask.to(device), self.prompt_width)
+        return Batch(self.tokens.to(device), self.mask.to(device), self.response_mask.to(device), self.prompt_width)
 
 
-def make_batch(prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]]) -> Batch:
+def make_batch(
+    prompts: Sequence[Sequence[int]],
+    responses: Sequence[Sequence[int]],
+    learnt: Sequence[Sequence[tuple[int, int]]] | None = None,
+) -> Batch:
     """Pad B prompts and responses, lists of token ids, to one batch.
+
+    Args:
+        prompts: B prompts.
+        responses: What follows each of them.
+        learnt: Half-open ranges of each response that are learnt; without it, all of it is.
 
     Raises:
         ValueError: A prompt is empty, so a model has nothing to predict the first response token from.
@@ -49,13 +54,16 @@ def make_batch(prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[in
     width = prompt_width + max(len(r) for r in responses)
     tokens = torch.zeros(len(prompts), width, dtype=torch.long)  # (B, P + T)
     mask = torch.zeros(len(prompts), width, dtype=torch.bool)  # (B, P + T)
+    response_mask = mask[:, prompt_width:] if learnt is None else torch.zeros_like(mask[:, prompt_width:])  # (B, T)
     for row, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
         if not len(prompt):
             raise ValueError(f"row {row} has an empty prompt; render it through the template first")
         start, end = prompt_width - len(prompt), prompt_width + len(response)
         tokens[row, start:end] = torch.as_tensor([*prompt, *response])
         mask[row, start:end] = True
-    return Batch(tokens, mask, prompt_width)
+        for first, behind in learnt[row] if learnt is not None else ():
+            response_mask[row, first:behind] = True
+    return Batch(tokens, mask, response_mask, prompt_width)
 
 
 @dataclass(frozen=True)

@@ -92,17 +92,17 @@ def output_head(model: "PreTrainedModel", vocabulary: int) -> OutputHead:
 
 
 def response_hidden(model: "PreTrainedModel", batch: Batch) -> Tensor:
-    """Run a model's body; return the hidden states that predict the real response tokens, row after row.
+    """Run a model's body; return the hidden states that predict the learnt response tokens, row after row.
 
     Returns:
-        (N, H), N being the number of real response tokens: the head need not see prompts and padding.
+        (N, H), N being the number of learnt response tokens: the head need not see what is only read, and padding.
     """
     # Positions count real tokens, so a prompt padded on the left starts at 0 as it would alone.
     positions = (batch.mask.cumsum(dim=1) - 1).clamp(min=0)  # (B, P + T)
     output = model.base_model(
         input_ids=batch.tokens, attention_mask=batch.mask.long(), position_ids=positions, use_cache=False
     )
-    # A state predicts the next token: one column to the left of the response, (B, T, H), then its real tokens.
+    # A state predicts the next token: one column to the left of the response, (B, T, H), then its learnt tokens.
     return output.last_hidden_state[:, batch.prompt_width - 1 : -1][batch.response_mask]  # (N, H)
 
 

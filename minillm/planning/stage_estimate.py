@@ -14,6 +14,7 @@ from tabulate import tabulate
 from minillm.config import Runtime
 from minillm.config.hosts import read_hosts
 from minillm.data.encoding import load_prompts
+from minillm.data.learnt_turns import prompts_of
 from minillm.errors import StageError
 from minillm.files import read_json
 from minillm.models.facts import ModelFacts
@@ -42,23 +43,25 @@ class StageEstimate:
     """Optimizer step of the checkpoint that it continues from."""
 
 
-def read_amounts(examples: Path, prompts: Path, held_out_blocks: float, block_tokens: int, choices: float) -> Amounts:
+def read_amounts(filtered: Path, prompts: Path, held_out_blocks: float, block_tokens: int, choices: float) -> Amounts:
     """Count the data in the artifacts of the stages that read it.
 
     Args:
-        examples: Filtered training examples.
+        filtered: Rows that the filter kept.
         prompts: Prompts of the benchmarks.
         held_out_blocks: Blocks of plain text to measure the loss on.
         block_tokens: Tokens of a block.
         choices: Choices of all multiple-choice questions together.
     """
-    train = pd.read_parquet(examples / "train.parquet", columns=["prompt_ids", "response_ids"])
-    validation = pd.read_parquet(examples / "validation.parquet", columns=["row"])
+    train, validation = (pd.read_parquet(filtered / f"{part}.parquet") for part in ("train", "validation"))
+    examples = prompts_of(train)
     return Amounts(
-        examples=len(train),
-        validation=len(validation),
-        prompt=_mean_length(train["prompt_ids"]),
-        response=_mean_length(train["response_ids"]),
+        rows=len(train),
+        row_tokens=_mean_length(train["prompt_ids"]) + _mean_length(train["response_ids"]),
+        examples=len(examples),
+        validation=len(prompts_of(validation)),
+        prompt=_mean_length(examples["prompt_ids"]),
+        response=_mean_length(examples["response_ids"]),
         benchmark_prompts={name: len(of) for name, of in load_prompts(prompts).items()},
         choices=int(choices),
         held_out_tokens=int(held_out_blocks * block_tokens),

@@ -16,6 +16,7 @@ import torch
 from transformers import PreTrainedModel
 
 from minillm.config import Sampling
+from minillm.data.learnt_turns import prompts_of
 from minillm.evaluation.likelihood import likelihoods
 from minillm.generation.drawing import Decoding
 from minillm.generation.sampling import Sampler
@@ -26,7 +27,7 @@ from minillm.models.causal_lm import DTYPES, build_model, load_model
 from minillm.models.shared_tokenizer import load_shared_tokenizer
 from minillm.planning.clock import agreed, synchronize, timed
 from minillm.planning.extrapolation import UNTIMED, Budget, Effort, Line, Size, climb, fit, steps_up_to
-from minillm.planning.micro_batches import mean_longest
+from minillm.planning.micro_batches import RowLengths, mean_longest
 from minillm.planning.speed import SAID
 from minillm.planning.stage_estimate import read_models
 from minillm.planning.training_time import Trainings
@@ -61,11 +62,12 @@ class Measurement:
         self.job, self.settings, self.runtime = job, settings, job.runtime
         self.shared = load_shared_tokenizer(job.inputs["tokenizer"])
         self.facts = read_models(job.inputs["tokenizer"])
-        self.examples = pd.read_parquet(job.inputs["examples"] / "train.parquet")
-        self.prompts, self.responses = (
-            self.examples[column].map(len).to_numpy() for column in ("prompt_ids", "response_ids")
-        )
-        self.prompt, self.response = (max(1, round(of.mean())) for of in (self.prompts, self.responses))
+        rows = pd.read_parquet(job.inputs["examples"] / "train.parquet")
+        prompts = prompts_of(rows)
+        self.references = prompts["response"].tolist()
+        asked, answered = (prompts[column].map(len).to_numpy() for column in ("prompt_ids", "response_ids"))
+        self.rows, self.prompts = RowLengths.of(rows), RowLengths(asked, answered, answered)
+        self.prompt, self.response = (max(1, round(of.mean())) for of in (asked, answered))
         trainings = settings.trainings.values()
         self.kinds = dict.fromkeys(
             [(name, settings.generate.precision) for name in self.facts]
@@ -85,7 +87,7 @@ class Measurement:
             "load_seconds": load,
             "models": models,
             "trainings": Trainings(self).time_all(),
-            "rouge_seconds": _time_rouge(self.examples["response"].tolist()),
+            "rouge_seconds": _time_rouge(self.references),
             "disk_bytes_per_second": self._time_disk(),
             "peak_memory": peak_bytes(),
         }
@@ -134,7 +136,7 @@ class Measurement:
             "scoring": asdict(self.line(f"{label} scores", micro, scored, timed(score), key)),
             "generating": asdict(self.line(f"{label} generates", batch, generated, timed(generate), key)),
             "rows": rows,
-            "longest": mean_longest(self.responses, rows),
+            "longest": mean_longest(self.prompts.responses, rows),
         }
 
     def line(

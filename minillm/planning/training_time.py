@@ -57,9 +57,9 @@ class Trainings:
         """Time micro-batches and optimizer steps; the effort of a whole step is to be looked up on their line."""
         name, method = trained_model(train), train.method
         training, policy = method.training, method.policy
-        lengths = (self.measurement.prompts, self.measurement.responses)
+        lengths = self.measurement.rows if method.text == "dataset" else self.measurement.prompts
         limit = Limit.of(self.measurement.runtime)
-        micro = mean_micro_batch(*lengths, training.batch_size, limit, world_size())
+        micro = mean_micro_batch(lengths, training.batch_size, limit, world_size())
         step = self._micro_effort(train, micro.rows, micro.prompt, micro.response, micro.tokens).times(micro.count)
         if policy is not None and policy.plain_text_coefficient:
             blocks = (policy.plain_text_batch_size or training.batch_size) / world_size()
@@ -68,7 +68,7 @@ class Trainings:
         facts = {"step": asdict(step), "micro_batch": asdict(micro)}
         if policy is not None:
             at_once = min(self.measurement.runtime.generation_batch_size, -(-policy.rollouts // world_size()))
-            facts |= {"rows": at_once, "longest": mean_longest(self.measurement.responses, at_once)}
+            facts |= {"rows": at_once, "longest": mean_longest(self.measurement.prompts.responses, at_once)}
         label = f"{name} trains ({method.divergence}{' on rollouts' * (policy is not None)})"
         if not self._engine_fits(train, name):
             self.measurement.say(f"{label}: not timed, as its engine would take too long to make")
@@ -175,4 +175,5 @@ class Trainings:
 
     def _examples(self, rows: int, size: Size) -> pd.DataFrame:
         prompts, responses = [self.measurement.text(size.prompt)] * rows, [self.measurement.text(size.response)] * rows
-        return pd.DataFrame({"row": range(rows), "prompt_ids": prompts, "response_ids": responses})
+        turns = [[{"start": 0, "end": size.response}]] * rows
+        return pd.DataFrame({"row": range(rows), "prompt_ids": prompts, "response_ids": responses, "turns": turns})

@@ -12,10 +12,14 @@ from minillm.store.manifest import text_digest
 class Amounts:
     """Amounts of data that stages go through."""
 
+    rows: int
+    """Training rows, each learnt in one pass where the text is the data set's."""
+    row_tokens: float
+    """Mean length of a row, in tokens."""
     examples: int
-    """Training examples."""
+    """Training prompts, one for each answer that is learnt."""
     validation: int
-    """Held-out rows of D."""
+    """Held-out prompts of D."""
     prompt: float
     """Mean length of a training prompt, in tokens; benchmarks' prompts are taken to be as long."""
     response: float
@@ -111,20 +115,22 @@ def training_work(stage: Train, student: ModelFacts, teacher: ModelFacts, amount
         done: Optimizer steps behind the last checkpoint.
     """
     method, training, policy = stage.method, stage.method.training, stage.method.policy
-    total = training.optimizer_steps(amounts.examples)
+    whole = method.text == "dataset"
+    total = training.optimizer_steps(amounts.rows if whole else amounts.examples)
     left = total - done
     sequences = left * training.batch_size
-    once = forward_operations(student, 1, amounts.prompt, amounts.response)
-    of_teacher = forward_operations(teacher, 1, amounts.prompt, amounts.response)
-    operations = 3 * once * sequences  # the backward pass is twice the forward
-    tokens, rounds = sequences * amounts.sequence, 0
+    once, of_teacher = (forward_operations(of, 1, amounts.prompt, amounts.response) for of in (student, teacher))
+    learnt = amounts.response * amounts.examples / amounts.rows
+    length = (amounts.row_tokens - learnt, learnt) if whole else (amounts.prompt, amounts.response)
+    operations = 3 * sequences * forward_operations(student, 1, *length)  # the backward pass is twice the forward
+    tokens, rounds = sequences * sum(length), 0
     if policy is not None:
         per_round = policy.inner_epochs * policy.rollouts // training.batch_size
         rounds = -(-total // per_round) - done // per_round
         operations += 2 * rounds * policy.rollouts * (once + of_teacher)  # sampled, then scored
         tokens += rounds * policy.rollouts * (amounts.response + 2 * amounts.sequence)
     elif method.divergence != "cross_entropy":
-        operations += sequences * of_teacher
+        operations += sequences * forward_operations(teacher, 1, *length)
     validations = len({*range(training.evaluate_every, total + 1, training.evaluate_every), total})
     validations -= done // training.evaluate_every
     validated = validations * min(stage.validation_prompts, amounts.validation)
@@ -140,6 +146,6 @@ def trained_model(train: Train) -> str:
 def same_speed(train: Train) -> str:
     """Digest of the settings that decide how long a step of a training takes."""
     of_training = {"batch_size", "precision", "gradient_checkpointing", "lora"}
-    method = {"divergence": True, "policy": True, "training": of_training}
+    method = {"text": True, "divergence": True, "policy": True, "training": of_training}
     settings = train.model_dump(mode="json", include={"architecture": True, "max_tokens": True, "method": method})
     return text_digest({"model": trained_model(train), **settings})

@@ -5,7 +5,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field
 
 from minillm.config import Fields, Lora, Metric, MultipleChoice, Scoring, Template
-from minillm.config.data import RowFields
+from minillm.config.data import RowFields, Turns
 from minillm.stages.base import Stage
 
 
@@ -125,6 +125,8 @@ class Filter(Stage):
     template: Template
     fields: RowFields = RowFields()
     """Names of the fields in the training rows."""
+    turns: Turns = "last"
+    """Answers of a conversation that are learnt."""
     max_prompt_tokens: int
     max_tokens: int
     max_malformed_share: float

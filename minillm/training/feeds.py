@@ -57,7 +57,7 @@ class Feed(Protocol):
 
 @torch.no_grad()
 def teacher_of(models: Models, batch: Batch) -> Teacher:
-    """Run the teacher on a batch, without gradient; return it at the N real response tokens."""
+    """Run the teacher on a batch, without gradient; return it at the N learnt response tokens."""
     assert models.teacher is not None
     hidden = response_hidden(models.teacher, batch)  # (N, H_teacher)
     return Teacher(hidden, output_head(models.teacher, models.vocabulary))

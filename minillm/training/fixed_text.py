@@ -8,6 +8,7 @@ import pandas as pd
 from torch import Tensor
 
 from minillm.config import Method
+from minillm.data.learnt_turns import learnt_ranges
 from minillm.models.batches import Batch, Limit, lengths_of, make_batch, micro_batches, shuffled_slice
 from minillm.models.output_head import OutputHead
 from minillm.objectives.divergences import Functional, functional
@@ -50,22 +51,24 @@ class FixedText(Feed):
     models: Models
     method: Method
     examples: pd.DataFrame
-    """Columns prompt_ids and response_ids, token id lists."""
+    """Columns prompt_ids and response_ids, token id lists, and turns, the answers that are learnt."""
     seed: int
 
     def losses(self, step: int, limit: Limit) -> list[Callable[[], Losses]]:
-        """Return the micro-batches' shares of the mean loss per response token of the global mini-batch."""
+        """Return the micro-batches' shares of the mean loss per learnt token of the global mini-batch."""
         rows = self._rows(step)
         part = self.examples.iloc[rows]
         lengths = dict(zip(rows, lengths_of(part["prompt_ids"], part["response_ids"]), strict=True))
-        tokens = sum(response for _, response in lengths_of(part["prompt_ids"], part["response_ids"]))
+        tokens = sum(end - start for turns in part["turns"] for start, end in learnt_ranges(turns))
         micros = micro_batches(rows, lengths, limit)
         return [functools.partial(self._losses, chosen, tokens) for chosen in micros]
 
     def _losses(self, rows: list[int], tokens: int) -> Losses:
         """Return the loss of some rows as a share of the mean over the `tokens` of the global mini-batch."""
         method, part = self.method, self.examples.iloc[rows]
-        batch = make_batch(part["prompt_ids"].tolist(), part["response_ids"].tolist())
+        batch = make_batch(
+            part["prompt_ids"].tolist(), part["response_ids"].tolist(), part["turns"].map(learnt_ranges).tolist()
+        )
         plain = method.divergence == "cross_entropy"
         divergence = None if plain else functional(method.divergence, skew=method.skew, beta=method.beta)
         weight = 0.0 if plain else method.divergence_weight

@@ -35,6 +35,7 @@ class Validation:
     models: Models
     tokenizer: SharedTokenizer
     examples: pd.DataFrame
+    """Prompts with their responses, as `minillm.data.learnt_turns.prompts_of` returns them."""
     max_tokens: int
     runtime: Runtime
 
@@ -69,8 +70,8 @@ class Validation:
     def _score(self, metric: Callable[[str, Sequence[str]], float]) -> float:
         # The same random numbers for every model, whatever seed it was trained with.
         requests = [
-            Request(prompt, self.max_tokens - len(prompt), stream(Purpose.VALIDATION_RESPONSES, 0, int(row)))
-            for prompt, row in zip(self.examples["prompt_ids"], self.examples["row"], strict=True)
+            Request(prompt, self.max_tokens - len(prompt), stream(Purpose.VALIDATION_RESPONSES, 0, *place))
+            for prompt, place in zip(self.examples["prompt_ids"], self.examples["place"], strict=True)
         ]
         with gathered_weights(self.models.student) as student:
             sampler = Sampler(

@@ -12,6 +12,7 @@ import torch.distributed as dist
 from transformers import PreTrainedModel
 
 from minillm.config import Collapse, Runtime
+from minillm.data.learnt_turns import prompts_of
 from minillm.data.plain_text import PlainText
 from minillm.errors import STOPPED, StageError
 from minillm.models.batches import Limit
@@ -54,9 +55,7 @@ def make_trainer(job: Job[Train], settings: Train) -> "Trainer":
     """Return a trainer ready for its first step, with models, engine and data; call inside a process group."""
     training = settings.method.training
     shared = load_shared_tokenizer(job.inputs["tokenizer"])
-    of_teacher = "responses" in job.inputs
-    texts = job.inputs["responses"] / "responses.parquet" if of_teacher else job.inputs["examples"] / "train.parquet"
-    examples = pd.read_parquet(texts)
+    examples = _examples(job, settings)
     total = training.optimizer_steps(len(examples))
     torch.manual_seed(torch_seed(stream(Purpose.ADAPTERS, settings.seed)))
     student = HeadedModel(_student(job, settings, shared), shared.entries)
@@ -64,7 +63,7 @@ def make_trainer(job: Job[Train], settings: Train) -> "Trainer":
     engine = make_engine(student, training, total, job.runtime, checkpoints.universal)
     torch.manual_seed(torch_seed(stream(Purpose.DROPOUT, settings.seed, rank())))
     models = Models(engine, _teacher(job, settings, engine.device), shared.entries, shared.ends)
-    held_out = pd.read_parquet(job.inputs["examples"] / "validation.parquet")
+    held_out = prompts_of(pd.read_parquet(job.inputs["examples"] / "validation.parquet"))
     if len(held_out) > settings.validation_prompts:
         chosen = generator(stream(Purpose.VALIDATION_PROMPTS, 0))
         held_out = held_out.sample(settings.validation_prompts, random_state=chosen)
@@ -81,6 +80,14 @@ def make_trainer(job: Job[Train], settings: Train) -> "Trainer":
         settings=settings,
         runtime=job.runtime,
     )
+
+
+def _examples(job: Job[Train], settings: Train) -> pd.DataFrame:
+    """Return rows to learn in one pass each or, for rollouts, the prompt of each learnt answer."""
+    of_teacher = "responses" in job.inputs
+    texts = job.inputs["responses"] / "responses.parquet" if of_teacher else job.inputs["examples"] / "train.parquet"
+    rows = pd.read_parquet(texts)
+    return rows if settings.method.policy is None else prompts_of(rows)
 
 
 def _student(job: Job[Train], settings: Train, shared: SharedTokenizer) -> PreTrainedModel:

@@ -56,8 +56,8 @@ TOKEN = "hf_" + "Qw7" * 12
 def write_chat_experiment(folder: Path, form: str) -> Path:
     """Write a short experiment on conversations.
 
-    Those in `messages` are for a base model as the teacher of a chat model, those in `conversations` for a chat model
-    and a student of its layers.
+    Those in `messages` are for a base model as the teacher of a chat model; those in `conversations`, of which all
+    answers are learnt, for a chat model and a student of its layers.
     """
     path = write_short_experiment(folder, ("sft", "minillm"))
     settings = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -71,6 +71,7 @@ def write_chat_experiment(folder: Path, form: str) -> Path:
         settings["export"] = {"hub": "me/talker", "method": "minillm"}
     else:
         start_from_chat_models(settings, save_chat_tokenizer(folder / "teacher", TURNS))
+        settings["data"]["turns"] = "all"
     settings["evaluation"]["benchmarks"] |= {
         "talk": {"source": {"path": "talk.jsonl"}, "metric": "regex", "pattern": "(?i)is (\\w+)"},
         "form": {"source": {"path": "form.jsonl"}, "metric": "json_schema", "json_schema": {"type": "integer"}},

@@ -13,6 +13,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from minillm.config import Runtime
+from minillm.data.encoding import LearntTurn
 from minillm.stages.base import Job, Stage
 from tasks.running.forking import fork_worker
 from tasks.running.process_group import Group
@@ -42,8 +43,8 @@ def make_examples(directory: Path, count: int = 40) -> Path:
         prompt = [int(t) for t in random.integers(2, 2 + len(WORDS), size=random.integers(2, 5))]
         response = [*prompt[::-1], 0]
         text = " ".join(WORDS[t - 2] for t in response[:-1])
-        rows.append((row, "open_qa", "say", text, prompt, response))
-    columns = ["row", "category", "prompt", "response", "prompt_ids", "response_ids"]
+        rows.append((row, "open_qa", "say", prompt, response, [LearntTurn(0, len(response), text)._asdict()]))
+    columns = ["row", "category", "prompt", "prompt_ids", "response_ids", "turns"]
     table = pd.DataFrame(rows, columns=columns)
     table.iloc[: count - 8].to_parquet(directory / "train.parquet")
     table.iloc[count - 8 :].to_parquet(directory / "validation.parquet")

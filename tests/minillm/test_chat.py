@@ -1,10 +1,14 @@
 """Conversations in chat templates: prompt, learnt answers and their ends, checked by hand."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from minillm.data.chat import ChatTemplate, LearntConversation
+from minillm.data.conversations import Conversation
+from minillm.data.encoding import Encoded
+from minillm.data.rows import Row
 from tests.minillm.templates import INSTRUCTIONS, MARKED, OPEN, THINKING, TURNS, chat_tokenizer
 
 WEATHER = {"name": "weather", "parameters": {"type": "object", "properties": {"city": {"type": "string"}}}}
@@ -73,6 +77,25 @@ def test_the_last_answer_follows_the_generation_prompt_whatever_the_marks_say():
     assert found.tokens[: found.turns[0][0]] == chat.prompt(TALK[:-1])[1]
 
 
+def test_an_answer_is_compared_with_what_the_template_writes_of_it():
+    chat = template(TURNS)
+    row = Row(0, "", "", "", "none", Conversation(tuple(DIALOGUE), tuple(TOOLS)))
+    calling = replace(row, conversation=Conversation(tuple(DIALOGUE[:3]), tuple(TOOLS)))
+    of_all, of_call = chat.examples([row], "all")[0], chat.examples([calling])[0]
+    assert isinstance(of_all, Encoded)
+    assert isinstance(of_call, Encoded)
+    call = 'weather {"city": "Rome"}'
+    assert [turn.text for turn in of_all.turns] == [call, "It is sunny.", "You are welcome."]
+    assert [turn.text for turn in of_call.turns] == [call], "its content is empty"
+    learnt = [of_all.response_ids[turn.start : turn.end] for turn in of_all.turns]
+    assert learnt[0] == of_call.response_ids
+    assert of_all.prompt_ids == of_call.prompt_ids == chat.prompt(DIALOGUE[:2], TOOLS)[1]
+    assert of_all.prompt == chat.prompt(DIALOGUE[:2], TOOLS)[0]
+    assert chat.tokenizer.decode(of_all.response_ids[of_all.turns[0].end : of_all.turns[1].start]) == (
+        "\n<|start|>tool\nsunny 21<|end|>\n<|start|>assistant\n"
+    )
+
+
 def test_what_follows_the_last_answer_is_no_part_of_the_row():
     chat = template(TURNS)
     assert chat.encode([*DIALOGUE, {"role": "user", "content": "Bye"}], TOOLS, "all") == chat.encode(
@@ -87,7 +110,10 @@ def test_answers_whose_thoughts_are_stripped_later_are_left_out():
     ]
     found = chat.encode(thought, turns="all")
     assert learnt(chat.tokenizer, found) == ["<think>\nHm.\n</think>\n\nYou are welcome.<|end|>"]
-    assert found.notes == ["the chat template writes what stands before it in another way once messages follow"]
+    assert found.notes == [
+        "an earlier answer is not learnt: the chat template writes what stands before it in another way once messages "
+        "follow"
+    ]
     plain = chat.encode(TALK, turns="all")
     assert learnt(chat.tokenizer, plain) == ["It is sunny.<|end|>", "You are welcome.<|end|>"]
 
@@ -107,7 +133,7 @@ def test_an_answer_without_an_end_token_gets_one_and_those_before_it_cannot_be_l
     chat = template(OPEN.replace(": '", ":\\n'"))
     found = chat.encode(TALK, turns="all")
     assert learnt(chat.tokenizer, found) == ["You are welcome.\n</s>"]
-    assert found.notes == ["the chat template ends it with no end token"]
+    assert found.notes == ["an earlier answer is not learnt: the chat template ends it with no end token"]
 
 
 def test_the_end_token_is_any_of_the_set():

@@ -13,6 +13,7 @@ from minillm.config.data import RowFields
 from minillm.data.chat import ChatTemplate
 from minillm.data.conversations import Conversation
 from minillm.data.examples import tokenise
+from minillm.data.learnt_turns import prompts_of
 from minillm.data.rows import Row
 from minillm.data.tokenising import PIECE
 from minillm.errors import StageError
@@ -112,6 +113,48 @@ def test_instructions_are_a_message_of_the_user_where_the_tokenizer_has_a_templa
     assert pd.read_parquet(prompts / "asked.parquet")["prompt_ids"][0].tolist() == row["prompt_ids"].tolist()
 
 
+def test_all_answers_are_learnt_and_each_is_a_prompt(tmp_path: Path):
+    output, _ = filtered(tmp_path / "all", FORMATS["messages"], turns="all")
+    last, _ = filtered(tmp_path / "last", FORMATS["messages"])
+    tokenizer: Any = AutoTokenizer.from_pretrained(tmp_path / "all" / "tokenizer")
+    rows, prompts = examples(output), prompts_of(examples(output))
+    assert prompts["response"].tolist() == [f"A {c} {thing}." for c in COLOURS for thing in ("hat", "door")]
+    for number, (asked, answer) in enumerate(zip(prompts["prompt_ids"], prompts["response_ids"], strict=True)):
+        told = talk(COLOURS[number // 2])[: 2 * (number % 2) + 1]
+        assert list(asked) == tokenizer.apply_chat_template(told, add_generation_prompt=True, return_dict=False)
+        assert tokenizer.decode(answer) == prompts["response"][number] + "<|end|>"
+    assert prompts["place"].tolist() == [place for row in range(6) for place in ((row, 1), (row,))]
+    of_last = prompts_of(examples(last))
+    for column in ("row", "place", "response"):
+        assert of_last[column].tolist() == prompts[column][1::2].tolist()
+    assert rows["prompt"].tolist()[0] == "<|start|>user\nName a red thing.<|end|>\n<|start|>assistant\n"
+    page = (output / "filtering.md").read_text(encoding="utf-8")
+    assert re.search(r"Read:\n\n    \n    <\|start\|>user\n    Another \w+ one\?<\|end\|>\n", page)
+    read, learnt = pd.read_csv(output / "lengths.csv").query("category == 'all'")["mean"].tolist()
+    whole = sum(len(row["prompt_ids"]) + len(row["response_ids"]) for _, row in rows.iterrows()) / 6
+    assert read + learnt == pytest.approx(whole, abs=0.11)
+    assert learnt == pytest.approx(sum(map(len, prompts["response_ids"])) / 6, abs=0.06)
+
+
+def test_of_an_instruction_the_last_answer_is_all(tmp_path: Path):
+    rows = [{"instruction": f"Name a {c} thing.", "response": f"A {c} hat."} for c in COLOURS]
+    for number, template in enumerate((Template(), Template(**PLAIN))):
+        found = [
+            filtered(tmp_path / f"{turns}{number}", rows, template=template, turns=turns)[0]
+            for turns in ("last", "all")
+        ]
+        for part in ("train", "validation", "test"):
+            assert len({(output / f"{part}.parquet").read_bytes() for output in found}) == 1
+
+
+def test_the_longest_prompt_decides_whichever_answers_are_learnt(tmp_path: Path):
+    longer = [{**FORMATS["messages"][0], "messages": [*talk("red"), *talk("blue")]}, *FORMATS["messages"]]
+    for turns in ("last", "all"):
+        output, _ = filtered(tmp_path / turns, longer, turns=turns, max_prompt_tokens=70)
+        dropped = pd.read_csv(output / "dropped.csv", index_col=0)
+        assert dropped["things"].to_dict() == {"prompt too long": 1, "total": 1}
+
+
 def test_a_text_is_taken_where_the_configuration_gives_one(tmp_path: Path):
     rows = [{"instruction": f"Name a {c} thing.", "response": f"A {c} hat."} for c in COLOURS]
     output, _ = filtered(tmp_path, rows, template=Template(**PLAIN))
@@ -162,11 +205,11 @@ def test_of_a_conversation_that_is_far_too_long_only_a_beginning_is_tokenised(tm
     template, seen = ChatTemplate(tokenizer, [tokenizer.convert_tokens_to_ids("<|end|>")]), []
 
     class Watched:
-        def examples(self, rows: list[Row]) -> Any:
+        def examples(self, rows: list[Row], turns: Any) -> Any:
             seen.append(sum(len(text) for row in rows for text in row.texts))
-            return template.examples(rows)
+            return template.examples(rows, turns)
 
-    (candidate,), refused, _ = tokenise(rows, Watched(), 100, tmp_path / "rows.arrow")  # type: ignore[arg-type]
+    (candidate,), refused, _ = tokenise(rows, Watched(), "last", 100, tmp_path / "rows.arrow")  # type: ignore[arg-type]
     assert refused == []
     assert candidate.prompt_tokens > 100
     assert len(seen) == 1

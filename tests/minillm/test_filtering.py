@@ -115,7 +115,7 @@ def test_examples_hold_prompt_and_response_tokens_with_eos(tmp_path):
     output, _ = Case(tmp_path, [row("ab", "cd", "ef"), row("x")], ["train", "dev"]).run()
     example = pq.read_table(output / "train.parquet").to_pylist()[0]
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "tokenizer")
-    assert list(example) == ["row", "category", "prompt", "response", "prompt_ids", "response_ids"]
+    assert list(example) == ["row", "category", "prompt", "prompt_ids", "response_ids", "turns"]
     assert example["prompt"] == "ab|ef>"
     assert tokenizer.decode(example["prompt_ids"]) == "ab|ef>"
     assert tokenizer.decode(example["response_ids"]) == "cd<|endoftext|>"
@@ -214,13 +214,17 @@ def written_at_once(output: Path, part: str, case: Case, rows: list[dict[str, st
     chosen = [(i, rows[i]) for i in kept(output, part)]
     asked = [(r["instruction"], r["context"]) for _, r in chosen]
     prompts = [fill(Template(**PLAIN), *of) for of in asked]
+    responses = [[*ids, 0] for ids in encode_texts(tokenizer, [r["response"] for _, r in chosen])]
     columns = {
         "row": [i for i, _ in chosen],
         "category": [r["category"] for _, r in chosen],
         "prompt": prompts,
-        "response": [r["response"] for _, r in chosen],
         "prompt_ids": encode_prompts(tokenizer, Template(**PLAIN), asked),
-        "response_ids": [[*ids, 0] for ids in encode_texts(tokenizer, [r["response"] for _, r in chosen])],
+        "response_ids": responses,
+        "turns": [
+            [{"start": 0, "end": len(ids), "text": r["response"]}]
+            for ids, (_, r) in zip(responses, chosen, strict=True)
+        ],
     }
     pq.write_table(pa.table(columns, examples.SCHEMA), case.folder / "plain.parquet")
     return (case.folder / "plain.parquet").read_bytes()

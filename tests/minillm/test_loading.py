@@ -130,6 +130,7 @@ def test_an_unknown_key_far_from_all_lists_those_of_its_level(tmp_path, raw):
             "runtime={micro_batch_size: 4, micro_batch_tokens: 512}",
             "limited either in sequences or in tokens; set one of",
         ),
+        ("data.turns=first", "data.turns: Input should be 'last' or 'all', not 'first'"),
         ("methods.minillm.training.epochs=2", "give exactly one of `epochs` and `steps`"),
         ("data.max_prompt_tokens=512", "max_prompt_tokens 512 leaves no room for a response"),
         ("methods.minillm.policy.teacher_mix=-0.1", "greater than or equal to 0, not -0.1"),

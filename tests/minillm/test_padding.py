@@ -32,6 +32,7 @@ def padded_further(batch: Batch, left: int, right: int) -> Batch:
     return Batch(
         torch.cat([junk_left, tokens, junk_right], dim=1),
         torch.cat([junk_left < 0, batch.mask, junk_right < 0], dim=1),
+        torch.cat([batch.response_mask, junk_right < 0], dim=1),
         batch.prompt_width + left,
     )
 

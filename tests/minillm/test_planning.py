@@ -15,7 +15,7 @@ from minillm.planning.demand import Demand, stage_demand
 from minillm.planning.estimate import Speeds, mean_speed
 from minillm.planning.extrapolation import MARGIN, Budget, Effort, Line, Size, Timed, climb, fit, steps_up_to
 from minillm.planning.memory import ADAM, LIBRARIES, training_memory
-from minillm.planning.micro_batches import MicroBatch, mean_longest, mean_micro_batch
+from minillm.planning.micro_batches import MicroBatch, RowLengths, mean_longest, mean_micro_batch
 from minillm.planning.schedule import Step, span
 from minillm.planning.stage_estimate import StageEstimate, require_fit
 from minillm.planning.work import Amounts, Work, forward_operations, same_speed
@@ -49,7 +49,9 @@ GENERATE = Generate(
     precision="float32",
     max_tokens=32,
 )
-AMOUNTS = Amounts(examples=40, validation=6, prompt=12, response=8, benchmark_prompts={"dolly": 5, "sni": 7})
+AMOUNTS = Amounts(
+    rows=40, row_tokens=20, examples=40, validation=6, prompt=12, response=8, benchmark_prompts={"dolly": 5, "sni": 7}
+)
 
 
 def train(method: Method, role: str = "sft") -> Train:
@@ -303,13 +305,14 @@ def test_a_budget_is_divided_among_what_is_left_to_measure(monkeypatch: pytest.M
 
 
 def test_micro_batches_are_as_wide_as_their_longest_rows():
-    lengths = np.array([2, 4, 6, 8]), np.full(4, 5)
-    micro = mean_micro_batch(*lengths, 400, Limit(rows=100), processes=1)
+    prompts, responses = np.array([2, 4, 6, 8]), np.full(4, 5)
+    lengths = RowLengths(prompts, responses, responses)
+    micro = mean_micro_batch(lengths, 400, Limit(rows=100), processes=1)
     assert (micro.count, micro.response, micro.tokens) == (4, 5.0, 5.0)
     assert micro.prompt == pytest.approx(5.0, abs=1.5), "sorted, each is of one length and a few of the next"
-    assert mean_micro_batch(*lengths, 400, Limit(rows=400), processes=1).prompt == 8.0
+    assert mean_micro_batch(lengths, 400, Limit(rows=400), processes=1).prompt == 8.0
     # About 100 rows each of 7, 9, 11 and 13 tokens, of which 18, 14, 11 and 10 go into a micro-batch.
-    by_tokens = mean_micro_batch(*lengths, 400, Limit(tokens=130), processes=1)
+    by_tokens = mean_micro_batch(lengths, 400, Limit(tokens=130), processes=1)
     assert by_tokens.count * by_tokens.rows == pytest.approx(400)
     assert by_tokens.count == pytest.approx(100 / 18 + 100 / 14 + 100 / 11 + 100 / 10, abs=1.5)
     assert mean_longest(np.array([1, 9]), rows=50) == 9.0

@@ -229,6 +229,7 @@ def test_seqkd_trains_on_the_text_of_the_teacher(inputs, tmp_path):
     responses.mkdir()
     table = pd.read_parquet(inputs["examples"] / "train.parquet")
     table["response_ids"] = [[7, 0]] * len(table)
+    table["turns"] = [[{"start": 0, "end": 2}]] * len(table)
     table.to_parquet(responses / "responses.parquet")
     seqkd = settings("sft", steps=200, learning_rate=1e-2, select_by="validation_loss")
     done = run_worker(write_job(tmp_path, seqkd, {**text_inputs(inputs), "responses": responses}))
