@@ -17,8 +17,7 @@ from minillm.models.output_head import HeadedModel
 from minillm.training.feeds import Feed, Models
 from minillm.training.fixed_text import FixedText
 from minillm.training.on_policy import Rollouts
-from minillm.worker.processes import process_group
-from tests.minillm.direct import alone
+from tests.minillm.direct import group_of_one
 from tests.minillm.jobs import make_plain_text
 from tests.minillm.models_in_small import small_model
 from tests.minillm.trainings import method
@@ -31,7 +30,7 @@ LIMITS = [Limit(rows=8), Limit(rows=1), Limit(rows=2), Limit(tokens=1), Limit(to
 
 @pytest.fixture(autouse=True)
 def group() -> Iterator[None]:
-    with alone(), process_group():
+    with group_of_one():
         yield
 
 
