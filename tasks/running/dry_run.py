@@ -76,16 +76,20 @@ class DryRun:
         """Return the result of a stage: from the store, read now, or pending."""
         pending = {value.label for value in inputs.values() if isinstance(value, Pending)}
         computation = None if pending else Computation(stage, inputs, config, label, self.store)
-        found = None
-        if computation is not None:
-            with self.store.lock(computation.key):
-                found = computation.find()
-                if found is None and stage.reads_only:
-                    self.log(f"reading the data: {label}")
-                    started = computation.run(self.log, threading.Event())
-                    found = computation.complete(started)
-                    self.reading_seconds += time.monotonic() - started
+        found = computation and computation.find()
+        if computation is not None and found is None and stage.reads_only:
+            found = self._read(computation)
         self.stages.append(DryStage(label, stage, inputs, self._waits | pending, found, computation))
         if found is not None:
             return found
         return Pending(kind=stage.kind, label=label, role=getattr(stage, "role", None))
+
+    def _read(self, computation: Computation) -> Artifact:
+        with self.store.lock(computation.key):
+            found = computation.find()  # a run may have read it meanwhile
+            if found is None:
+                self.log(f"reading the data: {computation.label}")
+                started = computation.run(self.log, threading.Event())
+                found = computation.complete(started)
+                self.reading_seconds += time.monotonic() - started
+        return found

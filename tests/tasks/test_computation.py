@@ -6,6 +6,7 @@ import os
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -16,10 +17,12 @@ from minillm.errors import StageError
 from minillm.stages.base import Stage
 from minillm.stages.pages import StudyReport
 from minillm.stages.reading import Benchmarks, Filter
+from minillm.stages.training import Train
 from minillm.store.artifacts import Store
 from minillm.store.inventory import look
 from minillm.store.manifest import Artifact
 from tasks.running.computation import Computation, Input
+from tasks.running.dry_run import DryRun, Pending
 from tasks.store import collect, listing
 from tests.small import small_config
 
@@ -147,6 +150,23 @@ def test_work_that_no_run_can_continue_is_told_and_collected(tmp_path: Path, mon
     assert {entry.name for entry in collect(str(store.root), dry_run=False)} == {stale.work.name}
     assert [path.name for path in (store.root / "work").iterdir()] == [begun.work.name]
     assert done.find() == completed
+
+
+def test_a_plan_does_not_wait_for_a_run_that_trains(tmp_path: Path):
+    config = small_config(tmp_path)
+    train = Train(
+        role="sft", method=config.methods["sft"], architecture=None, max_tokens=9, validation_prompts=3, seed=1
+    )
+    inputs: dict[str, Input] = {
+        name: Artifact(kind=name, key=name, path=str(tmp_path), digest=name)
+        for name in ("tokenizer", "examples", "weights")
+    }
+    computation = Computation(train, inputs, config, "train sft", Store(config.runtime.store))
+    dry_run = DryRun(config, print)
+    with ThreadPoolExecutor(1) as pool, computation.store.lock(computation.key):
+        pending = pool.submit(dry_run.compute, train, inputs, config, "train sft").result(timeout=60)
+    assert isinstance(pending, Pending)
+    assert [stage.found for stage in dry_run.stages] == [None]
 
 
 @pytest.mark.parametrize(
