@@ -216,8 +216,13 @@ def measure_held_out(
 @stage_task("downstream {role}")
 def answer_downstream(config: BaseConfig, role: str, model: Input, prepared: Artifact, downstream: Artifact) -> Work:
     """Answer the harness's tasks with one model."""
-    evaluation = config.evaluation
-    assert evaluation.downstream is not None
-    stage = DownstreamScore(role=role, limit=evaluation.downstream.limit, precision=evaluation.precision)
+    evaluation, downstream_config = config.evaluation, config.evaluation.downstream
+    assert downstream_config is not None
+    stage = DownstreamScore(
+        role=role,
+        limit=downstream_config.limit,
+        template=config.data.template if downstream_config.chat_template else None,
+        precision=evaluation.precision,
+    )
     inputs: dict[str, Input] = {"model": model, "tokenizer": prepared, "tasks": downstream}
     return stage, inputs

@@ -123,6 +123,7 @@ def check_downstream(config: BaseConfig, *prepared: Artifact) -> Work:
         harness=importlib.metadata.version("lm_eval"),
         tasks=downstream.tasks,
         few_shot=downstream.few_shot,
+        template=config.data.template if downstream.chat_template else None,
         parts={name: local.part for name, local in downstream.local.items() if local.part is not None},
         changes={name: local.changes for name, local in downstream.local.items()},
     )

@@ -2,7 +2,7 @@
 
 from typing import Any, ClassVar, Literal, get_args
 
-from minillm.config import Benchmark, Judge, Metric, Sampling
+from minillm.config import Benchmark, Judge, Metric, Sampling, Template
 from minillm.stages.base import Stage
 from minillm.stages.training import Train
 
@@ -195,6 +195,8 @@ class DownstreamScore(Stage):
     shown: ClassVar[tuple[str, ...]] = ("downstream",)
     role: str
     limit: int | None
+    template: Template | None
+    """Chat template of the questions; None for plain text."""
     precision: Literal["float32", "bfloat16"]
 
 

@@ -169,8 +169,8 @@ class HeldOutTexts(Stage):
 class DownstreamTasks(Stage):
     """Find and check the harness's tasks before anything is trained.
 
-    `prepared/…` tell the models' positions; `rows/NAME` and `examples/NAME` are those of tasks with local rows.
-    Output: `plan.json`, and the local rows by task.
+    `prepared/…` tell the models' positions and tokenizers; `rows/NAME` and `examples/NAME` are those of tasks with
+    local rows. Output: `plan.json`, and the local rows by task.
     """
 
     kind: ClassVar[str] = "downstream_tasks"
@@ -186,6 +186,8 @@ class DownstreamTasks(Stage):
     """Version of lm-evaluation-harness, which defines the tasks."""
     tasks: tuple[str, ...]
     few_shot: int | None
+    template: Template | None
+    """Chat template of the questions; None for plain text."""
     parts: dict[str, str]
     """Field that names a local row's task within its group, by the name of the group or task in `tasks`."""
     changes: dict[str, dict[str, Any]]

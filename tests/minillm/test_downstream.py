@@ -12,6 +12,8 @@ import torch
 from lm_eval.tasks import TaskManager
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from minillm.config import Template
+from minillm.data.chat import ChatTemplate
 from minillm.data.tables import read_records
 from minillm.durable import write_atomically
 from minillm.errors import StageError
@@ -19,7 +21,7 @@ from minillm.evaluation.downstream.answering import language_model, scores, tabl
 from minillm.evaluation.downstream.checks import check
 from minillm.evaluation.downstream.harness import PLAN, LocalRows, Plan, beneath, load, rows_file, task_manager
 from minillm.evaluation.downstream.local_rows import deal, read_rows
-from minillm.evaluation.downstream.tasks import obtain, require_known
+from minillm.evaluation.downstream.tasks import obtain, require_chat_templates, require_known
 from minillm.models.batches import make_batch
 from minillm.models.causal_lm import build_model
 from minillm.models.output_head import output_head, response_hidden
@@ -32,6 +34,7 @@ from tests.minillm.direct import read_lines, real_data, run_stage, write_lines
 from tests.minillm.hub import Hub, serve
 from tests.minillm.jobs import run_worker, write_job
 from tests.minillm.models_in_small import small_model
+from tests.minillm.templates import TURNS, chat_tokenizer
 
 ANSWERS = [["red", "blue", "cat"], ["a blue bird", "blue", "dog"], ["cat", "dog", "blue"], ["red cat", "bird", "blue"]]
 ARC = [
@@ -101,11 +104,13 @@ def answered(
     tokenizer: PreTrainedTokenizerBase,
     limit: int | None = None,
     name: str = "run",
+    template: Template | None = None,
 ) -> tuple[Path, dict[str, Any]]:
     """Run the stage downstream; return its output folder and the rows of table.json."""
     model.save_pretrained(folder / "model")
     inputs = {"model": folder / "model", "tokenizer": prepared(folder / "prepared", tokenizer), "tasks": tasks}
-    output, summary = run_stage(DownstreamScore(role="x", limit=limit, precision="float32"), inputs, folder / name)
+    stage = DownstreamScore(role="x", limit=limit, template=template, precision="float32")
+    output, summary = run_stage(stage, inputs, folder / name)
     rows = json.loads((output / "table.json").read_text(encoding="utf-8"))["tasks"]
     assert all(summary[f"downstream/{task}"] == row["value"] for task, row in rows.items())
     return output, rows
@@ -155,13 +160,44 @@ def test_log_likelihoods_are_our_own(tmp_path, tokenizer, shots, padding, name):
     for row, of_choices in zip(ARC, samples(output, "arc_easy"), strict=True):
         prompt = tokenizer.encode(f"{before}Question: {row['question']}\nAnswer:")
         continuations = [tokenizer.encode(f" {choice}") for choice in row["choices"]["text"]]
-        batch = make_batch([prompt] * len(continuations), continuations)
-        with torch.no_grad():
-            hidden = response_hidden(model.eval(), batch)
-        tokens = batch.response[batch.response_mask]
-        log_probs, _ = token_log_probs(hidden, output_head(model, len(tokenizer)), tokens)
-        ours = [float(part.sum()) for part in log_probs.split([len(ids) for ids in continuations])]
-        assert of_choices == pytest.approx(ours, abs=1e-4)
+        assert of_choices == pytest.approx(log_likelihoods(model, tokenizer, prompt, continuations), abs=1e-4)
+
+
+def log_likelihoods(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompt: list[int], continuations: list[list[int]]
+) -> list[float]:
+    batch = make_batch([prompt] * len(continuations), continuations)
+    with torch.no_grad():
+        hidden = response_hidden(model.eval(), batch)
+    tokens = batch.response[batch.response_mask]
+    log_probs, _ = token_log_probs(hidden, output_head(model, len(tokenizer)), tokens)
+    return [float(part.sum()) for part in log_probs.split([len(ids) for ids in continuations])]
+
+
+def test_questions_are_asked_as_a_chat_model_is_asked(tmp_path):
+    """As messages, with the system message and the example as turns, and each special token once."""
+    tokenizer = chat_tokenizer(TURNS)
+    example = {**ARC[0], "question": "What sings?", "choices": {"text": ["bird", "cat"], "label": ["A", "B"]}}
+    tasks = planned(tmp_path / "tasks", ARC[:2], examples=[{**example, "answerKey": "A"}], few_shot=1)
+    model = small_model("gpt2", len(tokenizer), spread=0.3)
+    template = Template(chat=True, system="Be brief.")
+    output, _ = answered(tmp_path, tasks, model, tokenizer, template=template)
+    for row, of_choices in zip(ARC, samples(output, "arc_easy"), strict=False):
+        messages = [
+            {"role": "system", "content": "Be brief."},
+            {"role": "user", "content": "Question: What sings?\nAnswer:"},
+            {"role": "assistant", "content": "bird"},
+            {"role": "user", "content": f"Question: {row['question']}\nAnswer:"},
+        ]
+        _, prompt = ChatTemplate(tokenizer, [tokenizer.eos_token_id]).prompt(messages)
+        # The harness counts white space at the end of a prompt, here the line end, to what follows it.
+        continuations = [[prompt[-1], *tokenizer.encode(choice)] for choice in row["choices"]["text"]]
+        assert of_choices == pytest.approx(log_likelihoods(model, tokenizer, prompt[:-1], continuations), abs=1e-4)
+
+
+def test_a_run_whose_prompts_are_a_text_asks_no_questions_in_a_chat_template(tmp_path, tokenizer):
+    with pytest.raises(StageError, match=r"downstream\.chat_template is true, but the run's prompts are a text"):
+        require_chat_templates([prepared(tmp_path / "prepared", tokenizer)], Template())
 
 
 def test_questions_that_a_model_sees_only_in_part_are_counted(tmp_path, tokenizer):
@@ -204,7 +240,7 @@ def test_finished_tasks_are_not_answered_again(tmp_path, tokenizer):
     model = small_model("gpt2", len(tokenizer))
     model.save_pretrained(tmp_path / "model")
     inputs = {"model": tmp_path / "model", "tokenizer": prepared(tmp_path / "prepared", tokenizer), "tasks": tasks}
-    spec = write_job(tmp_path / "job", DownstreamScore(role="x", limit=1, precision="float32"), inputs)
+    spec = write_job(tmp_path / "job", DownstreamScore(role="x", limit=1, template=None, precision="float32"), inputs)
     assert run_worker(spec).returncode == 0
     finished = spec.parent / "arc_easy.json"
     part = json.loads(finished.read_text(encoding="utf-8"))
@@ -261,7 +297,7 @@ def test_a_generated_answer_is_subject_to_this_runs_settings_alone(tmp_path, tok
     assert found["gsm8k"]["value"] == 0.0
     (row,) = [row for row in read_lines(output / "samples" / "gsm8k.jsonl") if row["filter"] == "flexible-extract"]
     assert row["filtered_resps"] == ["2"], "it says 2 and nothing else"
-    settings = DownstreamScore(role="x", limit=None, precision="float32")
+    settings = DownstreamScore(role="x", limit=None, template=None, precision="float32")
     folder = prepared(tmp_path / "with_ends", tokenizer)
     GenerationConfig(eos_token_id=[0, two]).save_pretrained(folder)
     job = Job(
@@ -299,7 +335,9 @@ def test_real_files_through_both_stages_with_no_word_to_the_hub(tmp_path, tokeni
     inputs = {name: data / f"{file}.jsonl" for name, file in sources.items()}
     changes: dict[str, dict] = {"arc_easy": {}, "arc_challenge": {}, "mmlu": {}}
     changes["hellaswag"] = {"process_docs": None, "doc_to_target": "{{gold}}"}
-    tasks = DownstreamTasks(harness="0", tasks=tuple(changes), few_shot=0, parts={"mmlu": "subject"}, changes=changes)
+    tasks = DownstreamTasks(
+        harness="0", tasks=tuple(changes), few_shot=0, template=None, parts={"mmlu": "subject"}, changes=changes
+    )
     (letter,) = tokenizer.encode(" C")
     constant_model(letter, 9.0, tokenizer).save_pretrained(tmp_path / "model")
     tokenizer_files = prepared(tmp_path / "prepared", tokenizer)
@@ -310,7 +348,7 @@ def test_real_files_through_both_stages_with_no_word_to_the_hub(tmp_path, tokeni
         monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
         found = run_worker(write_job(tmp_path / "tasks", tasks, inputs | {"prepared/0": tokenizer_files}))
         assert found.returncode == 0, found.stdout
-        score = DownstreamScore(role="x", limit=5, precision="float32")
+        score = DownstreamScore(role="x", limit=5, template=None, precision="float32")
         inputs = {"model": tmp_path / "model", "tokenizer": tokenizer_files, "tasks": tmp_path / "tasks" / "output"}
         done = run_worker(write_job(tmp_path / "score", score, inputs, micro_batch_size=32))
         assert done.returncode == 0, done.stdout
@@ -344,11 +382,11 @@ def test_a_task_without_local_rows_comes_from_the_hub(tmp_path, tokenizer, monke
     tokenizer_files = prepared(tmp_path / "prepared", tokenizer)
     with serve(Hub({("datasets", "allenai/ai2_arc"): files})) as hub:
         monkeypatch.setenv("HF_ENDPOINT", hub.endpoint)
-        stage = DownstreamTasks(harness="0", tasks=("arc_easy",), few_shot=1, parts={}, changes={})
+        stage = DownstreamTasks(harness="0", tasks=("arc_easy",), few_shot=1, template=None, parts={}, changes={})
         found = run_worker(write_job(tmp_path / "tasks", stage, {"prepared/0": tokenizer_files}))
         assert found.returncode == 0, found.stdout
         inputs = {"model": tmp_path / "model", "tokenizer": tokenizer_files, "tasks": tmp_path / "tasks" / "output"}
-        score = DownstreamScore(role="x", limit=None, precision="float32")
+        score = DownstreamScore(role="x", limit=None, template=None, precision="float32")
         done = run_worker(write_job(tmp_path / "score", score, inputs))
     assert done.returncode == 0, done.stdout
     row = json.loads((tmp_path / "score" / "output" / "table.json").read_text(encoding="utf-8"))["tasks"]["arc_easy"]
@@ -359,7 +397,7 @@ def test_a_hub_out_of_reach_is_named_with_what_to_do(tmp_path, tokenizer, monkey
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     monkeypatch.setenv("HF_HOME", str(tmp_path / "empty-cache"))
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
-    stage = DownstreamTasks(harness="0", tasks=("arc_easy",), few_shot=None, parts={}, changes={})
+    stage = DownstreamTasks(harness="0", tasks=("arc_easy",), few_shot=None, template=None, parts={}, changes={})
     spec = write_job(tmp_path / "tasks", stage, {"prepared/0": prepared(tmp_path / "prepared", tokenizer)})
     assert run_worker(spec).returncode == 3
     message = (spec.parent / "error.txt").read_text(encoding="utf-8")
@@ -420,7 +458,9 @@ def test_rows_of_another_shape_are_refused(tmp_path):
     manager = task_manager(
         Plan.model_validate_json((tasks / PLAN).read_text(encoding="utf-8")), tasks, tmp_path / "work"
     )
-    settings = DownstreamTasks(harness="0", tasks=("arc_easy",), few_shot=None, parts={}, changes={"arc_easy": {}})
+    settings = DownstreamTasks(
+        harness="0", tasks=("arc_easy",), few_shot=None, template=None, parts={}, changes={"arc_easy": {}}
+    )
     with pytest.raises(StageError, match=r"do not fit the task arc_easy: .*'question' is undefined.*`changes`"):
         obtain(manager, "arc_easy", settings)
 

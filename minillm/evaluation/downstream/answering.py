@@ -12,6 +12,7 @@ from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks.manager import TaskDict
 from transformers import set_seed
 
+from minillm.config import Template
 from minillm.durable import write_atomically
 from minillm.errors import StageError
 from minillm.evaluation.downstream.harness import PLAN, SEED, Plan, generated_tokens, load, task_manager
@@ -49,7 +50,8 @@ def run(job: Job[DownstreamScore]) -> Summary:
     for number, name in enumerate(plan.tasks, start=1):
         finished = job.work / f"{name}.json"
         if not finished.exists():
-            part = answer(lm, load(manager, name, plan.few_shot), settings.limit, job.output / "samples")
+            loaded = load(manager, name, plan.few_shot)
+            part = answer(lm, loaded, settings.limit, settings.template, job.output / "samples")
             write_atomically(finished, json.dumps(part, default=float))
         parts.append(read_json(finished))
         for task, row in table(name, parts[-1]).items():
@@ -81,10 +83,11 @@ def language_model(job: Job[DownstreamScore], settings: DownstreamScore) -> Lang
         backend="causal",
         batch_size=job.runtime.rows_at_once(positions),
         softmax_dtype="float32",
+        chat_template_args=dict(settings.template.variables) if settings.template is not None else None,
     )
 
 
-def answer(lm: LanguageModel, loaded: TaskDict, limit: int | None, samples: Path) -> Facts:
+def answer(lm: LanguageModel, loaded: TaskDict, limit: int | None, template: Template | None, samples: Path) -> Facts:
     """Run the harness and return its results, with the number of questions cut in each task.
 
     This calls the harness's `evaluate`: its `simple_evaluate` would add facts about the machine.
@@ -93,6 +96,7 @@ def answer(lm: LanguageModel, loaded: TaskDict, limit: int | None, samples: Path
         lm: The model.
         loaded: One task, or the tasks of a group or tag.
         limit: Number of questions of each task; None for all.
+        template: Chat template of the questions; None for plain text.
         samples: Folder for TASK.jsonl.
 
     Raises:
@@ -101,7 +105,7 @@ def answer(lm: LanguageModel, loaded: TaskDict, limit: int | None, samples: Path
     """
     set_seed(SEED)
     try:
-        returned: Any = evaluate(lm, loaded, limit=limit)
+        returned: Any = evaluate(lm, loaded, limit=limit, **_as_chat(template))
     except AssertionError as error:
         broken = traceback.extract_tb(error.__traceback__)[-1].line
         raise StageError(
@@ -115,6 +119,13 @@ def answer(lm: LanguageModel, loaded: TaskDict, limit: int | None, samples: Path
         samples.mkdir(exist_ok=True)
         write_atomically(samples / f"{task}.jsonl", "".join(lines))
     return {key: returned.get(key, {}) for key in KEPT} | {"cut": cut}
+
+
+def _as_chat(template: Template | None) -> Facts:
+    """Return the harness's arguments for questions as messages, with examples as turns before them."""
+    if template is None:
+        return {}
+    return {"apply_chat_template": True, "fewshot_as_multiturn": True, "system_instruction": template.system}
 
 
 def table(name: str, part: Facts) -> dict[str, Facts]:

@@ -7,6 +7,9 @@ from pathlib import Path
 from lm_eval.tasks import TaskManager
 from lm_eval.tasks.manager import TaskDict
 
+from minillm.config import Template
+from minillm.data.chat import ChatTemplate
+from minillm.data.prompts import template_of
 from minillm.durable import write_atomically
 from minillm.errors import StageError
 from minillm.evaluation.downstream.checks import FIELD, check, unfit
@@ -23,6 +26,7 @@ from minillm.evaluation.downstream.harness import (
 )
 from minillm.evaluation.downstream.local_rows import deal, read_rows
 from minillm.files import read_json, write_json_lines
+from minillm.models.shared_tokenizer import load_shared_tokenizer
 from minillm.stages.base import Job, Summary
 from minillm.stages.reading import DownstreamTasks
 
@@ -49,7 +53,10 @@ def run(job: Job[DownstreamTasks]) -> Summary:
         local=_write_local(job, settings, made_of),
     )
     manager = task_manager(plan, job.output, job.work)
-    positions = _positions(path for name, path in job.inputs.items() if name.startswith("prepared/"))
+    prepared = [path for name, path in job.inputs.items() if name.startswith("prepared/")]
+    positions = _positions(prepared)
+    if settings.template is not None:
+        require_chat_templates(prepared, settings.template)
     summary: Summary = {"harness": settings.harness}
     for name in settings.tasks:
         loaded = obtain(manager, name, settings)
@@ -90,6 +97,21 @@ def obtain(manager: TaskManager, name: str, settings: DownstreamTasks) -> TaskDi
             "HF_ENDPOINT to a mirror, copy the cache of a connected machine, or give its rows as "
             f"{FIELD}.local.{name}.source"
         ) from error
+
+
+def require_chat_templates(prepared: Iterable[Path], template: Template) -> None:
+    """Check that questions can be asked through a chat template, as the run's other prompts are.
+
+    Raises:
+        StageError: The run's prompts are a text.
+    """
+    for path in prepared:
+        shared = load_shared_tokenizer(path)
+        if not isinstance(template_of(shared.tokenizer, template, shared.ends), ChatTemplate):
+            raise StageError(
+                f"{FIELD}.chat_template is true, but the run's prompts are a text; set data.template: chat with a "
+                f"tokenizer that has a chat template, or {FIELD}.chat_template: false"
+            )
 
 
 def _write_local(
