@@ -14,7 +14,7 @@ from tasks.data import filter_examples, pack_plain_text, prepare, take_layers
 from tasks.evaluation import evaluate
 from tasks.evaluation_sets import read_evaluation_sets
 from tasks.promoting import propose
-from tasks.reporting import conclude, export_model, report, upload_model
+from tasks.reporting import conclude, export_model, open_repository, report, upload_model
 from tasks.running.session import tracked
 from tasks.training import distil, fine_tune_initial_student, fine_tune_teacher, needs, teacher_responses
 
@@ -29,6 +29,7 @@ def distill(config_file: str = "configs/quickstart.yaml", overrides: tuple[str, 
     """
     config = load_config(config_file, overrides)
     with tracked(config) as session:
+        open_repository(config)
         ended = conclude(session, config, *stages(config))
     return propose(session, config, ended)
 

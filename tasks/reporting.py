@@ -5,12 +5,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from prefect import State
+from prefect import State, get_run_logger
 from prefect.futures import PrefectFuture
 from prefect.states import Cancelled, Completed, Failed
 from tabulate import tabulate
 
 from minillm.config import BaseConfig, Config, Model
+from minillm.errors import StageError, first_line
 from minillm.files import read_json
 from minillm.redaction import redacted
 from minillm.stages.pages import Card, Report, Upload
@@ -67,14 +68,36 @@ def export_model(config: Config, role: str, model: Artifact, examples: Artifact,
     return stage, inputs
 
 
+def open_repository(config: Config) -> None:
+    """Make the repository of an upload before anything is computed; a hub that is out of order is told and left.
+
+    Raises:
+        StageError: The hub refuses the token, or the repository is not as public as `export` says.
+    """
+    if config.uploaded is None:
+        return
+    from minillm.reporting import uploading
+
+    try:
+        uploading.open_repository(_upload(config, config.uploaded))
+    except StageError:
+        raise
+    except Exception as error:  # the libraries behind the hub's client fail in many ways
+        get_run_logger().warning("%s; the upload at the end of the run may fail", redacted(first_line(error)))
+
+
 @stage_task("upload {role}")
 def upload_model(config: Config, role: str, model: Artifact) -> Work:
     """Upload an exported student to its repository on the Hugging Face hub."""
+    return _upload(config, role), {"model": model}
+
+
+def _upload(config: Config, role: str) -> Upload:
     from huggingface_hub import constants
 
     assert config.export is not None
     endpoint = redacted(constants.ENDPOINT)
-    return Upload(role=role, hub=config.export.hub, public=config.export.public, endpoint=endpoint), {"model": model}
+    return Upload(role=role, hub=config.export.hub, public=config.export.public, endpoint=endpoint)
 
 
 def conclude(
@@ -94,26 +117,40 @@ def conclude(
         uploads: Futures of those that are uploaded to the hub, by row.
 
     Returns:
-        The flow's final state: Failed, naming the stages, if any did not end well; Cancelled if they were stopped.
+        The flow's final state: Failed, naming the stages, if any did not end well (if only an upload did not, the
+        table is shown all the same); Cancelled if they were stopped.
     """
     for future in session.futures:
         future.wait()
-    if not all(future.state.is_completed() for future in session.futures):
-        if session.stop.is_set():
-            return Cancelled(
-                message="stopped with the study that it belongs to; the study's command continues from here"
-            )
+    missing = [future for future in session.futures if not future.state.is_completed()]
+    if missing and session.stop.is_set():
+        return Cancelled(message="stopped with the study that it belongs to; the study's command continues from here")
+    if all(future in uploads.values() for future in missing):
+        _show(session, config, results.result(), models, uploads)
+    if missing:
         reasons = [f"{label}: {message}" for label, message in session.failures.items()]
         session.failures.setdefault("flow", "not all stages were computed")
         return Failed(message="\n".join(["not all stages were computed", *reasons]))
     page: Artifact = results.result()
+    return Completed(message=f"report: {_page_path(page)}", data=page)
+
+
+def _show(
+    session: Session,
+    config: BaseConfig,
+    page: Artifact,
+    models: Mapping[str, PrefectFuture[Any]],
+    uploads: Mapping[str, PrefectFuture[Any]],
+) -> None:
+    """Show the table, and where the report, the models and the uploads that ended well are."""
     exported = {role: future.result().path for role, future in models.items()}
+    uploaded = {role: upload.result() for role, upload in uploads.items() if upload.state.is_completed()}
     facts = read_json(Path(page.path) / "results.json")
     table = "\n\n".join([_table(facts), *facts["collapsed"]])
     places = {
-        "report": str(Path(page.path) / "report.html"),
+        "report": _page_path(page),
         **{f"model {role}": path for role, path in exported.items()},
-        **{f"hub {role}": str(upload.result().manifest().summary["url"]) for role, upload in uploads.items()},
+        **{f"hub {role}": str(upload.manifest().summary["url"]) for role, upload in uploaded.items()},
     }
     show_page(
         "\n".join([table, "", *(f"- {name}: `{path}`" for name, path in places.items()), "", _links(session)]),
@@ -130,7 +167,10 @@ def conclude(
             print(f"{'time':<16} {taken:.0f} s; the plan said {planned:.0f} s ({percent_more(planned / taken)})")
         load = f", or load {exported[facts['best']]} with AutoModelForCausalLM.from_pretrained" if exported else ""
         session.next_step = f"Next: `make ui`, or open the report{load}."
-    return Completed(message=f"report: {places['report']}", data=page)
+
+
+def _page_path(page: Artifact) -> str:
+    return str(Path(page.path) / "report.html")
 
 
 def _table(facts: Mapping[str, Any]) -> str:

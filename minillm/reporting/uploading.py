@@ -26,11 +26,9 @@ def run(job: Job[Upload]) -> Summary:
     An upload that failed goes on where it stopped: what the hub has already is not sent again.
     """
     settings, model = job.settings, job.inputs["model"]
-    api = HfApi(endpoint=settings.endpoint, token=os.environ[TOKEN_VARIABLE])
     files = [name for name in read_manifest(model).files if name not in CLOCKED]
     with _explained(settings):
-        api.create_repo(settings.hub, private=not settings.public, exist_ok=True)
-        _require_visibility(api, settings)
+        api = open_repository(settings)
         print(f"uploading {len(files)} files to {settings.endpoint}/{settings.hub}", flush=True)
         commit = api.upload_folder(
             repo_id=settings.hub,
@@ -43,6 +41,21 @@ def run(job: Job[Upload]) -> Summary:
     print(f"uploaded: {url}", flush=True)
     write_json(job.output / "upload.json", {"url": url})
     return {"url": url}
+
+
+def open_repository(settings: Upload) -> HfApi:
+    """Make the repository if it is not there; return the client of the hub.
+
+    Raises:
+        StageError: The hub refuses it, or it is public and should be private, or the reverse.
+        HfHubHTTPError: The hub is out of order; another attempt may succeed.
+        OSError: It cannot be reached.
+    """
+    api = HfApi(endpoint=settings.endpoint, token=os.environ[TOKEN_VARIABLE])
+    with _explained(settings):
+        api.create_repo(settings.hub, private=not settings.public, exist_ok=True)
+        _require_visibility(api, settings)
+    return api
 
 
 def _require_visibility(api: HfApi, settings: Upload) -> None:
