@@ -28,12 +28,11 @@ class Runtime(Strict):
     """CPU threads per process; without it, torch's default."""
     parallel_stages: PositiveInt = 1
     """Stages that may run at once."""
-    micro_batch_size: PositiveInt | None = None
-    """Sequences per process in one forward and backward pass; lower it when memory runs out. 8 if neither this nor
-    `micro_batch_tokens` is given."""
+    micro_batch_size: PositiveInt = 8
+    """Most sequences per process in one forward and backward pass; lower it when memory runs out."""
     micro_batch_tokens: PositiveInt | None = None
-    """Tokens with padding per process in one forward and backward pass, instead of a number of sequences; a longer
-    sequence goes alone."""
+    """Most tokens, with padding, per process in one forward and backward pass, as a further limit; a longer sequence
+    goes alone."""
     generation_batch_size: PositiveInt = 64
     """Responses generated at once per process; lower it when memory runs out."""
     zero_stage: Literal[0, 1, 2, 3] = 0
@@ -51,26 +50,15 @@ class Runtime(Strict):
     """Minutes without output after which a worker counts as hung and is killed and restarted; a round of rollouts and
     a checkpoint must each take less."""
 
-    @model_validator(mode="before")
-    @classmethod
-    def _one_limit(cls, raw: Any) -> Any:
-        if not isinstance(raw, dict):
-            return raw
-        size, tokens = (raw.get(f"micro_batch_{unit}") for unit in ("size", "tokens"))
-        if size is not None and tokens is not None:
-            raise ValueError(
-                f"micro_batch_size is {size} and micro_batch_tokens is {tokens}, but micro-batches are limited either "
-                "in sequences or in tokens; set one of them to null"
-            )
-        return raw if size is not None or tokens is not None else {**raw, "micro_batch_size": 8}
-
     def rows_at_once(self, tokens: float) -> int:
         """Return how many sequences of so many tokens one pass takes."""
-        return self.micro_batch_size or max(1, int((self.micro_batch_tokens or 0) / tokens))
+        fitting = self.micro_batch_size if self.micro_batch_tokens is None else int(self.micro_batch_tokens / tokens)
+        return max(1, min(self.micro_batch_size, fitting))
 
     def tokens_at_once(self, longest: int) -> int:
         """Return the most tokens of one pass over sequences of at most so many."""
-        return max(self.micro_batch_tokens or 0, self.rows_at_once(longest) * longest)
+        rows = self.micro_batch_size * longest
+        return rows if self.micro_batch_tokens is None else min(rows, max(self.micro_batch_tokens, longest))
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

@@ -68,7 +68,7 @@ def make_batch(
 
 @dataclass(frozen=True)
 class Limit:
-    """Most that a process runs in one pass: so many rows, or so many tokens with their padding. One row always fits."""
+    """Most rows, and most tokens with padding, that a process runs in one pass. One row always fits."""
 
     rows: int | None = None
     tokens: int | None = None

@@ -25,7 +25,7 @@ from tests.minillm.trainings import method
 VOCABULARY = 101
 TURNS = [[(0, 2, "a"), (5, 8, "b")], [(0, 3, "c")], [(0, 1, "d"), (1, 3, "e"), (9, 12, "f")]]
 """Answers of three rows: with text between them, alone, and one directly behind another."""
-LIMITS = [Limit(rows=8), Limit(rows=1), Limit(rows=2), Limit(tokens=1), Limit(tokens=40)]
+LIMITS = [Limit(rows=8), Limit(rows=1), Limit(rows=2), Limit(tokens=1), Limit(tokens=40), Limit(rows=2, tokens=40)]
 
 
 @pytest.fixture(autouse=True)
@@ -109,7 +109,7 @@ def test_one_pass_over_all_answers_is_the_sum_over_each(kind: str):
     feeds: list[tuple[Feed, Limit]] = [(together, limit) for limit in LIMITS]
     counts = assert_alike([*feeds, (FixedText(both, of_size(kind, len(apart)), apart, seed=1), Limit(rows=8))])
     # Rows of 9, 6 and 17 tokens; two of them in one batch are 3 + 8 wide, three would be 5 + 12.
-    assert counts == [1, 3, 2, 3, 2, 1]
+    assert counts == [1, 3, 2, 3, 2, 2, 1]
 
 
 def test_rollouts_and_plain_text_do_not_depend_on_the_grouping(tmp_path: Path):
@@ -136,6 +136,7 @@ def test_rows_are_divided_by_tokens_with_their_padding():
     # 2 × (2 + 3) = 10 tokens; with the third row 3 × (4 + 4); the last is longer than the limit, and alone.
     assert micro_batches(range(4), lengths, Limit(tokens=10)) == [[1, 0], [2], [3]]
     assert micro_batches(range(4), lengths, Limit(tokens=24)) == [[1, 0, 2], [3]]
+    assert micro_batches(range(4), lengths, Limit(rows=2, tokens=24)) == [[1, 0], [2], [3]]
     # Padding counts: a long prompt and a long response widen every row.
     assert micro_batches(range(2), [(8, 1), (1, 8)], Limit(tokens=18)) == [[0], [1]]
     assert micro_batches(range(4), lengths, Limit(rows=3)) == [[1, 0, 2], [3]]
