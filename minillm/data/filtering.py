@@ -82,10 +82,11 @@ def run(job: Job[Filter]) -> Summary:
     write_json_lines(job.output / "malformed.jsonl", [asdict(m) for m in malformed])
     write_json_lines(job.output / "decontaminated.jsonl", _described(overlaps, candidates, waiting))
     waiting.unlink()
-    shown = _shown(job.output / "train.parquet", shared.tokenizer)
+    shown = shown_examples(job.output / "train.parquet", shared.tokenizer)
     write_report(job.output / "filtering.md", candidates, malformed, overlaps, dropped, lengths, form, notes, shown)
     counts = {part: float(len(kept(candidates, part))) for part in OUTPUT_PARTS}
     return {
+        "format": form,
         "rows": float(total),
         "malformed": float(len(malformed)),
         "dropped": total - sum(counts.values()),
@@ -94,7 +95,7 @@ def run(job: Job[Filter]) -> Summary:
     }
 
 
-def _shown(train: Path, tokenizer: Any) -> list[Example]:
+def shown_examples(train: Path, tokenizer: Any) -> list[Example]:
     """Return the first training rows: what is prompt, what is learnt, and what ends it."""
     first = next(pq.ParquetFile(train).iter_batches(SHOWN_EXAMPLES)).to_pandas()
     return [

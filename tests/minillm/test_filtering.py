@@ -100,7 +100,7 @@ def test_each_reason_takes_its_rows_and_the_table_adds_up(tmp_path):
         {"row": 7, "part": "train", "category": "open_qa", "instruction": "asked in eval"}
         | {"benchmark": "eval", "benchmark_row": 0}
     ]
-    assert summary == {"rows": 10, "malformed": 1, "dropped": 6, "contaminated": 1} | {
+    assert summary == {"format": "instruction", "rows": 10, "malformed": 1, "dropped": 6, "contaminated": 1} | {
         "train": 2,
         "validation": 1,
         "test": 1,
