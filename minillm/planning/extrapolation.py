@@ -136,10 +136,11 @@ class Budget:
         """Seconds not spent yet."""
         return max(0.0, self._ends - time.monotonic())
 
-    def share(self) -> float:
-        """Seconds for the next kind; what earlier ones did not need is divided among those to come."""
-        self._kinds -= 1
-        return self.left / (self._kinds + 1)
+    def share(self, kinds: int = 1) -> float:
+        """Seconds for the next kinds; what earlier ones did not need is divided among those to come."""
+        share = self.left * kinds / self._kinds
+        self._kinds -= kinds
+        return share
 
 
 def climb(

@@ -28,6 +28,7 @@ from minillm.models.shared_tokenizer import load_shared_tokenizer
 from minillm.planning.clock import agreed, synchronize, timed
 from minillm.planning.extrapolation import UNTIMED, Budget, Effort, Line, Size, climb, fit, steps_up_to
 from minillm.planning.micro_batches import RowLengths, mean_longest
+from minillm.planning.outlook import KINDS, write_outlook
 from minillm.planning.speed import SAID
 from minillm.planning.stage_estimate import read_models
 from minillm.planning.training_time import Trainings
@@ -74,7 +75,8 @@ class Measurement:
             + [(trained_model(train), train.method.training.precision) for train in trainings]
             + [("teacher", train.method.training.precision) for train in trainings if train.method.policy]
         )
-        self.budget = Budget(max(FEWEST_SECONDS, seconds - END_SECONDS), 2 * len(self.kinds) + len(trainings))
+        kinds = 2 * len(self.kinds) + len(trainings) + (KINDS if settings.outlook else 0)
+        self.budget = Budget(max(FEWEST_SECONDS, seconds - END_SECONDS), kinds)
         self.models: dict[str, PreTrainedModel] = {}
         self.lines: dict[tuple[str, str], Line] = {}
         """Latest line of each model and precision over calls of many tokens."""
@@ -82,10 +84,13 @@ class Measurement:
     def run(self) -> dict[str, Any]:
         """Measure models first, then trainings, which need copies of them."""
         load = {name: self._load(name) for name in self.facts}
-        models = {f"{name}.{precision}": self._time_model(name, precision) for name, precision in self.kinds}
+        loaded = [(name, self.settings.generate.precision) for name in self.facts]
+        models = {kind: self._time_model(*kind) for kind in loaded}
+        write_outlook(self, models)  # before weights are rounded to another precision
+        models |= {kind: self._time_model(*kind) for kind in self.kinds if kind not in loaded}
         return {
             "load_seconds": load,
-            "models": models,
+            "models": {f"{name}.{precision}": times for (name, precision), times in models.items()},
             "trainings": Trainings(self).time_all(),
             "rouge_seconds": _time_rouge(self.references),
             "disk_bytes_per_second": self._time_disk(),

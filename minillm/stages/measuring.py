@@ -2,7 +2,7 @@
 
 from typing import Any, ClassVar, Literal, get_args
 
-from minillm.config import Benchmark, Judge, Metric, Sampling, Template
+from minillm.config import Benchmark, Judge, Metric, Sampling, Strict, Template
 from minillm.stages.base import Stage
 from minillm.stages.training import Train
 
@@ -200,10 +200,24 @@ class DownstreamScore(Stage):
     precision: Literal["float32", "bfloat16"]
 
 
-class Speed(Stage):
-    """Time what repeats in a run, for its plan.
+class Outlook(Strict):
+    """Comparison of the teacher with the student that a distillation starts from, on validation rows."""
 
-    `teacher` and `student` are inputs unless they have an architecture to initialise. Output: `speed.json`.
+    template: Template
+    metric: Metric | None
+    """Metric that the distillation selects by; None for the first one that sees the references."""
+    max_tokens: int
+    """Longest prompt with response, in tokens."""
+    part: int = 0
+    """Which of `parts` equal parts of the rows is measured here."""
+    parts: int = 1
+
+
+class Speed(Stage):
+    """Time what repeats in a run, for its plan, and compare the models that are there.
+
+    `teacher` and `student` are inputs unless they have an architecture to initialise. Output: `speed.json` and
+    `outlook.json`.
     """
 
     kind: ClassVar[str] = "speed"
@@ -223,3 +237,5 @@ class Speed(Stage):
     """Responses of one model to all benchmarks with all seeds."""
     seconds: float
     """Seconds that the worker should take from its start to its end."""
+    outlook: Outlook | None = None
+    """Comparison of the models; None where one of them has random weights."""
