@@ -15,6 +15,7 @@ from minillm.files import read_json
 from minillm.planning.demand import stage_demand
 from minillm.planning.estimate import Speeds, mean_speed
 from minillm.planning.extrapolation import Seconds
+from minillm.planning.row_words import rows_words
 from minillm.planning.schedule import Step, span
 from minillm.planning.speed import SAID
 from minillm.planning.stage_estimate import (
@@ -28,12 +29,13 @@ from minillm.planning.stage_estimate import (
 )
 from minillm.planning.work import same_speed, trained_model
 from minillm.stages.base import Job, Stage
-from minillm.stages.measuring import Generate, Speed
+from minillm.stages.measuring import Generate, Outlook, Speed
 from minillm.stages.reading import EncodedPrompts, Filter, HeldOutTexts, Prepare, Questions
 from minillm.stages.training import Train
 from minillm.store.manifest import Artifact, Origin, text_digest
 from minillm.training.checkpoint_record import newest_step
 from minillm.words import duration
+from tasks.outlook import Start, outlook_of, outlook_words
 from tasks.running.dry_run import DryRun, DryStage, Pending
 from tasks.running.plan_record import plan_path
 from tasks.running.session import walked
@@ -92,14 +94,18 @@ def plan(config: Config, stages: Callable[[Config], Any], log: Callable[[str], N
     spent = time.monotonic() - began - dry_run.reading_seconds
     limit = max(FEWEST_SECONDS, PLAN_SECONDS - spent)
     log(f"timing pieces of the work for about {limit:.0f} seconds ({runtime.parallel_stages} at once)")
-    speed = _measure(config, dry_run, missing, read, responses, limit, log)
+    starts, outlook = outlook_of(config, dry_run.stages)
+    speed, looked = _measure(config, dry_run, missing, read, responses, limit, starts, outlook, log)
     speeds = Speeds(speed, models, amounts, runtime, config.evaluation.precision, responses)
     seconds = {e.label: speeds.stage(e.stage, e.demand.work) for e in estimates}
     total = _total(estimates, seconds, runtime.parallel_stages)
     record = {"stages": {label: taken.value for label, taken in seconds.items()}, "total": total.value}
     write_atomically(plan_path(dry_run.store.root, config), json.dumps(record, indent=2))
+    filtered, encoded = (read[stage].manifest().summary for stage in (Filter, EncodedPrompts))
     parts = [
         head,
+        rows_words(Path(read[Filter].path), filtered, encoded, looked[0]["shown"]),
+        outlook_words(starts, looked),
         stage_table(estimates, seconds),
         "Memory of each process in training:",
         memory_table(estimates),
@@ -148,9 +154,15 @@ def _measure(
     read: Mapping[type[Stage], Artifact],
     responses: int,
     seconds: float,
+    starts: Mapping[str, Start],
+    outlook: Outlook | None,
     log: Callable[[str], None],
-) -> dict[str, Any]:
-    """Time what repeats, in as many workers as stages may run at once; the first one's progress is logged."""
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Time what repeats, in as many workers as stages may run at once; the first one's progress is logged.
+
+    Returns:
+        Mean of the times, and what each worker saw when it compared the models.
+    """
     trainings = [stage.stage for stage in missing if isinstance(stage.stage, Train)]
     generate = next(s.stage for s in dry_run.stages if isinstance(s.stage, Generate))
     prepared, paths = next(
@@ -159,40 +171,46 @@ def _measure(
     needed: dict[str, type[Stage]] = {"tokenizer": Prepare, "examples": Filter}
     inputs = {name: Path(read[stage].path) for name, stage in needed.items() if stage in read}
     models = {name.removesuffix(".model"): architecture for name, architecture in prepared.models.items()}
+    given = {name: paths[f"{name}.model"] for name, architecture in models.items() if architecture is None}
+    given |= {name: Path(of.weights.path) for name, of in starts.items() if isinstance(of.weights, Artifact)}
     settings = Speed(
-        architectures={n: architecture for n, architecture in models.items() if architecture is not None},
+        architectures={n: of for n, of in models.items() if of is not None and n not in given},
         trainings={same_speed(training): training for training in trainings},
         generate=generate,
         responses=responses,
         seconds=seconds,
+        outlook=outlook,
     )
-    job_inputs = inputs | {name: paths[f"{name}.model"] for name, given in models.items() if given is None}
+    job_inputs = inputs | given
 
     def tell(line: str) -> None:
         if line.startswith(SAID):
             log(line)
 
-    def one(work: Path) -> dict[str, Any]:
+    count = config.runtime.parallel_stages
+
+    def one(work: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         output = work / "output"
         output.mkdir(parents=True)
+        part = outlook and outlook.model_copy(update={"part": int(work.name), "parts": count})
         job = Job(
             kind=settings.kind,
-            settings=settings,
+            settings=settings.model_copy(update={"outlook": part}),
             inputs=job_inputs,
             output=output,
             work=work,
             runtime=config.runtime,
         )
         run_worker(job, tell if work.name == "0" else lambda line: None, threading.Event())
-        return read_json(output / "speed.json")
+        return read_json(output / "speed.json"), read_json(output / "outlook.json")
 
-    count = config.runtime.parallel_stages
     key = text_digest([settings.model_dump(mode="json"), *(str(path) for path in job_inputs.values())])
     with dry_run.store.lock(key), ThreadPoolExecutor(count) as pool:
         dry_run.store.abandon(settings.kind, key)  # what a measurement that was killed has left
         folder = dry_run.store.begin(Origin(kind=settings.kind, key=key, config=config.model_dump(mode="json")))
         try:
-            return mean_speed(list(pool.map(one, [folder / str(number) for number in range(count)])))
+            speeds, looked = zip(*pool.map(one, [folder / str(number) for number in range(count)]), strict=True)
+            return mean_speed(speeds), list(looked)
         except WorkerError as error:
             raise StageError(f"the measurement ended early: {error}") from error
         finally:
