@@ -32,8 +32,7 @@ def rows_words(
         f"long, {counted(prompts, 'benchmark prompt')} cut"
     ]
     for number, parts in enumerate(shown, 1):
-        named = zip(("prompt", "learnt", "ends with"), parts, strict=True)
-        lines.append("\n".join([f"Row {number}", *(f"    {name:9} {_short(text)}" for name, text in named)]))
+        lines.append("\n".join([f"Row {number}", *(f"    {name.lower():6} {_short(text)}" for name, text in parts)]))
     return "\n\n".join(lines)
 
 

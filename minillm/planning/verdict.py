@@ -170,7 +170,12 @@ def verdict_words(figures: Figures, subjects: Mapping[str, Subject], metric: str
     lines = [f"- {finding.reason}: {finding.change}" for finding in found]
     if not found:
         gains = f"{_difference(figures.loss_gain, 2)} nats a token and {_difference(figures.score_gain, 1)} {metric}"
-        lines.append(f"- the teacher is better by {gains}, and nothing else speaks against it")
+        if said == WORKS:
+            lines.append(f"- the teacher is better by {gains}, and nothing else speaks against it")
+        else:
+            lines.append(
+                f"- so far the teacher is better by {gains}; fine-tuning changes this and the rest of the table"
+            )
     if later := [name for name, subject in subjects.items() if not subject.final]:
         names = " and ".join(f"the {name}" for name in later)
         lines.append(f"- provisional: {names} will be fine-tuned first; run `minillm plan` again after that")

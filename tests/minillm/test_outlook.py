@@ -29,8 +29,7 @@ from minillm.planning.verdict import (
     verdict_words,
 )
 from minillm.stages.measuring import Outlook
-from minillm.worker.processes import process_group
-from tests.minillm.direct import alone
+from tests.minillm.direct import group_of_one
 from tests.minillm.jobs import WORDS, make_constant_model, make_tokenizer
 from tests.minillm.templates import INSTRUCTIONS, TURNS, save_chat_tokenizer
 
@@ -107,8 +106,8 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Pair:
 
 
 def test_models_of_fixed_probabilities_have_the_figures_computed_by_hand(pair: Pair):
-    rows = [(0, "cat", [2, 3], [CAT, 0]), (1, "cat cat", [2], [CAT, CAT, 0]), (2, "dog", [4, 5, 6], [DOG, 0])]
-    table = pd.DataFrame(rows, columns=["row", "response", "prompt_ids", "response_ids"])
+    rows = [((0,), "cat", [2, 3], [CAT, 0]), ((1,), "cat cat", [2], [CAT, CAT, 0]), ((2,), "dog", [4, 5, 6], [DOG, 0])]
+    table = pd.DataFrame(rows, columns=["place", "response", "prompt_ids", "response_ids"])
     records = pair.measure(table)
     rest = 0.1 / 15  # of the teacher, for each of the other 15 tokens
     assert [record["tokens"] for record in records] == [2, 3, 2]
@@ -120,7 +119,7 @@ def test_models_of_fixed_probabilities_have_the_figures_computed_by_hand(pair: P
     assert records[1]["student_mass_1"] / 3 == pytest.approx(0.4, rel=1e-4)
     for record, prompt in zip(records, table["prompt_ids"], strict=True):
         assert record["teacher_cut"] == (record["teacher_response"] == 32 - len(prompt))
-    many = [(3, "cat " * 20, [2], [CAT] * 20 + [0])]
+    many = [((3,), "cat " * 20, [2], [CAT] * 20 + [0])]
     (record,) = pair.measure(pd.DataFrame(many, columns=table.columns))
     # of 31 words about 28 and 12 are cats: F = 2 · 20 / (31 + 20) and 2 · 12 / (31 + 20)
     assert record["teacher_score"] == pytest.approx(100 * 40 / 51, abs=6)
@@ -128,10 +127,10 @@ def test_models_of_fixed_probabilities_have_the_figures_computed_by_hand(pair: P
 
 
 def test_rows_are_shared_among_workers_and_measured_while_there_is_time(pair: Pair):
-    rows = [(row, "cat", [2] * (1 + row), [CAT] * (10 - row) + [0]) for row in range(10)]
-    table = pd.DataFrame(rows, columns=["row", "response", "prompt_ids", "response_ids"])
+    rows = [((row,), "cat", [2] * (1 + row), [CAT] * (10 - row) + [0]) for row in range(10)]
+    table = pd.DataFrame(rows, columns=["place", "response", "prompt_ids", "response_ids"])
     second = replace(pair, settings=outlook(part=1, parts=2))
-    with alone(), process_group():
+    with group_of_one():
         whole, half, begun = pair.compare(table, 4, 60.0), second.compare(table, 4, 60.0), pair.compare(table, 4, 0.0)
     assert sorted(record["tokens"] for record in whole) == list(range(2, 12))
     assert sorted(record["tokens"] for record in half) == [2, 4, 6, 8, 10], "every other row"
@@ -216,6 +215,7 @@ def test_what_holds_only_until_a_model_is_fine_tuned_is_no_reason():
     assert verdict(LONG, made_of_layers, "rouge_l")[0] == NO_HELP, "the student will only become better"
     later = {**FINAL, "teacher": Subject(False, False, OwnWays(template="unused", missing_ends=("</s>",)))}
     assert verdict(LONG, later, "rouge_l") == (UNKNOWN, [])
+    assert "nothing else speaks against it" not in verdict_words(LONG, later, "rouge_l"), "most answers do not end"
 
 
 @pytest.mark.parametrize(
@@ -237,10 +237,10 @@ def test_rows_are_shown_with_invisible_characters_and_without_their_middle(tmp_p
     dropped = {"reason": ["duplicate", "prompt too long", "prompt with response too long", "total"]}
     pd.DataFrame(dropped | {"total": [5, 2, 1, 8]}).to_csv(tmp_path / "dropped.csv", index=False)
     summary = {"format": "messages", "rows": 100.0, "train": 80.0, "validation": 12.0}
-    shown = [("user:\n\x1b[2J?\n", "x" * 500, "</s>")]
+    shown = [[("Prompt", "user:\n\x1b[2J?\n"), ("Learnt", "x" * 500), ("End", "</s>")]]
     words = rows_words(tmp_path, summary, {"cut_prompts/a": 2.0, "cut_prompts/b": 1.0}, shown)
     assert "Rows (messages): 80 to train on, 12 to validate; 3 rows of 100 (3\u00a0%) dropped as too long" in words
     assert "3 benchmark prompts cut" in words
-    assert r"prompt    'user:\n\x1b[2J?\n'" in words
-    assert f"learnt    '{'x' * 120}' … 260 characters … '{'x' * 120}'" in words
-    assert "ends with '</s>'" in words
+    assert r"prompt 'user:\n\x1b[2J?\n'" in words
+    assert f"learnt '{'x' * 120}' … 260 characters … '{'x' * 120}'" in words
+    assert "end    '</s>'" in words
