@@ -131,8 +131,11 @@ class Config(BaseConfig):
     tokenizer: Tokenizer = Tokenizer()
     teacher: Teacher
     student: Student
+    training: dict[str, Any] = {}
+    """Fields of `methods.NAME.training` for every method that does not set them itself."""
     methods: Entries[Method] = Field(min_length=1)
-    """Rows of the result table beside the teacher, e.g. sft, kd, seqkd, minillm."""
+    """Rows of the result table beside the teacher. A name of `minillm/config/methods.yaml` (sft, kd, seqkd, minillm, gkd,
+    distillm, on_policy) stands for its fields, and so does `preset: NAME` in a method of another name."""
     promotion: Promotion | None = None
     """Conditions for the best student to become this experiment's champion; without it, none is put forward."""
     export: Export | None = None
@@ -150,10 +153,14 @@ class Config(BaseConfig):
 
     @model_validator(mode="before")
     @classmethod
-    def _apply_parity(cls, raw: Any) -> Any:
+    def _fill_in(cls, raw: Any) -> Any:
         from minillm.config.parity import apply_lmops
+        from minillm.config.presets import apply_presets
 
-        return apply_lmops(raw) if isinstance(raw, dict) and raw.get("parity") == "lmops" else raw
+        if not isinstance(raw, dict):
+            return raw
+        whole = apply_presets(raw)
+        return apply_lmops(whole) if whole.get("parity") == "lmops" else whole
 
     @property
     def trainings(self) -> dict[str, Training]:

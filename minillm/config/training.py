@@ -9,13 +9,22 @@ from minillm.config.base import Model, Strict, Temperature
 Decay = Annotated[float, Field(ge=0.0, lt=1.0)]
 """Share of a running mean that the next step keeps."""
 Divergence = Literal[
-    "cross_entropy", "forward_kl", "reverse_kl", "skewed_forward_kl", "skewed_reverse_kl", "jensen_shannon"
+    "cross_entropy",
+    "forward_kl",
+    "reverse_kl",
+    "skewed_forward_kl",
+    "skewed_reverse_kl",
+    "jensen_shannon",
+    "total_variation",
+    "adaptive_kl",
 ]
 """Each but the first is a function of `minillm.objectives.divergences`."""
 DIVERGENCES: dict[Divergence, str] = {
     **{name: name.replace("_", " ").replace("kl", "KL divergence") for name in get_args(Divergence)},
     "cross_entropy": "cross-entropy",
     "jensen_shannon": "Jensen–Shannon divergence",
+    "total_variation": "total variation",
+    "adaptive_kl": "adaptive KL divergence",
 }
 """The words for each on pages; only those that its name does not give are written here."""
 
@@ -113,7 +122,13 @@ class Policy(Strict):
     teacher_mix: float = Field(default=0.2, ge=0.0, lt=1.0)
     """α: share of the teacher in the distribution that responses are sampled from (paper: 0.2)."""
     rollouts: PositiveInt = 256
-    """Responses sampled before each round of inner epochs (reference scripts: 256)."""
+    """Responses sampled before each round of inner epochs (reference scripts: 256); null for one batch."""
+    student_share: Annotated[float, Field(ge=0.0, le=1.0)] | Literal["adaptive"] = 1.0
+    """Probability that a round's responses are the student's, and not the data's own (GKD's λ, arXiv 2306.13649; MiniLLM:
+    1). `adaptive` begins with 0 and rises as the validation loss does (DistiLLM, arXiv 2402.03898)."""
+    replay: PositiveInt | None = None
+    """Rollouts that are kept, newest last. Of the student's rounds, a share that grows from 0 to 1 over the training then
+    takes kept ones instead of sampling (DistiLLM: 1000); without it, every round is sampled."""
     inner_epochs: PositiveInt = 4
     """Passes over each round of rollouts (reference scripts: 4)."""
     temperature: Temperature = 1.0
@@ -154,6 +169,30 @@ class Policy(Strict):
             raise ValueError("credit: none with single_step: false leaves no distillation loss; enable one")
         return self
 
+    @model_validator(mode="after")
+    def _every_field_is_read(self) -> Self:
+        """Refuse settings that the others switch off, and text that no longer has the law of p̃ where that matters."""
+        if self.credit == "none" and (
+            unread := self._changed(
+                "clip_range", "clip_importance", "length_normalization", "discount", "whiten_advantages",
+                "reward_scale", "reward_clip",
+            )
+        ):  # fmt: skip
+            raise ValueError(f"credit: none has no rewards and does not use {' and '.join(unread)}; leave it out")
+        if self.credit == "token" and (unread := self._changed("length_normalization", "discount")):
+            raise ValueError(f"credit: token sums nothing and does not use {' and '.join(unread)}; leave it out")
+        if not self.single_step and not self.weight_single_step:
+            raise ValueError("single_step: false has no term to weight; leave weight_single_step out")
+        others = [name for name in ("student_share", "replay") if self._changed(name)]
+        if others and (self.credit != "none" or self.teacher_mix):
+            raise ValueError(
+                f"{' and '.join(others)} takes responses that the student of the round has not sampled, for which "
+                "credit and importance weights are not derived; set credit: none and teacher_mix: 0"
+            )
+        if self.replay is not None and self.replay < self.rollouts:
+            raise ValueError(f"replay {self.replay} cannot hold the rollouts of one round ({self.rollouts}); raise it")
+        return self
+
 
 class Method(Strict):
     """One row of the table of methods: the source of the text, the divergence, and how credit flows back."""
@@ -168,6 +207,8 @@ class Method(Strict):
     """λ of the skewed divergences (DistiLLM, arXiv 2402.03898: 0.1)."""
     beta: float = Field(default=0.5, gt=0.0, lt=1.0)
     """β of jensen_shannon (GKD, arXiv 2306.13649)."""
+    head: float = Field(default=0.5, gt=0.0, lt=1.0)
+    """μ of adaptive_kl: probability of the teacher's likeliest tokens that are its head (arXiv 2404.02657: 0.5)."""
     start: Literal["pretrained", "initial"] = "pretrained"
     """Weights that training starts from: the student as given, or fine-tuned on D (method.md §3, step 2)."""
     policy: Policy | None = None
@@ -175,18 +216,22 @@ class Method(Strict):
     training: Training
 
     @property
-    def parameter(self) -> Literal["skew", "beta"] | None:
+    def parameter(self) -> Literal["skew", "beta", "head"] | None:
         """Field that the divergence reads; None if it reads none."""
         if self.divergence.startswith("skewed"):
             return "skew"
-        return "beta" if self.divergence == "jensen_shannon" else None
+        return {"jensen_shannon": "beta", "adaptive_kl": "head"}.get(self.divergence)  # type: ignore[return-value]
+
+    @property
+    def parameters(self) -> dict[str, float]:
+        """That field's value, by its name."""
+        return {} if self.parameter is None else {self.parameter: getattr(self, self.parameter)}
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         readers = {
             "divergence_weight": self.divergence != "cross_entropy",
-            "skew": self.parameter == "skew",
-            "beta": self.parameter == "beta",
+            **{name: self.parameter == name for name in ("skew", "beta", "head")},
         }
         if unread := self._changed(*(name for name, read in readers.items() if not read)):
             raise ValueError(f"divergence {self.divergence} does not use {' and '.join(unread)}; leave it out")

@@ -8,7 +8,6 @@ To add a divergence, write its function here and its name in `minillm.config.tra
 """
 
 import functools
-import inspect
 import math
 from collections.abc import Callable
 
@@ -18,7 +17,7 @@ from torch import Tensor
 Functional = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 """(student probabilities, student log-probabilities, teacher log-probabilities), (N, V) each, to (D (N,), h (N, V)).
 
-The log-probabilities may be written over.
+The log-probabilities may be written over. V is the vocabulary, or a part of it (see `UNDIVIDED`).
 """
 
 
@@ -59,10 +58,39 @@ def jensen_shannon(student: Tensor, student_log: Tensor, teacher_log: Tensor, *,
     return beta * _dot(teacher_log.exp(), teacher_log - mixture_log) + over_vocabulary(torch.sum, h), h
 
 
+def total_variation(student: Tensor, student_log: Tensor, teacher_log: Tensor) -> tuple[Tensor, Tensor]:
+    """½·Σ|p − q|. h = ½·q·sign(q − p)."""
+    difference = student - teacher_log.exp()
+    return 0.5 * over_vocabulary(torch.sum, difference.abs()), difference.sign_().mul_(student).mul_(0.5)
+
+
+def adaptive_kl(student: Tensor, student_log: Tensor, teacher_log: Tensor, *, head: float) -> tuple[Tensor, Tensor]:
+    """g·KL[p ‖ q] + (1 − g)·KL[q ‖ p] with g the share of Σ|p − q| that falls on the teacher's head (arXiv 2404.02657).
+
+    The head is the smallest set of the likeliest tokens with a probability of at least μ (`head`). g is a constant to
+    the gradient. h = −g·p + (1 − g)·q·(log q − log p).
+    """
+    teacher = teacher_log.exp()
+    gap = (teacher - student).abs_()
+    ordered, order = teacher.sort(dim=-1, descending=True)
+    before = ordered.cumsum(dim=-1) - ordered  # probability of the likelier tokens
+    in_head = torch.zeros_like(teacher, dtype=torch.bool).scatter_(-1, order, before < head)
+    total = over_vocabulary(torch.sum, gap).clamp_min(torch.finfo(gap.dtype).tiny)  # (N,)
+    share = over_vocabulary(torch.sum, gap * in_head) / total  # (N,)
+    forward, forward_h = _dot(teacher, teacher_log - student_log), teacher.neg_()
+    reverse, reverse_h = reverse_kl(student, student_log, teacher_log)
+    rest = 1 - share
+    return share * forward + rest * reverse, forward_h.mul_(share[:, None]).add_(reverse_h.mul_(rest[:, None]))
+
+
 def entropy(student: Tensor, student_log: Tensor, teacher_log: Tensor) -> tuple[Tensor, Tensor]:
     """−Σ q·log q; no teacher enters. h = −q·log q."""
     h = (student * student_log).neg_()
     return over_vocabulary(torch.sum, h), h
+
+
+UNDIVIDED = frozenset({adaptive_kl})
+"""Functions that need the whole vocabulary at once; the others add up over any parts of it."""
 
 
 def functional(name: str, **parameters: float) -> Functional:
@@ -70,14 +98,12 @@ def functional(name: str, **parameters: float) -> Functional:
 
     Args:
         name: One of the functions above.
-        parameters: `skew` (λ) and `beta` (β); a function takes those that it has and ignores the rest.
+        parameters: `skew` (λ), `beta` (β) or `head` (μ), where the function has it.
 
     Raises:
         KeyError: No such name.
     """
-    function = globals()[name]
-    own = inspect.signature(function).parameters
-    return functools.partial(function, **{key: value for key, value in parameters.items() if key in own})
+    return functools.partial(globals()[name], **parameters)
 
 
 def over_vocabulary(operation: Callable[[Tensor, int], Tensor], values: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from minillm.models.output_head import OutputHead
-from minillm.objectives.divergences import Functional, over_vocabulary
+from minillm.objectives.divergences import UNDIVIDED, Functional, over_vocabulary
 from minillm.objectives.terms import PerTokenLoss, Teacher, TokenTerms
 
 CHUNK_ENTRIES = 1 << 24
@@ -188,8 +188,9 @@ class _TokenChunk:
         divergence, h_sum = torch.zeros(2, len(self.tokens), dtype=self.workspace.dtype, device=self.tokens.device)
         if self.work.functional is None or self.compared is None:
             return divergence, h_sum
-        for rows in self.workspace.blocks:
-            (scratch,) = self.workspace.block(self.part, rows)
+        undivided = getattr(self.work.functional, "func", self.work.functional) in UNDIVIDED
+        for rows in [slice(0, len(self.student))] if undivided else self.workspace.blocks:
+            (scratch,) = [torch.empty_like(self.student)] if undivided else self.workspace.block(self.part, rows)
             logits, teacher_log = self.student[rows].t(), self.compared[rows].t()  # (n, r) each
             student_log = torch.sub(logits, student_normalizer[:, None], out=scratch.t())
             student = torch.exp(student_log, out=logits)  # in place: the logits are not needed again

@@ -70,7 +70,7 @@ class FixedText(Feed):
             part["prompt_ids"].tolist(), part["response_ids"].tolist(), part["turns"].map(learnt_ranges).tolist()
         )
         plain = method.divergence == "cross_entropy"
-        divergence = None if plain else functional(method.divergence, skew=method.skew, beta=method.beta)
+        divergence = None if plain else functional(method.divergence, **method.parameters)
         weight = 0.0 if plain else method.divergence_weight
         return text_losses(self.models, batch.to(self.models.student.device), tokens, divergence, weight)
 

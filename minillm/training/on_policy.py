@@ -115,7 +115,7 @@ class Rollouts(Feed):
             return (loss.single_step + loss.long_term) / tokens
 
         def losses(hidden: Tensor, head: OutputHead) -> Losses:
-            divergence = functional(method.divergence, skew=method.skew, beta=method.beta)
+            divergence = functional(method.divergence, **method.parameters)
             response = batch.response[batch.response_mask]  # (n,)
             loss, terms = head_loss(hidden, head, response, per_token, divergence, teacher, policy.temperature)
             shares = policy_loss(terms, experience, policy)  # the same arithmetic again, for the log

@@ -24,13 +24,13 @@ def test_a_divergence_reads_the_parameter_that_the_configuration_lets_one_set(na
     own = [key for key, parameter in function.parameters.items() if parameter.kind is parameter.KEYWORD_ONLY]
     method = Method.model_validate({"text": "dataset", "divergence": name, "training": TRAINING})
     assert own == ([method.parameter] if method.parameter else [])
-    filled = divergences.functional(name, skew=0.3, beta=0.7)
+    filled = divergences.functional(name, **method.parameters)
     assert len(inspect.signature(filled).bind(None, None, None).args) == 3
 
 
 def test_an_unknown_divergence_is_none():
     with pytest.raises(KeyError, match="sideways_kl"):
-        divergences.functional("sideways_kl", skew=0.3, beta=0.7)
+        divergences.functional("sideways_kl", skew=0.3)
 
 
 @pytest.mark.parametrize("name", COMPARED)

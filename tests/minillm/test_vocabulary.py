@@ -14,12 +14,30 @@ from minillm.objectives.terms import Teacher
 from minillm.objectives.vocabulary import head_loss, likeliest_log_probs, token_log_probs
 
 TOKENS, WIDTH, TEACHER_WIDTH, VOCABULARY, PADDED_ROWS = 23, 6, 9, 17, 20
-SKEW, BETA = 0.3, 0.7
+SKEW, BETA, HEAD = 0.3, 0.7, 0.6
+PARAMETERS = {
+    "skewed_forward_kl": {"skew": SKEW},
+    "skewed_reverse_kl": {"skew": SKEW},
+    "jensen_shannon": {"beta": BETA},
+    "adaptive_kl": {"head": HEAD},
+}
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-10}
 
 
 def kl(left, right):
     return (left * (left.log() - right.log())).sum(dim=-1)
+
+
+def adaptive_kl(q, p):
+    shares = []
+    for student, teacher in zip(q.detach(), p, strict=True):
+        order, head = teacher.argsort(descending=True).tolist(), []
+        while teacher[head].sum() < HEAD:
+            head.append(order.pop(0))
+        gap = (teacher - student).abs()
+        shares.append(gap[head].sum() / gap.sum())
+    share = torch.stack(shares)
+    return share * kl(p, q) + (1 - share) * kl(q, p)
 
 
 # The definitions, written with probabilities and differentiated by autograd: q the student's, p the teacher's.
@@ -31,6 +49,8 @@ DEFINITIONS = {
     "jensen_shannon": lambda q, p: (
         BETA * kl(p, BETA * p + (1 - BETA) * q) + (1 - BETA) * kl(q, BETA * p + (1 - BETA) * q)
     ),
+    "total_variation": lambda q, p: (p - q).abs().sum(dim=-1) / 2,
+    "adaptive_kl": adaptive_kl,
     "entropy": lambda q, p: -(q * q.log()).sum(dim=-1),
     "cross_entropy": None,
 }
@@ -80,7 +100,7 @@ def test_values_and_gradients_are_those_of_autograd(name, bias, soft_cap, temper
         head,
         tokens,
         lambda terms, part: loss(terms.log_prob, terms.divergence, part),
-        without_teacher[name] if name in without_teacher else functional(name, skew=SKEW, beta=BETA),
+        without_teacher[name] if name in without_teacher else functional(name, **PARAMETERS.get(name, {})),
         None if name in without_teacher else teacher,
         temperature,
     )
