@@ -68,6 +68,10 @@ class Purpose(IntEnum):
     """Choice of the tokens of a round at which student and teacher are compared for the log. (seed, round)"""
     CHAT = 26
     """Tokens of an answer to a person's message. (seed, number)"""
+    ROUND_SOURCE = 27
+    """Choice of where a round's responses come from. (seed, round)"""
+    REPLAY = 28
+    """Choice of the kept rollouts that a round takes. (seed, round)"""
 
 
 def stream(purpose: Purpose, seed: int, *numbers: int) -> Name:

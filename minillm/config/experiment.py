@@ -131,11 +131,11 @@ class Config(BaseConfig):
     tokenizer: Tokenizer = Tokenizer()
     teacher: Teacher
     student: Student
-    training: dict[str, Any] = {}
+    training: dict[str, Any] = Field(default_factory=dict)
     """Fields of `methods.NAME.training` for every method that does not set them itself."""
     methods: Entries[Method] = Field(min_length=1)
-    """Rows of the result table beside the teacher. A name of `minillm/config/methods.yaml` (sft, kd, seqkd, minillm, gkd,
-    distillm, on_policy) stands for its fields, and so does `preset: NAME` in a method of another name."""
+    """Rows of the result table beside the teacher. A method that does not say its `text` is that of its name in
+    `minillm/config/methods.yaml` (sft, kd, seqkd, minillm, gkd, distillm, on_policy), or of `preset: NAME`."""
     promotion: Promotion | None = None
     """Conditions for the best student to become this experiment's champion; without it, none is put forward."""
     export: Export | None = None

@@ -21,6 +21,8 @@ def presets() -> dict[str, dict[str, Any]]:
 def apply_presets(raw: dict[str, Any]) -> dict[str, Any]:
     """Return a copy of a raw configuration in which every method has the fields that its name and `training` give.
 
+    A method that says its `text` is described in full, whatever its name.
+
     Args:
         raw: The configuration as read. Its shape is validated later, so anything but a mapping is left alone.
 
@@ -36,10 +38,10 @@ def apply_presets(raw: dict[str, Any]) -> dict[str, Any]:
 
 
 def _whole(name: str, method: dict[str, Any], shared: dict[str, Any]) -> dict[str, Any]:
-    preset = method.pop("preset", None)
+    preset = method.pop("preset", name if "text" not in method and name in presets() else None)
     if preset is not None and preset not in presets():
         raise ValueError(f"methods.{name}.preset: no method {preset!r}; {suggestion(str(preset), presets())}")
-    whole = _over(copy.deepcopy(presets().get(preset or name, {})), method)
+    whole = _over(copy.deepcopy(presets().get(preset, {})), method)
     if shared and isinstance(whole.get("training", {}), dict):
         whole["training"] = _over(copy.deepcopy(shared), whole.get("training", {}))
     policy, training = whole.get("policy"), whole.get("training")

@@ -124,11 +124,11 @@ class Policy(Strict):
     rollouts: PositiveInt = 256
     """Responses sampled before each round of inner epochs (reference scripts: 256); null for one batch."""
     student_share: Annotated[float, Field(ge=0.0, le=1.0)] | Literal["adaptive"] = 1.0
-    """Probability that a round's responses are the student's, and not the data's own (GKD's λ, arXiv 2306.13649; MiniLLM:
-    1). `adaptive` begins with 0 and rises as the validation loss does (DistiLLM, arXiv 2402.03898)."""
+    """Probability that a round's responses are the student's, and not the data's own (GKD's λ, arXiv 2306.13649;
+    MiniLLM: 1). `adaptive` begins with 0 and rises as the validation loss does (DistiLLM, arXiv 2402.03898)."""
     replay: PositiveInt | None = None
-    """Rollouts that are kept, newest last. Of the student's rounds, a share that grows from 0 to 1 over the training then
-    takes kept ones instead of sampling (DistiLLM: 1000); without it, every round is sampled."""
+    """Rollouts that are kept, newest last. Of the student's rounds, a share that grows from 0 to 1 over the training
+    takes kept ones instead of sampling, once there are so many (DistiLLM: 1000); without it, all are sampled."""
     inner_epochs: PositiveInt = 4
     """Passes over each round of rollouts (reference scripts: 4)."""
     temperature: Temperature = 1.0
@@ -162,6 +162,11 @@ class Policy(Strict):
     """Share of word-level KD inside L_PT (paper: 0; reference code: 0.5)."""
     collapse: Collapse = Collapse()
     """When training counts as collapsed, and what is done then."""
+
+    @property
+    def most_sampled(self) -> float:
+        """Largest share of the rounds that is sampled."""
+        return 1.0 if self.student_share == "adaptive" else self.student_share
 
     @model_validator(mode="after")
     def _something_to_learn(self) -> Self:

@@ -79,9 +79,10 @@ class Speeds:
         for model, share in ((name, 1 - policy.teacher_mix), ("teacher", policy.teacher_mix)):
             lines, facts = self.measured["models"][f"{model}.{precision}"], self.models[model]
             # Each model sees all tokens in the end, however few it draws.
-            drawn = Effort(tokens * share, forward_operations(facts, mine, prompt, self.amounts.response))
+            if share:
+                drawn = Effort(tokens * share, forward_operations(facts, mine, prompt, self.amounts.response))
+                seconds += Line(**lines["generating"]).at(drawn).times(policy.most_sampled)
             scored = forward_operations(facts, mine, micro["prompt"], micro["response"], micro["tokens"])
-            seconds += Line(**lines["generating"]).at(drawn)
             seconds += Line(**lines["scoring"]).at(Effort(mine / micro["rows"], scored))
         return seconds
 

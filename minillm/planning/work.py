@@ -127,8 +127,9 @@ def training_work(stage: Train, student: ModelFacts, teacher: ModelFacts, amount
     if policy is not None:
         per_round = policy.inner_epochs * policy.rollouts // training.batch_size
         rounds = -(-total // per_round) - done // per_round
-        operations += 2 * rounds * policy.rollouts * (once + of_teacher)  # sampled, then scored
-        tokens += rounds * policy.rollouts * (amounts.response + 2 * amounts.sequence)
+        sampled = policy.most_sampled * (once + (of_teacher if policy.teacher_mix else 0))
+        operations += rounds * policy.rollouts * (sampled + once + of_teacher)  # sampled, then scored
+        tokens += rounds * policy.rollouts * (policy.most_sampled * amounts.response + 2 * amounts.sequence)
     elif method.divergence != "cross_entropy":
         operations += sequences * forward_operations(teacher, 1, *length)
     validations = len({*range(training.evaluate_every, total + 1, training.evaluate_every), total})

@@ -43,6 +43,9 @@ class Feed(Protocol):
         """Return what computes the losses of each of this process's micro-batches of the step, with gradient."""
         ...
 
+    def validated(self, loss: float) -> None:
+        """Take note of a validation loss, nats per token."""
+
     def describe(self, step: int) -> str:
         """Name the rows the step trains on, for error messages."""
         ...

@@ -1,4 +1,7 @@
-"""Training on rollouts of the student mixed with its teacher: MiniLLM and its special cases (paper Algorithm 1)."""
+"""Training on rollouts of the student mixed with its teacher: MiniLLM and its special cases (paper Algorithm 1).
+
+GKD and DistiLLM are among them: rounds whose responses are the data's, or rollouts of earlier rounds.
+"""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -24,6 +27,7 @@ from minillm.streams import Purpose, generator, stream
 from minillm.training.engine import gathered_weights
 from minillm.training.feeds import Feed, Losses, Models
 from minillm.training.fixed_text import text_losses
+from minillm.training.round_source import RoundSource
 from minillm.training.rounds import Round, policy_experience, policy_loss
 from minillm.worker.processes import gather_lists, rank, world_size
 
@@ -45,9 +49,17 @@ class Rollouts(Feed):
     generation_batch_size: int
     seed: int
     round: Round | None = field(default=None, init=False)
+    source: RoundSource = field(init=False)
+
+    def __post_init__(self) -> None:
+        steps = self.method.training.optimizer_steps(len(self.examples))
+        self.source = RoundSource(self.policy, self.seed, -(-steps // self.steps_per_round))
 
     def prepare(self, step: int, limit: Limit) -> dict[str, float]:
-        """Sample and score the step's round, unless it is the current one; return the metrics of a new round."""
+        """Sample and score the step's round, unless it is the current one; return the metrics of a new round.
+
+        A round that is not sampled has none.
+        """
         index = step // self.steps_per_round
         if self.round is not None and self.round.index == index:
             return {}
@@ -55,7 +67,14 @@ class Rollouts(Feed):
         rows = shuffled_slice(len(self.examples), Purpose.EXAMPLES, self.seed, index * rollouts, rollouts)
         examples = self.examples.iloc[rows]
         prompts = [[int(t) for t in p] for p in examples["prompt_ids"]]
+        source = self.source.choose(index)
+        if source != "student":
+            of_data = zip(prompts, ([int(t) for t in r] for r in examples["response_ids"]), strict=True)
+            pairs = list(of_data) if source == "dataset" else self.source.replay(index)
+            self.round, _ = self._score(index, *map(list, zip(*pairs, strict=True)), limit)
+            return {}
         sampled = self._sample(index, prompts)
+        self.source.keep(list(zip(prompts, (of.tokens for of in sampled), strict=True)))
         self.round, compared = self._score(index, prompts, [of.tokens for of in sampled], limit)
         longest = self.round.experience.mask.shape[1]
         from_teacher = drawn_by_teacher(stream(Purpose.COINS, self.seed, index), longest, self.policy.teacher_mix)
@@ -265,6 +284,7 @@ class Rollouts(Feed):
             "student_log_prob": self.round.experience.student_log_prob,
             "teacher_log_prob": self.round.experience.teacher_log_prob,
             "teacher": self.round.teacher,
+            "source": self.source.state(),
         }
 
     def restore(self, states: Sequence[dict[str, Any]]) -> None:
@@ -272,6 +292,7 @@ class Rollouts(Feed):
         state = states[0]
         if not state:
             return
+        self.source.restore(state["source"])
         prompts, responses = state["prompts"], state["responses"]
         experience = policy_experience(state["student_log_prob"], state["teacher_log_prob"], responses, self.policy)
         own = self._own_rows(state["index"], lengths_of(prompts, responses))

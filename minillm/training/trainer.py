@@ -162,6 +162,7 @@ class Trainer:
             metrics = meter.due(self.engine, last or self.watch.stopped)
             if last or done % training.evaluate_every == 0:
                 measured = self.validation.measure(training.select_by)
+                self.feed.validated(measured["valid/loss"])
                 self.selection.consider(done, measured, self.engine, self.validation.tokenizer)
                 metrics |= measured
             if metrics:

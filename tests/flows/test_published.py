@@ -9,7 +9,7 @@ from tests.minillm.jobs import make_tokenizer
 from tests.minillm.models_in_small import small_model
 from tests.small import write_experiment
 
-LENGTHS = ("teacher.training", "student.initial", "methods.sft.training", "methods.minillm.training")
+LENGTHS = ("teacher.training", "student.initial", "training", "methods.minillm.training")
 
 
 def model_directory(folder: Path, seed: int) -> Path:

@@ -1,4 +1,3 @@
-import json
 import re
 import subprocess
 import sys
@@ -15,39 +14,6 @@ from minillm.config.hosts import read_hosts
 from minillm.config.loading import load_config, load_evaluation, named_models
 from minillm.errors import ConfigError
 from tests.minillm.direct import ROOT, write_lines
-
-
-@pytest.fixture
-def raw(tmp_path: Path) -> dict[str, Any]:
-    """Return a valid configuration whose data are in tmp_path/data."""
-    for name in ("dolly", "split", "eval"):
-        write_lines(tmp_path / "data" / f"{name}.jsonl", [])
-    (tmp_path / "data" / "plain.txt").write_text("", encoding="utf-8")
-    training = {"learning_rate": 1e-3, "batch_size": 8, "epochs": 1, "evaluate_every": 10}
-    architecture = {"architecture": {"model_type": "gpt2", "n_layer": 2}}
-    config = {
-        "name": "test",
-        "data": {
-            "directory": str(tmp_path / "data"),
-            "instructions": {"path": "dolly.jsonl"},
-            "split": {"path": "split.jsonl"},
-            "plain_text": {"path": "plain.txt"},
-        },
-        "tokenizer": {"train_vocabulary": 300},
-        "teacher": {"model": architecture, "training": training},
-        "student": {"model": architecture, "initial": training},
-        "methods": {
-            "sft": {"text": "dataset", "divergence": "cross_entropy", "training": training},
-            "minillm": {
-                "text": "rollouts",
-                "divergence": "reverse_kl",
-                "policy": {"rollouts": 8},
-                "training": {**training, "epochs": None, "steps": 2},
-            },
-        },
-        "evaluation": {"benchmarks": {"dolly": {"source": {"path": "eval.jsonl"}}}},
-    }
-    return json.loads(json.dumps(config))  # no part is shared between two places
 
 
 def load(folder: Path, raw: dict[str, Any], *overrides: str):

@@ -54,9 +54,9 @@ def test_distillation_brings_the_student_closer_to_the_teacher(teacher, inputs, 
     assert curve[-1] < 0.7 * curve[0], curve
 
 
-@pytest.mark.parametrize(("kind", "limit"), [("sft", {}), ("minillm", {"micro_batch_tokens": 40})])
+@pytest.mark.parametrize(("kind", "limit"), [("sft", {}), ("minillm", {"micro_batch_tokens": 40}), ("distillm", {})])
 def test_a_killed_run_continues_to_the_same_weights(kind, limit, teacher, inputs, tmp_path):
-    given = {**text_inputs(inputs, "plain_text"), "teacher": teacher} if kind == "minillm" else text_inputs(inputs)
+    given = text_inputs(inputs) if kind == "sft" else {**text_inputs(inputs, "plain_text"), "teacher": teacher}
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     long = settings(kind, steps=40)
     assert run_worker(write_job(whole, long, given, checkpoint_every=3, **limit)).returncode == 0

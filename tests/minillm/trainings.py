@@ -25,6 +25,13 @@ def method(kind: str, steps: int = 8, **training: Any) -> Method:
             "start": "initial",
             "policy": {"rollouts": 16, "inner_epochs": 2},
         },
+        "distillm": {
+            "text": "rollouts",
+            "divergence": "skewed_reverse_kl",
+            "start": "initial",
+            "policy": {"rollouts": 8, "inner_epochs": 1, "teacher_mix": 0.0, "credit": "none", "replay": 32}
+            | {"student_share": 0.8},
+        },
     }
     common = {"learning_rate": 1e-3, "batch_size": 8, "steps": steps, "evaluate_every": 4}
     return Method.model_validate({**rows[kind], "training": {**common, **training}})
