@@ -16,7 +16,14 @@ from tasks.evaluation_sets import read_evaluation_sets
 from tasks.promoting import propose
 from tasks.reporting import conclude, export_model, open_repository, report, upload_model
 from tasks.running.session import tracked
-from tasks.training import distil, fine_tune_initial_student, fine_tune_teacher, needs, teacher_responses
+from tasks.training import (
+    distil,
+    fine_tune_initial_student,
+    fine_tune_teacher,
+    needs,
+    student_responses,
+    teacher_responses,
+)
 
 
 @flow(name="distill")
@@ -46,7 +53,9 @@ def stages(config: Config) -> tuple[PrefectFuture[Any], dict[str, PrefectFuture[
     teacher = fine_tune_teacher.submit(config, prepared, examples)
     initial = fine_tune_initial_student.submit(config, student, prepared, examples)
     responses = teacher_responses.submit(config, prepared, examples, teacher)
-    available = {"teacher": teacher, "initial": initial, "responses": responses, "plain_text": plain_text}
+    rejected = student_responses.submit(config, prepared, examples, student, initial)
+    generated = {"responses": responses, "rejected": rejected}
+    available = {"teacher": teacher, "initial": initial, **generated, "plain_text": plain_text}
     students = {
         name: distil.submit(config, name, student, prepared, examples, **needs(method, **available))
         for name, method in config.methods.items()

@@ -72,6 +72,8 @@ class Purpose(IntEnum):
     """Choice of where a round's responses come from. (seed, round)"""
     REPLAY = 28
     """Choice of the kept rollouts that a round takes. (seed, round)"""
+    STUDENT_RESPONSES = 29
+    """Tokens of the initial student's response to a training prompt, as of the teacher's"""
 
 
 def stream(purpose: Purpose, seed: int, *numbers: int) -> Name:

@@ -1,6 +1,6 @@
 """Tasks that train models, and the one that makes the teacher's responses for sequence-level distillation."""
 
-from typing import Any
+from typing import Any, Literal
 
 from minillm.config import Config, Method, Model
 from minillm.stages.training import Respond, Train, training_only
@@ -30,10 +30,28 @@ def fine_tune_initial_student(config: Config, student: Input, prepared: Artifact
 @stage_task("teacher responses")
 def teacher_responses(config: Config, prepared: Artifact, examples: Artifact, teacher: Input) -> Work:
     """Generate the teacher's own responses to the training prompts; do nothing if no method trains on them."""
-    if not any(method.text == "teacher" for method in config.methods.values()):
-        return nothing("no method has `text: teacher`")
-    stage = Respond(max_tokens=config.data.max_tokens, precision=config.evaluation.precision, seed=config.seed)
-    inputs: dict[str, Input] = {"model": teacher, "tokenizer": prepared, "examples": examples}
+    if not any(method.text in ("teacher", "pairs") for method in config.methods.values()):
+        return nothing("no method has `text: teacher` or `text: pairs`")
+    return _respond(config, "teacher", teacher, prepared, examples)
+
+
+@stage_task("student responses")
+def student_responses(
+    config: Config, prepared: Artifact, examples: Artifact, student: Input, initial: Artifact | None
+) -> Work:
+    """Generate the responses that DPKD prefers the teacher's to; do nothing if no method trains on pairs."""
+    if not any(method.text == "pairs" for method in config.methods.values()):
+        return nothing("no method has `text: pairs`")
+    return _respond(config, "student", initial or student, prepared, examples)
+
+
+def _respond(
+    config: Config, role: Literal["teacher", "student"], model: Input, prepared: Artifact, examples: Artifact
+) -> Work:
+    stage = Respond(
+        role=role, max_tokens=config.data.max_tokens, precision=config.evaluation.precision, seed=config.seed
+    )
+    inputs: dict[str, Input] = {"model": model, "tokenizer": prepared, "examples": examples}
     return stage, inputs
 
 
@@ -43,7 +61,9 @@ def distil(config: Config, name: str, student: Input, prepared: Artifact, exampl
     return _train(config, name, config.methods[name], student, prepared, examples, **needed)
 
 
-def needs(method: Method, *, teacher: Any, initial: Any, responses: Any, plain_text: Any) -> dict[str, Any]:
+def needs(
+    method: Method, *, teacher: Any, initial: Any, responses: Any, rejected: Any, plain_text: Any
+) -> dict[str, Any]:
     """Pick the results of other stages that a method reads, so that it neither waits for the rest nor fails with it.
 
     Args:
@@ -51,13 +71,16 @@ def needs(method: Method, *, teacher: Any, initial: Any, responses: Any, plain_t
         teacher: Fine-tuned teacher, or its future (likewise below).
         initial: Fine-tuned student.
         responses: The teacher's responses to the training prompts.
+        rejected: The student's responses to them.
         plain_text: Packed plain-text corpus.
     """
     needed: dict[str, Any] = {}
     if method.start == "initial":
         needed["weights"] = initial
-    if method.text == "teacher":
+    if method.text in ("teacher", "pairs"):
         needed["responses"] = responses
+    if method.text == "pairs":
+        needed["rejected"] = rejected
     if method.divergence != "cross_entropy":
         needed["teacher"] = teacher
     if method.policy is not None and method.policy.plain_text_coefficient > 0:

@@ -135,7 +135,7 @@ class Config(BaseConfig):
     """Fields of `methods.NAME.training` for every method that does not set them itself."""
     methods: Entries[Method] = Field(min_length=1)
     """Rows of the result table beside the teacher. A method that does not say its `text` is that of its name in
-    `minillm/config/methods.yaml` (sft, kd, seqkd, minillm, gkd, distillm, on_policy), or of `preset: NAME`."""
+    `minillm/config/methods.yaml` (sft, kd, seqkd, minillm, gkd, distillm, on_policy, dpkd), or of `preset: NAME`."""
     promotion: Promotion | None = None
     """Conditions for the best student to become this experiment's champion; without it, none is put forward."""
     export: Export | None = None
@@ -229,6 +229,23 @@ class Config(BaseConfig):
                 f"the {owner} has an `architecture` and so no tokenizer of its own; set tokenizer.train_vocabulary, or "
                 "tokenizer.from to a model or directory that has one"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _pairs_have_a_student(self) -> Self:
+        """Refuse pairs whose rejected responses would not be those of the student that training starts from."""
+        for name, method in self.methods.items():
+            if method.text != "pairs" or method.start == "initial":
+                continue
+            if self.student.initial is not None:
+                raise ValueError(
+                    f"methods.{name}: the rejected responses of its pairs are the initial student's; set start: initial"
+                )
+            if self.student.model.architecture is not None:
+                raise ValueError(
+                    f"methods.{name}: a student with random weights has no responses to reject; give student.initial a "
+                    "training section, and the method start: initial"
+                )
         return self
 
     @model_validator(mode="after")

@@ -17,14 +17,16 @@ Divergence = Literal[
     "jensen_shannon",
     "total_variation",
     "adaptive_kl",
+    "preference",
 ]
-"""Each but the first is a function of `minillm.objectives.divergences`."""
+"""Losses per token. All but the first and the last are functions of `minillm.objectives.divergences`."""
 DIVERGENCES: dict[Divergence, str] = {
     **{name: name.replace("_", " ").replace("kl", "KL divergence") for name in get_args(Divergence)},
     "cross_entropy": "cross-entropy",
     "jensen_shannon": "Jensen–Shannon divergence",
     "total_variation": "total variation",
     "adaptive_kl": "adaptive KL divergence",
+    "preference": "preference loss",
 }
 """The words for each on pages; only those that its name does not give are written here."""
 
@@ -202,16 +204,18 @@ class Policy(Strict):
 class Method(Strict):
     """One row of the table of methods: the source of the text, the divergence, and how credit flows back."""
 
-    text: Literal["dataset", "teacher", "rollouts"]
-    """Responses to train on: the data set's, the teacher's (generated once), or rollouts sampled during training."""
+    text: Literal["dataset", "teacher", "rollouts", "pairs"]
+    """Responses to train on: the data set's, the teacher's (generated once), rollouts sampled during training, or pairs
+    of one of the teacher's and one of the student's (each generated once)."""
     divergence: Divergence
-    """Per-token loss over the vocabulary; all but cross_entropy compare with the teacher."""
+    """Per-token loss over the vocabulary; all but cross_entropy compare with the teacher. `preference` is the logistic
+    loss of pairs (DPKD, arXiv 2406.19774)."""
     divergence_weight: float = Field(default=1.0, gt=0.0, le=1.0)
     """k of (1−k)·cross-entropy + k·divergence on fixed text (paper's KD: 0.5)."""
     skew: float = Field(default=0.1, gt=0.0, lt=1.0)
     """λ of the skewed divergences (DistiLLM, arXiv 2402.03898: 0.1)."""
     beta: float = Field(default=0.5, gt=0.0, lt=1.0)
-    """β of jensen_shannon (GKD, arXiv 2306.13649)."""
+    """β of jensen_shannon (GKD, arXiv 2306.13649), or scale of the log-ratios of preference (DPKD)."""
     head: float = Field(default=0.5, gt=0.0, lt=1.0)
     """μ of adaptive_kl: probability of the teacher's likeliest tokens that are its head (arXiv 2404.02657: 0.5)."""
     start: Literal["pretrained", "initial"] = "pretrained"
@@ -221,11 +225,16 @@ class Method(Strict):
     training: Training
 
     @property
+    def sequences(self) -> int:
+        """Sequences that the student is trained on in an optimizer step."""
+        return self.training.batch_size * (2 if self.text == "pairs" else 1)
+
+    @property
     def parameter(self) -> Literal["skew", "beta", "head"] | None:
         """Field that the divergence reads; None if it reads none."""
         if self.divergence.startswith("skewed"):
             return "skew"
-        return {"jensen_shannon": "beta", "adaptive_kl": "head"}.get(self.divergence)  # type: ignore[return-value]
+        return {"jensen_shannon": "beta", "preference": "beta", "adaptive_kl": "head"}.get(self.divergence)  # type: ignore[return-value]
 
     @property
     def parameters(self) -> dict[str, float]:
@@ -235,13 +244,15 @@ class Method(Strict):
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         readers = {
-            "divergence_weight": self.divergence != "cross_entropy",
+            "divergence_weight": self.divergence not in ("cross_entropy", "preference"),
             **{name: self.parameter == name for name in ("skew", "beta", "head")},
         }
         if unread := self._changed(*(name for name, read in readers.items() if not read)):
             raise ValueError(f"divergence {self.divergence} does not use {' and '.join(unread)}; leave it out")
         if (self.text == "rollouts") != (self.policy is not None):
             raise ValueError("`policy` goes with `text: rollouts`, and `text: rollouts` needs `policy`")
+        if (self.text == "pairs") != (self.divergence == "preference"):
+            raise ValueError("`text: pairs` and `divergence: preference` go with each other alone; set both or none")
         if self.policy is not None:
             if self.divergence == "cross_entropy":
                 raise ValueError("rollouts have no reference text: use a divergence")

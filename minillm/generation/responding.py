@@ -1,4 +1,4 @@
-"""Stage `respond`: the teacher's responses to the training prompts, on which SeqKD trains."""
+"""Stage `respond`: a model's responses to the training prompts, on which SeqKD and DPKD train."""
 
 import pandas as pd
 
@@ -20,8 +20,9 @@ def run(job: Job[Respond]) -> Summary:
     settings = job.settings
     tokenizer = load_shared_tokenizer(job.inputs["tokenizer"])
     prompts = prompts_of(pd.read_parquet(job.inputs["examples"] / "train.parquet"))
+    purpose = {"teacher": Purpose.TEACHER_RESPONSES, "student": Purpose.STUDENT_RESPONSES}[settings.role]
     requests = [
-        Request(prompt, settings.max_tokens - len(prompt), stream(Purpose.TEACHER_RESPONSES, settings.seed, *place))
+        Request(prompt, settings.max_tokens - len(prompt), stream(purpose, settings.seed, *place))
         for prompt, place in zip(prompts["prompt_ids"], prompts["place"], strict=True)
     ]
     model = load_model(job.inputs["model"], DTYPES[settings.precision]).to(device()).eval()  # type: ignore[arg-type]

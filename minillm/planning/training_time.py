@@ -23,6 +23,7 @@ from minillm.training.engine import make_engine, take_step
 from minillm.training.feeds import Feed, Models
 from minillm.training.fixed_text import FixedText
 from minillm.training.on_policy import Rollouts
+from minillm.training.pairs import Pairs
 from minillm.training.rounds import Round, policy_experience
 from minillm.worker.processes import world_size
 
@@ -59,7 +60,7 @@ class Trainings:
         training, policy = method.training, method.policy
         lengths = self.measurement.rows if method.text == "dataset" else self.measurement.prompts
         limit = Limit.of(self.measurement.runtime)
-        micro = mean_micro_batch(lengths, training.batch_size, limit, world_size())
+        micro = mean_micro_batch(lengths, method.sequences, limit, world_size())
         step = self._micro_effort(train, micro.rows, micro.prompt, micro.response, micro.tokens).times(micro.count)
         if policy is not None and policy.plain_text_coefficient:
             blocks = (policy.plain_text_batch_size or training.batch_size) / world_size()
@@ -152,6 +153,11 @@ class Trainings:
         method, rows = train.method, size.rows * world_size()
         once = method.training.model_copy(update={"batch_size": rows})
         method = method.model_copy(update={"training": once})
+        if method.text == "pairs":
+            pairs = self._examples(max(world_size(), rows // 2), size)
+            once = method.training.model_copy(update={"batch_size": len(pairs)})
+            method = method.model_copy(update={"training": once})
+            return Pairs(models, method, pairs.assign(rejected_ids=pairs["response_ids"]), train.seed)
         if method.policy is None:
             return FixedText(models, method, self._examples(rows, size), train.seed)
         policy = method.policy.model_copy(update={"rollouts": rows, "inner_epochs": 1})

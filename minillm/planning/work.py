@@ -118,7 +118,7 @@ def training_work(stage: Train, student: ModelFacts, teacher: ModelFacts, amount
     whole = method.text == "dataset"
     total = training.optimizer_steps(amounts.rows if whole else amounts.examples)
     left = total - done
-    sequences = left * training.batch_size
+    sequences = left * method.sequences
     once, of_teacher = (forward_operations(of, 1, amounts.prompt, amounts.response) for of in (student, teacher))
     learnt = amounts.response * amounts.examples / amounts.rows
     length = (amounts.row_tokens - learnt, learnt) if whole else (amounts.prompt, amounts.response)

@@ -33,6 +33,7 @@ TEXT = {
     "dataset": "the responses of the data",
     "teacher": "responses that the teacher generated once to the prompts of the data",
     "rollouts": "responses to the prompts of the data, sampled in training from the student, mixed with the teacher",
+    "pairs": "pairs of responses that the teacher and the student generated once to the prompts of the data",
 }
 START = {"pretrained": "the student as given", "initial": "the student fine-tuned on the data"}
 
@@ -175,6 +176,8 @@ def divergence_words(method: Method) -> str:
         return words
     if method.parameter is not None:
         words += f" ({method.parameter} {getattr(method, method.parameter):g})"
+    if method.divergence == "preference":
+        return words
     words += " to the teacher over the vocabulary"
     share = method.divergence_weight
     return words if share == 1 else f"{1 - share:g} · cross-entropy + {share:g} · {words}"

@@ -10,7 +10,8 @@ class Train(Stage):
     """Train one model by one method.
 
     `weights` is the initial model, unless there is an `architecture`; `teacher` is there if the method compares with
-    it, `responses` for `text: teacher`, `plain_text` if its loss has a weight.
+    it, `responses` (the teacher's) for `text: teacher` and `pairs`, `rejected` (the student's) for `pairs`,
+    `plain_text` if its loss has a weight.
     """
 
     kind: ClassVar[str] = "train"
@@ -21,6 +22,7 @@ class Train(Stage):
         "weights?",
         "teacher?",
         "responses?",
+        "rejected?",
         "plain_text?",
     )
     shown: ClassVar[tuple[str, ...]] = ("collapse",)
@@ -36,7 +38,7 @@ class Train(Stage):
 
 
 class Respond(Stage):
-    """Generate the teacher's responses to the training prompts (SeqKD)."""
+    """Generate a model's responses to the training prompts (SeqKD, DPKD)."""
 
     kind: ClassVar[str] = "respond"
     module: ClassVar[str] = "minillm.generation.responding"
@@ -46,6 +48,7 @@ class Respond(Stage):
         "examples",
     )
     shares_work: ClassVar[bool] = True
+    role: Literal["teacher", "student"]
     max_tokens: int
     precision: Literal["float32", "bfloat16"]
     seed: int

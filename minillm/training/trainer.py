@@ -29,6 +29,7 @@ from minillm.training.engine import in_turn, make_engine, take_step
 from minillm.training.feeds import Feed, Models
 from minillm.training.fixed_text import FixedText
 from minillm.training.on_policy import Rollouts
+from minillm.training.pairs import Pairs
 from minillm.training.selection import Selection, Validation
 from minillm.worker.processes import process_group, rank
 from minillm.worker.progress import Progress
@@ -87,6 +88,9 @@ def _examples(job: Job[Train], settings: Train) -> pd.DataFrame:
     of_teacher = "responses" in job.inputs
     texts = job.inputs["responses"] / "responses.parquet" if of_teacher else job.inputs["examples"] / "train.parquet"
     rows = pd.read_parquet(texts)
+    if settings.method.text == "pairs":
+        rejected = pd.read_parquet(job.inputs["rejected"] / "responses.parquet")
+        return rows.assign(rejected_ids=rejected["response_ids"])
     return rows if settings.method.policy is None else prompts_of(rows)
 
 
@@ -114,6 +118,8 @@ def _teacher(job: Job[Train], settings: Train, device: torch.device) -> PreTrain
 
 def _feed(job: Job[Train], settings: Train, models: Models, examples: pd.DataFrame) -> Feed:
     method, policy = settings.method, settings.method.policy
+    if method.text == "pairs":
+        return Pairs(models, method, examples, settings.seed)
     if policy is None:
         return FixedText(models, method, examples, settings.seed)
     plain_text = PlainText(job.inputs["plain_text"], settings.max_tokens) if "plain_text" in job.inputs else None

@@ -71,7 +71,7 @@ def test_every_stage(architecture, tmp_path):
     assert loaded.config.model_type == architecture
     assert loaded.get_input_embeddings().num_embeddings == 20
 
-    respond = Respond(max_tokens=MAX_TOKENS, precision="bfloat16", seed=1)
+    respond = Respond(role="teacher", max_tokens=MAX_TOKENS, precision="bfloat16", seed=1)
     answers = worker(tmp_path / "respond", respond, {**text, "model": teacher})
     responses = pd.read_parquet(answers / "responses.parquet")
     assert len(responses) == len(pd.read_parquet(examples / "train.parquet"))

@@ -107,7 +107,9 @@ def test_what_is_no_token_id_is_refused(tmp_path, text, message):
 def test_the_teachers_responses_for_seqkd_end_with_any_of_them(singing, tmp_path):
     inputs = {**singing, "examples": make_examples(tmp_path / "examples")}
     with alone():
-        output, _ = run_stage(Respond(max_tokens=60, precision="float32", seed=1), inputs, tmp_path / "run")
+        output, _ = run_stage(
+            Respond(role="teacher", max_tokens=60, precision="float32", seed=1), inputs, tmp_path / "run"
+        )
     responses = pd.read_parquet(output / "responses.parquet")
     assert {ids[-1] for ids in responses["response_ids"]} == {0, SING}, "the end that was drawn is learnt"
     assert not any({0, SING} & set(ids[:-1]) for ids in responses["response_ids"])

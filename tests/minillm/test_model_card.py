@@ -245,7 +245,8 @@ def test_a_mixture_of_losses_is_written_out(exported):
 
 @pytest.mark.parametrize("divergence", get_args(Divergence))
 def test_a_model_trained_with_any_divergence_gets_its_card(divergence, tmp_path):
-    methods = {"tried": {"text": "dataset", "divergence": divergence, "training": TRAINING}}
+    text = "pairs" if divergence == "preference" else "dataset"
+    methods = {"tried": {"text": text, "divergence": divergence, "start": "initial", "training": TRAINING}}
     text = (export(tmp_path, "tried", methods) / "README.md").read_text(encoding="utf-8")
     assert f"- Loss per token: {DIVERGENCES[divergence]}" in text
     assert re.search(rf"\| divergence +\| +{divergence} \|", text)

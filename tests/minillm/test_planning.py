@@ -137,7 +137,7 @@ def test_measurements_count_their_texts():
         Exposure(role="sft", benchmark="sni", max_length=8, prompts=6, precision="float32"),
         GENERATE,
         HeldOut(role="sft", benchmarks=(), texts=(), precision="float32", max_tokens=32, block_tokens=32),
-        Respond(max_tokens=32, precision="float32", seed=1),
+        Respond(role="teacher", max_tokens=32, precision="float32", seed=1),
     ],
     ids=lambda stage: stage.kind,
 )

@@ -79,7 +79,7 @@ def several_chunks(monkeypatch):
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize(("bias", "soft_cap", "temperature"), [(False, None, 1.0), (True, 2.0, 0.7)])
-@pytest.mark.parametrize("name", [*get_args(Divergence), "entropy"])
+@pytest.mark.parametrize("name", [*sorted({*get_args(Divergence)} - {"preference"}), "entropy"])
 def test_values_and_gradients_are_those_of_autograd(name, bias, soft_cap, temperature, dtype):
     generator = torch.Generator().manual_seed(1)
     hidden = torch.randn(TOKENS, WIDTH, generator=generator, dtype=dtype).requires_grad_()

@@ -25,6 +25,7 @@ def method(kind: str, steps: int = 8, **training: Any) -> Method:
             "start": "initial",
             "policy": {"rollouts": 16, "inner_epochs": 2},
         },
+        "dpkd": {"text": "pairs", "divergence": "preference", "start": "initial"},
         "distillm": {
             "text": "rollouts",
             "divergence": "skewed_reverse_kl",
