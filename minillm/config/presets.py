@@ -31,17 +31,20 @@ def apply_presets(raw: dict[str, Any]) -> dict[str, Any]:
     """
     result = copy.deepcopy(raw)
     methods, shared = result.get("methods"), result.get("training") or {}
-    for name, method in methods.items() if isinstance(methods, dict) else ():
-        if isinstance(method, dict) and isinstance(shared, dict):
-            methods[name] = _whole(name, method, shared)
+    if isinstance(methods, dict) and isinstance(shared, dict):
+        result["methods"] = {
+            name: _whole(name, method, shared) if isinstance(method, dict) else method
+            for name, method in methods.items()
+        }
     return result
 
 
 def _whole(name: str, method: dict[str, Any], shared: dict[str, Any]) -> dict[str, Any]:
-    preset = method.pop("preset", name if "text" not in method and name in presets() else None)
+    preset = method.pop("preset", None)
     if preset is not None and preset not in presets():
         raise ValueError(f"methods.{name}.preset: no method {preset!r}; {suggestion(str(preset), presets())}")
-    whole = _over(copy.deepcopy(presets().get(preset, {})), method)
+    known = name if preset is None and "text" not in method else str(preset)
+    whole = _over(copy.deepcopy(presets().get(known, {})), method)
     if shared and isinstance(whole.get("training", {}), dict):
         whole["training"] = _over(copy.deepcopy(shared), whole.get("training", {}))
     policy, training = whole.get("policy"), whole.get("training")

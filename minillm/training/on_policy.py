@@ -69,9 +69,10 @@ class Rollouts(Feed):
         prompts = [[int(t) for t in p] for p in examples["prompt_ids"]]
         source = self.source.choose(index)
         if source != "student":
-            of_data = zip(prompts, ([int(t) for t in r] for r in examples["response_ids"]), strict=True)
-            pairs = list(of_data) if source == "dataset" else self.source.replay(index)
-            self.round, _ = self._score(index, *map(list, zip(*pairs, strict=True)), limit)
+            responses = [[int(t) for t in r] for r in examples["response_ids"]]
+            if source == "replay":
+                prompts, responses = map(list, zip(*self.source.replay(index), strict=True))
+            self.round, _ = self._score(index, prompts, responses, limit)
             return {}
         sampled = self._sample(index, prompts)
         self.source.keep(list(zip(prompts, (of.tokens for of in sampled), strict=True)))

@@ -189,7 +189,7 @@ def test_questions_are_asked_as_a_chat_model_is_asked(tmp_path):
             {"role": "assistant", "content": "bird"},
             {"role": "user", "content": f"Question: {row['question']}\nAnswer:"},
         ]
-        _, prompt = ChatTemplate(tokenizer, [tokenizer.eos_token_id]).prompt(messages)
+        _, prompt = ChatTemplate(tokenizer, [0]).prompt(messages)
         # The harness counts white space at the end of a prompt, here the line end, to what follows it.
         continuations = [[prompt[-1], *tokenizer.encode(choice)] for choice in row["choices"]["text"]]
         assert of_choices == pytest.approx(log_likelihoods(model, tokenizer, prompt[:-1], continuations), abs=1e-4)
