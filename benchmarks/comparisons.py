@@ -94,7 +94,7 @@ def comparisons(lengths: Path, rows: Path, dtypes: tuple[str, ...] = ("float32",
             ),
             Comparison(
                 f"micro-batches of 8 rows, ours of 2,048 tokens, {dtype}",
-                ("text_step", {**text, "micro_batch_tokens": 2048}),
+                ("text_step", {**text, "micro_batch_size": 64, "micro_batch_tokens": 2048}),
                 ("text_step", {**text, "micro_batch_size": 8}),
                 0.9,
                 1.2,
