@@ -222,9 +222,7 @@ def test_another_distillation_rate_recomputes_distillation_and_what_follows_as_p
     assert "- the teacher, as fine-tuned in the store: its template and end tokens are those of the rows" in plan.output
     assert "| on 4 validation rows " in plan.output, "all of them, each by one of two processes"
     assert re.search(r"^Will it work\? \*\*It (should work|may disappoint|cannot help)\*\*$", plan.output, re.MULTILINE)
-    assert (
-        len(re.findall(r"^Row \d\n    prompt .*\n    learnt .*\n    ends with '.+'$", plan.output, re.MULTILINE)) == 3
-    )
+    assert len(re.findall(r"^Row \d\n    prompt .*\n    learnt .*\n    end    '.+'$", plan.output, re.MULTILINE)) == 3
     changed = distill(first.config, *change, PREFECT_API_URL=server)
     assert changed.status == 0, changed.log
     computed = {stage for stage, state in changed.states().items() if state == "Completed"} - {"distill"}
