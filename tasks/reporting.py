@@ -120,19 +120,29 @@ def conclude(
         The flow's final state: Failed, naming the stages, if any did not end well (if only an upload did not, the
         table is shown all the same); Cancelled if they were stopped.
     """
-    for future in session.futures:
-        future.wait()
-    missing = [future for future in session.futures if not future.state.is_completed()]
+    missing = wait_for_all(session)
     if missing and session.stop.is_set():
         return Cancelled(message="stopped with the study that it belongs to; the study's command continues from here")
     if all(future in uploads.values() for future in missing):
         _show(session, config, results.result(), models, uploads)
     if missing:
-        reasons = [f"{label}: {message}" for label, message in session.failures.items()]
-        session.failures.setdefault("flow", "not all stages were computed")
-        return Failed(message="\n".join(["not all stages were computed", *reasons]))
+        return failed(session)
     page: Artifact = results.result()
     return Completed(message=f"report: {_page_path(page)}", data=page)
+
+
+def wait_for_all(session: Session) -> list[PrefectFuture[Any]]:
+    """Wait for every stage, and return those that did not end well."""
+    for future in session.futures:
+        future.wait()
+    return [future for future in session.futures if not future.state.is_completed()]
+
+
+def failed(session: Session) -> State:
+    """Return the state of a flow whose stages did not all end well, with their reasons."""
+    reasons = [f"{label}: {message}" for label, message in session.failures.items()]
+    session.failures.setdefault("flow", "not all stages were computed")
+    return Failed(message="\n".join(["not all stages were computed", *reasons]))
 
 
 def _show(
@@ -153,7 +163,7 @@ def _show(
         **{f"hub {role}": str(upload.manifest().summary["url"]) for role, upload in uploaded.items()},
     }
     show_page(
-        "\n".join([table, "", *(f"- {name}: `{path}`" for name, path in places.items()), "", _links(session)]),
+        "\n".join([table, "", *(f"- {name}: `{path}`" for name, path in places.items()), "", links(session)]),
         f"results {config.name}",
         f"{facts['measure']} of {config.name}, mean ± spread over seeds",
     )
@@ -182,7 +192,7 @@ def _table(facts: Mapping[str, Any]) -> str:
     return tabulate(rows, [facts["rows"], *facts["benchmarks"], "mean"], "github", disable_numparse=True)
 
 
-def _links(session: Session) -> str:
+def links(session: Session) -> str:
     """Return links to the tracked runs that the server knows by now."""
     records = {"this flow run": session.flow_run_id, **session.stages}
     urls = {label: session.outbox.delivered(record).url for label, record in records.items()}

@@ -16,7 +16,7 @@ from minillm.config.evaluation import (
     Sampling,
     Scoring,
 )
-from minillm.config.experiment import BaseConfig, Config, EvaluationConfig, Runtime, Tracked
+from minillm.config.experiment import BaseConfig, Config, EvaluationConfig, Runtime, Tracked, WithPrompts
 from minillm.config.judge import Judge, Prices
 from minillm.config.promotion import Promotion
 from minillm.config.study import Study, StudyRun

@@ -1,6 +1,6 @@
 """Configurations of whole experiments, distillation or evaluation only, and of where they run."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, Literal, Self
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
@@ -82,10 +82,15 @@ class Tracked(Strict):
     runtime: Runtime = Runtime()
 
 
-class BaseConfig(Tracked):
-    """Fields of every experiment: how prompts are made, what is measured, and where it runs."""
+class WithPrompts(Tracked):
+    """Fields of everything that makes prompts of data."""
 
     data: Prompts
+
+
+class BaseConfig(WithPrompts):
+    """Fields of every experiment: how prompts are made, what is measured, and where it runs."""
+
     evaluation: Evaluation
 
     @property
@@ -118,6 +123,23 @@ class BaseConfig(Tracked):
                 f"{judge.samples} samples); raise it, or lower prompts, seeds or samples"
             )
         return self
+
+
+def require_even_batches(sizes: Iterable[tuple[str, int]], processes: int) -> None:
+    """Refuse uneven batches: batch sizes are global, so the number of processes never changes the experiment.
+
+    Args:
+        sizes: Fields that set sequences per optimizer step, each with its value.
+        processes: Value of `runtime.processes`.
+
+    Raises:
+        ValueError: A size cannot be divided among them.
+    """
+    if uneven := [f"{field} ({size})" for field, size in sizes if size % processes]:
+        raise ValueError(
+            f"{' and '.join(uneven)} cannot be divided among the {processes} processes of runtime.processes; "
+            "choose a multiple, or another number of processes"
+        )
 
 
 class Config(BaseConfig):
@@ -263,13 +285,7 @@ class Config(BaseConfig):
 
     @model_validator(mode="after")
     def _batches_can_be_divided(self) -> Self:
-        """Refuse uneven batches: batch sizes are global, so the number of processes never changes the experiment."""
-        processes = self.runtime.processes
-        if uneven := [f"{field} ({size})" for field, size in self._batch_sizes() if size % processes]:
-            raise ValueError(
-                f"{' and '.join(uneven)} cannot be divided among the {processes} processes of runtime.processes; "
-                "choose a multiple, or another number of processes"
-            )
+        require_even_batches(self._batch_sizes(), self.runtime.processes)
         return self
 
     def _batch_sizes(self) -> Iterator[tuple[str, int]]:

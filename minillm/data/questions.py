@@ -74,8 +74,8 @@ def _parse(value: Mapping[str, Any], record: MultipleChoice) -> dict[str, Any]:
     if "{question}" in instruction:
         instruction = instruction.replace("{question}", text_field(value, fields.question))
     context = text_field(value, fields.context) if fields.context else ""
-    texts, labels = (list(record.choices), []) if record.choices else _choices(value, fields.choices)
-    answer = _answer(value, fields.answer, texts, labels)
+    texts, labels = (list(record.choices), []) if record.choices else read_choices(value, fields.choices)
+    answer = right_choice(value, fields.answer, texts, labels)
     different = list(dict.fromkeys(texts))  # MMLU has choices that stand twice, and either is right
     if len(different) < 2:
         raise ValueError("fewer than two different choices")
@@ -87,7 +87,7 @@ def _parse(value: Mapping[str, Any], record: MultipleChoice) -> dict[str, Any]:
     }
 
 
-def _choices(value: Mapping[str, Any], name: str) -> tuple[list[str], list[str]]:
+def read_choices(value: Mapping[str, Any], name: str) -> tuple[list[str], list[str]]:
     """Return the texts, without surrounding white space, and their labels, if they have any."""
     if name not in value:
         raise ValueError(f"no field `{name}`")
@@ -101,7 +101,7 @@ def _choices(value: Mapping[str, Any], name: str) -> tuple[list[str], list[str]]
     return [text_field({name: text}, name).strip() for text in found], [str(label) for label in labels]
 
 
-def _answer(value: Mapping[str, Any], name: str, texts: Sequence[str], labels: Sequence[str]) -> int:
+def right_choice(value: Mapping[str, Any], name: str, texts: Sequence[str], labels: Sequence[str]) -> int:
     """Return the number of the right choice, given by its label if there are labels, or else by its text or number."""
     if name not in value:
         raise ValueError(f"no field `{name}`")

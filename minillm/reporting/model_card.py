@@ -135,7 +135,12 @@ def decoding(config: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def usage(config: Mapping[str, Any], template: TextTemplate | ChatTemplate, place: str = ".") -> str:
+def usage(
+    config: Mapping[str, Any],
+    template: TextTemplate | ChatTemplate,
+    place: str = ".",
+    question: str = "Name three colours.",
+) -> str:
     """Write Python code that loads the model and answers one instruction, decoded as in the evaluation.
 
     `generate` reads decoding settings and end tokens from generation_config.json.
@@ -148,7 +153,7 @@ def usage(config: Mapping[str, Any], template: TextTemplate | ChatTemplate, plac
     )
     if isinstance(template, ChatTemplate):
         system = [] if template.system is None else [{"role": "system", "content": template.system}]
-        messages = [*system, *user_message("Name three colours.", "")]
+        messages = [*system, *user_message(question, "")]
         variables = "".join(f"{name}={value!r}, " for name, value in template.variables.items())
         lines += [
             f"messages = {messages!r}",
@@ -158,7 +163,7 @@ def usage(config: Mapping[str, Any], template: TextTemplate | ChatTemplate, plac
             f"answer = model.generate(**inputs, max_new_tokens={limit})",
         ]
     else:
-        ((prompt, wanted),) = template.prompts([("Name three colours.", "")])
+        ((prompt, wanted),) = template.prompts([(question, "")])
         # A template that writes BOS itself would get a second one from the tokenizer.
         added = "" if template.tokenizer(prompt)["input_ids"] == wanted else "add_special_tokens=False, "
         lines += [
