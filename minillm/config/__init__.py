@@ -20,4 +20,5 @@ from minillm.config.experiment import BaseConfig, Config, EvaluationConfig, Runt
 from minillm.config.judge import Judge, Prices
 from minillm.config.promotion import Promotion
 from minillm.config.study import Study, StudyRun
+from minillm.config.system2 import PromptChain, QuestionSet, System2
 from minillm.config.training import DIVERGENCES, Collapse, Divergence, Lora, Method, Policy, Training

@@ -13,7 +13,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 from yaml import YAMLError
 
-from minillm.config import Config, EvaluationConfig, Study, Tracked
+from minillm.config import Config, EvaluationConfig, Study, System2, Tracked
 from minillm.config.named import part_of, problems_of_named
 from minillm.errors import ConfigError
 from minillm.files import local_path, problem
@@ -27,6 +27,7 @@ NAMED_MODEL = re.compile(r"([^=/]+)=(.+)")
 ENTRIES = (
     ("methods",), ("models",), ("variants",), ("grid",),
     ("evaluation", "benchmarks"), ("evaluation", "calibration"), ("evaluation", "held_out"),
+    ("data", "unlabelled"), ("data", "test"),
 )  # fmt: skip
 """Sections that hold entries by name; an entry that is null is left out."""
 
@@ -64,6 +65,11 @@ def load_evaluation(path: str | Path, models: Sequence[str] = (), overrides: Seq
         ConfigError: As in `load_config`, or two models would have the same name.
     """
     return _load(EvaluationConfig, path, overrides, named_models(models))
+
+
+def load_system2(path: str | Path, overrides: Sequence[str] = ()) -> System2:
+    """Load and validate the configuration of a System 2 distillation; arguments and errors as for `load_config`."""
+    return _load(System2, path, overrides)
 
 
 def load_study(path: str | Path, overrides: Sequence[str] = ()) -> Study:

@@ -4,14 +4,17 @@ import re
 import pytest
 
 from minillm.config import Training
-from minillm.config.loading import load_config, load_evaluation
+from minillm.config.loading import load_config, load_evaluation, load_system2
 from tests.minillm.direct import ROOT, real_data
 
 STUDIES = ("ablation", "alpha-sweep", "teacher-sizes")
 """Studies, which test_studies covers."""
 RECIPES = ("qwen3-0.6b", "llama3.2-1b", "smollm2-360m")
 """Chat models on policy alone, which tests/flows/test_recipes.py runs in small."""
-CONFIGS = [path for path in sorted((ROOT / "configs").glob("*.yaml")) if path.stem not in STUDIES]
+SYSTEM2 = sorted((ROOT / "configs").glob("system2*.yaml"))
+CONFIGS = [
+    path for path in sorted((ROOT / "configs").glob("*.yaml")) if path.stem not in STUDIES and path not in SYSTEM2
+]
 PUBLISHED = {
     # student: learning rate and epochs of SFT, KD and SeqKD; the teacher and its rate; MiniLLM's schedule
     "gpt2-base": ("gpt2", 5e-4, 20, "gpt2-xl", 5e-5, "constant"),
@@ -40,6 +43,16 @@ def test_every_configuration_validates(path, monkeypatch):
     else:
         assert list(config.evaluation.benchmarks) == ["dolly", "self_inst", "vicuna", "sni", "unni"]
         assert config.evaluation.seeds == (10, 20, 30, 40, 50)
+
+
+@pytest.mark.parametrize("path", SYSTEM2, ids=lambda path: path.stem)
+def test_every_configuration_of_a_system2_distillation_validates(path, monkeypatch):
+    if path.stem != "system2":
+        real_data()
+    monkeypatch.chdir(ROOT)
+    config = load_system2(path)
+    assert config.name == path.stem
+    assert config.data.unlabelled.keys() == config.data.test.keys()
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -98,7 +111,7 @@ def test_the_real_files_have_the_checksums_that_the_data_page_gives():
     table = re.findall(
         r"^\| `([\w./-]+)` \|.*`([0-9a-f]{64})` \|$", (ROOT / "data" / "README.md").read_text(encoding="utf-8"), re.M
     )
-    assert len(table) == 13
+    assert len(table) == 17
     folder = real_data()
     for name, digest in table:
         assert hashlib.sha256((folder / name).read_bytes()).hexdigest() == digest, name

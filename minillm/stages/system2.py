@@ -1,0 +1,111 @@
+"""Stages of System 2 distillation: questions, answers to them, those that are kept, and its pages."""
+
+from typing import Any, ClassVar, Literal
+
+from minillm.config import PromptChain, QuestionSet, Sampling, Template
+from minillm.stages.base import Stage
+
+
+class QuestionSets(Stage):
+    """Read sets of questions into one format. Output: `NAME.jsonl` for each, in the format of benchmarks.
+
+    Questions that stand in `test` are left out, and repeated ones.
+    """
+
+    kind: ClassVar[str] = "question_sets"
+    module: ClassVar[str] = "minillm.system2.questions"
+    inputs: ClassVar[tuple[str, ...]] = (
+        "questions/*",
+        "test?",
+    )
+    reads_only: ClassVar[bool] = True
+    part: Literal["unlabelled", "test"]
+    """Section of the data that they are from; those of `test` need answers."""
+    sets: dict[str, QuestionSet]
+
+
+class Ask(Sampling, Stage):
+    """Ask a model every question by a chain of prompts, and find the final answers. Output: `answers.jsonl`."""
+
+    kind: ClassVar[str] = "ask"
+    module: ClassVar[str] = "minillm.system2.asking"
+    inputs: ClassVar[tuple[str, ...]] = (
+        "model",
+        "tokenizer",
+        "questions",
+    )
+    shares_work: ClassVar[bool] = True
+    part: Literal["unlabelled", "test"]
+    chain: PromptChain
+    samples: int
+    """Answers to each question in each order of its choices."""
+    orders: int
+    """Orders of the choices."""
+    seed: int
+    template: Template
+    precision: Literal["float32", "bfloat16"]
+    max_prompt_tokens: int
+    max_tokens: int
+    """Longest prompt with its response, in tokens."""
+    max_response_tokens: int | None
+    """Longest response to one prompt, in tokens; None for no such limit."""
+
+
+class KeepConsistent(Stage):
+    """Keep the answers of System 2 that are consistent, as examples to train System 1 on."""
+
+    kind: ClassVar[str] = "consistent"
+    module: ClassVar[str] = "minillm.system2.consistency"
+    inputs: ClassVar[tuple[str, ...]] = (
+        "answers",
+        "questions",
+        "tokenizer",
+    )
+    shown: ClassVar[tuple[str, ...]] = ("kept", "dropped")
+    prompt: str
+    """Prompt that answers are learnt for, with {question}."""
+    majority: float
+    """Least share of the answers that must be the most common one."""
+    template: Template
+    max_prompt_tokens: int
+    max_tokens: int
+    validation_size: int
+    seed: int
+
+
+class System2Report(Stage):
+    """Compare System 1 before, System 2, and System 1 after, and tell what was kept.
+
+    Inputs `answers/SYSTEM` are the answers to the test questions.
+    """
+
+    kind: ClassVar[str] = "system2"
+    module: ClassVar[str] = "minillm.system2.report"
+    inputs: ClassVar[tuple[str, ...]] = (
+        "questions",
+        "answers/*",
+        "examples",
+        "train",
+    )
+    is_page: ClassVar[bool] = True
+    shown: ClassVar[tuple[str, ...]] = ("accuracy", "tokens", "verdict")
+    name: str
+    chain: PromptChain
+    """The slow way to ask."""
+    samples: int
+    """Answers to each unlabelled question in each order of its choices."""
+
+
+class System2Card(Stage):
+    """Export the distilled model as an ordinary model directory with its card."""
+
+    kind: ClassVar[str] = "system2_model"
+    module: ClassVar[str] = "minillm.system2.card"
+    inputs: ClassVar[tuple[str, ...]] = (
+        "model",
+        "examples",
+        "report",
+    )
+    role: ClassVar[str] = "system1"
+    config: dict[str, Any]
+    """The resolved configuration without `runtime`."""
