@@ -1,4 +1,4 @@
-"""Commands that run a flow from a configuration: distill, plan, evaluate, study."""
+"""Commands that run a flow from a configuration: distill, plan, evaluate, study, system2."""
 
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 QUICKSTART = "configs/quickstart.yaml"
 EMBEDDED = "configs/evaluation-embedded.yaml"
 ABLATION = "configs/ablation.yaml"
+SYSTEM2 = "configs/system2.yaml"
 RATE = "--set methods.minillm.training.learning_rate=5e-4"
 
 Configuration = Annotated[str, typer.Argument(metavar="CONFIG", help="YAML file.")]
@@ -121,6 +122,27 @@ def study(
     import flows.study
 
     _start(loaded, flows.study.study, file, tuple(overrides or ()))
+
+
+@app.command(
+    epilog=examples(
+        ("minillm system2", "small models that learn to answer at once"),
+        ("minillm system2 configs/system2-gsm8k.yaml", "a chat model and word problems"),
+        ("minillm system2 --set self_consistency.majority=0.75", "one field changed"),
+    )
+)
+def system2(config: Configuration = SYSTEM2, overrides: Overrides = None) -> None:
+    """Distil a model's slow answers into its fast ones.
+
+    Asks step by step, keeps final answers that agree, trains the model to give them at once, and compares accuracy and
+    tokens of System 1 before, System 2, and System 1 after.
+    """
+    from minillm.config.loading import load_system2
+
+    loaded = load_system2(config, overrides or ())
+    import flows.system2
+
+    _start(loaded, flows.system2.system2, config, tuple(overrides or ()))
 
 
 def _start(loaded: "Tracked", flow: "Flow[..., State]", *parameters: Any) -> NoReturn:

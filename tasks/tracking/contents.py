@@ -13,6 +13,7 @@ from minillm.redaction import redacted
 from minillm.stages.base import Stage
 from minillm.stages.measuring import Score
 from minillm.stages.pages import Card, Upload
+from minillm.stages.system2 import System2Card
 from minillm.store.artifacts import METRICS
 from minillm.store.manifest import Artifact, text_digest
 from tasks.environment.settings import PREFECT_UI
@@ -123,7 +124,7 @@ def on_parent(desired: DesiredRun, artifact: Artifact, stage: Stage) -> None:
         url = str(artifact.manifest().summary["url"])
         desired.tags["hub.url"] = url
         desired.tags["mlflow.note.content"] += f"; hub: [{stage.hub}]({url})"
-    if isinstance(stage, Card):
+    if isinstance(stage, Card | System2Card):
         name = f"{desired.experiment}-{stage.role}"
         weights = artifact.manifest().inputs["model"].digest
         tags = {"role": stage.role, WEIGHTS_TAG: weights, **score_tags(desired.metrics, stage.role)}

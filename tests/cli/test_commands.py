@@ -17,12 +17,26 @@ from cli.app import app, main
 from minillm.annotation.command import AnnotateCommand, annotate
 from tests.conftest import ROOT
 
-COMMANDS = ["distill", "plan", "evaluate", "study", "compare", "promote", "store", "chat", "annotate", "ui", "serve"]
+COMMANDS = [
+    "distill",
+    "plan",
+    "evaluate",
+    "study",
+    "system2",
+    "compare",
+    "promote",
+    "store",
+    "chat",
+    "annotate",
+    "ui",
+    "serve",
+]
 OPTIONS = {
     "distill": ["[CONFIG]", "--set KEY=VALUE", "--plan"],
     "plan": ["[CONFIG]", "--set KEY=VALUE"],
     "evaluate": ["[MODEL]...", "--config FILE", "--set KEY=VALUE"],
     "study": ["[STUDY]", "--set KEY=VALUE"],
+    "system2": ["[CONFIG]", "--set KEY=VALUE"],
     "compare": ["[RUN]...", "--experiment NAME", "--methods", "--store FOLDER"],
     "promote": ["[RUN]", "--rollback NAME", "--method NAME", "--experiment NAME", "--store FOLDER"],
     "store": ["--store FOLDER", "ls", "verify", "gc"],
@@ -100,6 +114,7 @@ def test_help_of_a_command_has_its_options_and_examples(command: str):
         (["plan", "--set", "methods.minillm.trainin.steps=1"], "did you mean `training`?"),
         (["evaluate", "--set", "evaluation.temperature=warm"], "evaluation.temperature"),
         (["study", "configs/none.yaml"], "configs/none.yaml"),
+        (["system2", "--set", "system2=think"], "'think' is no way to ask"),
     ],
 )
 def test_what_cannot_run_ends_with_status_2_and_says_why(arguments: list[str], words: str):
@@ -132,6 +147,7 @@ def test_several_names_stand_behind_one_against(arguments: list[str]):
         ("flows.distill", "distill"),
         ("flows.evaluation", "evaluate"),
         ("flows.study", "study"),
+        ("flows.system2", "system2"),
         ("flows.compare", "compare"),
         ("flows.promote", "promote"),
         ("flows.store", "store"),

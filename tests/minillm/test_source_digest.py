@@ -95,7 +95,7 @@ def test_a_helper_two_imports_away_makes_stale_what_calls_it(original, tmp_path:
 
 def test_a_method_of_a_configuration_makes_stale_what_holds_such_a_configuration(original, tmp_path: Path):
     change = CONFIG, "* examples // self", "* -(-examples) // self"
-    assert stale(original, tmp_path, *change) == TRAINING | {"model"}
+    assert stale(original, tmp_path, *change) == TRAINING | {"model", "system2_model"}
 
 
 def test_a_constant_of_a_stage_makes_stale_what_computes_with_it(original, tmp_path: Path):
@@ -115,4 +115,4 @@ def test_the_declarations_of_a_stage_are_those_of_the_base_class():
 
 def test_the_wording_of_a_template_makes_stale_the_pages_that_use_it(original, tmp_path: Path):
     change = "reporting/templates/page.html.jinja", "max-width: 68rem", "max-width: 60rem"
-    assert stale(original, tmp_path, *change) == {"report", "study"}
+    assert stale(original, tmp_path, *change) == {"report", "study", "system2"}

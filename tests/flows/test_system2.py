@@ -1,0 +1,171 @@
+"""System 2 distillation from the command line: stopped in the middle, continued, and shown with what it did not do."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import yaml
+from mlflow import MlflowClient
+from prefect.settings import PREFECT_API_URL
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from tests.conftest import ROOT
+from tests.flows.test_distill import Finished, run_flow
+from tests.minillm.direct import read_lines, write_lines
+from tests.waiting import wait_for
+
+STAGES = {
+    "read test questions",
+    "read unlabelled questions",
+    "prepare tokenizer",
+    "filter instructions",
+    "fine-tune model",
+    "ask System 1 before",
+    "ask System 2",
+    "ask System 2, unlabelled",
+    "keep consistent answers",
+    "distil answers",
+    "ask System 1 after",
+    "report",
+    "export model",
+}
+MARK = 12345
+
+
+def configuration(folder: Path) -> Path:
+    """Write the embedded default with short trainings and single letters as answers, none of which can be right."""
+    training = {"steps": 60, "warmup_steps": 5, "evaluate_every": 60}
+    letter = {"steps": {"response": "{question}"}, "answer": "([A-Za-z])"}
+    test = {name: {"rows": [0, 20]} for name in ("last_letters", "coin_flip")}
+    settings = {
+        "base": "configs/system2.yaml",
+        "name": "small",
+        "data": {
+            "unlabelled": {"last_letters": {"rows": [0, 1500]}, "coin_flip": None},
+            "test": test,
+            "validation_size": 10,
+        },
+        "training": training,
+        "distillation": {**training, "steps": 2, "evaluate_every": 2},
+        "system1": letter,
+        "system2": {**letter, "steps": {"response": "{question}\nThink."}},
+        "asking": {"max_response_tokens": 40, "test_samples": 2},
+        "self_consistency": {"samples": 2},
+        "runtime": {"store": str(folder / "store"), "parallel_stages": 1, "retries": 0},
+    }
+    path = folder / "small.yaml"
+    path.write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
+    return path
+
+
+@dataclass
+class Resumed:
+    """The run that went on where another was stopped."""
+
+    finished: Finished
+    store: Path
+
+    @property
+    def report(self) -> Path:
+        """Folder of the report that the console names."""
+        (path,) = re.findall(r"^report +(\S+)$", self.finished.output, re.MULTILINE)
+        return Path(path).parent
+
+
+@pytest.fixture(scope="module")
+def resumed(prefect_server: None, tmp_path_factory: pytest.TempPathFactory) -> Resumed:
+    """Stop a run while it asks the unlabelled questions, mark what is stored of them, and run it again."""
+    folder = tmp_path_factory.mktemp("system2")
+    config, store, environment = (
+        configuration(folder),
+        folder / "store",
+        {"PREFECT_API_URL": str(PREFECT_API_URL.value())},
+    )
+    with (folder / "log").open("w", encoding="utf-8") as log:
+        command = [sys.executable, "-m", "flows.system2", str(config)]
+        process = subprocess.Popen(command, cwd=ROOT, env=os.environ | environment, stdout=log, stderr=log)
+    try:
+        wait_for(lambda: process.poll() is not None or parts_of_unlabelled(store), 300)
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.wait(60)
+    assert parts_of_unlabelled(store), (folder / "log").read_text(encoding="utf-8")
+    (first,) = [path for path in parts_of_unlabelled(store) if path.name == "answers-0000000.jsonl"]
+    write_lines(first, [{**line, "tokens": MARK} for line in read_lines(first)])
+    return Resumed(run_flow("system2", config, str(config), **environment), store)
+
+
+def parts_of_unlabelled(store: Path) -> list[Path]:
+    """Return the finished parts of the answers to the unlabelled questions that an attempt left."""
+    parts = store.rglob("answers-*.jsonl") if store.exists() else ()
+    return [path for path in parts if '"unlabelled"' in (path.parent / "job.json").read_text(encoding="utf-8")]
+
+
+def test_a_stopped_run_is_continued_from_its_last_part(resumed: Resumed):
+    assert resumed.finished.status == 0, resumed.finished.log
+    states = resumed.finished.states()
+    assert states.keys() - {"system2"} == STAGES
+    cached = {stage for stage, state in states.items() if state == "Cached"}
+    assert cached >= {"read unlabelled questions", "prepare tokenizer", "filter instructions", "fine-tune model"}
+    assert states["ask System 2, unlabelled"] == "Completed"
+    folders = resumed.store.glob("artifacts/ask-*")
+    (answers,) = [of for folder in folders if len(of := read_lines(folder / "answers.jsonl")) == 3000]
+    marked = [line["index"] for line in answers if line["tokens"] == MARK]
+    assert sorted({*marked}) == list(range(512)), "one part was taken as it was, and the others asked"
+    assert [line["index"] for line in answers] == [index for index in range(1500) for _ in range(2)]
+
+
+def test_the_report_says_that_distillation_did_not_work(resumed: Resumed):
+    results = json.loads((resumed.report / "results.json").read_text(encoding="utf-8"))
+    page = (resumed.report / "system2.html").read_text(encoding="utf-8")
+    assert results["verdict"][0].startswith("Distillation did not work: System 1 after is not better than before")
+    for words in (results["verdict"][0], "System 1 before", "tokens per answer", "two answers as common", "Think."):
+        assert words in page.replace("\n", " "), words
+    assert results["accuracy"].keys() == {"System 1 before", "System 2", "System 1 after"}
+    assert results["accuracy"]["System 2"].keys() == {"last_letters", "coin_flip", "mean"}
+    rows = re.findall(r"^\| (System .+?) +\|(.*)\|$", resumed.finished.output, re.MULTILINE)
+    assert [name for name, _ in rows] == ["System 1 before", "System 2", "System 1 after"]
+
+
+def test_its_figures_and_its_model_are_tracked(resumed: Resumed):
+    client = MlflowClient(f"sqlite:///{resumed.store / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("small")
+    assert experiment is not None
+    runs = client.search_runs([experiment.experiment_id], order_by=["start_time DESC"])
+    parent = next(run for run in runs if "mlflow.parentRunId" not in run.data.tags)
+    results = json.loads((resumed.report / "results.json").read_text(encoding="utf-8"))
+    for key, system in (("system1_after", "System 1 after"), ("system2", "System 2")):
+        assert parent.data.metrics[f"accuracy/{key}/mean"] == results["accuracy"][system]["mean"]["mean"]
+        assert parent.data.metrics[f"tokens/{key}"] == results["tokens"][system]
+    assert parent.data.metrics["kept"] > 0
+    assert [model.name for model in client.search_registered_models()] == ["small-system1"]
+
+
+def test_the_exported_model_loads_and_its_card_has_the_verdict(resumed: Resumed):
+    (model,) = re.findall(r"^model +(\S+)$", resumed.finished.output, re.MULTILINE)
+    loaded, tokenizer = AutoModelForCausalLM.from_pretrained(model), AutoTokenizer.from_pretrained(model)
+    assert loaded(**tokenizer("Join", return_tensors="pt")).logits.shape[-1] == loaded.config.vocab_size
+    card = (Path(model) / "README.md").read_text(encoding="utf-8")
+    assert "Distillation did not work" in card
+    assert "Is a coin that is flipped twice as it was before?" in card
+
+
+def test_questions_without_answers_stop_it_before_anything_is_trained(resumed: Resumed, tmp_path: Path):
+    write_lines(tmp_path / "test.jsonl", [{"question": "Why?", "answer": "x"}, {"question": "Who?"}])
+    changes = {
+        "data.test.coin_flip.source.path": tmp_path / "test.jsonl",
+        "data.test.coin_flip.rows": "null",
+        "runtime.store": tmp_path / "store",
+    }
+    arguments = [word for key, value in changes.items() for word in ("--set", f"{key}={value}")]
+    config, server = resumed.finished.config, str(PREFECT_API_URL.value())
+    refused = run_flow("system2", config, str(config), *arguments, PREFECT_API_URL=server)
+    assert refused.status == 1
+    assert re.search(r"data\.test\.coin_flip, .*test\.jsonl:2: no field `answer`", refused.log)
+    assert "fine-tune model: started" not in refused.log
