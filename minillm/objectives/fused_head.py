@@ -21,6 +21,7 @@ from torch import Tensor
 
 from minillm.models.output_head import OutputHead
 from minillm.objectives.divergences import UNDIVIDED, Functional, over_vocabulary
+from minillm.objectives.sparse import SparseDivergence, SparseTeacher, forward_kl
 from minillm.objectives.terms import PerTokenLoss, Teacher, TokenTerms
 
 CHUNK_ENTRIES = 1 << 24
@@ -37,7 +38,7 @@ def fused_head_loss(
     tokens: Tensor,
     loss: PerTokenLoss,
     functional: Functional | None,
-    teacher: Teacher | None,
+    teacher: Teacher | SparseTeacher | None,
     temperature: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the summed loss (a scalar, with gradient), log q(y_t) and D_t (N,); arguments as in `head_loss`."""
@@ -72,7 +73,7 @@ class _Work:
     tokens: Tensor  # (N,)
     loss: PerTokenLoss
     functional: Functional | None
-    teacher: Teacher | None
+    teacher: Teacher | SparseTeacher | None
     temperature: float
 
 
@@ -151,14 +152,21 @@ class _TokenChunk:
         """(V, n): the teacher's logits, then h."""
         self.slope = None if work.head.soft_cap is None else free.pop()
         """(V, n): derivative of the soft cap."""
+        self.sparse = work.teacher.part(part) if isinstance(work.teacher, SparseTeacher) else None
 
     def losses(self, gradients: _Gradients | None) -> tuple[Tensor, Tensor, Tensor]:
         """Return loss, log q(y_t) and divergence, (n,) each; write this chunk's gradients into `gradients`."""
         student_normalizer, teacher_normalizer = self._logits()
         log_prob = _at(self.student.t(), self.tokens) - student_normalizer  # before logits become probabilities
-        divergence, h_sum = self._divergence(student_normalizer, teacher_normalizer)
+        sparse = None if self.sparse is None else self._sparse_divergence(self.sparse, student_normalizer)
+        if sparse is None:
+            divergence, h_sum = self._divergence(student_normalizer, teacher_normalizer)
+        else:
+            divergence, h_sum = sparse.value, sparse.h_sum
         loss, c, w = _slopes(self.work.loss, self.part, log_prob, divergence, gradients is not None)
         if gradients is not None:
+            if self.sparse is not None and sparse is not None:
+                self._sparse_gradient(self.sparse, sparse, c, w)
             self._gradient(gradients, student_normalizer, c, w, h_sum)
         return loss, log_prob, divergence
 
@@ -174,11 +182,11 @@ class _TokenChunk:
                 scaled = torch.mul(logits.t(), work.temperature / head.soft_cap, out=self.slope[rows])
                 scaled.square_().neg_().add_(1)
             student_normalizer.add(logits, scratch)
-            if teacher is not None and self.compared is not None:
+            if isinstance(teacher, Teacher) and self.compared is not None:
                 logits = teacher.head.block(teacher.hidden[self.part], rows, work.temperature, self.compared[rows])
                 if teacher.log_normalizer is None:
                     teacher_normalizer.add(logits, scratch)
-        if teacher is None:
+        if not isinstance(teacher, Teacher):
             return student_normalizer.log(), None
         known = teacher.log_normalizer
         return student_normalizer.log(), teacher_normalizer.log() if known is None else known[self.part]
@@ -203,6 +211,25 @@ class _TokenChunk:
                 teacher_log.copy_(h)
         return divergence, h_sum
 
+    def _sparse_divergence(self, teacher: SparseTeacher, normalizer: Tensor) -> SparseDivergence:
+        """Second time, of a teacher known at some entries: turn logits into probabilities, 0 at these entries."""
+        logits = self.student.t()  # (n, V)
+        student_log = logits.gather(1, teacher.entries) - normalizer[:, None]  # (n, K)
+        logits.scatter_(1, teacher.entries, -torch.inf)
+        tail = torch.zeros_like(
+            normalizer
+        )  # summed itself: 1 − Σ q at the entries would be all rounding if it is small
+        for rows in self.workspace.blocks:
+            tail += over_vocabulary(torch.sum, self.student[rows].t().sub_(normalizer[:, None]).exp_())
+        return forward_kl(teacher, student_log, tail)
+
+    def _sparse_gradient(self, teacher: SparseTeacher, divergence: SparseDivergence, c: Tensor, w: Tensor) -> None:
+        """Turn probabilities into the gradient of the logits, but for c·onehot(y); arguments as in `_gradient`."""
+        shared = w * divergence.h_sum + c  # (n,)
+        gradient = self.student.t().mul_(-(shared + w * divergence.tail_ratio)[:, None])  # (n, V), 0 at the entries
+        at_entries = w[:, None] * divergence.h - divergence.student * shared[:, None]  # (n, K)
+        gradient.scatter_add_(1, teacher.entries, at_entries.masked_fill(~teacher.kept, 0.0))
+
     def _gradient(self, gradients: _Gradients, normalizer: Tensor, c: Tensor, w: Tensor, h_sum: Tensor) -> None:
         """Third time: make the gradient of the logits, and from it those of hidden states, head and bias.
 
@@ -218,7 +245,9 @@ class _TokenChunk:
         of_hidden = torch.zeros_like(hidden, dtype=self.workspace.dtype)  # (n, H)
         for rows in self.workspace.blocks:
             gradient = self.student[rows].t()  # (n, r), written over
-            if self.compared is None:  # still logits: −c·q
+            if self.sparse is not None:
+                pass  # made for all entries at once, as a token's entries lie anywhere
+            elif self.compared is None:  # still logits: −c·q
                 gradient.sub_(normalizer[:, None]).exp_().mul_(-c[:, None])
             else:  # already q: w·h − q·(w·Σh + c)
                 gradient.mul_(-(c + w * h_sum)[:, None]).addcmul_(self.compared[rows].t(), w[:, None])

@@ -10,6 +10,7 @@ from torch import Tensor
 from minillm.models.output_head import OutputHead
 from minillm.objectives.divergences import Functional
 from minillm.objectives.fused_head import fused_head_loss, token_logits
+from minillm.objectives.sparse import SparseTeacher
 from minillm.objectives.terms import PerTokenLoss, Teacher, TokenTerms
 
 
@@ -45,7 +46,7 @@ def head_loss(
     tokens: Tensor,
     loss: PerTokenLoss,
     functional: Functional | None = None,
-    teacher: Teacher | None = None,
+    teacher: Teacher | SparseTeacher | None = None,
     temperature: float = 1.0,
 ) -> tuple[Tensor, TokenTerms]:
     """Sum over tokens any loss made of log q(y_t) and a divergence D_t, with gradient to hidden states and head.
@@ -58,9 +59,9 @@ def head_loss(
         head: Student's output head.
         tokens: y, (N,).
         loss: From the terms of a slice of the tokens to a loss for each of them.
-        functional: D; None where the loss needs log q(y_t) alone.
+        functional: D; None where the loss needs log q(y_t) alone, and for a sparse teacher, where D is forward KL.
         teacher: Teacher at the same tokens; None where D needs none.
-        temperature: Divides the logits of both models.
+        temperature: Divides the logits of both models; probabilities of a sparse teacher are taken as they are.
 
     Returns:
         The loss, a scalar, and the terms of all tokens, (N,) each.
