@@ -21,6 +21,7 @@ from tasks.training import (
     fine_tune_initial_student,
     fine_tune_teacher,
     needs,
+    store_knowledge,
     student_responses,
     teacher_responses,
 )
@@ -54,7 +55,12 @@ def stages(config: Config) -> tuple[PrefectFuture[Any], dict[str, PrefectFuture[
     initial = fine_tune_initial_student.submit(config, student, prepared, examples)
     responses = teacher_responses.submit(config, prepared, examples, teacher)
     rejected = student_responses.submit(config, prepared, examples, student, initial)
-    generated = {"responses": responses, "rejected": rejected}
+    texts = {"dataset": examples, "teacher": responses}
+    knowledge = {
+        (form, text): store_knowledge.submit(config, form, text, prepared, texts[text], teacher)
+        for form, text in config.stored_knowledge
+    }
+    generated: dict[str, Any] = {"responses": responses, "rejected": rejected, "knowledge": knowledge}
     available = {"teacher": teacher, "initial": initial, **generated, "plain_text": plain_text}
     students = {
         name: distil.submit(config, name, student, prepared, examples, **needs(method, **available))

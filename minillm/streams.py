@@ -74,6 +74,8 @@ class Purpose(IntEnum):
     """Choice of the kept rollouts that a round takes. (seed, round)"""
     STUDENT_RESPONSES = 29
     """Tokens of the initial student's response to a training prompt, as of the teacher's"""
+    KNOWLEDGE = 30
+    """Entries of the vocabulary drawn from the teacher at the tokens of a training row. (seed, place of the row)"""
     SYSTEM2 = 31
     """Tokens of a response in System 2 distillation. (seed, part, set, question, order of choices, sample, step)"""
 

@@ -1,9 +1,10 @@
 """Tasks that train models, and the one that makes the teacher's responses for sequence-level distillation."""
 
+from collections.abc import Mapping
 from typing import Any, Literal
 
-from minillm.config import Config, Method, Model
-from minillm.stages.training import Respond, Train, training_only
+from minillm.config import Config, Form, Method, Model
+from minillm.stages.training import Respond, StoreKnowledge, Train, training_only
 from minillm.store.manifest import Artifact
 from tasks.running.computation import Input
 from tasks.running.stage import Work, nothing, stage_task
@@ -55,6 +56,17 @@ def _respond(
     return stage, inputs
 
 
+@stage_task("teacher knowledge {form} on {text}")
+def store_knowledge(config: Config, form: Form, text: str, prepared: Artifact, rows: Artifact, teacher: Input) -> Work:
+    """Run the teacher once over the data's responses or its own, and keep what students learn from without it."""
+    knowledge = config.teacher.knowledge
+    kept = {} if form == "hidden" else {form: getattr(knowledge, form)}
+    drawn = {"seed": config.seed} if form == "sampled" else {}
+    stage = StoreKnowledge.model_validate({**kept, **drawn, "precision": knowledge.precision})
+    inputs: dict[str, Input] = {"model": teacher, "tokenizer": prepared}
+    return stage, {**inputs, ("responses" if text == "teacher" else "examples"): rows}
+
+
 @stage_task("train {name}")
 def distil(config: Config, name: str, student: Input, prepared: Artifact, examples: Artifact, **needed: Input) -> Work:
     """Train the student with one method; `needed` is what `needs` picks for it."""
@@ -62,7 +74,14 @@ def distil(config: Config, name: str, student: Input, prepared: Artifact, exampl
 
 
 def needs(
-    method: Method, *, teacher: Any, initial: Any, responses: Any, rejected: Any, plain_text: Any
+    method: Method,
+    *,
+    teacher: Any,
+    initial: Any,
+    responses: Any,
+    rejected: Any,
+    knowledge: Mapping[Any, Any],
+    plain_text: Any,
 ) -> dict[str, Any]:
     """Pick the results of other stages that a method reads, so that it neither waits for the rest nor fails with it.
 
@@ -73,6 +92,7 @@ def needs(
         responses: The teacher's responses to the training prompts.
         rejected: The student's responses to them.
         plain_text: Packed plain-text corpus.
+        knowledge: What the teacher left behind, by form and text.
     """
     needed: dict[str, Any] = {}
     if method.start == "initial":
@@ -83,6 +103,8 @@ def needs(
         needed["rejected"] = rejected
     if method.divergence != "cross_entropy":
         needed["teacher"] = teacher
+    if method.stored is not None:
+        needed["knowledge"] = knowledge[method.stored, method.text]
     if method.policy is not None and method.policy.plain_text_coefficient > 0:
         needed["plain_text"] = plain_text
     return needed

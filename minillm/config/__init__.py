@@ -18,6 +18,7 @@ from minillm.config.evaluation import (
 )
 from minillm.config.experiment import BaseConfig, Config, EvaluationConfig, Runtime, Tracked, WithPrompts
 from minillm.config.judge import Judge, Prices
+from minillm.config.knowledge import Form, Knowledge, Sampled, Top
 from minillm.config.promotion import Promotion
 from minillm.config.study import Study, StudyRun
 from minillm.config.system2 import PromptChain, QuestionSet, System2

@@ -9,6 +9,7 @@ from minillm.config.base import Entries, LocalPath, Model, Name, Seed, Strict
 from minillm.config.data import Data, Prompts, Tokenizer
 from minillm.config.evaluation import Evaluation
 from minillm.config.export import Export
+from minillm.config.knowledge import Form
 from minillm.config.promotion import Promotion
 from minillm.config.training import Lora, Method, Student, Teacher, Training
 from minillm.nearest import suggestion
@@ -190,6 +191,11 @@ class Config(BaseConfig):
         found = {"teacher.training": self.teacher.training} if self.teacher.training else {}
         found |= {"student.initial": self.student.initial} if self.student.initial else {}
         return found | {f"methods.{name}.training": method.training for name, method in self.methods.items()}
+
+    @property
+    def stored_knowledge(self) -> tuple[tuple[Form, str], ...]:
+        """Forms of the teacher's stored knowledge that methods read, each with the text it is of."""
+        return tuple(dict.fromkeys((of.stored, of.text) for of in self.methods.values() if of.stored is not None))
 
     @property
     def adapters(self) -> dict[str, tuple[Lora, ...]]:

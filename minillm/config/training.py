@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal, Self, get_args
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from minillm.config.base import Model, Strict, Temperature
+from minillm.config.knowledge import SPARSE_DIVERGENCE, Form, Knowledge
 
 Decay = Annotated[float, Field(ge=0.0, lt=1.0)]
 """Share of a running mean that the next step keeps."""
@@ -212,12 +213,17 @@ class Method(Strict):
     loss of pairs (DPKD, arXiv 2406.19774)."""
     divergence_weight: float = Field(default=1.0, gt=0.0, le=1.0)
     """k of (1−k)·cross-entropy + k·divergence on fixed text (paper's KD: 0.5)."""
+    weighting: Literal["constant", "confidence"] = "constant"
+    """k is the same at every token, or grows where the teacher is surer of the token than the student (SLIM, method.md
+    §5), and is `divergence_weight` where both are equally sure."""
     skew: float = Field(default=0.1, gt=0.0, lt=1.0)
     """λ of the skewed divergences (DistiLLM, arXiv 2402.03898: 0.1)."""
     beta: float = Field(default=0.5, gt=0.0, lt=1.0)
     """β of jensen_shannon (GKD, arXiv 2306.13649), or scale of the log-ratios of preference (DPKD)."""
     head: float = Field(default=0.5, gt=0.0, lt=1.0)
     """μ of adaptive_kl: probability of the teacher's likeliest tokens that are its head (arXiv 2404.02657: 0.5)."""
+    teacher: Literal["live", "top", "sampled", "hidden"] = "live"
+    """The teacher runs in training (live), or ran once before it and left this form of its knowledge."""
     start: Literal["pretrained", "initial"] = "pretrained"
     """Weights that training starts from: the student as given, or fine-tuned on D (method.md §3, step 2)."""
     policy: Policy | None = None
@@ -241,14 +247,46 @@ class Method(Strict):
         """That field's value, by its name."""
         return {} if self.parameter is None else {self.parameter: getattr(self, self.parameter)}
 
+    @property
+    def stored(self) -> Form | None:
+        """Form of the teacher's stored knowledge that training reads; None if it reads none."""
+        return None if self.teacher == "live" else self.teacher
+
+    @property
+    def runs_teacher(self) -> bool:
+        """True if the teacher itself runs in training."""
+        return self.divergence != "cross_entropy" and self.stored is None
+
+    @model_validator(mode="after")
+    def _can_be_had_from_a_store(self) -> Self:
+        if self.stored is not None and self.text not in ("dataset", "teacher"):
+            raise ValueError(
+                f"teacher: {self.stored} is what the teacher said of one text before training, which text: {self.text} "
+                "does not train on; set teacher: live, or text: dataset or teacher"
+            )
+        if self.stored in ("top", "sampled") and self.divergence not in ("cross_entropy", SPARSE_DIVERGENCE):
+            raise ValueError(
+                f"divergence {self.divergence} needs the teacher's whole distribution, and teacher: {self.stored} has "
+                f"some of its entries; set teacher: hidden or live, or divergence: {SPARSE_DIVERGENCE}"
+            )
+        return self
+
     @model_validator(mode="after")
     def _consistent(self) -> Self:
+        mixed = self.divergence not in ("cross_entropy", "preference")
         readers = {
-            "divergence_weight": self.divergence not in ("cross_entropy", "preference"),
+            "divergence_weight": mixed,
+            "weighting": mixed,
+            "teacher": self.divergence != "cross_entropy",
             **{name: self.parameter == name for name in ("skew", "beta", "head")},
         }
         if unread := self._changed(*(name for name, read in readers.items() if not read)):
             raise ValueError(f"divergence {self.divergence} does not use {' and '.join(unread)}; leave it out")
+        if self.weighting == "confidence" and (self.policy is not None or self.divergence_weight == 1.0):
+            raise ValueError(
+                "weighting: confidence moves weight between cross-entropy and divergence, token by token; it is for "
+                "text: dataset or teacher with divergence_weight < 1, e.g. 0.5"
+            )
         if (self.text == "rollouts") != (self.policy is not None):
             raise ValueError("`policy` goes with `text: rollouts`, and `text: rollouts` needs `policy`")
         if (self.text == "pairs") != (self.divergence == "preference"):
@@ -280,6 +318,8 @@ class Teacher(Strict):
     model: Model
     training: Training | None
     """Fine-tuning on D; null if the given model is fine-tuned already."""
+    knowledge: Knowledge = Knowledge()
+    """What it leaves behind for methods that train without it (docs/stored-teacher.md)."""
 
 
 class StudentModel(Model):

@@ -3,6 +3,7 @@
 Pure arithmetic on (N,) tensors; sums over the vocabulary are in `minillm.objectives.vocabulary`.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -13,17 +14,30 @@ from minillm.objectives.policy import clipped_policy_loss
 from minillm.objectives.vocabulary import TokenTerms
 
 
-def fixed_text_loss(terms: TokenTerms, divergence_weight: float) -> Tensor:
+def fixed_text_loss(terms: TokenTerms, divergence_weight: float | Tensor) -> Tensor:
     """Return (1−k)·cross-entropy + k·divergence on given text: SFT and SeqKD (k = 0), KD (method.md §5).
 
     Args:
         terms: Terms at N tokens.
-        divergence_weight: k, from 0 to 1.
+        divergence_weight: k, from 0 to 1, of all tokens or of each (N,).
 
     Returns:
         (N,) loss per token.
     """
     return divergence_weight * terms.divergence - (1 - divergence_weight) * terms.log_prob
+
+
+def confidence_weight(student_log_prob: Tensor, teacher_log_prob: Tensor, even: float) -> Tensor:
+    """Return k_t = k·p(y_t) / (k·p(y_t) + (1−k)·q(y_t)), the weight of the divergence at each token (method.md §5).
+
+    SLIM's public description says that the surer model of the two has the larger weight. This formula is ours.
+
+    Args:
+        student_log_prob: log q(y_t), (N,); no gradient flows through the weight.
+        teacher_log_prob: log p(y_t), (N,).
+        even: k, the weight where both are equally sure; between 0 and 1.
+    """
+    return torch.sigmoid(teacher_log_prob - student_log_prob.detach() + math.log(even / (1 - even)))
 
 
 @dataclass(frozen=True)

@@ -35,6 +35,12 @@ TEXT = {
     "rollouts": "responses to the prompts of the data, sampled in training from the student, mixed with the teacher",
     "pairs": "pairs of responses that the teacher and the student generated once to the prompts of the data",
 }
+STORED = {
+    "live": " to the teacher over the vocabulary",
+    "hidden": " to the teacher over the vocabulary, from its stored hidden states",
+    "top": " to the teacher's likeliest entries, stored before training, and all others as one",
+    "sampled": " to the teacher, estimated from entries that were drawn from it before training",
+}
 START = {"pretrained": "the student as given", "initial": "the student fine-tuned on the data"}
 
 
@@ -183,8 +189,11 @@ def divergence_words(method: Method) -> str:
         words += f" ({method.parameter} {getattr(method, method.parameter):g})"
     if method.divergence == "preference":
         return words
-    words += " to the teacher over the vocabulary"
+    words += STORED[method.teacher]
     share = method.divergence_weight
+    if method.weighting == "confidence":
+        even = f"{1 - share:g} and {share:g} where both models are equally sure of the token"
+        return f"cross-entropy and {words}, weighed {even}, the second more where the teacher is surer"
     return words if share == 1 else f"{1 - share:g} · cross-entropy + {share:g} · {words}"
 
 

@@ -2,7 +2,7 @@
 
 from typing import ClassVar, Literal
 
-from minillm.config import Method, Training
+from minillm.config import Form, Method, Sampled, Top, Training
 from minillm.stages.base import Stage
 
 
@@ -11,7 +11,8 @@ class Train(Stage):
 
     `weights` is the initial model, unless there is an `architecture`; `teacher` is there if the method compares with
     it, `responses` (the teacher's) for `text: teacher` and `pairs`, `rejected` (the student's) for `pairs`,
-    `plain_text` if its loss has a weight.
+    `plain_text` if its loss has a weight. With `knowledge`, the teacher's files are only compared with those that the
+    knowledge is of.
     """
 
     kind: ClassVar[str] = "train"
@@ -21,6 +22,7 @@ class Train(Stage):
         "examples",
         "weights?",
         "teacher?",
+        "knowledge?",
         "responses?",
         "rejected?",
         "plain_text?",
@@ -52,6 +54,35 @@ class Respond(Stage):
     max_tokens: int
     precision: Literal["float32", "bfloat16"]
     seed: int
+
+
+class StoreKnowledge(Stage):
+    """Run the teacher once over the training text, and keep of it what students can learn from without it.
+
+    `responses` is there for `text: teacher`, and `examples` for the data's own. Output: `index.json`,
+    `shard-NUMBER.safetensors` for consecutive rows and, for hidden states, `head.safetensors`.
+    """
+
+    kind: ClassVar[str] = "knowledge"
+    module: ClassVar[str] = "minillm.knowledge.writing"
+    inputs: ClassVar[tuple[str, ...]] = (
+        "model",
+        "tokenizer",
+        "examples?",
+        "responses?",
+    )
+    shares_work: ClassVar[bool] = True
+    top: Top | None = None
+    """Likeliest entries. Of this and `sampled` at most one is given; without either, hidden states are kept."""
+    sampled: Sampled | None = None
+    precision: Literal["float32", "bfloat16"]
+    seed: int | None = None
+    """Seed of the draws; None without any."""
+
+    @property
+    def form(self) -> Form:
+        """What is kept at a token."""
+        return "top" if self.top is not None else "sampled" if self.sampled is not None else "hidden"
 
 
 def training_only(training: Training) -> Method:

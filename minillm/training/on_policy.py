@@ -25,7 +25,7 @@ from minillm.objectives.terms import Teacher, TokenTerms
 from minillm.objectives.vocabulary import head_loss, token_log_probs
 from minillm.streams import Purpose, generator, stream
 from minillm.training.engine import gathered_weights
-from minillm.training.feeds import Feed, Losses, Models
+from minillm.training.feeds import Feed, Losses, Models, teacher_of
 from minillm.training.fixed_text import text_losses
 from minillm.training.round_source import RoundSource
 from minillm.training.rounds import Round, policy_experience, policy_loss
@@ -157,7 +157,8 @@ class Rollouts(Feed):
         batch = make_batch([t[:1] for t in texts], [t[1:] for t in texts]).to(self.models.student.device)
         kd = self.policy.plain_text_kd
         count = total * int(batch.response_mask[0].sum())  # tokens learnt of all blocks of the step, which are alike
-        return text_losses(self.models, batch, count, forward_kl if kd else None, kd)["loss"]
+        teacher = teacher_of(self.models, batch) if kd else None
+        return text_losses(self.models, batch, count, teacher, forward_kl if kd else None, kd)["loss"]
 
     def _sample(self, index: int, prompts: list[list[int]]) -> list[Response]:
         """Sample a response to each prompt of the round; the processes share the work."""

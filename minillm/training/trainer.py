@@ -15,6 +15,7 @@ from minillm.config import Collapse, Runtime
 from minillm.data.learnt_turns import prompts_of
 from minillm.data.plain_text import PlainText
 from minillm.errors import STOPPED, StageError
+from minillm.knowledge.store import Identity, KnowledgeStore, training_rows
 from minillm.models.batches import Limit
 from minillm.models.causal_lm import DTYPES, build_model, load_model, parameter_count
 from minillm.models.lora import add_adapters
@@ -27,7 +28,7 @@ from minillm.training.checkpoints import Checkpoints
 from minillm.training.collapse import COLLAPSED, CollapseWatch
 from minillm.training.engine import in_turn, make_engine, take_step
 from minillm.training.feeds import Feed, Models
-from minillm.training.fixed_text import FixedText
+from minillm.training.fixed_text import FixedText, StoredTeacher
 from minillm.training.on_policy import Rollouts
 from minillm.training.pairs import Pairs
 from minillm.training.selection import Selection, Validation
@@ -57,6 +58,7 @@ def make_trainer(job: Job[Train], settings: Train) -> "Trainer":
     training = settings.method.training
     shared = load_shared_tokenizer(job.inputs["tokenizer"])
     examples = _examples(job, settings)
+    stored = _stored_teacher(job, settings, shared, examples)
     total = training.optimizer_steps(len(examples))
     torch.manual_seed(torch_seed(stream(Purpose.ADAPTERS, settings.seed)))
     student = HeadedModel(_student(job, settings, shared), shared.entries)
@@ -72,7 +74,7 @@ def make_trainer(job: Job[Train], settings: Train) -> "Trainer":
     held_out = held_out.iloc[lengths.argsort(kind="stable")]  # batches with little padding
     return Trainer(
         engine=engine,
-        feed=_feed(job, settings, models, examples),
+        feed=_feed(job, settings, models, examples, stored),
         validation=Validation(models, shared, held_out, settings.max_tokens, job.runtime),
         selection=Selection(job.work, training.select_by),
         watch=CollapseWatch(Collapse() if settings.method.policy is None else settings.method.policy.collapse),
@@ -85,9 +87,7 @@ def make_trainer(job: Job[Train], settings: Train) -> "Trainer":
 
 def _examples(job: Job[Train], settings: Train) -> pd.DataFrame:
     """Return rows to learn in one pass each or, for rollouts, the prompt of each learnt answer."""
-    of_teacher = "responses" in job.inputs
-    texts = job.inputs["responses"] / "responses.parquet" if of_teacher else job.inputs["examples"] / "train.parquet"
-    rows = pd.read_parquet(texts)
+    rows = training_rows(job.inputs)
     if settings.method.text == "pairs":
         rejected = pd.read_parquet(job.inputs["rejected"] / "responses.parquet")
         return rows.assign(rejected_ids=rejected["response_ids"])
@@ -110,18 +110,30 @@ def _student(job: Job[Train], settings: Train, shared: SharedTokenizer) -> PreTr
 
 
 def _teacher(job: Job[Train], settings: Train, device: torch.device) -> PreTrainedModel | None:
-    if "teacher" not in job.inputs:
+    if not settings.method.runs_teacher:
         return None
     teacher = load_model(job.inputs["teacher"], DTYPES[settings.method.training.precision])
     return teacher.to(device).eval().requires_grad_(False)  # type: ignore[arg-type]
 
 
-def _feed(job: Job[Train], settings: Train, models: Models, examples: pd.DataFrame) -> Feed:
+def _stored_teacher(
+    job: Job[Train], settings: Train, shared: SharedTokenizer, examples: pd.DataFrame
+) -> StoredTeacher | None:
+    """Open the store of the teacher's knowledge; its files are read for their digest alone, by one process."""
+    if settings.method.stored is None:
+        return None
+    found = Identity.of(shared.tokenizer, job.inputs["teacher"], examples) if rank() == 0 else None
+    return KnowledgeStore(job.inputs["knowledge"], settings.method.stored, found).of
+
+
+def _feed(
+    job: Job[Train], settings: Train, models: Models, examples: pd.DataFrame, stored: StoredTeacher | None
+) -> Feed:
     method, policy = settings.method, settings.method.policy
     if method.text == "pairs":
         return Pairs(models, method, examples, settings.seed)
     if policy is None:
-        return FixedText(models, method, examples, settings.seed)
+        return FixedText(models, method, examples, settings.seed, stored)
     plain_text = PlainText(job.inputs["plain_text"], settings.max_tokens) if "plain_text" in job.inputs else None
     return Rollouts(
         models,

@@ -106,6 +106,26 @@ def test_an_unknown_key_far_from_all_lists_those_of_its_level(tmp_path, raw):
             "tokenizer={train_vocabulary: null, from: student}",
             "the student has an `architecture` and so no tokenizer of its own; set tokenizer.train_vocabulary, or",
         ),
+        (
+            "methods.sft.teacher=stored",
+            "Input should be 'live', 'top', 'sampled' or 'hidden', not 'stored' (The teache",
+        ),
+        ("methods.sft.teacher=top", "divergence cross_entropy does not use teacher; leave it out"),
+        (
+            "methods.minillm.teacher=hidden",
+            "teacher: hidden is what the teacher said of one text before training, which text: rollouts "
+            "does not train on; set teacher: live, or text: dataset or teacher",
+        ),
+        (
+            "methods.sft={teacher: top, divergence: jensen_shannon}",
+            "divergence jensen_shannon needs the teacher's whole distribution, and teacher: top has some of its "
+            "entries; set teacher: hidden or live, or divergence: forward_kl",
+        ),
+        ("methods.sft={divergence: forward_kl, weighting: confidence}", "divergence_weight < 1, e.g. 0.5"),
+        ("methods.minillm.weighting=confidence", "it is for text: dataset or teacher with divergence_weight < 1"),
+        ("teacher.knowledge.top={k: 5, mass: 0.9}", "teacher.knowledge.top: `k` and `mass` each say what is kept; giv"),
+        ("teacher.knowledge.top.k=0", "teacher.knowledge.top.k: Input should be greater than 0, not 0 (Number of ent"),
+        ("teacher.knowledge.sampled.draws=300", "sampled.draws: Input should be less than or equal to 255, not 300"),
         ("methods.sft.skew=0.3", "divergence cross_entropy does not use skew; leave it out"),
         ("methods.sft.divergence_weight=0.5", "divergence cross_entropy does not use divergence_weight"),
         ("methods.minillm.beta=0.3", "divergence reverse_kl does not use beta"),
