@@ -89,7 +89,7 @@ def plan(config: Config, stages: Callable[[Config], Any], log: Callable[[str], N
         model, done = _model(stage), _done(stage)
         demand = stage_demand(stage.stage, model, models, amounts, runtime, config.data.max_tokens, done)
         estimates.append(StageEstimate(stage.label, stage.stage, model, stage.after, demand, done))
-    room = require_fit(estimates, models, runtime, dry_run.store.root)
+    room = require_fit(estimates, runtime, dry_run.store.root)
     responses = sum(amounts.benchmark_prompts.values()) * len(config.evaluation.seeds)
     spent = time.monotonic() - began - dry_run.reading_seconds
     limit = max(FEWEST_SECONDS, PLAN_SECONDS - spent)

@@ -1,15 +1,16 @@
 """Work and memory of each kind of stage: the one table that says which stages run models, and how."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from minillm.config import Runtime
+from minillm.knowledge.forms import bytes_per_token
 from minillm.models.facts import ModelFacts
-from minillm.planning.memory import Memory, generation_memory, scoring_memory, training_memory
+from minillm.planning.memory import Memory, generation_memory, scoring_memory, training_disk, training_memory
 from minillm.planning.work import Amounts, Work, generating, scoring, training_work
 from minillm.stages.base import Stage
 from minillm.stages.measuring import Calibration, Cost, Exposure, Generate, HeldOut
-from minillm.stages.training import Respond, Train
+from minillm.stages.training import Respond, StoreKnowledge, Train
 
 
 @dataclass(frozen=True)
@@ -19,6 +20,8 @@ class Demand:
     work: Work
     memory: Memory | None
     """Memory of each process; None if no model is loaded."""
+    disk: int = 0
+    """Bytes on disk, where they are many."""
 
 
 def stage_demand(
@@ -50,9 +53,15 @@ def stage_demand(
 
     match stage:
         case Train(method=method):
-            compared = teacher if method.divergence != "cross_entropy" else None
+            compared = None if method.divergence == "cross_entropy" else teacher
             memory = training_memory(facts, compared, method, runtime, stage.max_tokens, round(amounts.response))
-            return Demand(training_work(stage, facts, teacher, amounts, done), memory)
+            work = training_work(stage, facts, teacher, amounts, done)
+            return Demand(work, memory, training_disk(facts, method))
+        case StoreKnowledge():
+            of_texts = scored({model: facts}, amounts.examples, stage.precision)
+            tokens = amounts.examples * amounts.response
+            each = bytes_per_token(stage, facts.tokenizer_entries, facts.width)
+            return replace(of_texts, disk=round(tokens * each))
         case Respond():
             work = generating(models, {model: amounts.examples}, {model: 1}, amounts)
             return Demand(work, generation_memory(facts, stage.precision, runtime, amounts.examples, stage.max_tokens))

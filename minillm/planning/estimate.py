@@ -57,7 +57,7 @@ class Speeds:
     def _training(self, stage: Train, work: Work) -> Seconds:
         measured, name = self.measured["trainings"][same_speed(stage)], trained_model(stage)
         step = Line(**measured["line"]).at(Effort(**measured["step"])) + Seconds.exactly(measured["update_seconds"])
-        loaded = {name, "teacher"} if stage.method.divergence != "cross_entropy" else {name}
+        loaded = {name, "teacher"} if stage.method.runs_teacher else {name}
         begun = self.measured["training_start_seconds"] + measured["engine_seconds"] + self._loading(loaded)
         checkpoints = 1 + work.steps // self.runtime.checkpoint_every
         written = checkpoints * checkpoint_bytes(self.models[name], stage.method)

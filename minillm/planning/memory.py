@@ -79,7 +79,7 @@ def training_memory(
         "weights": student.parameters * value // shards[2],
         "gradients": trained * value // shards[1],
         "optimizer": 0 if offloaded else trained * ADAM[training.precision] // shards[0],
-        "teacher": teacher.parameters * value if teacher else 0,
+        "teacher": _teacher_weights(teacher, method) * value if teacher else 0,
         "activations": saved + VOCABULARY_BUFFERS * 4 * chunk,
         "caches": 0,
     }
@@ -91,6 +91,12 @@ def training_memory(
         parts["rollouts"] = -(-policy.rollouts // runtime.processes) * response * teacher.width * 4
     parts["caches"] += rows * max_tokens * value * _cache_width(student)
     return Memory(parts)
+
+
+def _teacher_weights(teacher: ModelFacts, method: Method) -> int:
+    """Number of the teacher's weights in memory: all if it runs, its head for hidden states, none for entries."""
+    head = teacher.width * teacher.tokenizer_entries if method.stored == "hidden" else 0
+    return teacher.parameters if method.runs_teacher else head
 
 
 def trained_parameters(student: ModelFacts, method: Method) -> int:

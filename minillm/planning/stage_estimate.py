@@ -20,7 +20,6 @@ from minillm.files import read_json
 from minillm.models.facts import ModelFacts
 from minillm.planning.demand import Demand
 from minillm.planning.extrapolation import Seconds
-from minillm.planning.memory import training_disk
 from minillm.planning.work import Amounts
 from minillm.stages.base import Stage
 from minillm.stages.training import Train
@@ -72,9 +71,7 @@ def _mean_length(column: Any) -> float:
     return float(column.map(len).mean())
 
 
-def require_fit(
-    estimates: Sequence[StageEstimate], models: Mapping[str, ModelFacts], runtime: Runtime, store: Path
-) -> str:
+def require_fit(estimates: Sequence[StageEstimate], runtime: Runtime, store: Path) -> str:
     """Compare memory and disk with this machine's.
 
     Returns:
@@ -100,12 +97,12 @@ def require_fit(
         raise StageError(
             f"{names} at once need {_size(together)} for each process, but {words}: lower runtime.parallel_stages"
         )
-    needed = sum(training_disk(models[e.model], e.stage.method) for e in estimates if isinstance(e.stage, Train))
+    needed = sum(e.demand.disk for e in estimates)
     free = psutil.disk_usage(str(store)).free
     if needed > free:
         raise StageError(
-            f"checkpoints and models need {_size(needed)}, but {store} has {_size(free)} left: set runtime.store to a "
-            "folder on a larger disk, or make room (`minillm store gc`)"
+            f"checkpoints, models and the teacher's knowledge need {_size(needed)}, but {store} has {_size(free)} "
+            "left: set runtime.store to a folder on a larger disk, or make room (`minillm store gc`)"
         )
     return f"{words}; disk: {_size(needed)} needed at most, {_size(free)} free"
 

@@ -4,6 +4,7 @@ import copy
 import gc
 import statistics
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -11,9 +12,12 @@ import numpy as np
 import pandas as pd
 import torch
 
+from minillm.config import Top
 from minillm.models.batches import Limit
 from minillm.models.lora import add_adapters
-from minillm.models.output_head import HeadedModel
+from minillm.models.output_head import HeadedModel, output_head
+from minillm.objectives.sparse import SparseTeacher
+from minillm.objectives.terms import Teacher
 from minillm.planning.clock import agreed, timed
 from minillm.planning.extrapolation import Effort, Size
 from minillm.planning.micro_batches import MicroBatch, mean_longest, mean_micro_batch
@@ -21,7 +25,7 @@ from minillm.planning.work import forward_operations, trained_model
 from minillm.stages.training import Train
 from minillm.training.engine import make_engine, take_step
 from minillm.training.feeds import Feed, Models
-from minillm.training.fixed_text import FixedText
+from minillm.training.fixed_text import FixedText, StoredTeacher
 from minillm.training.on_policy import Rollouts
 from minillm.training.pairs import Pairs
 from minillm.training.rounds import Round, policy_experience
@@ -83,9 +87,9 @@ class Trainings:
         facts, teacher = self.measurement.facts[trained_model(train)], self.measurement.facts["teacher"]
         passes = 3 + train.method.training.gradient_checkpointing  # the backward pass is two forward ones
         operations = passes * forward_operations(facts, rows, prompt, response, tokens)
-        if train.method.divergence == "cross_entropy":
+        if train.method.divergence == "cross_entropy" or train.method.stored in ("top", "sampled"):
             return Effort(1, operations)
-        if train.method.policy is None:
+        if train.method.policy is None and train.method.stored is None:
             return Effort(1, operations + forward_operations(teacher, rows, prompt, response, tokens))
         return Effort(1, operations + 2 * teacher.width * teacher.tokenizer_entries * rows * tokens)
 
@@ -159,13 +163,33 @@ class Trainings:
             method = method.model_copy(update={"training": once})
             return Pairs(models, method, pairs.assign(rejected_ids=pairs["response_ids"]), train.seed)
         if method.policy is None:
-            return FixedText(models, method, self._examples(rows, size), train.seed)
+            return FixedText(models, method, self._examples(rows, size), train.seed, self._stored(models, train, size))
         policy = method.policy.model_copy(update={"rollouts": rows, "inner_epochs": 1})
         feed = Rollouts(
             models, policy, method, self._examples(rows, size), None, size.prompt + size.response, rows, train.seed
         )
         feed.round = self._sampled_round(train, models, size, rows)
         return feed
+
+    def _stored(self, models: Models, train: Train, size: Size) -> StoredTeacher | None:
+        """A teacher as if it had left its knowledge: every entry that is kept of it is equally likely."""
+        form, vocabulary = train.method.stored, self.measurement.shared.entries
+        if form is None:
+            return None
+
+        def teacher(rows: Sequence[int], device: torch.device) -> Teacher | SparseTeacher:
+            tokens = len(rows) * size.response
+            if form == "hidden":
+                assert models.teacher is not None
+                width = self.measurement.facts["teacher"].width
+                hidden = torch.zeros(tokens, width, dtype=models.teacher.dtype, device=device)  # (N, H)
+                return Teacher(hidden, output_head(models.teacher, vocabulary))
+            kept = Top().entries(vocabulary)
+            entries = torch.arange(kept, device=device).expand(tokens, kept)  # (N, K)
+            even, none = torch.full(entries.shape, 1 / kept, device=device), torch.zeros(tokens, device=device)
+            return SparseTeacher(entries, even > 0, even, none, none, none)
+
+        return teacher
 
     def _sampled_round(self, train: Train, models: Models, size: Size, rows: int) -> Round:
         """A round as if it had been sampled and scored: both models find every token equally likely."""

@@ -130,7 +130,7 @@ def training_work(stage: Train, student: ModelFacts, teacher: ModelFacts, amount
         sampled = policy.most_sampled * (once + (of_teacher if policy.teacher_mix else 0))
         operations += rounds * policy.rollouts * (sampled + once + of_teacher)  # sampled, then scored
         tokens += rounds * policy.rollouts * (policy.most_sampled * amounts.response + 2 * amounts.sequence)
-    elif method.divergence != "cross_entropy":
+    elif method.runs_teacher:
         operations += sequences * forward_operations(teacher, 1, *length)
     validations = len({*range(training.evaluate_every, total + 1, training.evaluate_every), total})
     validations -= done // training.evaluate_every
@@ -147,6 +147,7 @@ def trained_model(train: Train) -> str:
 def same_speed(train: Train) -> str:
     """Digest of the settings that decide how long a step of a training takes."""
     of_training = {"batch_size", "precision", "gradient_checkpointing", "lora"}
-    method = {"text": True, "divergence": True, "policy": True, "training": of_training}
+    of_method = dict.fromkeys(("text", "divergence", "weighting", "teacher", "policy"), True)
+    method = {**of_method, "training": of_training}
     settings = train.model_dump(mode="json", include={"architecture": True, "max_tokens": True, "method": method})
     return text_digest({"model": trained_model(train), **settings})

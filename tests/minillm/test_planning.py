@@ -7,14 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from minillm.config import Lora, Method, Policy, Runtime, Training
+from minillm.config import Lora, Method, Policy, Runtime, Top, Training
 from minillm.errors import StageError
 from minillm.models.batches import Limit
 from minillm.models.facts import ModelFacts
 from minillm.planning.demand import Demand, stage_demand
 from minillm.planning.estimate import Speeds, mean_speed
 from minillm.planning.extrapolation import MARGIN, Budget, Effort, Line, Size, Timed, climb, fit, steps_up_to
-from minillm.planning.memory import ADAM, LIBRARIES, training_memory
+from minillm.planning.memory import ADAM, LIBRARIES, training_disk, training_memory
 from minillm.planning.micro_batches import MicroBatch, RowLengths, mean_longest, mean_micro_batch
 from minillm.planning.schedule import Step, span
 from minillm.planning.stage_estimate import StageEstimate, require_fit
@@ -22,7 +22,7 @@ from minillm.planning.work import Amounts, Work, forward_operations, same_speed
 from minillm.preparation.model_checks import build_skeleton, inspect_model
 from minillm.stages.base import Stage
 from minillm.stages.measuring import Calibration, Cost, Exposure, Generate, HeldOut
-from minillm.stages.training import Respond, Train
+from minillm.stages.training import Respond, StoreKnowledge, Train
 
 TRAINING = Training(learning_rate=1e-3, batch_size=4, steps=10, evaluate_every=4)
 MODEL = ModelFacts(
@@ -58,9 +58,10 @@ def train(method: Method, role: str = "sft") -> Train:
     return Train(role=role, method=method, architecture={}, max_tokens=32, validation_prompts=3, seed=1)
 
 
-def on_text(divergence: str = "cross_entropy", **changes: object) -> Method:
+def on_text(divergence: str = "cross_entropy", teacher: str = "live", **changes: object) -> Method:
     training = TRAINING.model_copy(update=changes)
-    return Method.model_validate({"text": "dataset", "divergence": divergence, "training": training})
+    fields = {"text": "dataset", "divergence": divergence, "teacher": teacher, "training": training}
+    return Method.model_validate(fields)
 
 
 def on_rollouts() -> Method:
@@ -110,6 +111,7 @@ def test_training_takes_three_forward_passes_and_the_teachers_one():
     assert sft.operations == 3 * 40 * once + validated
     kd = stage_work(train(on_text("forward_kl")), "student")
     assert kd.operations == sft.operations + 40 * teacher
+    assert stage_work(train(on_text("forward_kl", teacher="top")), "student").operations == sft.operations
     minillm = stage_work(train(on_rollouts()), "student")
     assert minillm.rounds == 3  # of 4 steps each
     assert minillm.operations == sft.operations + 2 * 3 * 8 * (once + teacher)  # sampled, then scored
@@ -138,6 +140,7 @@ def test_measurements_count_their_texts():
         GENERATE,
         HeldOut(role="sft", benchmarks=(), texts=(), precision="float32", max_tokens=32, block_tokens=32),
         Respond(role="teacher", max_tokens=32, precision="float32", seed=1),
+        StoreKnowledge(precision="float32"),
     ],
     ids=lambda stage: stage.kind,
 )
@@ -187,9 +190,23 @@ def test_memory_by_its_parts():
     )
 
 
+@pytest.mark.parametrize(("form", "weights"), [("live", 4000), ("hidden", 16 * 30), ("top", 0), ("sampled", 0)])
+def test_a_teacher_that_left_its_knowledge_takes_no_memory(form: str, weights: int):
+    method = on_text("forward_kl", teacher=form)
+    assert training_memory(MODEL, LARGE, method, Runtime(), 32, 8).parts["teacher"] == 4 * weights
+
+
+def test_the_teachers_knowledge_takes_disk_by_its_form():
+    hidden, top = StoreKnowledge(precision="float32"), StoreKnowledge(top=Top(k=3), precision="float32")
+    found = [stage_demand(stage, "teacher", MODELS, AMOUNTS, Runtime(), 32) for stage in (hidden, top)]
+    assert [of.disk for of in found] == [40 * 8 * 16 * 4, 40 * 8 * (3 * 4 + 12)]
+    assert found[0].work.scored == {"teacher": 40 * 20}
+
+
 def estimate(model: ModelFacts, runtime: Runtime, label: str = "train sft") -> StageEstimate:
     memory = training_memory(model, None, on_text(), runtime, 32, 8)
-    return StageEstimate(label, train(on_text()), "student", frozenset(), Demand(Work(), memory))
+    demand = Demand(Work(), memory, training_disk(model, on_text()))
+    return StageEstimate(label, train(on_text()), "student", frozenset(), demand)
 
 
 def test_what_cannot_fit_is_refused_with_the_knob(tmp_path: Path):
@@ -197,10 +214,10 @@ def test_what_cannot_fit_is_refused_with_the_knob(tmp_path: Path):
     with pytest.raises(
         StageError, match=r"train sft needs .* TiB in each process \(weights .*: set runtime.zero_stage: 1"
     ):
-        require_fit([estimate(huge, Runtime())], {"student": huge}, Runtime(), tmp_path)
+        require_fit([estimate(huge, Runtime())], Runtime(), tmp_path)
     wide = MODEL.model_copy(update={"width": 10**9})
     with pytest.raises(StageError, match=r"lower runtime\.micro_batch_size"):
-        require_fit([estimate(wide, Runtime())], {"student": wide}, Runtime(), tmp_path)
+        require_fit([estimate(wide, Runtime())], Runtime(), tmp_path)
 
 
 def test_several_stages_that_fit_one_by_one_but_not_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -209,16 +226,16 @@ def test_several_stages_that_fit_one_by_one_but_not_at_once(tmp_path: Path, monk
     room = round(1.5 * one.demand.memory.total)
     monkeypatch.setattr("minillm.planning.stage_estimate._room", lambda processes: (room, "this machine has little"))
     both = [one, estimate(MODEL, Runtime(), "train kd")]
-    assert require_fit(both, MODELS, Runtime(), tmp_path)
+    assert require_fit(both, Runtime(), tmp_path)
     with pytest.raises(StageError, match=r"train sft and train kd at once .* lower runtime.parallel_stages"):
-        require_fit(both, MODELS, Runtime(parallel_stages=2), tmp_path)
+        require_fit(both, Runtime(parallel_stages=2), tmp_path)
 
 
 def test_a_disk_that_is_too_small_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("minillm.planning.stage_estimate._room", lambda processes: (10**18, "this machine has much"))
     huge = MODEL.model_copy(update={"parameters": 10**13})
-    with pytest.raises(StageError, match=r"checkpoints and models need .* TiB, but .*set runtime.store"):
-        require_fit([estimate(huge, Runtime())], {"student": huge}, Runtime(), tmp_path)
+    with pytest.raises(StageError, match=r"models and the teacher's knowledge need .* TiB, but .*set runtime.store"):
+        require_fit([estimate(huge, Runtime())], Runtime(), tmp_path)
 
 
 def test_stages_run_side_by_side_after_what_they_need():
@@ -237,6 +254,7 @@ def test_stages_run_side_by_side_after_what_they_need():
 def test_trainings_that_differ_in_rates_alone_are_timed_once():
     assert same_speed(train(on_text())) == same_speed(train(on_text(learning_rate=1.0, steps=99), "seqkd"))
     assert len({same_speed(train(m)) for m in (on_text(), on_text("forward_kl"), on_rollouts())}) == 3
+    assert same_speed(train(on_text("forward_kl"))) != same_speed(train(on_text("forward_kl", "top")))
     assert same_speed(train(on_text())) != same_speed(train(on_text(), "teacher"))
 
 
