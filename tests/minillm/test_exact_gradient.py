@@ -71,7 +71,11 @@ def relative_error(got: list[Tensor], want: list[Tensor]) -> float:
 
 
 def unclipped(**switches: object) -> Policy:
-    return Policy.model_validate({"clip_range": 1e9, "length_normalization": False, **switches})
+    unread = {"none": ("clip_range", "length_normalization"), "token": ("length_normalization",)}
+    free = {"clip_range": 1e9, "length_normalization": False}
+    for name in unread.get(str(switches.get("credit")), ()):
+        del free[name]
+    return Policy.model_validate({**free, **switches})
 
 
 def test_responses_cover_the_whole_distribution() -> None:
