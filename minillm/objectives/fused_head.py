@@ -216,9 +216,7 @@ class _TokenChunk:
         logits = self.student.t()  # (n, V)
         student_log = logits.gather(1, teacher.entries) - normalizer[:, None]  # (n, K)
         logits.scatter_(1, teacher.entries, -torch.inf)
-        tail = torch.zeros_like(
-            normalizer
-        )  # summed itself: 1 − Σ q at the entries would be all rounding if it is small
+        tail = torch.zeros_like(normalizer)  # summed itself, as 1 − Σ q at the entries would be all rounding if small
         for rows in self.workspace.blocks:
             tail += over_vocabulary(torch.sum, self.student[rows].t().sub_(normalizer[:, None]).exp_())
         return forward_kl(teacher, student_log, tail)

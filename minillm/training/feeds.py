@@ -8,13 +8,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import pandas as pd
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from minillm.models.batches import Batch, Limit
+from minillm.config import Method
+from minillm.models.batches import Batch, Limit, shuffled_slice
 from minillm.models.output_head import output_head, response_hidden
 from minillm.objectives.terms import Teacher
+from minillm.streams import Purpose
 
 Losses = dict[str, Tensor]
 """Sums over this process's tokens of a step, divided by the step's global count; `loss` is differentiated."""
@@ -56,6 +59,26 @@ class Feed(Protocol):
 
     def restore(self, states: Sequence[dict[str, Any]]) -> None:
         """Restore from what `state` returned on each process; there may be more or fewer processes now."""
+
+
+@dataclass
+class RowFeed(Feed):
+    """Training rows in an order drawn anew for each epoch."""
+
+    models: Models
+    method: Method
+    examples: pd.DataFrame
+    """Rows of token id lists, each with its number in the raw file (`row`)."""
+    seed: int
+
+    def rows(self, step: int) -> list[int]:
+        """Return the places of a step's rows in `examples`."""
+        size = self.method.training.batch_size
+        return shuffled_slice(len(self.examples), Purpose.EXAMPLES, self.seed, step * size, size)
+
+    def describe(self, step: int) -> str:
+        """Name the training rows by their numbers in the raw file."""
+        return f"training rows {self.examples['row'].iloc[self.rows(step)].tolist()}"
 
 
 @torch.no_grad()

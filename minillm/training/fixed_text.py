@@ -4,21 +4,18 @@ import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import pandas as pd
 import torch
 from torch import Tensor
 
-from minillm.config import Method
 from minillm.data.learnt_turns import learnt_ranges
-from minillm.models.batches import Batch, Limit, lengths_of, make_batch, micro_batches, shuffled_slice
+from minillm.models.batches import Batch, Limit, lengths_of, make_batch, micro_batches
 from minillm.models.output_head import OutputHead
 from minillm.objectives.divergences import Functional, functional
 from minillm.objectives.losses import confidence_weight, fixed_text_loss
 from minillm.objectives.sparse import SparseTeacher
 from minillm.objectives.terms import Teacher, TokenTerms
 from minillm.objectives.vocabulary import head_loss, token_log_probs
-from minillm.streams import Purpose
-from minillm.training.feeds import Feed, Losses, Models, teacher_of
+from minillm.training.feeds import Losses, Models, RowFeed, teacher_of
 
 StoredTeacher = Callable[[Sequence[int], torch.device], Teacher | SparseTeacher]
 """From training rows to the teacher at their learnt tokens, row after row."""
@@ -68,20 +65,18 @@ def _token_log_prob(teacher: Teacher | SparseTeacher | None, tokens: Tensor) -> 
 
 
 @dataclass
-class FixedText(Feed):
-    """Responses of the data set or of the teacher, with cross-entropy or word-level KD (method.md §5)."""
+class FixedText(RowFeed):
+    """Responses of the data set or of the teacher, with cross-entropy or word-level KD (method.md §5).
 
-    models: Models
-    method: Method
-    examples: pd.DataFrame
-    """Columns prompt_ids and response_ids, token id lists, and turns, the answers that are learnt."""
-    seed: int
+    Examples have the columns prompt_ids, response_ids, and turns, the answers that are learnt.
+    """
+
     stored: StoredTeacher | None = None
     """The teacher, if it ran before; None if it runs now, or none is asked."""
 
     def losses(self, step: int, limit: Limit) -> list[Callable[[], Losses]]:
         """Return the micro-batches' shares of the mean loss per learnt token of the global mini-batch."""
-        rows = self._rows(step)
+        rows = self.rows(step)
         part = self.examples.iloc[rows]
         lengths = dict(zip(rows, lengths_of(part["prompt_ids"], part["response_ids"]), strict=True))
         tokens = sum(end - start for turns in part["turns"] for start, end in learnt_ranges(turns))
@@ -103,11 +98,3 @@ class FixedText(Feed):
         divergence = functional(method.divergence, **method.parameters) if whole else None
         by_confidence = method.weighting == "confidence"
         return text_losses(self.models, batch, tokens, teacher, divergence, method.divergence_weight, by_confidence)
-
-    def _rows(self, step: int) -> list[int]:
-        size = self.method.training.batch_size
-        return shuffled_slice(len(self.examples), Purpose.EXAMPLES, self.seed, step * size, size)
-
-    def describe(self, step: int) -> str:
-        """Name the training rows by their numbers in the raw file."""
-        return f"training rows {self.examples['row'].iloc[self._rows(step)].tolist()}"

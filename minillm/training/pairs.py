@@ -4,32 +4,26 @@ import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import pandas as pd
 from torch import Tensor
 
-from minillm.config import Method
-from minillm.models.batches import Limit, make_batch, micro_batches, shuffled_slice
+from minillm.models.batches import Limit, make_batch, micro_batches
 from minillm.models.output_head import OutputHead
 from minillm.objectives.preference import preference_loss
 from minillm.objectives.terms import TokenTerms
 from minillm.objectives.vocabulary import head_loss, token_log_probs
-from minillm.streams import Purpose
-from minillm.training.feeds import Feed, Losses, Models, teacher_of
+from minillm.training.feeds import Losses, RowFeed, teacher_of
 
 
 @dataclass
-class Pairs(Feed):
-    """Pairs in an order drawn anew for each epoch; both responses of a pair are in one micro-batch."""
+class Pairs(RowFeed):
+    """Pairs of responses, both of a pair in one micro-batch.
 
-    models: Models
-    method: Method
-    examples: pd.DataFrame
-    """Columns row, and prompt_ids, response_ids (preferred) and rejected_ids, token id lists."""
-    seed: int
+    Examples have the columns prompt_ids, response_ids (preferred) and rejected_ids.
+    """
 
     def losses(self, step: int, limit: Limit) -> list[Callable[[], Losses]]:
         """Return the micro-batches' shares of the mean loss per pair of the global mini-batch."""
-        rows = self._rows(step)
+        rows = self.rows(step)
         part = self.examples.iloc[rows]
         columns = (part[name].map(len) for name in ("prompt_ids", "response_ids", "rejected_ids"))
         lengths = {row: (prompt, max(pair)) for row, prompt, *pair in zip(rows, *columns, strict=True)}
@@ -58,11 +52,3 @@ class Pairs(Feed):
             return {"loss": linear + (value - linear.detach()), "preference": value, "preferred": preferred}
 
         return models.student(batch, losses)
-
-    def _rows(self, step: int) -> list[int]:
-        size = self.method.training.batch_size
-        return shuffled_slice(len(self.examples), Purpose.EXAMPLES, self.seed, step * size, size)
-
-    def describe(self, step: int) -> str:
-        """Name the training rows by their numbers in the raw file."""
-        return f"training rows {self.examples['row'].iloc[self._rows(step)].tolist()}"
