@@ -24,13 +24,12 @@ def run(job: Job[Cost]) -> Summary:
     """Write cost.json; return each model's tokens per second and peak memory (GiB)."""
     settings = job.settings
     progress = Progress(job.output, len(settings.roles), "models")
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["minillm.generation.answering"])
+    fork = multiprocessing.get_context("fork")  # this process has imported everything and started nothing
     measured = {}
-    with ProcessPoolExecutor(1, mp_context=context, max_tasks_per_child=1) as processes:
-        for done, role in enumerate(settings.roles, start=1):
-            measured[role] = processes.submit(measure, job, settings, role).result()
-            progress.log(done)
+    for done, role in enumerate(settings.roles, start=1):
+        with ProcessPoolExecutor(1, mp_context=fork) as alone:
+            measured[role] = alone.submit(measure, job, settings, role).result()
+        progress.log(done)
     facts = {
         "benchmark": settings.benchmark,
         "rounds": Cost.rounds,

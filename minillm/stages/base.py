@@ -9,10 +9,13 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import ClassVar, Generic, TypeVar
 
-from pydantic import Field, SerializeAsAny
+from pydantic import ConfigDict, Field, SerializeAsAny
 
 from minillm.config import Runtime, Strict
 
+WITHOUT_DESCRIPTIONS = ConfigDict(use_attribute_docstrings=False)
+"""For models that no person writes. Finding the docstrings of fields looks at every imported module, and each stage's
+`Job[…]` would do it again in a worker that has imported thousands."""
 Summary = dict[str, float | str]
 """Result of `run`: flat names and values for the manifest and the tracked run."""
 
@@ -20,6 +23,7 @@ Summary = dict[str, float | str]
 class Stage(Strict):
     """Settings of one stage. Subclasses name the stage and the module whose `run` computes it."""
 
+    model_config = WITHOUT_DESCRIPTIONS
     kind: ClassVar[str]
     """Name of the stage, with which the names of its artifacts begin."""
     module: ClassVar[str]
@@ -60,6 +64,7 @@ Settings = TypeVar("Settings", bound=Stage, covariant=True)
 class Job(Strict, Generic[Settings]):
     """One resolved stage, as the worker reads it from its spec file."""
 
+    model_config = WITHOUT_DESCRIPTIONS
     kind: str
     settings: SerializeAsAny[Settings]
     inputs: dict[str, Path]

@@ -7,7 +7,6 @@ declare settings, only methods and constants of classes count: the values of fie
 """
 
 import ast
-import copy
 import functools
 import hashlib
 import re
@@ -74,7 +73,7 @@ def _read(place: Place) -> _Source:
     words = {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)}
     imports = [found for node in ast.walk(tree) for found in _imported(node).values()]
     imports += [(word, "") for word in sorted(words) if word.startswith(f"{PACKAGE.name}.") and _file(word)]
-    return _Source(_dump(tree), tuple(imports), tuple(_templates(module, words)))
+    return _Source(ast.dump(tree), tuple(imports), tuple(_templates(module, words)))
 
 
 def _definition(module: str, name: str) -> _Source:
@@ -85,11 +84,11 @@ def _definition(module: str, name: str) -> _Source:
         if name not in _defined(node):
             continue
         if not isinstance(node, ast.ClassDef):
-            return _Source(_dump(node), tuple((module, used) for used in _names([node])))
+            return _Source(ast.dump(node), tuple((module, used) for used in _names([node])))
         computing = [part for part in node.body if _computes(part)]
         types = _names([*node.bases, *(part.annotation for part in node.body if isinstance(part, ast.AnnAssign))])
         used = _names(computing) | {name for name in types if _is_class(module, name)}
-        return _Source("\n".join(map(_dump, computing)), tuple((module, other) for other in used))
+        return _Source("\n".join(map(ast.dump, computing)), tuple((module, other) for other in used))
     return _Source("", ())
 
 
@@ -139,10 +138,6 @@ def _imported(node: ast.AST) -> dict[str, Place]:
     }
 
 
-def _dump(node: ast.AST) -> str:
-    return ast.dump(_WithoutWords().visit(copy.deepcopy(node)))
-
-
 class _WithoutWords(ast.NodeTransformer):
     """Transformer that removes docstrings and the texts of errors and log lines."""
 
@@ -182,10 +177,11 @@ def _template_folders(module: str) -> Iterator[Path]:
 
 @functools.cache
 def _tree(module: str) -> ast.Module:
+    """Return the syntax tree of a module, without words."""
     path = _file(module)
     if path is None:
         raise ValueError(f"{module} is no module of {PACKAGE}")
-    return ast.parse(path.read_text(encoding="utf-8"))
+    return _WithoutWords().visit(ast.parse(path.read_text(encoding="utf-8")))
 
 
 @functools.cache

@@ -9,6 +9,7 @@ gets, with three file descriptors: the worker's standard input, its output, and 
 and its exit status at its end. Once the socket has ended, the template leaves with its last worker.
 """
 
+import atexit
 import contextlib
 import json
 import os
@@ -18,6 +19,7 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import NoReturn
 
 from minillm.worker.startup import load, shield_imports
 
@@ -27,6 +29,7 @@ PRELOADED = (
     "minillm.generation.answering",
     "minillm.evaluation.exposure",
     "minillm.preparation.prepare",
+    "nltk.stem.porter",  # Rouge-L imports it when it meets the first word
 )
 MESSAGE_BYTES = 1 << 16
 GRACE_SECONDS = 30.0
@@ -107,6 +110,14 @@ def _stand_alone(life: int, output: int, answers: int) -> None:
         os.close(descriptor)
 
 
+def end(status: int) -> NoReturn:
+    """End a forked worker as it is: taking its interpreter apart would copy all memory shared with the template."""
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
+
+
 if __name__ == "__main__":
     shield_imports()
     for module in PRELOADED:
@@ -116,4 +127,4 @@ if __name__ == "__main__":
     if spec is not None:
         from minillm.worker.__main__ import main
 
-        sys.exit(main(spec))
+        end(main(spec))
