@@ -68,14 +68,14 @@ def finished(runs: Mapping[StudyRun, PrefectFuture[Any]]) -> dict[StudyRun, Arti
 def compare_variants(study: Study, reports: Mapping[StudyRun, Artifact]) -> Work:
     """Compare the variants all of whose runs ended well: table, differences and plots."""
     missing = [run for run in study.runs if run not in reports]
-    broken = {run.variant for run in missing}
+    broken = {variant for run in missing for variant in run.variants}
     if study.baseline in broken:
         return nothing(f"{study.baseline} has runs that failed")
     changes = {name: change for name, change in study.changes.items() if name not in broken}
     stage = StudyReport(
         name=study.name,
         base=study.base,
-        method=study.method,
+        method=None if study.methods else study.method,
         changes=changes,
         baseline=study.baseline,
         seeds=study.seeds,
@@ -85,9 +85,11 @@ def compare_variants(study: Study, reports: Mapping[StudyRun, Artifact]) -> Work
     )
     inputs: dict[str, Input] = {}
     for run, page in reports.items():
-        if run.variant in changes:
-            for kind in ("score", "train"):
-                inputs[f"{kind}/{run.variant}/{run.seed}"] = _behind(page, f"{kind}/{study.method}")
+        measured = page.manifest().inputs
+        for variant in changes.keys() & set(run.variants):
+            for kind in StudyReport.kinds:
+                if (name := f"{kind}/{study.row(variant)}") in measured:
+                    inputs[f"{kind}/{variant}/{run.seed}"] = _behind(page, name)
     return stage, inputs
 
 

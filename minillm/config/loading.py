@@ -96,19 +96,19 @@ def load_study(path: str | Path, overrides: Sequence[str] = ()) -> Study:
         base = load_config(study.base, common)
     except ConfigError as error:
         raise ConfigError(f"{path}: its base with its `overrides`: {error}") from error
-    if study.method not in base.methods:
-        raise ConfigError(
-            f"{path}: method: {study.base} has no method {study.method!r}; {suggestion(study.method, base.methods)}"
-        )
-    others = tuple(f"methods[{name}]=null" for name in base.methods if name != study.method)
+    for name in study.rows:
+        if name not in base.methods:
+            raise ConfigError(f"{path}: {study.base} has no method {name!r}; {suggestion(name, base.methods)}")
+    others = tuple(f"methods[{name}]=null" for name in base.methods if name not in study.rows)
     study = study.model_copy(update={"overrides": (*common, *others), "runtime": base.runtime})
     loaded: dict[str, Config] = {}
     problems: list[str] = []
-    for run in study.runs[: len(study.changes)]:  # the runs of the first seed
+    for run in (run for run in study.runs if run.seed == study.seeds[0]):
+        variant = run.variants[0]
         try:
-            loaded[run.variant] = load_config(study.base, run.overrides)
+            loaded[variant] = load_config(study.base, run.overrides)
         except ConfigError as error:
-            problems.append(f"variant {run.variant!r} ({', '.join(study.changes[run.variant])}): {error}")
+            problems.append(f"variant {variant!r} ({', '.join(study.changes[variant])}): {error}")
     problems += _incomparable(loaded, study)
     if problems:
         raise ConfigError("\n".join([f"{path} cannot run:", *problems]))

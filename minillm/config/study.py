@@ -1,4 +1,4 @@
-"""Configuration of a study: variants of one configuration, run with several training seeds and compared."""
+"""Configuration of a study: variants or methods of one configuration, with several training seeds, compared."""
 
 import itertools
 import json
@@ -19,7 +19,8 @@ Value = bool | int | float | str | None
 class StudyRun(Strict):
     """One distillation of a study."""
 
-    variant: str
+    variants: tuple[str, ...]
+    """What it computes of them: one, or all where they are methods."""
     seed: Seed
     overrides: tuple[str, ...]
     """All overrides of the base; `minillm distill` with them is the same run."""
@@ -27,23 +28,26 @@ class StudyRun(Strict):
     @property
     def name(self) -> str:
         """Name of the run in Prefect and MLflow."""
-        return f"{self.variant}, seed {self.seed}"
+        return f"{self.variants[0] if len(self.variants) == 1 else 'all methods'}, seed {self.seed}"
 
 
 class Study(Tracked):
-    """Variants of one configuration, each distilled with every training seed; `runtime` applies to all runs."""
+    """Variants of one configuration, or its methods, distilled with every training seed; `runtime` is for all runs."""
 
     base: LocalPath
     """Configuration of a distillation, relative to the working directory."""
     overrides: tuple[str, ...] = ()
     """Overrides `key.sub=value` of the base in every run; null leaves out an entry, such as a benchmark."""
+    methods: tuple[str, ...] | None = Field(default=None, min_length=2)
+    """Rows of the result table that are compared with each other: each is a variant, and one run trains them all. Give
+    exactly one of `methods`, `variants` and `grid`."""
     method: str = "minillm"
-    """Row of the result table that is compared; no other method is trained."""
+    """Row of the result table that is compared where variants or a grid are; no other method is trained."""
     variants: Entries[tuple[str, ...]] | None = Field(default=None, min_length=1)
-    """Overrides of each variant, by its name. Give exactly one of `variants` and `grid`."""
+    """Overrides of each variant, by its name. Give exactly one of `methods`, `variants` and `grid`."""
     grid: dict[str, tuple[Value, ...]] | None = Field(default=None, min_length=1)
     """Values of each dotted field; every combination is a variant, named after the last parts of the fields and its
-    values. Give exactly one of `variants` and `grid`."""
+    values. Give exactly one of `methods`, `variants` and `grid`."""
     baseline: str
     """Variant that the others are compared with."""
     seeds: Seeds = (1,)
@@ -67,15 +71,27 @@ class Study(Tracked):
     @property
     def runs(self) -> tuple[StudyRun, ...]:
         """All runs, those of the first seed first, so that every variant has a result early."""
+        together = [(self.methods, ())] if self.methods else [((name,), of) for name, of in self.changes.items()]
         return tuple(
             StudyRun(
-                variant=name, seed=seed, overrides=(*self.overrides, *changes, f"name={self.name}", f"seed={seed}")
+                variants=names, seed=seed, overrides=(*self.overrides, *changes, f"name={self.name}", f"seed={seed}")
             )
             for seed in self.seeds
-            for name, changes in self.changes.items()
+            for names, changes in together
         )
 
+    def row(self, variant: str) -> str:
+        """Return the row of its run's result table that a variant is measured by."""
+        return variant if self.methods else self.method
+
+    @property
+    def rows(self) -> tuple[str, ...]:
+        """Methods that runs train."""
+        return self.methods or (self.method,)
+
     def _expanded(self) -> list[tuple[str, tuple[str, ...]]]:
+        if self.methods is not None:
+            return [(name, ()) for name in self.methods]
         if self.variants is not None:
             return list(self.variants.items())
         fields, values = zip(*(self.grid or {}).items(), strict=True)
@@ -83,8 +99,12 @@ class Study(Tracked):
 
     @model_validator(mode="after")
     def _variants_have_names(self) -> Self:
-        if (self.variants is None) == (self.grid is None):
-            raise ValueError("give exactly one of `variants` (name → overrides) and `grid` (field → values)")
+        if sum(given is not None for given in (self.methods, self.variants, self.grid)) != 1:
+            raise ValueError(
+                "give exactly one of `variants` (name → overrides), `grid` (field → values) and `methods` (names)"
+            )
+        if self.methods is not None and self._changed("method"):
+            raise ValueError("`method` is the one row that variants are measured by; leave it out beside `methods`")
         if empty := [field for field, values in (self.grid or {}).items() if not values]:
             raise ValueError(f"grid.{empty[0]} has no values; give some, or leave the field out")
         names = [name for name, _ in self._expanded()]

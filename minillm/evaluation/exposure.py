@@ -4,6 +4,8 @@ With k_t = KL[p(·|y_<t) ‖ q(·|y_<t)], teacher p and student q, exact over th
 R(l) = Σ_{t≤l} E_{y∼q} k_t over the student's responses, l·ε(l) = Σ_{t≤l} E_{y∼p} k_t over the teacher's, and
 ExAccErr(l) = (R(l) − l·ε(l)) / (l·ε(l)) × 100 %. The first token is t = 1: nothing precedes it, so both sums agree
 there. A response that has ended adds nothing more.
+
+Along with it come the mean KL[q ‖ p] of a token of the student's responses and the mean k_t of one of the teacher's.
 """
 
 import json
@@ -19,12 +21,12 @@ from transformers import PreTrainedModel
 from minillm.data.rows import evenly
 from minillm.durable import write_atomically
 from minillm.errors import StageError
-from minillm.evaluation.uncertainty import interval
+from minillm.evaluation.uncertainty import Estimate, interval, ratio_of_sums
 from minillm.models.batches import Limit, groups, lengths_of, make_batch
 from minillm.models.causal_lm import DTYPES, load_model
 from minillm.models.output_head import output_head, response_hidden
 from minillm.models.shared_tokenizer import load_shared_tokenizer
-from minillm.objectives.divergences import forward_kl
+from minillm.objectives.divergences import forward_kl, reverse_kl
 from minillm.objectives.terms import Teacher
 from minillm.objectives.vocabulary import head_loss
 from minillm.stages.base import Job, Summary
@@ -62,15 +64,23 @@ def run(job: Job[Exposure]) -> Summary:
         )
     )
     require_numbers(divergences, settings.role)
-    sums = accumulated(divergences, settings.max_length)
+    forward, reverse = zip(*divergences, strict=True)
+    sums = accumulated(forward, settings.max_length)
     of_student = (texts["author"] == "student").to_numpy()
     prompts = texts["index"].to_numpy()
     curves = measure(*(prompt_means(sums[rows], prompts[rows]) for rows in (of_student, ~of_student)))
+    per_token = {
+        "reverse_kl": token_mean(reverse, prompts, of_student),
+        "forward_kl": token_mean(forward, prompts, ~of_student),
+    }
+    means = {name: {end: getattr(of, end) for end in ("value", "low", "high")} for name, of in per_token.items()}
     facts = {"benchmark": settings.benchmark, "prompts": len(set(prompts)), "responses": len(texts) // 2}
     if rank() == 0:
-        write_atomically(job.output / "exposure.json", json.dumps({**facts, **curves}))
+        write_atomically(job.output / "exposure.json", json.dumps({**facts, **curves, "per_token": means}))
     last = {f"{name}_{end}": values[-1] for name, curve in curves.items() for end, values in curve.items()}
-    return {name.removesuffix("_value"): value for name, value in last.items()}
+    return {name.removesuffix("_value"): value for name, value in last.items()} | {
+        name: of.value for name, of in per_token.items()
+    }
 
 
 def read_texts(inputs: Mapping[str, Path], settings: Exposure) -> pd.DataFrame:
@@ -115,7 +125,7 @@ def token_divergences(
     limit: Limit,
     report: Callable[[int], None] = lambda done: None,
 ) -> list[NDArray[np.float64]]:
-    """Return k_t at every token of each response: KL[p ‖ q] of the next-token distributions there.
+    """Return k_t = KL[p ‖ q] and KL[q ‖ p] of the next-token distributions at every token of each response.
 
     Args:
         student: q, in evaluation mode.
@@ -127,25 +137,27 @@ def token_divergences(
         report: Called with the number of finished responses.
 
     Returns:
-        (T,) nats for each response of T tokens.
+        (2, T) nats for each response of T tokens.
     """
     # Prompts are padded on the left and responses on the right, so both lengths should be alike within a batch.
     order = sorted(range(len(prompts)), key=lambda i: (len(responses[i]) // ALIKE, len(prompts[i])), reverse=True)
     found: dict[int, NDArray[np.float64]] = {}
     for rows in groups(order, lengths_of(prompts, responses), limit, processes=1):
         batch = make_batch([prompts[i] for i in rows], [responses[i] for i in rows]).to(student.device)
-        _, terms = head_loss(
-            response_hidden(student, batch),  # (N, H), N the real response tokens of the batch
-            output_head(student, vocabulary),
-            batch.response[batch.response_mask],  # (N,), which the divergence does not depend on
-            lambda terms, part: terms.divergence,
-            forward_kl,
-            Teacher(response_hidden(teacher, batch), output_head(teacher, vocabulary)),
-        )
+        hidden = response_hidden(student, batch)  # (N, H), N the real response tokens of the batch
+        other = Teacher(response_hidden(teacher, batch), output_head(teacher, vocabulary))
+        tokens = batch.response[batch.response_mask]  # (N,), which divergences do not depend on
+
+        head = output_head(student, vocabulary)
+        terms = [
+            head_loss(hidden, head, tokens, lambda terms, part: terms.divergence, divergence, other)[1]
+            for divergence in (forward_kl, reverse_kl)
+        ]
+        both = torch.stack([of.divergence for of in terms])  # (2, N)
         ends = np.cumsum([len(responses[i]) for i in rows])[
             :-1
         ]  # (rows − 1,), where one response gives way to the next
-        found |= dict(zip(rows, np.split(terms.divergence.double().cpu().numpy(), ends), strict=True))
+        found |= dict(zip(rows, np.split(both.double().cpu().numpy(), ends, axis=1), strict=True))
         report(len(found))
     return [found[i] for i in range(len(prompts))]
 
@@ -179,6 +191,21 @@ def prompt_means(sums: NDArray[np.float64], prompts: NDArray[np.int64]) -> NDArr
         prompts: Number of the prompt that each response answers, (N,).
     """
     return np.stack([sums[prompts == prompt].mean(axis=0) for prompt in np.unique(prompts)], axis=1)
+
+
+def token_mean(
+    divergences: Sequence[NDArray[np.float64]], prompts: NDArray[np.int64], chosen: NDArray[np.bool_]
+) -> Estimate:
+    """Estimate the mean over the tokens of the chosen responses.
+
+    Args:
+        divergences: Nats at each token of each response.
+        prompts: Number of the prompt that each response answers, (N,).
+        chosen: Responses that count, (N,).
+    """
+    sums = {"nats": [of.sum() for of in divergences], "tokens": [len(of) for of in divergences]}
+    of_prompts = pd.DataFrame(sums)[chosen].groupby(prompts[chosen]).sum()
+    return ratio_of_sums([of_prompts.to_numpy(dtype=float).T])
 
 
 def curves_of(means: NDArray[np.float64]) -> NDArray[np.float64]:

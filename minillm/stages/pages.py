@@ -45,20 +45,20 @@ class Report(Stage):
 class StudyReport(Stage):
     """Compare the variants of a configuration.
 
-    Inputs are named `score/VARIANT/SEED` and, if it was trained, `train/VARIANT/SEED`, for the compared row of a run.
+    Inputs are named `KIND/VARIANT/SEED`: the scores of the variant's row in a run's table, and what else it has.
     """
 
     kind: ClassVar[str] = "study"
     module: ClassVar[str] = "minillm.reporting.study.study_report"
-    inputs: ClassVar[tuple[str, ...]] = (
-        "score/*",
-        "train/*",
-    )
+    kinds: ClassVar[tuple[str, ...]] = ("score", "train", "exposure", "diversity", "calibration", "held_out")
+    """Kinds of stages whose results of a variant are read."""
+    inputs: ClassVar[tuple[str, ...]] = tuple(f"{kind}/*" for kind in kinds)
     is_page: ClassVar[bool] = True
     shown: ClassVar[tuple[str, ...]] = ("score", "difference", "p_value")
     name: str
     base: str
-    method: str
+    method: str | None
+    """Row of the result tables that is compared; None if each variant is a row of its own."""
     changes: dict[str, tuple[str, ...]]
     """Overrides of each variant whose runs are all there, in the order of the table."""
     baseline: str

@@ -33,6 +33,8 @@ from minillm.store.manifest import (
 
 METRICS = "metrics.jsonl"
 SYSTEM_METRICS = "system_metrics.jsonl"
+WORKER_MEMORY = "system/worker_memory_usage_megabytes"
+"""Metric among them: what the worker and its processes hold, MB."""
 CLOCKED = (METRICS, SYSTEM_METRICS)
 """Files of an artifact that record how its computation went. They hold clock times and are no part of its content."""
 FULL = 1 << 16

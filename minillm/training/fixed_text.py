@@ -51,7 +51,8 @@ def text_losses(
         return fixed_text_loss(terms, share) / tokens  # (n,), shares of one mean
 
     def losses(hidden: Tensor, head: OutputHead) -> Losses:
-        return {"loss": head_loss(hidden, head, learnt, per_token, divergence, teacher)[0]}
+        loss, _ = head_loss(hidden, head, learnt, per_token, divergence, teacher)
+        return {"loss": loss, "tokens": loss.new_tensor(len(learnt))}
 
     return models.student(batch, losses)
 

@@ -146,6 +146,7 @@ class Rollouts(Feed):
                 "long_term": shares.long_term.sum() / tokens,
                 method.divergence: terms.divergence.sum() / tokens,
                 "clipped_share": (change > policy.clip_range).sum() / tokens,
+                "tokens": loss.new_tensor(len(response)),
             }
             return found | ({"policy_ratio_error": change.sum() / tokens} if before_updates else {})
 

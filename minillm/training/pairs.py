@@ -49,6 +49,7 @@ class Pairs(RowFeed):
             linear, _ = head_loss(hidden, head, tokens, per_token)  # has the gradient of the loss, not its value
             value = found.loss.sum() / pairs
             preferred = (found.margin > 0).sum() / pairs
-            return {"loss": linear + (value - linear.detach()), "preference": value, "preferred": preferred}
+            counted = {"preference": value, "preferred": preferred, "tokens": value.new_tensor(len(tokens))}
+            return {"loss": linear + (value - linear.detach()), **counted}
 
         return models.student(batch, losses)

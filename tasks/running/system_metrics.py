@@ -16,6 +16,7 @@ from typing import Any, Self
 
 import psutil
 
+from minillm.store.artifacts import WORKER_MEMORY
 from minillm.worker.progress import append_line, read_lines
 from tasks.environment.settings import set_mlflow_defaults
 
@@ -89,7 +90,7 @@ class SystemMetrics:
                     cpu += known.cpu_percent()
                     memory += known.memory_info().rss / 1e6
         share = cpu / (psutil.cpu_count() or 1)  # of all CPUs, as MLflow's figure for the machine
-        return {"system/worker_cpu_utilization_percentage": share, "system/worker_memory_usage_megabytes": memory}
+        return {"system/worker_cpu_utilization_percentage": share, WORKER_MEMORY: memory}
 
 
 def _monitors() -> tuple[list[Any], float]:

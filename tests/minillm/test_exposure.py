@@ -1,6 +1,7 @@
 """Excess accumulated error against its definition, with all responses of a small vocabulary, and as a stage."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from minillm.evaluation.exposure import (
     read_texts,
     require_numbers,
     token_divergences,
+    token_mean,
 )
 from minillm.models.batches import Limit, make_batch
 from minillm.models.causal_lm import load_model
@@ -49,7 +51,7 @@ def next_log_probs(model: PreTrainedModel, prefix: list[int], vocabulary: int = 
 
 
 def kl_after(student: PreTrainedModel, teacher: PreTrainedModel, prefix: list[int], vocabulary: int) -> float:
-    """Return KL[p ‖ q] of the next token."""
+    """Return KL[p ‖ q] of the next token; with the models exchanged, KL[q ‖ p]."""
     of_teacher = next_log_probs(teacher, prefix, vocabulary)
     return float((of_teacher.exp() * (of_teacher - next_log_probs(student, prefix, vocabulary))).sum())
 
@@ -63,7 +65,7 @@ def expected_sums(pair: tuple[PreTrainedModel, PreTrainedModel], author: PreTrai
     values = token_divergences(*pair, VOCABULARY, [PROMPT] * len(RESPONSES), RESPONSES, limit=Limit(rows=4))
     weights = np.exp([log_prob(author, response) for response in RESPONSES])
     assert weights.sum() == pytest.approx(1.0, abs=1e-12)
-    return weights @ accumulated(values, LIMIT)
+    return weights @ accumulated([forward for forward, _ in values], LIMIT)
 
 
 @pytest.mark.parametrize("author", [0, 1])
@@ -108,8 +110,9 @@ def test_padding_and_batches_change_nothing_and_padded_rows_do_not_count(name):
     )
     prompts = [[5, 6, 7, 8, 9], [3, 4], [5], [7, 7, 7]]
     responses = [[1, 0], [2, 3, 4, 5], [6, 7, 0], [8]]
+    both_ways = ((student, teacher), (teacher, student))
     want = [
-        [kl_after(student, teacher, prompt + response[:t], 10) for t in range(len(response))]
+        [[kl_after(*pair, prompt + response[:t], 10) for t in range(len(response))] for pair in both_ways]
         for prompt, response in zip(prompts, responses, strict=True)
     ]
     for batch_size in (1, 3, 4):
@@ -127,6 +130,14 @@ def test_means_by_hand():
     assert prompt_means(sums, np.array([7, 4, 7])).tolist() == [[3, 1], [3, 2.5], [3, 3]]
     # means of 6 and 4 over the two prompts: 50 % more
     assert curves_of(np.array([[[4.0, 8.0]], [[2.0, 6.0]]]).mean(axis=-1)).tolist() == [[6], [4], [50]]
+
+
+def test_the_mean_of_a_token_counts_the_tokens_of_all_chosen_responses():
+    divergences = [np.array([1.0, 2.0]), np.array([9.0]), np.array([6.0]), np.array([3.0, 0.0])]
+    found = token_mean(divergences, np.array([0, 0, 1, 2]), np.array([True, False, True, True]))
+    assert found.value == pytest.approx((3 + 6 + 3) / (2 + 1 + 2))
+    assert found.low is not None
+    assert found.low < found.value
 
 
 def test_divergences_that_are_no_number_are_refused():
@@ -213,18 +224,20 @@ def test_generation_goes_on_with_the_benchmark_it_was_killed_in(stored):
     assert (output / "few.parquet").stat().st_mtime_ns == untouched
 
 
-def naive_sums(stored: dict[str, Path], name: str, benchmark: str, length: int) -> np.ndarray:
-    """Return the mean over prompts of Σ_{t≤l} k_t (length,), one response at a time, from the models' own logits."""
+def naive_divergences(stored: dict[str, Path], name: str, length: int) -> Iterator[np.ndarray]:
+    """Yield KL[p ‖ q] and KL[q ‖ p] (2, T), one response at a time, from the models' own logits."""
     student, teacher = (load_model(stored[role]).eval() for role in ("student", "teacher"))
-    ids = pd.read_parquet(stored[name] / f"{benchmark}.parquet")
-    total = np.zeros(length)
+    ids = pd.read_parquet(stored[name] / "words.parquet")
     for prompt, response in zip(ids["prompt_ids"], ids["response_ids"], strict=True):
         batch = make_batch([prompt], [response])
         with torch.no_grad():
             q, p = (response_logits(m, batch, 2 + len(WORDS))[0].double().log_softmax(-1) for m in (student, teacher))
-        k = (p.exp() * (p - q)).sum(dim=-1)[:length].numpy()
-        total += np.pad(k, (0, length - len(k))).cumsum()
-    return total / len(ids)
+        yield torch.stack([(p.exp() * (p - q)).sum(dim=-1), (q.exp() * (q - p)).sum(dim=-1)])[:, :length].numpy()
+
+
+def mean_sums(divergences: list[np.ndarray], length: int) -> np.ndarray:
+    """Return the mean over responses of Σ_{t≤l} k_t, (length,)."""
+    return np.mean([np.pad(of[0], (0, length - len(of[0]))).cumsum() for of in divergences], axis=0)
 
 
 @pytest.mark.parametrize("processes", [1, 2])
@@ -232,14 +245,19 @@ def test_the_stage_is_what_its_definition_gives(stored, tmp_path, processes):
     output = work(tmp_path, exposure(), stored, processes)
     found = json.loads((output / "exposure.json").read_text(encoding="utf-8"))
     assert (found["benchmark"], found["prompts"], found["responses"]) == ("words", len(WORDS), 2 * len(WORDS))
-    of_student, of_teacher = (naive_sums(stored, name, "words", 6) for name in ("responses", "teacher_responses"))
+    texts = [list(naive_divergences(stored, name, 6)) for name in ("responses", "teacher_responses")]
+    of_student, of_teacher = (mean_sums(text, 6) for text in texts)
     assert found["student_text"]["value"] == pytest.approx(of_student.tolist(), rel=1e-4)
     assert found["teacher_text"]["value"] == pytest.approx(of_teacher.tolist(), rel=1e-4)
     excess = 100 * (of_student - of_teacher) / of_teacher
     assert found["exaccerr"]["value"] == pytest.approx(excess.tolist(), rel=1e-3, abs=1e-3)
     assert abs(excess[-1]) > 1
     assert found["exaccerr"]["low"][-1] < excess[-1] < found["exaccerr"]["high"][-1]
+    on_its_own, on_the_teachers = (np.concatenate(text, axis=1).mean(axis=1) for text in texts)
+    assert found["per_token"]["reverse_kl"]["value"] == pytest.approx(on_its_own[1], rel=1e-4)
+    assert found["per_token"]["forward_kl"]["value"] == pytest.approx(on_the_teachers[0], rel=1e-4)
     summary = json.loads((tmp_path / "summary.json").read_text(encoding="utf-8"))
+    assert summary["reverse_kl"] == found["per_token"]["reverse_kl"]["value"]
     assert summary["exaccerr"] == found["exaccerr"]["value"][-1]
     assert summary["exaccerr_low"] == found["exaccerr"]["low"][-1]
     progress = read_lines(output / "metrics.jsonl")[-1]

@@ -137,6 +137,12 @@ def make_role(folder: Path, role: str, prompts: dict, draw: random.Random, input
         inputs[f"exposure/{role}"] = make_exposure(folder / f"exposure-{role}", role)
 
 
+PER_TOKEN = {
+    "reverse_kl": {"value": 0.25, "low": 0.2, "high": 0.3},
+    "forward_kl": {"value": 0.5, "low": None, "high": None},
+}
+
+
 def make_exposure(path: Path, role: str) -> Path:
     """Each of 30 prompts adds about a tenth of a nat a token, and more and more of it on the student's text."""
     path.mkdir()
@@ -145,7 +151,7 @@ def make_exposure(path: Path, role: str) -> Path:
     of_student = of_teacher * (1 + 0.05 * (1 - KEPT_WORDS[role]) * np.arange(10))[:, None]
     facts = {"benchmark": "dolly", "prompts": 30, "responses": 90}
     (path / "exposure.json").write_text(
-        json.dumps({**facts, **exposure.measure(of_student, of_teacher)}), encoding="utf-8"
+        json.dumps({**facts, **exposure.measure(of_student, of_teacher), "per_token": PER_TOKEN}), encoding="utf-8"
     )
     return path
 
@@ -493,7 +499,7 @@ def test_exposure_bias_is_silent_where_it_was_not_measured(finished):
     assert exposure_section({}, ROLES, look) is None
     section = exposure_section({"exposure/kd": output.parent / "exposure-kd"}, ROLES, look)
     assert section is not None
-    assert [list(table.index) for table in section.tables.values()] == [["kd"], ["kd"]]
+    assert [list(table.index) for table in section.tables.values()] == [["kd"]] * 3
 
 
 def test_models_that_were_there_already_stand_in_the_table_with_their_origin(tmp_path):

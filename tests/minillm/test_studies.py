@@ -130,6 +130,6 @@ def test_the_studies_that_are_shipped_can_run(name: str, monkeypatch: pytest.Mon
     monkeypatch.chdir(ROOT)
     study = load_study(ROOT / "configs" / f"{name}.yaml")
     assert (study.name, study.base, study.seeds) == (name, "configs/quickstart.yaml", (1, 2, 3))
-    whole = load_config(study.base, next(run for run in study.runs if run.variant == study.baseline).overrides)
+    whole = load_config(study.base, next(run for run in study.runs if run.variants == (study.baseline,)).overrides)
     quickstart = load_config(study.base)
     assert whole.methods == {"minillm": quickstart.methods["minillm"]}, "the baseline is the quickstart's MiniLLM"

@@ -46,6 +46,7 @@ def exposure_section(inputs: Mapping[str, Path], roles: Sequence[str], look: Loo
         tables={
             "Excess accumulated error by length in tokens, %": excess_table(measured, longest),
             f"Summed divergence from the teacher up to {longest} tokens, nats": sum_table(measured),
+            "Mean divergence from the teacher, nats per token": token_table(measured),
         },
         figures={"exposure-bias": ("Excess accumulated error by length", excess_figure(measured, look))},
     )
@@ -69,6 +70,16 @@ def sum_table(measured: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
     )
 
 
+def token_table(measured: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
+    """Return the mean reverse and forward KL of a token with their intervals, by method."""
+    names = {"reverse KL, its own responses": "reverse_kl", "forward KL, the teacher's": "forward_kl"}
+    rows = {
+        role: {title: _estimate(of["per_token"][name]) for title, name in names.items()}
+        for role, of in measured.items()
+    }
+    return pd.DataFrame.from_dict(rows, orient="index")
+
+
 def excess_figure(measured: Mapping[str, Mapping[str, Any]], look: Look) -> Figure:
     """Draw ExAccErr by length, a line for each method within its 95 % interval."""
     figure, axes = empty_figure(height=3.2)
@@ -84,6 +95,10 @@ def excess_figure(measured: Mapping[str, Mapping[str, Any]], look: Look) -> Figu
     axes.set_ylabel("excess accumulated error, %")
     legend(axes)
     return figure
+
+
+def _estimate(found: Mapping[str, Any]) -> str:
+    return with_interval(found["value"], (found["low"], found["high"]), 3)
 
 
 def _cell(curve: Mapping[str, Sequence[float]], length: int, digits: int) -> str:

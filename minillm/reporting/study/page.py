@@ -24,13 +24,18 @@ SHOWN_CURVES = (*plots.DIVERGENCE_CURVES, "train/response_tokens", "valid/rouge_
 
 
 def write(
-    comparison: StudyComparison, settings: StudyReport, curves: Mapping[str, plots.Curves], output: Path
+    comparison: StudyComparison,
+    settings: StudyReport,
+    measures: pd.DataFrame,
+    curves: Mapping[str, plots.Curves],
+    output: Path,
 ) -> tuple[str, list[str]]:
     """Write study.html, study.md and the plots.
 
     Args:
         comparison: The variants.
         settings: Name of the study, and changes of each variant.
+        measures: Figures of each variant beside its scores.
         curves: Training curves by variant.
         output: An empty folder.
 
@@ -54,6 +59,7 @@ def write(
             (found.low for found in comparison.estimates.values()),
             (of.shape[1] for of in comparison.scores[comparison.baseline].values()),
         ),
+        "measures": measures,
         "by_seed": seed_table(comparison, settings.seeds),
         "curves": [name for name in figures if name not in ("differences", "parameter")],
     }

@@ -14,6 +14,7 @@ from minillm.evaluation.uncertainty import prompt_scores
 from minillm.files import read_json
 from minillm.reporting.comparison import measure_of
 from minillm.reporting.plots import Curves, read_curves
+from minillm.reporting.study.measures import measure_table
 from minillm.reporting.study.page import write
 from minillm.reporting.study.variants import StudyComparison
 from minillm.stages.base import Job, Summary
@@ -25,7 +26,8 @@ def run(job: Job[StudyReport]) -> Summary:
     settings = job.settings
     comparison = StudyComparison(read_scores(job, settings), settings.baseline, read_measure(job))
     comparison.frame(settings.seeds).to_csv(job.output / "results.csv", index=False)
-    glance, sentences = write(comparison, settings, training_curves(job, settings), job.output)
+    measures = measure_table(job.inputs, comparison.variants, settings.seeds)
+    glance, sentences = write(comparison, settings, measures, training_curves(job, settings), job.output)
     results = {
         "name": settings.name,
         "verdict": sentences,
