@@ -7,7 +7,7 @@ from minillm.config import Training
 from minillm.config.loading import load_config, load_evaluation, load_system2
 from tests.minillm.direct import ROOT, real_data
 
-STUDIES = ("ablation", "alpha-sweep", "teacher-sizes")
+STUDIES = ("ablation", "alpha-sweep", "methods-study", "teacher-sizes")
 """Studies, which test_studies covers."""
 RECIPES = ("qwen3-0.6b", "llama3.2-1b", "smollm2-360m")
 """Chat models on policy alone, which tests/flows/test_recipes.py runs in small."""
@@ -36,7 +36,10 @@ def test_every_configuration_validates(path, monkeypatch):
         config = load_evaluation(path, ["gpt2"])
     else:
         config = load_config(path)
-        methods = {"without-teacher": ["kd", "kd_hidden", "kd_top", "kd_sampled", "slim"]}
+        methods = {
+            "without-teacher": ["kd", "kd_hidden", "kd_top", "kd_sampled", "slim"],
+            "methods": ["sft", "kd", "seqkd", "minillm", "slim", "gkd", "distillm", "on_policy", "dpkd"],
+        }
         usual = ["minillm"] if recipe else ["sft", "kd", "seqkd", "minillm"]
         assert list(config.methods) == methods.get(path.stem, usual)
     assert config.name == path.stem

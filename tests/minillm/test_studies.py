@@ -50,6 +50,15 @@ def test_every_variant_runs_with_every_seed_and_nothing_but_its_method(tmp_path:
     assert config.runtime.store == str(tmp_path / "store"), "what the study does not change is the base's"
 
 
+def test_methods_are_variants_that_one_run_a_seed_trains(tmp_path: Path):
+    methods = {"variants": None, "methods": ["minillm", "sft"], "baseline": "sft", "seeds": [1, 2]}
+    study = load_study(write_study(tmp_path, **methods))
+    assert [run.name for run in study.runs] == ["all methods, seed 1", "all methods, seed 2"]
+    assert [list(load_config(study.base, run.overrides).methods) for run in study.runs] == [["sft", "minillm"]] * 2
+    assert [study.row(variant) for variant in study.changes] == ["minillm", "sft"], "each by its own row"
+    assert load_study(write_study(tmp_path)).row("off") == "minillm"
+
+
 def test_other_methods_are_left_out_whatever_their_names(tmp_path: Path):
     path = write_study(tmp_path)
     base = yaml.safe_load((tmp_path / "small.yaml").read_text(encoding="utf-8"))
@@ -102,6 +111,13 @@ def test_an_override_that_does_not_fit_names_its_variant_and_the_remedy(tmp_path
         ),
         ({"variants": None, "grid": {MIX: []}}, f"grid.{MIX} has no values"),
         ({"variants": None}, "exactly one of `variants`"),
+        ({"methods": ["sft", "minillm"]}, "exactly one of `variants`"),
+        ({"variants": None, "methods": ["sft", "minillm"], "method": "sft", "baseline": "sft"}, "leave it out beside"),
+        (
+            {"variants": None, "methods": ["sft", "sfft"], "baseline": "sft"},
+            "has no method 'sfft'; did you mean `sft`?",
+        ),
+        ({"variants": None, "methods": ["sft", "sft"], "baseline": "sft"}, "two variants are named 'sft'"),
         ({"variants": {"whole": [], "a=b": [f"{MIX}=0"]}}, "'a=b' cannot be a name"),
         ({"variants": {"whole": [], "same": [f"{MIX}=0.2"]}}, "'whole' and 'same' are the same configuration"),
         ({"variants": {"whole": [], "other": ["seed=3"]}}, "variant 'other' sets seed.*own `seeds`"),
@@ -129,7 +145,8 @@ def test_a_null_leaves_out_an_entry_that_is_there(tmp_path: Path):
 def test_the_studies_that_are_shipped_can_run(name: str, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(ROOT)
     study = load_study(ROOT / "configs" / f"{name}.yaml")
-    assert (study.name, study.base, study.seeds) == (name, "configs/quickstart.yaml", (1, 2, 3))
-    whole = load_config(study.base, next(run for run in study.runs if run.variants == (study.baseline,)).overrides)
-    quickstart = load_config(study.base)
-    assert whole.methods == {"minillm": quickstart.methods["minillm"]}, "the baseline is the quickstart's MiniLLM"
+    assert (study.name, study.seeds) == (name, (1, 2, 3))
+    whole = load_config(study.base, next(run for run in study.runs if study.baseline in run.variants).overrides)
+    minillm = load_config("configs/quickstart.yaml").methods["minillm"]
+    assert whole.methods[study.row(study.baseline)] == minillm, "the baseline is the quickstart's MiniLLM"
+    assert tuple(sorted(whole.methods)) == tuple(sorted(study.rows)), "nothing else is trained"

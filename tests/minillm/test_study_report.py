@@ -11,7 +11,9 @@ import pytest
 
 from minillm.errors import StageError
 from minillm.evaluation.uncertainty import adjusted, estimate, paired_estimate
+from minillm.files import write_json, write_json_lines
 from minillm.reporting.study import study_report as study
+from minillm.reporting.study.measures import measure_table
 from minillm.reporting.study.variants import StudyComparison
 from minillm.stages.base import Job
 from minillm.stages.pages import StudyReport
@@ -157,6 +159,38 @@ def log_points(job: Job[StudyReport], seed: int, points: dict[int, float]) -> No
         json.dumps({"time": 0.0, "step": step, "total": 9, "metrics": {"x": value}}) for step, value in points.items()
     ]
     (job.inputs[f"train/whole/{seed}"] / "metrics.jsonl").write_text("\n".join([*lines, ""]), encoding="utf-8")
+
+
+def test_figures_beside_the_scores_are_means_over_seeds(tmp_path: Path):
+    job = make_job(tmp_path, ("whole", "off"))
+    for variant, seed, reverse in (("whole", 1, 0.25), ("whole", 2, 0.75), ("off", 1, 0.5)):
+        path = tmp_path / "exposure" / variant / str(seed)
+        path.mkdir(parents=True)
+        per_token = {"reverse_kl": {"value": reverse}, "forward_kl": {"value": 1.0}}
+        write_json(path / "exposure.json", {"per_token": per_token, "exaccerr": {"value": [0.0, 20.0 * seed]}})
+        job.inputs[f"exposure/{variant}/{seed}"] = path
+    for seed in SEEDS:
+        points = [
+            {"time": 0.0, "step": 3, "total": 5, "metrics": {"train/tokens": 1000.0 * seed}},
+            {"time": 0.0, "step": 5, "total": 5, "metrics": {"train/tokens": 500.0}},
+        ]
+        write_json_lines(job.inputs[f"train/whole/{seed}"] / "metrics.jsonl", points)
+        held = {"time": 0.0, "step": 1, "metrics": {"system/worker_memory_usage_megabytes": 1500.0 + seed}}
+        write_json_lines(job.inputs[f"train/whole/{seed}"] / "system_metrics.jsonl", [held])
+    table = measure_table(job.inputs, ["whole", "off"], SEEDS)
+    # Tokens: 3 steps of 1,000 and 2 of 500 with one seed, 3 of 2,000 and 2 of 500 with the other.
+    assert table.loc["whole"].to_dict() == {
+        "reverse KL": "0.500 ± 0.354",
+        "forward KL": "1.000 ± 0.000",
+        "ExAccErr, %": "30 ± 14",
+        "thousand tokens": "6 ± 2",
+        "memory, GB": "1.50 ± 0.00",
+    }
+    assert set(table.loc["off"]) == {"–"}, "not measured with all seeds"
+    study.run(job)
+    assert re.search(
+        r"^\| \*?\*?whole.*0\.500 ± 0\.354", (job.output / "study.md").read_text(encoding="utf-8"), re.MULTILINE
+    )
 
 
 def test_seeds_without_a_step_in_common_have_no_curve(tmp_path: Path):
