@@ -131,7 +131,7 @@ class Exposure(Stage):
         "teacher_responses",
     )
     shares_work: ClassVar[bool] = True
-    shown: ClassVar[tuple[str, ...]] = ("exaccerr",)
+    shown: ClassVar[tuple[str, ...]] = ("exaccerr", "reverse_kl", "forward_kl")
     role: str
     benchmark: str
     max_length: int

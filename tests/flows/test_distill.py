@@ -172,6 +172,7 @@ def test_mlflow_has_the_table_on_the_parent_and_the_report_with_it(first: Finish
     assert {"rouge_l/minillm/dolly", "rouge_l/minillm/mean", "rouge_l/teacher/mean"} <= set(parent.data.metrics)
     assert "distinct_4/minillm/dolly" in parent.data.metrics
     assert {name for name in parent.data.metrics if name.startswith("exaccerr")} == {"exaccerr/sft", "exaccerr/minillm"}
+    assert {"reverse_kl/minillm", "forward_kl/sft"} <= set(parent.data.metrics)
     assert {"distinct_4/minillm/dolly", "ece/minillm/quiz", "accuracy/teacher/quiz"} <= set(parent.data.metrics)
     assert {"held_out_loss/sft/running", "held_out_loss/sft/dolly"} <= set(parent.data.metrics)
     assert {"tokens_per_second/teacher", "peak_memory_gib/minillm"} <= set(parent.data.metrics)
