@@ -78,9 +78,8 @@ def run(job: Job[Exposure]) -> Summary:
     if rank() == 0:
         write_atomically(job.output / "exposure.json", json.dumps({**facts, **curves, "per_token": means}))
     last = {f"{name}_{end}": values[-1] for name, curve in curves.items() for end, values in curve.items()}
-    return {name.removesuffix("_value"): value for name, value in last.items()} | {
-        name: of.value for name, of in per_token.items()
-    }
+    summary: Summary = {name.removesuffix("_value"): value for name, value in last.items()}
+    return summary | {name: of.value for name, of in per_token.items()}
 
 
 def read_texts(inputs: Mapping[str, Path], settings: Exposure) -> pd.DataFrame:
@@ -203,9 +202,10 @@ def token_mean(
         prompts: Number of the prompt that each response answers, (N,).
         chosen: Responses that count, (N,).
     """
-    sums = {"nats": [of.sum() for of in divergences], "tokens": [len(of) for of in divergences]}
-    of_prompts = pd.DataFrame(sums)[chosen].groupby(prompts[chosen]).sum()
-    return ratio_of_sums([of_prompts.to_numpy(dtype=float).T])
+    sums = np.array([(of.sum(), len(of)) for of in divergences])  # (N, 2)
+    return ratio_of_sums(
+        [np.stack([sums[chosen & (prompts == prompt)].sum(axis=0) for prompt in np.unique(prompts)]).T]
+    )
 
 
 def curves_of(means: NDArray[np.float64]) -> NDArray[np.float64]:
