@@ -16,7 +16,7 @@ from minillm.config.evaluation import (
     Sampling,
     Scoring,
 )
-from minillm.config.experiment import BaseConfig, Config, EvaluationConfig, Runtime, Tracked, WithPrompts
+from minillm.config.experiment import BaseConfig, Config, EvaluationConfig, Runtime, Tracked, WithData
 from minillm.config.judge import Judge, Prices
 from minillm.config.knowledge import Form, Knowledge, Sampled, Top
 from minillm.config.promotion import Promotion

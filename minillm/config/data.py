@@ -74,11 +74,16 @@ class Template(Strict):
         return self.without_context or ALPACA_WITHOUT_CONTEXT
 
 
-class Prompts(Strict):
-    """Settings that turn instructions into prompts, and limit their length (method.md §6)."""
+class Sources(Strict):
+    """The place of local data."""
 
     directory: LocalPath = "."
     """Folder that relative paths of sources start from, itself relative to the working directory."""
+
+
+class Prompts(Sources):
+    """Settings that turn instructions into prompts, and limit their length (method.md §6)."""
+
     template: Template = Template()
     end_tokens: tuple[str, ...] = ()
     """Tokens that end a response beside the tokenizer's and those that the models' `generation_config.json` name."""
@@ -144,6 +149,13 @@ class Data(Prompts):
     """D_PT: plain text, or JSONL with a `text` field; needed if a method's plain-text coefficient is above 0."""
     max_malformed_share: float = Field(default=0.01, ge=0.0, lt=1.0)
     """Largest share of malformed rows; above it the run stops."""
+
+
+class TrainedTokenizer(Strict):
+    """The tokenizer of models from scratch."""
+
+    train_vocabulary: PositiveInt
+    """Entries of a byte-level BPE to train on the run's own text."""
 
 
 class Tokenizer(Strict):

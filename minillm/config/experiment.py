@@ -6,7 +6,7 @@ from typing import Any, Literal, Self
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from minillm.config.base import Entries, LocalPath, Model, Name, Seed, Strict
-from minillm.config.data import Data, Prompts, Tokenizer
+from minillm.config.data import Data, Prompts, Sources, Tokenizer
 from minillm.config.evaluation import Evaluation
 from minillm.config.export import Export
 from minillm.config.knowledge import Form
@@ -83,10 +83,16 @@ class Tracked(Strict):
     runtime: Runtime = Runtime()
 
 
-class WithPrompts(Tracked):
+class WithData(Tracked):
+    """Fields of everything that reads data."""
+
+    data: Sources
+
+
+class WithPrompts(WithData):
     """Fields of everything that makes prompts of data."""
 
-    data: Prompts
+    data: Prompts  # type: ignore[assignment]  # values never change, so a narrower one is safe
 
 
 class BaseConfig(WithPrompts):

@@ -8,7 +8,7 @@ import yaml
 from pydantic import AfterValidator, Field, NonNegativeInt, PositiveInt, model_validator
 
 from minillm.config.base import Entries, Model, Name, Seed, Source, Strict
-from minillm.config.data import Prompts, RowFields
+from minillm.config.data import Prompts, RowFields, TrainedTokenizer
 from minillm.config.evaluation import Pattern, QuestionFields, Sampling
 from minillm.config.experiment import WithPrompts, require_even_batches
 from minillm.config.training import Training
@@ -102,13 +102,6 @@ class System2Data(Prompts):
     """Validation rows, taken at random from the instructions and likewise from the answers that are kept."""
 
 
-class TrainedTokenizer(Strict):
-    """The tokenizer of a model from scratch."""
-
-    train_vocabulary: PositiveInt
-    """Entries of a byte-level BPE to train on `data.instructions`."""
-
-
 class Asking(Sampling):
     """Rules by which questions are answered, by System 1 and System 2 alike."""
 
@@ -139,7 +132,7 @@ class System2(WithPrompts):
     """Seed of model initialisation, data order, answers and splits."""
     data: System2Data  # type: ignore[assignment]  # values never change, so a narrower one is safe
     tokenizer: TrainedTokenizer | None = None
-    """Tokenizer to train; without it, the model's own."""
+    """Tokenizer to train on `data.instructions`; without it, the model's own."""
     model: Model
     """The model that is asked, and then trained."""
     training: Training | None = None

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
-from minillm.config import Model, Source, Tracked, WithPrompts
+from minillm.config import Model, Source, Tracked, WithData
 from minillm.data.sources import Resolved, fingerprint, resolve
 from minillm.errors import StageError
 from minillm.files import read_json
@@ -181,6 +181,6 @@ def versions() -> dict[str, str]:
 
 
 def _resolve(source: Source | Model, config: Tracked) -> Resolved:
-    if isinstance(source, Source) and isinstance(config, WithPrompts):
+    if isinstance(source, Source) and isinstance(config, WithData):
         return resolve(source, Path(config.data.directory))
     return resolve(source, Path())
