@@ -56,9 +56,11 @@ def run(job: Job[HeldOut]) -> Summary:
 def _score(job: Job[HeldOut], settings: HeldOut) -> dict[str, dict[str, Any]]:
     """Measure each benchmark and text; the result is empty on all but the first process of the group."""
     shared = load_shared_tokenizer(job.inputs["tokenizer"])
-    rows, prompts = load_benchmarks(job.inputs["benchmarks"]), load_prompts(job.inputs["prompts"])
     spelled = spelled_bytes(shared.tokenizer)
-    sets = {name: answers(rows[name], prompts[name], shared, spelled, settings) for name in settings.benchmarks}
+    sets: dict[str, TextSet] = {}
+    if settings.benchmarks:
+        rows, prompts = load_benchmarks(job.inputs["benchmarks"]), load_prompts(job.inputs["prompts"])
+        sets = {name: answers(rows[name], prompts[name], shared, spelled, settings) for name in settings.benchmarks}
     sets |= {name: blocks(job.inputs["texts"] / name, spelled, settings.block_tokens) for name in settings.texts}
     model = load_model(job.inputs["model"], DTYPES[settings.precision]).to(device()).eval()  # type: ignore[arg-type]
     progress, done = Progress(job.output, sum(len(text_set.pairs) for text_set in sets.values()), "sequences"), 0

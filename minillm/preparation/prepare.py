@@ -145,7 +145,15 @@ def _tokenizer(job: Job[Prepare], settings: Prepare) -> tuple[PreTrainedTokenize
 
 
 def _texts(job: Job[Prepare], settings: Prepare) -> Iterator[str]:
-    """Yield prompts and responses of the training rows, then the beginning of the plain text.
+    """Yield prompts and responses of the training rows, then the beginning of the plain text, of what there is."""
+    if "instructions" in job.inputs:
+        yield from _row_texts(job, settings)
+    if "plain_text" in job.inputs:
+        yield from _beginning(job.inputs["plain_text"])
+
+
+def _row_texts(job: Job[Prepare], settings: Prepare) -> Iterator[str]:
+    """Yield prompts and responses of the training rows.
 
     Without a split file all rows count, since it is not known yet which will be trained on.
     """
@@ -161,8 +169,6 @@ def _texts(job: Job[Prepare], settings: Prepare) -> Iterator[str]:
                 yield row.response
             else:
                 yield from row.texts
-    if "plain_text" in job.inputs:
-        yield from _beginning(job.inputs["plain_text"])
 
 
 def _require_row(path: Path, fields: RowFields) -> None:

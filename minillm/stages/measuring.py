@@ -159,15 +159,18 @@ class Calibration(Stage):
 
 
 class HeldOut(Stage):
-    """Measure loss and next-token calibration on the benchmarks' first references and on plain texts."""
+    """Measure loss and next-token calibration on the benchmarks' first references and on plain texts.
+
+    Without benchmarks, `benchmarks` and `prompts` are no inputs.
+    """
 
     kind: ClassVar[str] = "held_out"
     module: ClassVar[str] = "minillm.evaluation.held_out"
     inputs: ClassVar[tuple[str, ...]] = (
         "model",
         "tokenizer",
-        "benchmarks",
-        "prompts",
+        "benchmarks?",
+        "prompts?",
         "texts",
     )
     shares_work: ClassVar[bool] = True
