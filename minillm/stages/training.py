@@ -37,6 +37,8 @@ class Train(Stage):
     max_tokens: int
     validation_prompts: int
     seed: int
+    rows: int | None = None
+    """The first so many rows are trained on; None for all. Stored knowledge is of all rows either way."""
 
 
 class Respond(Stage):

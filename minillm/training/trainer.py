@@ -59,6 +59,7 @@ def make_trainer(job: Job[Train], settings: Train) -> "Trainer":
     shared = load_shared_tokenizer(job.inputs["tokenizer"])
     examples = _examples(job, settings)
     stored = _stored_teacher(job, settings, shared, examples)
+    examples = examples.iloc[: settings.rows]
     total = training.optimizer_steps(len(examples))
     torch.manual_seed(torch_seed(stream(Purpose.ADAPTERS, settings.seed)))
     student = HeadedModel(_student(job, settings, shared), shared.entries)
