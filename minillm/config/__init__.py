@@ -19,6 +19,7 @@ from minillm.config.evaluation import (
 from minillm.config.experiment import BaseConfig, Config, EvaluationConfig, Runtime, Tracked, WithData
 from minillm.config.judge import Judge, Prices
 from minillm.config.knowledge import Form, Knowledge, Sampled, Top
+from minillm.config.pretraining import Pretrain, PretrainedStudent
 from minillm.config.promotion import Promotion
 from minillm.config.study import Study, StudyRun
 from minillm.config.system2 import PromptChain, QuestionSet, System2

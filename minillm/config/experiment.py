@@ -1,6 +1,6 @@
 """Configurations of whole experiments, distillation or evaluation only, and of where they run."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Literal, Self
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
@@ -149,6 +149,20 @@ def require_even_batches(sizes: Iterable[tuple[str, int]], processes: int) -> No
         )
 
 
+def adapters_of(trainings: Mapping[str, Training]) -> dict[str, tuple[Lora, ...]]:
+    """Return distinct adapters that teacher and student are trained with, by the field of the model.
+
+    Args:
+        trainings: Trainings by their fields; that of the teacher is `teacher.training`.
+    """
+    found: dict[str, list[Lora]] = {"teacher.model": [], "student.model": []}
+    for field, training in trainings.items():
+        of = found["teacher.model" if field == "teacher.training" else "student.model"]
+        if training.lora is not None and training.lora not in of:
+            of.append(training.lora)
+    return {model: tuple(adapters) for model, adapters in found.items()}
+
+
 class Config(BaseConfig):
     """A whole experiment, from raw rows to the report."""
 
@@ -206,11 +220,7 @@ class Config(BaseConfig):
     @property
     def adapters(self) -> dict[str, tuple[Lora, ...]]:
         """Distinct adapters that each model is trained with, by the field of the model."""
-        found: dict[str, dict[Lora, None]] = {"teacher.model": {}, "student.model": {}}
-        for field, training in self.trainings.items():
-            if training.lora is not None:
-                found["teacher.model" if field == "teacher.training" else "student.model"][training.lora] = None
-        return {model: tuple(adapters) for model, adapters in found.items()}
+        return adapters_of(self.trainings)
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

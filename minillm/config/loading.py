@@ -13,7 +13,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 from yaml import YAMLError
 
-from minillm.config import Config, EvaluationConfig, Study, System2, Tracked
+from minillm.config import Config, EvaluationConfig, Pretrain, Study, System2, Tracked
 from minillm.config.named import part_of, problems_of_named
 from minillm.errors import ConfigError
 from minillm.files import local_path, problem
@@ -70,6 +70,11 @@ def load_evaluation(path: str | Path, models: Sequence[str] = (), overrides: Seq
 def load_system2(path: str | Path, overrides: Sequence[str] = ()) -> System2:
     """Load and validate the configuration of a System 2 distillation; arguments and errors as for `load_config`."""
     return _load(System2, path, overrides)
+
+
+def load_pretrain(path: str | Path, overrides: Sequence[str] = ()) -> Pretrain:
+    """Load and validate the configuration of a pre-training; arguments and errors as for `load_config`."""
+    return _load(Pretrain, path, overrides)
 
 
 def load_study(path: str | Path, overrides: Sequence[str] = ()) -> Study:

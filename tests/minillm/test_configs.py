@@ -4,7 +4,7 @@ import re
 import pytest
 
 from minillm.config import Training
-from minillm.config.loading import load_config, load_evaluation, load_system2
+from minillm.config.loading import load_config, load_evaluation, load_pretrain, load_system2
 from tests.minillm.direct import ROOT, real_data
 
 STUDIES = ("ablation", "alpha-sweep", "methods-study", "teacher-sizes")
@@ -12,8 +12,11 @@ STUDIES = ("ablation", "alpha-sweep", "methods-study", "teacher-sizes")
 RECIPES = ("qwen3-0.6b", "llama3.2-1b", "smollm2-360m")
 """Chat models on policy alone, which tests/flows/test_recipes.py runs in small."""
 SYSTEM2 = sorted((ROOT / "configs").glob("system2*.yaml"))
+PRETRAIN = sorted((ROOT / "configs").glob("pretrain*.yaml"))
 CONFIGS = [
-    path for path in sorted((ROOT / "configs").glob("*.yaml")) if path.stem not in STUDIES and path not in SYSTEM2
+    path
+    for path in sorted((ROOT / "configs").glob("*.yaml"))
+    if path.stem not in STUDIES and path not in (*SYSTEM2, *PRETRAIN)
 ]
 PUBLISHED = {
     # student: learning rate and epochs of SFT, KD and SeqKD; the teacher and its rate; MiniLLM's schedule
@@ -58,6 +61,16 @@ def test_every_configuration_of_a_system2_distillation_validates(path, monkeypat
     config = load_system2(path)
     assert config.name == path.stem
     assert config.data.unlabelled.keys() == config.data.test.keys()
+
+
+@pytest.mark.parametrize("path", PRETRAIN, ids=lambda path: path.stem)
+def test_every_configuration_of_a_pre_training_validates(path, monkeypatch):
+    if path.stem != "pretrain":
+        real_data()
+    monkeypatch.chdir(ROOT)
+    config = load_pretrain(path)
+    assert config.name == path.stem
+    assert list(config.methods) == ["sft", "kd", "slim"]
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
