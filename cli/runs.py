@@ -1,4 +1,4 @@
-"""Commands that run a flow from a configuration: distill, plan, evaluate, study, system2."""
+"""Commands that run a flow from a configuration: distill, plan, evaluate, study, system2, pretrain."""
 
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -15,6 +15,7 @@ QUICKSTART = "configs/quickstart.yaml"
 EMBEDDED = "configs/evaluation-embedded.yaml"
 ABLATION = "configs/ablation.yaml"
 SYSTEM2 = "configs/system2.yaml"
+PRETRAIN = "configs/pretrain.yaml"
 RATE = "--set methods.minillm.training.learning_rate=5e-4"
 
 Configuration = Annotated[str, typer.Argument(metavar="CONFIG", help="YAML file.")]
@@ -143,6 +144,27 @@ def system2(config: Configuration = SYSTEM2, overrides: Overrides = None) -> Non
     import flows.system2
 
     _start(loaded, flows.system2.system2, config, tuple(overrides or ()))
+
+
+@app.command(
+    epilog=examples(
+        ("minillm pretrain", "small models, on the embedded corpus"),
+        ("minillm pretrain configs/pretrain-wikitext.yaml", "a teacher from the hub"),
+        ("minillm pretrain --set shares=[0.5,1]", "one field changed"),
+    )
+)
+def pretrain(config: Configuration = PRETRAIN, overrides: Overrides = None) -> None:
+    """Pre-train students on a corpus that a teacher writes.
+
+    The teacher writes text once and leaves its logits; students from random weights learn growing shares of it by each
+    method, and perplexity on held-out text is compared by amount of data.
+    """
+    from minillm.config.loading import load_pretrain
+
+    loaded = load_pretrain(config, overrides or ())
+    import flows.pretrain
+
+    _start(loaded, flows.pretrain.pretrain, config, tuple(overrides or ()))
 
 
 def _start(loaded: "Tracked", flow: "Flow[..., State]", *parameters: Any) -> NoReturn:

@@ -78,6 +78,10 @@ class Purpose(IntEnum):
     """Entries of the vocabulary drawn from the teacher at the tokens of a training row. (seed, place of the row)"""
     SYSTEM2 = 31
     """Tokens of a response in System 2 distillation. (seed, part, set, question, order of choices, sample, step)"""
+    CORPUS = 32
+    """Tokens of a sequence of a teacher's corpus. (seed, sequence)"""
+    CORPUS_BEGINNINGS = 33
+    """Choice of the first tokens of its sequences. (seed)"""
 
 
 def stream(purpose: Purpose, seed: int, *numbers: int) -> Name:

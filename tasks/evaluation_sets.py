@@ -7,7 +7,7 @@ from typing import Any
 
 from prefect.futures import PrefectFuture
 
-from minillm.config import BaseConfig, Scoring
+from minillm.config import BaseConfig, Pretrain, Scoring
 from minillm.stages.reading import Benchmarks, DownstreamTasks, EncodedPrompts, HeldOutTexts, Questions
 from minillm.store.manifest import Artifact
 from tasks.running.computation import Input
@@ -103,7 +103,7 @@ def read_questions(config: BaseConfig, prepared: Artifact) -> Work:
 
 
 @stage_task("pack held-out texts")
-def pack_held_out_texts(config: BaseConfig, prepared: Artifact) -> Work:
+def pack_held_out_texts(config: BaseConfig | Pretrain, prepared: Artifact) -> Work:
     """Tokenise the texts that the loss is measured on; do nothing if there is none."""
     held_out = config.evaluation.held_out
     if not held_out:

@@ -179,6 +179,23 @@ def _show(
         session.next_step = f"Next: `make ui`, or open the report{load}."
 
 
+def show_results(session: Session, name: str, title: str, told: str, places: Mapping[str, str]) -> None:
+    """Show tables and sentences on the console and in Prefect, and where things are.
+
+    Args:
+        session: Session of this flow run.
+        name: Name of the experiment.
+        title: Title of the page in Prefect.
+        told: Markdown.
+        places: Paths by what they hold.
+    """
+    shown = [told, "", *(f"- {what}: `{path}`" for what, path in places.items()), "", links(session)]
+    show_page("\n".join(shown), f"results {name}", title)
+    print(f"\n{told}\n")
+    for what, path in places.items():
+        print(f"{what:<16} {path}")
+
+
 def _page_path(page: Artifact) -> str:
     return str(Path(page.path) / "report.html")
 

@@ -16,9 +16,8 @@ from minillm.stages.system2 import Ask, KeepConsistent, QuestionSets, System2Car
 from minillm.stages.training import Train, training_only
 from minillm.store.manifest import Artifact
 from minillm.words import number, with_interval
-from tasks.reporting import failed, links, wait_for_all
+from tasks.reporting import failed, show_results, wait_for_all
 from tasks.running.computation import Input
-from tasks.running.pages import show_page
 from tasks.running.session import Session
 from tasks.running.stage import Work, nothing, stage_task
 
@@ -170,11 +169,7 @@ def conclude(session: Session, results: PrefectFuture[Any], exported: PrefectFut
     table = tabulate(rows, columns, "github", disable_numparse=True)
     places = {"report": str(Path(page.path) / "system2.html"), "model": exported.result().path}
     told = "\n\n".join([table, *facts["verdict"]])
-    shown = [told, "", *(f"- {name}: `{path}`" for name, path in places.items()), "", links(session)]
-    show_page("\n".join(shown), f"results {facts['name']}", f"System 2 into System 1: {facts['name']}")
-    print(f"\n{told}\n")
-    for name, path in places.items():
-        print(f"{name:<16} {path}")
+    show_results(session, facts["name"], f"System 2 into System 1: {facts['name']}", told, places)
     return Completed(message=f"report: {places['report']}", data=page)
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from minillm.config import Config, Form, Method, Model
+from minillm.config import Config, Form, Method, Model, Pretrain
 from minillm.stages.training import Respond, StoreKnowledge, Train, training_only
 from minillm.store.manifest import Artifact
 from tasks.running.computation import Input
@@ -57,7 +57,9 @@ def _respond(
 
 
 @stage_task("teacher knowledge {form} on {text}")
-def store_knowledge(config: Config, form: Form, text: str, prepared: Artifact, rows: Artifact, teacher: Input) -> Work:
+def store_knowledge(
+    config: Config | Pretrain, form: Form, text: str, prepared: Artifact, rows: Artifact, teacher: Input
+) -> Work:
     """Run the teacher once over the data's responses or its own, and keep what students learn from without it."""
     knowledge = config.teacher.knowledge
     kept = {} if form == "hidden" else {form: getattr(knowledge, form)}

@@ -68,7 +68,7 @@ def test_the_mathematics_knows_no_configuration():
     assert [(file, name) for file, name in files if name.startswith("minillm.config")] == []
 
 
-@pytest.mark.parametrize("flow", ["distill", "study", "system2", "evaluation", "compare", "promote"])
+@pytest.mark.parametrize("flow", ["distill", "study", "system2", "pretrain", "evaluation", "compare", "promote"])
 def test_the_flow_process_loads_no_model_library(flow: str):
     heavy = "{'torch', 'transformers', 'datasets', 'deepspeed', 'mlflow'} & set(sys.modules)"
     script = f"import flows.{flow}, sys; loaded = {heavy}; assert not loaded, loaded"

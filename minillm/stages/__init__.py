@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from minillm.files import read_json
-from minillm.stages import measuring, pages, reading, system2, training  # noqa: F401  (they declare the stages)
+from minillm.stages import measuring, pages, pretraining, reading, system2, training  # noqa: F401  (they declare the stages)
 from minillm.stages.base import Job, Stage
 
 STAGES: dict[str, type[Stage]] = {stage.kind: stage for stage in Stage.__subclasses__()}

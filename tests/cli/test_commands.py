@@ -23,6 +23,7 @@ COMMANDS = [
     "evaluate",
     "study",
     "system2",
+    "pretrain",
     "compare",
     "promote",
     "store",
@@ -37,6 +38,7 @@ OPTIONS = {
     "evaluate": ["[MODEL]...", "--config FILE", "--set KEY=VALUE"],
     "study": ["[STUDY]", "--set KEY=VALUE"],
     "system2": ["[CONFIG]", "--set KEY=VALUE"],
+    "pretrain": ["[CONFIG]", "--set KEY=VALUE"],
     "compare": ["[RUN]...", "--experiment NAME", "--methods", "--store FOLDER"],
     "promote": ["[RUN]", "--rollback NAME", "--method NAME", "--experiment NAME", "--store FOLDER"],
     "store": ["--store FOLDER", "ls", "verify", "gc"],
@@ -115,6 +117,7 @@ def test_help_of_a_command_has_its_options_and_examples(command: str):
         (["evaluate", "--set", "evaluation.temperature=warm"], "evaluation.temperature"),
         (["study", "configs/none.yaml"], "configs/none.yaml"),
         (["system2", "--set", "system2=think"], "'think' is no way to ask"),
+        (["pretrain", "--set", "share=[1]"], "did you mean `shares`?"),
     ],
 )
 def test_what_cannot_run_ends_with_status_2_and_says_why(arguments: list[str], words: str):
@@ -148,6 +151,7 @@ def test_several_names_stand_behind_one_against(arguments: list[str]):
         ("flows.evaluation", "evaluate"),
         ("flows.study", "study"),
         ("flows.system2", "system2"),
+        ("flows.pretrain", "pretrain"),
         ("flows.compare", "compare"),
         ("flows.promote", "promote"),
         ("flows.store", "store"),

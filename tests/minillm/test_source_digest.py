@@ -115,4 +115,4 @@ def test_the_declarations_of_a_stage_are_those_of_the_base_class():
 
 def test_the_wording_of_a_template_makes_stale_the_pages_that_use_it(original, tmp_path: Path):
     change = "reporting/templates/page.html.jinja", "max-width: 68rem", "max-width: 60rem"
-    assert stale(original, tmp_path, *change) == {"report", "study", "system2"}
+    assert stale(original, tmp_path, *change) == {"report", "study", "system2", "pretrain"}
