@@ -6,6 +6,7 @@ authors' public implementation; one word turns on all its deviations from the pa
 
 from minillm.config.base import Model, Source, Strict
 from minillm.config.data import Data, Template, Tokenizer
+from minillm.config.endpoint import Endpoint, Prices, ServedTeacher
 from minillm.config.evaluation import (
     Benchmark,
     Evaluation,
@@ -17,7 +18,7 @@ from minillm.config.evaluation import (
     Scoring,
 )
 from minillm.config.experiment import BaseConfig, Config, EvaluationConfig, Runtime, Tracked, WithData
-from minillm.config.judge import Judge, Prices
+from minillm.config.judge import Judge
 from minillm.config.knowledge import Form, Knowledge, Sampled, Top
 from minillm.config.pretraining import Pretrain, PretrainedStudent
 from minillm.config.promotion import Promotion

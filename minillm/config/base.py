@@ -7,6 +7,7 @@ from typing import Annotated, Any, Self, TypeVar
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from minillm.files import local_path
+from minillm.patterns import check_pattern
 
 NAME = re.compile(r"[^\W_][\w.-]*( [\w.-]+)*")
 NAME_BYTES = 100
@@ -72,6 +73,8 @@ Seeds = Annotated[tuple[Seed, ...], Field(min_length=1), AfterValidator(_without
 """Different seeds, at least one."""
 Temperature = Annotated[float, Field(ge=0.01, le=100.0)]
 """Divisor of the logits. Below the range, logits overflow float32: take the likeliest token instead."""
+Pattern = Annotated[str, AfterValidator(check_pattern)]
+"""Regular expression in the syntax of Python's `re`."""
 LocalPath = Annotated[str, AfterValidator(lambda text: str(local_path(text)))]
 """Path on this machine (see `local_path`)."""
 

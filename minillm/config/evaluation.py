@@ -4,14 +4,11 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, PositiveInt, field_validator, model_validator
 
-from minillm.config.base import Entries, Seeds, Source, Strict, Temperature
+from minillm.config.base import Entries, Pattern, Seeds, Source, Strict, Temperature
 from minillm.config.judge import Judge
 from minillm.metrics.json_schema import check_schema
 from minillm.nearest import suggestion
-from minillm.patterns import check_group, check_pattern
-
-Pattern = Annotated[str, AfterValidator(check_pattern)]
-"""Regular expression in the syntax of Python's `re`."""
+from minillm.patterns import check_group
 
 
 class Fields(Strict):

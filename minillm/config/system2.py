@@ -7,9 +7,9 @@ from typing import Annotated, Any, Literal, Self
 import yaml
 from pydantic import AfterValidator, Field, NonNegativeInt, PositiveInt, model_validator
 
-from minillm.config.base import Entries, Model, Name, Seed, Source, Strict
+from minillm.config.base import Entries, Model, Name, Pattern, Seed, Source, Strict
 from minillm.config.data import Prompts, RowFields, TrainedTokenizer
-from minillm.config.evaluation import Pattern, QuestionFields, Sampling
+from minillm.config.evaluation import QuestionFields, Sampling
 from minillm.config.experiment import WithPrompts, require_even_batches
 from minillm.config.training import Training
 from minillm.nearest import suggestion

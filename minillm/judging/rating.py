@@ -12,10 +12,11 @@ import pandas as pd
 
 from minillm.config import Judge
 from minillm.durable import write_atomically
+from minillm.endpoints.answers import Answer, Answers
+from minillm.endpoints.asking import bill
 from minillm.errors import STOPPED, StageError
 from minillm.evaluation.responses import read_responses, read_rows
-from minillm.judging.answers import Answer, Answers
-from minillm.judging.asking import ask_what_is_open, bill, ratings_in
+from minillm.judging.asking import ask_what_is_open, ratings_in
 from minillm.judging.questions import Question, questions_about
 from minillm.judging.results import prompt_ratings, table
 from minillm.patterns import without

@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 
 from minillm.config import Judge
+from minillm.endpoints import client
+from minillm.endpoints.client import EndpointError, RefusedError
 from minillm.errors import StageError
-from minillm.judging import endpoint as endpoint_module
-from minillm.judging.endpoint import Endpoint, EndpointError, RefusedError
+from minillm.judging.asking import JudgeClient
 from minillm.judging.questions import message, read_ratings
 from tests import judge_server
 from tests.judge_server import KEY, TOKENS, breaks_off, breaks_off_unannounced, fails, ratings, says, serving, waits
@@ -20,7 +21,7 @@ QUESTION = message("Say it.", "", "mine 7", "theirs 4")
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[judge_server.Endpoint]:
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
-    monkeypatch.setattr(endpoint_module, "RETRIES", 2)
+    monkeypatch.setattr(client, "RETRIES", 2)
     with serving() as running:
         yield running
 
@@ -31,11 +32,11 @@ def judge(server: judge_server.Endpoint, **changes: Any) -> Judge:
 
 
 def asked(server: judge_server.Endpoint, **changes: Any) -> tuple[int, int] | None:
-    return read_ratings(Endpoint(judge(server, **changes)).ask(QUESTION).text)
+    return read_ratings(JudgeClient(judge(server, **changes)).ask(QUESTION).text)
 
 
 def test_an_answer_comes_with_what_it_took(server):
-    answer = Endpoint(judge(server, temperature=0.5, max_tokens=40)).ask(QUESTION)
+    answer = JudgeClient(judge(server, temperature=0.5, max_tokens=40)).ask(QUESTION)
     assert (answer.prompt_tokens, answer.completion_tokens) == TOKENS
     assert (answer.model, answer.max_tokens) == ("gpt-exactly", 40)
     assert read_ratings(answer.text) == (7, 4)
@@ -114,12 +115,12 @@ def test_a_key_that_the_server_repeats_goes_no_further(server):
         asked(server)
     assert KEY not in str(refusal.value)
     server.planned = [says(f"your key is {KEY}")]
-    assert KEY not in Endpoint(judge(server)).ask(QUESTION).text
+    assert KEY not in JudgeClient(judge(server)).ask(QUESTION).text
 
 
 def test_an_endpoint_without_structured_output_is_asked_without(server):
     server.structured, server.limit_name = False, "max_completion_tokens"
-    endpoint = Endpoint(judge(server))
+    endpoint = JudgeClient(judge(server))
     assert read_ratings(endpoint.ask(QUESTION).text) == (7, 4)
     assert len(server.requests) == 4, "each form once"
     assert read_ratings(endpoint.ask(QUESTION).text) == (7, 4)
@@ -139,7 +140,7 @@ def test_an_answer_without_usage_is_estimated(server):
         handler.send(200, {"choices": judge_server.completion(body, "abcdef")["choices"]})
 
     server.planned = [reply]
-    answer = Endpoint(judge(server)).ask(QUESTION)
+    answer = JudgeClient(judge(server)).ask(QUESTION)
     assert answer.completion_tokens == 2  # six bytes, three per token
     assert answer.prompt_tokens == -(-len(QUESTION) // 3)
     assert answer.model == "gpt"

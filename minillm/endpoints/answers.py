@@ -14,6 +14,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from minillm.durable import make_folder
+from minillm.endpoints.budget import Bill
 
 COLUMNS = "text, prompt_tokens, completion_tokens, model, max_tokens"
 
@@ -29,6 +30,11 @@ class Answer:
     """Name that the endpoint gives the model that answered; often more precise than the one asked for."""
     max_tokens: int
     """Limit of the request, in tokens."""
+
+    @property
+    def bill(self) -> Bill:
+        """What it cost."""
+        return Bill(1, self.prompt_tokens, self.completion_tokens)
 
 
 class Answers:
@@ -54,7 +60,7 @@ class Answers:
         try:
             self._asking.acquire(timeout=0)
         except Timeout:
-            print("another stage is asking the judge; waiting for it to finish", flush=True)
+            print("another stage is asking this endpoint; waiting for it to finish", flush=True)
             self._asking.acquire()
         try:
             yield
@@ -73,3 +79,10 @@ class Answers:
         query = f"SELECT {COLUMNS} FROM answers WHERE question = ? ORDER BY rowid"
         with self._one_at_a_time:
             return {key: [Answer(*row) for row in self._database.execute(query, (key,))] for key in keys}
+
+    def spent(self) -> Bill:
+        """Sum up the cost of all answers, whoever asked."""
+        query = "SELECT COUNT(*), TOTAL(prompt_tokens), TOTAL(completion_tokens) FROM answers"
+        with self._one_at_a_time:
+            questions, prompt, completion = self._database.execute(query).fetchone()
+        return Bill(questions, int(prompt), int(completion))

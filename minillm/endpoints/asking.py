@@ -1,0 +1,122 @@
+"""Ask an endpoint the questions it has not answered yet, several at once, and keep each answer as soon as it comes."""
+
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from minillm.config import Endpoint
+from minillm.endpoints.answers import Answer, Answers
+from minillm.endpoints.budget import Bill, Budget
+from minillm.endpoints.client import RefusedError
+from minillm.errors import StageError
+from minillm.words import counted
+from minillm.worker.progress import Progress
+
+ALL_REFUSED = 20
+"""If this many questions are refused and none is answered, the endpoint is taken to refuse all."""
+Question = TypeVar("Question")
+
+
+@dataclass(frozen=True)
+class Asking(Generic[Question]):
+    """How questions of one kind are put to an endpoint."""
+
+    endpoint: Endpoint
+    who: str
+    """The model in the log, e.g. judge gpt-4o."""
+    answers: Answers
+    """Known answers; new ones are added."""
+    send: Callable[[Question], Answer]
+    """Asks once; raises what `Client.chat` does."""
+    expected: Callable[[Question], Bill]
+    """Highest cost of asking once."""
+    is_whole: Callable[[Question, Answer], bool]
+    """Tells if an answer has the form asked for."""
+    remedy: str
+    """What to change, and to what, if all questions are refused."""
+
+    def ask_open(
+        self, questions: Mapping[str, Question], budget: Callable[[Bill], Budget], progress: Progress
+    ) -> dict[str, str]:
+        """Ask until every question has a whole answer, or as many answers as attempts.
+
+        Args:
+            questions: Questions by their keys.
+            budget: Makes the budget, given what the known answers to them have cost.
+            progress: Counts settled questions.
+
+        Returns:
+            Reason of the endpoint for each refused question, by its key.
+
+        Raises:
+            StageError: It would cost more than the budget, or the endpoint denies access.
+            EndpointError: The endpoint does not answer.
+        """
+        known, prices = self.answers.to(questions), self.endpoint.prices
+        spent = bill(known)
+        left = [key for key, question in questions.items() if self._is_open(question, known[key])]
+        ahead = sum((self.expected(questions[key]) for key in left), Bill())
+        print(
+            f"{self.who}: {counted(len(questions), 'question')}, {len(questions) - len(left):,} of them settled "
+            f"already; to ask: {len(left):,}, an estimated {ahead.words(prices, most='at most ')}",
+            flush=True,
+        )
+        if not left:
+            return {}
+        limits = budget(spent)
+        limits.check(ahead)
+        refused = self._ask_all(lambda key: self._ask(key, questions[key], known[key], limits), left, progress)
+        took = bill(self.answers.to(questions)) - spent
+        asked = counted(took.questions, "question")
+        print(f"asked {asked}: {took.words(prices)}; {len(refused)} refused", flush=True)
+        return refused
+
+    def _ask(self, key: str, question: Question, known: Sequence[Answer], budget: Budget) -> None:
+        """Ask one question until an answer is whole or the attempts are used up."""
+        for _ in range(self._attempts(question, known), self.endpoint.attempts):
+            highest, took = self.expected(question), Bill()
+            budget.reserve(highest)
+            try:
+                answer = self.send(question)
+                self.answers.add(key, answer)
+                took = answer.bill
+            finally:
+                budget.settle(highest, took)
+            if self.is_whole(question, answer):
+                return
+
+    def _is_open(self, question: Question, found: Sequence[Answer]) -> bool:
+        whole = any(self.is_whole(question, answer) for answer in found)
+        return not whole and self._attempts(question, found) < self.endpoint.attempts
+
+    def _attempts(self, question: Question, found: Sequence[Answer]) -> int:
+        """Count the answers to requests with at least the present limit; a smaller one may have cut the others."""
+        return sum(answer.max_tokens >= self.expected(question).completion_tokens for answer in found)
+
+    def _ask_all(self, ask: Callable[[str], None], keys: Sequence[str], progress: Progress) -> dict[str, str]:
+        """Ask all questions; if one fails for good, answers under way are still waited for and kept."""
+        settled = progress.total - len(keys)
+        pool = ThreadPoolExecutor(self.endpoint.parallel)
+        refused: dict[str, str] = {}
+        try:
+            asked = {pool.submit(ask, key): key for key in keys}
+            for done, future in enumerate(as_completed(asked), start=1):
+                try:
+                    future.result()
+                except RefusedError as error:
+                    refused[asked[future]] = str(error)
+                if len(refused) == done == min(ALL_REFUSED, len(keys)):
+                    raise StageError(
+                        f"{self.endpoint.base_url} takes no question; {self.endpoint.model} says: "
+                        f"{refused[asked[future]]}; {self.remedy}"
+                    )
+                progress.log(settled + done)
+        finally:
+            pool.shutdown(cancel_futures=True)
+        return refused
+
+
+def bill(found: Mapping[str, Sequence[Answer]]) -> Bill:
+    """Sum up the cost of answers."""
+    return sum((answer.bill for several in found.values() for answer in several), Bill())
