@@ -16,6 +16,7 @@ from tasks.evaluation_sets import read_evaluation_sets
 from tasks.promoting import propose
 from tasks.reporting import conclude, export_model, open_repository, report, upload_model
 from tasks.running.session import tracked
+from tasks.served import check_served_teacher
 from tasks.training import (
     distil,
     fine_tune_initial_student,
@@ -46,12 +47,13 @@ def stages(config: Config) -> tuple[PrefectFuture[Any], dict[str, PrefectFuture[
     """Start every stage; the futures of the report, of the exported students and of the one uploaded to the hub."""
     student = take_layers.submit(config)
     prepared = prepare.submit(config, student)
+    given = check_served_teacher.submit(config, prepared)
     sets = read_evaluation_sets(config, dict.fromkeys(config.rows, prepared))
-    # Nothing is trained before all that will be measured on has been read.
-    examples = filter_examples.submit(config, prepared, sets.benchmarks, wait_for=sets.all)
+    # Nothing is trained before all that will be measured on has been read, and a teacher elsewhere has answered.
+    examples = filter_examples.submit(config, prepared, sets.benchmarks, wait_for=[*sets.all, given])
     plain_text = pack_plain_text.submit(config, prepared)
 
-    teacher = fine_tune_teacher.submit(config, prepared, examples)
+    teacher = fine_tune_teacher.submit(config, given, prepared, examples)
     initial = fine_tune_initial_student.submit(config, student, prepared, examples)
     responses = teacher_responses.submit(config, prepared, examples, teacher)
     rejected = student_responses.submit(config, prepared, examples, student, initial)

@@ -52,6 +52,16 @@ def group_in(pattern: str, text: str) -> str | None:
     return None if found is None else found[1]
 
 
+def matches(pattern: str, text: str) -> bool:
+    """Return whether a pattern is found in a text.
+
+    Raises:
+        StageError: The search takes longer than `SECONDS`.
+    """
+    with _in_time(pattern, text):
+        return regex.search(pattern, text, timeout=SECONDS) is not None
+
+
 def without(pattern: str, text: str) -> str:
     """Return a text without all that a pattern matches.
 

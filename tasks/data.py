@@ -22,8 +22,9 @@ def take_layers(config: Config) -> Work:
 
 @stage_task("prepare tokenizer")
 def prepare(config: Config, student: Input) -> Work:
-    """Train or load the tokenizer that teacher and student share, and check that both fit it."""
-    models: dict[str, Input] = {"teacher.model": config.teacher.model, "student.model": student}
+    """Train or load the tokenizer that teacher and student share, and check that those with weights here fit it."""
+    models: dict[str, Input] = {} if config.served else {"teacher.model": config.teacher.model}
+    models["student.model"] = student
     architectures = {n: model.architecture if isinstance(model, Model) else None for n, model in models.items()}
     chosen = config.tokenizer
     wanted = chosen.train_vocabulary or (f"{chosen.model}.model" if chosen.model else "tokenizer.from")

@@ -5,23 +5,23 @@ from typing import Any
 
 from prefect.futures import PrefectFuture
 
-from minillm.config import BaseConfig, Sampling, Source
+from minillm.config import BaseConfig, Source
 from minillm.stages.measuring import (
     Calibration,
     Cost,
     Diversity,
     DownstreamScore,
     Exposure,
-    Generate,
     HeldOut,
     Judging,
     Preference,
     Score,
 )
 from minillm.store.manifest import Artifact
-from tasks.evaluation_sets import EvaluationSets, generation_tokens
+from tasks.evaluation_sets import EvaluationSets, generation, generation_tokens
 from tasks.running.computation import Input
 from tasks.running.stage import Work, stage_task
+from tasks.served import ask_answers
 
 
 def evaluate(
@@ -44,11 +44,17 @@ def evaluate(
     benchmarks, counting = sets.benchmarks, sets.tokenizers[next(iter(models))]
     for role, model in models.items():
         tokenizer, prompts = sets.tokenizers[role], sets.prompts[role]
-        responses = measured[f"responses/{role}"] = generate.submit(
-            config, role, model, tokenizer, prompts, wait_for=sets.all
-        )
+        if role in config.served:
+            responses = ask_answers.submit(config, role, model, tokenizer, prompts, benchmarks, wait_for=sets.all)
+        else:
+            responses = generate.submit(config, role, model, tokenizer, prompts, wait_for=sets.all)
+        measured[f"responses/{role}"] = responses
         measured[f"score/{role}"] = score.submit(config, role, responses, counting, benchmarks)
         measured[f"diversity/{role}"] = measure_diversity.submit(config, role, responses)
+        if config.evaluation.judge is not None:
+            measured[f"judge/{role}"] = judge_responses.submit(config, role, responses, benchmarks)
+        if role in config.served:
+            continue  # what follows reads weights
         if config.evaluation.downstream is not None:
             measured[f"downstream/{role}"] = answer_downstream.submit(config, role, model, tokenizer, sets.downstream)
         if config.evaluation.calibration:
@@ -59,8 +65,6 @@ def evaluate(
             measured[f"held_out/{role}"] = measure_held_out.submit(
                 config, role, model, tokenizer, benchmarks, prompts, sets.texts[role]
             )
-        if config.evaluation.judge is not None:
-            measured[f"judge/{role}"] = judge_responses.submit(config, role, responses, benchmarks)
     if config.evaluation.preference is not None:
         answers = {name: responses for name, responses in measured.items() if name.startswith("responses/")}
         measured["preference"] = count_preferences.submit(config, config.evaluation.preference, answers)
@@ -73,7 +77,11 @@ def evaluate(
             )
     # The cost is measured alone, so that nothing else in this run slows it down.
     measured["cost"] = measure_cost.submit(
-        config, models, sets.tokenizers, sets.prompts, wait_for=list(measured.values())
+        config,
+        {role: model for role, model in models.items() if role not in config.served},
+        sets.tokenizers,
+        sets.prompts,
+        wait_for=list(measured.values()),
     )
     return measured
 
@@ -82,7 +90,7 @@ def evaluate(
 def generate(config: BaseConfig, role: str, model: Input, prepared: Artifact, prompts: Artifact) -> Work:
     """Generate responses of one model to every benchmark, once per seed."""
     inputs: dict[str, Input] = {"model": model, "tokenizer": prepared, "prompts": prompts}
-    return _generation(config), inputs
+    return generation(config), inputs
 
 
 @stage_task("generation cost")
@@ -93,22 +101,11 @@ def measure_cost(
     prompts: Mapping[str, Artifact],
 ) -> Work:
     """Measure tokens per second and memory of every model, one after another."""
-    stage = Cost(roles=tuple(models), benchmark=next(iter(config.evaluation.benchmarks)), generate=_generation(config))
+    stage = Cost(roles=tuple(models), benchmark=next(iter(config.evaluation.benchmarks)), generate=generation(config))
     inputs: dict[str, Input] = {}
     for role, model in models.items():
         inputs |= {f"model/{role}": model, f"tokenizer/{role}": tokenizers[role], f"prompts/{role}": prompts[role]}
     return stage, inputs
-
-
-def _generation(config: BaseConfig) -> Generate:
-    evaluation = config.evaluation
-    return Generate(
-        seeds=evaluation.seeds,
-        **evaluation.model_dump(include=set(Sampling.model_fields)),
-        precision=evaluation.precision,
-        max_tokens=generation_tokens(config),
-        max_response_tokens=evaluation.max_response_tokens,
-    )
 
 
 @stage_task("score {role}")

@@ -7,7 +7,8 @@ from typing import Any
 
 from prefect.futures import PrefectFuture
 
-from minillm.config import BaseConfig, Pretrain, Scoring
+from minillm.config import BaseConfig, Pretrain, Sampling, Scoring
+from minillm.stages.measuring import Generate
 from minillm.stages.reading import Benchmarks, DownstreamTasks, EncodedPrompts, HeldOutTexts, Questions
 from minillm.store.manifest import Artifact
 from tasks.running.computation import Input
@@ -143,3 +144,15 @@ def longest_prompt(config: BaseConfig) -> int:
 def generation_tokens(config: BaseConfig) -> int:
     """Return the longest benchmark prompt with its response, in tokens; long prompts leave the response full room."""
     return longest_prompt(config) + config.longest_response
+
+
+def generation(config: BaseConfig) -> Generate:
+    """Return how responses to the benchmarks are generated."""
+    evaluation = config.evaluation
+    return Generate(
+        seeds=evaluation.seeds,
+        **evaluation.model_dump(include=set(Sampling.model_fields)),
+        precision=evaluation.precision,
+        max_tokens=generation_tokens(config),
+        max_response_tokens=evaluation.max_response_tokens,
+    )

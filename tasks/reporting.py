@@ -43,6 +43,7 @@ def report(
         measured: Artifacts of the measurements that `evaluate` started.
         examples: Training examples, if anything was trained.
     """
+    models = {**models, **config.served}
     inputs: dict[str, Input] = {"benchmarks": benchmarks, **measured}
     inputs |= {f"prompts/{role}": encoded for role, encoded in prompts.items()}
     inputs |= {} if examples is None else {"examples": examples}

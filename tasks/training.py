@@ -8,14 +8,15 @@ from minillm.stages.training import Respond, StoreKnowledge, Train, training_onl
 from minillm.store.manifest import Artifact
 from tasks.running.computation import Input
 from tasks.running.stage import Work, nothing, stage_task
+from tasks.served import asked_knowledge, asked_responses
 
 
 @stage_task("fine-tune teacher")
-def fine_tune_teacher(config: Config, prepared: Artifact, examples: Artifact) -> Work:
+def fine_tune_teacher(config: Config, given: Input, prepared: Artifact, examples: Artifact) -> Work:
     """Fine-tune the teacher on D; a teacher that is already fine-tuned is taken as it is."""
     teacher = config.teacher
     if teacher.training is None:
-        return nothing("teacher.training is null", teacher.model)
+        return nothing("teacher.training is null", given)
     return _train(config, "teacher", training_only(teacher.training), teacher.model, prepared, examples)
 
 
@@ -33,6 +34,8 @@ def teacher_responses(config: Config, prepared: Artifact, examples: Artifact, te
     """Generate the teacher's own responses to the training prompts; do nothing if no method trains on them."""
     if not any(method.text in ("teacher", "pairs") for method in config.methods.values()):
         return nothing("no method has `text: teacher` or `text: pairs`")
+    if config.served:
+        return asked_responses(config, teacher, prepared, examples)
     return _respond(config, "teacher", teacher, prepared, examples)
 
 
@@ -61,6 +64,8 @@ def store_knowledge(
     config: Config | Pretrain, form: Form, text: str, prepared: Artifact, rows: Artifact, teacher: Input
 ) -> Work:
     """Run the teacher once over the data's responses or its own, and keep what students learn from without it."""
+    if config.served:
+        return asked_knowledge(config, text, teacher, prepared, rows)
     knowledge = config.teacher.knowledge
     kept = {} if form == "hidden" else {form: getattr(knowledge, form)}
     drawn = {"seed": config.seed} if form == "sampled" else {}

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
+from typing import Any, TypeVar
 
 KEY = "sk-a-secret-that-must-stand-nowhere"
 PATH = "/v1/chat/completions"
@@ -23,8 +23,8 @@ class Endpoint(ThreadingHTTPServer):
 
     daemon_threads = True
 
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
+    def __init__(self, handler: type["Handler"] | None = None, port: int = 0) -> None:
+        super().__init__(("127.0.0.1", port), handler or Handler)
         self.lock = threading.Lock()
         self.planned: list[Reply] = []
         """Replies to the next requests; later requests get ratings."""
@@ -161,9 +161,12 @@ def breaks_off_unannounced(handler: Handler, body: dict[str, Any]) -> None:
     handler.close_connection = True
 
 
+AnyEndpoint = TypeVar("AnyEndpoint", bound=Endpoint)
+
+
 @contextmanager
-def serving() -> Iterator[Endpoint]:
-    with Endpoint() as server:
+def serving(server: AnyEndpoint) -> Iterator[AnyEndpoint]:
+    with server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
         thread.start()
         try:

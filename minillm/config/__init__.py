@@ -24,4 +24,4 @@ from minillm.config.pretraining import Pretrain, PretrainedStudent
 from minillm.config.promotion import Promotion
 from minillm.config.study import Study, StudyRun
 from minillm.config.system2 import PromptChain, QuestionSet, System2
-from minillm.config.training import DIVERGENCES, Collapse, Divergence, Lora, Method, Policy, Training
+from minillm.config.training import DIVERGENCES, Collapse, Divergence, Lora, Method, Policy, TeacherModel, Training

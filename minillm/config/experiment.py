@@ -11,6 +11,7 @@ from minillm.config.evaluation import Evaluation
 from minillm.config.export import Export
 from minillm.config.knowledge import Form
 from minillm.config.promotion import Promotion
+from minillm.config.served import problems_of_served, take_students_tokenizer
 from minillm.config.training import Lora, Method, Student, Teacher, Training
 from minillm.nearest import suggestion
 
@@ -106,6 +107,11 @@ class BaseConfig(WithPrompts):
         raise NotImplementedError
 
     @property
+    def served(self) -> dict[str, Model]:
+        """Rows whose model runs behind an endpoint and has no weights here, each with its origin."""
+        return {}
+
+    @property
     def longest_response(self) -> int:
         """Longest response after the longest prompt of a benchmark, in tokens."""
         return self.evaluation.max_response_tokens or self.data.response_room
@@ -194,6 +200,11 @@ class Config(BaseConfig):
         """Names of the rows: the teacher and the methods."""
         return ("teacher", *self.methods)
 
+    @property
+    def served(self) -> dict[str, Model]:
+        """The teacher, if it runs behind an endpoint."""
+        return {} if self.teacher.model.endpoint is None else {"teacher": self.teacher.model}
+
     @model_validator(mode="before")
     @classmethod
     def _fill_in(cls, raw: Any) -> Any:
@@ -202,7 +213,7 @@ class Config(BaseConfig):
 
         if not isinstance(raw, dict):
             return raw
-        whole = apply_presets(raw)
+        whole = take_students_tokenizer(apply_presets(raw))
         return apply_lmops(whole) if whole.get("parity") == "lmops" else whole
 
     @property
@@ -273,6 +284,12 @@ class Config(BaseConfig):
                 f"the {owner} has an `architecture` and so no tokenizer of its own; set tokenizer.train_vocabulary, or "
                 "tokenizer.from to a model or directory that has one"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _served_teacher_has_no_weights(self) -> Self:
+        if self.served and (found := "; ".join(problems_of_served(self))):
+            raise ValueError(f"teacher.model.endpoint: {found}")
         return self
 
     @model_validator(mode="after")

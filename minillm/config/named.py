@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from minillm.config import BaseConfig, Config, Judge, Tracked
+from minillm.config import BaseConfig, Config, Endpoint, Tracked
 from minillm.config.export import TOKEN_VARIABLE
 from minillm.config.hosts import read_hosts
 from minillm.errors import ConfigError
@@ -45,7 +45,9 @@ def problems_of_named(raw: dict[str, Any], config: Tracked | None) -> Iterator[s
             "`pip install .[downstream]` in the repository (`make env` has it), or leave evaluation.downstream out"
         )
     if isinstance(config, BaseConfig) and config.evaluation.judge is not None:
-        yield from _judge_problems(config.evaluation.judge)
+        yield from _endpoint_problems(config.evaluation.judge)
+    if isinstance(config, Config) and config.teacher.model.endpoint is not None:
+        yield from _endpoint_problems(config.teacher.model.endpoint)
     if config is not None and config.runtime.hostfile is not None:
         try:
             read_hosts(config.runtime)
@@ -101,18 +103,18 @@ def _upload_problems() -> Iterator[str]:
         yield "export.hub: HF_HUB_OFFLINE is set, and nothing can be uploaded; unset it, or set export: null"
 
 
-def _judge_problems(judge: Judge) -> Iterator[str]:
-    """Say what is missing to ask the judge, without asking it. The key is never quoted."""
+def _endpoint_problems(endpoint: Endpoint) -> Iterator[str]:
+    """Say what is missing to ask an endpoint, without asking it. The key is never quoted."""
     if importlib.util.find_spec("openai") is None:
-        yield "evaluation.judge: the package openai is not installed; pip install '.[judge]'"
-    variable, key = judge.api_key_variable, os.environ.get(judge.api_key_variable, "")
+        yield f"{endpoint.field}: the package openai is not installed; pip install '.[endpoint]'"
+    variable, key = endpoint.api_key_variable, os.environ.get(endpoint.api_key_variable, "")
     if not key:
         yield (
-            f"evaluation.judge.api_key_variable: the environment has no {variable}; export it with the endpoint's key "
-            "(any word where the endpoint asks for none), or set evaluation.judge: null"
+            f"{endpoint.field}.api_key_variable: the environment has no {variable}; export it with the endpoint's key "
+            f"(any word where the endpoint asks for none), or leave {endpoint.field} out"
         )
     elif not (key.isascii() and key.isprintable() and " " not in key):
         yield (
-            f"evaluation.judge.api_key_variable: {variable} holds blanks, line ends or letters outside ASCII, "
+            f"{endpoint.field}.api_key_variable: {variable} holds blanks, line ends or letters outside ASCII, "
             "which cannot be sent as a key; export it again"
         )

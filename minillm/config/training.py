@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal, Self, get_args
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from minillm.config.base import Model, Strict, Temperature
+from minillm.config.endpoint import ServedTeacher
 from minillm.config.knowledge import SPARSE_DIVERGENCE, Form, Knowledge
 
 Decay = Annotated[float, Field(ge=0.0, lt=1.0)]
@@ -253,9 +254,14 @@ class Method(Strict):
         return None if self.teacher == "live" else self.teacher
 
     @property
+    def needs_log_probs(self) -> bool:
+        """True if training reads what the teacher thinks of tokens, and not only its text."""
+        return self.divergence != "cross_entropy"
+
+    @property
     def runs_teacher(self) -> bool:
         """True if the teacher itself runs in training."""
-        return self.divergence != "cross_entropy" and self.stored is None
+        return self.needs_log_probs and self.stored is None
 
     @model_validator(mode="after")
     def _can_be_had_from_a_store(self) -> Self:
@@ -312,10 +318,22 @@ class Method(Strict):
         return self
 
 
+class TeacherModel(Model):
+    """Origin of the teacher: as of any model, or an endpoint, behind which it runs as it is."""
+
+    endpoint: ServedTeacher | None = None
+    """A model that runs elsewhere and is asked for text and, if it tells them, log-probabilities."""
+
+    @property
+    def origins(self) -> dict[str, Any]:
+        """Fields of which exactly one is given."""
+        return {**super().origins, "endpoint": self.endpoint}
+
+
 class Teacher(Strict):
     """The large model, first fine-tuned on D (paper Algorithm 1, step 1)."""
 
-    model: Model
+    model: TeacherModel
     training: Training | None
     """Fine-tuning on D; null if the given model is fine-tuned already."""
     knowledge: Knowledge = Knowledge()

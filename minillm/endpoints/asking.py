@@ -1,5 +1,7 @@
 """Ask an endpoint the questions it has not answered yet, several at once, and keep each answer as soon as it comes."""
 
+import signal
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
@@ -9,13 +11,18 @@ from minillm.config import Endpoint
 from minillm.endpoints.answers import Answer, Answers
 from minillm.endpoints.budget import Bill, Budget
 from minillm.endpoints.client import RefusedError
-from minillm.errors import StageError
+from minillm.errors import STOPPED, StageError
 from minillm.words import counted
 from minillm.worker.progress import Progress
 
 ALL_REFUSED = 20
 """If this many questions are refused and none is answered, the endpoint is taken to refuse all."""
 Question = TypeVar("Question")
+
+
+def stop_when_asked() -> None:
+    """Let SIGTERM end this process, after the answers under way are kept; the next attempt finds them."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(STOPPED))
 
 
 @dataclass(frozen=True)

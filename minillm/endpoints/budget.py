@@ -2,7 +2,7 @@
 
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from minillm.config import Endpoint, Prices
 from minillm.errors import StageError
@@ -33,6 +33,10 @@ class Bill:
     def cost(self, prices: Prices) -> float:
         """Return the cost in the currency of the prices."""
         return (self.prompt_tokens * prices.prompt + self.completion_tokens * prices.completion) / 1e6
+
+    def figures(self, prices: Prices | None) -> dict[str, float]:
+        """Return its fields and, if prices are known, its cost."""
+        return asdict(self) | ({} if prices is None else {"cost": self.cost(prices)})
 
     def words(self, prices: Prices | None, most: str = "") -> str:
         """Write tokens and, if prices are known, money."""

@@ -4,6 +4,8 @@ The client of the `openai` package waits and tries again if the server is busy (
 takes too long, or drops the connection.
 """
 
+import contextlib
+import functools
 import os
 import threading
 import time
@@ -31,6 +33,8 @@ SHORTEST_SECRET = 8
 """Characters; a shorter key is a placeholder for an endpoint that needs none."""
 QUOTED_CHARACTERS = 300
 """Characters of the endpoint's reply that an error quotes."""
+CHAT, COMPLETION = "a chat completion", "a completion"
+"""Kinds of replies."""
 Reply = TypeVar("Reply", ChatCompletion, Completion)
 Request = Mapping[str, Any]
 """Fields of a request."""
@@ -48,22 +52,26 @@ class Client:
     """A connection to an endpoint; threads may share it."""
 
     def __init__(self, endpoint: Endpoint) -> None:
-        """Take the key from the environment.
-
-        Raises:
-            StageError: It has none.
-        """
         self._endpoint = endpoint
         self._key = os.environ.get(endpoint.api_key_variable, "")
-        if not self._key:
-            raise StageError(f"the environment has no {endpoint.api_key_variable}; export it with the endpoint's key")
-        hide(self._key)
-        self._client = openai.OpenAI(
-            base_url=endpoint.base_url, api_key=self._key, timeout=endpoint.timeout_seconds, max_retries=RETRIES
-        )
         self._form: dict[str, int] = {}  # the first one accepted of each kind of request
         self._pace = threading.Lock()
         self._next = 0.0
+
+    @functools.cached_property
+    def _client(self) -> openai.OpenAI:
+        """The package's client; it takes a key only when something is asked."""
+        if not self._key:
+            raise StageError(
+                f"the environment has no {self._endpoint.api_key_variable}; export it with the endpoint's key"
+            )
+        hide(self._key)
+        return openai.OpenAI(
+            base_url=self._endpoint.base_url,
+            api_key=self._key,
+            timeout=self._endpoint.timeout_seconds,
+            max_retries=RETRIES,
+        )
 
     def chat(self, forms: Sequence[Request]) -> ChatCompletion:
         """Ask for a chat completion.
@@ -77,11 +85,20 @@ class Client:
             EndpointError: It does not answer.
             StageError: It rejects the key or the model, or demands payment; asking again does not help.
         """
-        return self._accepted("a chat completion", self._client.chat.completions.create, ChatCompletion, forms)
+        return self._accepted(CHAT, self._client.chat.completions.create, ChatCompletion, forms)
 
     def complete(self, forms: Sequence[Request]) -> Completion:
-        """Ask for a completion of a text, as `chat` does; it raises the same errors."""
-        return self._accepted("a completion", self._client.completions.create, Completion, forms)
+        """Ask for a completion of a text, as `chat` does; it raises the same errors.
+
+        Some servers say that they fail (500) where they do not know a form, so each is first tried once.
+        """
+        create, tried = self._client.completions.create, self._client.with_options(max_retries=0).completions.create
+        for number in range(len(forms)) if COMPLETION not in self._form else ():
+            with contextlib.suppress(RefusedError, EndpointError):
+                reply = self._sent(COMPLETION, tried, Completion, forms[number])
+                self._form[COMPLETION] = number
+                return reply
+        return self._accepted(COMPLETION, create, Completion, forms)
 
     def answer(self, reply: ChatCompletion | Completion, content: str, asked: str, max_tokens: int) -> Answer:
         """Return what is kept of a reply; not every server counts tokens or names its model.

@@ -52,7 +52,7 @@ def run(job: Job[Generate]) -> Summary:
                 responses = sample(requests)
             texts = tokenizer.texts([tokens for tokens, _ in responses])
             if rank() == 0:
-                _write(target, requests, texts, responses, turns)
+                write_answers(target, requests, texts, responses, turns)
         done += len(requests)
         progress.log(done)
     return {"responses": total, "parameters": parameter_count(sampler.model)}
@@ -81,7 +81,7 @@ def make_requests(prompts: Sequence[list[int]], settings: Generate, benchmark: i
     ]
 
 
-def _write(
+def write_answers(
     target: Path, requests: Sequence[Request], texts: Sequence[str], responses: Sequence[Any], turns: Sequence[int]
 ) -> None:
     """Store the texts and, for stages that run a model on them, their token ids and the turn of each prompt.

@@ -1,10 +1,7 @@
 """Stage judge: a strong model rates one method's stored responses against their references (method.md §7)."""
 
 import json
-import signal
-import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +10,8 @@ import pandas as pd
 from minillm.config import Judge
 from minillm.durable import write_atomically
 from minillm.endpoints.answers import Answer, Answers
-from minillm.endpoints.asking import bill
-from minillm.errors import STOPPED, StageError
+from minillm.endpoints.asking import bill, stop_when_asked
+from minillm.errors import StageError
 from minillm.evaluation.responses import read_responses, read_rows
 from minillm.judging.asking import ask_what_is_open, ratings_in
 from minillm.judging.questions import Question, questions_about
@@ -37,7 +34,7 @@ def run(job: Job[Judging]) -> Summary:
         StageError: It would cost more than the budget, the endpoint denies access, or nothing of a benchmark was rated.
     """
     settings = job.settings
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(STOPPED))  # after the answers under way are kept
+    stop_when_asked()
     questions = read_questions(job.inputs, settings)
     texts = {question.key(settings.judge): question.text for question in questions}
     answers = Answers(Path(job.runtime.store) / FOLDER)
@@ -47,11 +44,10 @@ def run(job: Job[Judging]) -> Summary:
     found = answers.to(texts)
     ratings = rate(questions, found, settings.judge)
     _check_rated(ratings, questions, found, refused, settings.judge)
-    spent, prices = bill(found), settings.judge.prices
     result = table(settings.role, ratings) | {
         "judge": settings.judge.model,
         "answered_by": sorted({answer.model for several in found.values() for answer in several}),
-        "spent": asdict(spent) | ({} if prices is None else {"cost": spent.cost(prices)}),
+        "spent": bill(found).figures(settings.judge.prices),
     }
     ratings.to_parquet(job.output / "ratings.parquet")
     write_atomically(job.output / "judge.json", json.dumps(result, indent=2))

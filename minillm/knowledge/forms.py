@@ -29,12 +29,21 @@ def bytes_per_token(stage: StoreKnowledge, vocabulary: int, width: int) -> int:
     """
     if stage.form == "hidden":
         return width * (4 if stage.precision == "float32" else 2)
-    entry = 2 if vocabulary <= FEW_ENTRIES else 4
     if stage.sampled is not None:
-        return stage.sampled.draws * (entry + 1) + SCALARS
+        return stage.sampled.draws * (entry_type(vocabulary).itemsize + 1) + SCALARS
     assert stage.top is not None
     guessed = Top() if stage.top.mass is not None else stage.top
-    return guessed.entries(vocabulary) * (entry + 2) + SCALARS
+    return top_bytes(guessed.entries(vocabulary), vocabulary)
+
+
+def top_bytes(entries: int, vocabulary: int) -> int:
+    """Return the bytes that a token takes with so many of its likeliest entries."""
+    return entries * (entry_type(vocabulary).itemsize + 2) + SCALARS
+
+
+def entry_type(vocabulary: int) -> torch.dtype:
+    """Return the type that holds any entry of a vocabulary."""
+    return torch.uint16 if vocabulary <= FEW_ENTRIES else torch.int32
 
 
 @torch.no_grad()
@@ -60,7 +69,7 @@ def keep(stage: StoreKnowledge, hidden: Tensor, head: OutputHead, tokens: Tensor
         else:
             assert uniform is not None
             kept = _drawn(log_probs, uniform[part])
-        kept["entries"] = kept["entries"].to(torch.uint16 if head.vocabulary <= FEW_ENTRIES else torch.int32)
+        kept["entries"] = kept["entries"].to(entry_type(head.vocabulary))
         parts.append({name: values.cpu() for name, values in kept.items()} | {"token_log_prob": own.float().cpu()})
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 

@@ -107,6 +107,8 @@ def origin(source: Mapping[str, Any]) -> str:
         return f"a randomly initialised {escaped(source['architecture']['model_type'])} model"
     if source.get("layers_of"):
         return f"{layers_words(source['layers'])} of the teacher as given"
+    if source.get("endpoint"):
+        return f"{code(source['endpoint']['model'])} behind an endpoint"
     if source["hub"]:
         return f"{code(source['hub'])} (revision {escaped(source['revision'])})"
     return code(Path(source["path"]).name)

@@ -7,7 +7,7 @@ from typing import Any
 import huggingface_hub
 import pandas as pd
 
-from minillm.config import Model
+from minillm.config import Model, TeacherModel
 from minillm.files import read_json
 from minillm.reporting.comparison import METRIC_NAMES, Comparison
 from minillm.reporting.provenance import manifest_of
@@ -43,7 +43,7 @@ def model_table(
     rows = {}
     for role in [*ready_made, *trained]:
         rows[role] = {
-            "parameters": short_count(parameters[role]),
+            "parameters": short_count(parameters[role]) if role in parameters else ABSENT,
             share: percent(parameters[role] / first) if first else ABSENT,
             **(_cost_cells(cost["models"][role]) if role in cost["models"] else {}),
             **(_origin(ready_made[role], inputs[f"responses/{role}"]) if role in ready_made else {}),
@@ -54,9 +54,9 @@ def model_table(
 
 
 def cost_words(comparison: Comparison, cost: Cost) -> list[str]:
-    """Compare the cost of generation of the best with that of the first row, in a sentence; none if it is the first."""
+    """Compare the cost of generation of the best with that of the first row, in a sentence, if both were measured."""
     first, best = comparison.roles[0], comparison.best
-    if best == first:
+    if best == first or not {best, first} <= cost["models"].keys():
         return []
     ours, theirs = cost["models"][best], cost["models"][first]
     ratio = ours["tokens_per_second"] / theirs["tokens_per_second"]
@@ -76,6 +76,8 @@ def _cost_cells(cost: Mapping[str, float]) -> dict[str, str]:
 
 def _origin(model: Model, responses: Path) -> dict[str, str]:
     """Return where a model is from, and the beginning of the commit or digest that its generation recorded."""
+    if isinstance(model, TeacherModel) and model.endpoint is not None:
+        return {"from": f"{model.endpoint.model} at {model.endpoint.base_url}"}
     manifest = manifest_of(responses)
     fingerprint = ABSENT if manifest is None else manifest.sources.get("model", ABSENT)
     place = str(model.path) if model.hub is None else f"{model.hub}, revision {model.revision}"

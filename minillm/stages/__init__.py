@@ -3,7 +3,15 @@
 from pathlib import Path
 
 from minillm.files import read_json
-from minillm.stages import measuring, pages, pretraining, reading, system2, training  # noqa: F401  (they declare the stages)
+from minillm.stages import (  # noqa: F401  (they declare the stages)
+    measuring,
+    pages,
+    pretraining,
+    reading,
+    served,
+    system2,
+    training,
+)
 from minillm.stages.base import Job, Stage
 
 STAGES: dict[str, type[Stage]] = {stage.kind: stage for stage in Stage.__subclasses__()}

@@ -2,7 +2,7 @@
 
 from typing import ClassVar
 
-from minillm.config import Model
+from minillm.config import Model, TeacherModel
 from minillm.stages.base import Stage
 
 
@@ -36,7 +36,7 @@ class Report(Stage):
     roles: tuple[str, ...]
     """Rows of the table, in order; the first is the teacher, or else the model the others are measured against."""
     benchmarks: tuple[str, ...]
-    models: dict[str, Model]
+    models: dict[str, Model | TeacherModel]
     """Origins of the rows that were not trained here."""
     planned: dict[str, float]
     """Seconds that `--plan` estimated for each stage, by its label; empty without a plan."""

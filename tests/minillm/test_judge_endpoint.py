@@ -22,7 +22,7 @@ QUESTION = message("Say it.", "", "mine 7", "theirs 4")
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[judge_server.Endpoint]:
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     monkeypatch.setattr(client, "RETRIES", 2)
-    with serving() as running:
+    with serving(judge_server.Endpoint()) as running:
         yield running
 
 
@@ -69,7 +69,7 @@ def test_what_does_not_pass_may_be_tried_again_later(server, reply):
 
 
 def test_nobody_at_the_address_may_be_tried_again_later(server):
-    with serving() as other:
+    with serving(judge_server.Endpoint()) as other:
         gone = other.base_url
     with pytest.raises(EndpointError, match=f"{gone} does not answer: Connection error"):
         asked(server, base_url=gone)

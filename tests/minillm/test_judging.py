@@ -34,7 +34,7 @@ REFERENCE = [5, 5, 6, 10]
 def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[judge_server.Endpoint]:
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     monkeypatch.chdir(tmp_path)  # where the store is
-    with serving() as running:
+    with serving(judge_server.Endpoint()) as running:
         yield running
 
 

@@ -26,7 +26,7 @@ pytestmark = pytest.mark.usefixtures("prefect_server")
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[judge_server.Endpoint]:
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
-    with serving() as running:
+    with serving(judge_server.Endpoint()) as running:
         running.rate = lambda first, second: ratings(
             *(8 if "is on the hill" in text else 6 for text in (first, second))
         )

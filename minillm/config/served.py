@@ -1,0 +1,62 @@
+"""What a teacher behind an endpoint cannot give, refused by name when a configuration is read."""
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from minillm.config.experiment import Config
+    from minillm.config.training import Method
+
+NOT_SAMPLED_SO = ("top_k", "no_repeat_ngram")
+"""Rules of sampling that chat completions do not have."""
+
+
+def take_students_tokenizer(raw: dict[str, Any]) -> dict[str, Any]:
+    """Return a raw configuration in which the student of a served teacher brings the tokenizer, by default."""
+    model = (raw.get("teacher") or {}).get("model") if isinstance(raw.get("teacher"), dict) else None
+    tokenizer = raw.get("tokenizer") or {}
+    if not isinstance(model, dict) or model.get("endpoint") is None or not isinstance(tokenizer, dict):
+        return raw
+    if tokenizer.get("train_vocabulary") is not None:
+        return raw
+    return {**raw, "tokenizer": {"from": "student", **{k: v for k, v in tokenizer.items() if v is not None}}}
+
+
+def problems_of_served(config: "Config") -> Iterator[str]:
+    """Say what in a configuration needs the weights of its teacher, which runs behind an endpoint."""
+    teacher, evaluation = config.teacher, config.evaluation
+    if teacher.training is not None:
+        yield "teacher.training fine-tunes weights, which an endpoint does not give; set teacher.training: null"
+    if config.student.model.layers_of is not None:
+        yield "student.model.layers_of takes weights of the teacher; give student.model an origin of its own"
+    if config.tokenizer.model == "teacher":
+        yield "tokenizer.from is teacher, whose files an endpoint does not give; set it to student or a directory"
+    if teacher.knowledge.precision != "float32":
+        yield "teacher.knowledge.precision is the endpoint's own; leave it out"
+    if evaluation.exposure_bias is not None:
+        yield "evaluation.exposure_bias compares whole distributions of student and teacher; set it to null"
+    for name in evaluation._changed(*NOT_SAMPLED_SO):
+        yield f"evaluation.{name} is no rule of an endpoint's sampling, and all rows are sampled alike; leave it out"
+    for name, method in config.methods.items():
+        for problem in _problems_of(method):
+            yield f"methods.{name}.{problem}"
+        if method.stored == "top" and teacher.knowledge.top.k is None:
+            yield f"methods.{name} reads likely tokens, whose number an endpoint must know; set teacher.knowledge.top.k"
+        if method.needs_log_probs and config.tokenizer.train_vocabulary is not None:
+            yield (
+                f"methods.{name} reads log-probabilities of the teacher's own tokens, and tokenizer.train_vocabulary "
+                "makes others; set tokenizer.from to a tokenizer of the teacher's family"
+            )
+
+
+def _problems_of(method: "Method") -> Iterator[str]:
+    """Say which fields of a method ask for more than text and the log-probabilities of likely tokens."""
+    if method.text == "pairs":
+        yield "text: pairs compares with the running teacher; use text: teacher"
+    elif method.stored in ("hidden", "sampled"):
+        yield f"teacher: {method.stored} is made of weights; use teacher: top"
+    elif method.runs_teacher:
+        yield (
+            f"divergence: {method.divergence} with teacher: live needs its weights in training; use teacher: top on "
+            "text: dataset or teacher"
+        )

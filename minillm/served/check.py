@@ -1,0 +1,96 @@
+"""Stage `served_teacher`: whether an endpoint answers, has our tokens, and tells what methods read, before all else."""
+
+from pathlib import Path
+
+from minillm.data.encoding import encode_texts
+from minillm.data.prompts import template_of
+from minillm.endpoints.client import RefusedError
+from minillm.errors import StageError
+from minillm.files import write_json
+from minillm.models.shared_tokenizer import SharedTokenizer, load_shared_tokenizer
+from minillm.preparation.tokenizer_checks import PROBE
+from minillm.served.chat import Chat, Teacher
+from minillm.served.scoring import Given, Scorer, Told
+from minillm.stages.base import Job, Summary
+from minillm.stages.served import CheckTeacher
+from minillm.worker.progress import Progress
+
+SERVERS = "docs/served-teacher.md names servers that tell log-probabilities of given text, and how they are started"
+TOLERANCE = 0.1
+"""Largest difference, in nats, between what is told of one place in two ways; servers round, and batch differently."""
+TRIES = 5
+"""Beginnings of the probe that are tried until one is continued with an ordinary token."""
+
+
+def run(job: Job[CheckTeacher]) -> Summary:
+    """Write teacher.json.
+
+    Raises:
+        StageError: The endpoint denies access, has other tokens, or does not tell what is asked for.
+    """
+    settings = job.settings
+    teacher = Teacher(settings.endpoint, job.runtime.store)
+    shared = load_shared_tokenizer(job.inputs["tokenizer"])
+    question = [{"role": "user", "content": "Say yes."}]
+    (said,) = teacher.say([Chat(question, max_tokens=8, seed=0)], Progress(job.output, 1, "questions"))
+    if isinstance(said, str):
+        raise StageError(f"{settings.endpoint.base_url}: a plain chat question is {said}; see teacher.model.endpoint")
+    if settings.log_probs is not None:
+        _require_log_probs(teacher, shared, settings)
+    write_json(Path(job.output) / "teacher.json", teacher.identity)
+    return {**teacher.bill.figures(settings.endpoint.prices)}
+
+
+def _require_log_probs(teacher: Teacher, shared: SharedTokenizer, settings: CheckTeacher) -> None:
+    """Require the probe's tokens to be ours, and their log-probabilities to be in the right places."""
+    assert settings.log_probs is not None
+    ((_, prompt),) = template_of(shared.tokenizer, settings.template, shared.ends).prompts([(PROBE, "")])
+    tokens = [*prompt, *encode_texts(shared.tokenizer, [PROBE])[0]]
+    scorer = Scorer(teacher, shared)
+
+    def given(end: int) -> Given:
+        return Given(tokens[:end], len(prompt), settings.log_probs or 1, "the probe text")
+
+    def told(text: Given) -> Told:
+        found = scorer.told(text)
+        teacher.bill += teacher.client.answer(found.reply, "", "", max_tokens=1).bill
+        return found
+
+    try:
+        whole = told(given(len(tokens)))
+        if whole.places is None:
+            raise StageError(
+                f"{settings.endpoint.base_url} answers without log-probabilities of given text; use a method that "
+                f"reads its text alone (seqkd), or another server: {SERVERS}"
+            )
+        places = whole.scored(given(len(tokens)))
+        if not all(of.likeliest for of in places):
+            raise StageError(f"{settings.endpoint.base_url} tells no likely tokens of given text; {SERVERS}")
+        for end in _ends(shared, tokens, len(prompt)):
+            following = told(given(end)).following
+            if following is not None:
+                _require_same(following, max(of for _, of in places[end - len(prompt)].likeliest), end, settings)
+                return
+    except RefusedError as error:
+        raise StageError(
+            f"{settings.endpoint.base_url} takes no text to tell log-probabilities of: {error}; use a method that "
+            f"reads its text alone (seqkd), or another server: {SERVERS}"
+        ) from error
+    raise StageError(f"{settings.endpoint.base_url} does not continue the probe text, so nothing can be compared")
+
+
+def _ends(shared: SharedTokenizer, tokens: list[int], prompt: int) -> list[int]:
+    """Return places in the probe at which its beginning, as text, has the same tokens."""
+    places = range(prompt + 1, len(tokens))
+    texts = [str(shared.tokenizer.decode(tokens[prompt:place])) for place in places]
+    again = encode_texts(shared.tokenizer, texts)
+    return [place for place, ids in zip(places, again, strict=True) if ids == tokens[prompt:place]][:TRIES]
+
+
+def _require_same(following: float, told: float, place: int, settings: CheckTeacher) -> None:
+    """Require a place to be told of alike in the text's middle and at its end: some servers are one place off."""
+    if abs(following - told) > TOLERANCE:
+        raise StageError(
+            f"{settings.endpoint.base_url}: the likeliest token at place {place} of the probe text has log-probability "
+            f"{told:.3f}, but {following:.3f} where the text ends before it; the server's places are off. {SERVERS}"
+        )

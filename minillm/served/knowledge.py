@@ -1,0 +1,91 @@
+"""Stage `asked_knowledge`: a served teacher's likeliest tokens of the training text, kept as by stage `knowledge`."""
+
+from collections.abc import Sequence
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from minillm.config import Form, Top
+from minillm.data.learnt_turns import learnt_ranges
+from minillm.endpoints.asking import stop_when_asked
+from minillm.knowledge.forms import Kept, entry_type, top_bytes
+from minillm.knowledge.shards import write_store
+from minillm.knowledge.store import training_rows
+from minillm.models.shared_tokenizer import SharedTokenizer, load_shared_tokenizer
+from minillm.served.chat import Teacher
+from minillm.served.scoring import Given, Place, Scorer
+from minillm.stages.base import Job, Summary
+from minillm.stages.served import AskKnowledge
+from minillm.worker.processes import process_group
+from minillm.worker.progress import Progress
+
+
+@process_group()
+def run(job: Job[AskKnowledge]) -> Summary:
+    """Ask for all rows that the store lacks, then write the shards that are missing, and the index.
+
+    Raises:
+        StageError: It would cost more than the budget, the endpoint denies access, or a row is not told of as asked.
+    """
+    stop_when_asked()
+    rows, shared = training_rows(job.inputs), load_shared_tokenizer(job.inputs["tokenizer"])
+    source = AskedTeacher(job, rows, shared)
+    written = write_store(job, rows, shared, source)
+    if source.unknown:
+        print(f"{source.unknown:,} told strings stand for several tokens, and count among all others", flush=True)
+    return {**written, "unknown_entries": source.unknown, **source.teacher.bill.figures(job.settings.endpoint.prices)}
+
+
+class AskedTeacher:
+    """A served teacher, and what it has told of the training rows."""
+
+    def __init__(self, job: Job[AskKnowledge], rows: pd.DataFrame, shared: SharedTokenizer) -> None:
+        self.form: Form = "top"
+        self.soft_cap, self.head = None, dict[str, Tensor | None]()
+        self.k, self.vocabulary = Top(k=job.settings.k).entries(shared.entries), shared.entries
+        self.bytes_per_token = top_bytes(self.k, self.vocabulary)
+        self.teacher = Teacher(job.settings.endpoint, job.runtime.store)
+        self.scorer = Scorer(self.teacher, shared)
+        self.learnt = [learnt_ranges(turns) for turns in rows["turns"]]
+        self.texts = [
+            Given([*prompt, *response], len(prompt) + learnt[0][0], self.k, f"training row {row}")
+            for prompt, response, learnt, row in zip(
+                rows["prompt_ids"], rows["response_ids"], self.learnt, rows["row"], strict=True
+            )
+        ]
+        self.scorer.ask(self.texts, Progress(job.output, len(rows), "rows"))
+        self.unknown = 0
+
+    def keep(self, rows: range) -> dict[int, Kept]:
+        """Return what is kept of some consecutive rows, by their numbers."""
+        found = self.scorer.read(self.texts[rows.start : rows.stop])
+        return {row: self._keep(row, places) for row, places in zip(rows, found, strict=True)}
+
+    def _keep(self, row: int, places: Sequence[Place]) -> Kept:
+        """Keep what is told of the learnt tokens of a row; the places begin with the first of them."""
+        text, ranges = self.texts[row], self.learnt[row]
+        learnt = [place - ranges[0][0] for start, end in ranges for place in range(start, end)]
+        told = [places[place] for place in learnt]
+        entries = [
+            self._entries(int(text.tokens[text.start + place]), of) for place, of in zip(learnt, told, strict=True)
+        ]
+        counts = torch.tensor([len(of) for of in entries])
+        log_probs = torch.tensor([log_prob for of in entries for log_prob in of.values()], dtype=torch.float32)
+        tail = torch.stack([1 - part.exp().sum() for part in log_probs.split(counts.tolist())]).clamp(min=0)
+        return {
+            "counts": counts.int(),
+            "entries": torch.tensor([token for of in entries for token in of]).to(entry_type(self.vocabulary)),
+            "log_probs": log_probs.clamp(min=torch.finfo(torch.float16).min).half(),
+            "tail": tail.masked_fill(counts == self.vocabulary, 0),
+            "token_log_prob": torch.tensor([of.own for of in told], dtype=torch.float32),
+        }
+
+    def _entries(self, own: int, place: Place) -> dict[int, float]:
+        """Return the likeliest tokens that are known, the likeliest first, with their log-probabilities."""
+        named = [(self.scorer.spelling.token(told), log_prob) for told, log_prob in place.likeliest]
+        self.unknown += sum(token is None for token, _ in named)
+        known = {token: log_prob for token, log_prob in named if token is not None and token < self.vocabulary}
+        known[own] = place.own  # a string may stand for several tokens, but the text's own is known
+        likeliest = sorted(known.items(), key=lambda entry: -entry[1])[: self.k]
+        return dict(likeliest)

@@ -1,0 +1,235 @@
+"""Log-probabilities that a served teacher gives to the tokens of given text, from servers that tell them.
+
+A request has the text as token ids, or as text where a server takes no ids, and asks for one more token, since some
+servers take 0 to be no limit. vLLM tells them by token id (`prompt_logprobs`); others echo the text with the tokens as
+strings. What a string stands for is known from our tokenizer, and the tokens must agree one by one.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from minillm.endpoints.answers import Answer
+from minillm.endpoints.asking import Asking, bill
+from minillm.endpoints.budget import Bill
+from minillm.errors import StageError
+from minillm.models.shared_tokenizer import SharedTokenizer
+from minillm.served.chat import Teacher
+from minillm.words import counted
+from minillm.worker.progress import Progress
+
+UNTOLD = "null"
+"""What is kept of a reply without log-probabilities."""
+BY_ID = "token_id:"
+"""Beginning of the strings that vLLM tells in the place of tokens if asked for ids."""
+UNREADABLE = "\N{REPLACEMENT CHARACTER}"
+"""Stands for bytes that are part of a character, which some servers leave out."""
+
+
+@dataclass(frozen=True)
+class Given:
+    """A text, of which tokens from some place on are scored."""
+
+    tokens: Sequence[int]
+    start: int
+    """First scored token."""
+    k: int
+    """Likeliest tokens that are told in the place of each."""
+    name: str
+    """Name in errors, e.g. training row 17."""
+
+    @property
+    def content(self) -> dict[str, Any]:
+        """Everything that determines the answer."""
+        return {"tokens": list(map(int, self.tokens)), "start": self.start, "k": self.k}
+
+
+@dataclass(frozen=True)
+class Place:
+    """What is told of one token: its log-probability, and the likeliest tokens in its place, by id or as strings."""
+
+    own: float
+    likeliest: Sequence[tuple[int | str, float]]
+
+
+class Spelling:
+    """The strings that tokens stand for within a text."""
+
+    def __init__(self, shared: SharedTokenizer) -> None:
+        tokenizer = shared.tokenizer
+        self.special = frozenset(tokenizer.all_special_ids)
+        # Some decoders take a space off a text's first token, so each stands behind another.
+        anchor = tokenizer("a", add_special_tokens=False)["input_ids"][-1]
+        before = len(tokenizer.decode([anchor]))
+        pairs = [[anchor, token] for token in range(shared.entries) if token not in shared.holes]
+        texts = tokenizer.batch_decode(pairs, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        self.of = {pair[1]: text[before:] for pair, text in zip(pairs, texts, strict=True)}
+        counts: dict[str, list[int]] = {}
+        for token, text in self.of.items():
+            counts.setdefault(text, []).append(token)
+        self.only = {text: tokens[0] for text, tokens in counts.items() if len(tokens) == 1 and UNREADABLE not in text}
+        """Tokens by the strings that stand for one alone."""
+
+    def token(self, told: int | str) -> int | None:
+        """Return the one token that is meant; None if there are several."""
+        if isinstance(told, str) and told.startswith(BY_ID):
+            told = int(told.removeprefix(BY_ID))
+        return told if isinstance(told, int) else self.only.get(told)
+
+    def agrees(self, told: str, token: int) -> bool:
+        """Return whether a string may stand for a token; special ones may be shown as nothing."""
+        if told.startswith(BY_ID):
+            return told == f"{BY_ID}{token}"
+        ours = self.of.get(token, "")
+        readable = told.replace(UNREADABLE, ""), ours.replace(UNREADABLE, "")
+        return readable[0] == readable[1] or (not told and token in self.special)
+
+
+class Scorer:
+    """A served teacher as a judge of given text."""
+
+    def __init__(self, teacher: Teacher, shared: SharedTokenizer) -> None:
+        self.teacher, self.shared, self.spelling = teacher, shared, Spelling(shared)
+
+    def ask(self, texts: Sequence[Given], progress: Progress) -> None:
+        """Ask for the texts that the store lacks; state the cost.
+
+        Raises:
+            StageError: It would cost more than the budget, the endpoint denies access, refuses a text, or tells no
+                log-probabilities or those of other tokens.
+            EndpointError: The endpoint does not answer.
+        """
+        asking = Asking(
+            endpoint=self.teacher.endpoint,
+            who=f"teacher {self.teacher.endpoint.model}",
+            answers=self.teacher.answers,
+            send=self.send,
+            expected=lambda given: Bill(1, len(given.tokens), 1),
+            is_whole=lambda _, answer: answer.text != UNTOLD,
+            remedy="lower data.max_tokens, or start its server with a longer context",
+        )
+        by_key = {self._key(given): given for given in texts}
+        with self.teacher.answers.asking():
+            refused = asking.ask_open(by_key, self.teacher.budget, progress)
+        for key, why in refused.items():
+            raise StageError(f"{self.teacher.endpoint.base_url} refuses {by_key[key].name}: {why}; {asking.remedy}")
+
+    def read(self, texts: Sequence[Given]) -> list[list[Place]]:
+        """Return the scored places of texts that were asked for.
+
+        Raises:
+            StageError: None of the answers to a text has log-probabilities.
+        """
+        known = self.teacher.answers.to({self._key(given) for given in texts})
+        self.teacher.bill += bill(known)
+        return [self._read(given, known[self._key(given)]) for given in texts]
+
+    def _key(self, given: Given) -> str:
+        return self.teacher.key(given.content)
+
+    def _read(self, given: Given, found: Sequence[Answer]) -> list[Place]:
+        told = next((answer.text for answer in reversed(found) if answer.text != UNTOLD), None)
+        if told is None:
+            raise StageError(
+                f"{self.teacher.endpoint.base_url} tells no log-probabilities of {given.name}, asked "
+                f"{counted(len(found), 'time')}; look at its server, and raise teacher.model.endpoint.attempts"
+            )
+        return [Place(*place) for place in json.loads(told)]
+
+    def send(self, given: Given) -> Answer:
+        """Ask once; raises what `Client.complete` does, and StageError if the reply is about other tokens."""
+        told = self.told(given)
+        kept = None if told.places is None else [(of.own, of.likeliest) for of in told.scored(given)]
+        # The limit is the same in all requests; see `Asking`.
+        return self.teacher.client.answer(told.reply, json.dumps(kept, ensure_ascii=False), "", max_tokens=1)
+
+    def told(self, given: Given) -> "Told":
+        """Ask once and return what the reply tells, as `send`."""
+        tokens = list(map(int, given.tokens))
+        shared = {"max_tokens": 1, "temperature": 0.0, "logprobs": given.k, "echo": True}
+        text = self.shared.tokenizer.decode(tokens, skip_special_tokens=False)
+        by_id = {"prompt": tokens, **shared, "extra_body": {"prompt_logprobs": given.k}}
+        reply = self.teacher.client.complete([by_id, {"prompt": tokens, **shared}, {"prompt": text, **shared}])
+        choice = reply.choices[0]
+        listed = (choice.model_extra or {}).get("prompt_logprobs")
+        if isinstance(listed, list) and len(listed) == len(tokens):
+            places = [_by_id(of, token) for of, token in zip(listed, tokens, strict=True)]
+        else:
+            places = self._echoed(choice.logprobs, tokens, given)
+        read = getattr(reply.usage, "prompt_tokens", None)
+        if read is not None and read != len(tokens):
+            raise StageError(
+                f"{self.teacher.endpoint.base_url} reads {read} tokens where {given.name} has {len(tokens)} in "
+                f"tokenizer.from{_or_added(read, len(tokens))}"
+            )
+        return Told(places, _next(choice.logprobs), reply)
+
+    def _echoed(self, told: Any, tokens: Sequence[int], given: Given) -> list[Place | None] | None:
+        """Return the places of tokens that are told as strings, None for special tokens that are left out.
+
+        Raises:
+            StageError: They are other tokens than ours.
+        """
+        if told is None or not told.tokens or len(told.tokens) < 2:
+            return None
+        places: list[Place | None] = []
+        reported = 0
+        for place, token in enumerate(tokens):
+            said = told.tokens[reported] if reported < len(told.tokens) else None
+            if said is None or not self.spelling.agrees(said, token):
+                if token not in self.spelling.special:
+                    raise StageError(
+                        f"{self.teacher.endpoint.base_url}: token {place} of {given.name} is "
+                        f"{self.spelling.of.get(token, '')!r} in tokenizer.from, and {said!r} at the endpoint. Teacher "
+                        "and student must have learnt the same tokens; take a tokenizer, and so a student, of the "
+                        "teacher's family, or a method that reads its text alone (seqkd)"
+                    )
+                places.append(None)
+                continue
+            own, likeliest = told.token_logprobs[reported], told.top_logprobs[reported]
+            places.append(None if own is None else Place(own, list((likeliest or {}).items())))
+            reported += 1
+        return places
+
+
+@dataclass(frozen=True)
+class Told:
+    """What a reply tells."""
+
+    places: Sequence[Place | None] | None
+    """The text's tokens, None where nothing is told; None in the place of all if nothing at all is."""
+    following: float | None
+    """Log-probability of the likeliest token to follow the text; None if none is told."""
+    reply: Any
+
+    def scored(self, given: Given) -> list[Place]:
+        """Return the places that were asked for.
+
+        Raises:
+            StageError: One is missing.
+        """
+        found = (self.places or [])[given.start :]
+        whole = [of for of in found if of is not None]
+        if not whole or len(whole) < len(found):
+            missing = given.start + next((place for place, of in enumerate(found) if of is None), 0)
+            raise StageError(f"the endpoint tells no log-probability of token {missing} of {given.name}")
+        return whole
+
+
+def _by_id(told: Mapping[str, Any] | None, token: int) -> Place | None:
+    """Read one place of vLLM's `prompt_logprobs`."""
+    if told is None or str(token) not in told:
+        return None
+    return Place(told[str(token)]["logprob"], [(int(other), of["logprob"]) for other, of in told.items()])
+
+
+def _next(told: Any) -> float | None:
+    """Return the log-probability of the likeliest token to follow, which comes behind the text's, or alone."""
+    likeliest = None if told is None or not told.top_logprobs else told.top_logprobs[-1]
+    return max(likeliest.values()) if likeliest else None
+
+
+def _or_added(read: int, ours: int) -> str:
+    more = "; its server may add a token at the beginning" if read == ours + 1 else ""
+    return f"{more}. Both must be the same: see docs/served-teacher.md"
