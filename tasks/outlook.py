@@ -27,7 +27,7 @@ class Start:
 def outlook_of(config: Config, stages: Sequence[DryStage]) -> tuple[dict[str, Start], Outlook | None]:
     """Return the models that a distillation starts from, and their comparison if both have weights."""
     chosen = _distillation(stages)
-    if chosen is None:
+    if chosen is None or config.served:
         return {}, None
     train, inputs = chosen
     by_label = {stage.label: stage for stage in stages}

@@ -12,6 +12,7 @@ from minillm.config import Config, Model
 from minillm.durable import write_atomically
 from minillm.errors import StageError
 from minillm.files import read_json
+from minillm.planning.asked import asked_words
 from minillm.planning.demand import stage_demand
 from minillm.planning.estimate import Speeds, mean_speed
 from minillm.planning.extrapolation import Seconds
@@ -45,6 +46,7 @@ FLOW_SECONDS = 10.0
 """Time of a flow beside its stages: Prefect's server, and the last words to MLflow."""
 PLAN_SECONDS = 45.0
 """Time of a plan beside what it computes for the run itself; Python's start comes before."""
+ELSEWHERE = "Will it work? Not asked: the teacher runs elsewhere"
 FEWEST_SECONDS = 25.0
 """Time of the measurement at least, from the start of its workers, however long the walk took."""
 
@@ -105,8 +107,9 @@ def plan(config: Config, stages: Callable[[Config], Any], log: Callable[[str], N
     parts = [
         head,
         rows_words(Path(read[Filter].path), filtered, encoded, looked[0]["shown"]),
-        outlook_words(starts, looked),
+        ELSEWHERE if config.served else outlook_words(starts, looked),
         stage_table(estimates, seconds),
+        *filter(None, [asked_words({e.label: e.stage for e in estimates}, amounts)]),
         "Memory of each process in training:",
         memory_table(estimates),
         f"{room}; the measurement's processes held {speed['peak_memory'] / 2**30:.1f} GiB at most",

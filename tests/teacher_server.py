@@ -12,8 +12,8 @@ from tests import judge_server
 from tests.judge_server import KEY, Handler, Reply
 
 KIND = Literal["vllm", "strings", "text"]
-"""Tells tokens by id; as strings, for token ids; as strings, for text alone, where it leaves out the token that starts a
-message and shows no other special token (llama-cpp-python with SmolLM2)."""
+"""Tells tokens by id; as strings, for token ids; as strings, for text alone, where it leaves out the token that starts
+a message and shows no other special token (llama-cpp-python with SmolLM2)."""
 
 
 class TeacherServer(judge_server.Endpoint):

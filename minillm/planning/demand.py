@@ -38,13 +38,14 @@ def stage_demand(
     Args:
         stage: Settings of the stage.
         model: `teacher` or `student`, whichever the stage trains or measures.
-        models: Facts of both.
+        models: Facts of both, or of the student alone where the teacher runs elsewhere and takes nothing here.
         amounts: Amounts of data.
         runtime: Processes and batch sizes.
         max_tokens: Longest prompt with response, for stages whose settings do not say.
         done: Optimizer steps behind the last checkpoint.
     """
-    facts, teacher = models[model], models["teacher"]
+    facts = models[model]
+    teacher = models.get("teacher", facts)
     prompts = sum(amounts.benchmark_prompts.values())
 
     def scored(models: Mapping[str, ModelFacts], texts: float, precision: str) -> Demand:

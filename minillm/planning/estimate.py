@@ -7,6 +7,7 @@ from typing import Any
 
 from minillm.config import Runtime
 from minillm.models.facts import ModelFacts
+from minillm.planning.asked import Asked, asked_bill, waiting
 from minillm.planning.extrapolation import Effort, Line, Seconds
 from minillm.planning.memory import WEIGHT, checkpoint_bytes
 from minillm.planning.work import Amounts, Work, forward_operations, same_speed, trained_model
@@ -41,6 +42,8 @@ class Speeds:
             seconds += self._generating(name, self.precision, tokens / self.amounts.response / calls).times(calls)
         for name, tokens in work.scored.items():
             seconds += self._scoring(name, self.precision, tokens / self.amounts.sequence)
+        if isinstance(stage, Asked):
+            seconds += waiting(stage, asked_bill(stage, self.amounts))
         if isinstance(stage, Score):
             seconds += Seconds.exactly(self.responses * self.measured["rouge_seconds"])
         return seconds

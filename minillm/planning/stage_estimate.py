@@ -158,9 +158,9 @@ def summary_value(artifact: Artifact | None) -> float:
 
 
 def read_models(prepared: Path) -> dict[str, ModelFacts]:
-    """Read the facts of teacher and student from the artifact of `prepare`."""
-    found = read_json(prepared / "models.json")
-    return {name: ModelFacts.model_validate(found[f"{name}.model"]) for name in ("teacher", "student")}
+    """Read the facts of teacher and student from the artifact of `prepare`; it has none of a served teacher."""
+    found = {name.removesuffix(".model"): facts for name, facts in read_json(prepared / "models.json").items()}
+    return {name: ModelFacts.model_validate(found[name]) for name in ("teacher", "student") if name in found}
 
 
 def _size(size: float) -> str:

@@ -84,11 +84,12 @@ class Trainings:
 
     def _micro_effort(self, train: Train, rows: float, prompt: float, response: float, tokens: float) -> Effort:
         """Forward and backward pass of a micro-batch, and the teacher's part of its loss."""
-        facts, teacher = self.measurement.facts[trained_model(train)], self.measurement.facts["teacher"]
+        facts = self.measurement.facts[trained_model(train)]
         passes = 3 + train.method.training.gradient_checkpointing  # the backward pass is two forward ones
         operations = passes * forward_operations(facts, rows, prompt, response, tokens)
         if train.method.divergence == "cross_entropy" or train.method.stored in ("top", "sampled"):
             return Effort(1, operations)
+        teacher = self.measurement.facts["teacher"]
         if train.method.policy is None and train.method.stored is None:
             return Effort(1, operations + forward_operations(teacher, rows, prompt, response, tokens))
         return Effort(1, operations + 2 * teacher.width * teacher.tokenizer_entries * rows * tokens)
@@ -96,7 +97,8 @@ class Trainings:
     def _time_steps(self, train: Train, name: str, label: str, micro: MicroBatch) -> dict[str, Any]:
         precision = train.method.training.precision
         self._make_engine(train, name)
-        teacher = self.measurement.model("teacher", precision) if train.method.divergence != "cross_entropy" else None
+        read = train.method.divergence != "cross_entropy" and train.method.stored not in ("top", "sampled")
+        teacher = self.measurement.model("teacher", precision) if read else None
         models = Models(self.engine, teacher, self.measurement.shared.entries, ())
 
         def one_micro_batch(size: Size) -> float:

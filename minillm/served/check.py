@@ -49,7 +49,7 @@ def _require_log_probs(teacher: Teacher, shared: SharedTokenizer, settings: Chec
     scorer = Scorer(teacher, shared)
 
     def given(end: int) -> Given:
-        return Given(tokens[:end], len(prompt), settings.log_probs or 1, "the probe text")
+        return Given(tokens[:end], range(len(prompt), end), settings.log_probs or 1, "the probe text")
 
     def told(text: Given) -> Told:
         found = scorer.told(text)

@@ -47,11 +47,15 @@ class AskedTeacher:
         self.bytes_per_token = top_bytes(self.k, self.vocabulary)
         self.teacher = Teacher(job.settings.endpoint, job.runtime.store)
         self.scorer = Scorer(self.teacher, shared)
-        self.learnt = [learnt_ranges(turns) for turns in rows["turns"]]
         self.texts = [
-            Given([*prompt, *response], len(prompt) + learnt[0][0], self.k, f"training row {row}")
-            for prompt, response, learnt, row in zip(
-                rows["prompt_ids"], rows["response_ids"], self.learnt, rows["row"], strict=True
+            Given(
+                tokens=[*prompt, *response],
+                scored=[len(prompt) + place for start, end in learnt_ranges(turns) for place in range(start, end)],
+                k=self.k,
+                name=f"training row {row}",
+            )
+            for prompt, response, turns, row in zip(
+                rows["prompt_ids"], rows["response_ids"], rows["turns"], rows["row"], strict=True
             )
         ]
         self.scorer.ask(self.texts, Progress(job.output, len(rows), "rows"))
@@ -60,16 +64,12 @@ class AskedTeacher:
     def keep(self, rows: range) -> dict[int, Kept]:
         """Return what is kept of some consecutive rows, by their numbers."""
         found = self.scorer.read(self.texts[rows.start : rows.stop])
-        return {row: self._keep(row, places) for row, places in zip(rows, found, strict=True)}
+        return {row: self._keep(self.texts[row], places) for row, places in zip(rows, found, strict=True)}
 
-    def _keep(self, row: int, places: Sequence[Place]) -> Kept:
-        """Keep what is told of the learnt tokens of a row; the places begin with the first of them."""
-        text, ranges = self.texts[row], self.learnt[row]
-        learnt = [place - ranges[0][0] for start, end in ranges for place in range(start, end)]
-        told = [places[place] for place in learnt]
-        entries = [
-            self._entries(int(text.tokens[text.start + place]), of) for place, of in zip(learnt, told, strict=True)
-        ]
+    def _keep(self, text: Given, places: Sequence[Place]) -> Kept:
+        """Keep what is told of the learnt tokens of a row."""
+        own = [int(text.tokens[place]) for place in text.scored]
+        entries = [self._entries(token, of) for token, of in zip(own, places, strict=True)]
         counts = torch.tensor([len(of) for of in entries])
         log_probs = torch.tensor([log_prob for of in entries for log_prob in of.values()], dtype=torch.float32)
         tail = torch.stack([1 - part.exp().sum() for part in log_probs.split(counts.tolist())]).clamp(min=0)
@@ -78,7 +78,7 @@ class AskedTeacher:
             "entries": torch.tensor([token for of in entries for token in of]).to(entry_type(self.vocabulary)),
             "log_probs": log_probs.clamp(min=torch.finfo(torch.float16).min).half(),
             "tail": tail.masked_fill(counts == self.vocabulary, 0),
-            "token_log_prob": torch.tensor([of.own for of in told], dtype=torch.float32),
+            "token_log_prob": torch.tensor([of.own for of in places], dtype=torch.float32),
         }
 
     def _entries(self, own: int, place: Place) -> dict[int, float]:

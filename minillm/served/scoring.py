@@ -29,11 +29,11 @@ UNREADABLE = "\N{REPLACEMENT CHARACTER}"
 
 @dataclass(frozen=True)
 class Given:
-    """A text, of which tokens from some place on are scored."""
+    """A text, of which some tokens are scored."""
 
     tokens: Sequence[int]
-    start: int
-    """First scored token."""
+    scored: Sequence[int]
+    """Their places, rising."""
     k: int
     """Likeliest tokens that are told in the place of each."""
     name: str
@@ -42,7 +42,7 @@ class Given:
     @property
     def content(self) -> dict[str, Any]:
         """Everything that determines the answer."""
-        return {"tokens": list(map(int, self.tokens)), "start": self.start, "k": self.k}
+        return {"tokens": list(map(int, self.tokens)), "scored": list(self.scored), "k": self.k}
 
 
 @dataclass(frozen=True)
@@ -209,10 +209,10 @@ class Told:
         Raises:
             StageError: One is missing.
         """
-        found = (self.places or [])[given.start :]
+        found = [None if self.places is None else self.places[place] for place in given.scored]
         whole = [of for of in found if of is not None]
-        if not whole or len(whole) < len(found):
-            missing = given.start + next((place for place, of in enumerate(found) if of is None), 0)
+        if len(whole) < len(found):
+            missing = given.scored[found.index(None)]
             raise StageError(f"the endpoint tells no log-probability of token {missing} of {given.name}")
         return whole
 

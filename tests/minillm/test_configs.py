@@ -34,6 +34,7 @@ def test_every_configuration_validates(path, monkeypatch):
     if path.stem in ("dolly-small", "evaluation", "smollm2", "smollm2-smoke"):
         real_data()
     monkeypatch.chdir(ROOT)
+    monkeypatch.setenv("TEACHER_KEY", "none")
     recipe = path.stem in RECIPES
     if path.stem.startswith("evaluation"):
         config = load_evaluation(path, ["gpt2"])
@@ -42,6 +43,7 @@ def test_every_configuration_validates(path, monkeypatch):
         methods = {
             "without-teacher": ["kd", "kd_hidden", "kd_top", "kd_sampled", "slim"],
             "methods": ["sft", "kd", "seqkd", "minillm", "slim", "gkd", "distillm", "on_policy", "dpkd"],
+            "served-teacher": ["seqkd", "slim"],
         }
         usual = ["minillm"] if recipe else ["sft", "kd", "seqkd", "minillm"]
         assert list(config.methods) == methods.get(path.stem, usual)

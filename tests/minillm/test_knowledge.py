@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from minillm.config import Knowledge, Sampled, Top
 from minillm.errors import BAD_INPUT, StageError
-from minillm.knowledge import writing
+from minillm.knowledge import shards
 from minillm.knowledge.forms import bytes_per_token, keep, recall
 from minillm.knowledge.store import Identity, KnowledgeStore, shard_starts
 from minillm.models.batches import Limit, make_batch
@@ -241,9 +241,9 @@ def test_shards_end_where_rows_do():
 
 
 SMALL_SHARDS = """import sys
-import minillm.knowledge.writing
+import minillm.knowledge.shards
 from minillm.worker.__main__ import main
-minillm.knowledge.writing.SHARD_TOKENS = 64
+minillm.knowledge.shards.SHARD_TOKENS = 64
 sys.exit(main(sys.argv[1]))
 """
 
@@ -294,4 +294,4 @@ def test_the_size_on_disk_is_what_was_said(inputs, teacher, tmp_path):
     size = sum(of.numel() * of.element_size() for name, of in shard.items() if not name.endswith("_ends"))
     assert size == tokens * bytes_per_token(TOP, 16, 32)
     assert summary["tokens"] == tokens
-    assert tokens < writing.SHARD_TOKENS
+    assert tokens < shards.SHARD_TOKENS
