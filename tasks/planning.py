@@ -12,7 +12,7 @@ from minillm.config import Config, Model
 from minillm.durable import write_atomically
 from minillm.errors import StageError
 from minillm.files import read_json
-from minillm.planning.asked import asked_words
+from minillm.planning.asked import asked_bill, asked_words
 from minillm.planning.demand import stage_demand
 from minillm.planning.estimate import Speeds, mean_speed
 from minillm.planning.extrapolation import Seconds
@@ -97,19 +97,21 @@ def plan(config: Config, stages: Callable[[Config], Any], log: Callable[[str], N
     limit = max(FEWEST_SECONDS, PLAN_SECONDS - spent)
     log(f"timing pieces of the work for about {limit:.0f} seconds ({runtime.parallel_stages} at once)")
     starts, outlook = outlook_of(config, dry_run.stages)
+    endpoint = config.teacher.model.endpoint
     speed, looked = _measure(config, dry_run, missing, read, responses, limit, starts, outlook, log)
-    speeds = Speeds(speed, models, amounts, runtime, config.evaluation.precision, responses)
+    speeds = Speeds(speed, models, amounts, runtime, config.evaluation.precision, responses, endpoint)
     seconds = {e.label: speeds.stage(e.stage, e.demand.work) for e in estimates}
     total = _total(estimates, seconds, runtime.parallel_stages)
     record = {"stages": {label: taken.value for label, taken in seconds.items()}, "total": total.value}
     write_atomically(plan_path(dry_run.store.root, config), json.dumps(record, indent=2))
     filtered, encoded = (read[stage].manifest().summary for stage in (Filter, EncodedPrompts))
+    bills = {e.label: asked_bill(e.stage, e.demand.work, amounts) for e in estimates}
     parts = [
         head,
         rows_words(Path(read[Filter].path), filtered, encoded, looked[0]["shown"]),
         ELSEWHERE if config.served else outlook_words(starts, looked),
         stage_table(estimates, seconds),
-        *filter(None, [asked_words({e.label: e.stage for e in estimates}, amounts)]),
+        *filter(None, [asked_words(endpoint, bills)]),
         "Memory of each process in training:",
         memory_table(estimates),
         f"{room}; the measurement's processes held {speed['peak_memory'] / 2**30:.1f} GiB at most",

@@ -14,8 +14,13 @@ def check_served_teacher(config: Config, prepared: Artifact) -> Work:
     endpoint = config.teacher.model.endpoint
     if endpoint is None:
         return nothing("teacher.model is no endpoint", config.teacher.model)
-    log_probs = config.teacher.knowledge.top.k if any(m.needs_log_probs for m in config.methods.values()) else None
-    stage = CheckTeacher(endpoint=endpoint, template=config.data.template, log_probs=log_probs)
+    methods = config.methods.values()
+    stage = CheckTeacher(
+        endpoint=endpoint,
+        template=config.data.template,
+        log_probs=config.teacher.knowledge.top.k or 1 if any(method.needs_log_probs for method in methods) else None,
+        by_ids=any(method.runs_teacher for method in methods),
+    )
     return stage, {"tokenizer": prepared}
 
 

@@ -9,6 +9,8 @@ if TYPE_CHECKING:
 
 NOT_SAMPLED_SO = ("top_k", "no_repeat_ngram")
 """Rules of sampling that chat completions do not have."""
+TOKEN_ALONE = {"credit": "token", "single_step": False, "teacher_mix": 0.0, "plain_text_kd": 0.0, "temperature": 1.0}
+"""Settings of a policy that reads nothing of the teacher but log p of the sampled tokens, as servers tell it."""
 
 
 def take_students_tokenizer(raw: dict[str, Any]) -> dict[str, Any]:
@@ -55,8 +57,12 @@ def _problems_of(method: "Method") -> Iterator[str]:
         yield "text: pairs compares with the running teacher; use text: teacher"
     elif method.stored in ("hidden", "sampled"):
         yield f"teacher: {method.stored} is made of weights; use teacher: top"
-    elif method.runs_teacher:
-        yield (
-            f"divergence: {method.divergence} with teacher: live needs its weights in training; use teacher: top on "
-            "text: dataset or teacher"
-        )
+    elif method.policy is None and method.runs_teacher:
+        yield f"divergence: {method.divergence} with teacher: live needs its weights in training; use teacher: top"
+    elif method.policy is not None:
+        read = {name: getattr(method.policy, name) for name in TOKEN_ALONE}
+        if unfit := [f"policy.{name}: {value}" for name, value in read.items() if value != TOKEN_ALONE[name]]:
+            yield (
+                f"{' and '.join(unfit)} need the teacher's whole distribution; set what on_policy has "
+                f"({', '.join(f'{name}: {value}' for name, value in TOKEN_ALONE.items())})"
+            )

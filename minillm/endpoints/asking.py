@@ -13,7 +13,6 @@ from minillm.endpoints.budget import Bill, Budget
 from minillm.endpoints.client import RefusedError
 from minillm.errors import STOPPED, StageError
 from minillm.words import counted
-from minillm.worker.progress import Progress
 
 ALL_REFUSED = 20
 """If this many questions are refused and none is answered, the endpoint is taken to refuse all."""
@@ -44,14 +43,14 @@ class Asking(Generic[Question]):
     """What to change, and to what, if all questions are refused."""
 
     def ask_open(
-        self, questions: Mapping[str, Question], budget: Callable[[Bill], Budget], progress: Progress
+        self, questions: Mapping[str, Question], budget: Callable[[Bill], Budget], report: Callable[[int], None]
     ) -> dict[str, str]:
         """Ask until every question has a whole answer, or as many answers as attempts.
 
         Args:
             questions: Questions by their keys.
             budget: Makes the budget, given what the known answers to them have cost.
-            progress: Counts settled questions.
+            report: Gets the number of settled questions.
 
         Returns:
             Reason of the endpoint for each refused question, by its key.
@@ -73,7 +72,10 @@ class Asking(Generic[Question]):
             return {}
         limits = budget(spent)
         limits.check(ahead)
-        refused = self._ask_all(lambda key: self._ask(key, questions[key], known[key], limits), left, progress)
+        settled = len(questions) - len(left)
+        refused = self._ask_all(
+            lambda key: self._ask(key, questions[key], known[key], limits), left, lambda done: report(settled + done)
+        )
         took = bill(self.answers.to(questions)) - spent
         asked = counted(took.questions, "question")
         print(f"asked {asked}: {took.words(prices)}; {len(refused)} refused", flush=True)
@@ -101,9 +103,10 @@ class Asking(Generic[Question]):
         """Count the answers to requests with at least the present limit; a smaller one may have cut the others."""
         return sum(answer.max_tokens >= self.expected(question).completion_tokens for answer in found)
 
-    def _ask_all(self, ask: Callable[[str], None], keys: Sequence[str], progress: Progress) -> dict[str, str]:
+    def _ask_all(
+        self, ask: Callable[[str], None], keys: Sequence[str], report: Callable[[int], None]
+    ) -> dict[str, str]:
         """Ask all questions; if one fails for good, answers under way are still waited for and kept."""
-        settled = progress.total - len(keys)
         pool = ThreadPoolExecutor(self.endpoint.parallel)
         refused: dict[str, str] = {}
         try:
@@ -118,7 +121,7 @@ class Asking(Generic[Question]):
                         f"{self.endpoint.base_url} takes no question; {self.endpoint.model} says: "
                         f"{refused[asked[future]]}; {self.remedy}"
                     )
-                progress.log(settled + done)
+                report(done)
         finally:
             pool.shutdown(cancel_futures=True)
         return refused

@@ -32,7 +32,8 @@ class RolloutSampler:
     """Student and teacher, and the rules to sample responses from their mixture."""
 
     student: PreTrainedModel
-    teacher: PreTrainedModel
+    teacher: PreTrainedModel | None
+    """None if it has no share."""
     ends: tuple[int, ...]
     """Tokens that end a response, whichever model draws them."""
     vocabulary: int
@@ -77,6 +78,7 @@ class _MixedBatch:
         device = next(sampler.student.parameters()).device
         self.slots = Slots(requests, len(requests), sampler.ends, device)
         self.slots.admit(range(len(requests)))
+        assert sampler.teacher is not None
         self.models = [
             CachedModel(model, sampler.vocabulary, len(requests), self.slots.columns)
             for model in (sampler.student, sampler.teacher)

@@ -69,7 +69,7 @@ def ask_what_is_open(
         is_whole=lambda _, answer: read_ratings(answer.text) is not None,
         remedy="change evaluation.judge accordingly, e.g. temperature: null or a larger max_tokens",
     )
-    return asking.ask_open(texts, lambda spent: Budget(judge, spent, excess, methods), progress)
+    return asking.ask_open(texts, lambda spent: Budget(judge, spent, excess, methods), progress.log)
 
 
 def ratings_in(found: Iterable[Answer]) -> tuple[int, int] | None:

@@ -7,6 +7,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from minillm.config import Form
 from minillm.data.learnt_turns import learnt_ranges
 from minillm.errors import StageError
 from minillm.knowledge.forms import PER_ENTRY, Kept, bytes_per_token, keep
@@ -37,7 +38,8 @@ class RunningTeacher:
         teacher = load_model(job.inputs["model"], DTYPES[job.settings.precision])
         self.teacher = teacher.to(device()).eval().requires_grad_(False)  # type: ignore[arg-type]
         self.output_head = output_head(self.teacher, vocabulary)
-        self.form, self.soft_cap = job.settings.form, self.output_head.soft_cap
+        self.form: Form = job.settings.form
+        self.soft_cap = self.output_head.soft_cap
         self.bytes_per_token = bytes_per_token(job.settings, vocabulary, self.output_head.weight.shape[1])
         self.head: Mapping[str, Tensor | None] = {}
         if self.form == "hidden":

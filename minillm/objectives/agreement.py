@@ -38,6 +38,13 @@ def agreement(
     return torch.cat(parts).float()
 
 
+@torch.no_grad()
+def entropies(hidden: Tensor, head: OutputHead) -> Tensor:
+    """Return H(q) at N tokens, (N,) in float32, from last hidden states (N, H) and their head."""
+    parts = hidden.split(CHUNK_TOKENS)
+    return torch.cat([entropy(head.logits(part).contiguous()) for part in parts]).float()
+
+
 def entropy(logits: Tensor) -> Tensor:
     """H = −Σ q·log q in nats, (N,), of q = softmax(logits), (N, V)."""
     return Categorical(logits=logits, validate_args=False).entropy()

@@ -4,49 +4,59 @@ from collections.abc import Mapping
 
 from tabulate import tabulate
 
+from minillm.config import Endpoint
 from minillm.endpoints.budget import Bill
 from minillm.planning.extrapolation import UNTIMED, Seconds
-from minillm.planning.work import Amounts
+from minillm.planning.work import Amounts, Work
 from minillm.stages.base import Stage
 from minillm.stages.served import AskAnswers, AskKnowledge, AskResponses
+from minillm.stages.training import Train
 from minillm.words import number
 
-Asked = AskAnswers | AskKnowledge | AskResponses
-"""Stages that ask a served teacher."""
 REQUEST_SECONDS = 5.0
 """Guess of the time that one request takes."""
 
 
-def asked_bill(stage: Asked, amounts: Amounts) -> Bill:
-    """Estimate what a stage asks for, if the store has none of it; responses are taken to be as long as the data's."""
+def asked_bill(stage: Stage, work: Work, amounts: Amounts) -> Bill:
+    """Estimate what a stage asks of a served teacher, if the store has none of it.
+
+    Responses are taken to be as long as the data's. A training asks if its method has the teacher run.
+    """
     match stage:
         case AskKnowledge():
-            count = amounts.rows
-            return Bill(count, round(count * amounts.row_tokens), count)
+            return Bill(amounts.rows, round(amounts.rows * amounts.row_tokens), amounts.rows)
         case AskAnswers(generate=generate):
             count = sum(amounts.benchmark_prompts.values()) * len(generate.seeds)
+            return Bill(count, round(count * amounts.prompt), round(count * amounts.response))
         case AskResponses():
             count = amounts.examples
-    return Bill(count, round(count * amounts.prompt), round(count * amounts.response))
+            return Bill(count, round(count * amounts.prompt), round(count * amounts.response))
+        case Train(method=method) if method.runs_teacher and method.policy is not None:
+            count = work.rounds * method.policy.rollouts
+            return Bill(count, round(count * amounts.sequence), count)
+        case _:
+            return Bill()
 
 
-def waiting(stage: Asked, bill: Bill) -> Seconds:
-    """Guess the seconds until all is answered."""
-    seconds = bill.questions * REQUEST_SECONDS / stage.endpoint.parallel
-    if stage.endpoint.requests_per_minute is not None:
-        seconds = max(seconds, 60 * bill.questions / stage.endpoint.requests_per_minute)
+def waiting(endpoint: Endpoint | None, bill: Bill) -> Seconds:
+    """Guess the seconds until all is answered; none without an endpoint."""
+    if endpoint is None:
+        return Seconds()
+    seconds = bill.questions * REQUEST_SECONDS / endpoint.parallel
+    if endpoint.requests_per_minute is not None:
+        seconds = max(seconds, 60 * bill.questions / endpoint.requests_per_minute)
     return Seconds.exactly(seconds, UNTIMED)
 
 
-def asked_words(stages: Mapping[str, Stage], amounts: Amounts) -> str:
-    """Tell what some stages, by label, ask of the endpoint; nothing if none does."""
-    asked = {label: (of, asked_bill(of, amounts)) for label, of in stages.items() if isinstance(of, Asked)}
-    if not asked:
+def asked_words(endpoint: Endpoint | None, bills: Mapping[str, Bill]) -> str:
+    """Tell what stages, by label, ask of the endpoint; nothing if there is none, or none of them asks."""
+    asked = {label: bill for label, bill in bills.items() if bill.questions}
+    if endpoint is None or not asked:
         return ""
     rows = [
         [label, f"{bill.questions:,}", f"{bill.prompt_tokens:,}", f"{bill.completion_tokens:,}"]
-        + ([] if of.endpoint.prices is None else [number(bill.cost(of.endpoint.prices), 4)])
-        for label, (of, bill) in asked.items()
+        + ([] if endpoint.prices is None else [number(bill.cost(endpoint.prices), 4)])
+        for label, bill in asked.items()
     ]
     headers = ["to ask", "requests", "prompt tokens", "completion tokens", "in money"][: len(rows[0])]
     align = ("left", *["right"] * (len(headers) - 1))

@@ -44,8 +44,7 @@ def stage_demand(
         max_tokens: Longest prompt with response, for stages whose settings do not say.
         done: Optimizer steps behind the last checkpoint.
     """
-    facts = models[model]
-    teacher = models.get("teacher", facts)
+    facts, teacher = models[model], models.get("teacher")
     prompts = sum(amounts.benchmark_prompts.values())
 
     def scored(models: Mapping[str, ModelFacts], texts: float, precision: str) -> Demand:

@@ -5,9 +5,9 @@ from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
-from minillm.config import Runtime
+from minillm.config import Endpoint, Runtime
 from minillm.models.facts import ModelFacts
-from minillm.planning.asked import Asked, asked_bill, waiting
+from minillm.planning.asked import asked_bill, waiting
 from minillm.planning.extrapolation import Effort, Line, Seconds
 from minillm.planning.memory import WEIGHT, checkpoint_bytes
 from minillm.planning.work import Amounts, Work, forward_operations, same_speed, trained_model
@@ -31,19 +31,22 @@ class Speeds:
     """Precision of generation and scoring in the evaluation."""
     responses: int
     """Responses of one model to all benchmarks with all seeds."""
+    endpoint: Endpoint | None = None
+    """Where the teacher runs, if it is not here."""
 
     def stage(self, stage: Stage, work: Work) -> Seconds:
         """Estimate a stage from the start of its worker to its end."""
+        asked = waiting(self.endpoint, asked_bill(stage, work, self.amounts))
         if isinstance(stage, Train):
-            return self._training(stage, work)
-        seconds = Seconds.exactly(self.measured["start_seconds"] + self._loading({*work.generated, *work.scored}))
+            return self._training(stage, work) + asked
+        seconds = asked + Seconds.exactly(
+            self.measured["start_seconds"] + self._loading({*work.generated, *work.scored})
+        )
         for name, tokens in work.generated.items():
             calls = work.sampler_calls[name]
             seconds += self._generating(name, self.precision, tokens / self.amounts.response / calls).times(calls)
         for name, tokens in work.scored.items():
             seconds += self._scoring(name, self.precision, tokens / self.amounts.sequence)
-        if isinstance(stage, Asked):
-            seconds += waiting(stage, asked_bill(stage, self.amounts))
         if isinstance(stage, Score):
             seconds += Seconds.exactly(self.responses * self.measured["rouge_seconds"])
         return seconds
@@ -60,7 +63,7 @@ class Speeds:
     def _training(self, stage: Train, work: Work) -> Seconds:
         measured, name = self.measured["trainings"][same_speed(stage)], trained_model(stage)
         step = Line(**measured["line"]).at(Effort(**measured["step"])) + Seconds.exactly(measured["update_seconds"])
-        loaded = {name, "teacher"} if stage.method.runs_teacher else {name}
+        loaded = {name, "teacher"} & self.models.keys() if stage.method.runs_teacher else {name}
         begun = self.measured["training_start_seconds"] + measured["engine_seconds"] + self._loading(loaded)
         checkpoints = 1 + work.steps // self.runtime.checkpoint_every
         written = checkpoints * checkpoint_bytes(self.models[name], stage.method)
@@ -80,6 +83,8 @@ class Speeds:
         mine, micro = policy.rollouts / self.runtime.processes, measured["micro_batch"]
         tokens, seconds = mine / measured["rows"] * measured["longest"], Seconds()
         for model, share in ((name, 1 - policy.teacher_mix), ("teacher", policy.teacher_mix)):
+            if model not in self.models:  # it runs elsewhere
+                continue
             lines, facts = self.measured["models"][f"{model}.{precision}"], self.models[model]
             # Each model sees all tokens in the end, however few it draws.
             if share:

@@ -73,7 +73,11 @@ class Measurement:
         self.kinds = dict.fromkeys(
             [(name, settings.generate.precision) for name in self.facts]
             + [(trained_model(train), train.method.training.precision) for train in trainings]
-            + [("teacher", train.method.training.precision) for train in trainings if train.method.policy]
+            + [
+                ("teacher", train.method.training.precision)
+                for train in trainings
+                if train.method.policy and "teacher" in self.facts
+            ]
         )
         kinds = 2 * len(self.kinds) + len(trainings) + (KINDS if settings.outlook else 0)
         self.budget = Budget(max(FEWEST_SECONDS, seconds - END_SECONDS), kinds)

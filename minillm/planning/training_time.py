@@ -28,6 +28,7 @@ from minillm.training.feeds import Feed, Models
 from minillm.training.fixed_text import FixedText, StoredTeacher
 from minillm.training.on_policy import Rollouts
 from minillm.training.pairs import Pairs
+from minillm.training.round_teacher import Kept, SilentTeacher
 from minillm.training.rounds import Round, policy_experience
 from minillm.worker.processes import world_size
 
@@ -89,7 +90,9 @@ class Trainings:
         operations = passes * forward_operations(facts, rows, prompt, response, tokens)
         if train.method.divergence == "cross_entropy" or train.method.stored in ("top", "sampled"):
             return Effort(1, operations)
-        teacher = self.measurement.facts["teacher"]
+        teacher = self.measurement.facts.get("teacher")
+        if teacher is None:  # it runs elsewhere
+            return Effort(1, operations)
         if train.method.policy is None and train.method.stored is None:
             return Effort(1, operations + forward_operations(teacher, rows, prompt, response, tokens))
         return Effort(1, operations + 2 * teacher.width * teacher.tokenizer_entries * rows * tokens)
@@ -97,7 +100,8 @@ class Trainings:
     def _time_steps(self, train: Train, name: str, label: str, micro: MicroBatch) -> dict[str, Any]:
         precision = train.method.training.precision
         self._make_engine(train, name)
-        read = train.method.divergence != "cross_entropy" and train.method.stored not in ("top", "sampled")
+        read = train.method.needs_log_probs and train.method.stored not in ("top", "sampled")
+        read = read and "teacher" in self.measurement.facts
         teacher = self.measurement.model("teacher", precision) if read else None
         models = Models(self.engine, teacher, self.measurement.shared.entries, ())
 
@@ -168,7 +172,15 @@ class Trainings:
             return FixedText(models, method, self._examples(rows, size), train.seed, self._stored(models, train, size))
         policy = method.policy.model_copy(update={"rollouts": rows, "inner_epochs": 1})
         feed = Rollouts(
-            models, policy, method, self._examples(rows, size), None, size.prompt + size.response, rows, train.seed
+            models,
+            policy,
+            method,
+            self._examples(rows, size),
+            None,
+            size.prompt + size.response,
+            rows,
+            train.seed,
+            SilentTeacher() if models.teacher is None else None,
         )
         feed.round = self._sampled_round(train, models, size, rows)
         return feed
@@ -195,15 +207,15 @@ class Trainings:
 
     def _sampled_round(self, train: Train, models: Models, size: Size, rows: int) -> Round:
         """A round as if it had been sampled and scored: both models find every token equally likely."""
-        assert models.teacher is not None
         assert train.method.policy is not None
         prompts, responses = [self.measurement.text(size.prompt)] * rows, [self.measurement.text(size.response)] * rows
         even = torch.full((rows, size.response), -float(np.log(self.measurement.shared.entries)))  # (B, T)
-        hidden = torch.zeros(
-            size.response, self.measurement.facts["teacher"].width, dtype=models.teacher.dtype
-        )  # (T, H)
+        kept: Kept = ()
+        if models.teacher is not None:
+            width, dtype = self.measurement.facts["teacher"].width, models.teacher.dtype
+            kept = (torch.zeros(size.response, width, dtype=dtype), -even[0])  # (T, H), (T,)
         experience = policy_experience(even, even.clone(), responses, train.method.policy)
-        return Round(0, prompts, responses, experience, dict.fromkeys(range(rows), (hidden, -even[0])))
+        return Round(0, prompts, responses, experience, {row: kept for row in range(rows)})
 
     def _examples(self, rows: int, size: Size) -> pd.DataFrame:
         prompts, responses = [self.measurement.text(size.prompt)] * rows, [self.measurement.text(size.response)] * rows

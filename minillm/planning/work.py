@@ -104,13 +104,15 @@ def scoring(models: Mapping[str, ModelFacts], sequences: float, amounts: Amounts
     return Work(tokens * len(models), operations, scored=dict.fromkeys(models, tokens))
 
 
-def training_work(stage: Train, student: ModelFacts, teacher: ModelFacts, amounts: Amounts, done: int = 0) -> Work:
+def training_work(
+    stage: Train, student: ModelFacts, teacher: ModelFacts | None, amounts: Amounts, done: int = 0
+) -> Work:
     """Work of a training from its last checkpoint on.
 
     Args:
         stage: Settings of the training.
         student: Facts of the model that is trained.
-        teacher: Facts of the model that it learns from, if it does.
+        teacher: Facts of the model that it learns from, if it does; None if that one runs elsewhere.
         amounts: Number and lengths of the examples.
         done: Optimizer steps behind the last checkpoint.
     """
@@ -119,7 +121,8 @@ def training_work(stage: Train, student: ModelFacts, teacher: ModelFacts, amount
     total = training.optimizer_steps(amounts.rows if whole else amounts.examples)
     left = total - done
     sequences = left * method.sequences
-    once, of_teacher = (forward_operations(of, 1, amounts.prompt, amounts.response) for of in (student, teacher))
+    text = (1, amounts.prompt, amounts.response)
+    once, of_teacher = (0.0 if of is None else forward_operations(of, *text) for of in (student, teacher))
     learnt = amounts.response * amounts.examples / amounts.rows
     length = (amounts.row_tokens - learnt, learnt) if whole else (amounts.prompt, amounts.response)
     operations = 3 * sequences * forward_operations(student, 1, *length)  # the backward pass is twice the forward
@@ -130,7 +133,7 @@ def training_work(stage: Train, student: ModelFacts, teacher: ModelFacts, amount
         sampled = policy.most_sampled * (once + (of_teacher if policy.teacher_mix else 0))
         operations += rounds * policy.rollouts * (sampled + once + of_teacher)  # sampled, then scored
         tokens += rounds * policy.rollouts * (policy.most_sampled * amounts.response + 2 * amounts.sequence)
-    elif method.runs_teacher:
+    elif method.runs_teacher and teacher is not None:
         operations += sequences * forward_operations(teacher, 1, *length)
     validations = len({*range(training.evaluate_every, total + 1, training.evaluate_every), total})
     validations -= done // training.evaluate_every

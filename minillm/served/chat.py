@@ -104,7 +104,7 @@ class Teacher:
         )
         keys = [self.key({"chat": chat.request, "seed": chat.seed}) for chat in chats]
         with self.answers.asking():
-            refused = asking.ask_open(dict(zip(keys, chats, strict=True)), self.budget, progress)
+            refused = asking.ask_open(dict(zip(keys, chats, strict=True)), self.budget, progress.log)
         known = self.answers.to(set(keys))
         self.bill += bill(known)
         return [

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from minillm.data.encoding import encode_texts
 from minillm.data.prompts import template_of
-from minillm.endpoints.client import RefusedError
+from minillm.endpoints.client import EndpointError, RefusedError
 from minillm.errors import StageError
 from minillm.files import write_json
 from minillm.models.shared_tokenizer import SharedTokenizer, load_shared_tokenizer
@@ -12,7 +12,7 @@ from minillm.preparation.tokenizer_checks import PROBE
 from minillm.served.chat import Chat, Teacher
 from minillm.served.scoring import Given, Scorer, Told
 from minillm.stages.base import Job, Summary
-from minillm.stages.served import CheckTeacher
+from minillm.stages.served import SERVED, CheckTeacher
 from minillm.worker.progress import Progress
 
 SERVERS = "docs/served-teacher.md names servers that tell log-probabilities of given text, and how they are started"
@@ -37,7 +37,7 @@ def run(job: Job[CheckTeacher]) -> Summary:
         raise StageError(f"{settings.endpoint.base_url}: a plain chat question is {said}; see teacher.model.endpoint")
     if settings.log_probs is not None:
         _require_log_probs(teacher, shared, settings)
-    write_json(Path(job.output) / "teacher.json", teacher.identity)
+    write_json(Path(job.output) / SERVED, teacher.identity)
     return {**teacher.bill.figures(settings.endpoint.prices)}
 
 
@@ -46,7 +46,7 @@ def _require_log_probs(teacher: Teacher, shared: SharedTokenizer, settings: Chec
     assert settings.log_probs is not None
     ((_, prompt),) = template_of(shared.tokenizer, settings.template, shared.ends).prompts([(PROBE, "")])
     tokens = [*prompt, *encode_texts(shared.tokenizer, [PROBE])[0]]
-    scorer = Scorer(teacher, shared)
+    scorer = Scorer(teacher, shared, settings.by_ids)
 
     def given(end: int) -> Given:
         return Given(tokens[:end], range(len(prompt), end), settings.log_probs or 1, "the probe text")
@@ -71,9 +71,10 @@ def _require_log_probs(teacher: Teacher, shared: SharedTokenizer, settings: Chec
             if following is not None:
                 _require_same(following, max(of for _, of in places[end - len(prompt)].likeliest), end, settings)
                 return
-    except RefusedError as error:
+    except (RefusedError, EndpointError) as error:
+        what = "no token ids, which on_policy sends," if settings.by_ids else "no text"
         raise StageError(
-            f"{settings.endpoint.base_url} takes no text to tell log-probabilities of: {error}; use a method that "
+            f"{settings.endpoint.base_url} takes {what} to tell log-probabilities of: {error}; use a method that "
             f"reads its text alone (seqkd), or another server: {SERVERS}"
         ) from error
     raise StageError(f"{settings.endpoint.base_url} does not continue the probe text, so nothing can be compared")

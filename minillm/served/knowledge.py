@@ -58,7 +58,7 @@ class AskedTeacher:
                 rows["prompt_ids"], rows["response_ids"], rows["turns"], rows["row"], strict=True
             )
         ]
-        self.scorer.ask(self.texts, Progress(job.output, len(rows), "rows"))
+        self.scorer.ask(self.texts, Progress(job.output, len(rows), "rows").log)
         self.unknown = 0
 
     def keep(self, rows: range) -> dict[int, Kept]:

@@ -6,7 +6,7 @@ strings. What a string stands for is known from our tokenizer, and the tokens mu
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +17,6 @@ from minillm.errors import StageError
 from minillm.models.shared_tokenizer import SharedTokenizer
 from minillm.served.chat import Teacher
 from minillm.words import counted
-from minillm.worker.progress import Progress
 
 UNTOLD = "null"
 """What is kept of a reply without log-probabilities."""
@@ -89,10 +88,17 @@ class Spelling:
 class Scorer:
     """A served teacher as a judge of given text."""
 
-    def __init__(self, teacher: Teacher, shared: SharedTokenizer) -> None:
-        self.teacher, self.shared, self.spelling = teacher, shared, Spelling(shared)
+    def __init__(self, teacher: Teacher, shared: SharedTokenizer, by_ids: bool = False) -> None:
+        """Take a teacher and our tokenizer.
 
-    def ask(self, texts: Sequence[Given], progress: Progress) -> None:
+        Args:
+            teacher: The teacher.
+            shared: The tokenizer.
+            by_ids: Send token ids alone. What a model samples need not be how its text is tokenised.
+        """
+        self.teacher, self.shared, self.spelling, self.by_ids = teacher, shared, Spelling(shared), by_ids
+
+    def ask(self, texts: Sequence[Given], report: Callable[[int], None]) -> None:
         """Ask for the texts that the store lacks; state the cost.
 
         Raises:
@@ -111,7 +117,7 @@ class Scorer:
         )
         by_key = {self._key(given): given for given in texts}
         with self.teacher.answers.asking():
-            refused = asking.ask_open(by_key, self.teacher.budget, progress)
+            refused = asking.ask_open(by_key, self.teacher.budget, report)
         for key, why in refused.items():
             raise StageError(f"{self.teacher.endpoint.base_url} refuses {by_key[key].name}: {why}; {asking.remedy}")
 
@@ -150,7 +156,8 @@ class Scorer:
         shared = {"max_tokens": 1, "temperature": 0.0, "logprobs": given.k, "echo": True}
         text = self.shared.tokenizer.decode(tokens, skip_special_tokens=False)
         by_id = {"prompt": tokens, **shared, "extra_body": {"prompt_logprobs": given.k}}
-        reply = self.teacher.client.complete([by_id, {"prompt": tokens, **shared}, {"prompt": text, **shared}])
+        forms = [by_id, {"prompt": tokens, **shared}, {"prompt": text, **shared}]
+        reply = self.teacher.client.complete(forms[:2] if self.by_ids else forms)
         choice = reply.choices[0]
         listed = (choice.model_extra or {}).get("prompt_logprobs")
         if isinstance(listed, list) and len(listed) == len(tokens):

@@ -11,6 +11,9 @@ from minillm.config.data import RowFields
 from minillm.stages.base import Stage
 from minillm.stages.measuring import Generate
 
+SERVED = "teacher.json"
+"""File of a teacher that runs elsewhere, in the place of a model's."""
+
 
 class CheckTeacher(Stage):
     """Ask a served teacher for a few tokens, to see that it gives what the methods read.
@@ -26,6 +29,8 @@ class CheckTeacher(Stage):
     template: Template
     log_probs: int | None
     """Likeliest tokens that must be told of given text; None if only text is asked for."""
+    by_ids: bool = False
+    """Whether texts must be taken as token ids."""
 
 
 class AskResponses(Stage):

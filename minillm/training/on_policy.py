@@ -18,16 +18,16 @@ from minillm.data.plain_text import PlainText
 from minillm.generation.rollouts import RolloutSampler, drawn_by_teacher
 from minillm.generation.slots import Request, Response
 from minillm.models.batches import Batch, Lengths, Limit, lengths_of, make_batch, micro_batches, shuffled_slice
-from minillm.models.output_head import OutputHead, output_head, response_hidden
-from minillm.objectives.agreement import agreement
+from minillm.models.output_head import OutputHead
 from minillm.objectives.divergences import forward_kl, functional
-from minillm.objectives.terms import Teacher, TokenTerms
+from minillm.objectives.terms import TokenTerms
 from minillm.objectives.vocabulary import head_loss, token_log_probs
 from minillm.streams import Purpose, generator, stream
 from minillm.training.engine import gathered_weights
 from minillm.training.feeds import Feed, Losses, Models, teacher_of
 from minillm.training.fixed_text import text_losses
 from minillm.training.round_source import RoundSource
+from minillm.training.round_teacher import RoundTeacher, RunningTeacher
 from minillm.training.rounds import Round, policy_experience, policy_loss
 from minillm.worker.processes import gather_lists, rank, world_size
 
@@ -48,12 +48,20 @@ class Rollouts(Feed):
     """Longest prompt with response, tokens."""
     generation_batch_size: int
     seed: int
+    elsewhere: RoundTeacher | None = None
+    """A teacher that does not run here, in the place of that of `models`."""
+    teacher: RoundTeacher = field(init=False)
     round: Round | None = field(default=None, init=False)
     source: RoundSource = field(init=False)
 
     def __post_init__(self) -> None:
         steps = self.method.training.optimizer_steps(len(self.examples))
+        self.teacher = self.elsewhere or self._running_teacher()
         self.source = RoundSource(self.policy, self.seed, -(-steps // self.steps_per_round))
+
+    def _running_teacher(self) -> RoundTeacher:
+        assert self.models.teacher is not None
+        return RunningTeacher(self.models.teacher, self.models.vocabulary, self.policy.temperature)
 
     def prepare(self, step: int, limit: Limit) -> dict[str, float]:
         """Sample and score the step's round, unless it is the current one; return the metrics of a new round.
@@ -122,20 +130,14 @@ class Rollouts(Feed):
         device = models.student.device
         batch = make_batch([sampled.prompts[i] for i in rows], [sampled.responses[i] for i in rows]).to(device)
         experience = sampled.experience.of(rows, device)  # (n,) each, n the real response tokens of these rows
-        assert models.teacher is not None
-        states, normalizer = map(torch.cat, zip(*(sampled.teacher[i] for i in rows), strict=True))
-        teacher = Teacher(
-            states.to(device),  # (n, H_teacher)
-            output_head(models.teacher, models.vocabulary),
-            normalizer.to(device),  # (n,)
-        )
+        teacher = self.teacher.recall([sampled.teacher[i] for i in rows], device)
 
         def per_token(terms: TokenTerms, part: slice) -> Tensor:
             loss = policy_loss(terms, experience.part(part), policy)
             return (loss.single_step + loss.long_term) / tokens
 
         def losses(hidden: Tensor, head: OutputHead) -> Losses:
-            divergence = functional(method.divergence, **method.parameters)
+            divergence = functional(method.divergence, **method.parameters) if teacher is not None else None
             response = batch.response[batch.response_mask]  # (n,)
             loss, terms = head_loss(hidden, head, response, per_token, divergence, teacher, policy.temperature)
             shares = policy_loss(terms, experience, policy)  # the same arithmetic again, for the log
@@ -144,7 +146,7 @@ class Rollouts(Feed):
                 "loss": loss,
                 "single_step": shares.single_step.sum() / tokens,
                 "long_term": shares.long_term.sum() / tokens,
-                method.divergence: terms.divergence.sum() / tokens,
+                **({method.divergence: terms.divergence.sum() / tokens} if teacher is not None else {}),
                 "clipped_share": (change > policy.clip_range).sum() / tokens,
                 "tokens": loss.new_tensor(len(response)),
             }
@@ -164,7 +166,6 @@ class Rollouts(Feed):
     def _sample(self, index: int, prompts: list[list[int]]) -> list[Response]:
         """Sample a response to each prompt of the round; the processes share the work."""
         policy, models = self.policy, self.models
-        assert models.teacher is not None
         requests = [
             Request(prompt, self.max_tokens - len(prompt), stream(Purpose.ROLLOUTS, self.seed, index, number))
             for number, prompt in enumerate(prompts)
@@ -194,51 +195,51 @@ class Rollouts(Feed):
         In bfloat16, passes of another shape, or token by token with a cache, differ by some percent.
 
         Returns:
-            The round, and `agreement` at M of its tokens, (M, 3).
+            The round, and figures that compare the models at M of its tokens, (M, F).
         """
         scores: dict[int, tuple[Tensor, ...]] = {}
         teacher_values: dict[int, tuple[Tensor, ...]] = {}
         lengths = lengths_of(prompts, responses)
         compared = self._compared(index, [len(r) for r in responses])
+        self.teacher.expect(prompts, responses, self._own_rows(index, lengths))
         for rows in self._mini_batches(index):
             for chosen in micro_batches(rows, lengths, limit):
                 batch = make_batch([prompts[i] for i in chosen], [responses[i] for i in chosen])
-                values = self._score_batch(batch, torch.cat([compared[i] for i in chosen]))
+                values = self._score_batch(batch, chosen, torch.cat([compared[i] for i in chosen]))
                 # Each response gets memory of its own: pickled views would each carry the whole micro-batch.
                 counts = [len(responses[i]) for i in chosen]
                 parts = zip(*([part.clone() for part in of.cpu().split(counts)] for of in values), strict=True)
-                for row, (of_student, of_teacher, of_both, normalizer, states) in zip(chosen, parts, strict=True):
-                    scores[row], teacher_values[row] = (of_student, of_teacher, of_both), (states, normalizer)
+                for row, (of_student, of_teacher, of_both, *kept) in zip(chosen, parts, strict=True):
+                    scores[row], teacher_values[row] = (of_student, of_teacher, of_both), tuple(kept)
         scores = dict(gather_lists(list(scores.items())))
         student, teacher, both = zip(*(scores[i] for i in range(len(prompts))), strict=True)
         experience = policy_experience(_pad(student), _pad(teacher), responses, self.policy)
         return Round(index, prompts, responses, experience, teacher_values), torch.cat(both)[torch.cat(compared)]
 
-    def _score_batch(self, batch: Batch, compared: Tensor) -> tuple[Tensor, ...]:
+    def _score_batch(self, batch: Batch, rows: Sequence[int], compared: Tensor) -> tuple[Tensor, ...]:
         """Run both models on a batch of n response tokens.
 
         Args:
             batch: Prompts and responses.
+            rows: Their places in the round.
             compared: Tokens at which the models are compared, (n,) bool.
 
         Returns:
-            log q (n,), log p (n,), `agreement` where compared and else zero (n, 3), the teacher's log-normaliser (n,)
-            and its hidden states (n, H_teacher).
+            log q (n,), log p (n,), figures where compared and else zero (n, F), and what the teacher keeps.
         """
         models, temperature = self.models, self.policy.temperature
-        assert models.teacher is not None
         batch = batch.to(models.student.device)
         tokens, compared = batch.response[batch.response_mask], compared.to(batch.response.device)
-        teacher, teacher_head = response_hidden(models.teacher, batch), output_head(models.teacher, models.vocabulary)
+        scored = self.teacher.score(batch, rows)
+        compare = scored.compare(compared)
 
         def score(hidden: Tensor, head: OutputHead) -> Losses:
-            both = torch.zeros(len(tokens), 3, device=tokens.device)
-            both[compared] = agreement(hidden[compared], head, teacher[compared], teacher_head, temperature)
+            both = torch.zeros(len(tokens), scored.figures, device=tokens.device)
+            both[compared] = compare(hidden[compared], head)
             return {"log_prob": token_log_probs(hidden, head, tokens, temperature)[0], "agreement": both}
 
         student = models.student(batch, score)
-        teacher_log_prob, normalizer = token_log_probs(teacher, teacher_head, tokens, temperature)
-        return student["log_prob"], teacher_log_prob, student["agreement"], normalizer, teacher
+        return student["log_prob"], scored.log_prob, student["agreement"], *scored.kept
 
     def _compared(self, index: int, lengths: Sequence[int]) -> tuple[Tensor, ...]:
         """Choose the tokens of a round at which the models are compared; return a mask (T,) for each response."""

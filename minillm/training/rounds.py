@@ -12,6 +12,9 @@ from minillm.objectives.experience import Experience, make_experience
 from minillm.objectives.losses import RolloutLoss, rollout_loss
 from minillm.objectives.terms import TokenTerms
 
+COMPARED = ("student_entropy", "teacher_entropy", f"top_{TOP}_overlap")
+"""Figures of both models' distributions, as `agreement` gives them; a teacher that runs elsewhere leaves the first."""
+
 
 @dataclass
 class Round:
@@ -22,8 +25,9 @@ class Round:
     responses: list[list[int]]
     experience: Experience
     teacher: dict[int, tuple[Tensor, ...]]
-    """The teacher's last hidden states (T, H) and log Σ exp of its logits (T,) by response, so that it runs once per
-    round, not per epoch. Only of the responses that this process updates on: they are much larger than all else here.
+    """What the teacher keeps by response, so that it runs once per round, not per epoch: its last hidden states (T, H)
+    and log Σ exp of its logits (T,). Only of the responses that this process updates on: they are much larger than all
+    else here. Nothing of a teacher that runs elsewhere.
     """
 
     def figures(
@@ -34,18 +38,15 @@ class Round:
         Args:
             sampled: The responses as they were sampled.
             from_teacher: Whether the teacher drew the tokens at each position, (T,) bool.
-            compared: H(q), H(p) and the top-k overlap at some of the tokens, (M, 3).
+            compared: The first F of `COMPARED` at some of the tokens, (M, F).
             reference_tokens: Tokens of the data's responses to the same prompts.
         """
         experience, count = self.experience, len(sampled)
         tokens = experience.mask.sum()  # ()
         reward = (experience.teacher_log_prob - experience.student_log_prob) * experience.mask  # (N, T)
-        student_entropy, teacher_entropy, overlap = compared.mean(dim=0).tolist()
         drawn = experience.teacher_log_prob.where(from_teacher, experience.student_log_prob)  # (N, T)
         return {
-            "student_entropy": student_entropy,
-            "teacher_entropy": teacher_entropy,
-            f"top_{TOP}_overlap": overlap,
+            **dict(zip(COMPARED, compared.mean(dim=0).tolist(), strict=False)),
             "finished": sum(response.finished for response in sampled) / count,
             "repeated_4_grams": repeated_n_grams(self.responses, 4),
             "length_ratio": float(tokens) / reference_tokens,

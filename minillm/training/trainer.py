@@ -22,6 +22,7 @@ from minillm.models.lora import add_adapters
 from minillm.models.output_head import HeadedModel
 from minillm.models.shared_tokenizer import SharedTokenizer, load_shared_tokenizer
 from minillm.stages.base import Job, Summary
+from minillm.stages.served import SERVED
 from minillm.stages.training import Train
 from minillm.streams import Purpose, generator, stream, torch_seed
 from minillm.training.checkpoints import Checkpoints
@@ -31,6 +32,7 @@ from minillm.training.feeds import Feed, Models
 from minillm.training.fixed_text import FixedText, StoredTeacher
 from minillm.training.on_policy import Rollouts
 from minillm.training.pairs import Pairs
+from minillm.training.round_teacher import RoundTeacher
 from minillm.training.selection import Selection, Validation
 from minillm.worker.processes import process_group, rank
 from minillm.worker.progress import Progress
@@ -66,7 +68,9 @@ def make_trainer(job: Job[Train], settings: Train) -> "Trainer":
     checkpoints = Checkpoints(job.work / "checkpoints")
     engine = make_engine(student, training, total, job.runtime, checkpoints.universal)
     torch.manual_seed(torch_seed(stream(Purpose.DROPOUT, settings.seed, rank())))
-    models = Models(engine, _teacher(job, settings, engine.device), shared.entries, shared.ends)
+    elsewhere = _teacher_elsewhere(job, settings, shared)
+    teacher = _teacher(job, settings, engine.device) if elsewhere is None else None
+    models = Models(engine, teacher, shared.entries, shared.ends)
     held_out = prompts_of(pd.read_parquet(job.inputs["examples"] / "validation.parquet"))
     if len(held_out) > settings.validation_prompts:
         chosen = generator(stream(Purpose.VALIDATION_PROMPTS, 0))
@@ -75,7 +79,7 @@ def make_trainer(job: Job[Train], settings: Train) -> "Trainer":
     held_out = held_out.iloc[lengths.argsort(kind="stable")]  # batches with little padding
     return Trainer(
         engine=engine,
-        feed=_feed(job, settings, models, examples, stored),
+        feed=_feed(job, settings, models, examples, stored, elsewhere),
         validation=Validation(models, shared, held_out, settings.max_tokens, job.runtime),
         selection=Selection(job.work, training.select_by),
         watch=CollapseWatch(Collapse() if settings.method.policy is None else settings.method.policy.collapse),
@@ -117,6 +121,15 @@ def _teacher(job: Job[Train], settings: Train, device: torch.device) -> PreTrain
     return teacher.to(device).eval().requires_grad_(False)  # type: ignore[arg-type]
 
 
+def _teacher_elsewhere(job: Job[Train], settings: Train, shared: SharedTokenizer) -> RoundTeacher | None:
+    """Connect to a teacher behind an endpoint; None if it runs here, or need not run."""
+    if not settings.method.runs_teacher or not (job.inputs["teacher"] / SERVED).exists():
+        return None
+    from minillm.served.rounds import ServedRounds  # the package openai is an extra
+
+    return ServedRounds(job.inputs["teacher"], job.runtime.store, shared)
+
+
 def _stored_teacher(
     job: Job[Train], settings: Train, shared: SharedTokenizer, examples: pd.DataFrame
 ) -> StoredTeacher | None:
@@ -128,7 +141,12 @@ def _stored_teacher(
 
 
 def _feed(
-    job: Job[Train], settings: Train, models: Models, examples: pd.DataFrame, stored: StoredTeacher | None
+    job: Job[Train],
+    settings: Train,
+    models: Models,
+    examples: pd.DataFrame,
+    stored: StoredTeacher | None,
+    elsewhere: RoundTeacher | None,
 ) -> Feed:
     method, policy = settings.method, settings.method.policy
     if method.text == "pairs":
@@ -145,6 +163,7 @@ def _feed(
         settings.max_tokens,
         job.runtime.generation_batch_size,
         settings.seed,
+        elsewhere,
     )
 
 

@@ -31,12 +31,11 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TeacherServer]
     with pytest.MonkeyPatch.context() as patch, serving(TeacherServer(folder, folder)) as running:
         patch.setenv("OPENAI_API_KEY", KEY)
 
-        def chat(messages: list[dict[str, str]], _: int) -> dict[str, Any]:
+        def chat(messages: list[dict[str, str]], max_tokens: int) -> dict[str, Any]:
             text = "It is sunny." if "what" in messages[-1]["content"] else "It is on the hill."
             return {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": text}}
 
         running.chat = chat
-        running.folder = folder
         yield running
 
 
@@ -53,9 +52,10 @@ def config(teacher: TeacherServer, tmp_path_factory: pytest.TempPathFactory) -> 
         "training": None,
         "knowledge": {"top": {"k": 5}},
     }
-    settings["student"] = {"model": {"path": str(teacher.folder)}, "initial": None}
+    settings["student"] = {"model": {"path": teacher.model.name_or_path}, "initial": None}
     training = settings["methods"].pop("sft")["training"]
     settings["methods"] = {name: {"training": training} for name in ("seqkd", "slim")}
+    settings["methods"]["on_policy"] = {"training": training, "start": "pretrained"}
     path.write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
     return path
 
@@ -83,6 +83,7 @@ def test_a_plan_tells_what_will_be_asked(plan: str):
     assert rows["teacher responses"][0] == "34", "forty rows, less those of validation and test"
     assert rows["teacher knowledge top on teacher"][2] == "34", "a token that nobody needs"
     assert rows["generate teacher"][0] == "6"
+    assert rows["train on_policy"][0] == "16", "two steps of eight"
 
 
 def test_students_learn_from_it_and_the_table_has_its_row(first: Finished, config: Path, teacher: TeacherServer):
@@ -90,16 +91,16 @@ def test_students_learn_from_it_and_the_table_has_its_row(first: Finished, confi
     states = first.states()
     computed = {stage for stage, state in states.items() if state == "Completed"}
     asked = {"teacher responses", "teacher knowledge top on teacher", "generate teacher"}
-    assert asked | {"train seqkd", "train slim", "report", "export slim"} <= computed
+    assert asked | {"train seqkd", "train slim", "train on_policy", "report", "export slim"} <= computed
     assert states["check served teacher"] == "Cached", "the plan has asked"
     (report,) = config.parent.glob("store/artifacts/report-*")
     results = read_json(report / "results.json")
-    assert list(results["tables"]) == ["teacher", "seqkd", "slim"]
-    assert list(results["cost"]["models"]) == ["seqkd", "slim"]
+    assert list(results["tables"]) == ["teacher", "seqkd", "slim", "on_policy"]
+    assert list(results["cost"]["models"]) == ["seqkd", "slim", "on_policy"]
     page = (report / "report.html").read_text(encoding="utf-8")
     assert f"teacher at {teacher.base_url}" in page
     cards = [path.read_text(encoding="utf-8") for path in config.parent.glob("store/artifacts/model-*/README.md")]
-    assert ["`teacher` behind an endpoint" in card for card in cards] == [True, True]
+    assert ["`teacher` behind an endpoint" in card for card in cards] == [True] * 3
     assert set(teacher.answered.values()) == {1}, "nothing is asked twice"
 
 
@@ -118,5 +119,5 @@ def test_how_it_is_asked_changes_nothing_that_is_trained(first: Finished, config
     again = distill(config, override, PREFECT_API_URL=str(PREFECT_API_URL.value()))
     assert again.status == 0, again.log
     states = again.states()
-    assert {states[name] for name in ("train seqkd", "train slim", "score teacher")} == {"Cached"}
+    assert {states[name] for name in ("train seqkd", "train slim", "train on_policy", "score teacher")} == {"Cached"}
     assert teacher.answered.total() <= before + 3, "only the check asks again"

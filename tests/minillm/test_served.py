@@ -16,19 +16,24 @@ import torch
 from safetensors.torch import load_file
 
 from minillm.config import ServedTeacher, Template, Top
+from minillm.config.data import Turns
 from minillm.data.encoding import encode_texts
 from minillm.endpoints import client
 from minillm.errors import StageError
 from minillm.knowledge.store import KnowledgeStore
+from minillm.models.batches import Limit
 from minillm.models.shared_tokenizer import load_shared_tokenizer
+from minillm.served.rounds import ServedRounds
 from minillm.stages.reading import Filter
 from minillm.stages.served import AskAnswers, AskKnowledge, AskResponses, CheckTeacher
 from minillm.stages.training import StoreKnowledge
+from minillm.store.artifacts import Store
 from tests import judge_server
 from tests.judge_server import KEY, breaks_off, breaks_off_unannounced, fails, serving, waits
 from tests.minillm.direct import alone, encode, generation, read_lines, run_stage, write_lines
 from tests.minillm.jobs import worker_command, worker_environment, write_job
 from tests.minillm.models_in_small import small_model
+from tests.minillm.on_policy import rollout_feed
 from tests.minillm.templates import TURNS, save_chat_tokenizer
 from tests.teacher_server import TeacherServer
 from tests.waiting import wait_for
@@ -67,7 +72,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     question = {"index": 0, "instruction": "Is it 21 degrees?", "context": "", "references": ["sunny"], "topic": ""}
     write_lines(folder / "benchmarks" / "weather.jsonl", [question, {**question, "index": 1, "instruction": "Rome?"}])
     rows = [{"instruction": name, "response": "assistant user weather"} for name in SAID]
-    for name, of, turns in (("rows", rows, "last"), ("talks", [{"messages": TALK}], "all")):
+    sets: tuple[tuple[str, list[Any], Turns], ...] = (("rows", rows, "last"), ("talks", [{"messages": TALK}], "all"))
+    for name, of, turns in sets:
         parts = [{"row": number, "split": "train" if number < len(of) else "dev"} for number in range(len(of) + 1)]
         held_out = {"messages": [{"role": "user", "content": "Thank you!"}, TALK[3]]}
         last = {"instruction": "held out", "response": "yes"} if name == "rows" else held_out
@@ -308,6 +314,43 @@ def test_requests_keep_the_pace_that_is_set(server, folder):
     assert time.monotonic() - began > 11 * 0.1
 
 
+@pytest.mark.parametrize("server", ["vllm", "strings"], indirect=True)
+def test_rollouts_are_scored_as_by_weights(server, folder, tmp_path):
+    entries = server.shared.entries
+    student, teacher = (small_model("gpt2", vocabulary=entries, seed=seed) for seed in (5, 3))
+    store = Store(tmp_path / "store")
+    store.work_directory("served_teacher", "t" * 64)
+    (store.work_path("served_teacher", "t" * 64) / "output").mkdir(exist_ok=True)
+    facts = {"summary": {}, "settings": {"endpoint": endpoint(server).model_dump(mode="json")}}
+    checked = Path(store.complete("served_teacher", "t" * 64, facts).path)
+    policy = {"rollouts": 8, "inner_epochs": 1, "teacher_mix": 0.0, "single_step": False, "credit": "token"}
+    prompts = [[number + 10, 20, 30] for number in range(8)]
+    found, figures = [], []
+    with rollout_feed(student, teacher, prompts, 6, policy) as feed:
+        for each in (feed.teacher, ServedRounds(checked, str(tmp_path / "store"), server.shared)):
+            feed.teacher, feed.round = each, None
+            figures.append(feed.prepare(0, Limit(rows=4)))
+            sums = [compute() for compute in feed.losses(0, Limit(rows=4))]
+            found.append({name: sum(float(of[name]) for of in sums) for name in sums[0]})
+        assert feed.round is not None
+        restored = feed.state()
+        feed.restore([restored])
+    assert figures[0].keys() - figures[1].keys() == {"teacher_entropy", "top_5_overlap"}
+    assert found[0].keys() - found[1].keys() == {"reverse_kl"}
+    for ours, theirs in (figures, found):
+        assert theirs == pytest.approx({name: ours[name] for name in theirs}, abs=1e-4)
+    assert abs(figures[0]["reward"]) > 0.1
+    assert len(server.requests) == 8
+    assert all(isinstance(body["prompt"], list) for body in server.requests)
+
+
+@pytest.mark.parametrize("server", ["text"], indirect=True)
+def test_rollouts_need_a_server_that_takes_token_ids(server, folder, tmp_path):
+    stage = CheckTeacher(endpoint=endpoint(server), template=Template(), log_probs=1, by_ids=True)
+    with pytest.raises(StageError, match="takes no token ids, which on_policy sends, to tell log-probabilities of"):
+        run_stage(stage, {"tokenizer": folder / "tokenizer"}, tmp_path / "check")
+
+
 def paid(folder: Path) -> int:
     """Return the number of answers in the store, as another process sees it."""
     for path in folder.glob("endpoints/*/answers.sqlite"):
@@ -318,7 +361,7 @@ def paid(folder: Path) -> int:
 
 @pytest.mark.parametrize("stage", [AskResponses, AskKnowledge])
 def test_a_worker_killed_in_the_middle_pays_for_nothing_twice(server, folder, tmp_path, stage):
-    own = {"template": Template(), "max_tokens": 240, "seed": 1} if stage is AskResponses else {"k": 3}
+    own: dict[str, Any] = {"template": Template(), "max_tokens": 240, "seed": 1} if stage is AskResponses else {"k": 3}
     settings = stage(endpoint=endpoint(server, parallel=2, attempts=1), **own)
     known = {**inputs_of(folder), "instructions": folder / "rows.jsonl"}
     inputs = {name.rstrip("?"): known[name.rstrip("?")] for name in settings.inputs if name != "responses?"}

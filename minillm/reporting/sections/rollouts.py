@@ -61,8 +61,9 @@ def panels(curves: Mapping[str, Curves], look: Look) -> Figure:
         for axes, (name, heading) in zip(grid, PANELS.items(), strict=True):
             axes.set_title(heading, fontsize=8, loc="left")
             for role, of in curves.items():
-                axes.plot(*stretches(of[f"train/{name}"]), color=look[role][0], lw=1.4, label=role)
-                if name == "student_entropy":
+                if f"train/{name}" in of:  # a teacher that runs elsewhere is not compared at every entry
+                    axes.plot(*stretches(of[f"train/{name}"]), color=look[role][0], lw=1.4, label=role)
+                if name == "student_entropy" and "train/teacher_entropy" in of:
                     axes.plot(*stretches(of["train/teacher_entropy"]), color=look[role][0], lw=1, ls="--")
                 if COLLAPSED in of:
                     axes.axvline(of[COLLAPSED].index[0], color=look[role][0], lw=1, ls=":")
