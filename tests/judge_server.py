@@ -23,8 +23,8 @@ class Endpoint(ThreadingHTTPServer):
 
     daemon_threads = True
 
-    def __init__(self, handler: type["Handler"] | None = None, port: int = 0) -> None:
-        super().__init__(("127.0.0.1", port), handler or Handler)
+    def __init__(self, handler: type["Handler"] | None = None) -> None:
+        super().__init__(("127.0.0.1", 0), handler or Handler)
         self.lock = threading.Lock()
         self.planned: list[Reply] = []
         """Replies to the next requests; later requests get ratings."""

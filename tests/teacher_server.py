@@ -19,8 +19,8 @@ a message and shows no other special token (llama-cpp-python with SmolLM2)."""
 class TeacherServer(judge_server.Endpoint):
     """Server of a model, which answers greedily."""
 
-    def __init__(self, model: Path, tokenizer: Path, kind: KIND = "vllm", port: int = 0) -> None:
-        super().__init__(TeacherHandler, port)
+    def __init__(self, model: Path, tokenizer: Path, kind: KIND = "vllm") -> None:
+        super().__init__(TeacherHandler)
         self.kind, self.shared = kind, load_shared_tokenizer(tokenizer)
         self.model = AutoModelForCausalLM.from_pretrained(model).eval()
         self.one_at_a_time = threading.Lock()
@@ -123,4 +123,4 @@ class TeacherHandler(Handler):
     def finish_reply(self, body: dict[str, Any], value: dict[str, Any]) -> None:
         self.send(200, value)
         with self.teacher.lock:
-            self.teacher.answered[str(body.get("prompt", body.get("messages")))] += 1
+            self.teacher.answered[str([body.get(name) for name in ("prompt", "messages", "seed")])] += 1

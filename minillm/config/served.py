@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from minillm.config.experiment import Config
-    from minillm.config.training import Method
+    from minillm.config.training import Method, Policy, Training
 
 NOT_SAMPLED_SO = ("top_k", "no_repeat_ngram")
 """Rules of sampling that chat completions do not have."""
@@ -40,29 +40,40 @@ def problems_of_served(config: "Config") -> Iterator[str]:
     for name in evaluation._changed(*NOT_SAMPLED_SO):
         yield f"evaluation.{name} is no rule of an endpoint's sampling, and all rows are sampled alike; leave it out"
     for name, method in config.methods.items():
-        for problem in _problems_of(method):
-            yield f"methods.{name}.{problem}"
-        if method.stored == "top" and teacher.knowledge.top.k is None:
-            yield f"methods.{name} reads likely tokens, whose number an endpoint must know; set teacher.knowledge.top.k"
-        if method.needs_log_probs and config.tokenizer.train_vocabulary is not None:
-            yield (
-                f"methods.{name} reads log-probabilities of the teacher's own tokens, and tokenizer.train_vocabulary "
-                "makes others; set tokenizer.from to a tokenizer of the teacher's family"
-            )
+        yield from (f"methods.{name}{problem}" for problem in _problems_of(method, config))
 
 
-def _problems_of(method: "Method") -> Iterator[str]:
+def _problems_of(method: "Method", config: "Config") -> Iterator[str]:
     """Say which fields of a method ask for more than text and the log-probabilities of likely tokens."""
     if method.text == "pairs":
-        yield "text: pairs compares with the running teacher; use text: teacher"
+        yield ".text: pairs compares with the running teacher; use text: teacher"
     elif method.stored in ("hidden", "sampled"):
-        yield f"teacher: {method.stored} is made of weights; use teacher: top"
-    elif method.policy is None and method.runs_teacher:
-        yield f"divergence: {method.divergence} with teacher: live needs its weights in training; use teacher: top"
+        yield f".teacher: {method.stored} is made of weights; use teacher: top"
     elif method.policy is not None:
-        read = {name: getattr(method.policy, name) for name in TOKEN_ALONE}
-        if unfit := [f"policy.{name}: {value}" for name, value in read.items() if value != TOKEN_ALONE[name]]:
+        yield from _problems_of_rollouts(method.policy, method.training, config)
+    elif method.runs_teacher:
+        yield f".divergence: {method.divergence} with teacher: live needs its weights in training; use teacher: top"
+    if method.stored == "top" and config.teacher.knowledge.top.k is None:
+        yield " reads likely tokens, whose number an endpoint must know; set teacher.knowledge.top.k"
+    if method.needs_log_probs and config.tokenizer.train_vocabulary is not None:
+        yield (
+            " reads log-probabilities of the teacher's own tokens, and tokenizer.train_vocabulary makes others; set "
+            "tokenizer.from to a tokenizer of the teacher's family"
+        )
+
+
+def _problems_of_rollouts(policy: "Policy", training: "Training", config: "Config") -> Iterator[str]:
+    unfit = [f"{name}: {getattr(policy, name)}" for name in TOKEN_ALONE if getattr(policy, name) != TOKEN_ALONE[name]]
+    if unfit:
+        yield (
+            f".policy.{' and '.join(unfit)} need the teacher's whole distribution; set what on_policy has "
+            f"({', '.join(f'{name}: {value}' for name, value in TOKEN_ALONE.items())})"
+        )
+    endpoint, steps = config.teacher.model.endpoint, training.steps
+    if endpoint is not None and steps is not None:
+        rounds = -(-steps * training.batch_size // (policy.inner_epochs * policy.rollouts))
+        if (rollouts := rounds * policy.rollouts) > endpoint.max_requests:
             yield (
-                f"{' and '.join(unfit)} need the teacher's whole distribution; set what on_policy has "
-                f"({', '.join(f'{name}: {value}' for name, value in TOKEN_ALONE.items())})"
+                f" asks for each of {rollouts} rollouts, above max_requests ({endpoint.max_requests}); raise it, or "
+                "lower training.steps"
             )

@@ -2,7 +2,7 @@
 
 import signal
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from typing import Generic, TypeVar
@@ -16,7 +16,8 @@ from minillm.words import counted
 
 ALL_REFUSED = 20
 """If this many questions are refused and none is answered, the endpoint is taken to refuse all."""
-Question = TypeVar("Question")
+T = TypeVar("T")
+"""A question of one kind."""
 
 
 def stop_when_asked() -> None:
@@ -25,7 +26,7 @@ def stop_when_asked() -> None:
 
 
 @dataclass(frozen=True)
-class Asking(Generic[Question]):
+class Inquiry(Generic[T]):
     """How questions of one kind are put to an endpoint."""
 
     endpoint: Endpoint
@@ -33,17 +34,17 @@ class Asking(Generic[Question]):
     """The model in the log, e.g. judge gpt-4o."""
     answers: Answers
     """Known answers; new ones are added."""
-    send: Callable[[Question], Answer]
+    send: Callable[[T], Answer]
     """Asks once; raises what `Client.chat` does."""
-    expected: Callable[[Question], Bill]
+    expected: Callable[[T], Bill]
     """Highest cost of asking once."""
-    is_whole: Callable[[Question, Answer], bool]
+    is_whole: Callable[[T, Answer], bool]
     """Tells if an answer has the form asked for."""
     remedy: str
     """What to change, and to what, if all questions are refused."""
 
     def ask_open(
-        self, questions: Mapping[str, Question], budget: Callable[[Bill], Budget], report: Callable[[int], None]
+        self, questions: Mapping[str, T], budget: Callable[[Bill], Budget], report: Callable[[int], None]
     ) -> dict[str, str]:
         """Ask until every question has a whole answer, or as many answers as attempts.
 
@@ -59,10 +60,13 @@ class Asking(Generic[Question]):
             StageError: It would cost more than the budget, or the endpoint denies access.
             EndpointError: The endpoint does not answer.
         """
-        known, prices = self.answers.to(questions), self.endpoint.prices
-        spent = bill(known)
-        left = [key for key, question in questions.items() if self._is_open(question, known[key])]
-        ahead = sum((self.expected(questions[key]) for key in left), Bill())
+        spent, left, ahead, prices = Bill(), dict[str, int](), Bill(), self.endpoint.prices
+        for key, question in questions.items():  # answers may be long, so they are read one by one
+            found = self.answers.to([key])[key]
+            spent += bill({key: found})
+            if self._is_open(question, found):
+                left[key] = self._attempts(question, found)
+                ahead += self.expected(question)
         print(
             f"{self.who}: {counted(len(questions), 'question')}, {len(questions) - len(left):,} of them settled "
             f"already; to ask: {len(left):,}, an estimated {ahead.words(prices, most='at most ')}",
@@ -70,20 +74,22 @@ class Asking(Generic[Question]):
         )
         if not left:
             return {}
-        limits = budget(spent)
+        limits, paid = budget(spent), list[Bill]()
         limits.check(ahead)
         settled = len(questions) - len(left)
         refused = self._ask_all(
-            lambda key: self._ask(key, questions[key], known[key], limits), left, lambda done: report(settled + done)
+            lambda key: paid.extend(self._ask(key, questions[key], left[key], limits)),
+            list(left),
+            lambda done: report(settled + done),
         )
-        took = bill(self.answers.to(questions)) - spent
+        took = sum(paid, Bill())
         asked = counted(took.questions, "question")
         print(f"asked {asked}: {took.words(prices)}; {len(refused)} refused", flush=True)
         return refused
 
-    def _ask(self, key: str, question: Question, known: Sequence[Answer], budget: Budget) -> None:
-        """Ask one question until an answer is whole or the attempts are used up."""
-        for _ in range(self._attempts(question, known), self.endpoint.attempts):
+    def _ask(self, key: str, question: T, made: int, budget: Budget) -> Iterator[Bill]:
+        """Ask one question until an answer is whole or the attempts are used up; yield what each has cost."""
+        for _ in range(made, self.endpoint.attempts):
             highest, took = self.expected(question), Bill()
             budget.reserve(highest)
             try:
@@ -92,14 +98,15 @@ class Asking(Generic[Question]):
                 took = answer.bill
             finally:
                 budget.settle(highest, took)
+            yield took
             if self.is_whole(question, answer):
                 return
 
-    def _is_open(self, question: Question, found: Sequence[Answer]) -> bool:
+    def _is_open(self, question: T, found: Sequence[Answer]) -> bool:
         whole = any(self.is_whole(question, answer) for answer in found)
         return not whole and self._attempts(question, found) < self.endpoint.attempts
 
-    def _attempts(self, question: Question, found: Sequence[Answer]) -> int:
+    def _attempts(self, question: T, found: Sequence[Answer]) -> int:
         """Count the answers to requests with at least the present limit; a smaller one may have cut the others."""
         return sum(answer.max_tokens >= self.expected(question).completion_tokens for answer in found)
 

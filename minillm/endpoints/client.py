@@ -36,7 +36,7 @@ QUOTED_CHARACTERS = 300
 CHAT, COMPLETION = "a chat completion", "a completion"
 """Kinds of replies."""
 Reply = TypeVar("Reply", ChatCompletion, Completion)
-Request = Mapping[str, Any]
+Body = Mapping[str, Any]
 """Fields of a request."""
 
 
@@ -73,7 +73,7 @@ class Client:
             max_retries=RETRIES,
         )
 
-    def chat(self, forms: Sequence[Request]) -> ChatCompletion:
+    def chat(self, forms: Sequence[Body]) -> ChatCompletion:
         """Ask for a chat completion.
 
         Args:
@@ -87,7 +87,7 @@ class Client:
         """
         return self._accepted(CHAT, self._client.chat.completions.create, ChatCompletion, forms)
 
-    def complete(self, forms: Sequence[Request]) -> Completion:
+    def complete(self, forms: Sequence[Body]) -> Completion:
         """Ask for a completion of a text, as `chat` does; it raises the same errors.
 
         Some servers say that they fail (500) where they do not know a form, so each is first tried once.
@@ -118,7 +118,7 @@ class Client:
             max_tokens=max_tokens,
         )
 
-    def _accepted(self, what: str, create: Callable[..., Any], kind: type[Reply], forms: Sequence[Request]) -> Reply:
+    def _accepted(self, what: str, create: Callable[..., Any], kind: type[Reply], forms: Sequence[Body]) -> Reply:
         reasons: list[str] = []
         known = self._form.get(what)
         for number in range(len(forms)) if known is None else (known,):
@@ -131,7 +131,7 @@ class Client:
             return reply
         raise RefusedError("; ".join(dict.fromkeys(reasons)))
 
-    def _sent(self, what: str, create: Callable[..., Any], kind: type[Reply], request: Request) -> Reply:
+    def _sent(self, what: str, create: Callable[..., Any], kind: type[Reply], request: Body) -> Reply:
         for number in range(UNREADABLE):
             time.sleep(number)
             self._wait_for_turn()

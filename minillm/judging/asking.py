@@ -6,7 +6,7 @@ from typing import Any
 
 from minillm.config import Judge
 from minillm.endpoints.answers import Answer, Answers
-from minillm.endpoints.asking import Asking
+from minillm.endpoints.asking import Inquiry
 from minillm.endpoints.budget import Bill, Budget, estimated_tokens
 from minillm.endpoints.client import Client
 from minillm.judging.questions import read_ratings, schema
@@ -60,7 +60,7 @@ def ask_what_is_open(
             "raise it, or lower prompts, seeds or samples"
         )
 
-    asking = Asking(
+    asking = Inquiry(
         endpoint=judge,
         who=f"judge {judge.model}",
         answers=answers,

@@ -39,7 +39,7 @@ SHARD_TOKENS = 1 << 16
 """Most tokens of a shard, so that several processes have shards of small forms too."""
 
 
-class Source(Protocol):
+class Teller(Protocol):
     """A teacher that tells what is kept of the training rows."""
 
     @property
@@ -67,25 +67,25 @@ class Source(Protocol):
         ...
 
 
-def write_store(job: Job[Any], rows: pd.DataFrame, shared: SharedTokenizer, source: Source) -> Summary:
+def write_store(job: Job[Any], rows: pd.DataFrame, shared: SharedTokenizer, teller: Teller) -> Summary:
     """Write the shards that are missing, then the index."""
     tokens = learnt_tokens(rows)
-    starts = shard_starts(tokens, max(1, min(SHARD_TOKENS, SHARD_BYTES // source.bytes_per_token)))
+    starts = shard_starts(tokens, max(1, min(SHARD_TOKENS, SHARD_BYTES // teller.bytes_per_token)))
     progress = Progress(job.output, len(rows), "rows")
     for number in range(rank(), len(starts) - 1, world_size()):
         if not shard_path(job.output, number).exists():
             part = range(starts[number], starts[number + 1])
-            _save(_joined(part, source.keep(part)), job, shard_path(job.output, number))
+            _save(_joined(part, teller.keep(part)), job, shard_path(job.output, number))
         progress.log(min(starts[number + 1] * world_size(), len(rows)))
-    if rank() == 0 and source.head:
-        _save(source.head, job, job.output / HEAD)
+    if rank() == 0 and teller.head:
+        _save(teller.head, job, job.output / HEAD)
     dist.barrier()
     if rank() == 0:
         index = Index(
-            form=source.form,
+            form=teller.form,
             identity=Identity.of(shared.tokenizer, job.inputs["model"], rows),
             vocabulary=shared.entries,
-            soft_cap=source.soft_cap,
+            soft_cap=teller.soft_cap,
             starts=starts,
         )
         write_json(job.output / INDEX, index.model_dump(mode="json"))

@@ -27,10 +27,10 @@ from minillm.worker.processes import device, process_group
 def run(job: Job[StoreKnowledge]) -> Summary:
     """Write the shards that are missing, then the index."""
     rows, shared = training_rows(job.inputs), load_shared_tokenizer(job.inputs["tokenizer"])
-    return write_store(job, rows, shared, RunningTeacher(job, rows, shared.entries))
+    return write_store(job, rows, shared, TeacherPass(job, rows, shared.entries))
 
 
-class RunningTeacher:
+class TeacherPass:
     """The teacher's weights, and the rows that they run over."""
 
     def __init__(self, job: Job[StoreKnowledge], rows: pd.DataFrame, vocabulary: int) -> None:

@@ -28,7 +28,7 @@ from minillm.training.feeds import Feed, Models
 from minillm.training.fixed_text import FixedText, StoredTeacher
 from minillm.training.on_policy import Rollouts
 from minillm.training.pairs import Pairs
-from minillm.training.round_teacher import Kept, SilentTeacher
+from minillm.training.round_teacher import PerToken, SilentTeacher
 from minillm.training.rounds import Round, policy_experience
 from minillm.worker.processes import world_size
 
@@ -210,7 +210,7 @@ class Trainings:
         assert train.method.policy is not None
         prompts, responses = [self.measurement.text(size.prompt)] * rows, [self.measurement.text(size.response)] * rows
         even = torch.full((rows, size.response), -float(np.log(self.measurement.shared.entries)))  # (B, T)
-        kept: Kept = ()
+        kept: PerToken = ()
         if models.teacher is not None:
             width, dtype = self.measurement.facts["teacher"].width, models.teacher.dtype
             kept = (torch.zeros(size.response, width, dtype=dtype), -even[0])  # (T, H), (T,)

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from minillm.config import ServedTeacher
 from minillm.data.conversations import Message
 from minillm.endpoints.answers import Answer, Answers
-from minillm.endpoints.asking import Asking, bill
+from minillm.endpoints.asking import Inquiry, bill
 from minillm.endpoints.budget import Bill, Budget, estimated_tokens
 from minillm.endpoints.client import Client
 from minillm.store.manifest import text_digest
@@ -63,7 +63,7 @@ Outcome = Said | Literal["refused by the endpoint", "malformed"]
 """What the teacher says, or why it says nothing."""
 
 
-class Teacher:
+class RemoteTeacher:
     """A served teacher with the answers that its store has of it."""
 
     def __init__(self, endpoint: ServedTeacher, store: str) -> None:
@@ -93,7 +93,7 @@ class Teacher:
             StageError: It would cost more than the budget, or the endpoint denies access.
             EndpointError: The endpoint does not answer.
         """
-        asking = Asking(
+        asking = Inquiry(
             endpoint=self.endpoint,
             who=f"teacher {self.endpoint.model}",
             answers=self.answers,

@@ -9,7 +9,7 @@ from minillm.errors import StageError
 from minillm.files import write_json
 from minillm.models.shared_tokenizer import SharedTokenizer, load_shared_tokenizer
 from minillm.preparation.tokenizer_checks import PROBE
-from minillm.served.chat import Chat, Teacher
+from minillm.served.chat import Chat, RemoteTeacher
 from minillm.served.scoring import Given, Scorer, Told
 from minillm.stages.base import Job, Summary
 from minillm.stages.served import SERVED, CheckTeacher
@@ -29,10 +29,13 @@ def run(job: Job[CheckTeacher]) -> Summary:
         StageError: The endpoint denies access, has other tokens, or does not tell what is asked for.
     """
     settings = job.settings
-    teacher = Teacher(settings.endpoint, job.runtime.store)
+    teacher = RemoteTeacher(settings.endpoint, job.runtime.store)
     shared = load_shared_tokenizer(job.inputs["tokenizer"])
     question = [{"role": "user", "content": "Say yes."}]
-    (said,) = teacher.say([Chat(question, max_tokens=8, seed=0)], Progress(job.output, 1, "questions"))
+    try:
+        (said,) = teacher.say([Chat(question, max_tokens=8, seed=0)], Progress(job.output, 1, "questions"))
+    except EndpointError as error:  # nothing has begun, and a retry would wait as long again
+        raise StageError(f"{error} Start its server, or see teacher.model.endpoint.base_url") from error
     if isinstance(said, str):
         raise StageError(f"{settings.endpoint.base_url}: a plain chat question is {said}; see teacher.model.endpoint")
     if settings.log_probs is not None:
@@ -41,7 +44,7 @@ def run(job: Job[CheckTeacher]) -> Summary:
     return {**teacher.bill.figures(settings.endpoint.prices)}
 
 
-def _require_log_probs(teacher: Teacher, shared: SharedTokenizer, settings: CheckTeacher) -> None:
+def _require_log_probs(teacher: RemoteTeacher, shared: SharedTokenizer, settings: CheckTeacher) -> None:
     """Require the probe's tokens to be ours, and their log-probabilities to be in the right places."""
     assert settings.log_probs is not None
     ((_, prompt),) = template_of(shared.tokenizer, settings.template, shared.ends).prompts([(PROBE, "")])

@@ -13,7 +13,7 @@ from minillm.knowledge.forms import Kept, entry_type, top_bytes
 from minillm.knowledge.shards import write_store
 from minillm.knowledge.store import training_rows
 from minillm.models.shared_tokenizer import SharedTokenizer, load_shared_tokenizer
-from minillm.served.chat import Teacher
+from minillm.served.chat import RemoteTeacher
 from minillm.served.scoring import Given, Place, Scorer
 from minillm.stages.base import Job, Summary
 from minillm.stages.served import AskKnowledge
@@ -30,14 +30,14 @@ def run(job: Job[AskKnowledge]) -> Summary:
     """
     stop_when_asked()
     rows, shared = training_rows(job.inputs), load_shared_tokenizer(job.inputs["tokenizer"])
-    source = AskedTeacher(job, rows, shared)
+    source = ToldTeacher(job, rows, shared)
     written = write_store(job, rows, shared, source)
     if source.unknown:
         print(f"{source.unknown:,} told strings stand for several tokens, and count among all others", flush=True)
     return {**written, "unknown_entries": source.unknown, **source.teacher.bill.figures(job.settings.endpoint.prices)}
 
 
-class AskedTeacher:
+class ToldTeacher:
     """A served teacher, and what it has told of the training rows."""
 
     def __init__(self, job: Job[AskKnowledge], rows: pd.DataFrame, shared: SharedTokenizer) -> None:
@@ -45,7 +45,7 @@ class AskedTeacher:
         self.soft_cap, self.head = None, dict[str, Tensor | None]()
         self.k, self.vocabulary = Top(k=job.settings.k).entries(shared.entries), shared.entries
         self.bytes_per_token = top_bytes(self.k, self.vocabulary)
-        self.teacher = Teacher(job.settings.endpoint, job.runtime.store)
+        self.teacher = RemoteTeacher(job.settings.endpoint, job.runtime.store)
         self.scorer = Scorer(self.teacher, shared)
         self.texts = [
             Given(

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from minillm.endpoints.answers import Answer
-from minillm.endpoints.asking import Asking, bill
+from minillm.endpoints.asking import Inquiry, bill
 from minillm.endpoints.budget import Bill
 from minillm.errors import StageError
 from minillm.models.shared_tokenizer import SharedTokenizer
-from minillm.served.chat import Teacher
+from minillm.served.chat import RemoteTeacher
 from minillm.words import counted
 
 UNTOLD = "null"
@@ -67,7 +67,8 @@ class Spelling:
         counts: dict[str, list[int]] = {}
         for token, text in self.of.items():
             counts.setdefault(text, []).append(token)
-        self.only = {text: tokens[0] for text, tokens in counts.items() if len(tokens) == 1 and UNREADABLE not in text}
+        readable = {text: tokens for text, tokens in counts.items() if text and UNREADABLE not in text}
+        self.only = {text: tokens[0] for text, tokens in readable.items() if len(tokens) == 1}
         """Tokens by the strings that stand for one alone."""
 
     def token(self, told: int | str) -> int | None:
@@ -88,7 +89,7 @@ class Spelling:
 class Scorer:
     """A served teacher as a judge of given text."""
 
-    def __init__(self, teacher: Teacher, shared: SharedTokenizer, by_ids: bool = False) -> None:
+    def __init__(self, teacher: RemoteTeacher, shared: SharedTokenizer, by_ids: bool = False) -> None:
         """Take a teacher and our tokenizer.
 
         Args:
@@ -106,7 +107,7 @@ class Scorer:
                 log-probabilities or those of other tokens.
             EndpointError: The endpoint does not answer.
         """
-        asking = Asking(
+        asking = Inquiry(
             endpoint=self.teacher.endpoint,
             who=f"teacher {self.teacher.endpoint.model}",
             answers=self.teacher.answers,
@@ -147,7 +148,7 @@ class Scorer:
         """Ask once; raises what `Client.complete` does, and StageError if the reply is about other tokens."""
         told = self.told(given)
         kept = None if told.places is None else [(of.own, of.likeliest) for of in told.scored(given)]
-        # The limit is the same in all requests; see `Asking`.
+        # The limit is the same in all requests; see `Inquiry`.
         return self.teacher.client.answer(told.reply, json.dumps(kept, ensure_ascii=False), "", max_tokens=1)
 
     def told(self, given: Given) -> "Told":
@@ -162,24 +163,27 @@ class Scorer:
         listed = (choice.model_extra or {}).get("prompt_logprobs")
         if isinstance(listed, list) and len(listed) == len(tokens):
             places = [_by_id(of, token) for of, token in zip(listed, tokens, strict=True)]
+            echoed = len(tokens) if choice.logprobs and len(choice.logprobs.tokens or []) >= len(tokens) else 0
         else:
-            places = self._echoed(choice.logprobs, tokens, given)
+            places, echoed = self._echoed(choice.logprobs, tokens, given)
         read = getattr(reply.usage, "prompt_tokens", None)
         if read is not None and read != len(tokens):
             raise StageError(
                 f"{self.teacher.endpoint.base_url} reads {read} tokens where {given.name} has {len(tokens)} in "
                 f"tokenizer.from{_or_added(read, len(tokens))}"
             )
-        return Told(places, _next(choice.logprobs), reply)
+        return Told(places, _next(choice.logprobs, echoed), reply)
 
-    def _echoed(self, told: Any, tokens: Sequence[int], given: Given) -> list[Place | None] | None:
+    def _echoed(self, told: Any, tokens: Sequence[int], given: Given) -> tuple[list[Place | None] | None, int]:
         """Return the places of tokens that are told as strings, None for special tokens that are left out.
+
+        The number is that of strings that are of the text.
 
         Raises:
             StageError: They are other tokens than ours.
         """
         if told is None or not told.tokens or len(told.tokens) < 2:
-            return None
+            return None, 0
         places: list[Place | None] = []
         reported = 0
         for place, token in enumerate(tokens):
@@ -197,7 +201,7 @@ class Scorer:
             own, likeliest = told.token_logprobs[reported], told.top_logprobs[reported]
             places.append(None if own is None else Place(own, list((likeliest or {}).items())))
             reported += 1
-        return places
+        return places, reported
 
 
 @dataclass(frozen=True)
@@ -231,10 +235,11 @@ def _by_id(told: Mapping[str, Any] | None, token: int) -> Place | None:
     return Place(told[str(token)]["logprob"], [(int(other), of["logprob"]) for other, of in told.items()])
 
 
-def _next(told: Any) -> float | None:
-    """Return the log-probability of the likeliest token to follow, which comes behind the text's, or alone."""
-    likeliest = None if told is None or not told.top_logprobs else told.top_logprobs[-1]
-    return max(likeliest.values()) if likeliest else None
+def _next(told: Any, echoed: int) -> float | None:
+    """Return the log-probability of the likeliest token to follow the text; None if the text ends where it ends."""
+    likeliest = None if told is None else told.top_logprobs
+    behind = likeliest[echoed] if likeliest and len(likeliest) > echoed else None
+    return max(behind.values()) if behind else None
 
 
 def _or_added(read: int, ours: int) -> str:

@@ -14,7 +14,7 @@ from minillm.objectives.agreement import agreement
 from minillm.objectives.terms import Teacher
 from minillm.objectives.vocabulary import token_log_probs
 
-Kept = tuple[Tensor, ...]
+PerToken = tuple[Tensor, ...]
 """Tensors with a row for each token of a response."""
 Compare = Callable[[Tensor, OutputHead], Tensor]
 """From the student's last hidden states at some tokens (M, H), and its head, to figures of the log at them (M, F)."""
@@ -26,7 +26,7 @@ class Scored:
 
     log_prob: Tensor  # (n,)
     """log p(y_t)."""
-    kept: Kept
+    kept: PerToken
     """What `recall` needs."""
     figures: int
     """F, the first so many of `minillm.training.rounds.COMPARED`."""
@@ -45,7 +45,7 @@ class RoundTeacher(Protocol):
         """Score some rows of the round, which are the batch."""
         ...
 
-    def recall(self, kept: Sequence[Kept], device: torch.device) -> Teacher | None:
+    def recall(self, kept: Sequence[PerToken], device: torch.device) -> Teacher | None:
         """Return the teacher at the tokens of some rows, row after row; None if it has told of the tokens alone."""
         ...
 
@@ -60,7 +60,7 @@ class SilentTeacher:
         """Refuse, as there is nothing to ask."""
         raise NotImplementedError
 
-    def recall(self, kept: Sequence[Kept], device: torch.device) -> None:
+    def recall(self, kept: Sequence[PerToken], device: torch.device) -> None:
         """Return nothing."""
 
 
@@ -86,7 +86,7 @@ class RunningTeacher:
 
         return Scored(log_prob, (hidden, normalizer), 3, compare)
 
-    def recall(self, kept: Sequence[Kept], device: torch.device) -> Teacher:
+    def recall(self, kept: Sequence[PerToken], device: torch.device) -> Teacher:
         """Return the teacher from its hidden states (n, H_teacher) and log-normalisers (n,)."""
         states, normalizer = map(torch.cat, zip(*kept, strict=True))
         return Teacher(states.to(device), output_head(self.model, self.vocabulary), normalizer.to(device))

@@ -78,7 +78,8 @@ def first(plan: str, config: Path, prefect_server: None) -> Finished:
 
 def test_a_plan_tells_what_will_be_asked(plan: str):
     assert "Will it work? Not asked: the teacher runs elsewhere" in plan
-    rows = {cells[1]: cells[2:-1] for line in plan.splitlines() if len(cells := re.split(r"\s*\|\s*", line)) > 3}
+    asked = plan.split("Asked of the endpoint")[1].split("Memory of each")[0]
+    rows = {cells[1]: cells[2:-1] for line in asked.splitlines() if len(cells := re.split(r"\s*\|\s*", line)) > 3}
     assert list(rows["to ask"]) == ["requests", "prompt tokens", "completion tokens", "in money"]
     assert rows["teacher responses"][0] == "34", "forty rows, less those of validation and test"
     assert rows["teacher knowledge top on teacher"][2] == "34", "a token that nobody needs"
@@ -115,8 +116,7 @@ def test_how_it_is_asked_changes_nothing_that_is_trained(first: Finished, config
     from prefect.settings import PREFECT_API_URL
 
     before = teacher.answered.total()
-    override = "teacher.model.endpoint.parallel=2"
-    again = distill(config, override, PREFECT_API_URL=str(PREFECT_API_URL.value()))
+    again = distill(config, "--set", "teacher.model.endpoint.parallel=2", PREFECT_API_URL=str(PREFECT_API_URL.value()))
     assert again.status == 0, again.log
     states = again.states()
     assert {states[name] for name in ("train seqkd", "train slim", "train on_policy", "score teacher")} == {"Cached"}

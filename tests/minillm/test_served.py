@@ -243,6 +243,13 @@ def refusal(server: TeacherServer, folder: Path, tokenizer: Path | None = None) 
     return str(error.value)
 
 
+def test_a_server_that_is_not_there_is_said_at_once(server, folder, tmp_path):
+    nobody = endpoint(server, base_url="http://127.0.0.1:9/v1")
+    stage = CheckTeacher(endpoint=nobody, template=Template(), log_probs=None)
+    with pytest.raises(StageError, match=r":9/v1 does not answer: Connection error\. Start its server, or see"):
+        run_stage(stage, {"tokenizer": folder / "tokenizer"}, tmp_path / "check")
+
+
 @pytest.mark.parametrize("server", ["strings"], indirect=True)
 def test_another_tokenizer_is_refused_at_its_first_difference(server, folder, tmp_path):
     save_chat_tokenizer(tmp_path / "other", TURNS)

@@ -11,6 +11,7 @@ from tests.conftest import ROOT
 from tests.judge_server import KEY
 from tests.minillm.test_loading import load, refusal
 
+ON_POLICY = ("methods.on_policy={training: {epochs: null, steps: 2}}", "teacher.model.endpoint.max_requests=16")
 ENDPOINT = {"base_url": "https://example.org/v1", "model": "large", "max_requests": 10}
 
 
@@ -31,7 +32,7 @@ def test_the_student_brings_the_tokenizer_and_the_teacher_has_no_weights_here(se
     config = load(tmp_path, served)
     assert config.tokenizer.model == "student"
     assert list(config.served) == ["teacher"]
-    on_policy = load(tmp_path, served, "methods.on_policy={training: {epochs: null, steps: 2}}").methods["on_policy"]
+    on_policy = load(tmp_path, served, *ON_POLICY).methods["on_policy"]
     assert on_policy.runs_teacher, "it asks for log p of the student's own tokens"
     endpoint = config.teacher.model.endpoint
     assert endpoint is not None
@@ -53,8 +54,9 @@ def test_the_student_brings_the_tokenizer_and_the_teacher_has_no_weights_here(se
         ("methods.kd={}", "methods.kd.divergence: forward_kl with teacher: live needs its weights"),
         ("methods.kd={teacher: hidden}", "methods.kd.teacher: hidden is made of weights; use teacher: top"),
         ("methods.kd={teacher: sampled}", "methods.kd.teacher: sampled is made of weights"),
-        ("methods.minillm={training: {epochs: null, steps: 2}}", "policy.credit: future and policy.single_step: True"),
-        ("methods.gkd={training: {epochs: null, steps: 2}}", "methods.gkd.policy.credit: none and policy.single_step"),
+        ("methods.minillm={training: {epochs: null, steps: 2}}", "methods.minillm.policy.credit: future and sin"),
+        ("methods.on_policy={training: {epochs: null, steps: 2}}", "asks for each of 16 rollouts, above max_requests"),
+        ("methods.gkd={training: {epochs: null, steps: 2}}", "methods.gkd.policy.credit: none and single_step: True"),
         ("methods.dpkd={}", "methods.dpkd.text: pairs compares with the running teacher"),
         ("teacher.model.path=somewhere", "give exactly one of `path`, `hub`, `architecture` and `endpoint`"),
         ("teacher.model.endpoint.max_cost=1", "`max_cost` needs `prices`"),
