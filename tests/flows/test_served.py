@@ -20,6 +20,9 @@ from tests.minillm.templates import TURNS, save_chat_tokenizer
 from tests.small import write_short_experiment
 from tests.teacher_server import TeacherServer
 
+WEIGHED = ("calibration", "held_out")
+"""Measurements that need weights."""
+
 
 @pytest.fixture(scope="module")
 def teacher(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TeacherServer]:
@@ -56,6 +59,8 @@ def config(teacher: TeacherServer, tmp_path_factory: pytest.TempPathFactory) -> 
     training = settings["methods"].pop("sft")["training"]
     settings["methods"] = {name: {"training": training} for name in ("seqkd", "slim")}
     settings["methods"]["on_policy"] = {"training": training, "start": "pretrained"}
+    settings["evaluation"]["calibration"] = {"quiz": {"source": {"path": "quiz.jsonl"}}}
+    settings["evaluation"]["held_out"] = {"running": {"path": "held_out.txt"}}
     path.write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
     return path
 
@@ -100,6 +105,8 @@ def test_students_learn_from_it_and_the_table_has_its_row(first: Finished, confi
     assert list(results["cost"]["models"]) == ["seqkd", "slim", "on_policy"]
     page = (report / "report.html").read_text(encoding="utf-8")
     assert f"teacher at {teacher.base_url}" in page
+    measured = {name: {path.name for path in config.parent.glob(f"store/artifacts/{name}-*")} for name in WEIGHED}
+    assert {name: len(of) for name, of in measured.items()} == dict.fromkeys(WEIGHED, 3), "students alone"
     cards = [path.read_text(encoding="utf-8") for path in config.parent.glob("store/artifacts/model-*/README.md")]
     assert ["`teacher` behind an endpoint" in card for card in cards] == [True] * 3
     assert set(teacher.answered.values()) == {1}, "nothing is asked twice"

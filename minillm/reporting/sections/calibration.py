@@ -39,7 +39,7 @@ def calibration_section(inputs: Mapping[str, Path], roles: Sequence[str], look: 
             f"Reliability on {name}",
             reliability_figure({role: of[name] for role, of in measured.items()}, look, "probability of the choice"),
         )
-        for name in measured[roles[0]]
+        for name in next(iter(measured.values()))
     }
     sets = [found for of in measured.values() for found in of.values()]
     ends = (end for found in sets for what in ("accuracy", "ece") for end in found[what]["interval"])

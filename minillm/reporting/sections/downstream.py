@@ -35,7 +35,7 @@ def downstream_section(inputs: Mapping[str, Path], roles: Sequence[str], look: p
     figure = accuracy_figure(rows, look)
     return Section(
         title="Downstream tasks",
-        words=EXPLANATION.format(version=found[roles[0]]["harness"]),
+        words=EXPLANATION.format(version=next(iter(found.values()))["harness"]),
         tables={"Scores": score_table(rows)},
         figures={"downstream": ("Downstream tasks", figure)} if figure else {},
     )

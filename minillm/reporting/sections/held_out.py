@@ -37,7 +37,7 @@ def held_out_section(inputs: Mapping[str, Path], roles: Sequence[str], look: Loo
             f"Reliability of the next token on {name}",
             reliability_figure({role: sets["texts"][name] for role, sets in measured.items()}, look, AXIS),
         )
-        for name in measured[roles[0]]["texts"]
+        for name in next(iter(measured.values()))["texts"]
     }
     sets = [found for of in measured.values() for part in of.values() for found in part.values()]
     ends = (end for found in sets for what in ("loss", "bits_per_byte", "ece") for end in found[what]["interval"])
