@@ -64,7 +64,7 @@ def store_knowledge(
     config: Config | Pretrain, form: Form, text: str, prepared: Artifact, rows: Artifact, teacher: Input
 ) -> Work:
     """Run the teacher once over the data's responses or its own, and keep what students learn from without it."""
-    if config.served:
+    if isinstance(config, Config) and config.served:
         return asked_knowledge(config, text, teacher, prepared, rows)
     knowledge = config.teacher.knowledge
     kept = {} if form == "hidden" else {form: getattr(knowledge, form)}

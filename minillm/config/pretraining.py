@@ -178,6 +178,10 @@ class Pretrain(WithData):
 
     @model_validator(mode="after")
     def _teacher_can_write(self) -> Self:
+        if self.teacher.model.endpoint is not None:
+            raise ValueError(
+                "teacher.model.endpoint: a teacher writes the corpus from its weights; give `path` or `hub`"
+            )
         random = self.teacher.model.architecture is not None
         if random and self.teacher.training is None:
             raise ValueError("teacher.training is null, but its weights are random; give it a training section")

@@ -191,6 +191,10 @@ def test_the_budget_by_hand():
         (["methods.slim.training.steps=7"], "methods.slim.training.steps is 7, but the first method's is 400"),
         (["training.select_by=rouge_l"], "select_by is rouge_l, which needs answers to compare; set validation_loss"),
         (["teacher.training=null"], "teacher.training is null, but its weights are random"),
+        (
+            ["teacher.model={architecture: null, endpoint: {base_url: 'http://x/v1', model: m, max_requests: 1}}"],
+            "teacher.model.endpoint: a teacher writes the corpus from its weights",
+        ),
         (["data.plain_text=null"], "`teacher.training` and `data.plain_text` go together"),
         (["tokenizer=null"], "`tokenizer.train_vocabulary` and `teacher.model.architecture` go together"),
         (
