@@ -29,7 +29,7 @@ TEACHER = "#808080"
 COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 MARKERS = ("s", "o", "^", "D", "v", "P", "X")
 DIVERGENCE_CURVES = {
-    f"train/{name}": f"{words[0].upper()}{words[1:]} to the teacher, nats"
+    f"train/{name}": f"{words[0].upper()}{words[1:]}{'' if name == 'preference' else ' to the teacher'}, nats"
     for name, words in DIVERGENCES.items()
     if name != "cross_entropy"  # which asks no teacher
 }
