@@ -13,7 +13,7 @@ from benchmarks.protocol import serve
 from minillm.generation import sampling
 from minillm.generation.cache import CachedModel
 from minillm.models.output_head import OutputHead
-from minillm.training import on_policy
+from minillm.training import on_policy, round_teacher
 from minillm.worker.processes import process_group
 
 PARTS: dict[str, tuple[Any, str]] = {
@@ -21,8 +21,9 @@ PARTS: dict[str, tuple[Any, str]] = {
     "sampling: its head": (OutputHead, "logits"),
     "sampling: drawing": (sampling, "draw"),
     "sampling": (sampling.Sampler, "sample"),
-    "scoring: the teacher's body": (on_policy, "response_hidden"),
-    "scoring: both heads": (on_policy, "token_log_probs"),
+    "scoring: the teacher's body": (round_teacher, "response_hidden"),
+    "scoring: the teacher's head": (round_teacher, "token_log_probs"),
+    "scoring: the student's head": (on_policy, "token_log_probs"),
     "scoring": (on_policy.Rollouts, "_score"),
     "losses over the vocabulary with their gradients": (on_policy, "head_loss"),
     "student's forward pass": (on_policy.Rollouts, "_rollout_losses"),

@@ -56,7 +56,7 @@ STAGES = {
     "export sft",
     "export minillm",
 }
-SKIPPED = {"take layers", "teacher responses", "student responses", "check downstream tasks"}
+SKIPPED = {"take layers", "check served teacher", "teacher responses", "student responses", "check downstream tasks"}
 
 
 @dataclass

@@ -104,7 +104,8 @@ def test_a_stopped_run_is_continued_from_its_last_part(resumed: Resumed):
     states = resumed.finished.states()
     assert states.keys() - {"pretrain"} == STAGES
     cached = {stage for stage, state in states.items() if state == "Cached"}
-    assert cached == {"prepare tokenizer", "pack held-out texts", "cut plain text", "train teacher"}
+    beside_it = {"held-out loss teacher"}  # done by then or not
+    assert cached - beside_it == {"prepare tokenizer", "pack held-out texts", "cut plain text", "train teacher"}
     corpus = pd.read_parquet(resumed.result("corpus") / "responses.parquet")
     assert [ids.tolist() for ids in corpus["prompt_ids"]] == [[MARK]] * 400, "the marked part was taken as it was"
     assert {len(ids) for ids in corpus["response_ids"]} == {TOKENS}

@@ -161,6 +161,7 @@ def test_a_known_secret_goes_in_every_place(monkeypatch: pytest.MonkeyPatch, tmp
         "scores": pd.DataFrame({f"on {secret} x": ["1.0"]}, index=[secret]),
         "differences": pd.DataFrame(),
         "doubt_words": "",
+        "measures": pd.DataFrame(),
         "by_seed": pd.DataFrame(),
         "curves": ["loss"],
     }
