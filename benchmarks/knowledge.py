@@ -5,10 +5,12 @@ Final scores are a run's: `minillm distill configs/without-teacher.yaml`.
 """
 
 import argparse
+import multiprocessing
 import os
 import statistics
 import tempfile
 import time
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -154,9 +156,12 @@ def main() -> None:
     for vocabulary in chosen.vocabularies:
         print(f"\n{vocabulary} entries, {ROWS * RESPONSE} tokens\n\n{gradients(vocabulary).to_markdown(index=False)}\n")
         found = {}
-        for name in chosen.teachers:
-            with tempfile.TemporaryDirectory() as folder:
-                found[name] = steps(vocabulary, name, Path(folder))
+        # DeepSpeed keeps the first process group that it sees, so each teacher has a process of its own.
+        context = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(1, context, max_tasks_per_child=1) as alone:
+            for name in chosen.teachers:
+                with tempfile.TemporaryDirectory() as folder:
+                    found[name] = alone.submit(steps, vocabulary, name, Path(folder)).result()
         print(f"\nseconds a step, by teacher\n\n{pd.DataFrame.from_dict(found, orient='index').to_markdown()}\n")
 
 

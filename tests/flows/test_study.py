@@ -152,7 +152,7 @@ def test_a_run_that_fails_leaves_the_others_and_is_named(continued: Finished):
     assert re.search(r"broken, seed 1: not all stages were computed.*train minillm: .*not finite", continued.log)
     assert "Left out, because runs failed: broken, seed 1" in continued.output
     rows = re.findall(r"^\| \**(whole|fast|broken)\** ", continued.output, re.MULTILINE)
-    assert rows == ["whole", "fast", "fast"], "scores, and the difference"
+    assert rows == ["whole", "fast", "fast", "whole", "fast"], "scores, the difference, and what is beside them"
     (place,) = re.findall(r"^study +(\S+)$", continued.output, re.MULTILINE)
     assert Path(place).read_text(encoding="utf-8").count("<svg") >= 3, "differences and curves"
 
