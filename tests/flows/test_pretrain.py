@@ -2,12 +2,7 @@
 
 import json
 import math
-import os
 import re
-import signal
-import subprocess
-import sys
-from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
@@ -16,9 +11,8 @@ import yaml
 from mlflow import MlflowClient
 from prefect.settings import PREFECT_API_URL
 
-from tests.conftest import ROOT
-from tests.flows.test_distill import Finished, run_flow
-from tests.waiting import wait_for
+from tests.flows.stopping import Resumed, stop_once
+from tests.flows.test_distill import run_flow
 
 STUDENTS = [f"{method} {share} seed 1" for share in ("0.5", "1.0") for method in ("sft", "slim")]
 STAGES = {
@@ -57,18 +51,8 @@ def configuration(folder: Path) -> Path:
     return path
 
 
-@dataclass
-class Resumed:
-    """The run that went on where another was stopped."""
-
-    finished: Finished
-    store: Path
-
-    @property
-    def report(self) -> Path:
-        """Folder of the report that the console names."""
-        (path,) = re.findall(r"^report +(\S+)$", self.finished.output, re.MULTILINE)
-        return Path(path).parent
+class Pretrained(Resumed):
+    """The resumed run, with its results."""
 
     def result(self, kind: str, **settings: object) -> Path:
         """Folder of the one result of a kind with these settings."""
@@ -79,27 +63,18 @@ class Resumed:
 
 
 @pytest.fixture(scope="module")
-def resumed(prefect_server: None, tmp_path_factory: pytest.TempPathFactory) -> Resumed:
+def resumed(prefect_server: None, tmp_path_factory: pytest.TempPathFactory) -> Pretrained:
     """Stop a run while the teacher writes, mark what is stored of it, and run it again."""
     folder = tmp_path_factory.mktemp("pretrain")
     config, store = configuration(folder), folder / "store"
     environment = {"PREFECT_API_URL": str(PREFECT_API_URL.value())}
-    with (folder / "log").open("w", encoding="utf-8") as log:
-        command = [sys.executable, "-m", "flows.pretrain", str(config)]
-        process = subprocess.Popen(command, cwd=ROOT, env=os.environ | environment, stdout=log, stderr=log)
-    try:
-        wait_for(lambda: process.poll() is not None or list(store.rglob("sequences-*.parquet")), 300)
-    finally:
-        process.send_signal(signal.SIGTERM)
-        process.wait(60)
-    parts = sorted(store.rglob("sequences-*.parquet"))
-    assert parts, (folder / "log").read_text(encoding="utf-8")
+    parts = stop_once("pretrain", config, lambda: list(store.rglob("sequences-*.parquet")), **environment)
     part = pd.read_parquet(parts[0])
     pd.DataFrame({"tokens": [[MARK] * len(tokens) for tokens in part["tokens"]]}).to_parquet(parts[0])
-    return Resumed(run_flow("pretrain", config, str(config), **environment), store)
+    return Pretrained(run_flow("pretrain", config, str(config), **environment), store)
 
 
-def test_a_stopped_run_is_continued_from_its_last_part(resumed: Resumed):
+def test_a_stopped_run_is_continued_from_its_last_part(resumed: Pretrained):
     assert resumed.finished.status == 0, resumed.finished.log
     states = resumed.finished.states()
     assert states.keys() - {"pretrain"} == STAGES
@@ -111,7 +86,7 @@ def test_a_stopped_run_is_continued_from_its_last_part(resumed: Resumed):
     assert {len(ids) for ids in corpus["response_ids"]} == {TOKENS}
 
 
-def test_its_figures_are_those_of_the_stages(resumed: Resumed):
+def test_its_figures_are_those_of_the_stages(resumed: Pretrained):
     page = (resumed.report / "pretrain.html").read_text(encoding="utf-8")
     results = json.loads((resumed.report / "results.json").read_text(encoding="utf-8"))
     assert results["columns"] == ["6.2\u00a0K (50 %)", "12.4\u00a0K (100 %)"]  # 200 and 400 sequences of 31
@@ -129,7 +104,7 @@ def test_its_figures_are_those_of_the_stages(resumed: Resumed):
     assert [name for name, _ in rows] == ["sft", "slim"]
 
 
-def test_students_learn_their_share_of_one_store(resumed: Resumed):
+def test_students_learn_their_share_of_one_store(resumed: Pretrained):
     for share, rows in (("0.5", 200), ("1.0", 400)):
         manifests = [
             json.loads((resumed.result("train", role=f"{method} {share} seed 1") / "manifest.json").read_bytes())
@@ -140,7 +115,7 @@ def test_students_learn_their_share_of_one_store(resumed: Resumed):
     assert len(list(resumed.store.glob("artifacts/knowledge-*"))) == 1
 
 
-def test_its_figures_are_tracked(resumed: Resumed):
+def test_its_figures_are_tracked(resumed: Pretrained):
     client = MlflowClient(f"sqlite:///{resumed.store / 'mlflow.db'}")
     experiment = client.get_experiment_by_name("small")
     assert experiment is not None
@@ -152,7 +127,7 @@ def test_its_figures_are_tracked(resumed: Resumed):
         assert parent.data.metrics[f"perplexity/slim/{share}/stories"] == cell["mean"]
 
 
-def test_short_held_out_text_stops_it_before_anything_is_trained(resumed: Resumed, tmp_path: Path):
+def test_short_held_out_text_stops_it_before_anything_is_trained(resumed: Pretrained, tmp_path: Path):
     (tmp_path / "short.txt").write_text("A fox.", encoding="utf-8")
     changes = {"evaluation.held_out.stories.path": tmp_path / "short.txt", "runtime.store": tmp_path / "store"}
     arguments = [word for key, value in changes.items() for word in ("--set", f"{key}={value}")]

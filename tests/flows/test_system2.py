@@ -1,12 +1,7 @@
 """System 2 distillation from the command line: stopped in the middle, continued, and shown with what it did not do."""
 
 import json
-import os
 import re
-import signal
-import subprocess
-import sys
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -15,10 +10,9 @@ from mlflow import MlflowClient
 from prefect.settings import PREFECT_API_URL
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from tests.conftest import ROOT
-from tests.flows.test_distill import Finished, run_flow
+from tests.flows.stopping import Resumed, stop_once
+from tests.flows.test_distill import run_flow
 from tests.minillm.direct import read_lines, write_lines
-from tests.waiting import wait_for
 
 STAGES = {
     "read test questions",
@@ -64,20 +58,6 @@ def configuration(folder: Path) -> Path:
     return path
 
 
-@dataclass
-class Resumed:
-    """The run that went on where another was stopped."""
-
-    finished: Finished
-    store: Path
-
-    @property
-    def report(self) -> Path:
-        """Folder of the report that the console names."""
-        (path,) = re.findall(r"^report +(\S+)$", self.finished.output, re.MULTILINE)
-        return Path(path).parent
-
-
 @pytest.fixture(scope="module")
 def resumed(prefect_server: None, tmp_path_factory: pytest.TempPathFactory) -> Resumed:
     """Stop a run while it asks the unlabelled questions, mark what is stored of them, and run it again."""
@@ -87,16 +67,8 @@ def resumed(prefect_server: None, tmp_path_factory: pytest.TempPathFactory) -> R
         folder / "store",
         {"PREFECT_API_URL": str(PREFECT_API_URL.value())},
     )
-    with (folder / "log").open("w", encoding="utf-8") as log:
-        command = [sys.executable, "-m", "flows.system2", str(config)]
-        process = subprocess.Popen(command, cwd=ROOT, env=os.environ | environment, stdout=log, stderr=log)
-    try:
-        wait_for(lambda: process.poll() is not None or parts_of_unlabelled(store), 300)
-    finally:
-        process.send_signal(signal.SIGTERM)
-        process.wait(60)
-    assert parts_of_unlabelled(store), (folder / "log").read_text(encoding="utf-8")
-    (first,) = [path for path in parts_of_unlabelled(store) if path.name == "answers-0000000.jsonl"]
+    parts = stop_once("system2", config, lambda: parts_of_unlabelled(store), **environment)
+    (first,) = [path for path in parts if path.name == "answers-0000000.jsonl"]
     write_lines(first, [{**line, "tokens": MARK} for line in read_lines(first)])
     return Resumed(run_flow("system2", config, str(config), **environment), store)
 
