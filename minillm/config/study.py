@@ -20,7 +20,7 @@ class StudyRun(Strict):
     """One distillation of a study."""
 
     variants: tuple[str, ...]
-    """What it computes of them: one, or all where they are methods."""
+    """Variants that this run computes: one, or all if they are methods."""
     seed: Seed
     overrides: tuple[str, ...]
     """All overrides of the base; `minillm distill` with them is the same run."""

@@ -33,7 +33,7 @@ class Answer:
 
     @property
     def bill(self) -> Bill:
-        """What it cost."""
+        """Cost of this answer."""
         return Bill(1, self.prompt_tokens, self.completion_tokens)
 
 

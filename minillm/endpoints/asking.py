@@ -27,7 +27,7 @@ def stop_when_asked() -> None:
 
 @dataclass(frozen=True)
 class Inquiry(Generic[T]):
-    """How questions of one kind are put to an endpoint."""
+    """Way to put questions of one kind to an endpoint."""
 
     endpoint: Endpoint
     who: str
@@ -41,7 +41,7 @@ class Inquiry(Generic[T]):
     is_whole: Callable[[T, Answer], bool]
     """Tells if an answer has the form asked for."""
     remedy: str
-    """What to change, and to what, if all questions are refused."""
+    """Advice if all questions are refused: the field to change, and its value."""
 
     def ask_open(
         self, questions: Mapping[str, T], budget: Callable[[Bill], Budget], report: Callable[[int], None]
