@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 import typer
 
 from cli.options import STORE, Store, examples, new_app
+from minillm.worker.startup import let_threads_sleep
 
 app = new_app()
 
@@ -60,6 +61,7 @@ def chat(
         raise typer.BadParameter(
             "too small; 0 as the temperature takes the likeliest token", param_hint="--temperature or --top-p"
         )
+    let_threads_sleep()
     from minillm.chat.display import Display
     from minillm.chat.partner import Partner, Settings, find_model
     from minillm.chat.session import STOPPED, ask, converse

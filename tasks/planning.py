@@ -35,7 +35,7 @@ from minillm.stages.reading import EncodedPrompts, Filter, HeldOutTexts, Prepare
 from minillm.stages.training import Train
 from minillm.store.manifest import Artifact, Origin, text_digest
 from minillm.training.checkpoint_record import newest_step
-from minillm.words import duration
+from minillm.words import counted, duration
 from tasks.outlook import Start, outlook_of, outlook_words
 from tasks.running.dry_run import DryRun, DryStage, Pending
 from tasks.running.plan_record import plan_path
@@ -76,7 +76,7 @@ def plan(config: Config, stages: Callable[[Config], Any], log: Callable[[str], N
     head = f"{config.name}: {known} of {len(dry_run.stages)} stages are in the store, {len(missing)} are to be computed"
     if not missing:
         return head
-    runtime = config.runtime
+    runtime, cores = config.runtime, dry_run.cores
     read = {type(stage.stage): stage.found for stage in dry_run.stages if stage.found is not None}
     models = read_models(Path(read[Prepare].path))
     amounts = read_amounts(
@@ -91,17 +91,17 @@ def plan(config: Config, stages: Callable[[Config], Any], log: Callable[[str], N
         model, done = _model(stage), _done(stage)
         demand = stage_demand(stage.stage, model, models, amounts, runtime, config.data.max_tokens, done)
         estimates.append(StageEstimate(stage.label, stage.stage, model, stage.after, demand, done))
-    room = require_fit(estimates, runtime, dry_run.store.root)
+    room = require_fit(estimates, runtime, cores.stages, dry_run.store.root)
     responses = sum(amounts.benchmark_prompts.values()) * len(config.evaluation.seeds)
     spent = time.monotonic() - began - dry_run.reading_seconds
     limit = max(FEWEST_SECONDS, PLAN_SECONDS - spent)
-    log(f"timing pieces of the work for about {limit:.0f} seconds ({runtime.parallel_stages} at once)")
+    log(f"timing pieces of the work for about {limit:.0f} seconds ({cores.stages} at once)")
     starts, outlook = outlook_of(config, dry_run.stages)
     endpoint = config.teacher.model.endpoint
     speed, looked = _measure(config, dry_run, missing, read, responses, limit, starts, outlook, log)
     speeds = Speeds(speed, models, amounts, runtime, config.evaluation.precision, responses, endpoint)
     seconds = {e.label: speeds.stage(e.stage, e.demand.work) for e in estimates}
-    total = _total(estimates, seconds, runtime.parallel_stages)
+    total = _total(estimates, seconds, cores.stages)
     record = {"stages": {label: taken.value for label, taken in seconds.items()}, "total": total.value}
     write_atomically(plan_path(dry_run.store.root, config), json.dumps(record, indent=2))
     filtered, encoded = (read[stage].manifest().summary for stage in (Filter, EncodedPrompts))
@@ -121,7 +121,7 @@ def plan(config: Config, stages: Callable[[Config], Any], log: Callable[[str], N
         parts.append(f"Not timed, as even a small piece takes too long here, but estimated from operations: {names}")
     parts.append(
         f"Estimated time: {duration(total.value)}, probably between {duration(total.low)} and {duration(total.high)}, "
-        f"at most {runtime.parallel_stages} stages at once"
+        f"at most {counted(cores.stages, 'stage')} at once; {cores.words}"
     )
     return "\n\n".join(parts)
 
@@ -192,7 +192,7 @@ def _measure(
         if line.startswith(SAID):
             log(line)
 
-    count = config.runtime.parallel_stages
+    count = dry_run.cores.stages
 
     def one(work: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         output = work / "output"
@@ -204,7 +204,7 @@ def _measure(
             inputs=job_inputs,
             output=output,
             work=work,
-            runtime=config.runtime,
+            runtime=config.runtime.model_copy(update={"threads": dry_run.cores.threads}),
         )
         run_worker(job, tell if work.name == "0" else lambda line: None, threading.Event())
         return read_json(output / "speed.json"), read_json(output / "outlook.json")

@@ -27,9 +27,10 @@ class Runtime(Strict):
     """DeepSpeed's hostfile, with lines `HOST slots=PROCESSES`, for a worker group on several machines. Each must be
     reachable by ssh without a password and have this checkout, its environment and the store under the same paths."""
     threads: PositiveInt | None = None
-    """CPU threads per process; without it, torch's default."""
-    parallel_stages: PositiveInt = 1
-    """Stages that may run at once."""
+    """CPU threads per process; without it, the cores that are free when a run begins, divided among its processes."""
+    parallel_stages: PositiveInt | None = None
+    """Stages that may run at once; without it, 2 where two cores are free, there is no GPU and `processes` is 1,
+    otherwise 1. Each holds its models in memory."""
     micro_batch_size: PositiveInt = 8
     """Most sequences per process in one forward and backward pass; lower it when memory runs out."""
     micro_batch_tokens: PositiveInt | None = None

@@ -71,7 +71,7 @@ def _mean_length(column: Any) -> float:
     return float(column.map(len).mean())
 
 
-def require_fit(estimates: Sequence[StageEstimate], runtime: Runtime, store: Path) -> str:
+def require_fit(estimates: Sequence[StageEstimate], runtime: Runtime, stages_at_once: int, store: Path) -> str:
     """Compare memory and disk with this machine's.
 
     Returns:
@@ -85,7 +85,7 @@ def require_fit(estimates: Sequence[StageEstimate], runtime: Runtime, store: Pat
     by_memory = sorted(
         ((e.demand.memory, e.label) for e in estimates if e.demand.memory), key=lambda pair: pair[0].total, reverse=True
     )
-    at_once = by_memory[: runtime.parallel_stages]
+    at_once = by_memory[:stages_at_once]
     for memory, label in at_once[:1]:
         if memory.total > room:
             parts = ", ".join(f"{name} {_size(size)}" for name, size in memory.parts.items() if size)
@@ -95,7 +95,8 @@ def require_fit(estimates: Sequence[StageEstimate], runtime: Runtime, store: Pat
     if (together := sum(memory.total for memory, _ in at_once)) > room:
         names = " and ".join(label for _, label in at_once)
         raise StageError(
-            f"{names} at once need {_size(together)} for each process, but {words}: lower runtime.parallel_stages"
+            f"{names} at once need {_size(together)} for each process, but {words}: "
+            f"set runtime.parallel_stages: {stages_at_once - 1}"
         )
     needed = sum(e.demand.disk for e in estimates)
     free = psutil.disk_usage(str(store)).free

@@ -78,12 +78,13 @@ class Computation:
         """File of the worker's progress."""
         return self.work / "output" / METRICS
 
-    def run(self, log: Callable[[str], None], stop: threading.Event) -> float:
+    def run(self, log: Callable[[str], None], stop: threading.Event, threads: int) -> float:
         """Run the worker to its end. The caller holds the key's lock.
 
         Args:
             log: Function that gets each line of the worker.
             stop: Event that ends the worker.
+            threads: Threads of each of its processes.
 
         Returns:
             Start of the run on the monotonic clock, for `complete`.
@@ -93,7 +94,7 @@ class Computation:
             WorkerError: The worker died; another attempt continues from its last checkpoint.
             WorkerStoppedError: The worker was stopped.
         """
-        runtime = self.config.runtime
+        runtime = self.config.runtime.model_copy(update={"threads": threads})
         if not self.stage.shares_work:
             runtime = runtime.model_copy(update={"processes": 1, "hostfile": None})
         started = time.monotonic()

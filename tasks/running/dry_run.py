@@ -17,6 +17,7 @@ from minillm.stages.base import Stage
 from minillm.store.artifacts import Store
 from minillm.store.manifest import Artifact
 from tasks.running.computation import Computation, Input
+from tasks.running.cores import cpu_share
 
 
 class Pending(Artifact):
@@ -60,6 +61,7 @@ class DryRun:
 
     def __post_init__(self) -> None:
         self.store = Store(self.config.runtime.store)
+        self.cores = cpu_share(self.config.runtime)
         self._waits: frozenset[str] = frozenset()
 
     def submit(self, task: Task[..., Any], label: str, call: inspect.BoundArguments, wait_for: Iterable[Any]) -> Any:
@@ -89,7 +91,7 @@ class DryRun:
             found = computation.find()  # a run may have read it meanwhile
             if found is None:
                 self.log(f"reading the data: {computation.label}")
-                started = computation.run(self.log, threading.Event())
+                started = computation.run(self.log, threading.Event(), self.cores.threads)
                 found = computation.complete(started)
                 self.reading_seconds += time.monotonic() - started
         return found

@@ -26,6 +26,7 @@ from minillm.worker.template import GRACE_SECONDS
 from tasks.running.board import State as StageState
 from tasks.running.computation import Computation, Input
 from tasks.running.console import Console, followed
+from tasks.running.cores import CpuShare, cpu_share
 from tasks.running.dry_run import DryRun
 from tasks.running.stage_run import StageRun
 from tasks.running.supervision import WorkerStoppedError
@@ -55,7 +56,7 @@ class Stop(threading.Event):
 class Session:
     """Shared state of the flow run that is under way; `tracked` opens it."""
 
-    def __init__(self, config: Tracked, at_once: int, parent: "Session | None", console: Console) -> None:
+    def __init__(self, config: Tracked, cores: CpuShare, parent: "Session | None", console: Console) -> None:
         self.flow_run_id, self.flow_run_name = str(flow_run.id), str(flow_run.name)
         self.parent = parent
         """Session of the flow run that started this one."""
@@ -67,7 +68,9 @@ class Session:
         self.store = Store(config.runtime.store)
         self.outbox = Outbox(self.store.root)
         self.outbox.open(self.flow_run_id, contents.flow_run(config, self.flow_run_id, self.flow_run_name))
-        self.slots = threading.BoundedSemaphore(at_once)
+        self.cores = cores
+        """Share of this machine's cores that its stages have."""
+        self.slots = threading.BoundedSemaphore(cores.stages)
         self.stop = Stop(parent.stop if parent is not None else None)
         self.futures: list[PrefectFuture[Any]] = []
         """Futures of all stages submitted."""
@@ -227,11 +230,13 @@ def tracked(config: Tracked, at_once: int | None = None) -> Iterator[Session]:
     """
     around = _CURRENT.get()
     parent = around if isinstance(around, Session) else None
-    places = config.runtime.parallel_stages if at_once is None else at_once
+    runtime = config.runtime if at_once is None else config.runtime.model_copy(update={"parallel_stages": at_once})
+    cores = cpu_share(runtime, 1 if parent is None else parent.cores.stages)
     with followed(config.name, str(flow_run.name), Store(config.runtime.store).root) as console:
-        session = Session(config, places, parent, console)
+        session = Session(config, cores, parent, console)
         if parent is None:
             get_run_logger().info("log file %s", console.log.path)
+            get_run_logger().info("%s", cores.words)
         status = "KILLED"  # unless it ends in a way of its own
         try:
             with walked(session), _stopped_by_signals(session):

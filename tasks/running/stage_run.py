@@ -66,7 +66,7 @@ class StageRun:
                 logger.info("started")
                 session.board.begin(self.label, session.run, metrics)
                 with StagePage(metrics, session.outbox, self.record, self.label):
-                    started = self.computation.run(logger.info, session.stop)
+                    started = self.computation.run(logger.info, session.stop, session.cores.threads)
                 return self.computation.complete(started, task_run.run_count)
         except BaseException as error:
             with session.outbox.change(self.record) as desired:

@@ -214,10 +214,10 @@ def test_what_cannot_fit_is_refused_with_the_knob(tmp_path: Path):
     with pytest.raises(
         StageError, match=r"train sft needs .* TiB in each process \(weights .*: set runtime.zero_stage: 1"
     ):
-        require_fit([estimate(huge, Runtime())], Runtime(), tmp_path)
+        require_fit([estimate(huge, Runtime())], Runtime(), 1, tmp_path)
     wide = MODEL.model_copy(update={"width": 10**9})
     with pytest.raises(StageError, match=r"lower runtime\.micro_batch_size"):
-        require_fit([estimate(wide, Runtime())], Runtime(), tmp_path)
+        require_fit([estimate(wide, Runtime())], Runtime(), 1, tmp_path)
 
 
 def test_several_stages_that_fit_one_by_one_but_not_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -226,16 +226,16 @@ def test_several_stages_that_fit_one_by_one_but_not_at_once(tmp_path: Path, monk
     room = round(1.5 * one.demand.memory.total)
     monkeypatch.setattr("minillm.planning.stage_estimate._room", lambda processes: (room, "this machine has little"))
     both = [one, estimate(MODEL, Runtime(), "train kd")]
-    assert require_fit(both, Runtime(), tmp_path)
-    with pytest.raises(StageError, match=r"train sft and train kd at once .* lower runtime.parallel_stages"):
-        require_fit(both, Runtime(parallel_stages=2), tmp_path)
+    assert require_fit(both, Runtime(), 1, tmp_path)
+    with pytest.raises(StageError, match=r"train sft and train kd at once .* set runtime.parallel_stages: 1"):
+        require_fit(both, Runtime(), 2, tmp_path)
 
 
 def test_a_disk_that_is_too_small_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("minillm.planning.stage_estimate._room", lambda processes: (10**18, "this machine has much"))
     huge = MODEL.model_copy(update={"parameters": 10**13})
     with pytest.raises(StageError, match=r"models and the teacher's knowledge need .* TiB, but .*set runtime.store"):
-        require_fit([estimate(huge, Runtime())], Runtime(), tmp_path)
+        require_fit([estimate(huge, Runtime())], Runtime(), 1, tmp_path)
 
 
 def test_stages_run_side_by_side_after_what_they_need():

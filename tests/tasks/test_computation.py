@@ -106,7 +106,7 @@ def test_a_source_edited_while_its_worker_starts_and_restored_leaves_no_trace(tm
 
     def attempt(edited: str) -> None:
         path.write_text(edited, encoding="utf-8")
-        started = computation.run(lambda line: None, threading.Event())
+        started = computation.run(lambda line: None, threading.Event(), 1)
         path.write_text(right, encoding="utf-8")
         os.utime(path, ns=(facts.st_atime_ns, facts.st_mtime_ns))
         computation.complete(started)
@@ -118,7 +118,7 @@ def test_a_source_edited_while_its_worker_starts_and_restored_leaves_no_trace(tm
         path.write_text(right, encoding="utf-8")
         assert not computation.work.exists()
     again = computation_of(config, Source(path=path.name))
-    artifact = again.complete(again.run(lambda line: None, threading.Event()))
+    artifact = again.complete(again.run(lambda line: None, threading.Event(), 1))
     assert "Nobody" not in (Path(artifact.path) / "dolly.jsonl").read_text(encoding="utf-8")
 
 
