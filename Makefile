@@ -15,7 +15,7 @@ define install_cpu_torch
 @$(1) torch==$(TORCH_VERSION)+cpu 2>/dev/null || $(1) torch==$(TORCH_VERSION)+cpu --extra-index-url $(PYTORCH_CPU_INDEX)
 endef
 
-.PHONY: help env demo test test-long chaos soak check bench ui serve annotate clean FORCE
+.PHONY: help env demo test test-long chaos soak check bench bench-gpu ui serve annotate clean FORCE
 .DEFAULT_GOAL := help
 
 help: ## This list
@@ -46,6 +46,9 @@ check: $(READY) ## Lint and check types
 
 bench: $(READY) benchmarks/environments/trl-1.9.2/.complete benchmarks/environments/trl-1.16.0/.complete ## Measure speed and memory against what one could pick instead
 	.venv/bin/python -m benchmarks
+
+bench-gpu: $(READY) ## Measure steps, rollouts and generation on one NVIDIA GPU (5 minutes; TRL too, where bench has been made)
+	.venv/bin/python -m benchmarks.gpu
 
 ui: $(READY) ## Serve Prefect (port 4200) and MLflow (port 5000) on this machine until Ctrl-C
 	.venv/bin/minillm ui

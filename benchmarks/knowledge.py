@@ -21,7 +21,7 @@ from tokenizers.models import WordLevel
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from benchmarks.contenders.models import gpt2
+from benchmarks.contenders.models import random_model
 from minillm.config import Method, Runtime, Sampled, Top, Training
 from minillm.knowledge import writing
 from minillm.knowledge.forms import keep, recall
@@ -119,7 +119,7 @@ def stores(vocabulary: int, teacher: PreTrainedModel, examples: pd.DataFrame, fo
 def steps(vocabulary: int, name: str, folder: Path) -> dict[str, str]:
     """Time training steps with the live teacher and from each form on disk, in turn: median and range, in seconds."""
     student, teacher = (
-        gpt2(*size, vocabulary, PROMPT + RESPONSE, seed) for seed, size in enumerate((STUDENT, TEACHERS[name]))
+        random_model(size, vocabulary, PROMPT + RESPONSE, seed) for seed, size in enumerate((STUDENT, TEACHERS[name]))
     )
     ids = np.random.default_rng(1).integers(1, vocabulary, (ROWS, PROMPT + RESPONSE))
     turns = [{"start": 0, "end": RESPONSE, "text": ""}]

@@ -8,6 +8,7 @@ import os
 import resource
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -45,13 +46,20 @@ def _peak_gib() -> float:
 class Contender:
     """Process of a contender."""
 
-    def __init__(self, module: str, settings: dict[str, Any], python: Path | str = sys.executable) -> None:
+    def __init__(
+        self,
+        module: str,
+        settings: dict[str, Any],
+        python: Path | str = sys.executable,
+        seconds: float = threading.TIMEOUT_MAX,
+    ) -> None:
         """Start the process and wait until it is ready.
 
         Args:
             module: Module in the package benchmarks.contenders.
             settings: Settings of the work to do.
             python: Interpreter of the contender's environment.
+            seconds: Time after which the process is killed.
 
         Raises:
             RuntimeError: If the process ended instead of getting ready.
@@ -73,6 +81,9 @@ class Contender:
             | {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"},
         )
         os.close(theirs)
+        self._limit = threading.Timer(seconds, self._process.kill)
+        self._limit.daemon = True
+        self._limit.start()
         self._answers = os.fdopen(answers)
         self._read()
 
@@ -89,6 +100,7 @@ class Contender:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._limit.cancel()
         self._process.kill()
         self._process.wait()
         self._answers.close()

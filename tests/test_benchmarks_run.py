@@ -1,5 +1,6 @@
 """The benchmarks, at a size that only shows that they run; TRL's side needs environments that `make bench` makes."""
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -7,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks import gpu
 from benchmarks.comparisons import HEAD, Comparison, measure
 from benchmarks.protocol import ROOT, Contender
 
@@ -47,3 +49,17 @@ def test_all_sides_of_the_head_take_the_same_gradients() -> None:
 def test_a_missing_environment_leaves_its_comparison_out(monkeypatch) -> None:
     monkeypatch.setitem(measure.__globals__["TRL_ENVIRONMENTS"], "trl_gkd", "never-made")
     assert measure(Comparison("x", ("minillm_step", {}), ("trl_gkd", {}), 2), 1, tiny=True) is None
+
+
+def test_what_is_measured_on_a_gpu_runs_in_small_on_the_cpu(tmp_path: Path) -> None:
+    planned = [of for of in gpu.measurements(gpu.TINY, (12,), "cpu", tmp_path) if "4 B" in of.pair]
+    step, generation = (next(of for of in planned if of.what == what) for what in ("MiniLLM step", "generation"))
+    profile = gpu.measure(dataclasses.replace(step, what="profile", module="profile"), 600)
+    rows = [gpu.measure(step, 600), gpu.measure(generation, 600), gpu.measure(generation, 0)]
+    assert rows[0]["of them rollouts"] < rows[0]["seconds"]
+    assert 0 < rows[0]["% of the product's rate"] < 100
+    assert rows[1]["tokens drawn per second"] * rows[1]["seconds"] == sum(1 + 7 * i % 9 for i in range(32))
+    assert rows[2]["left out"] == "no time left"
+    page = gpu.page({"device": "CPU", "command": "test", "rows": rows, "profile": profile})
+    assert "| no time left" in page
+    assert "sampling: bodies" in page

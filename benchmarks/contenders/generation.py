@@ -12,15 +12,15 @@ import torch
 from torch import Tensor
 from transformers import StoppingCriteria, StoppingCriteriaList
 
-from benchmarks.contenders.models import gpt2
+from benchmarks.contenders.models import clock, peak, random_model
 from benchmarks.protocol import serve
 
 
 class AtLength(StoppingCriteria):
     """Criterion that ends each row at a length of its own."""
 
-    def __init__(self, lengths: list[int], prompt_width: int) -> None:
-        self.until = prompt_width + torch.tensor(lengths)
+    def __init__(self, lengths: Tensor, prompt_width: int) -> None:
+        self.until = prompt_width + lengths
 
     def __call__(self, input_ids: Tensor, scores: Tensor, **_: Any) -> Tensor:
         """Return which rows have ended."""
@@ -34,7 +34,8 @@ def make_step(settings: dict[str, Any]) -> Callable[[], dict[str, float]]:
     vocabulary, rows = settings["vocabulary"], settings["batch_size"]
     tokens = [torch.randint(1, vocabulary, (prompt,), generator=generator).tolist() for prompt, _ in lengths]
     positions = max(prompt for prompt, _ in lengths) + max(response for _, response in lengths)
-    model = gpt2(*settings["student"], vocabulary, positions, 0, settings["dtype"])
+    device = settings.get("device", "cpu")
+    model = random_model(settings["student"], vocabulary, positions, 0, settings["dtype"], device)
 
     def with_engine() -> dict[str, float]:
         from minillm.generation.sampling import Sampler
@@ -44,7 +45,7 @@ def make_step(settings: dict[str, Any]) -> Callable[[], dict[str, float]]:
             Request(t, response, (i,)) for i, (t, (_, response)) in enumerate(zip(tokens, lengths, strict=True))
         ]
         responses = Sampler(model, (), vocabulary, batch_size=rows).sample(requests)
-        return {"tokens": sum(len(r.tokens) for r in responses)}
+        return {"tokens": sum(len(r.tokens) for r in responses), **peak(device)}
 
     @torch.no_grad()
     def with_generate() -> dict[str, float]:
@@ -52,18 +53,19 @@ def make_step(settings: dict[str, Any]) -> Callable[[], dict[str, float]]:
         for start in range(0, len(tokens), rows):
             part, ends = tokens[start : start + rows], [response for _, response in lengths[start : start + rows]]
             width = max(map(len, part))
-            padded = torch.tensor([[0] * (width - len(t)) + t for t in part])
-            mask = torch.tensor([[0] * (width - len(t)) + [1] * len(t) for t in part])
+            padded = torch.tensor([[0] * (width - len(t)) + t for t in part], device=device)
+            mask = torch.tensor([[0] * (width - len(t)) + [1] * len(t) for t in part], device=device)
             model.generate(
                 padded,
                 attention_mask=mask,
                 do_sample=True,
                 top_k=0,
                 max_new_tokens=max(ends),
-                stopping_criteria=StoppingCriteriaList([AtLength(ends, width)]),
+                stopping_criteria=StoppingCriteriaList([AtLength(torch.tensor(ends, device=device), width)]),
             )
             made += sum(ends)
-        return {"tokens": made}
+        clock(device)
+        return {"tokens": made, **peak(device)}
 
     return {"engine": with_engine, "generate": with_generate}[settings["by"]]
 

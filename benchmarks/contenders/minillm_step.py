@@ -8,11 +8,13 @@ from typing import Any
 import pandas as pd
 from transformers import PreTrainedModel
 
-from benchmarks.contenders.models import prompts, student_and_teacher
+from benchmarks.contenders.models import clock, machine_rate, peak, prompts, student_and_teacher
 from benchmarks.protocol import serve
 from minillm.config import Method, Policy, Runtime, Training
 from minillm.models.batches import Limit
 from minillm.models.output_head import HeadedModel
+from minillm.planning.work import forward_operations
+from minillm.preparation.model_checks import inspect_model
 from minillm.training.engine import in_turn, make_engine, take_step
 from minillm.training.feeds import Models
 from minillm.training.on_policy import Rollouts
@@ -20,7 +22,11 @@ from minillm.worker.processes import process_group
 
 
 def make_step(settings: dict[str, Any]) -> Callable[[], dict[str, float]]:
-    """Return the step: one round of rollouts and its inner epochs."""
+    """Return the step: one round of rollouts and its inner epochs.
+
+    It reports the seconds of the round alone, the tokens drawn, and useful operations as a share of the device's rate.
+    """
+    device = settings.get("device", "cpu")
     student, teacher = student_and_teacher(settings)
     rows = settings["batch_size"]
     limit = Limit(rows=settings.get("micro_batch_size", rows))
@@ -43,17 +49,33 @@ def make_step(settings: dict[str, Any]) -> Callable[[], dict[str, float]]:
     feed = Rollouts(models, policy, method, examples, None, longest, rows, 1)
     steps = itertools.count()
     state = _state_bytes(student, teacher, rows * longest, policy) / 2**30
+    useful, rate = _operations(settings, policy, student, teacher), machine_rate(settings["dtype"], device)
 
     def step() -> dict[str, float]:
+        began = round_seconds = clock(device)
         for number in itertools.islice(steps, policy.inner_epochs):
             feed.prepare(number, limit)
+            if number % policy.inner_epochs == 0:
+                round_seconds = clock(device) - began
             engine.train()
             for losses in in_turn(engine, feed.losses(number, limit)):
                 engine.backward(losses["loss"])
             take_step(engine)
-        return {"state_gib": state}
+        share = useful / (clock(device) - began) / rate
+        drawn = rows * settings["new_tokens"]
+        return {"state_gib": state, "round_seconds": round_seconds, "drawn": drawn, "share": share, **peak(device)}
 
     return step
+
+
+def _operations(settings: dict[str, Any], policy: Policy, student: PreTrainedModel, teacher: PreTrainedModel) -> float:
+    """Return what a step has to compute: sampling, scoring by both models, and forward and backward passes."""
+    shape = settings["batch_size"], settings["prompt_tokens"], settings["new_tokens"]
+    once, of_teacher = (
+        forward_operations(inspect_model("model", of.config, of, settings["vocabulary"]), *shape)
+        for of in (student, teacher)
+    )
+    return once * (2 + 3 * policy.inner_epochs) + of_teacher * (2 if policy.teacher_mix else 1)
 
 
 def _state_bytes(student: PreTrainedModel, teacher: PreTrainedModel, tokens: int, policy: Policy) -> int:

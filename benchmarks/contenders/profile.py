@@ -1,7 +1,6 @@
 """Profile of our step: seconds of its parts and of its operations."""
 
 import os
-import time
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
@@ -9,27 +8,28 @@ from typing import Any
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.contenders import minillm_step
+from benchmarks.contenders.models import clock
 from benchmarks.protocol import serve
-from minillm.generation import sampling
+from minillm.generation import rollouts, sampling
 from minillm.generation.cache import CachedModel
 from minillm.models.output_head import OutputHead
 from minillm.training import on_policy, round_teacher
 from minillm.worker.processes import process_group
 
-PARTS: dict[str, tuple[Any, str]] = {
-    "sampling: the student's body": (CachedModel, "run"),
-    "sampling: its head": (OutputHead, "logits"),
-    "sampling: drawing": (sampling, "draw"),
-    "sampling": (sampling.Sampler, "sample"),
-    "scoring: the teacher's body": (round_teacher, "response_hidden"),
-    "scoring: the teacher's head": (round_teacher, "token_log_probs"),
-    "scoring: the student's head": (on_policy, "token_log_probs"),
-    "scoring": (on_policy.Rollouts, "_score"),
-    "losses over the vocabulary with their gradients": (on_policy, "head_loss"),
-    "student's forward pass": (on_policy.Rollouts, "_rollout_losses"),
-    "optimizer": (minillm_step, "take_step"),
+PARTS: dict[str, tuple[tuple[Any, ...], str]] = {
+    "sampling: bodies": ((CachedModel,), "run"),
+    "sampling: heads": ((OutputHead,), "logits"),
+    "sampling: drawing": ((sampling, rollouts), "draw"),
+    "sampling": ((on_policy.Rollouts,), "_sample"),
+    "scoring: the teacher's body": ((round_teacher,), "response_hidden"),
+    "scoring: the teacher's head": ((round_teacher,), "token_log_probs"),
+    "scoring: the student's head": ((on_policy,), "token_log_probs"),
+    "scoring": ((on_policy.Rollouts,), "_score"),
+    "losses over the vocabulary with their gradients": ((on_policy,), "head_loss"),
+    "student's forward pass": ((on_policy.Rollouts,), "_rollout_losses"),
+    "optimizer": ((minillm_step,), "take_step"),
 }
-"""Functions to time, by the name of the part."""
+"""Owners and name of the functions to time, by the name of the part."""
 INNER_PARTS = {
     "sampling": [name for name in PARTS if name.startswith("sampling: ")],
     "scoring": [name for name in PARTS if name.startswith("scoring: ")],
@@ -41,32 +41,34 @@ REST = "student's backward pass and the rest"
 
 def make_step(settings: dict[str, Any]) -> Callable[[], dict[str, float]]:
     """Return a step that runs `minillm_step` twice: with its parts timed, and with every operation profiled."""
-    seconds: Counter[str] = Counter()
-    for name, (owner, attribute) in PARTS.items():
-        setattr(owner, attribute, _timed(getattr(owner, attribute), name, seconds))
+    device, seconds = settings.get("device", "cpu"), Counter[str]()
+    for name, (owners, attribute) in PARTS.items():
+        for owner in owners:
+            setattr(owner, attribute, _timed(getattr(owner, attribute), name, seconds, device))
     step = minillm_step.make_step(settings)
 
     def measured() -> dict[str, float]:
         seconds.clear()
-        before = time.perf_counter()
+        before = clock(device)
         step()
-        whole = time.perf_counter() - before
+        whole = clock(device) - before
         parts = {f"part/{name}": value for name, value in _own(seconds, whole).items()}
-        with profile(activities=[ProfilerActivity.CPU]) as profiled:
+        with profile(activities=[{"cpu": ProfilerActivity.CPU, "cuda": ProfilerActivity.CUDA}[device]]) as profiled:
             step()
-        operations = {f"operation/{e.key}": e.self_cpu_time_total / 1e6 for e in profiled.key_averages()}
+        taken = {"cpu": "self_cpu_time_total", "cuda": "self_device_time_total"}[device]
+        operations = {f"operation/{e.key}": getattr(e, taken) / 1e6 for e in profiled.key_averages()}
         return {"step": whole, **parts, **operations}
 
     return measured
 
 
-def _timed(function: Callable[..., Any], name: str, seconds: Counter[str]) -> Callable[..., Any]:
+def _timed(function: Callable[..., Any], name: str, seconds: Counter[str], device: str) -> Callable[..., Any]:
     def run(*args: Any, **named: Any) -> Any:
-        before = time.perf_counter()
+        before = clock(device)
         try:
             return function(*args, **named)
         finally:
-            seconds[name] += time.perf_counter() - before  # type: ignore[assignment]
+            seconds[name] += clock(device) - before  # type: ignore[assignment]
 
     return run
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from benchmarks.contenders.models import gpt2
+from benchmarks.contenders.models import random_model
 from benchmarks.protocol import serve
 from minillm.config import Method, Runtime, Training
 from minillm.models.batches import Limit
@@ -24,7 +24,7 @@ def make_step(settings: dict[str, Any]) -> Callable[[], dict[str, float]]:
     """Return the step: one optimizer step on a batch of the rows. It reports the number of its micro-batches."""
     lengths = json.loads(Path(settings["lengths"]).read_text(encoding="utf-8"))
     vocabulary = settings["vocabulary"]
-    student = gpt2(*settings["student"], vocabulary, max(map(sum, lengths)), seed=0, dtype=settings["dtype"])
+    student = random_model(settings["student"], vocabulary, max(map(sum, lengths)), seed=0, dtype=settings["dtype"])
     training = Training(
         learning_rate=1e-5,
         batch_size=settings["batch_size"],

@@ -5,7 +5,7 @@ import tempfile
 from collections.abc import Callable
 from typing import Any
 
-from benchmarks.contenders.models import student_and_teacher
+from benchmarks.contenders.models import clock, peak, student_and_teacher
 from benchmarks.contenders.words import tokenizer_of_words
 
 
@@ -18,7 +18,7 @@ def arguments(settings: dict[str, Any]) -> dict[str, Any]:
         "max_steps": 10**6,
         "bf16": settings["dtype"] == "bfloat16",
         "gradient_checkpointing": False,
-        "use_cpu": True,
+        "use_cpu": settings.get("device", "cpu") == "cpu",
         "report_to": [],
         "save_strategy": "no",
         "logging_strategy": "no",
@@ -58,4 +58,6 @@ def optimizer_step(trainer: Any, inputs: dict[str, Any]) -> dict[str, float]:
     trainer.optimizer.step()
     trainer.lr_scheduler.step()
     trainer.model.zero_grad()
-    return {}
+    device = trainer.model.device.type
+    clock(device)
+    return peak(device)

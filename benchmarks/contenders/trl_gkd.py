@@ -24,7 +24,7 @@ def make_step(settings: dict[str, Any]) -> Callable[[], dict[str, float]]:
     )
     trainer = make_trainer(GKDTrainer, args, settings)
     trainer.generation_config.eos_token_id = None  # every response has the full length, as with the others
-    prompt = torch.tensor(prompts(settings))
+    prompt = torch.tensor(prompts(settings), device=settings.get("device", "cpu"))
     mask = torch.ones_like(prompt)
 
     def step() -> dict[str, float]:

@@ -1,12 +1,11 @@
 """The update phase alone (forward, losses through the head, backward, optimizer), against the rate of products."""
 
-import time
 from collections.abc import Callable
 from typing import Any
 
 import torch
 
-from benchmarks.contenders.models import prompts, student_and_teacher
+from benchmarks.contenders.models import clock, machine_rate, prompts, student_and_teacher
 from benchmarks.protocol import serve
 from minillm.models.batches import make_batch
 from minillm.models.output_head import output_head, response_hidden
@@ -14,14 +13,11 @@ from minillm.objectives.divergences import reverse_kl
 from minillm.objectives.terms import Teacher
 from minillm.objectives.vocabulary import head_loss, token_log_probs
 
-SQUARE = 2048
-"""Side of the square matrices with which the machine's rate is measured."""
-
 
 def make_step(settings: dict[str, Any]) -> Callable[[], dict[str, float]]:
     """Return the step: one update on given responses. It reports its useful operations per second and the machine's."""
     student, teacher = student_and_teacher(settings)
-    vocabulary, dtype = settings["vocabulary"], getattr(torch, settings["dtype"])
+    vocabulary = settings["vocabulary"]
     optimizer = torch.optim.AdamW(student.parameters(), lr=1e-5)
     generator = torch.Generator().manual_seed(1)
     shape = settings["batch_size"], settings["new_tokens"]
@@ -37,10 +33,9 @@ def make_step(settings: dict[str, Any]) -> Callable[[], dict[str, float]]:
     # A product and its two gradients for every weight; for the teacher's head, the product alone.
     through_head = 3 * settings["student"][0] + settings["teacher"][0]
     useful = 6 * body * batch.tokens.numel() + 2 * through_head * vocabulary * len(tokens)
-    left, right = torch.randn(2, SQUARE, SQUARE).to(dtype)
 
     def step() -> dict[str, float]:
-        before = time.perf_counter()
+        before = clock("cpu")
         loss, _ = head_loss(
             response_hidden(student, batch),
             output_head(student, vocabulary),
@@ -52,10 +47,7 @@ def make_step(settings: dict[str, Any]) -> Callable[[], dict[str, float]]:
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
-        seconds = time.perf_counter() - before
-        before = time.perf_counter()
-        torch.mm(left, right)
-        rate = 2 * SQUARE**3 / (time.perf_counter() - before)
+        seconds, rate = clock("cpu") - before, machine_rate(settings["dtype"], "cpu")
         return {"update_rate": useful / seconds, "machine_rate": rate, "share": useful / seconds / rate}
 
     return step
