@@ -3,7 +3,8 @@
 from typing import Any
 
 from minillm.config import BaseConfig, Config, EvaluationConfig, Lora, Model, Source
-from minillm.config.data import RowFields
+from minillm.config.data import Data, RowFields
+from minillm.config.system2 import System2Data
 from minillm.stages.reading import Filter, Pack, Prepare, TakeLayers
 from minillm.store.manifest import Artifact
 from tasks.evaluation_sets import generation_tokens
@@ -68,23 +69,16 @@ def _prepare(
 def filter_examples(config: Config, prepared: Artifact, benchmarks: Artifact) -> Work:
     """Drop malformed, duplicate, over-long and leaked examples and report them; split and tokenise the rest."""
     data = config.data
-    random_split = data.split is None
-    stage = Filter(
-        template=data.template,
-        fields=data.fields,
-        turns=data.turns,
-        max_prompt_tokens=data.max_prompt_tokens,
-        max_tokens=data.max_tokens,
-        max_malformed_share=data.max_malformed_share,
-        validation_size=data.validation_size if random_split else None,
-        test_size=data.test_size if random_split else None,
-        seed=config.seed if random_split else None,
-        selected_by=tuple(
-            sorted({method.select_by for method in config.trainings.values() if method.select_by != "validation_loss"})
-        ),
-    )
+    metrics = sorted({of.select_by for of in config.trainings.values() if of.select_by != "validation_loss"})
+    given_split = {} if data.split is None else dict.fromkeys(("validation_size", "test_size", "seed"))
+    stage = filtering(data, **{"seed": config.seed, "selected_by": tuple(metrics), **given_split})
     sources = _given({"instructions": data.instructions, "split": data.split})
     return stage, {**sources, "tokenizer": prepared, "benchmarks": benchmarks}
+
+
+def filtering(data: Data | System2Data, **others: Any) -> Filter:
+    """Return the filter of training rows; its settings are those of `data` with the same names, and others."""
+    return Filter(**{name: getattr(data, name) for name in Filter.model_fields if hasattr(data, name)} | others)
 
 
 @stage_task("pack plain text")

@@ -1,24 +1,21 @@
 """Tasks of pre-training on a teacher's corpus: the teacher, its corpus, students on growing shares of it, the page."""
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from prefect import State
 from prefect.futures import PrefectFuture
-from prefect.states import Completed
 from tabulate import tabulate
 
 from minillm.config import Method, Model, Pretrain, PretrainedStudent, Template
 from minillm.config.experiment import adapters_of
-from minillm.files import read_json
 from minillm.stages.measuring import HeldOut
 from minillm.stages.pretraining import PretrainReport, SampleCorpus, TextRows
 from minillm.stages.reading import Prepare
 from minillm.stages.training import Train, training_only
 from minillm.store.manifest import Artifact
 from minillm.words import with_interval
-from tasks.reporting import failed, show_results, wait_for_all
+from tasks.reporting import conclude_page
 from tasks.running.computation import Input
 from tasks.running.session import Session
 from tasks.running.stage import Work, nothing, stage_task
@@ -126,21 +123,15 @@ def report(
 
 
 def conclude(session: Session, results: PrefectFuture[Any]) -> State:
-    """Wait for everything, show the tables on the console and in Prefect, and say where the page is.
+    """Wait for everything and show the tables; return the flow's final state."""
+    return conclude_page(session, results, "Pre-training on a teacher's corpus", _tables)
 
-    Returns:
-        The flow's final state: Failed, naming the stages, if any did not end well.
-    """
-    if wait_for_all(session):
-        return failed(session)
-    page: Artifact = results.result()
-    facts = read_json(Path(page.path) / "results.json")
+
+def _tables(facts: Mapping[str, Any]) -> list[str]:
+    """Return perplexity by method and amount of data on each text, from the report's results.json."""
     tables = []
     for text, found in facts["perplexity"].items():
         rows = [[method, *(with_interval(c["mean"], c["interval"], 2) for c in of)] for method, of in found.items()]
         columns = [f"perplexity, {text}", *facts["columns"]]
         tables.append(tabulate(rows, columns, "github", disable_numparse=True))
-    place = str(Path(page.path) / "pretrain.html")
-    title = f"Pre-training on a teacher's corpus: {facts['name']}"
-    show_results(session, facts["name"], title, "\n\n".join([*tables, *facts["verdict"]]), {"report": place})
-    return Completed(message=f"report: {place}", data=page)
+    return tables

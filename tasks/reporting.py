@@ -1,8 +1,9 @@
 """Tasks at the end of a run: the report, the models as ordinary directories, and the summary on the console."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from prefect import State, get_run_logger
@@ -180,21 +181,38 @@ def _show(
         session.next_step = f"Next: `make ui`, or open the report{load}."
 
 
-def show_results(session: Session, name: str, title: str, told: str, places: Mapping[str, str]) -> None:
-    """Show tables and sentences on the console and in Prefect, and where things are.
+def conclude_page(
+    session: Session,
+    results: PrefectFuture[Any],
+    title: str,
+    tables: Callable[[Mapping[str, Any]], list[str]],
+    models: Mapping[str, PrefectFuture[Any]] = MappingProxyType({}),
+) -> State:
+    """Wait for everything, show tables and verdict on the console and in Prefect, and say where things are.
 
     Args:
         session: Session of this flow run.
-        name: Name of the experiment.
+        results: Future of the page, which is named after its kind of stage.
         title: Title of the page in Prefect.
-        told: Markdown.
-        places: Paths by what they hold.
+        tables: Makes Markdown tables of the page's results.json.
+        models: Futures of the exported models, by what they are called on the console.
+
+    Returns:
+        The flow's final state: Failed, naming the stages, if any did not end well.
     """
+    if wait_for_all(session):
+        return failed(session)
+    page: Artifact = results.result()
+    facts = read_json(Path(page.path) / "results.json")
+    name, told = facts["name"], "\n\n".join([*tables(facts), *facts["verdict"]])
+    places = {"report": str(Path(page.path) / f"{page.kind}.html")}
+    places |= {model: exported.result().path for model, exported in models.items()}
     shown = [told, "", *(f"- {what}: `{path}`" for what, path in places.items()), "", links(session)]
-    show_page("\n".join(shown), f"results {name}", title)
+    show_page("\n".join(shown), f"results {name}", f"{title}: {name}")
     print(f"\n{told}\n")
     for what, path in places.items():
         print(f"{what:<16} {path}")
+    return Completed(message=f"report: {places['report']}", data=page)
 
 
 def _page_path(page: Artifact) -> str:

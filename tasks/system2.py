@@ -1,22 +1,20 @@
 """Tasks of System 2 distillation: questions, slow and fast answers, those that are kept, training, report and card."""
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, Literal
 
 from prefect import State
 from prefect.futures import PrefectFuture
-from prefect.states import Completed
 from tabulate import tabulate
 
 from minillm.config import PromptChain, Sampling, System2, Training
-from minillm.files import read_json
-from minillm.stages.reading import Filter, Prepare
+from minillm.stages.reading import Prepare
 from minillm.stages.system2 import Ask, KeepConsistent, QuestionSets, System2Card, System2Report
 from minillm.stages.training import Train, training_only
 from minillm.store.manifest import Artifact
 from minillm.words import number, with_interval
-from tasks.reporting import failed, show_results, wait_for_all
+from tasks.data import filtering
+from tasks.reporting import conclude_page
 from tasks.running.computation import Input
 from tasks.running.session import Session
 from tasks.running.stage import Work, nothing, stage_task
@@ -61,18 +59,8 @@ def filter_instructions(config: System2, prepared: Artifact, test: Artifact) -> 
     data = config.data
     if data.instructions is None:
         return nothing("no data.instructions")
-    stage = Filter(
-        template=data.template,
-        fields=data.fields,
-        max_prompt_tokens=data.max_prompt_tokens,
-        max_tokens=data.max_tokens,
-        max_malformed_share=data.max_malformed_share,
-        validation_size=data.validation_size,
-        test_size=None,
-        seed=config.seed,
-    )
     inputs: dict[str, Input] = {"instructions": data.instructions, "tokenizer": prepared, "benchmarks": test}
-    return stage, inputs
+    return filtering(data, test_size=None, seed=config.seed), inputs
 
 
 @stage_task("fine-tune model")
@@ -148,15 +136,12 @@ def export_model(config: System2, model: Artifact, examples: Artifact, results: 
 
 
 def conclude(session: Session, results: PrefectFuture[Any], exported: PrefectFuture[Any]) -> State:
-    """Wait for everything, show the table on the console and in Prefect, and say where things are.
+    """Wait for everything and show the table; return the flow's final state."""
+    return conclude_page(session, results, "System 2 into System 1", _tables, {"model": exported})
 
-    Returns:
-        The flow's final state: Failed, naming the stages, if any did not end well.
-    """
-    if wait_for_all(session):
-        return failed(session)
-    page: Artifact = results.result()
-    facts = read_json(Path(page.path) / "results.json")
+
+def _tables(facts: Mapping[str, Any]) -> list[str]:
+    """Return accuracy and tokens of each system, from the report's results.json."""
     rows = [
         [
             system,
@@ -166,11 +151,7 @@ def conclude(session: Session, results: PrefectFuture[Any], exported: PrefectFut
         for system, of in facts["accuracy"].items()
     ]
     columns = ["% right", *next(iter(facts["accuracy"].values())), "tokens per answer"]
-    table = tabulate(rows, columns, "github", disable_numparse=True)
-    places = {"report": str(Path(page.path) / "system2.html"), "model": exported.result().path}
-    told = "\n\n".join([table, *facts["verdict"]])
-    show_results(session, facts["name"], f"System 2 into System 1: {facts['name']}", told, places)
-    return Completed(message=f"report: {places['report']}", data=page)
+    return [tabulate(rows, columns, "github", disable_numparse=True)]
 
 
 def _train(
