@@ -3,12 +3,17 @@
 `minillm system2 --help` tells how to run it.
 """
 
-from prefect import State, flow
+from typing import Any
 
+from prefect import State, flow
+from prefect.futures import PrefectFuture
+
+from minillm.config import System2
 from minillm.config.loading import load_system2
 from tasks.running.session import tracked
 from tasks.system2 import (
     ask,
+    check_reasoner,
     conclude,
     distil_answers,
     export_model,
@@ -30,26 +35,31 @@ def system2(config_file: str = "configs/system2.yaml", overrides: tuple[str, ...
         overrides: `key.sub=value` each, applied over the file.
     """
     config = load_system2(config_file, overrides)
-    fast, slow = config.system1, config.system2
     with tracked(config) as session:
-        test = read_questions.submit(config, "test")
-        unlabelled = read_questions.submit(config, "unlabelled", test)
-        prepared = prepare.submit(config)
-        lessons = filter_instructions.submit(config, prepared, test)
-        model = fine_tune.submit(config, prepared, lessons, wait_for=[unlabelled])
+        return conclude(session, *stages(config))
 
-        tested = {
-            "system1_before": ask.submit(config, "System 1 before", fast, "test", model, prepared, test),
-            "system2": ask.submit(config, "System 2", slow, "test", model, prepared, test),
-        }
-        reasoned = ask.submit(config, "System 2, unlabelled", slow, "unlabelled", model, prepared, unlabelled)
-        examples = keep_consistent.submit(config, reasoned, unlabelled, prepared)
-        distilled = distil_answers.submit(config, model, prepared, examples)
-        tested["system1_after"] = ask.submit(config, "System 1 after", fast, "test", distilled, prepared, test)
 
-        results = report.submit(config, test, tested, examples, distilled)
-        exported = export_model.submit(config, distilled, examples, results)
-        return conclude(session, results, exported)
+def stages(config: System2) -> tuple[PrefectFuture[Any], PrefectFuture[Any]]:
+    """Start every stage; the futures of the report and of the exported model."""
+    test = read_questions.submit(config, "test")
+    unlabelled = read_questions.submit(config, "unlabelled", test)
+    given = check_reasoner.submit(config, test, unlabelled)
+    prepared = prepare.submit(config)
+    lessons = filter_instructions.submit(config, prepared, test)
+    model = fine_tune.submit(config, prepared, lessons, wait_for=[unlabelled, given])
+
+    tested = {
+        "system1_before": ask.submit(config, "System 1 before", "system1", "test", model, prepared, test),
+        "system2": ask.submit(config, "System 2", "system2", "test", model, prepared, test),
+    }
+    reasoned = ask.submit(config, "System 2, unlabelled", "system2", "unlabelled", model, prepared, unlabelled)
+    examples = keep_consistent.submit(config, reasoned, unlabelled, prepared)
+    distilled = distil_answers.submit(config, model, prepared, examples)
+    tested["system1_after"] = ask.submit(config, "System 1 after", "system1", "test", distilled, prepared, test)
+
+    results = report.submit(config, test, tested, examples, distilled)
+    exported = export_model.submit(config, distilled, examples, results)
+    return results, exported
 
 
 if __name__ == "__main__":

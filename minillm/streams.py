@@ -82,6 +82,8 @@ class Purpose(IntEnum):
     """Tokens of a sequence of a teacher's corpus. (seed, sequence)"""
     CORPUS_BEGINNINGS = 33
     """Choice of the first tokens of its sequences. (seed)"""
+    REASONER = 34
+    """Seed that is sent to a reasoner with the prompts of an answer. (seed, sample)"""
 
 
 def stream(purpose: Purpose, seed: int, *numbers: int) -> Name:

@@ -7,9 +7,17 @@ from prefect import State
 from prefect.futures import PrefectFuture
 from tabulate import tabulate
 
-from minillm.config import PromptChain, Sampling, System2, Training
+from minillm.config import Sampling, System2, Training
 from minillm.stages.reading import Prepare
-from minillm.stages.system2 import Ask, KeepConsistent, QuestionSets, System2Card, System2Report
+from minillm.stages.system2 import (
+    Ask,
+    AskReasoner,
+    CheckReasoner,
+    KeepConsistent,
+    QuestionSets,
+    System2Card,
+    System2Report,
+)
 from minillm.stages.training import Train, training_only
 from minillm.store.manifest import Artifact
 from minillm.words import number, with_interval
@@ -20,6 +28,7 @@ from tasks.running.session import Session
 from tasks.running.stage import Work, nothing, stage_task
 
 Part = Literal["unlabelled", "test"]
+System = Literal["system1", "system2"]
 
 
 @stage_task("prepare tokenizer")
@@ -53,6 +62,22 @@ def read_questions(config: System2, part: Part, test: Artifact | None = None) ->
     return QuestionSets(part=part, sets=sets), inputs | ({} if test is None else {"test": test})
 
 
+@stage_task("check reasoner")
+def check_reasoner(config: System2, test: Artifact, unlabelled: Artifact) -> Work:
+    """Compare an endpoint's budget with what System 2 may take, and ask it a question; a model here needs none."""
+    if config.reasoner is None:
+        return nothing("reasoner is null")
+    consistency = config.self_consistency
+    stage = CheckReasoner(
+        reasoner=config.reasoner,
+        chain=config.system2,
+        test_samples=config.asking.test_samples,
+        samples=consistency.samples,
+        orders=1 + consistency.reorderings,
+    )
+    return stage, {"test": test, "unlabelled": unlabelled}
+
+
 @stage_task("filter instructions")
 def filter_instructions(config: System2, prepared: Artifact, test: Artifact) -> Work:
     """Filter, split and tokenise the rows that the model is fine-tuned on first; do nothing if there are none."""
@@ -73,16 +98,22 @@ def fine_tune(config: System2, prepared: Artifact, examples: Artifact) -> Work:
 
 @stage_task("ask {name}")
 def ask(
-    config: System2, name: str, chain: PromptChain, part: Part, model: Input, prepared: Artifact, questions: Artifact
+    config: System2, name: str, system: System, part: Part, model: Input, prepared: Artifact, questions: Artifact
 ) -> Work:
-    """Ask a model the questions of a part by a chain of prompts."""
+    """Ask a model the questions of a part by a chain of prompts; a reasoner takes its place for System 2."""
     asking, consistency, unlabelled = config.asking, config.self_consistency, part == "unlabelled"
+    asked: dict[str, Any] = {
+        "part": part,
+        "chain": config.system1 if system == "system1" else config.system2,
+        "samples": consistency.samples if unlabelled else asking.test_samples,
+        "orders": 1 + consistency.reorderings if unlabelled else 1,
+        "seed": config.seed,
+    }
+    if config.reasoner is not None and system == "system2":
+        stage = AskReasoner(**asked, reasoner=config.reasoner, system=config.data.template.system)
+        return stage, {"questions": questions}
     stage = Ask(
-        part=part,
-        chain=chain,
-        samples=consistency.samples if unlabelled else asking.test_samples,
-        orders=1 + consistency.reorderings if unlabelled else 1,
-        seed=config.seed,
+        **asked,
         template=config.data.template,
         precision=asking.precision,
         max_prompt_tokens=config.data.max_prompt_tokens,
@@ -122,7 +153,12 @@ def report(
     config: System2, questions: Artifact, answers: Mapping[str, Artifact], examples: Artifact, distilled: Artifact
 ) -> Work:
     """Compare System 1 before, System 2 and System 1 after, and write the page."""
-    stage = System2Report(name=config.name, chain=config.system2, samples=config.self_consistency.samples)
+    stage = System2Report(
+        name=config.name,
+        chain=config.system2,
+        samples=config.self_consistency.samples,
+        reasoner=config.reasoner and config.reasoner.model,
+    )
     asked: dict[str, Input] = {f"answers/{system}": of for system, of in answers.items()}
     return stage, {"questions": questions, **asked, "examples": examples, "train": distilled}
 

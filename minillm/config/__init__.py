@@ -6,7 +6,7 @@ authors' public implementation; one word turns on all its deviations from the pa
 
 from minillm.config.base import Model, Source, Strict
 from minillm.config.data import Data, Template, Tokenizer
-from minillm.config.endpoint import Endpoint, Prices, ServedTeacher
+from minillm.config.endpoint import Endpoint, Prices, Reasoner, Served, ServedTeacher
 from minillm.config.evaluation import (
     Benchmark,
     Evaluation,

@@ -77,19 +77,15 @@ REFUSALS = (
 """Beginnings of English answers that are none."""
 
 
-class ServedTeacher(Endpoint):
-    """A teacher that runs elsewhere (docs/served-teacher.md)."""
+class Served(Endpoint):
+    """A model behind an endpoint that writes what others learn; a store keeps all that it was paid for."""
 
-    field: ClassVar[str] = "teacher.model.endpoint"
+    who: ClassVar[str]
+    """What it is in a run, for the log."""
 
     temperature: float | None = Field(default=1.0, ge=0.0)
-    """Sampling temperature of its responses to the training prompts (paper: 1); null leaves it to the endpoint, as some
-    models require."""
-    refusals: tuple[Pattern, ...] = REFUSALS
-    """Regular expressions that are looked for in a response to a training prompt; one that is found drops it."""
-    duplicate_characters: PositiveInt | None = 200
-    """Characters from which on a response that repeats that to an earlier training prompt is dropped; null keeps all
-    (default: ours)."""
+    """Sampling temperature of what it writes to be learnt (paper: 1); null leaves it to the endpoint, as some models
+    require."""
     max_requests: PositiveInt
     """Most requests that a store may send to this model, in all runs together; what is kept there is not sent again."""
 
@@ -97,3 +93,26 @@ class ServedTeacher(Endpoint):
     def most_questions(self) -> tuple[str, int]:
         """Field that limits the number of questions, and its value."""
         return "max_requests", self.max_requests
+
+
+class ServedTeacher(Served):
+    """A teacher that runs elsewhere (docs/served-teacher.md)."""
+
+    field: ClassVar[str] = "teacher.model.endpoint"
+    who: ClassVar[str] = "teacher"
+
+    refusals: tuple[Pattern, ...] = REFUSALS
+    """Regular expressions that are looked for in a response to a training prompt; one that is found drops it."""
+    duplicate_characters: PositiveInt | None = 200
+    """Characters from which on a response that repeats that to an earlier training prompt is dropped; null keeps all
+    (default: ours)."""
+
+
+class Reasoner(Served):
+    """A model that runs elsewhere and answers by System 2 (docs/system2.md)."""
+
+    field: ClassVar[str] = "reasoner"
+    who: ClassVar[str] = "reasoner"
+
+    max_tokens: PositiveInt = 1024
+    """Longest response to one prompt, in the endpoint's tokens, with what it thinks before (default: ours)."""

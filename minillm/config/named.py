@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from minillm.config import BaseConfig, Config, Endpoint, Tracked
+from minillm.config import BaseConfig, Config, Endpoint, System2, Tracked
 from minillm.config.export import TOKEN_VARIABLE
 from minillm.config.hosts import read_hosts
 from minillm.errors import ConfigError
@@ -48,6 +48,8 @@ def problems_of_named(raw: dict[str, Any], config: Tracked | None) -> Iterator[s
         yield from _endpoint_problems(config.evaluation.judge)
     if isinstance(config, Config) and config.teacher.model.endpoint is not None:
         yield from _endpoint_problems(config.teacher.model.endpoint)
+    if isinstance(config, System2) and config.reasoner is not None:
+        yield from _endpoint_problems(config.reasoner)
     if config is not None and config.runtime.hostfile is not None:
         try:
             read_hosts(config.runtime)

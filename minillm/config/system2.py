@@ -1,5 +1,6 @@
 """Configuration of System 2 distillation: a slow way to ask, filters of its answers, and the training on them."""
 
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -9,6 +10,7 @@ from pydantic import AfterValidator, Field, NonNegativeInt, PositiveInt, model_v
 
 from minillm.config.base import Entries, Model, Name, Pattern, Seed, Source, Strict
 from minillm.config.data import Prompts, RowFields, TrainedTokenizer
+from minillm.config.endpoint import Reasoner
 from minillm.config.evaluation import QuestionFields, Sampling
 from minillm.config.experiment import WithPrompts, require_even_batches
 from minillm.config.training import Training
@@ -103,7 +105,7 @@ class System2Data(Prompts):
 
 
 class Asking(Sampling):
-    """Rules by which questions are answered, by System 1 and System 2 alike."""
+    """Rules by which the model answers questions, by System 1 and System 2 alike."""
 
     precision: Literal["float32", "bfloat16"] = "float32"
     """Precision of weights and matrix products."""
@@ -135,6 +137,8 @@ class System2(WithPrompts):
     """Tokenizer to train on `data.instructions`; without it, the model's own."""
     model: Model
     """The model that is asked, and then trained."""
+    reasoner: Reasoner | None = None
+    """Another model, behind an endpoint, that answers by System 2; without it, `model` does (paper)."""
     training: Training | None = None
     """Fine-tuning on `data.instructions` before all else; null for a model that can answer already."""
     system1: PromptChain = PromptChain.model_validate("direct")
@@ -164,11 +168,18 @@ class System2(WithPrompts):
                 "the model has an `architecture`, so neither weights nor a tokenizer; give `tokenizer: "
                 "{train_vocabulary: …}`, and `training` with `data.instructions`"
             )
-        if self.asking.strategy == "greedy" and (self.self_consistency.samples, self.asking.test_samples) != (1, 1):
-            raise ValueError(
-                "asking.strategy: greedy always gives the same answer; set self_consistency.samples and "
-                "asking.test_samples to 1"
-            )
+        samples = {"asking.test_samples": self.asking.test_samples}
+        slow = {"self_consistency.samples": self.self_consistency.samples, **samples}
+        if self.asking.strategy == "greedy":
+            _require_one("asking.strategy: greedy", slow if self.reasoner is None else samples)
+        if self.reasoner is not None and self.reasoner.temperature == 0:
+            _require_one("reasoner.temperature: 0", slow)
         sizes = {f"{field}.batch_size": training.batch_size for field, training in self.trainings.items()}
         require_even_batches(sizes.items(), self.runtime.processes)
         return self
+
+
+def _require_one(setting: str, samples: Mapping[str, int]) -> None:
+    """Refuse several samples where a setting makes all of them the same."""
+    if several := [field for field, count in samples.items() if count > 1]:
+        raise ValueError(f"{setting} always gives the same answer; set {' and '.join(several)} to 1")

@@ -14,7 +14,7 @@ from minillm.generation.answering import make_requests, write_answers
 from minillm.generation.conversing import Answer, load_conversations
 from minillm.generation.slots import Request
 from minillm.models.shared_tokenizer import SharedTokenizer, load_shared_tokenizer
-from minillm.served.chat import Chat, RemoteTeacher, with_system
+from minillm.served.chat import Chat, RemoteModel, with_system
 from minillm.stages.base import Job, Summary
 from minillm.stages.served import AskAnswers
 from minillm.words import counted
@@ -31,7 +31,7 @@ def run(job: Job[AskAnswers]) -> Summary:
     settings, missing = job.settings.generate, Counter[str]()
     tokenizer, teacher = (
         load_shared_tokenizer(job.inputs["tokenizer"]),
-        RemoteTeacher(job.settings.endpoint, job.runtime.store),
+        RemoteModel(job.settings.endpoint, job.runtime.store),
     )
     prompts, benchmarks = load_prompts(job.inputs["prompts"]), load_benchmarks(job.inputs["benchmarks"])
     conversations = load_conversations(job.inputs["prompts"], tokenizer)
@@ -58,7 +58,7 @@ class Asked:
     def __init__(
         self,
         job: Job[AskAnswers],
-        teacher: RemoteTeacher,
+        teacher: RemoteModel,
         tokenizer: SharedTokenizer,
         rows: Sequence[dict[str, Any]],
         progress: Progress,
@@ -85,7 +85,7 @@ class Asked:
             for request in requests
         ]
         answers: list[Answer] = []
-        for request, said in zip(requests, self.teacher.say(chats, self.progress), strict=True):
+        for request, said in zip(requests, self.teacher.say(chats, self.progress.log), strict=True):
             text = "" if isinstance(said, str) else said.text or ""
             ended = not isinstance(said, str) and said.finish != "length"
             self.missing += isinstance(said, str)

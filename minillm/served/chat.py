@@ -1,20 +1,19 @@
-"""Chat questions to a served teacher, and what it says to them."""
+"""Chat questions to a served model, and what it says to them."""
 
 import itertools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from minillm.config import ServedTeacher
+from minillm.config import Served
 from minillm.data.conversations import Message
 from minillm.endpoints.answers import Answer, Answers
 from minillm.endpoints.asking import Inquiry, bill
 from minillm.endpoints.budget import Bill, Budget, estimated_tokens
 from minillm.endpoints.client import Client
 from minillm.store.manifest import text_digest
-from minillm.worker.progress import Progress
 
 FOLDER = "endpoints"
 """Folder of the paid answers in the store, beside the artifacts; each model has a folder of its own in it."""
@@ -46,27 +45,29 @@ class Chat:
 
 @dataclass(frozen=True)
 class Said:
-    """What the teacher says to a question."""
+    """What the model says to a question."""
 
     text: str | None
     """None if the reply has no text, as one that calls a tool."""
     finish: str | None
     """Reason of the end: stop, length, content_filter …; not every server tells."""
+    tokens: int
+    """Tokens that it took, as the endpoint counts them."""
 
     @classmethod
     def of(cls, answer: Answer) -> "Said":
         """Read an answer as it is kept."""
-        return cls(**json.loads(answer.text))
+        return cls(**json.loads(answer.text), tokens=answer.completion_tokens)
 
 
 Outcome = Said | Literal["refused by the endpoint", "malformed"]
-"""What the teacher says, or why it says nothing."""
+"""What the model says, or why it says nothing."""
 
 
-class RemoteTeacher:
-    """A served teacher with the answers that its store has of it."""
+class RemoteModel:
+    """A served model, teacher or reasoner, with the answers that its store has of it."""
 
-    def __init__(self, endpoint: ServedTeacher, store: str) -> None:
+    def __init__(self, endpoint: Served, store: str) -> None:
         self.endpoint = endpoint
         self.identity = {"base_url": endpoint.base_url.rstrip("/"), "model": endpoint.model}
         self.answers = Answers(Path(store) / FOLDER / text_digest(self.identity)[:16])
@@ -86,8 +87,12 @@ class RemoteTeacher:
         """Return the digest of all that determines an answer, whichever stage asks and whenever."""
         return text_digest({**self.identity, **asked})
 
-    def say(self, chats: Sequence[Chat], progress: Progress) -> list[Outcome]:
-        """Return what the teacher says to each conversation, asking only for what the store lacks; state the cost.
+    def say(self, chats: Sequence[Chat], report: Callable[[int], None]) -> list[Outcome]:
+        """Return what the model says to each conversation, asking only for what the store lacks; state the cost.
+
+        Args:
+            chats: The conversations.
+            report: Called with the number of those that are settled.
 
         Raises:
             StageError: It would cost more than the budget, or the endpoint denies access.
@@ -95,16 +100,16 @@ class RemoteTeacher:
         """
         asking = Inquiry(
             endpoint=self.endpoint,
-            who=f"teacher {self.endpoint.model}",
+            who=f"{self.endpoint.who} {self.endpoint.model}",
             answers=self.answers,
             send=self._send,
             expected=lambda chat: Bill(1, estimated_tokens(json.dumps(chat.request)), chat.max_tokens),
             is_whole=_is_whole,
-            remedy="see teacher.model.endpoint.model and temperature, and docs/served-teacher.md",
+            remedy=f"see {self.endpoint.field}.model and temperature, and docs/served-teacher.md",
         )
         keys = [self.key({"chat": chat.request, "seed": chat.seed}) for chat in chats]
         with self.answers.asking():
-            refused = asking.ask_open(dict(zip(keys, chats, strict=True)), self.budget, progress.log)
+            refused = asking.ask_open(dict(zip(keys, chats, strict=True)), self.budget, report)
         known = self.answers.to(set(keys))
         self.bill += bill(known)
         return [
@@ -132,10 +137,10 @@ def with_system(system: str | None, messages: Sequence[Message]) -> Sequence[Mes
 
 
 def _is_whole(chat: Chat, answer: Answer) -> bool:
-    """Return whether an answer has text, and was not cut by a smaller limit than the present one."""
+    """Return whether an answer has text, or none for a known reason, and was not cut by a smaller limit."""
     said = Said.of(answer)
     cut = said.finish == "length" and answer.max_tokens < chat.max_tokens
-    return not cut and (said.text is not None or said.finish == "content_filter")
+    return not cut and (said.text is not None or said.finish in ("content_filter", "length"))
 
 
 def _outcome(chat: Chat, found: Sequence[Answer]) -> Outcome:

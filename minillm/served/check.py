@@ -4,18 +4,20 @@ from pathlib import Path
 
 from minillm.data.encoding import encode_texts
 from minillm.data.prompts import template_of
+from minillm.data.rows import user_message
 from minillm.endpoints.client import EndpointError, RefusedError
 from minillm.errors import StageError
 from minillm.files import write_json
 from minillm.models.shared_tokenizer import SharedTokenizer, load_shared_tokenizer
 from minillm.preparation.tokenizer_checks import PROBE
-from minillm.served.chat import Chat, RemoteTeacher
+from minillm.served.chat import Chat, RemoteModel
 from minillm.served.scoring import Given, Scorer, Told
 from minillm.stages.base import Job, Summary
 from minillm.stages.served import SERVED, CheckTeacher
 from minillm.worker.progress import Progress
 
 SERVERS = "docs/served-teacher.md names servers that tell log-probabilities of given text, and how they are started"
+QUESTION = "Say yes."
 TOLERANCE = 0.1
 """Largest difference, in nats, between what is told of one place in two ways; servers round, and batch differently."""
 TRIES = 5
@@ -29,22 +31,31 @@ def run(job: Job[CheckTeacher]) -> Summary:
         StageError: The endpoint denies access, has other tokens, or does not tell what is asked for.
     """
     settings = job.settings
-    teacher = RemoteTeacher(settings.endpoint, job.runtime.store)
+    teacher = RemoteModel(settings.endpoint, job.runtime.store)
     shared = load_shared_tokenizer(job.inputs["tokenizer"])
-    question = [{"role": "user", "content": "Say yes."}]
-    try:
-        (said,) = teacher.say([Chat(question, max_tokens=8, seed=0)], Progress(job.output, 1, "questions"))
-    except EndpointError as error:  # nothing has begun, and a retry would wait as long again
-        raise StageError(f"{error} Start its server, or see teacher.model.endpoint.base_url") from error
-    if isinstance(said, str):
-        raise StageError(f"{settings.endpoint.base_url}: a plain chat question is {said}; see teacher.model.endpoint")
+    require_answer(teacher, job.output, max_tokens=8)
     if settings.log_probs is not None:
         _require_log_probs(teacher, shared, settings)
     write_json(Path(job.output) / SERVED, teacher.identity)
     return {**teacher.bill.figures(settings.endpoint.prices)}
 
 
-def _require_log_probs(teacher: RemoteTeacher, shared: SharedTokenizer, settings: CheckTeacher) -> None:
+def require_answer(model: RemoteModel, output: Path, max_tokens: int) -> None:
+    """Require an answer to a plain question.
+
+    Raises:
+        StageError: There is none, or the endpoint denies access.
+    """
+    question, endpoint = user_message(QUESTION, ""), model.endpoint
+    try:
+        (said,) = model.say([Chat(question, max_tokens, seed=0)], Progress(output, 1, "questions").log)
+    except EndpointError as error:  # nothing has begun, and a retry would wait as long again
+        raise StageError(f"{error} Start its server, or see {endpoint.field}.base_url") from error
+    if isinstance(said, str):
+        raise StageError(f"{endpoint.base_url}: a plain chat question is {said}; see {endpoint.field}")
+
+
+def _require_log_probs(teacher: RemoteModel, shared: SharedTokenizer, settings: CheckTeacher) -> None:
     """Require the probe's tokens to be ours, and their log-probabilities to be in the right places."""
     assert settings.log_probs is not None
     ((_, prompt),) = template_of(shared.tokenizer, settings.template, shared.ends).prompts([(PROBE, "")])

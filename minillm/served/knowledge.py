@@ -13,7 +13,7 @@ from minillm.knowledge.forms import Kept, entry_type, top_bytes
 from minillm.knowledge.shards import write_store
 from minillm.knowledge.store import training_rows
 from minillm.models.shared_tokenizer import SharedTokenizer, load_shared_tokenizer
-from minillm.served.chat import RemoteTeacher
+from minillm.served.chat import RemoteModel
 from minillm.served.scoring import Given, Place, Scorer
 from minillm.stages.base import Job, Summary
 from minillm.stages.served import AskKnowledge
@@ -45,7 +45,7 @@ class ToldTeacher:
         self.soft_cap, self.head = None, dict[str, Tensor | None]()
         self.k, self.vocabulary = Top(k=job.settings.k).entries(shared.entries), shared.entries
         self.bytes_per_token = top_bytes(self.k, self.vocabulary)
-        self.teacher = RemoteTeacher(job.settings.endpoint, job.runtime.store)
+        self.teacher = RemoteModel(job.settings.endpoint, job.runtime.store)
         self.scorer = Scorer(self.teacher, shared)
         self.texts = [
             Given(

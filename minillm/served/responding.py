@@ -20,7 +20,7 @@ from minillm.endpoints.asking import stop_when_asked
 from minillm.errors import StageError
 from minillm.models.shared_tokenizer import load_shared_tokenizer
 from minillm.patterns import matches
-from minillm.served.chat import Chat, Outcome, RemoteTeacher, Said, with_system
+from minillm.served.chat import Chat, Outcome, RemoteModel, Said, with_system
 from minillm.stages.base import Job, Summary
 from minillm.stages.served import AskResponses
 from minillm.words import counted
@@ -53,8 +53,8 @@ def run(job: Job[AskResponses]) -> Summary:
         )
         for question, prompt in zip(asked, prompts["prompt_ids"], strict=True)
     ]
-    teacher = RemoteTeacher(endpoint, job.runtime.store)
-    said = teacher.say(chats, Progress(job.output, len(chats), "responses"))
+    teacher = RemoteModel(endpoint, job.runtime.store)
+    said = teacher.say(chats, Progress(job.output, len(chats), "responses").log)
     found = list(_usable(template, asked, prompts, said, settings))
     dropped = Counter(reason for reason in found if isinstance(reason, str))
     for reason, count in dropped.most_common():

@@ -11,7 +11,7 @@ from minillm.models.batches import Batch
 from minillm.models.output_head import OutputHead
 from minillm.models.shared_tokenizer import SharedTokenizer
 from minillm.objectives.agreement import entropies
-from minillm.served.chat import RemoteTeacher
+from minillm.served.chat import RemoteModel
 from minillm.served.scoring import Given, Scorer
 from minillm.store.manifest import read_manifest
 from minillm.training.round_teacher import Scored, SilentTeacher
@@ -29,7 +29,7 @@ class ServedRounds(SilentTeacher):
             shared: The tokenizer, which is the teacher's too.
         """
         endpoint = ServedTeacher.model_validate(read_manifest(checked).settings["endpoint"])
-        self.scorer = Scorer(RemoteTeacher(endpoint, store), shared, by_ids=True)
+        self.scorer = Scorer(RemoteModel(endpoint, store), shared, by_ids=True)
         self.texts: dict[int, Given] = {}
 
     def expect(self, prompts: Sequence[list[int]], responses: Sequence[list[int]], rows: Sequence[int]) -> None:

@@ -15,7 +15,7 @@ from minillm.endpoints.asking import Inquiry, bill
 from minillm.endpoints.budget import Bill
 from minillm.errors import StageError
 from minillm.models.shared_tokenizer import SharedTokenizer
-from minillm.served.chat import RemoteTeacher
+from minillm.served.chat import RemoteModel
 from minillm.words import counted
 
 UNTOLD = "null"
@@ -89,7 +89,7 @@ class Spelling:
 class Scorer:
     """A served teacher as a judge of given text."""
 
-    def __init__(self, teacher: RemoteTeacher, shared: SharedTokenizer, by_ids: bool = False) -> None:
+    def __init__(self, teacher: RemoteModel, shared: SharedTokenizer, by_ids: bool = False) -> None:
         """Take a teacher and our tokenizer.
 
         Args:
@@ -109,7 +109,7 @@ class Scorer:
         """
         asking = Inquiry(
             endpoint=self.teacher.endpoint,
-            who=f"teacher {self.teacher.endpoint.model}",
+            who=f"{self.teacher.endpoint.who} {self.teacher.endpoint.model}",
             answers=self.teacher.answers,
             send=self.send,
             expected=lambda given: Bill(1, len(given.tokens), 1),

@@ -2,7 +2,7 @@
 
 from typing import Any, ClassVar, Literal
 
-from minillm.config import PromptChain, QuestionSet, Sampling, Template
+from minillm.config import PromptChain, QuestionSet, Reasoner, Sampling, Strict, Template
 from minillm.stages.base import Stage
 
 
@@ -24,7 +24,19 @@ class QuestionSets(Stage):
     sets: dict[str, QuestionSet]
 
 
-class Ask(Sampling, Stage):
+class Asking(Strict):
+    """Settings of asking every question by a chain of prompts, whoever responds."""
+
+    part: Literal["unlabelled", "test"]
+    chain: PromptChain
+    samples: int
+    """Answers to each question in each order of its choices."""
+    orders: int
+    """Orders of the choices."""
+    seed: int
+
+
+class Ask(Sampling, Asking, Stage):
     """Ask a model every question by a chain of prompts, and find the final answers. Output: `answers.jsonl`."""
 
     kind: ClassVar[str] = "ask"
@@ -35,13 +47,6 @@ class Ask(Sampling, Stage):
         "questions",
     )
     shares_work: ClassVar[bool] = True
-    part: Literal["unlabelled", "test"]
-    chain: PromptChain
-    samples: int
-    """Answers to each question in each order of its choices."""
-    orders: int
-    """Orders of the choices."""
-    seed: int
     template: Template
     precision: Literal["float32", "bfloat16"]
     max_prompt_tokens: int
@@ -49,6 +54,40 @@ class Ask(Sampling, Stage):
     """Longest prompt with its response, in tokens."""
     max_response_tokens: int | None
     """Longest response to one prompt, in tokens; None for no such limit."""
+
+
+class CheckReasoner(Stage):
+    """Compare a reasoner's budget with what its questions may take, and ask it one.
+
+    Inputs are the parts `test` and `unlabelled`. Output: `reasoner.json`, the most that they may take.
+    """
+
+    kind: ClassVar[str] = "reasoner"
+    module: ClassVar[str] = "minillm.served.reasoner_check"
+    inputs: ClassVar[tuple[str, ...]] = (
+        "test",
+        "unlabelled",
+    )
+    reads_only: ClassVar[bool] = True
+    reasoner: Reasoner
+    chain: PromptChain
+    test_samples: int
+    """Answers to each test question."""
+    samples: int
+    """Answers to each unlabelled question in each order of its choices."""
+    orders: int
+    """Orders of the choices."""
+
+
+class AskReasoner(Asking, Stage):
+    """Ask a model behind an endpoint every question by a chain of prompts. Output: as of the stage `ask`."""
+
+    kind: ClassVar[str] = "asked_chain"
+    module: ClassVar[str] = "minillm.served.reasoning"
+    inputs: ClassVar[tuple[str, ...]] = ("questions",)
+    reasoner: Reasoner
+    system: str | None
+    """Message of the system before each prompt."""
 
 
 class KeepConsistent(Stage):
@@ -94,6 +133,8 @@ class System2Report(Stage):
     """The slow way to ask."""
     samples: int
     """Answers to each unlabelled question in each order of its choices."""
+    reasoner: str | None
+    """Model behind an endpoint that answered by System 2; None if it is the model itself."""
 
 
 class System2Card(Stage):

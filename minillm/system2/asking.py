@@ -1,9 +1,14 @@
-"""Stage `ask`: answers to questions by a chain of prompts, each with the final answer found in it."""
+"""Stage `ask`: answers to questions by a chain of prompts, each with the final answer found in it.
 
-from collections.abc import Iterable, Mapping, Sequence
+Who responds to the prompts is a model here or, in `minillm.served.reasoning`, one behind an endpoint.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Protocol
 
 from minillm.config import PromptChain, Sampling
 from minillm.data.benchmarks import load_benchmarks
@@ -14,11 +19,11 @@ from minillm.generation.drawing import Decoding
 from minillm.generation.sampling import Sampler
 from minillm.generation.slots import Request
 from minillm.models.causal_lm import DTYPES, load_model
-from minillm.models.shared_tokenizer import SharedTokenizer, load_shared_tokenizer
+from minillm.models.shared_tokenizer import load_shared_tokenizer
 from minillm.patterns import group_in
 from minillm.placeholders import fill
 from minillm.stages.base import Job, Summary
-from minillm.stages.system2 import Ask
+from minillm.stages.system2 import Ask, Asking
 from minillm.streams import Purpose, stream
 from minillm.system2.questions import orders_of, original_letter, shown
 from minillm.worker.processes import device, gather_lists, process_group, rank, world_size
@@ -30,6 +35,8 @@ CUT, LONG, UNREAD = "cut at the length limit", "a prompt became too long", "no f
 SHOWN, SHOWN_CHARACTERS = 3, 300
 """Responses that an error quotes, and characters of each."""
 PARTS = {"unlabelled": 0, "test": 1}
+Questions = Mapping[tuple[str, int], Mapping[str, Any]]
+"""Questions by the name of their set and their number in it."""
 
 
 @dataclass
@@ -52,6 +59,28 @@ class Answer:
     """Responses by the name of their step."""
 
 
+@dataclass(frozen=True)
+class Responded:
+    """A response to one prompt."""
+
+    text: str | None
+    """None if there is none."""
+    tokens: int = 0
+    problem: str = ""
+    """Reason why it is no whole response: half of one may look like another final answer."""
+
+
+class Responder(Protocol):
+    """Whoever responds to prompts."""
+
+    limits: ClassVar[str]
+    """Fields that limit a response."""
+
+    def respond(self, asked: Sequence[tuple[Answer, str]], report: Callable[[int], None]) -> Sequence[Responded]:
+        """Respond to prompts, each with the answer that it belongs to; report how many are done."""
+        ...
+
+
 @process_group()
 def run(job: Job[Ask]) -> Summary:
     """Answer part by part; skip those that an earlier attempt finished.
@@ -60,38 +89,69 @@ def run(job: Job[Ask]) -> Summary:
         StageError: A question's first prompt is too long, further orders are asked of questions without choices, or no
             answer can be read from any response.
     """
-    settings = job.settings
-    questions = {
-        (name, row["index"]): row for name, rows in load_benchmarks(job.inputs["questions"]).items() for row in rows
-    }
+    questions = read_questions(job.inputs["questions"])
+    model = LocalModel(job, sorted({name for name, _ in questions}))
+    model.require_room(questions)
+    return ask_all(job.settings, job.output, questions, model, rank() == 0, job.work)
+
+
+def ask_all(
+    settings: Asking,
+    output: Path,
+    questions: Questions,
+    responder: Responder,
+    writes: bool = True,
+    parts: Path | None = None,
+) -> Summary:
+    """Answer all questions, and write the answers.
+
+    Args:
+        settings: How they are asked.
+        output: Folder of `answers.jsonl`.
+        questions: Questions by set and number.
+        responder: Whoever responds to the prompts.
+        writes: Whether this process writes files.
+        parts: Folder of finished parts; None where all responses are kept as they come.
+
+    Raises:
+        StageError: Further orders are asked of questions without choices, or no answer can be read from any response.
+    """
     if settings.orders > 1 and not any(row["choices"] for row in questions.values()):
         raise StageError(
             f"self_consistency.reorderings is {settings.orders - 1}, but no question of data.{settings.part} has "
             "choices; set it to 0"
         )
-    asker = Asker(job, settings, load_shared_tokenizer(job.inputs["tokenizer"]), questions)
-    asker.require_room()
+    asker = Asker(output, settings, responder, questions)
     places, answers = list(questions), []
     at_once = max(1, PART // (settings.samples * settings.orders))
     for first in range(0, len(places), at_once):
-        target = job.work / f"answers-{first:07}.jsonl"
-        if target.exists():
+        target = parts and parts / f"answers-{first:07}.jsonl"
+        if target and target.exists():
             found = [Answer(**line) for line in read_json_lines(target)]
         else:
             found = asker.ask(places[first : first + at_once])
-            if rank() == 0:
+            if target and writes:
                 write_json_lines(target, map(asdict, found))
         answers += found
         asker.finished(len(answers))
-        require_answers(answers, settings.chain)
-    if rank() == 0:
-        write_json_lines(job.output / "answers.jsonl", map(asdict, answers))
-    problems = {problem: sum(a.problem == problem for a in answers) for problem in (CUT, LONG, UNREAD)}
+        require_answers(answers, settings.chain, responder.limits)
+    if writes:
+        write_json_lines(output / "answers.jsonl", map(asdict, answers))
     return {
         "answers": float(len(answers)),
         "tokens": sum(a.tokens for a in answers) / len(answers),
-        **{f"without_answer/{problem}": float(count) for problem, count in problems.items()},
+        **{f"without_answer/{problem}": float(count) for problem, count in problems_of(answers).items()},
     }
+
+
+def read_questions(folder: Path) -> dict[tuple[str, int], dict[str, Any]]:
+    """Read the questions of all sets, by set and number."""
+    return {(name, row["index"]): row for name, rows in load_benchmarks(folder).items() for row in rows}
+
+
+def problems_of(answers: Sequence[Answer]) -> dict[str, int]:
+    """Count the answers without a final answer by the reason; the usual reasons are there even if none has them."""
+    return {CUT: 0, LONG: 0, UNREAD: 0, **Counter(answer.problem for answer in answers if answer.problem)}
 
 
 def read_answers(folder: Path) -> list[Answer]:
@@ -99,7 +159,7 @@ def read_answers(folder: Path) -> list[Answer]:
     return [Answer(**line) for line in read_json_lines(folder / "answers.jsonl")]
 
 
-def require_answers(answers: Sequence[Answer], chain: PromptChain) -> None:
+def require_answers(answers: Sequence[Answer], chain: PromptChain, limits: str) -> None:
     """Check that at least one of the answers so far has a final answer.
 
     Raises:
@@ -107,62 +167,26 @@ def require_answers(answers: Sequence[Answer], chain: PromptChain) -> None:
     """
     if any(a.answer is not None for a in answers):
         return
-    counts = {problem: sum(a.problem == problem for a in answers) for problem in (CUT, LONG, UNREAD)}
-    told = ", ".join(f"{count} {problem}" for problem, count in counts.items() if count)
+    told = ", ".join(f"{count} {problem}" for problem, count in problems_of(answers).items() if count)
     quoted = "\n".join(
         f"  {list(a.responses.values())[-1][-SHOWN_CHARACTERS:]!r}" for a in answers[:SHOWN] if a.responses
     )
     raise StageError(
         f"{chain.name}: none of the first {len(answers)} answers has a final answer ({told}); its pattern is "
-        f"{chain.answer!r}. Change the pattern or the prompts, or raise asking.max_response_tokens or data.max_tokens "
-        f"if responses were cut. The first responses end:\n{quoted}"
+        f"{chain.answer!r}. Change the pattern or the prompts, or raise {limits} if responses were cut. The "
+        f" first responses end:\n{quoted}"
     )
 
 
 class Asker:
-    """A model with the chain of prompts that it is asked by."""
+    """Questions with the chain of prompts that they are asked by, and whoever responds."""
 
-    def __init__(
-        self,
-        job: Job[Ask],
-        settings: Ask,
-        tokenizer: SharedTokenizer,
-        questions: Mapping[tuple[str, int], Mapping[str, Any]],
-    ) -> None:
-        self.job, self.settings, self.tokenizer, self.questions = job, settings, tokenizer, questions
-        self.template = template_of(tokenizer.tokenizer, settings.template)
-        self.sets = sorted({name for name, _ in questions})
-        self.progress = Progress(job.output, len(settings.chain.steps) * self._count(questions), "responses")
+    def __init__(self, output: Path, settings: Asking, responder: Responder, questions: Questions) -> None:
+        self.settings, self.responder, self.questions = settings, responder, questions
+        orders = sum(orders_of(row, settings.orders) for row in questions.values())
+        self.progress = Progress(output, len(settings.chain.steps) * settings.samples * orders, "responses")
         self.done = 0
         """Responses behind us, those that a chain that ended early left out among them."""
-        self._sampler: Sampler | None = None
-
-    @property
-    def sampler(self) -> Sampler:
-        """The model, loaded when it is first needed."""
-        if self._sampler is None:
-            settings, runtime = self.settings, self.job.runtime
-            decoding = Decoding(**settings.model_dump(include=set(Sampling.model_fields)))
-            model = load_model(self.job.inputs["model"], DTYPES[settings.precision]).to(device()).eval()  # type: ignore[arg-type]
-            shared = self.tokenizer
-            self._sampler = Sampler(model, shared.ends, shared.entries, decoding, runtime.generation_batch_size)
-        return self._sampler
-
-    def require_room(self) -> None:
-        """Check that the first prompt of every question fits.
-
-        Raises:
-            StageError: One does not.
-        """
-        lengths = [len(ids) for ids in self._prompts([self._first(place, 0) for place in self.questions])]
-        longer = [number for number, length in enumerate(lengths) if length > self.settings.max_prompt_tokens]
-        if longer:
-            name, index = list(self.questions)[longer[0]]
-            raise StageError(
-                f"data.{self.settings.part}: {len(longer)} questions make prompts of more than "
-                f"{self.settings.max_prompt_tokens} tokens, the first is number {index} of {name} with "
-                f"{lengths[longer[0]]}; raise data.max_prompt_tokens, or leave them out"
-            )
 
     def ask(self, places: Sequence[tuple[str, int]]) -> list[Answer]:
         """Return all answers to some questions; every process answers a share and gets all."""
@@ -173,8 +197,8 @@ class Asker:
             for order in range(orders_of(self.questions[name, index], settings.orders))
             for sample in range(settings.samples)
         ]
-        for number, prompt in enumerate(settings.chain.steps.values()):
-            self._step(number, prompt, [a for a in answers if not a.problem])
+        for name, prompt in settings.chain.steps.items():
+            self._step(name, prompt, [a for a in answers if not a.problem])
             self.done += len(answers)
         for answer in answers:
             if not answer.problem:
@@ -186,32 +210,17 @@ class Asker:
         self.done = answers * len(self.settings.chain.steps)
         self.progress.log(self.done)
 
-    def _count(self, places: Iterable[tuple[str, int]]) -> int:
-        """Return the number of answers to some questions."""
-        orders = (orders_of(self.questions[place], self.settings.orders) for place in places)
-        return self.settings.samples * sum(orders)
-
-    def _step(self, number: int, prompt: str, answers: Sequence[Answer]) -> None:
+    def _step(self, name: str, prompt: str, answers: Sequence[Answer]) -> None:
         """Respond to one prompt of the chain in every answer."""
-        settings, name = self.settings, list(self.settings.chain.steps)[number]
-        texts = [fill(prompt, {"question": self._question(a), **a.responses}) for a in answers]
-        asked: list[tuple[Answer, Request]] = []
-        for a, ids in zip(answers, self._prompts(texts), strict=True):
-            room = min(settings.max_tokens - len(ids), settings.max_response_tokens or settings.max_tokens)
-            if room < 1:
-                a.problem = LONG
-                continue
-            place = (PARTS[settings.part], self.sets.index(a.set), a.index, a.order, a.sample, number)
-            asked.append((a, Request(ids, room, stream(Purpose.SYSTEM2, settings.seed, *place))))
-        mine = self.sampler.sample(
-            [request for _, request in asked[rank() :: world_size()]],
-            lambda ready: self.progress.log(self.done + ready * world_size()),
-        )
-        responses = gather_lists([(response.tokens, response.finished) for response in mine])
-        decoded = self.tokenizer.texts([tokens for tokens, _ in responses])
-        for (a, _), text, (tokens, finished) in zip(asked, decoded, responses, strict=True):
-            a.responses[name], a.tokens = text, a.tokens + len(tokens)
-            a.problem = "" if finished else CUT  # half an answer may look like another one
+        asked = [
+            (a, fill(prompt, {"question": shown(self.questions[a.set, a.index], a.order), **a.responses}))
+            for a in answers
+        ]
+        found = self.responder.respond(asked, lambda ready: self.progress.log(self.done + ready))
+        for a, response in zip(answers, found, strict=True):
+            a.problem, a.tokens = response.problem, a.tokens + response.tokens
+            if response.text is not None:
+                a.responses[name] = response.text
 
     def _read(self, answer: Answer) -> None:
         """Find the final answer in the last response."""
@@ -222,12 +231,60 @@ class Asker:
         answer.answer = None if found is None else found.strip() or None
         answer.problem = UNREAD if answer.answer is None else ""
 
-    def _question(self, answer: Answer) -> str:
-        return shown(self.questions[answer.set, answer.index], answer.order)
 
-    def _first(self, place: tuple[str, int], order: int) -> str:
+class LocalModel:
+    """A model that responds here, on all processes together."""
+
+    limits: ClassVar[str] = "asking.max_response_tokens or data.max_tokens"
+
+    def __init__(self, job: Job[Ask], sets: Sequence[str]) -> None:
+        self.job, self.settings, self.sets = job, job.settings, sets
+        self.tokenizer = load_shared_tokenizer(job.inputs["tokenizer"])
+        self.template = template_of(self.tokenizer.tokenizer, self.settings.template)
+
+    @cached_property
+    def sampler(self) -> Sampler:
+        """The model, loaded when it is first needed."""
+        settings, shared = self.settings, self.tokenizer
+        decoding = Decoding(**settings.model_dump(include=set(Sampling.model_fields)))
+        model = load_model(self.job.inputs["model"], DTYPES[settings.precision]).to(device()).eval()  # type: ignore[arg-type]
+        return Sampler(model, shared.ends, shared.entries, decoding, self.job.runtime.generation_batch_size)
+
+    def require_room(self, questions: Questions) -> None:
+        """Check that the first prompt of every question fits.
+
+        Raises:
+            StageError: One does not.
+        """
         prompt = next(iter(self.settings.chain.steps.values()))
-        return fill(prompt, {"question": shown(self.questions[place], order)})
+        texts = [fill(prompt, {"question": shown(row, 0)}) for row in questions.values()]
+        lengths = [len(ids) for ids in self._prompts(texts)]
+        longer = [number for number, length in enumerate(lengths) if length > self.settings.max_prompt_tokens]
+        if longer:
+            name, index = list(questions)[longer[0]]
+            raise StageError(
+                f"data.{self.settings.part}: {len(longer)} questions make prompts of more than "
+                f"{self.settings.max_prompt_tokens} tokens, the first is number {index} of {name} with "
+                f"{lengths[longer[0]]}; raise data.max_prompt_tokens, or leave them out"
+            )
+
+    def respond(self, asked: Sequence[tuple[Answer, str]], report: Callable[[int], None]) -> list[Responded]:
+        """Sample responses; those whose prompts leave no room for any have that as their problem."""
+        settings, requests = self.settings, dict[int, Request]()
+        for number, ((a, _), ids) in enumerate(zip(asked, self._prompts([text for _, text in asked]), strict=True)):
+            room = min(settings.max_tokens - len(ids), settings.max_response_tokens or settings.max_tokens)
+            if room > 0:
+                place = (PARTS[settings.part], self.sets.index(a.set), a.index, a.order, a.sample, len(a.responses))
+                requests[number] = Request(ids, room, stream(Purpose.SYSTEM2, settings.seed, *place))
+        mine = self.sampler.sample(
+            list(requests.values())[rank() :: world_size()], lambda ready: report(ready * world_size())
+        )
+        responses = gather_lists([(response.tokens, response.finished) for response in mine])
+        texts = self.tokenizer.texts([tokens for tokens, _ in responses])
+        found = [Responded(None, problem=LONG)] * len(asked)
+        for number, text, (tokens, finished) in zip(requests, texts, responses, strict=True):
+            found[number] = Responded(text, len(tokens), "" if finished else CUT)
+        return found
 
     def _prompts(self, texts: Sequence[str]) -> list[list[int]]:
         return [ids for _, ids in self.template.prompts([(text, "") for text in texts])]

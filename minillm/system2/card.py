@@ -47,6 +47,7 @@ def run(job: Job[System2Card]) -> Summary:
         title=escaped(f"{config.name}: System 1"),
         parameters=short_count(parameters),
         model=origin(given["model"]),
+        reasoner=origin({"endpoint": given["reasoner"]}) if config.reasoner else None,
         chain=code(config.system2.name),
         prompt=quoted(prompt),
         snippet=usage(asked, template, question=fill(prompt, {"question": EXAMPLE})),

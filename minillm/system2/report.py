@@ -19,12 +19,13 @@ from minillm.files import read_json
 from minillm.reporting import plots
 from minillm.reporting.comparison import MEAN
 from minillm.reporting.data_words import kept_rows
+from minillm.reporting.markdown import code
 from minillm.reporting.pages import write_page
 from minillm.reporting.provenance import provenance, versions
 from minillm.reporting.sections.base import doubt_words
 from minillm.stages.base import Job, Summary
 from minillm.stages.system2 import System2Report
-from minillm.system2.asking import CUT, LONG, UNREAD, Answer, read_answers
+from minillm.system2.asking import CUT, LONG, UNREAD, Answer, problems_of, read_answers
 from minillm.system2.consistency import is_right
 from minillm.words import number, p_statement, p_value, percent, with_interval
 
@@ -89,6 +90,7 @@ def run(job: Job[System2Report]) -> Summary:
         ),
         "chain": job.settings.chain,
         "samples": job.settings.samples,
+        "reasoner": job.settings.reasoner and code(job.settings.reasoner),
         "dropped": pd.read_csv(job.inputs["examples"] / "dropped.csv", index_col=0).rename_axis(None).map(str),
         "kept_words": kept_rows(job.inputs["examples"]),
         "right_words": right_words(kept),
@@ -168,12 +170,11 @@ def difference_table(differences: Mapping[tuple[str, str], Estimate]) -> pd.Data
 
 def problem_table(measured: Mapping[str, Measured]) -> pd.DataFrame:
     """Return the share of answers to test questions without a final answer, by the reason; they count as wrong."""
+    counts = {system: problems_of(of.answers) for system, of in measured.items()}
+    reasons = dict.fromkeys([UNREAD, CUT, LONG, *(reason for of in counts.values() for reason in of)])
     rows = {
-        TITLES[system]: {
-            problem: number(100 * fmean(answer.problem == problem for answer in of.answers))
-            for problem in (UNREAD, CUT, LONG)
-        }
-        for system, of in measured.items()
+        TITLES[system]: {reason: number(100 * of.get(reason, 0) / len(measured[system].answers)) for reason in reasons}
+        for system, of in counts.items()
     }
     return pd.DataFrame.from_dict(rows, orient="index")
 
