@@ -7,6 +7,8 @@ import typer
 from cli.options import Overrides, end, examples, new_app
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from prefect import Flow, State
 
     from minillm.config import Tracked
@@ -18,6 +20,7 @@ SYSTEM2 = "configs/system2.yaml"
 PRETRAIN = "configs/pretrain.yaml"
 RATE = "--set methods.minillm.training.learning_rate=5e-4"
 
+Plan = Annotated[bool, typer.Option("--plan", help="Run nothing: tell what it would take, as `minillm plan` does.")]
 Configuration = Annotated[str, typer.Argument(metavar="CONFIG", help="YAML file.")]
 
 app = new_app()
@@ -34,7 +37,7 @@ app = new_app()
 def distill(
     config: Configuration = QUICKSTART,
     overrides: Overrides = None,
-    plan: Annotated[bool, typer.Option("--plan", help="Run nothing: the same as `minillm plan`.")] = False,
+    plan: Plan = False,
 ) -> None:
     """Distil a teacher by every method, evaluate and report.
 
@@ -70,9 +73,8 @@ def show_plan(config: Configuration = QUICKSTART, overrides: Overrides = None) -
 
     loaded = load_config(config, overrides or ())
     import flows.distill
-    from tasks.planning import plan
 
-    print(plan(loaded, flows.distill.stages))
+    _show_plan(loaded, flows.distill.stages)
 
 
 @app.command(
@@ -130,9 +132,10 @@ def study(
         ("minillm system2", "small models that learn to answer at once"),
         ("minillm system2 configs/system2-gsm8k.yaml", "a chat model and word problems"),
         ("minillm system2 --set self_consistency.majority=0.75", "one field changed"),
+        ("minillm system2 --plan", "what it would take"),
     )
 )
-def system2(config: Configuration = SYSTEM2, overrides: Overrides = None) -> None:
+def system2(config: Configuration = SYSTEM2, overrides: Overrides = None, plan: Plan = False) -> None:
     """Distil a model's slow answers into its fast ones.
 
     Asks step by step, keeps final answers that agree, trains the model to give them at once, and compares accuracy and
@@ -143,6 +146,9 @@ def system2(config: Configuration = SYSTEM2, overrides: Overrides = None) -> Non
     loaded = load_system2(config, overrides or ())
     import flows.system2
 
+    if plan:
+        _show_plan(loaded, flows.system2.stages)
+        return
     _start(loaded, flows.system2.system2, config, tuple(overrides or ()))
 
 
@@ -151,9 +157,10 @@ def system2(config: Configuration = SYSTEM2, overrides: Overrides = None) -> Non
         ("minillm pretrain", "small models, on the embedded corpus"),
         ("minillm pretrain configs/pretrain-wikitext.yaml", "a teacher from the hub"),
         ("minillm pretrain --set shares=[0.5,1]", "one field changed"),
+        ("minillm pretrain --plan", "what it would take"),
     )
 )
-def pretrain(config: Configuration = PRETRAIN, overrides: Overrides = None) -> None:
+def pretrain(config: Configuration = PRETRAIN, overrides: Overrides = None, plan: Plan = False) -> None:
     """Pre-train students on a corpus that a teacher writes.
 
     The teacher writes text once and leaves its logits; students from random weights learn growing shares of it by each
@@ -164,7 +171,17 @@ def pretrain(config: Configuration = PRETRAIN, overrides: Overrides = None) -> N
     loaded = load_pretrain(config, overrides or ())
     import flows.pretrain
 
+    if plan:
+        _show_plan(loaded, flows.pretrain.stages)
+        return
     _start(loaded, flows.pretrain.pretrain, config, tuple(overrides or ()))
+
+
+def _show_plan(loaded: Any, stages: "Callable[[Any], Any]") -> None:
+    """Print what a run would take."""
+    from tasks.planning import plan
+
+    print(plan(loaded, stages))
 
 
 def _start(loaded: "Tracked", flow: "Flow[..., State]", *parameters: Any) -> NoReturn:

@@ -1,17 +1,19 @@
 """Plan of a run, made before it starts: what it will take, in tokens, operations, memory, disk and time."""
 
 import json
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from minillm.config import Config, Model
+from minillm.config import Config, Model, Pretrain, System2
 from minillm.durable import write_atomically
 from minillm.errors import StageError
 from minillm.files import read_json
+from minillm.models.facts import ModelFacts
 from minillm.planning.asked import asked_bill, asked_words
 from minillm.planning.demand import stage_demand
 from minillm.planning.estimate import Speeds, mean_speed
@@ -22,16 +24,16 @@ from minillm.planning.speed import SAID
 from minillm.planning.stage_estimate import (
     StageEstimate,
     memory_table,
-    read_amounts,
+    planned_name,
     read_models,
     require_fit,
     stage_table,
-    summary_value,
 )
+from minillm.planning.subject import Found, Subject, of_distillation, of_pretraining, of_system2
 from minillm.planning.work import same_speed, trained_model
 from minillm.stages.base import Job, Stage
 from minillm.stages.measuring import Generate, Outlook, Speed
-from minillm.stages.reading import EncodedPrompts, Filter, HeldOutTexts, Prepare, Questions
+from minillm.stages.reading import EncodedPrompts, Filter, Prepare
 from minillm.stages.training import Train
 from minillm.store.manifest import Artifact, Origin, text_digest
 from minillm.training.checkpoint_record import newest_step
@@ -51,7 +53,10 @@ FEWEST_SECONDS = 25.0
 """Time of the measurement at least, from the start of its workers, however long the walk took."""
 
 
-def plan(config: Config, stages: Callable[[Config], Any], log: Callable[[str], None] = print) -> str:
+Planned = TypeVar("Planned", Config, System2, Pretrain)
+
+
+def plan(config: Planned, stages: Callable[[Planned], Any], log: Callable[[str], None] = print) -> str:
     """Walk the flow's body, time pieces of what repeats, and estimate the run.
 
     Stages that only read data are computed, which takes as long as it takes; the run finds them done.
@@ -76,47 +81,53 @@ def plan(config: Config, stages: Callable[[Config], Any], log: Callable[[str], N
     head = f"{config.name}: {known} of {len(dry_run.stages)} stages are in the store, {len(missing)} are to be computed"
     if not missing:
         return head
+    with tempfile.TemporaryDirectory() as folder:
+        return f"{head}\n\n{_estimated(config, dry_run, missing, Path(folder), began, log)}"
+
+
+def _estimated(
+    config: Planned, dry_run: DryRun, missing: list[DryStage], folder: Path, began: float, log: Callable[[str], None]
+) -> str:
+    """Estimate the stages that are missing; `folder` is for rows to time."""
     runtime, cores = config.runtime, dry_run.cores
-    read = {type(stage.stage): stage.found for stage in dry_run.stages if stage.found is not None}
+    found = [(stage.stage, stage.found) for stage in dry_run.stages if stage.found is not None]
+    read = {type(stage): artifact for stage, artifact in found}
     models = read_models(Path(read[Prepare].path))
-    amounts = read_amounts(
-        Path(read[Filter].path),
-        Path(read[EncodedPrompts].path),
-        summary_value(read.get(HeldOutTexts)),
-        config.data.max_tokens,
-        4 * summary_value(read.get(Questions)),
-    )
-    estimates = []
+    subject = _subject(config, dry_run, found, folder)
+    estimates, amounts = [], {stage.label: subject.amounts(stage.stage) for stage in missing}
     for stage in missing:
-        model, done = _model(stage), _done(stage)
-        demand = stage_demand(stage.stage, model, models, amounts, runtime, config.data.max_tokens, done)
+        model, done, of = _model(stage, models), _done(stage), amounts[stage.label]
+        demand = stage_demand(stage.stage, model, models, of, runtime, config.data.max_tokens, done)
         estimates.append(StageEstimate(stage.label, stage.stage, model, stage.after, demand, done))
     room = require_fit(estimates, runtime, cores.stages, dry_run.store.root)
-    responses = sum(amounts.benchmark_prompts.values()) * len(config.evaluation.seeds)
     spent = time.monotonic() - began - dry_run.reading_seconds
     limit = max(FEWEST_SECONDS, PLAN_SECONDS - spent)
     log(f"timing pieces of the work for about {limit:.0f} seconds ({cores.stages} at once)")
-    starts, outlook = outlook_of(config, dry_run.stages)
-    endpoint = config.teacher.model.endpoint
-    speed, looked = _measure(config, dry_run, missing, read, responses, limit, starts, outlook, log)
-    speeds = Speeds(speed, models, amounts, runtime, config.evaluation.precision, responses, endpoint)
-    seconds = {e.label: speeds.stage(e.stage, e.demand.work) for e in estimates}
+    starts, outlook = outlook_of(config, dry_run.stages) if isinstance(config, Config) else ({}, None)
+    speed, looked = _measure(config, dry_run, missing, read, subject, limit, starts, outlook, log)
+    common = (runtime, subject.generate.precision, subject.responses, subject.endpoint)
+    speeds = {label: Speeds(speed, models, of, *common) for label, of in amounts.items()}
+    seconds = {e.label: speeds[e.label].stage(e.stage, e.demand.work) for e in estimates}
     total = _total(estimates, seconds, cores.stages)
-    record = {"stages": {label: taken.value for label, taken in seconds.items()}, "total": total.value}
-    write_atomically(plan_path(dry_run.store.root, config), json.dumps(record, indent=2))
-    filtered, encoded = (read[stage].manifest().summary for stage in (Filter, EncodedPrompts))
-    bills = {e.label: asked_bill(e.stage, e.demand.work, amounts) for e in estimates}
+    bills = {e.label: asked_bill(e.stage, e.demand.work, amounts[e.label]) for e in estimates}
+    told: list[str] = []
+    if isinstance(config, Config):
+        record = {"stages": {label: taken.value for label, taken in seconds.items()}, "total": total.value}
+        write_atomically(plan_path(dry_run.store.root, config), json.dumps(record, indent=2))
+        filtered, encoded = (read[stage].manifest().summary for stage in (Filter, EncodedPrompts))
+        told.append(rows_words(Path(read[Filter].path), filtered, encoded, looked[0]["shown"]))
+        told.append(ELSEWHERE if config.served else outlook_words(starts, looked))
     parts = [
-        head,
-        rows_words(Path(read[Filter].path), filtered, encoded, looked[0]["shown"]),
-        ELSEWHERE if config.served else outlook_words(starts, looked),
+        *told,
         stage_table(estimates, seconds),
-        *filter(None, [asked_words(endpoint, bills)]),
+        *filter(None, [asked_words(subject.endpoint, bills, subject.asked)]),
         "Memory of each process in training:",
         memory_table(estimates),
         f"{room}; the measurement's processes held {speed['peak_memory'] / 2**30:.1f} GiB at most",
     ]
-    if untimed := [e.label for e in estimates if not speeds.was_timed(e.stage, e.demand.work)]:
+    if subject.lengths:
+        parts.append(f"Responses are taken to be {subject.lengths}")
+    if untimed := [e.label for e in estimates if not speeds[e.label].was_timed(e.stage, e.demand.work)]:
         names = ", ".join(untimed)
         parts.append(f"Not timed, as even a small piece takes too long here, but estimated from operations: {names}")
     parts.append(
@@ -124,6 +135,15 @@ def plan(config: Config, stages: Callable[[Config], Any], log: Callable[[str], N
         f"at most {counted(cores.stages, 'stage')} at once; {cores.words}"
     )
     return "\n\n".join(parts)
+
+
+def _subject(config: Planned, dry_run: DryRun, found: Found, folder: Path) -> Subject:
+    """Return what is known of the run, by its kind."""
+    if isinstance(config, System2):
+        return of_system2(config, found, folder)
+    if isinstance(config, Pretrain):
+        return of_pretraining(config, found, folder)
+    return of_distillation(config, found, next(s.stage for s in dry_run.stages if isinstance(s.stage, Generate)))
 
 
 def _total(estimates: Sequence[StageEstimate], seconds: Mapping[str, Seconds], at_once: int) -> Seconds:
@@ -135,8 +155,8 @@ def _total(estimates: Sequence[StageEstimate], seconds: Mapping[str, Seconds], a
     return Seconds(run(lambda s: s.value), run(lambda s: s.low), run(lambda s: s.high))
 
 
-def _model(stage: DryStage) -> str:
-    """`teacher` or `student`, whichever a stage trains or measures."""
+def _model(stage: DryStage, models: Mapping[str, ModelFacts]) -> str:
+    """`teacher` or `student`, whichever a stage trains or measures; where there is one alone, it is the student."""
     if isinstance(stage.stage, Train):
         return trained_model(stage.stage)
     model = stage.inputs.get("model")
@@ -144,7 +164,7 @@ def _model(stage: DryStage) -> str:
         return "teacher" if model.role == "teacher" else "student"
     if isinstance(model, Artifact):
         return "teacher" if model.manifest().settings.get("role") == "teacher" else "student"
-    return "teacher" if isinstance(model, Model) else "student"
+    return "teacher" if isinstance(model, Model) and "teacher" in models else "student"
 
 
 def _done(stage: DryStage) -> int:
@@ -153,11 +173,11 @@ def _done(stage: DryStage) -> int:
 
 
 def _measure(
-    config: Config,
+    config: Planned,
     dry_run: DryRun,
     missing: list[DryStage],
     read: Mapping[type[Stage], Artifact],
-    responses: int,
+    subject: Subject,
     seconds: float,
     starts: Mapping[str, Start],
     outlook: Outlook | None,
@@ -169,20 +189,18 @@ def _measure(
         Mean of the times, and what each worker saw when it compared the models.
     """
     trainings = [stage.stage for stage in missing if isinstance(stage.stage, Train)]
-    generate = next(s.stage for s in dry_run.stages if isinstance(s.stage, Generate))
     prepared, paths = next(
         (s.stage, s.computation.paths) for s in dry_run.stages if isinstance(s.stage, Prepare) and s.computation
     )
-    needed: dict[str, type[Stage]] = {"tokenizer": Prepare, "examples": Filter}
-    inputs = {name: Path(read[stage].path) for name, stage in needed.items() if stage in read}
-    models = {name.removesuffix(".model"): architecture for name, architecture in prepared.models.items()}
-    given = {name: paths[f"{name}.model"] for name, architecture in models.items() if architecture is None}
+    inputs = {"tokenizer": Path(read[Prepare].path), "examples": subject.examples}
+    models = {planned_name(name): architecture for name, architecture in prepared.models.items()}
+    given = {planned_name(name): paths[name] for name, architecture in prepared.models.items() if architecture is None}
     given |= {name: Path(of.weights.path) for name, of in starts.items() if isinstance(of.weights, Artifact)}
     settings = Speed(
         architectures={n: of for n, of in models.items() if of is not None and n not in given},
         trainings={same_speed(training): training for training in trainings},
-        generate=generate,
-        responses=responses,
+        generate=subject.generate,
+        responses=subject.responses,
         seconds=seconds,
         outlook=outlook,
     )

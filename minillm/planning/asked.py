@@ -10,6 +10,7 @@ from minillm.planning.extrapolation import UNTIMED, Seconds
 from minillm.planning.work import Amounts, Work
 from minillm.stages.base import Stage
 from minillm.stages.served import AskAnswers, AskKnowledge, AskResponses
+from minillm.stages.system2 import AskReasoner
 from minillm.stages.training import Train
 from minillm.words import number
 
@@ -18,9 +19,9 @@ REQUEST_SECONDS = 5.0
 
 
 def asked_bill(stage: Stage, work: Work, amounts: Amounts) -> Bill:
-    """Estimate what a stage asks of a served teacher, if the store has none of it.
+    """Estimate what a stage asks of a served model, if the store has none of it.
 
-    Responses are taken to be as long as the data's. A training asks if its method has the teacher run.
+    A training asks if its method has the teacher run.
     """
     match stage:
         case AskKnowledge():
@@ -28,7 +29,7 @@ def asked_bill(stage: Stage, work: Work, amounts: Amounts) -> Bill:
         case AskAnswers(generate=generate):
             count = sum(amounts.benchmark_prompts.values()) * len(generate.seeds)
             return Bill(count, round(count * amounts.prompt), round(count * amounts.response))
-        case AskResponses():
+        case AskResponses() | AskReasoner():
             count = amounts.examples
             return Bill(count, round(count * amounts.prompt), round(count * amounts.response))
         case Train(method=method) if method.runs_teacher and method.policy is not None:
@@ -48,7 +49,7 @@ def waiting(endpoint: Endpoint | None, bill: Bill) -> Seconds:
     return Seconds.exactly(seconds, UNTIMED)
 
 
-def asked_words(endpoint: Endpoint | None, bills: Mapping[str, Bill]) -> str:
+def asked_words(endpoint: Endpoint | None, bills: Mapping[str, Bill], lengths: str) -> str:
     """Tell what stages, by label, ask of the endpoint; nothing if there is none, or none of them asks."""
     asked = {label: bill for label, bill in bills.items() if bill.questions}
     if endpoint is None or not asked:
@@ -62,6 +63,6 @@ def asked_words(endpoint: Endpoint | None, bills: Mapping[str, Bill]) -> str:
     align = ("left", *["right"] * (len(headers) - 1))
     table = tabulate(rows, headers, "github", colalign=align, disable_numparse=True)
     return (
-        "Asked of the endpoint, less what the store already has; answers are taken to be as long as the data's, and "
-        f"the time of these stages, {REQUEST_SECONDS:g} s for a request, is a guess:\n\n{table}"
+        f"Asked of the endpoint, less what the store already has; answers are taken to be {lengths}, and the "
+        f"time of these stages, {REQUEST_SECONDS:g} s for a request, is a guess:\n\n{table}"
     )

@@ -8,9 +8,13 @@ from minillm.knowledge.forms import bytes_per_token
 from minillm.models.facts import ModelFacts
 from minillm.planning.memory import Memory, generation_memory, scoring_memory, training_disk, training_memory
 from minillm.planning.work import Amounts, Work, generating, scoring, training_work
+from minillm.pretraining.corpus import PART as SEQUENCES
 from minillm.stages.base import Stage
 from minillm.stages.measuring import Calibration, Cost, Exposure, Generate, HeldOut
+from minillm.stages.pretraining import SampleCorpus
+from minillm.stages.system2 import Ask
 from minillm.stages.training import Respond, StoreKnowledge, Train
+from minillm.system2.asking import PART as ANSWERS
 
 
 @dataclass(frozen=True)
@@ -65,6 +69,14 @@ def stage_demand(
         case Respond():
             work = generating(models, {model: amounts.examples}, {model: 1}, amounts)
             return Demand(work, generation_memory(facts, stage.precision, runtime, amounts.examples, stage.max_tokens))
+        case Ask(chain=chain):
+            calls = len(chain.steps) * -(-amounts.examples // (ANSWERS * len(chain.steps)))
+            work = generating(models, {model: amounts.examples}, {model: calls}, amounts)
+            return Demand(work, generation_memory(facts, stage.precision, runtime, ANSWERS, stage.max_tokens))
+        case SampleCorpus():
+            calls = -(-amounts.examples // SEQUENCES)
+            work = generating(models, {model: amounts.examples}, {model: calls}, amounts)
+            return Demand(work, generation_memory(facts, stage.precision, runtime, SEQUENCES, stage.max_tokens))
         case Generate():
             sets = amounts.benchmark_prompts
             work = generating(models, {model: prompts * len(stage.seeds)}, {model: len(sets)}, amounts)

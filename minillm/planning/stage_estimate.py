@@ -13,7 +13,6 @@ from tabulate import tabulate
 
 from minillm.config import Runtime
 from minillm.config.hosts import read_hosts
-from minillm.data.encoding import load_prompts
 from minillm.data.learnt_turns import prompts_of
 from minillm.errors import StageError
 from minillm.files import read_json
@@ -23,7 +22,6 @@ from minillm.planning.extrapolation import Seconds
 from minillm.planning.work import Amounts
 from minillm.stages.base import Stage
 from minillm.stages.training import Train
-from minillm.store.manifest import Artifact
 from minillm.words import span
 
 
@@ -42,16 +40,8 @@ class StageEstimate:
     """Optimizer step of the checkpoint that it continues from."""
 
 
-def read_amounts(filtered: Path, prompts: Path, held_out_blocks: float, block_tokens: int, choices: float) -> Amounts:
-    """Count the data in the artifacts of the stages that read it.
-
-    Args:
-        filtered: Rows that the filter kept.
-        prompts: Prompts of the benchmarks.
-        held_out_blocks: Blocks of plain text to measure the loss on.
-        block_tokens: Tokens of a block.
-        choices: Choices of all multiple-choice questions together.
-    """
+def read_amounts(filtered: Path) -> Amounts:
+    """Count the rows that the filter kept."""
     train, validation = (pd.read_parquet(filtered / f"{part}.parquet") for part in ("train", "validation"))
     examples = prompts_of(train)
     return Amounts(
@@ -61,9 +51,7 @@ def read_amounts(filtered: Path, prompts: Path, held_out_blocks: float, block_to
         validation=len(prompts_of(validation)),
         prompt=_mean_length(examples["prompt_ids"]),
         response=_mean_length(examples["response_ids"]),
-        benchmark_prompts={name: len(of) for name, of in load_prompts(prompts).items()},
-        choices=int(choices),
-        held_out_tokens=int(held_out_blocks * block_tokens),
+        benchmark_prompts={},
     )
 
 
@@ -151,17 +139,15 @@ def memory_table(estimates: Sequence[StageEstimate]) -> str:
     return table.map(_size).to_markdown(colalign=("left", *["right"] * len(table.columns)))
 
 
-def summary_value(artifact: Artifact | None) -> float:
-    """Sum of the numbers in an artifact's summary, blocks for example; 0 without an artifact."""
-    if artifact is None:
-        return 0.0
-    return float(sum(value for value in artifact.manifest().summary.values() if not isinstance(value, str)))
-
-
 def read_models(prepared: Path) -> dict[str, ModelFacts]:
     """Read the facts of teacher and student from the artifact of `prepare`; it has none of a served teacher."""
-    found = {name.removesuffix(".model"): facts for name, facts in read_json(prepared / "models.json").items()}
-    return {name: ModelFacts.model_validate(found[name]) for name in ("teacher", "student") if name in found}
+    found = read_json(prepared / "models.json")
+    return {planned_name(name): ModelFacts.model_validate(facts) for name, facts in found.items()}
+
+
+def planned_name(model: str) -> str:
+    """`teacher` or `student`, by the name that `prepare` has for a model; a run's only model counts as a student."""
+    return "student" if model == "model" else model.removesuffix(".model")
 
 
 def _size(size: float) -> str:

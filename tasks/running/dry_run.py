@@ -12,7 +12,7 @@ from typing import Any
 
 from prefect import State, Task
 
-from minillm.config import BaseConfig, Tracked
+from minillm.config import Tracked
 from minillm.stages.base import Stage
 from minillm.store.artifacts import Store
 from minillm.store.manifest import Artifact
@@ -51,7 +51,7 @@ class DryStage:
 class DryRun:
     """Stand-in for a flow run's session while the flow's body is walked."""
 
-    config: BaseConfig
+    config: Tracked
     log: Callable[[str], None]
     """Called with each line of the stages that read data."""
     stages: list[DryStage] = field(default_factory=list)

@@ -1,22 +1,36 @@
-"""System 2 distillation from the command line: stopped in the middle, continued, and shown with what it did not do."""
+"""System 2 distillation from the command line: stopped in the middle, continued, and shown with what it did not do.
+
+And again with the exported model, whose System 2 is a reasoner behind an endpoint.
+"""
 
 import json
 import re
+import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import pandas as pd
 import pytest
 import yaml
 from mlflow import MlflowClient
 from prefect.settings import PREFECT_API_URL
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from flows.system2 import stages
+from minillm.config.loading import load_system2
+from tasks import planning
 from tests.flows.stopping import Resumed, stop_once
 from tests.flows.test_distill import run_flow
+from tests.judge_server import KEY, serving
 from tests.minillm.direct import read_lines, write_lines
+from tests.minillm.test_served import paid
+from tests.teacher_server import TeacherServer
 
 STAGES = {
     "read test questions",
     "read unlabelled questions",
+    "check reasoner",
     "prepare tokenizer",
     "filter instructions",
     "fine-tune model",
@@ -141,3 +155,95 @@ def test_questions_without_answers_stop_it_before_anything_is_trained(resumed: R
     assert refused.status == 1
     assert re.search(r"data\.test\.coin_flip, .*test\.jsonl:2: no field `answer`", refused.log)
     assert "fine-tune model: started" not in refused.log
+
+
+@pytest.fixture(scope="module")
+def reasoner(resumed: Resumed) -> Iterator[TeacherServer]:
+    """Serve a reasoner that knows every answer, and takes its time."""
+    (model,) = re.findall(r"^model +(\S+)$", resumed.finished.output, re.MULTILINE)
+    with pytest.MonkeyPatch.context() as patch, serving(TeacherServer(Path(model), Path(model))) as running:
+        patch.setenv("OPENAI_API_KEY", KEY)
+        running.chat = says_the_right_answer
+        yield running
+
+
+def says_the_right_answer(messages: list[dict[str, str]], max_tokens: int) -> dict[str, Any]:
+    question = messages[-1]["content"].partition("\n")[0]
+    names = question.removeprefix("Join the last letters of ").removesuffix(".").split()
+    answer = "no" if question.count("flips it") % 2 else "yes" if "coin" in question else "".join(n[-1] for n in names)
+    time.sleep(0.05)
+    return {
+        "index": 0,
+        "finish_reason": "stop",
+        "message": {"role": "assistant", "content": f"The answer is {answer}."},
+    }
+
+
+@pytest.fixture(scope="module")
+def taught(resumed: Resumed, reasoner: TeacherServer, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Resumed]:
+    """Plan a run with a reasoner, stop it while that is asked, and run it again; return the plan and the last run."""
+    folder = tmp_path_factory.mktemp("reasoner")
+    store, config = folder / "store", folder / "taught.yaml"
+    prices = {"prompt": 0.0, "completion": 1.0}
+    settings = {
+        "base": str(resumed.finished.config),
+        "name": "taught",
+        "data": {"instructions": None, "unlabelled": {"last_letters": {"rows": [0, 60]}}},
+        "model": {"architecture": None, "path": reasoner.model.name_or_path},
+        "reasoner": {
+            "base_url": reasoner.base_url,
+            "model": "large",
+            "parallel": 2,
+            "max_requests": 201,
+            "prices": prices,
+        },
+        "tokenizer": None,
+        "training": None,
+        "system2": "chain_of_thought",
+        "runtime": {"store": str(store)},
+    }
+    config.write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(planning, "PLAN_SECONDS", 5.0)
+        patch.setattr(planning, "FEWEST_SECONDS", 5.0)
+        plan = planning.plan(load_system2(str(config), ()), stages)
+    environment = {"PREFECT_API_URL": str(PREFECT_API_URL.value())}
+    stop_once("system2", config, lambda: [store] if paid(store) > 20 else [], **environment)
+    return plan, Resumed(run_flow("system2", config, str(config), **environment), store)
+
+
+def test_a_plan_tells_what_a_reasoner_will_be_asked(taught: tuple[str, Resumed]):
+    lines = [re.split(r"\s*\|\s*", line)[1:-1] for line in taught[0].splitlines() if line.startswith("| ")]
+    (header,) = [number for number, cells in enumerate(lines) if cells[0] == "to ask"]
+    asked = {cells[0]: (cells[1], cells[3], cells[4]) for cells in lines[header + 1 : header + 3]}
+    assert asked == {
+        "ask System 2": ("80", "81,920", "0.0819"),  # two answers to 20 questions of each of two sets
+        "ask System 2, unlabelled": ("120", "122,880", "0.1229"),
+    }
+    assert "answers are taken to be as long as reasoner.max_tokens" in taught[0]
+    stages = {cells[0]: cells[1:] for cells in lines[:header]}
+    assert stages["ask System 1 before"][0] == "3.2 thousand", "80 answers of 40 tokens"
+    assert 200 <= int(stages["ask System 2"][3].split()[0]) < 210, "80 requests of 5 seconds, two at once"
+    assert "distil answers" in stages
+
+
+def test_the_model_learns_what_its_reasoner_says(taught: tuple[str, Resumed], reasoner: TeacherServer):
+    resumed = taught[1]
+    assert resumed.finished.status == 0, resumed.finished.log
+    assert resumed.finished.states()["check reasoner"] == "Cached", "the plan has asked"
+    assert reasoner.answered.total() == 1 + 80 + 120
+    assert set(reasoner.answered.values()) == {1}, "nothing is asked twice"
+    results = json.loads((resumed.report / "results.json").read_text(encoding="utf-8"))
+    assert results["accuracy"]["System 2"]["mean"]["mean"] == 100
+    assert results["tokens"]["System 2"] == 5, "as the server counts them"
+    (kept,) = resumed.store.glob("artifacts/consistent-*")
+    learnt = pd.concat([pd.read_parquet(kept / f"{part}.parquet") for part in ("train", "validation")])
+    assert len(learnt) == 60
+    for row in learnt.to_dict("records"):
+        said = says_the_right_answer([{"content": row["prompt"]}], 0)["message"]["content"]
+        assert said == f"The answer is {row['turns'][0]['text']}."
+    page = (resumed.report / "system2.html").read_text(encoding="utf-8")
+    assert "answered by <code>large</code> behind an endpoint" in page.replace("\n", " ")
+    (model,) = re.findall(r"^model +(\S+)$", resumed.finished.output, re.MULTILINE)
+    card = (Path(model) / "README.md").read_text(encoding="utf-8")
+    assert "trained on the answers of `large` behind an endpoint" in card.replace("\n", " ")

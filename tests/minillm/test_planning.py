@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from minillm.config import Lora, Method, Policy, Runtime, Top, Training
+from minillm.config import Lora, Method, Policy, PromptChain, Runtime, Sampling, Template, Top, Training
 from minillm.errors import StageError
 from minillm.models.batches import Limit
 from minillm.models.facts import ModelFacts
@@ -22,6 +22,8 @@ from minillm.planning.work import Amounts, Work, forward_operations, same_speed
 from minillm.preparation.model_checks import build_skeleton, inspect_model
 from minillm.stages.base import Stage
 from minillm.stages.measuring import Calibration, Cost, Exposure, Generate, HeldOut
+from minillm.stages.pretraining import SampleCorpus
+from minillm.stages.system2 import Ask
 from minillm.stages.training import Respond, StoreKnowledge, Train
 
 TRAINING = Training(learning_rate=1e-3, batch_size=4, steps=10, evaluate_every=4)
@@ -67,6 +69,13 @@ def on_text(divergence: str = "cross_entropy", teacher: str = "live", **changes:
 def on_rollouts() -> Method:
     policy = Policy(rollouts=8, inner_epochs=2, plain_text_coefficient=0.0)
     return Method(text="rollouts", divergence="reverse_kl", policy=policy, training=TRAINING)
+
+
+def ask() -> Ask:
+    same = GENERATE.model_dump(include={*Sampling.model_fields, "precision", "max_tokens"})
+    chain = PromptChain.model_validate("rephrase_and_respond_2")
+    fields = {"part": "test", "chain": chain, "samples": 8, "orders": 1, "seed": 1, "template": Template()}
+    return Ask.model_validate({**fields, **same, "max_prompt_tokens": 24, "max_response_tokens": None})
 
 
 def stage_work(stage: Stage, model: str, done: int = 0) -> Work:
@@ -130,6 +139,12 @@ def test_measurements_count_their_texts():
     assert stage_work(cost, "student").generated == {"teacher": 6 * 64 * 8, "student": 2 * 6 * 64 * 8}
 
 
+def test_answers_by_a_chain_are_sampled_part_by_part():
+    # 1,280 answers of two steps, in parts of 1,024 answers.
+    work = stage_demand(ask(), "student", MODELS, replace(AMOUNTS, examples=2560), Runtime(), 32).work
+    assert (work.generated, work.sampler_calls) == ({"student": 2560 * 8}, {"student": 4})
+
+
 @pytest.mark.parametrize(
     "stage",
     [
@@ -141,6 +156,8 @@ def test_measurements_count_their_texts():
         HeldOut(role="sft", benchmarks=(), texts=(), precision="float32", max_tokens=32, block_tokens=32),
         Respond(role="teacher", max_tokens=32, precision="float32", seed=1),
         StoreKnowledge(precision="float32"),
+        ask(),
+        SampleCorpus(sequences=9, validation_size=1, max_tokens=32, temperature=1.0, precision="float32", seed=1),
     ],
     ids=lambda stage: stage.kind,
 )

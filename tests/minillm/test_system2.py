@@ -11,15 +11,20 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+import yaml
 from transformers import GPT2LMHeadModel
 
-from minillm.config import PromptChain, QuestionSet, Source, Template
+from minillm.config import PromptChain, QuestionSet, Source, System2, Template
 from minillm.config.loading import load_system2
 from minillm.errors import ConfigError, StageError
 from minillm.evaluation.uncertainty import Estimate
 from minillm.patterns import group_in
-from minillm.stages.base import Job
+from minillm.planning.subject import of_system2
+from minillm.stages.base import Job, Stage
+from minillm.stages.reading import Prepare
 from minillm.stages.system2 import Ask, KeepConsistent, QuestionSets
+from minillm.stages.training import Train, training_only
+from minillm.store.manifest import Artifact
 from minillm.system2.asking import CUT, LONG, UNREAD, Answer, run
 from minillm.system2.consistency import FEW, NONE, ORDER, TIE, canonical, decide
 from minillm.system2.questions import original_letter, shown
@@ -30,6 +35,7 @@ from tests.minillm.jobs import WORDS, make_constant_model, make_tokenizer, run_w
 from tests.minillm.templates import TURNS, save_chat_tokenizer
 
 CHOICES = {"instruction": "Which runs?", "choices": ["a tree", "cat", "stone"]}
+REASONER = "{base_url: http://localhost:1/v1, model: large, max_requests: 9}"
 CHAIN = {"steps": {"response": "{question}"}, "answer": "(cat|dog)"}
 
 
@@ -96,7 +102,13 @@ def test_patterns_find_the_last_answer(chain: str, response: str, answer: str | 
         ("tokenizer=null", "neither weights nor a tokenizer"),
         ("training=null", "`training` and `data.instructions` go together"),
         ("data.test.coin_flip.rows=[7,7]", r"rows \[7, 7\] holds none"),
-        ("asking.strategy=greedy", "always gives the same answer"),
+        ("asking.strategy=greedy", "greedy always gives .*; set self_consistency.samples and asking.test_samples to 1"),
+        (f"reasoner={REASONER[:-1]}, temperature: 0}}", "temperature: 0 always gives the same answer; set self"),
+        (
+            f"reasoner={REASONER[:-1]}, api_key_variable: NO_KEY}}",
+            "reasoner.api_key_variable: the environment has no NO_",
+        ),
+        (f"reasoner={REASONER[:-1]}, refusals: []}}", "reasoner.refusals: unknown key"),
         ("runtime.processes=3", r"distillation.batch_size \(32\) cannot be divided"),
     ],
 )
@@ -104,6 +116,15 @@ def test_a_configuration_that_cannot_run_is_refused(override: str, words: str, m
     monkeypatch.chdir(ROOT)
     with pytest.raises(ConfigError, match=words):
         load_system2("configs/system2.yaml", [override])
+
+
+def test_the_reasoner_of_the_documentation_is_valid(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setenv("REASONER_KEY", "any")
+    example = (ROOT / "docs" / "system2.md").read_text(encoding="utf-8").split("```yaml\nreasoner:")[1].split("```")[0]
+    given = json.dumps(yaml.safe_load(f"reasoner:{example}")["reasoner"])
+    greedy = ("asking.strategy=greedy", "asking.test_samples=1")  # the reasoner draws its own samples
+    assert load_system2("configs/system2.yaml", [f"reasoner={given}", *greedy]).reasoner is not None
 
 
 def question_sets(folder: Path, part: str, asked: list[dict], test: Path | None = None, **record: Any) -> Path:
@@ -283,6 +304,38 @@ def test_a_chat_template_never_sees_answers_that_were_dropped(toy: dict[str, Pat
     whole, summary = kept(tmp_path / "whole", chat, [a for a in answers if a.answer], tokens=60)
     assert summary == {"questions": 3, "kept": 3}
     assert pd.read_csv(whole / "dropped.csv", index_col=0)["total"].to_dict() == {"total": 0}
+
+
+def test_a_plan_counts_answers_and_their_tokens(toy: dict[str, Path], tmp_path: Path):
+    rows = [{"question": f"say {word} now", "answer": f"{word} cat"} for word in WORDS[:4]]
+    parts = {"unlabelled": toy["questions"], "test": question_sets(tmp_path, "test", rows)}
+    data = {name: {"toy": {"source": {"path": "rows.jsonl"}}} for name in parts}
+    config = System2.model_validate(
+        {
+            "name": "toy",
+            "data": {**data, "template": PLAIN, "max_prompt_tokens": 12, "max_tokens": 16, "validation_size": 1},
+            "model": {"path": "model"},
+            "distillation": {"learning_rate": 1e-3, "batch_size": 4, "steps": 2, "evaluate_every": 2},
+        }
+    )
+    limits = {"template": config.data.template, "max_tokens": 16}
+    prepared = Prepare(tokenizer="model", models={"model": None}, generation_tokens=16, **limits)
+    found: list[tuple[Stage, Artifact]] = [
+        (QuestionSets.model_validate({"part": part, "sets": {}}), kept_at(path)) for part, path in parts.items()
+    ]
+    subject = of_system2(config, [*found, (prepared, kept_at(toy["tokenizer"]))], tmp_path)
+    asked = subject.amounts(asking(chain={**CHAIN, "steps": {"a": "well {question}", "b": "{a}"}}))
+    assert (asked.examples, asked.prompt, asked.response) == (4 * 3 * 2, 4, 12), "as long as 16 tokens leave room for"
+    method = training_only(config.distillation)
+    learnt = Train(role="system1", method=method, architecture=None, max_tokens=16, validation_prompts=1, seed=1)
+    amounts = subject.amounts(learnt)
+    assert (amounts.rows, amounts.validation, amounts.prompt, amounts.response) == (3, 1, 3, 3), "two words and the end"
+    timed = pd.read_parquet(subject.examples / "train.parquet")
+    assert timed["response_ids"].map(len).tolist() == [3] * 4
+
+
+def kept_at(path: Path) -> Artifact:
+    return Artifact(kind="", key="", path=str(path), digest="")
 
 
 def of(right: list[float], tokens: int) -> Measured:
