@@ -75,10 +75,11 @@ def evaluate(
             measured[f"exposure/{role}"] = measure_exposure.submit(
                 config, role, models[role], measured[f"responses/{role}"], sets.tokenizers[role], **compared
             )
-    # The cost is measured alone, so that nothing else in this run slows it down.
+    # The cost is measured alone, so that nothing else in this run slows it down, and of what one process holds whole.
+    not_whole = {"teacher"} if config.runtime.teacher_zero_stage else config.served
     measured["cost"] = measure_cost.submit(
         config,
-        {role: model for role, model in models.items() if role not in config.served},
+        {role: model for role, model in models.items() if role not in not_whole},
         sets.tokenizers,
         sets.prompts,
         wait_for=list(measured.values()),

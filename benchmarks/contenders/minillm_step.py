@@ -46,7 +46,7 @@ def make_step(settings: dict[str, Any]) -> Callable[[], dict[str, float]]:
     examples = pd.DataFrame({"prompt_ids": asked, "response_ids": [[0] * settings["new_tokens"]] * len(asked)})
     models = Models(engine, teacher, settings["vocabulary"], ())
     longest = settings["prompt_tokens"] + settings["new_tokens"]
-    feed = Rollouts(models, policy, method, examples, None, longest, rows, 1)
+    feed = Rollouts(models, policy, method, examples, None, longest, Runtime(generation_batch_size=rows), 1)
     steps = itertools.count()
     state = _state_bytes(student, teacher, rows * longest, policy) / 2**30
     useful, rate = _operations(settings, policy, student, teacher), machine_rate(settings["dtype"], device)

@@ -43,6 +43,15 @@ class Runtime(Strict):
     In bfloat16, 0 is treated as 1 (see `zero_stage_in`)."""
     offload_optimizer: bool = False
     """Keep optimizer state on the CPU and step there (ZeRO-Offload, arXiv 2101.06840); needs zero_stage 1, 2 or 3."""
+    gather_student: bool = True
+    """Gather all weights of a student under zero_stage 3 to generate with them. Without it, each layer is gathered at
+    every token: much slower, for a student that no device can hold."""
+    teacher_zero_stage: Literal[0, 3] = 0
+    """3 shards the weights of a teacher that is only run over the processes (ZeRO-3), where it is too large for one
+    device; 0 keeps all of them in every process. Rollouts and losses are the same."""
+    teacher_offload: Literal["none", "cpu"] = "none"
+    """Memory that holds the shards of the teacher: the device's, or the CPU's (ZeRO-Inference, arXiv 2207.00032), from
+    which every pass reads them; needs teacher_zero_stage 3."""
     checkpoint_every: PositiveInt = 100
     """Optimizer steps between checkpoints: a killed stage loses at most this many."""
     retries: int = Field(default=2, ge=0)
@@ -67,6 +76,12 @@ class Runtime(Strict):
     def _consistent(self) -> Self:
         if self.offload_optimizer and self.zero_stage == 0:
             raise ValueError("offload_optimizer moves what ZeRO shards: set zero_stage to 1, 2 or 3")
+        if not self.gather_student and self.zero_stage < 3:
+            raise ValueError("gather_student: false leaves weights sharded, which they are not; set zero_stage: 3")
+        if self.teacher_offload != "none" and self.teacher_zero_stage == 0:
+            raise ValueError(
+                f"teacher_offload: {self.teacher_offload} moves what ZeRO shards: set teacher_zero_stage: 3"
+            )
         return self
 
     def zero_stage_in(self, precision: str) -> int:
@@ -288,6 +303,16 @@ class Config(BaseConfig):
         return self
 
     @model_validator(mode="after")
+    def _harness_holds_whole_models(self) -> Self:
+        if self.runtime.teacher_zero_stage == 3 and self.evaluation.downstream is not None:
+            raise ValueError(
+                "evaluation.downstream runs each model whole in one process, and runtime.teacher_zero_stage: 3 is for "
+                "a teacher that does not fit there; set evaluation.downstream: null, and measure students by "
+                "`minillm evaluate`"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _served_teacher_has_no_weights(self) -> Self:
         if self.served and (found := "; ".join(problems_of_served(self))):
             raise ValueError(f"teacher.model.endpoint: {found}")
@@ -359,7 +384,9 @@ class EvaluationConfig(BaseConfig):
     @model_validator(mode="after")
     def _nothing_is_trained(self) -> Self:
         unread = [f"evaluation.{name}" for name in self.evaluation._changed("validation_prompts")]
-        unread += [f"runtime.{name}" for name in self.runtime._changed("zero_stage", "checkpoint_every")]
+        unread += [
+            f"runtime.{name}" for name in self.runtime._changed("zero_stage", "teacher_zero_stage", "checkpoint_every")
+        ]
         if unread:
             raise ValueError(f"nothing is trained here, so {' and '.join(unread)} would do nothing; leave it out")
         if self.evaluation.exposure_bias is not None:

@@ -35,6 +35,8 @@ def problems_of_served(config: "Config") -> Iterator[str]:
         yield "tokenizer.from is teacher, whose files an endpoint does not give; set it to student or a directory"
     if teacher.knowledge.precision != "float32":
         yield "teacher.knowledge.precision is the endpoint's own; leave it out"
+    if config.runtime.teacher_zero_stage:
+        yield "runtime.teacher_zero_stage shards weights, which an endpoint does not give; leave it out"
     if evaluation.exposure_bias is not None:
         yield "evaluation.exposure_bias compares whole distributions of student and teacher; set it to null"
     for name in evaluation._changed(*NOT_SAMPLED_SO):

@@ -157,6 +157,10 @@ class System2(WithPrompts):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
+        if self.runtime.teacher_zero_stage:
+            raise ValueError(
+                "nothing here learns from a teacher, so runtime.teacher_zero_stage would do nothing; leave it out"
+            )
         if len(self.system1.steps) > 1:
             raise ValueError(f"system1 is {self.system1.name}, with {len(self.system1.steps)} steps; System 1 has one")
         if (self.training is None) != (self.data.instructions is None):

@@ -17,11 +17,11 @@ from minillm.evaluation.responses import read_rows
 from minillm.evaluation.uncertainty import estimate
 from minillm.files import write_json, write_json_lines
 from minillm.models.batches import Limit
-from minillm.models.causal_lm import DTYPES, load_model
+from minillm.models.causal_lm import DTYPES, load_frozen
 from minillm.models.shared_tokenizer import load_shared_tokenizer
 from minillm.stages.base import Job, Summary
 from minillm.stages.measuring import Calibration
-from minillm.worker.processes import device, process_group, rank
+from minillm.worker.processes import process_group, rank
 from minillm.worker.progress import Progress
 
 
@@ -38,7 +38,7 @@ def run(job: Job[Calibration]) -> Summary:
 def _ask(job: Job[Calibration], settings: Calibration) -> None:
     questions = {name: read_rows(job.inputs["questions"], name) for name in settings.sets}
     vocabulary = load_shared_tokenizer(job.inputs["tokenizer"]).entries
-    model = load_model(job.inputs["model"], DTYPES[settings.precision]).to(device()).eval()  # type: ignore[arg-type]
+    model = load_frozen(job.inputs["model"], DTYPES[settings.precision], job.runtime)
     total = sum(len(row["choices"]) for rows in questions.values() for row in rows)
     progress, done = Progress(job.output, total, "choices"), 0
     for name, rows in questions.items():

@@ -23,15 +23,16 @@ from minillm.durable import write_atomically
 from minillm.errors import StageError
 from minillm.evaluation.uncertainty import Estimate, interval, ratio_of_sums
 from minillm.models.batches import Limit, groups, lengths_of, make_batch
-from minillm.models.causal_lm import DTYPES, load_model
+from minillm.models.causal_lm import DTYPES, load_frozen
 from minillm.models.output_head import output_head, response_hidden
+from minillm.models.passes import in_step
 from minillm.models.shared_tokenizer import load_shared_tokenizer
 from minillm.objectives.divergences import forward_kl, reverse_kl
 from minillm.objectives.terms import Teacher
 from minillm.objectives.vocabulary import head_loss
 from minillm.stages.base import Job, Summary
 from minillm.stages.measuring import Exposure
-from minillm.worker.processes import device, gather_lists, process_group, rank, world_size
+from minillm.worker.processes import gather_lists, process_group, rank, world_size
 from minillm.worker.progress import Progress
 
 CURVES = ("student_text", "teacher_text", "exaccerr")
@@ -47,8 +48,7 @@ def run(job: Job[Exposure]) -> Summary:
     texts = read_texts(job.inputs, settings)
     vocabulary = load_shared_tokenizer(job.inputs["tokenizer"]).entries
     student, teacher = (
-        load_model(job.inputs[name], DTYPES[settings.precision]).to(device()).eval()  # type: ignore[arg-type]
-        for name in ("student", "teacher")
+        load_frozen(job.inputs[name], DTYPES[settings.precision], job.runtime) for name in ("student", "teacher")
     )
     progress = Progress(job.output, len(texts), "responses")
     mine = texts.iloc[rank() :: world_size()]
@@ -141,23 +141,24 @@ def token_divergences(
     # Prompts are padded on the left and responses on the right, so both lengths should be alike within a batch.
     order = sorted(range(len(prompts)), key=lambda i: (len(responses[i]) // ALIKE, len(prompts[i])), reverse=True)
     found: dict[int, NDArray[np.float64]] = {}
-    for rows in groups(order, lengths_of(prompts, responses), limit, processes=1):
-        batch = make_batch([prompts[i] for i in rows], [responses[i] for i in rows]).to(student.device)
-        hidden = response_hidden(student, batch)  # (N, H), N the real response tokens of the batch
-        other = Teacher(response_hidden(teacher, batch), output_head(teacher, vocabulary))
-        tokens = batch.response[batch.response_mask]  # (N,), which divergences do not depend on
+    with in_step(student, teacher):
+        for rows in groups(order, lengths_of(prompts, responses), limit, processes=1):
+            batch = make_batch([prompts[i] for i in rows], [responses[i] for i in rows]).to(student.device)
+            hidden = response_hidden(student, batch)  # (N, H), N the real response tokens of the batch
+            other = Teacher(response_hidden(teacher, batch), output_head(teacher, vocabulary))
+            tokens = batch.response[batch.response_mask]  # (N,), which divergences do not depend on
 
-        head = output_head(student, vocabulary)
-        terms = [
-            head_loss(hidden, head, tokens, lambda terms, part: terms.divergence, divergence, other)[1]
-            for divergence in (forward_kl, reverse_kl)
-        ]
-        both = torch.stack([of.divergence for of in terms])  # (2, N)
-        ends = np.cumsum([len(responses[i]) for i in rows])[
-            :-1
-        ]  # (rows − 1,), where one response gives way to the next
-        found |= dict(zip(rows, np.split(both.double().cpu().numpy(), ends, axis=1), strict=True))
-        report(len(found))
+            head = output_head(student, vocabulary)
+            terms = [
+                head_loss(hidden, head, tokens, lambda terms, part: terms.divergence, divergence, other)[1]
+                for divergence in (forward_kl, reverse_kl)
+            ]
+            both = torch.stack([of.divergence for of in terms])  # (2, N)
+            ends = np.cumsum([len(responses[i]) for i in rows])[
+                :-1
+            ]  # (rows − 1,), where one response gives way to the next
+            found |= dict(zip(rows, np.split(both.double().cpu().numpy(), ends, axis=1), strict=True))
+            report(len(found))
     return [found[i] for i in range(len(prompts))]
 
 

@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 from minillm.errors import StageError
 from minillm.models.batches import Limit, lengths_of, make_batch, micro_batches
 from minillm.models.output_head import output_head, response_hidden
+from minillm.models.passes import in_step
 from minillm.objectives.vocabulary import likeliest_log_probs
 from minillm.worker.processes import gather_lists, world_size
 
@@ -58,9 +59,10 @@ def likelihoods(
         StageError: Some log-probabilities are not numbers, so nothing can be measured with them.
     """
     mine: list[tuple[int, Likelihood]] = []
-    for rows in filter(None, micro_batches(range(len(pairs)), lengths_of(*zip(*pairs, strict=True)), limit)):
-        mine += zip(rows, _of_batch(model, vocabulary, [pairs[row] for row in rows]), strict=True)
-        report(min(len(mine) * world_size(), len(pairs)))
+    with in_step(model):
+        for rows in filter(None, micro_batches(range(len(pairs)), lengths_of(*zip(*pairs, strict=True)), limit)):
+            mine += zip(rows, _of_batch(model, vocabulary, [pairs[row] for row in rows]), strict=True)
+            report(min(len(mine) * world_size(), len(pairs)))
     found = [likelihood for _, likelihood in sorted(gather_lists(mine), key=lambda row: row[0])]
     if lost := [number for number, of in enumerate(found) if np.isnan(of.log_prob).any()]:
         raise StageError(

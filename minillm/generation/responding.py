@@ -5,12 +5,12 @@ import pandas as pd
 from minillm.data.learnt_turns import answered, prompts_of
 from minillm.generation.sampling import Sampler
 from minillm.generation.slots import Request
-from minillm.models.causal_lm import DTYPES, load_model
+from minillm.models.causal_lm import DTYPES, load_frozen
 from minillm.models.shared_tokenizer import load_shared_tokenizer
 from minillm.stages.base import Job, Summary
 from minillm.stages.training import Respond
 from minillm.streams import Purpose, stream
-from minillm.worker.processes import device, gather_lists, process_group, rank, world_size
+from minillm.worker.processes import gather_lists, process_group, rank, world_size
 from minillm.worker.progress import Progress
 
 
@@ -25,7 +25,7 @@ def run(job: Job[Respond]) -> Summary:
         Request(prompt, settings.max_tokens - len(prompt), stream(purpose, settings.seed, *place))
         for prompt, place in zip(prompts["prompt_ids"], prompts["place"], strict=True)
     ]
-    model = load_model(job.inputs["model"], DTYPES[settings.precision]).to(device()).eval()  # type: ignore[arg-type]
+    model = load_frozen(job.inputs["model"], DTYPES[settings.precision], job.runtime)
     sampler = Sampler(model, tokenizer.ends, tokenizer.entries, batch_size=job.runtime.generation_batch_size)
     progress = Progress(job.output, len(requests), "responses")
     mine = sampler.sample(requests[rank() :: world_size()], lambda done: progress.log(done * world_size()))

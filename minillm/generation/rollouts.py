@@ -19,6 +19,7 @@ from minillm.generation.cache import CachedModel
 from minillm.generation.drawing import Decoding, draw
 from minillm.generation.sampling import Sampler, steps_between_looks
 from minillm.generation.slots import Request, Response, Slots
+from minillm.models.passes import in_step
 from minillm.streams import Name, generator
 
 
@@ -63,10 +64,12 @@ class RolloutSampler:
         longest = max(r.max_tokens for r in requests)
         from_teacher = drawn_by_teacher(coins, longest, self.teacher_mix)
         responses: dict[int, Response] = {}
-        for start in range(0, len(order), self.batch_size):
-            chosen = order[start : start + self.batch_size]
-            batch = _MixedBatch(self, [requests[i] for i in chosen], from_teacher)
-            responses |= dict(zip(chosen, batch.sample(), strict=True))
+        assert self.teacher is not None
+        with in_step(self.student, self.teacher):
+            for start in range(0, len(order), self.batch_size):
+                chosen = order[start : start + self.batch_size]
+                batch = _MixedBatch(self, [requests[i] for i in chosen], from_teacher)
+                responses |= dict(zip(chosen, batch.sample(), strict=True))
         return [responses[i] for i in range(len(requests))]
 
 

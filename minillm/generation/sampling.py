@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 from minillm.generation.cache import CachedModel
 from minillm.generation.drawing import Decoding, Draw, draw, greedy
 from minillm.generation.slots import Request, Response, Slots
+from minillm.models.passes import in_step
 
 PLAIN = Decoding()
 NO_SLOTS = np.empty(0, dtype=np.int64)
@@ -56,10 +57,11 @@ class Sampler:
             Responses in the order of the requests.
         """
         responses: dict[int, Response] = {}
-        for slots, done in self._steps(requests) if requests else ():
-            if len(done):
-                responses |= {int(slots.request[slot]): slots.response(slot) for slot in done.tolist()}
-                report(len(responses))
+        with in_step(self.model):
+            for slots, done in self._steps(requests) if requests else ():
+                if len(done):
+                    responses |= {int(slots.request[slot]): slots.response(slot) for slot in done.tolist()}
+                    report(len(responses))
         return [responses[i] for i in range(len(requests))]
 
     def stream(self, request: Request) -> Iterator[Response]:

@@ -4,6 +4,7 @@ A shard that is whole is never computed again. Each process writes shards of its
 """
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -66,17 +67,22 @@ class Teller(Protocol):
         """Return what is kept of some consecutive rows, by their numbers."""
         ...
 
+    def together(self) -> AbstractContextManager[None]:
+        """Return the context of all calls of `keep`; processes may make different numbers of them."""
+        ...
+
 
 def write_store(job: Job[Any], rows: pd.DataFrame, shared: SharedTokenizer, teller: Teller) -> Summary:
     """Write the shards that are missing, then the index."""
     tokens = learnt_tokens(rows)
     starts = shard_starts(tokens, max(1, min(SHARD_TOKENS, SHARD_BYTES // teller.bytes_per_token)))
     progress = Progress(job.output, len(rows), "rows")
-    for number in range(rank(), len(starts) - 1, world_size()):
-        if not shard_path(job.output, number).exists():
-            part = range(starts[number], starts[number + 1])
-            _save(_joined(part, teller.keep(part)), job, shard_path(job.output, number))
-        progress.log(min(starts[number + 1] * world_size(), len(rows)))
+    with teller.together():
+        for number in range(rank(), len(starts) - 1, world_size()):
+            if not shard_path(job.output, number).exists():
+                part = range(starts[number], starts[number + 1])
+                _save(_joined(part, teller.keep(part)), job, shard_path(job.output, number))
+            progress.log(min(starts[number + 1] * world_size(), len(rows)))
     if rank() == 0 and teller.head:
         _save(teller.head, job, job.output / HEAD)
     dist.barrier()

@@ -1,6 +1,7 @@
 """Stage `knowledge`: the teacher's one pass over the training text."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 
 import numpy as np
 import pandas as pd
@@ -14,8 +15,9 @@ from minillm.knowledge.forms import PER_ENTRY, Kept, bytes_per_token, keep
 from minillm.knowledge.shards import write_store
 from minillm.knowledge.store import learnt_tokens, training_rows
 from minillm.models.batches import Limit, groups, lengths_of, make_batch
-from minillm.models.causal_lm import DTYPES, load_model
+from minillm.models.causal_lm import DTYPES, load_frozen
 from minillm.models.output_head import output_head, response_hidden
+from minillm.models.passes import in_step
 from minillm.models.shared_tokenizer import load_shared_tokenizer
 from minillm.stages.base import Job, Summary
 from minillm.stages.training import StoreKnowledge
@@ -35,8 +37,7 @@ class TeacherPass:
 
     def __init__(self, job: Job[StoreKnowledge], rows: pd.DataFrame, vocabulary: int) -> None:
         self.settings, self.rows, self.limit = job.settings, rows, Limit.of(job.runtime)
-        teacher = load_model(job.inputs["model"], DTYPES[job.settings.precision])
-        self.teacher = teacher.to(device()).eval().requires_grad_(False)  # type: ignore[arg-type]
+        self.teacher = load_frozen(job.inputs["model"], DTYPES[job.settings.precision], job.runtime)
         self.output_head = output_head(self.teacher, vocabulary)
         self.form: Form = job.settings.form
         self.soft_cap = self.output_head.soft_cap
@@ -53,6 +54,10 @@ class TeacherPass:
         for group in groups(sorted(rows, key=lambda row: sum(lengths[row])), lengths, self.limit, 1):
             kept |= zip(group, self._keep(group), strict=True)
         return kept
+
+    def together(self) -> AbstractContextManager[None]:
+        """Let the processes pass through the teacher together, if its weights are shared out."""
+        return in_step(self.teacher)
 
     @torch.no_grad()
     def _keep(self, group: Sequence[int]) -> list[Kept]:

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 import torch
 import transformers
-from torch import nn
+from torch import Tensor, nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -15,11 +15,15 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from minillm.config import Runtime
+from minillm.files import read_json
 from minillm.models.lora import ADAPTER, merged_weights
 from minillm.models.model_files import require_weights
 from minillm.models.shared_tokenizer import SharedTokenizer, share
 from minillm.models.weight_files import require_all_loaded
+from minillm.store.manifest import MANIFEST
 from minillm.streams import Purpose, stream, torch_seed
+from minillm.worker.processes import device
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -54,6 +58,27 @@ def load_model(
     )
     require_all_loaded(str(directory), model, found)
     return _all_rows_learn(model)
+
+
+def load_frozen(path: Path, dtype: torch.dtype, runtime: Runtime) -> PreTrainedModel:
+    """Load a model that is only run: the teacher as `runtime.teacher_zero_stage` says, any other whole.
+
+    Args:
+        path: Train artifact or model directory.
+        dtype: Precision of the weights.
+        runtime: Says whether the teacher's weights are shared out, and where the parts are kept.
+    """
+    if runtime.teacher_zero_stage == 3 and is_teacher(path):
+        from minillm.models.sharding import load_sharded  # DeepSpeed takes seconds
+
+        return load_sharded(path, dtype, runtime.teacher_offload)
+    return load_model(path, dtype).to(device()).eval().requires_grad_(False)  # type: ignore[arg-type]
+
+
+def is_teacher(path: Path) -> bool:
+    """Tell if a model is the teacher: trained as such or, without a record, taken as it is, as no student is."""
+    record = path / MANIFEST
+    return not record.exists() or read_json(record)["settings"].get("role") == "teacher"
 
 
 def build_model(
@@ -114,12 +139,16 @@ def parameter_count(model: nn.Module) -> int:
     return sum(getattr(p, "ds_numel", p.numel()) for name, p in model.named_parameters() if ADAPTER not in name)
 
 
-def save_model(model: PreTrainedModel, shared: SharedTokenizer, directory: Path) -> None:
+def save_model(
+    model: PreTrainedModel, shared: SharedTokenizer, directory: Path, weights: dict[str, Tensor] | None = None
+) -> None:
     """Write weights (safetensors; adapters merged) and tokenizer as an ordinary Hugging Face directory.
+
+    `weights` are those to write if the model's are elsewhere.
 
     Its generation settings are this run's; those of the original checkpoint (penalties, forced tokens, lengths) do not
     apply to the trained model.
     """
     model.generation_config = shared.generation_config()
-    model.save_pretrained(directory, state_dict=merged_weights(model))
+    model.save_pretrained(directory, state_dict=merged_weights(model) if weights is None else weights)
     shared.tokenizer.save_pretrained(directory)

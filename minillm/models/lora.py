@@ -59,8 +59,8 @@ def _require_no_adapter_at_the_ends(model: PreTrainedModel) -> None:
 
 
 @torch.no_grad()
-def merged_weights(model: PreTrainedModel) -> dict[str, Tensor]:
-    """Return a model's weights with its adapters merged, under the original names; the model does not change."""
+def merged_weights(model: torch.nn.Module) -> dict[str, Tensor]:
+    """Return the weights of a model or a layer, its adapters merged, under the original names; it does not change."""
     weights = {
         name.replace(".base_layer.", "."): tensor for name, tensor in model.state_dict().items() if ADAPTER not in name
     }

@@ -21,6 +21,7 @@ from minillm.metrics.by_name import METRICS_BY_NAME, UNSEEN_SHARE
 from minillm.models.batches import lengths_of, make_batch
 from minillm.models.causal_lm import model_directory
 from minillm.models.output_head import output_head, response_hidden
+from minillm.models.passes import in_step
 from minillm.models.shared_tokenizer import SharedTokenizer
 from minillm.objectives.agreement import CHUNK_TOKENS, entropy, top_overlap
 from minillm.planning.clock import agreed
@@ -65,7 +66,8 @@ def write_outlook(measurement: "Measurement", times: Mapping[tuple[str, str], Ma
         share = agreed(measurement.budget.share(KINDS))
         at_once = next((n for n in ROWS_AT_ONCE if agreed(_expected(measurement, times, n)) <= share), 0)
         measurement.say(f"comparing teacher and student for {share if at_once else 0:.0f} s at most")
-        mine = pair.compare(rows, at_once, share) if at_once else []
+        with in_step(*pair.models.values()):  # the processes have as many rows as there is time for
+            mine = pair.compare(rows, at_once, share) if at_once else []
         found["records"] = [record for part in gather_lists([mine]) for record in part]
         found["ways"] = {name: way.model_dump() for name, way in ways.items() if way is not None}
         found["metric"] = metric

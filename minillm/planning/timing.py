@@ -23,7 +23,8 @@ from minillm.generation.sampling import Sampler
 from minillm.generation.slots import Request
 from minillm.metrics.rouge import rouge_l
 from minillm.models.batches import Limit
-from minillm.models.causal_lm import DTYPES, build_model, load_model
+from minillm.models.causal_lm import DTYPES, build_model, load_frozen, load_model
+from minillm.models.passes import is_sharded
 from minillm.models.shared_tokenizer import load_shared_tokenizer
 from minillm.planning.clock import agreed, synchronize, timed
 from minillm.planning.extrapolation import UNTIMED, Budget, Effort, Line, Size, climb, fit, steps_up_to
@@ -105,7 +106,9 @@ class Measurement:
         self.say(f"loading the {name}")
         began = time.monotonic()
         architecture = self.settings.architectures.get(name)
-        if architecture is None:
+        if architecture is None and name == "teacher":
+            model = load_frozen(self.job.inputs[name], DTYPES[self.settings.generate.precision], self.runtime)
+        elif architecture is None:
             model = load_model(self.job.inputs[name], DTYPES[self.settings.generate.precision])
         else:
             model = build_model(architecture, self.shared.tokenizer, 1, DTYPES[self.settings.generate.precision])
@@ -114,6 +117,10 @@ class Measurement:
 
     def model(self, name: str, precision: str) -> PreTrainedModel:
         """Return a model in a precision; another one that it was in before is gone."""
+        if is_sharded(self.models[name]):
+            if self.models[name].dtype != DTYPES[precision]:
+                self.models[name] = load_frozen(self.job.inputs[name], DTYPES[precision], self.runtime)
+            return self.models[name]
         return self.models[name].to(DTYPES[precision])  # type: ignore[return-value]
 
     def _time_model(self, name: str, precision: str) -> dict[str, Any]:

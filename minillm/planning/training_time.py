@@ -16,6 +16,7 @@ from minillm.config import Top
 from minillm.models.batches import Limit
 from minillm.models.lora import add_adapters
 from minillm.models.output_head import HeadedModel, output_head
+from minillm.models.passes import is_sharded
 from minillm.objectives.sparse import SparseTeacher
 from minillm.objectives.terms import Teacher
 from minillm.planning.clock import agreed, timed
@@ -132,6 +133,8 @@ class Trainings:
     def _engine_fits(self, train: Train, name: str) -> bool:
         if self._engine_kind(train, name) == self.engine_kind:
             return True
+        if is_sharded(self.measurement.models[name]):
+            return False  # a part of a teacher cannot be copied into an engine
         writes = DEVICE_WRITES if torch.cuda.is_available() else CPU_WRITES
         return (
             ENGINE_BYTES * self.measurement.facts[name].parameters / writes < agreed(self.measurement.budget.left) / 2
@@ -178,7 +181,7 @@ class Trainings:
             self._examples(rows, size),
             None,
             size.prompt + size.response,
-            rows,
+            self.measurement.runtime,
             train.seed,
             SilentTeacher() if models.teacher is None else None,
         )

@@ -1,6 +1,7 @@
 """Stage `asked_knowledge`: a served teacher's likeliest tokens of the training text, kept as by stage `knowledge`."""
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import pandas as pd
 import torch
@@ -60,6 +61,10 @@ class ToldTeacher:
         ]
         self.scorer.ask(self.texts, Progress(job.output, len(rows), "rows").log)
         self.unknown = 0
+
+    def together(self) -> AbstractContextManager[None]:
+        """Return a context that does nothing, as no process waits for another."""
+        return nullcontext()
 
     def keep(self, rows: range) -> dict[int, Kept]:
         """Return what is kept of some consecutive rows, by their numbers."""

@@ -11,11 +11,10 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from minillm.config import Runtime, Training
+from minillm.models.lora import merged_weights
 from minillm.models.output_head import HeadedModel
-from minillm.worker.processes import world_size
-
-# DeepSpeed would compile this at start-up: half a minute, and an error without a compiler. Gloo serves as well.
-deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+from minillm.models.sharding import is_layer, whole_head
+from minillm.worker.processes import rank, world_size
 
 
 def make_engine(
@@ -72,7 +71,7 @@ def take_step(engine: Any) -> float:
 
 @contextlib.contextmanager
 def gathered_weights(engine: Any) -> Iterator[PreTrainedModel]:
-    """Yield the model with all of its weights in place, as generation and saving need under ZeRO-3.
+    """Yield the model with all of its weights in place, as generation needs under ZeRO-3.
 
     Meanwhile DeepSpeed's hooks are off: they would fetch and release every layer's weights at every token, and wait for
     the other processes each time.
@@ -87,6 +86,46 @@ def gathered_weights(engine: Any) -> Iterator[PreTrainedModel]:
         offload.forward_hooks, offload.backward_hooks = [], []
         yield engine.module.model
         offload._register_deepspeed_module(offload.module)
+
+
+@contextlib.contextmanager
+def generating_weights(engine: Any, runtime: Runtime) -> Iterator[PreTrainedModel]:
+    """Yield the model to generate with: all of its weights in place or, by `gather_student: false`, the head alone.
+
+    In that case layers are gathered at every pass (`minillm.models.passes.in_step`).
+    """
+    if runtime.gather_student or not engine.zero_optimization_partition_weights():
+        with gathered_weights(engine) as model:
+            yield model
+    else:
+        with whole_head(engine.module.model):
+            yield engine.module.model
+
+
+def weights_to_save(engine: Any) -> dict[str, Tensor]:
+    """Return the weights, adapters merged: under ZeRO-3 in the CPU's memory of the first process, layer after layer.
+
+    Every process must call this; under ZeRO-3 the others get nothing.
+    """
+    model: PreTrainedModel = engine.module.model
+    if not engine.zero_optimization_partition_weights():
+        return merged_weights(model)
+    layers = {f"{name}.": layer for name, layer in model.named_modules() if is_layer(layer, model)}
+    inside = {p for layer in layers.values() for p in layer.parameters()}
+    weights: dict[str, Tensor] = {}
+    with deepspeed.zero.GatheredParameters([p for p in model.parameters() if p not in inside]):
+        ends = {name: of for name, of in model.state_dict().items() if not name.startswith(tuple(layers))}
+        weights |= _copies_of_first(ends)
+    for prefix, layer in layers.items():
+        with deepspeed.zero.GatheredParameters(list(layer.parameters())):
+            weights |= _copies_of_first({prefix + name: of for name, of in merged_weights(layer).items()})
+    return weights
+
+
+def _copies_of_first(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Copy weights to the first process's CPU; those that are one weight, as a tied head is, stay one."""
+    copies = {of.data_ptr(): of.detach().to("cpu", copy=True) for of in weights.values()} if rank() == 0 else {}
+    return {name: copies[of.data_ptr()] for name, of in weights.items() if rank() == 0}
 
 
 def _optimizer(model: torch.nn.Module, training: Training) -> torch.optim.Optimizer:

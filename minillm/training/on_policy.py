@@ -13,7 +13,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from minillm.config import Method, Policy
+from minillm.config import Method, Policy, Runtime
 from minillm.data.plain_text import PlainText
 from minillm.generation.rollouts import RolloutSampler, drawn_by_teacher
 from minillm.generation.slots import Request, Response
@@ -23,7 +23,7 @@ from minillm.objectives.divergences import forward_kl, functional
 from minillm.objectives.terms import TokenTerms
 from minillm.objectives.vocabulary import head_loss, token_log_probs
 from minillm.streams import Purpose, generator, stream
-from minillm.training.engine import gathered_weights
+from minillm.training.engine import generating_weights
 from minillm.training.feeds import Feed, Losses, Models, teacher_of
 from minillm.training.fixed_text import text_losses
 from minillm.training.round_source import RoundSource
@@ -46,7 +46,7 @@ class Rollouts(Feed):
     plain_text: PlainText | None
     max_tokens: int
     """Longest prompt with response, tokens."""
-    generation_batch_size: int
+    runtime: Runtime
     seed: int
     elsewhere: RoundTeacher | None = None
     """A teacher that does not run here, in the place of that of `models`."""
@@ -171,8 +171,7 @@ class Rollouts(Feed):
             for number, prompt in enumerate(prompts)
         ]
         models.student.eval()
-        # Every process generates its share with a whole copy of the weights; under ZeRO-3 they are gathered for that.
-        with gathered_weights(models.student) as student:
+        with generating_weights(models.student, self.runtime) as student:
             sampler = RolloutSampler(
                 student,
                 models.teacher,
@@ -180,7 +179,7 @@ class Rollouts(Feed):
                 models.vocabulary,
                 policy.teacher_mix,
                 policy.temperature,
-                self.generation_batch_size,
+                self.runtime.generation_batch_size,
             )
             return gather_lists(
                 sampler.sample(requests[rank() :: world_size()], stream(Purpose.COINS, self.seed, index))

@@ -23,7 +23,7 @@ from minillm.models.causal_lm import save_model
 from minillm.models.shared_tokenizer import SharedTokenizer
 from minillm.objectives.vocabulary import token_log_probs
 from minillm.streams import Purpose, stream
-from minillm.training.engine import gathered_weights
+from minillm.training.engine import generating_weights, weights_to_save
 from minillm.training.feeds import Models
 from minillm.worker.processes import gather_lists, rank, world_size
 
@@ -73,7 +73,7 @@ class Validation:
             Request(prompt, self.max_tokens - len(prompt), stream(Purpose.VALIDATION_RESPONSES, 0, *place))
             for prompt, place in zip(self.examples["prompt_ids"], self.examples["place"], strict=True)
         ]
-        with gathered_weights(self.models.student) as student:
+        with generating_weights(self.models.student, self.runtime) as student:
             sampler = Sampler(
                 student, self.models.ends, self.models.vocabulary, batch_size=self.runtime.generation_batch_size
             )
@@ -135,12 +135,12 @@ class Selection:
             print(words, flush=True)
         if not self._sound or self.best["step"] != step:
             return
-        with gathered_weights(engine) as model:
-            if rank() == 0:
-                shutil.rmtree(self._folder(step), ignore_errors=True)
-                save_model(model, tokenizer, self._folder(step))  # type: ignore[arg-type]
-                sync_tree(self._folder(step))  # before a checkpoint counts on them
-                sync(self.directory)
+        weights = weights_to_save(engine)
+        if rank() == 0:
+            shutil.rmtree(self._folder(step), ignore_errors=True)
+            save_model(engine.module.model, tokenizer, self._folder(step), weights)
+            sync_tree(self._folder(step))  # before a checkpoint counts on them
+            sync(self.directory)
         dist.barrier()
 
     def forget_others(self, safe_step: float) -> None:

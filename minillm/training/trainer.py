@@ -17,7 +17,7 @@ from minillm.data.plain_text import PlainText
 from minillm.errors import STOPPED, StageError
 from minillm.knowledge.store import Identity, KnowledgeStore, training_rows
 from minillm.models.batches import Limit
-from minillm.models.causal_lm import DTYPES, build_model, load_model, parameter_count
+from minillm.models.causal_lm import DTYPES, build_model, load_frozen, load_model, parameter_count
 from minillm.models.lora import add_adapters
 from minillm.models.output_head import HeadedModel
 from minillm.models.shared_tokenizer import SharedTokenizer, load_shared_tokenizer
@@ -69,7 +69,7 @@ def make_trainer(job: Job[Train], settings: Train) -> "Trainer":
     engine = make_engine(student, training, total, job.runtime, checkpoints.universal)
     torch.manual_seed(torch_seed(stream(Purpose.DROPOUT, settings.seed, rank())))
     elsewhere = _teacher_elsewhere(job, settings, shared)
-    teacher = _teacher(job, settings, engine.device) if elsewhere is None else None
+    teacher = _teacher(job, settings) if elsewhere is None else None
     models = Models(engine, teacher, shared.entries, shared.ends)
     held_out = prompts_of(pd.read_parquet(job.inputs["examples"] / "validation.parquet"))
     if len(held_out) > settings.validation_prompts:
@@ -114,11 +114,10 @@ def _student(job: Job[Train], settings: Train, shared: SharedTokenizer) -> PreTr
     return model
 
 
-def _teacher(job: Job[Train], settings: Train, device: torch.device) -> PreTrainedModel | None:
+def _teacher(job: Job[Train], settings: Train) -> PreTrainedModel | None:
     if not settings.method.runs_teacher:
         return None
-    teacher = load_model(job.inputs["teacher"], DTYPES[settings.method.training.precision])
-    return teacher.to(device).eval().requires_grad_(False)  # type: ignore[arg-type]
+    return load_frozen(job.inputs["teacher"], DTYPES[settings.method.training.precision], job.runtime)
 
 
 def _teacher_elsewhere(job: Job[Train], settings: Train, shared: SharedTokenizer) -> RoundTeacher | None:
@@ -161,7 +160,7 @@ def _feed(
         examples,
         plain_text,
         settings.max_tokens,
-        job.runtime.generation_batch_size,
+        job.runtime,
         settings.seed,
         elsewhere,
     )

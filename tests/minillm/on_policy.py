@@ -48,6 +48,6 @@ def rollout_feed(
             examples=pd.DataFrame({"prompt_ids": list(prompts), "response_ids": [[1, 2, 0]] * len(prompts)}),
             plain_text=None,
             max_tokens=max(map(len, prompts)) + response_tokens,
-            generation_batch_size=limits.generation_batch_size,
+            runtime=limits,
             seed=1,
         )

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from minillm.config import Method
+from minillm.config import Method, Runtime
 from minillm.data.learnt_turns import answered, prompts_of
 from minillm.data.plain_text import PlainText
 from minillm.models.batches import Limit, groups, make_batch, micro_batches
@@ -119,7 +119,7 @@ def test_rollouts_and_plain_text_do_not_depend_on_the_grouping(tmp_path: Path):
     text = PlainText(make_plain_text(tmp_path / "text", 16), 16)
     prompts = [[1 + number] * (1 + number % 3) for number in range(8)]
     responses = [[20 + number] * (1 + 2 * (number % 4)) for number in range(8)]
-    feed = Rollouts(both, policy, chosen, pd.DataFrame({"prompt_ids": prompts}), text, 16, 8, 1)
+    feed = Rollouts(both, policy, chosen, pd.DataFrame({"prompt_ids": prompts}), text, 16, Runtime(), 1)
     feed.round, _ = feed._score(0, prompts, responses, Limit(rows=8))
     counts = assert_alike([(feed, limit) for limit in LIMITS])
     # By tokens, plain text has micro-batches of its own: each of 4 blocks alone, or 2 together in 40 tokens.

@@ -92,6 +92,9 @@ def test_an_unknown_key_far_from_all_lists_those_of_its_level(tmp_path, raw):
     [
         ("methods.minillm.policy.rollouts=12", "rollouts 12 must be a multiple of batch_size 8"),
         ("runtime.offload_optimizer=true", "offload_optimizer moves what ZeRO shards: set zero_stage to 1, 2 or 3"),
+        ("runtime.teacher_offload=cpu", "teacher_offload: cpu moves what ZeRO shards: set teacher_zero_stage: 3"),
+        ("runtime.teacher_zero_stage=2", "runtime.teacher_zero_stage: Input should be 0 or 3, not 2"),
+        ("runtime.gather_student=false", "gather_student: false leaves weights sharded, which they are not; set zero"),
         ("data.turns=first", "data.turns: Input should be 'last' or 'all', not 'first'"),
         ("methods.minillm.training.epochs=2", "give exactly one of `epochs` and `steps`"),
         ("data.max_prompt_tokens=512", "max_prompt_tokens 512 leaves no room for a response"),
@@ -177,6 +180,9 @@ def test_local_rows_belong_to_a_task_that_is_asked_for(tmp_path, raw):
     assert "evaluation.downstream: `local` has rows for arc_easy, not among `tasks`: hellaswag" in message
     assert "evaluation.downstream.fewshot: unknown key; did you mean `few_shot`" in refusal(
         tmp_path, raw, "evaluation.downstream={tasks: [mmlu], fewshot: 5}"
+    )
+    assert "evaluation.downstream runs each model whole in one process, and runtime.teacher_zero_stage: 3" in refusal(
+        tmp_path, raw, "evaluation.downstream={tasks: [mmlu]}", "runtime.teacher_zero_stage=3"
     )
 
 
@@ -431,6 +437,7 @@ def test_models_of_the_command_line_stand_for_those_of_the_file_and_overrides_wi
         ([], {"models": {"a": {"hub": "x", "pth": "y"}}}, "models.a.pth: unknown key; did you mean `path`?"),
         ([], {"models": {"a": {"architecture": {"model_type": "gpt2"}}}}, "models.a: an `architecture` has random"),
         (["a"], {"runtime": {"zero_stage": 1}}, "nothing is trained here, so runtime.zero_stage would do nothing"),
+        (["a"], {"runtime": {"teacher_zero_stage": 3}}, "so runtime.teacher_zero_stage would do nothing"),
         (["a"], {"teacher": {}}, "teacher: unknown key"),
     ],
 )

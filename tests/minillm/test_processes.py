@@ -132,18 +132,23 @@ def test_a_killed_run_continues_on_another_number_of_processes(
     assert history(tmp_path) == pytest.approx(history(undisturbed), rel=1e-4)
 
 
-@pytest.mark.parametrize(("before", "after"), [(2, 1), pytest.param(1, 2, marks=pytest.mark.long)])
-def test_a_round_of_rollouts_continues_on_another_number_of_processes(before, after, inputs, teacher, tmp_path):
+@pytest.mark.parametrize(
+    ("before", "after", "teacher_stage"), [(2, 1, 3), pytest.param(1, 2, 0, marks=pytest.mark.long)]
+)
+def test_a_round_of_rollouts_continues_on_another_number_of_processes(
+    before, after, teacher_stage, inputs, teacher, tmp_path
+):
     """Each process keeps the teacher's hidden states of its own rows; the others' are other rows afterwards."""
     stage = without_dropout(settings("minillm", steps=6, evaluate_every=6, select_by="validation_loss"))
-    _run_rollouts(tmp_path, stage, given("minillm", inputs, teacher), before)
+    shared = {"teacher_zero_stage": teacher_stage}
+    _run_rollouts(tmp_path, stage, given("minillm", inputs, teacher), before, **shared)
     undisturbed = history(tmp_path), weights(tmp_path)
     parts = [tmp_path / "checkpoints" / "step-00000003" / f"feed-{number}.pt" for number in range(before)]
     rows = [row for part in parts for row in torch.load(part)["teacher"]]
     assert sorted(rows) == list(range(16))
     shutil.rmtree(tmp_path / "checkpoints" / "step-00000006")  # as if killed in the middle of the round
     shutil.rmtree(tmp_path / "output")
-    done = _run_rollouts(tmp_path, stage, given("minillm", inputs, teacher), after)
+    done = _run_rollouts(tmp_path, stage, given("minillm", inputs, teacher), after, **shared)
     assert "continuing from the checkpoint of step 3" in done.stdout
     assert history(tmp_path) == pytest.approx(undisturbed[0], rel=1e-5)
     for name, tensor in weights(tmp_path).items():
@@ -151,9 +156,10 @@ def test_a_round_of_rollouts_continues_on_another_number_of_processes(before, af
 
 
 def _run_rollouts(
-    folder: Path, stage: Train, inputs: dict[str, Path], processes: int
+    folder: Path, stage: Train, inputs: dict[str, Path], processes: int, **runtime: Any
 ) -> subprocess.CompletedProcess[str]:
-    done = run_worker(write_job(folder, stage, inputs, processes=processes, checkpoint_every=3), processes)
+    job = write_job(folder, stage, inputs, processes=processes, checkpoint_every=3, **runtime)
+    done = run_worker(job, processes)
     assert done.returncode == 0, done.stdout[-3000:]
     return done
 

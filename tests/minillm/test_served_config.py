@@ -50,6 +50,7 @@ def test_the_student_brings_the_tokenizer_and_the_teacher_has_no_weights_here(se
         ("teacher.knowledge={precision: bfloat16}", "teacher.knowledge.precision is the endpoint's own"),
         ("teacher.knowledge.top={k: null, mass: 0.9}", "methods.slim reads likely tokens, whose number"),
         ("evaluation.exposure_bias={}", "evaluation.exposure_bias compares whole distributions"),
+        ("runtime.teacher_zero_stage=3", "runtime.teacher_zero_stage shards weights, which an endpoint does not give"),
         ("evaluation.top_k=5", "evaluation.top_k is no rule of an endpoint's sampling"),
         ("methods.kd={}", "methods.kd.divergence: forward_kl with teacher: live needs its weights"),
         ("methods.kd={teacher: hidden}", "methods.kd.teacher: hidden is made of weights; use teacher: top"),

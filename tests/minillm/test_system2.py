@@ -109,6 +109,7 @@ def test_patterns_find_the_last_answer(chain: str, response: str, answer: str | 
             "reasoner.api_key_variable: the environment has no NO_",
         ),
         (f"reasoner={REASONER[:-1]}, refusals: []}}", "reasoner.refusals: unknown key"),
+        ("runtime.teacher_zero_stage=3", "learns from a teacher, so runtime.teacher_zero_stage would do nothing"),
         ("runtime.processes=3", r"distillation.batch_size \(32\) cannot be divided"),
     ],
 )
