@@ -52,7 +52,7 @@ def stage_demand(
     prompts = sum(amounts.benchmark_prompts.values())
 
     def scored(models: Mapping[str, ModelFacts], texts: float, precision: str) -> Demand:
-        memory = scoring_memory(list(models.values()), precision, runtime, max_tokens)
+        memory = scoring_memory(models, precision, runtime, max_tokens)
         return Demand(scoring(models, texts, amounts), memory)
 
     match stage:
@@ -68,27 +68,28 @@ def stage_demand(
             return replace(of_texts, disk=round(tokens * each))
         case Respond():
             work = generating(models, {model: amounts.examples}, {model: 1}, amounts)
-            return Demand(work, generation_memory(facts, stage.precision, runtime, amounts.examples, stage.max_tokens))
+            rows = amounts.examples
+            return Demand(work, generation_memory(facts, model, stage.precision, runtime, rows, stage.max_tokens))
         case Ask(chain=chain):
             calls = len(chain.steps) * -(-amounts.examples // (ANSWERS * len(chain.steps)))
             work = generating(models, {model: amounts.examples}, {model: calls}, amounts)
-            return Demand(work, generation_memory(facts, stage.precision, runtime, ANSWERS, stage.max_tokens))
+            return Demand(work, generation_memory(facts, model, stage.precision, runtime, ANSWERS, stage.max_tokens))
         case SampleCorpus():
             calls = -(-amounts.examples // SEQUENCES)
             work = generating(models, {model: amounts.examples}, {model: calls}, amounts)
-            return Demand(work, generation_memory(facts, stage.precision, runtime, SEQUENCES, stage.max_tokens))
+            return Demand(work, generation_memory(facts, model, stage.precision, runtime, SEQUENCES, stage.max_tokens))
         case Generate():
             sets = amounts.benchmark_prompts
             work = generating(models, {model: prompts * len(stage.seeds)}, {model: len(sets)}, amounts)
             rows = len(stage.seeds) * max(sets.values())
-            return Demand(work, generation_memory(facts, stage.precision, runtime, rows, stage.max_tokens))
+            return Demand(work, generation_memory(facts, model, stage.precision, runtime, rows, stage.max_tokens))
         case Cost(generate=generate):
             # One model after another, each in a process of its own.
             names = ["teacher" if role == "teacher" else "student" for role in stage.roles]
             calls = {name: (1 + Cost.rounds) * names.count(name) for name in names}
             work = generating(models, {name: count * Cost.prompts for name, count in calls.items()}, calls, amounts)
             largest = max((models[name] for name in names), key=lambda facts: facts.parameters)
-            memory = generation_memory(largest, generate.precision, runtime, Cost.prompts, generate.max_tokens)
+            memory = generation_memory(largest, "", generate.precision, runtime, Cost.prompts, generate.max_tokens)
             return Demand(work, memory)
         case Exposure():
             own = min(stage.prompts or prompts, amounts.benchmark_prompts[stage.benchmark])

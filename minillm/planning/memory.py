@@ -24,9 +24,10 @@ KNOBS = {
     "weights": "set runtime.zero_stage: 3 and more runtime.processes, or take a smaller student",
     "gradients": "set runtime.zero_stage: 2 or more and more runtime.processes, or training.lora",
     "optimizer": "set runtime.zero_stage: 1 or more, more runtime.processes or offload_optimizer, or training.lora",
-    "teacher": "take a smaller teacher, or training.precision: bfloat16",
+    "teacher": "set runtime.teacher_zero_stage: 3 and more runtime.processes or teacher_offload: cpu, or take a "
+    "smaller teacher, or training.precision: bfloat16",
     "activations": "lower runtime.micro_batch_size or micro_batch_tokens, or set training.gradient_checkpointing",
-    "caches": "lower runtime.generation_batch_size",
+    "caches": "lower runtime.generation_batch_size, or under zero_stage 3 set gather_student: false",
     "rollouts": "lower policy.rollouts",
 }
 """Remedy for each part that is too large."""
@@ -79,7 +80,7 @@ def training_memory(
         "weights": student.parameters * value // shards[2],
         "gradients": trained * value // shards[1],
         "optimizer": 0 if offloaded else trained * ADAM[training.precision] // shards[0],
-        "teacher": _teacher_weights(teacher, method) * value if teacher else 0,
+        "teacher": _teacher_weights(teacher, method, runtime) * value if teacher else 0,
         "activations": saved + VOCABULARY_BUFFERS * 4 * chunk,
         "caches": 0,
     }
@@ -90,13 +91,36 @@ def training_memory(
         # Hidden states of the teacher (T, H) for the responses that a process updates on.
         parts["rollouts"] = -(-policy.rollouts // runtime.processes) * response * teacher.width * 4
     parts["caches"] += rows * max_tokens * value * _cache_width(student)
+    if shards[2] > 1:  # what generation gathers beyond the process's share
+        whole = student.parameters - student.parameters // shards[2]
+        parts["caches"] += value * (whole if runtime.gather_student else _gathered(student) + _head(student))
     return Memory(parts)
 
 
-def _teacher_weights(teacher: ModelFacts, method: Method) -> int:
+def _teacher_weights(teacher: ModelFacts, method: Method, runtime: Runtime) -> int:
     """Number of the teacher's weights in memory: all if it runs, its head for hidden states, none for entries."""
     head = teacher.width * teacher.tokenizer_entries if method.stored == "hidden" else 0
-    return teacher.parameters if method.runs_teacher else head
+    return frozen_weights(teacher, "teacher", runtime) if method.runs_teacher else head
+
+
+def frozen_weights(model: ModelFacts, name: str, runtime: Runtime) -> int:
+    """Number of weights that a process holds of a model that is only run.
+
+    Of a sharded teacher, these are its share of all, the head once more and whole, and what is gathered for a pass.
+    """
+    if name != "teacher" or runtime.teacher_zero_stage == 0:
+        return model.parameters
+    offloaded = runtime.teacher_offload == "cpu" and torch.cuda.is_available()
+    return (0 if offloaded else -(-model.parameters // runtime.processes)) + _head(model) + _gathered(model)
+
+
+def _head(model: ModelFacts) -> int:
+    return model.embedding_rows * model.width
+
+
+def _gathered(model: ModelFacts) -> int:
+    """Most sharded weights that a pass has in place at once: a layer and the next, or the embedding."""
+    return max(2 * model.body_parameters // model.layers, _head(model))
 
 
 def trained_parameters(student: ModelFacts, method: Method) -> int:
@@ -105,26 +129,30 @@ def trained_parameters(student: ModelFacts, method: Method) -> int:
     return student.parameters if lora is None else lora.rank * student.matrix_edges
 
 
-def generation_memory(model: ModelFacts, precision: str, runtime: Runtime, rows: int, max_tokens: int) -> Memory:
-    """Memory of generating `rows` responses in all."""
+def generation_memory(
+    model: ModelFacts, name: str, precision: str, runtime: Runtime, rows: int, max_tokens: int
+) -> Memory:
+    """Memory of generating `rows` responses in all with `teacher` or `student`."""
     value, at_once = WEIGHT[precision], min(runtime.generation_batch_size, rows)
     chunk = 4 * at_once * model.tokenizer_entries
     return Memory(
         {
-            "weights": model.parameters * value,
+            "teacher" if name == "teacher" else "weights": frozen_weights(model, name, runtime) * value,
             "caches": at_once * max_tokens * value * _cache_width(model) + chunk,
         }
     )
 
 
-def scoring_memory(models: list[ModelFacts], precision: str, runtime: Runtime, max_tokens: int) -> Memory:
-    """Memory of running models over given text."""
+def scoring_memory(models: Mapping[str, ModelFacts], precision: str, runtime: Runtime, max_tokens: int) -> Memory:
+    """Memory of running `teacher` or `student`, or both, over given text."""
     value, tokens = WEIGHT[precision], runtime.tokens_at_once(max_tokens)
-    widest = max(model.width for model in models)
-    chunk = min(CHUNK_ENTRIES, tokens * models[0].tokenizer_entries)
+    widest = max(model.width for model in models.values())
+    chunk = min(CHUNK_ENTRIES, tokens * max(model.tokenizer_entries for model in models.values()))
+    held = {name: frozen_weights(model, name, runtime) * value for name, model in models.items()}
     return Memory(
         {
-            "weights": sum(model.parameters for model in models) * value,
+            "weights": held.get("student", 0),
+            "teacher": held.get("teacher", 0),
             "activations": tokens * widest * value * SAVED_PER_LAYER + VOCABULARY_BUFFERS * 4 * chunk,
         }
     )

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from docs.large_teacher import tables
 from minillm.config import Lora, Method, Policy, PromptChain, Runtime, Sampling, Template, Top, Training
 from minillm.errors import StageError
 from minillm.models.batches import Limit
@@ -25,6 +26,7 @@ from minillm.stages.measuring import Calibration, Cost, Exposure, Generate, Held
 from minillm.stages.pretraining import SampleCorpus
 from minillm.stages.system2 import Ask
 from minillm.stages.training import Respond, StoreKnowledge, Train
+from tests.minillm.jobs import ROOT
 
 TRAINING = Training(learning_rate=1e-3, batch_size=4, steps=10, evaluate_every=4)
 MODEL = ModelFacts(
@@ -177,6 +179,27 @@ def test_zero_divides_its_parts_among_processes(stage: int, parts: tuple[int, in
     assert (memory["weights"], memory["gradients"], memory["optimizer"]) == parts
 
 
+@pytest.mark.parametrize(("processes", "share"), [(1, 4000), (2, 2000), (4, 1000)])
+def test_a_sharded_teacher_is_a_share_its_head_and_what_a_pass_gathers(processes: int, share: int):
+    runtime = Runtime(teacher_zero_stage=3, processes=processes)
+    held = 4 * (share + 30 * 16 + 2 * 3000 // 2)  # of 2 layers, one and the next
+    assert training_memory(MODEL, LARGE, on_text("forward_kl"), runtime, 32, 8).parts["teacher"] == held
+    responses = Respond(role="teacher", max_tokens=32, precision="float32", seed=1)
+    scored = Calibration(role="teacher", sets=("quiz",), precision="float32")
+    for stage in (responses, scored, StoreKnowledge(precision="float32"), GENERATE):
+        for model, parts in (("teacher", (held, 0)), ("student", (0, 4000))):
+            memory = stage_demand(stage, model, MODELS, AMOUNTS, runtime, 32).memory
+            assert memory is not None
+            assert tuple(memory.parts.get(name, 0) for name in ("teacher", "weights")) == parts, stage.kind
+
+
+def test_generation_gathers_a_student_whole_or_layer_by_layer():
+    on_four = Runtime(zero_stage=3, processes=4, generation_batch_size=6)
+    cache = 6 * 32 * 4 * 2 * 16
+    for runtime, gathered in ((on_four, 750), (on_four.model_copy(update={"gather_student": False}), 600 + 30 * 8)):
+        assert training_memory(MODEL, None, on_text(), runtime, 32, 8).parts["caches"] == cache + 4 * gathered
+
+
 def test_memory_by_its_parts():
     memory = training_memory(MODEL, LARGE, on_rollouts(), Runtime(micro_batch_size=2, generation_batch_size=6), 32, 8)
     caches = 6 * 32 * 4 * 2 * (16 + 32)  # 6 rows, 2 layers, both models
@@ -232,9 +255,20 @@ def test_what_cannot_fit_is_refused_with_the_knob(tmp_path: Path):
         StageError, match=r"train sft needs .* TiB in each process \(weights .*: set runtime.zero_stage: 1"
     ):
         require_fit([estimate(huge, Runtime())], Runtime(), 1, tmp_path)
+    teacher = LARGE.model_copy(update={"parameters": 10**13})
+    memory = training_memory(MODEL, teacher, on_text("forward_kl"), Runtime(), 32, 8)
+    demand = Demand(Work(), memory)
+    kd = StageEstimate("train kd", train(on_text("forward_kl")), "student", frozenset(), demand)
+    with pytest.raises(StageError, match=r"train kd needs .* set runtime\.teacher_zero_stage: 3 and more"):
+        require_fit([kd], Runtime(), 1, tmp_path)
     wide = MODEL.model_copy(update={"width": 10**9})
     with pytest.raises(StageError, match=r"lower runtime\.micro_batch_size"):
         require_fit([estimate(wide, Runtime())], Runtime(), 1, tmp_path)
+
+
+def test_the_documented_plan_of_a_large_teacher_is_the_arithmetic_of_today():
+    page = (ROOT / "docs" / "production.md").read_text(encoding="utf-8")
+    assert [table for table in tables() if table not in page] == []
 
 
 def test_several_stages_that_fit_one_by_one_but_not_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
