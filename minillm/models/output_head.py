@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from minillm.models.batches import Batch
 
 if TYPE_CHECKING:  # a plan needs numbers of this module's users, and no model
-    from transformers import PreTrainedModel
+    from transformers import PretrainedConfig, PreTrainedModel
 
 CPU_BLOCK = 1 << 19
 """Logits made at once on a CPU: 2 MB in float32, which are still in its cache for the next operation."""
@@ -91,6 +91,23 @@ def output_head(model: "PreTrainedModel", vocabulary: int) -> OutputHead:
     return OutputHead(layer.weight, getattr(layer, "bias", None), vocabulary, cap)  # type: ignore[arg-type]
 
 
+def last_hidden(model: "PreTrainedModel", **inputs: Any) -> Tensor:
+    """Run a model's body; return the last hidden states (B, T, H), scaled by what the model multiplies its logits by.
+
+    A factor of logits is one of hidden states, so that losses over the vocabulary need not know of it.
+    """
+    # Llama 4's text model names no body.
+    body = model.base_model if model.base_model is not model else model.model
+    hidden = body(**inputs).last_hidden_state
+    factor = _logit_factor(model.config.get_text_config())
+    return hidden if factor == 1.0 else hidden * factor
+
+
+def _logit_factor(config: "PretrainedConfig") -> float:
+    """Return the factor of the logits: Cohere multiplies by one, Granite and MiniCPM divide."""
+    return (getattr(config, "logit_scale", None) or 1.0) / (getattr(config, "logits_scaling", None) or 1.0)
+
+
 def response_hidden(model: "PreTrainedModel", batch: Batch) -> Tensor:
     """Run a model's body; return the hidden states that predict the learnt response tokens, row after row.
 
@@ -99,11 +116,11 @@ def response_hidden(model: "PreTrainedModel", batch: Batch) -> Tensor:
     """
     # Positions count real tokens, so a prompt padded on the left starts at 0 as it would alone.
     positions = (batch.mask.cumsum(dim=1) - 1).clamp(min=0)  # (B, P + T)
-    output = model.base_model(
-        input_ids=batch.tokens, attention_mask=batch.mask.long(), position_ids=positions, use_cache=False
+    hidden = last_hidden(
+        model, input_ids=batch.tokens, attention_mask=batch.mask.long(), position_ids=positions, use_cache=False
     )
     # A state predicts the next token: one column to the left of the response, (B, T, H), then its learnt tokens.
-    return output.last_hidden_state[:, batch.prompt_width - 1 : -1][batch.response_mask]  # (N, H)
+    return hidden[:, batch.prompt_width - 1 : -1][batch.response_mask]  # (N, H)
 
 
 class HeadedModel(nn.Module):
