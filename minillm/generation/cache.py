@@ -1,19 +1,24 @@
 """A key–value cache made of slots: each row writes at its own length, and a freed slot can take another row.
 
 Rows need no common length, so prompts are not padded on the left and a finished response makes room at once. The model
-gets mask and positions ready-made (`CachedModel.run`). `minillm.preparation.architecture_check` refuses architectures
-that need other masks or keep more than keys and values.
+gets positions ready-made (`CachedModel.run`) and makes a mask for each kind of its layers (full, sliding, chunked), as
+ever once a pass, but from the place of each query in its own row (`_by_row`). Keys outside a window stay in the cache.
+`minillm.preparation.architecture_check` refuses architectures that mask in other ways or keep more than these.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import wraps
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import Cache, PreTrainedModel
+from transformers import AttentionMaskInterface, Cache, PreTrainedModel
 from transformers.cache_utils import CacheLayerMixin
+from transformers.masking_utils import eager_mask, sdpa_mask
 
-from minillm.models.output_head import OutputHead, output_head
+from minillm.models.output_head import OutputHead, last_hidden, output_head
 
 
 @dataclass
@@ -30,11 +35,13 @@ class _Cursor:
     """Columns [0, width) are read."""
     written: Tensor | None = None
     """Columns written, (rows, k)."""
+    position: Tensor | None = None
+    """Columns of the queries, (rows, k)."""
     _places: dict[int, Tensor] = field(default_factory=dict)
 
-    def aim(self, first: int, rows: int, width: int, written: Tensor) -> None:
+    def aim(self, first: int, rows: int, width: int, written: Tensor, position: Tensor) -> None:
         """Point at the rows and columns of a forward pass."""
-        self.first, self.rows, self.width, self.written = first, rows, width, written
+        self.first, self.rows, self.width, self.written, self.position = first, rows, width, written, position
         self._places.clear()
 
     def places(self, heads: int) -> Tensor:
@@ -99,8 +106,47 @@ class _SlotLayer(CacheLayerMixin):
         return self.cursor.columns
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        """Required by the interface; unused, since the mask is passed ready-made."""
+        """Return the columns that are read, and the first of them."""
         return self.cursor.width, 0
+
+
+class _SlotCache(Cache):
+    """The layers of a slot cache, which say where the queries stand in their rows."""
+
+    def __init__(self, cursor: _Cursor, layers: list[_SlotLayer]) -> None:
+        super().__init__(layers=list(layers))
+        self.cursor = cursor
+
+    def get_query_offset(self, layer_idx: int = 0) -> Tensor:  # type: ignore[override]
+        """Return the columns of the queries, (rows, k), in the place of one offset for all rows (see `_by_row`)."""
+        assert self.cursor.position is not None
+        return self.cursor.position
+
+
+def _by_row(make: Callable[..., Tensor | None]) -> Callable[..., Tensor | None]:
+    """Extend a mask function of transformers to queries that stand at other columns in each row.
+
+    A model asks for a mask once a pass and kind of layer; the kind is the rule `mask_function`.
+    """
+
+    @wraps(make)
+    def mask(*args: Any, **kwargs: Any) -> Tensor | None:
+        position = kwargs.get("q_offset")
+        if not isinstance(position, Tensor) or position.dim() != 2:
+            return make(*args, **kwargs)
+        row = torch.arange(len(position), device=position.device)[:, None, None, None]  # (rows, 1, 1, 1)
+        column = torch.arange(kwargs["kv_length"], device=position.device)  # (width,)
+        # What a slot held before lies behind its row's columns, which a causal rule does not reach.
+        visible = kwargs["mask_function"](row, row.new_zeros(1), position[:, None, :, None], column)
+        dtype = kwargs["dtype"]
+        mask = torch.zeros(visible.shape, dtype=dtype, device=visible.device)  # (rows, 1, k, width)
+        return mask.masked_fill_(~visible, torch.finfo(dtype).min)
+
+    return mask
+
+
+for _name, _make in (("sdpa", sdpa_mask), ("eager", eager_mask)):
+    AttentionMaskInterface.register(_name, _by_row(_make))
 
 
 class CachedModel:
@@ -121,7 +167,7 @@ class CachedModel:
         # A spare last column takes what is written for padding; no mask lets it be read.
         self._cursor = _Cursor(slots, columns + 1)
         self._layers = [_SlotLayer(self._cursor) for _ in range(model.config.get_text_config().num_hidden_layers)]
-        self._cache = Cache(layers=list(self._layers))
+        self._cache = _SlotCache(self._cursor, self._layers)
 
     def run(self, tokens: Tensor, lengths: np.ndarray, first: int, rows: int) -> tuple[Tensor, np.ndarray]:
         """Run the model on the tokens of some rows that it has not seen yet.
@@ -144,20 +190,17 @@ class CachedModel:
         # Where a row lacks fewer than k, its last token is repeated at its own position, but written out of the way.
         position = torch.from_numpy(np.minimum(columns, until - 1)).to(device)  # (rows, k)
         written = torch.from_numpy(np.where(real, columns, cursor.columns - 1)).to(device)
-        cursor.aim(first, rows, int(until.max()), written)
-        dtype = next(self.model.parameters()).dtype
-        # A token sees its row's columns up to its own; what a slot held before lies behind them.
-        visible = torch.arange(cursor.width, device=device) <= position[:, :, None]  # (rows, k, width)
-        mask = torch.zeros(visible.shape, dtype=dtype, device=device).masked_fill_(~visible, torch.finfo(dtype).min)
-        output = self.model.base_model(
+        cursor.aim(first, rows, int(until.max()), written, position)
+        hidden = last_hidden(
+            self.model,
             input_ids=tokens[slots].gather(1, position),  # (rows, k)
-            attention_mask=mask[:, None],  # (rows, 1, k, width), the same for every head
+            attention_mask=position.new_ones(rows, cursor.width),  # no column is padding; biases by distance count them
             position_ids=position,
             past_key_values=self._cache,
             use_cache=True,
         )
         self.seen[slots] = lengths[slots]
-        return output.last_hidden_state, np.where(real, columns, -1)
+        return hidden, np.where(real, columns, -1)
 
     def forget(self, first: int, rows: int) -> None:
         """Mark slots as holding new rows, of which nothing has been seen."""

@@ -34,6 +34,29 @@ ARCHITECTURES = {
     "mistral": {"model_type": "mistral", **LLAMA_LIKE, "num_key_value_heads": 1},
     "qwen2": {"model_type": "qwen2", **LLAMA_LIKE, "num_key_value_heads": 1},
 }
+VARIED = {
+    "mistral, all in windows": {"model_type": "mistral", **LLAMA_LIKE, "sliding_window": 4},
+    "gemma3, some in windows": {
+        "model_type": "gemma3_text",
+        **LLAMA_LIKE,
+        "head_dim": 16,
+        "layer_types": ["sliding_attention", "full_attention"],
+        "sliding_window": 4,
+        "final_logit_softcapping": 2.0,
+    },
+    "llama4, some in chunks": {
+        "model_type": "llama4_text",
+        **LLAMA_LIKE,
+        "head_dim": 16,
+        "intermediate_size_mlp": 64,
+        "num_local_experts": 2,
+        "attention_chunk_size": 4,
+        "no_rope_layers": [1, 0],
+    },
+    "cohere2, logits multiplied": {"model_type": "cohere2", **LLAMA_LIKE, "sliding_window": 4, "logit_scale": 0.3},
+    "granite, logits divided": {"model_type": "granite", **LLAMA_LIKE, "logits_scaling": 3.0},
+}
+"""Masks that differ by layer, and factors of the logits."""
 
 
 def small_model(name: str, vocabulary: int = 101, seed: int = 0, spread: float = 0.5) -> PreTrainedModel:
@@ -41,7 +64,7 @@ def small_model(name: str, vocabulary: int = 101, seed: int = 0, spread: float =
     import torch
 
     config = AutoConfig.for_model(
-        **ARCHITECTURES[name],
+        **(ARCHITECTURES | VARIED)[name],
         vocab_size=vocabulary,
         bos_token_id=0,
         eos_token_id=0,

@@ -1,4 +1,4 @@
-"""Small GPT-2, OPT, LLaMA, GPT-J, Mistral and Qwen2 models pass through every stage that uses a model."""
+"""Small GPT-2, OPT, LLaMA, GPT-J, Mistral, Qwen2 and Gemma 3 models pass through every stage that uses a model."""
 
 import json
 from pathlib import Path
@@ -15,7 +15,7 @@ from minillm.stages.training import Respond, Train
 from minillm.worker.progress import read_metrics
 from tests.minillm.direct import PLAIN, encode, generation, run_stage, write_lines
 from tests.minillm.jobs import WORDS, make_examples, make_plain_text, make_tokenizer, run_worker, write_job
-from tests.minillm.models_in_small import ARCHITECTURES, small_model
+from tests.minillm.models_in_small import ARCHITECTURES, VARIED, small_model
 
 MAX_TOKENS = 16
 TEMPLATE = Template(**PLAIN)
@@ -39,7 +39,7 @@ def train(role: str, **method: object) -> Train:
     )
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", [*ARCHITECTURES, "gemma3, some in windows"])
 def test_every_stage(architecture, tmp_path):
     # Embedding tables of different sizes under one tokenizer, as in Qwen2.5.
     models = {"teacher": tmp_path / "teacher", "student": tmp_path / "student"}
@@ -68,7 +68,7 @@ def test_every_stage(architecture, tmp_path):
     names = {name for _, name, _ in read_metrics(student / "metrics.jsonl")}
     assert {"train/loss", "train/reverse_kl", "train/plain_text", "valid/loss", "valid/rouge_l"} <= names
     loaded = AutoModelForCausalLM.from_pretrained(student / "model")
-    assert loaded.config.model_type == architecture
+    assert loaded.config.model_type == (ARCHITECTURES | VARIED)[architecture]["model_type"]
     assert loaded.get_input_embeddings().num_embeddings == 20
 
     respond = Respond(role="teacher", max_tokens=MAX_TOKENS, precision="bfloat16", seed=1)

@@ -6,13 +6,14 @@ import torch
 from minillm.config import Policy
 from minillm.models.batches import Batch, make_batch, shuffled_slice
 from minillm.models.output_head import output_head, response_hidden
-from minillm.objectives.divergences import reverse_kl
+from minillm.objectives.divergences import functional, reverse_kl
 from minillm.objectives.losses import fixed_text_loss
 from minillm.objectives.terms import Teacher
 from minillm.objectives.vocabulary import head_loss, token_log_probs
 from minillm.streams import Purpose
 from minillm.training.rounds import policy_experience, policy_loss
-from tests.minillm.models_in_small import ARCHITECTURES, response_logits, small_model
+from tests.minillm.models_in_small import ARCHITECTURES, VARIED, response_logits, small_model
+from tests.minillm.test_vocabulary import DEFINITIONS, PARAMETERS
 
 PROMPTS = [[5, 6, 7, 8, 9], [11, 12], [13]]
 RESPONSES = [[21, 0], [22, 23, 24, 25], [26, 27, 0]]
@@ -20,8 +21,8 @@ VOCABULARY = 101
 
 
 def tolerance(name: str) -> float:
-    """Return the tolerance: GPT-J's attention in transformers is float32 at any precision of the model."""
-    return 1e-6 if name == "gptj" else 1e-10
+    """Return the tolerance: parts of some models in transformers are float32 at any precision of the model."""
+    return 1e-6 if name == "gptj" or name in VARIED else 1e-10
 
 
 def padded_further(batch: Batch, left: int, right: int) -> Batch:
@@ -37,7 +38,7 @@ def padded_further(batch: Batch, left: int, right: int) -> Batch:
     )
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("name", [*ARCHITECTURES, *VARIED])
 def test_hidden_states_of_real_tokens_do_not_see_padding(name):
     model = small_model(name).double()
     batch = make_batch(PROMPTS, RESPONSES)
@@ -46,7 +47,7 @@ def test_hidden_states_of_real_tokens_do_not_see_padding(name):
         torch.testing.assert_close(response_hidden(model, padded), alone, rtol=0, atol=tolerance(name))
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("name", [*ARCHITECTURES, *VARIED])
 def test_the_head_makes_the_models_own_logits_of_them(name):
     model = small_model(name).double()
     batch = make_batch(PROMPTS, RESPONSES)
@@ -68,7 +69,7 @@ def rollouts_of(student, teacher, prompts, responses):
     return scores
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("name", [*ARCHITECTURES, *VARIED])
 def test_every_loss_of_a_batch_is_the_sum_of_its_rows(name):
     student, teacher = small_model(name, seed=1).double(), small_model(name, seed=2).double()
 
@@ -104,6 +105,31 @@ def test_every_loss_of_a_batch_is_the_sum_of_its_rows(name):
     for whole, extra, *parts in zip(together_gradient, padded_gradient, *(g for _, g in rows), strict=True):
         torch.testing.assert_close(whole, sum(parts), rtol=0, atol=10 * tolerance(name))
         torch.testing.assert_close(extra, whole, rtol=0, atol=10 * tolerance(name))
+
+
+@pytest.mark.parametrize("divergence", [name for name in DEFINITIONS if name not in ("entropy", "cross_entropy")])
+@pytest.mark.parametrize("name", VARIED)
+def test_every_loss_has_the_value_and_gradient_of_the_models_own_logits(name, divergence):
+    student, teacher = small_model(name, seed=1).double(), small_model(name, seed=2).double()
+    batch = make_batch(PROMPTS, RESPONSES)
+    tokens = batch.response[batch.response_mask]
+    got, _ = head_loss(
+        response_hidden(student, batch),
+        output_head(student, VOCABULARY),
+        tokens,
+        lambda terms, part: terms.divergence - 0.5 * terms.log_prob,
+        functional(divergence, **PARAMETERS.get(divergence, {})),
+        Teacher(response_hidden(teacher, batch).detach(), output_head(teacher, VOCABULARY)),
+        0.7,
+    )
+    logits = [response_logits(model, batch, VOCABULARY)[batch.response_mask] / 0.7 for model in (student, teacher)]
+    law, of_teacher = (torch.softmax(each, dim=-1) for each in logits)
+    want = (DEFINITIONS[divergence](law, of_teacher.detach()) - 0.5 * law.gather(1, tokens[:, None])[:, 0].log()).sum()
+    assert got.item() == pytest.approx(want.item(), rel=1e-6)
+    learnt = [parameter for parameter in student.parameters() if parameter.requires_grad]
+    wanted = torch.autograd.grad(want, learnt, allow_unused=True)
+    for gradient, right in zip(torch.autograd.grad(got, learnt, allow_unused=True), wanted, strict=True):
+        torch.testing.assert_close(gradient, right, rtol=0, atol=1e-5)
 
 
 def test_embedding_rows_beyond_the_tokenizer_change_nothing():

@@ -8,7 +8,7 @@ from minillm.generation.rollouts import RolloutSampler
 from minillm.generation.slots import Request
 from minillm.models.batches import make_batch
 from minillm.streams import Purpose, generator, stream
-from tests.minillm.models_in_small import ARCHITECTURES, response_logits, small_model
+from tests.minillm.models_in_small import ARCHITECTURES, VARIED, response_logits, small_model
 from tests.minillm.test_sampling import ENDS, EOS, VOCABULARY, assert_follows, every_response, law_after
 
 COINS = stream(Purpose.COINS, 3, 1)
@@ -47,7 +47,7 @@ def test_rows_that_share_their_coins_each_keep_that_law(row):
 
 
 @pytest.mark.parametrize("alpha", [0.0, 0.4])
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("name", [*ARCHITECTURES, *VARIED])
 def test_tokens_are_drawn_with_the_probabilities_of_a_full_forward_pass(name, alpha):
     """Probabilities are those of the model that drew the token, however far it had to catch up with the other."""
     student, teacher = small_model(name, VOCABULARY, seed=1), small_model(name, VOCABULARY + 3, seed=2)
@@ -65,7 +65,7 @@ def test_tokens_are_drawn_with_the_probabilities_of_a_full_forward_pass(name, al
 
 
 @pytest.mark.parametrize("alpha", [0.0, 0.4])
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("name", [*ARCHITECTURES, *VARIED])
 def test_schedule_changes_nothing(name, alpha, monkeypatch):
     student, teacher = (small_model(name, VOCABULARY, seed=seed).double() for seed in (1, 2))
     want = [r.tokens for r in sampler(student, teacher, alpha).sample(ROUND, COINS)]
