@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import DynamicCache, PretrainedConfig, PreTrainedModel
+from transformers.cache_utils import DynamicIndexedLayer, LinearAttentionCacheLayerMixin
 
 from minillm.errors import StageError, error_words
 from minillm.generation.cache import CachedModel
@@ -18,7 +19,7 @@ from minillm.generation.rollouts import RolloutSampler
 from minillm.generation.sampling import Sampler
 from minillm.generation.slots import Request
 from minillm.models.batches import make_batch
-from minillm.models.output_head import output_head, response_hidden
+from minillm.models.output_head import last_hidden, output_head, response_hidden
 from minillm.preparation.small_likeness import SPREADS, layers_of_every_kind, likeness
 from minillm.streams import Purpose, generator, stream
 
@@ -56,13 +57,19 @@ def require_faithful(
     """
     kind = f"{name} ({config.model_type})"
     try:
+        kept = _kept_besides_keys(config, skeleton)
         layers = layers_of_every_kind(skeleton)
-        models = [likeness(config, layers, seed=1, spread=spread) for spread in SPREADS]
+        models = [] if kept else [likeness(config, layers, seed=1, spread=spread) for spread in SPREADS]
     except Exception as error:  # an architecture's own code fails in many ways
         why = str(error) if isinstance(error, StageError) else error_words(error)
         raise StageError(
             f"{kind} cannot be tried on a small model of its kind ({why}); take a model of another architecture"
         ) from error
+    if kept:
+        raise StageError(
+            f"{kind} cannot serve: it keeps {kept} of a row, and a row that two models write in turn needs a cache "
+            "of each token's keys and values and no more; take a model of another architecture"
+        )
     finding = _try_all(models, length)
     if finding is None:
         return
@@ -72,6 +79,16 @@ def require_faithful(
         f"{kind} cannot serve with rows of {length} tokens. Tried on small random models of its kind, {finding}; "
         f"{remedy}take a model of another architecture"
     )
+
+
+def _kept_besides_keys(config: PretrainedConfig, skeleton: PreTrainedModel) -> str | None:
+    """Say in words what a model's own cache keeps besides keys and values; None if that is all."""
+    layers = DynamicCache(config=config).layers
+    if skeleton._is_stateful or any(isinstance(layer, LinearAttentionCacheLayerMixin) for layer in layers):
+        return "a running state (state-space, linear-attention, convolution or compressing layers)"
+    if any(isinstance(layer, DynamicIndexedLayer) for layer in layers):
+        return "an index of its keys (sparse attention)"
+    return None
 
 
 def _longest_that_serves(models: Sequence[PreTrainedModel], failing: int) -> int | None:
@@ -99,8 +116,8 @@ def _try(model: PreTrainedModel, length: int) -> str | None:
     trial = _Trial(model, length)
     steps: dict[str, Callable[[], Iterator[tuple[list[int], Tensor, Tensor]]]] = {
         "its plain forward pass": trial.plain,
-        "its output head, taken apart from its body,": trial.head,
         "a row without its last tokens": trial.causality,
+        "its output head, taken apart from its body,": trial.head,
         "a padded batch, as training makes it,": trial.padded_batch,
         "a cache of rows that are caught up with by unequal steps": trial.catching_up,
         "generation with rows of unequal length": trial.generation,
@@ -171,7 +188,7 @@ class _Trial:
     def head(self) -> Iterator[tuple[list[int], Tensor, Tensor]]:
         """Run the head, in blocks of the vocabulary, on the body's hidden states."""
         row = self.rows[0]
-        hidden = self.model.base_model(input_ids=torch.tensor([row]), use_cache=False).last_hidden_state[0]
+        hidden = last_hidden(self.model, input_ids=torch.tensor([row]), use_cache=False)[0]
         logits = output_head(self.model, self.vocabulary).logits(hidden)
         yield row, torch.log_softmax(logits.float(), dim=-1), self.law(row)
 

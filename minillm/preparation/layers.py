@@ -1,6 +1,5 @@
 """Stage `layers`: makes a student of its teacher's embeddings, head and some of its layers."""
 
-import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,7 +11,7 @@ from minillm.errors import StageError
 from minillm.models.causal_lm import load_model, model_directory
 from minillm.models.shared_tokenizer import named_end_tokens
 from minillm.preparation.model_checks import build_skeleton, explained, require_loadable
-from minillm.preparation.small_likeness import SPREADS, keep_layers, layer_lists, likeness
+from minillm.preparation.small_likeness import SPREADS, keep_layers, layer_lists, likeness, with_short_windows
 from minillm.stages.base import Job, Summary
 from minillm.stages.reading import TakeLayers
 from minillm.words import short_count
@@ -109,10 +108,7 @@ def _try(config: PretrainedConfig, kept: Sequence[int]) -> None:
         StageError: It does not.
     """
     text = config.get_text_config()
-    small = copy.deepcopy(config)
-    for name, value in vars(small.get_text_config()).items():
-        if "window" in name and "layers" not in name and type(value) is int and value > WINDOW:
-            setattr(small.get_text_config(), name, WINDOW)
+    small = with_short_windows(config, WINDOW)
     row = torch.arange(1, TRIED + 1)[None]  # (1, T)
     for spread in SPREADS:
         whole = likeness(small, text.num_hidden_layers, seed=1, spread=spread)

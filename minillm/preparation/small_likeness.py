@@ -16,8 +16,8 @@ ROWS = 300
 """Most embedding rows of a likeness."""
 LARGEST = 100_000_000
 """Most weights of a likeness."""
-HEADS = 2
-"""Attention heads of a likeness."""
+HEADS = 4
+"""Attention heads of a likeness; CodeGen deals them out to four groups."""
 NARROW = 32
 """Greatest width of a feed-forward layer."""
 SPREADS = (0.5, 1.5)
@@ -63,6 +63,16 @@ def shrunken(config: PretrainedConfig, layers: int) -> PretrainedConfig:
         if part is not text and getattr(part, "num_hidden_layers", None):
             part.num_hidden_layers = 1
     keep_layers(text, range(layers))
+    return small
+
+
+def with_short_windows(config: PretrainedConfig, tokens: int) -> PretrainedConfig:
+    """Return a configuration whose attention windows and chunks have at most so many tokens, so that they show."""
+    small = copy.deepcopy(config)
+    text = small.get_text_config()
+    for name, value in vars(text).items():
+        if re.search(r"window|attention_chunk", name) and "layers" not in name:
+            setattr(text, name, _at_most(value, tokens))
     return small
 
 
@@ -117,7 +127,7 @@ def _parts(config: PretrainedConfig) -> Iterator[PretrainedConfig]:
 
 
 def _narrow(config: PretrainedConfig) -> None:
-    """Reduce a configuration to two heads of the same width, narrow feed-forward layers and few embedding rows."""
+    """Reduce a configuration to few heads of the same width, narrow feed-forward layers and few embedding rows."""
     hidden, heads = getattr(config, "hidden_size", None), getattr(config, "num_attention_heads", None)
     if isinstance(hidden, int) and isinstance(heads, int) and heads > HEADS:
         wide = getattr(config, "head_dim", None)
