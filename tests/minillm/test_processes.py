@@ -18,7 +18,7 @@ from minillm.stages.training import Train
 from minillm.training.engine import make_engine
 from tests.minillm.direct import group_of_one
 from tests.minillm.jobs import run_worker, worker_command, worker_environment, write_job
-from tests.minillm.models_in_small import ARCHITECTURES
+from tests.minillm.models_in_small import ARCHITECTURES, LLAMA_LIKE
 from tests.minillm.trainings import checkpoint_steps, method, settings, text_inputs, weights, without_dropout
 from tests.waiting import wait_for
 
@@ -30,9 +30,13 @@ def given(kind: str, inputs: dict[str, Path], teacher: Path) -> dict[str, Path]:
     return text_inputs(inputs, *(["plain_text"] if kind == "minillm" else [])) | needs[kind]
 
 
-def train(folder: Path, kind: str, inputs: dict[str, Path], **runtime: Any) -> list[float]:
+def train(
+    folder: Path, kind: str, inputs: dict[str, Path], architecture: dict[str, Any] | None = None, **runtime: Any
+) -> list[float]:
     """Return the losses on held-out rows after every second step."""
     stage = without_dropout(settings(kind, steps=6, evaluate_every=2, select_by="validation_loss"))
+    if architecture is not None:
+        stage = stage.model_copy(update={"architecture": architecture})
     done = run_worker(write_job(folder, stage, inputs, **runtime), runtime.get("processes", 1))
     assert done.returncode == 0, done.stdout[-3000:]
     return history(folder)
@@ -63,16 +67,46 @@ IN_SHORT = {("sft", 2), ("kd", 1), ("minillm", 0), ("minillm", 3)}
     ],
 )
 def test_two_processes_train_as_one_whatever_they_share(kind, zero_stage, alone, inputs, teacher, tmp_path):
-    limit = {"micro_batch_tokens": 36} if zero_stage > 1 else {}
+    limit: dict[str, Any] = {"micro_batch_tokens": 36} if zero_stage > 1 else {}
     losses = train(tmp_path, kind, given(kind, inputs, teacher), processes=2, zero_stage=zero_stage, **limit)
     assert losses == pytest.approx(alone[kind], rel=1e-4)
     assert len(losses) == 3
     assert weights(tmp_path)
 
 
+EXPERTS = {
+    "mixtral": {"model_type": "mixtral", **LLAMA_LIKE, "num_local_experts": 16, "num_experts_per_tok": 2},
+    "qwen3_moe": {
+        "model_type": "qwen3_moe",
+        **LLAMA_LIKE,
+        "moe_intermediate_size": 32,
+        "num_experts": 16,
+        "num_experts_per_tok": 2,
+    },
+    "olmoe": {"model_type": "olmoe", **LLAMA_LIKE, "num_experts": 16, "num_experts_per_tok": 2},
+}
+
+
+@pytest.mark.parametrize(
+    "name", ["mixtral", *(pytest.param(n, marks=pytest.mark.long) for n in EXPERTS if n != "mixtral")]
+)
+def test_experts_train_the_same_in_two_processes(name, inputs, teacher, tmp_path):
+    """With one row at a time and 16 experts, each process has steps in which some experts get no token of its own."""
+    shares = [{}, *({"processes": 2, "zero_stage": stage, "micro_batch_size": 1} for stage in (0, 2, 3))]
+    found = []
+    for number, runtime in enumerate(shares):
+        folder = tmp_path / str(number)
+        losses = train(folder, "minillm", given("minillm", inputs, teacher), EXPERTS[name], **runtime)
+        found.append((losses, weights(folder)))
+    for losses, learnt in found[1:]:
+        assert losses == pytest.approx(found[0][0], rel=1e-4)
+        for weight, tensor in learnt.items():
+            torch.testing.assert_close(tensor, found[0][1][weight], rtol=1e-3, atol=1e-4)
+
+
 @pytest.mark.parametrize("zero_stage", [pytest.param(1, marks=pytest.mark.long), 2, 3])
 def test_an_optimizer_in_the_memory_of_the_cpu_takes_the_same_steps(zero_stage, alone, inputs, teacher, tmp_path):
-    shares = {"processes": 2, "zero_stage": zero_stage, "offload_optimizer": True}
+    shares: dict[str, Any] = {"processes": 2, "zero_stage": zero_stage, "offload_optimizer": True}
     assert train(tmp_path, "sft", given("sft", inputs, teacher), **shares) == pytest.approx(alone["sft"], rel=1e-4)
 
 
