@@ -1,6 +1,7 @@
 """Which architectures of the installed transformers serve: `python -m docs.architectures` writes architectures.md."""
 
 import re
+from collections import defaultdict
 from pathlib import Path
 
 import transformers
@@ -9,25 +10,37 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from minillm.errors import StageError
 from minillm.preparation.architecture_check import require_faithful
 from minillm.preparation.model_checks import build_skeleton, inspect_model
+from minillm.preparation.small_likeness import with_short_windows
 
 PAGE = Path(__file__).with_suffix(".md")
 LENGTH = 64
-"""Tokens of the longest row tried: a window or a rescaled position beyond it does not show."""
+"""Tokens of the longest row tried."""
+WINDOW = 24
+"""Most tokens of an attention window or chunk, so that rows are longer than any."""
 ENTRIES = 300_000
 """More than any special token of an architecture's own configuration."""
 NAME = "model"
+SERVES = "**serves**"
+IN_SHORT = (
+    ("encoder–decoder", "is an encoder–decoder model"),
+    ("it keeps (.*) of a row", r"keeps \1, not keys and values alone"),
+    ("cannot be tried", "cannot be made small, to be tried"),
+    ("of its kind, (.*?) differs from", r"\1 differs"),
+    ("of its kind, (.*?) fails", r"\1 fails"),
+    ("transformers cannot", "transformers cannot build it from its default configuration"),
+)
+"""Patterns of refusals, and their words on the page."""
 
 TEXT = f"""# Architectures
 
-What `prepare` says of every causal language model of transformers {{version}} in its own default configuration, with
-rows of {LENGTH} tokens; made by `python -m docs.architectures`. A real model is tried in its own configuration and with
-the run's lengths: one with windows, or with other kinds of layers, may serve here and be refused there.
+What `prepare` says of each of the {{count}} causal language models of transformers {{version}}, in its own default
+configuration, made small, with rows of {LENGTH} tokens and attention windows of at most {WINDOW}; made by
+`python -m docs.architectures`. Every way in which we run a model must give the log-probabilities of its plain forward
+pass: a row alone, without cache or padding. A real model is tried in its own configuration and with the run's lengths.
 
-{{count}} serve: {{serving}}.
-
-| refused | why |
+| verdict | architectures |
 |---|---|
-{{refused}}
+{{rows}}
 """
 
 
@@ -36,7 +49,7 @@ def verdict(model_type: str) -> str | None:
     try:
         config, skeleton = build_skeleton(NAME, {"model_type": model_type}, ENTRIES)
         inspect_model(NAME, config, skeleton, entries=1)
-        require_faithful(NAME, config, skeleton, LENGTH)
+        require_faithful(NAME, with_short_windows(config, WINDOW), skeleton, LENGTH)
     except StageError as error:
         return str(error)
     return None
@@ -44,18 +57,21 @@ def verdict(model_type: str) -> str | None:
 
 def page() -> str:
     """The page, from trying every architecture."""
-    verdicts = {name: verdict(name) for name in sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)}
-    serving = [name for name, reason in verdicts.items() if reason is None]
-    refused = [f"| {name} | {_short(reason)} |" for name, reason in verdicts.items() if reason is not None]
-    return TEXT.format(
-        version=transformers.__version__, count=len(serving), serving=", ".join(serving), refused="\n".join(refused)
-    )
+    of = defaultdict(list)
+    for name in sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES):
+        of[in_short(verdict(name))].append(name)
+    rows = [f"| {short} | {', '.join(names)} |" for short, names in sorted(of.items(), key=lambda row: -len(row[1]))]
+    count = len(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
+    return TEXT.format(version=transformers.__version__, count=count, rows="\n".join(rows))
 
 
-def _short(reason: str) -> str:
-    reason = re.sub(r"^.*?(Tried on small random models of its kind, |: |cannot be tried )", "", reason, count=1)
-    reason = re.sub(r"; (take|it serves).*$|-?\d\.?\d*e[+-]\d+ ", "", reason)
-    return reason.replace("|", "\\|").replace("<", "&lt;").replace("\n", " ")[:160]
+def in_short(reason: str | None) -> str:
+    """A refusal in words, without names, numbers and a library's own, so that those of one reason are alike."""
+    if reason is None:
+        return SERVES
+    words = next(found.expand(short) for pattern, short in IN_SHORT if (found := re.search(pattern, reason)))
+    serves = re.search(r"it serves with rows of at most \d+ tokens", reason)
+    return f"{words}; {serves[0]}" if serves else words
 
 
 if __name__ == "__main__":
