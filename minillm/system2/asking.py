@@ -174,7 +174,7 @@ def require_answers(answers: Sequence[Answer], chain: PromptChain, limits: str) 
     raise StageError(
         f"{chain.name}: none of the first {len(answers)} answers has a final answer ({told}); its pattern is "
         f"{chain.answer!r}. Change the pattern or the prompts, or raise {limits} if responses were cut. The "
-        f" first responses end:\n{quoted}"
+        f"first responses end:\n{quoted}"
     )
 
 
