@@ -44,7 +44,7 @@ check: $(READY) ## Lint and check types
 	.venv/bin/ruff check
 	.venv/bin/pyright
 
-bench: $(READY) benchmarks/environments/trl-1.9.2/.complete benchmarks/environments/trl-1.16.0/.complete ## Measure speed and memory against what one could pick instead
+bench: $(READY) benchmarks/environments/trl-1.14.2/.complete benchmarks/environments/trl-1.16.0/.complete ## Measure speed and memory against what one could pick instead
 	.venv/bin/python -m benchmarks
 
 bench-gpu: $(READY) ## Measure steps, rollouts and generation on one NVIDIA GPU (5 minutes; TRL too, where bench has been made)

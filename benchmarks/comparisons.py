@@ -12,7 +12,7 @@ from tokenizers import ByteLevelBPETokenizer
 
 from benchmarks.protocol import ROOT, Contender, alternate
 
-TRL_ENVIRONMENTS = {"trl_minillm": "trl-1.9.2", "trl_gkd": "trl-1.16.0", "trl_distillation": "trl-1.16.0"}
+TRL_ENVIRONMENTS = {"trl_minillm": "trl-1.14.2", "trl_gkd": "trl-1.16.0", "trl_distillation": "trl-1.16.0"}
 """Folder below benchmarks/environments for each contender that needs its own packages."""
 
 

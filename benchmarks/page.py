@@ -4,6 +4,8 @@ from typing import Any
 
 import pandas as pd
 
+from benchmarks.comparisons import TRL_ENVIRONMENTS
+
 LIBRARIES = ("torch", "transformers", "deepspeed", "numpy", "rouge-score", "rapidfuzz")
 
 
@@ -46,6 +48,7 @@ def table(record: dict[str, Any], left_out: list[str]) -> str:
     """Return the results as a page."""
     host = record["machine"]
     versions = ", ".join(f"{name} {host[name]}" for name in LIBRARIES)
+    minillm, others = (TRL_ENVIRONMENTS[name].removeprefix("trl-") for name in ("trl_minillm", "trl_gkd"))
     compared = ""
     if record["results"]:
         rows = "\n".join(line(result) for result in record["results"])
@@ -88,5 +91,6 @@ def table(record: dict[str, Any], left_out: list[str]) -> str:
         "# Benchmarks\n\n"
         f"`{record['command']}` on {host['cores']} cores of {host['processor']}; Python {host['python']}, {versions}.\n"
         "Seconds are medians of alternating steps in one run (least–most); memory is the peak of the whole process.\n"
+        f"TRL's MiniLLM trainer is that of TRL {minillm}, the others those of {others}.\n"
         f"{compared}{missing}{update}{grown}"
     )

@@ -1,4 +1,4 @@
-"""TRL's MiniLLM trainer (1.9.2, the last version that had it): generation, loss, backward and optimizer, no mixing."""
+"""TRL's MiniLLM trainer (1.14.2, the last version that has it): generation, loss, backward and optimizer, no mixing."""
 
 from collections.abc import Callable
 from typing import Any
