@@ -1,0 +1,1 @@
+"""Conformance: properties that make a distillation step right, as small cases for any trainer."""
