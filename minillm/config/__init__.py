@@ -17,11 +17,14 @@ from minillm.config.evaluation import (
     Sampling,
     Scoring,
 )
-from minillm.config.experiment import BaseConfig, Config, EvaluationConfig, Runtime, Tracked, WithData
+from minillm.config.experiment import BaseConfig, Config, EvaluationConfig, Tracked, WithData
 from minillm.config.judge import Judge
 from minillm.config.knowledge import Form, Knowledge, Sampled, Top
+from minillm.config.method import DIVERGENCES, Collapse, Divergence, Method, Policy
+from minillm.config.pair import TeacherModel
 from minillm.config.pretraining import Pretrain, PretrainedStudent
 from minillm.config.promotion import Promotion
+from minillm.config.runtime import Runtime
 from minillm.config.study import Study, StudyRun
 from minillm.config.system2 import PromptChain, QuestionSet, System2
-from minillm.config.training import DIVERGENCES, Collapse, Divergence, Lora, Method, Policy, TeacherModel, Training
+from minillm.config.training import Lora, Training

@@ -9,7 +9,9 @@ from minillm.config.base import Entries, Model, Seed, Seeds, Source, Strict, Tem
 from minillm.config.data import Sources, TrainedTokenizer
 from minillm.config.experiment import WithData, require_even_batches
 from minillm.config.knowledge import Form
-from minillm.config.training import Method, Teacher, Training
+from minillm.config.method import Method
+from minillm.config.pair import Teacher
+from minillm.config.training import Training
 
 
 class PretrainData(Sources):

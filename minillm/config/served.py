@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from minillm.config.experiment import Config
-    from minillm.config.training import Method, Policy, Training
+    from minillm.config.method import Method, Policy
+    from minillm.config.training import Training
 
 NOT_SAMPLED_SO = ("top_k", "no_repeat_ngram")
 """Rules of sampling that chat completions do not have."""

@@ -4,7 +4,7 @@ A functional D(q) of the student's probabilities q = softmax(z) has ∂D/∂z = 
 here gives D and h, so the pass that computes a loss also has its gradient, and no graph over the vocabulary is kept.
 A constant in ∂D/∂q adds a multiple of q to h, which that formula cancels, and is left out.
 
-To add a divergence, write its function here and its name in `minillm.config.training.Divergence`; tests name the rest.
+To add a divergence, write its function here and its name in `minillm.config.method.Divergence`; tests name the rest.
 """
 
 import functools

@@ -69,8 +69,8 @@ POLICY, TRAINER, CONFIG = "objectives/policy.py", "training/trainer.py", "config
         pytest.param(POLICY, "reward = reward * real", "reward = (reward\n        * real)", id="layout"),
         pytest.param(TRAINER, "is not finite at step", "is infinite at step", id="text of an error"),
         pytest.param("data/filtering.py", "rows read", "rows seen", id="line of the log"),
-        pytest.param("config/experiment.py", "PositiveInt = 100", "PositiveInt = 60", id="default of a setting"),
-        pytest.param(CONFIG, "use a divergence", "choose a divergence", id="refusal of a configuration"),
+        pytest.param("config/runtime.py", "PositiveInt = 100", "PositiveInt = 60", id="default of a setting"),
+        pytest.param("config/method.py", "use a divergence", "choose a divergence", id="refusal of a configuration"),
         pytest.param(
             "stages/pages.py",
             "class Card(",
