@@ -31,9 +31,11 @@ def make_engine(
         runtime: ZeRO stage.
         universal: Prepare to load a checkpoint in DeepSpeed's universal form.
     """
-    # DeepSpeed would treat blocks of experts as leaves, whose gradients it takes twice where a loss adds two passes
-    # (rollouts and plain text). transformers stacks experts, so each process uses the same weights at every step.
-    zero: dict[str, Any] = {"stage": runtime.zero_stage_in(training.precision), "leaf_module": {"classes": []}}
+    zero: dict[str, Any] = {"stage": runtime.zero_stage_in(training.precision)}
+    if zero["stage"] == 3:
+        # DeepSpeed would treat blocks of experts as leaves, whose gradients it takes twice where a loss adds two passes
+        # (rollouts and plain text). transformers stacks experts, so each process uses the same weights at every step.
+        zero["leaf_module"] = {"classes": []}
     if runtime.offload_optimizer:
         zero["offload_optimizer"] = {"device": "cpu"}
     config = {
