@@ -26,7 +26,7 @@ from minillm.worker.progress import read_metrics
 INK = "#010203"
 """Colour of text and axes; a page replaces it by its own text colour."""
 TEACHER = "#808080"
-COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C510A", "#7B5EA7")
 MARKERS = ("s", "o", "^", "D", "v", "P", "X")
 DIVERGENCE_CURVES = {
     f"train/{name}": f"{words[0].upper()}{words[1:]}{'' if name == 'preference' else ' to the teacher'}, nats"

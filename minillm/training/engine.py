@@ -16,6 +16,9 @@ from minillm.models.output_head import HeadedModel
 from minillm.models.sharding import is_layer, whole_head
 from minillm.worker.processes import rank, world_size
 
+GROUP_WEIGHTS = 1 << 25
+"""Most weights of a parameter group, which ZeRO joins to one tensor. AdamW needs several times its size besides."""
+
 
 def make_engine(
     model: HeadedModel, training: Training, total_steps: int, runtime: Runtime, universal: bool = False
@@ -136,8 +139,21 @@ def _optimizer(model: torch.nn.Module, training: Training) -> torch.optim.Optimi
     # Biases and norms do not decay, as in the reference code.
     matrices = [p for p in model.parameters() if p.requires_grad and p.dim() > 1]
     vectors = [p for p in model.parameters() if p.requires_grad and p.dim() <= 1]
-    groups = [{"params": matrices, "weight_decay": training.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
-    return torch.optim.AdamW([g for g in groups if g["params"]], lr=training.learning_rate, betas=training.betas)
+    decays = ((matrices, training.weight_decay), (vectors, 0.0))
+    groups = [{"params": part, "weight_decay": decay} for weights, decay in decays for part in _parts(weights)]
+    return torch.optim.AdamW(groups, lr=training.learning_rate, betas=training.betas)
+
+
+def _parts(weights: Sequence[torch.nn.Parameter]) -> Iterator[list[torch.nn.Parameter]]:
+    """Divide weights, in their order, into parts of at most `GROUP_WEIGHTS`, or of one weight."""
+    part: list[torch.nn.Parameter] = []
+    for weight in weights:
+        if part and sum(p.numel() for p in (*part, weight)) > GROUP_WEIGHTS:
+            yield part
+            part = []
+        part.append(weight)
+    if part:
+        yield part
 
 
 def _schedule(step: int, training: Training, total_steps: int) -> float:

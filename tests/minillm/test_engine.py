@@ -61,6 +61,11 @@ def trained(sharing: dict[str, Any], precision: str) -> tuple[dict[str, Any], di
             return masters, {name: p.detach().clone() for name, p in named}, rates
 
 
+@pytest.fixture(autouse=True)
+def several_groups(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("minillm.training.engine.GROUP_WEIGHTS", 400)
+
+
 @pytest.fixture(scope="module")
 def right() -> dict[str, dict[str, Tensor]]:
     """Compute the right master weights by precision: AdamW's, on gradients of the weights rounded to it."""
@@ -101,3 +106,13 @@ def test_every_zero_stage_takes_the_steps_of_adamw(zero_stage, offload, precisio
         torch.testing.assert_close(weights[name].float(), want, rtol=2**-8 if precision == "bfloat16" else 0, atol=1e-5)
         if precision == "bfloat16":
             torch.testing.assert_close(masters[name], want, rtol=0, atol=1e-5)
+
+
+def test_zero_joins_no_more_weights_than_a_group_has():
+    model = HeadedModel(small(torch.bfloat16), VOCABULARY)
+    weights = [p.numel() for p in model.parameters()]
+    with group_of_one():
+        joined = make_engine(model, TRAINING, STEPS, Runtime()).optimizer.single_partition_of_fp32_groups
+    assert len(joined) > 2
+    assert max(part.numel() for part in joined) <= max(400, *weights) + 1, "and what fills up to an even number"
+    assert sum(weights) <= sum(part.numel() for part in joined) <= sum(weights) + len(joined)
