@@ -1,4 +1,4 @@
-"""What fits and what a step takes with a 32 B teacher on 8 GPUs, by arithmetic alone: `python -m docs.large_teacher`.
+"""Memory and time of a step with a 32 B teacher on 8 GPUs, by arithmetic alone: `python -m docs.large_teacher`.
 
 Memory is `minillm plan`'s; time is that of operations and bytes at the rates below, and nothing was measured.
 """

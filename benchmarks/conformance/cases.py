@@ -32,7 +32,7 @@ class Step(NamedTuple):
 
 
 class Trainer(Protocol):
-    """What the cases ask of a trainer with its options set."""
+    """Interface of a trainer with its options set."""
 
     beta: float | None
     """Objective that it claims: β of GKD's divergence at each token, or None for KL[q ‖ p] of whole responses."""

@@ -61,4 +61,4 @@ EXPLANATIONS: dict[tuple[str, str], tuple[str, str]] = {
     ("resume", "trl_distillation"): ("`RepeatSampler.__iter__` (`trl/trainer/utils.py`, 1.16.0)", _SAMPLER),
     ("resume", "trl_minillm"): ("`RepeatSampler.__iter__` (`trl/trainer/utils.py`, 1.14.2)", _SAMPLER),
 }
-"""By case and trainer: the place in the source, and two lines."""
+"""Place in the source and reason of each failure, by case and trainer."""

@@ -28,7 +28,7 @@ KINDS: dict[str, dict[str, Any]] = {
         "options": {"num_generations": 1},
     },
 }
-"""Of each trainer: where it is, β of the objective at the defaults, its temperatures, and options."""
+"""Place, β of the objective at the defaults, temperatures and options of each trainer."""
 NO_SINGLE_STEP = {"single_step_decomposition": False}
 PAPER = {"gamma": 1.0, "length_normalization": False}
 MENDS: dict[str, dict[str, list[dict[str, Any]]]] = {

@@ -81,7 +81,7 @@ class Served(Endpoint):
     """A model behind an endpoint that writes what others learn; a store keeps all that it was paid for."""
 
     who: ClassVar[str]
-    """What it is in a run, for the log."""
+    """Name of its part in a run, for the log."""
 
     temperature: float | None = Field(default=1.0, ge=0.0)
     """Sampling temperature of what it writes to be learnt (paper: 1); null leaves it to the endpoint, as some models

@@ -54,7 +54,7 @@ class _Steps:
     def __init__(self, models: list[PreTrainedModel]) -> None:
         self.models = models
         self.for_others = False
-        """Whether a pass for the others is under way, on which they have agreed."""
+        """True while a pass for the others is under way, on which they have agreed."""
 
     def wait_for(self, number: int, *_: object) -> None:
         """Run what the others need until it is the turn of a model."""

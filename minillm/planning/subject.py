@@ -1,4 +1,4 @@
-"""What a plan has to know of each kind of run beyond its stages: amounts of data, rows to time, and how to generate."""
+"""Facts of each kind of run that a plan needs beside its stages: amounts of data, rows to time, and how to generate."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace

@@ -18,7 +18,7 @@ from minillm.files import read_json_lines, write_json_lines
 from minillm.generation.drawing import Decoding
 from minillm.generation.sampling import Sampler
 from minillm.generation.slots import Request
-from minillm.models.causal_lm import DTYPES, load_model
+from minillm.models.causal_lm import DTYPES, load_frozen
 from minillm.models.shared_tokenizer import load_shared_tokenizer
 from minillm.patterns import group_in
 from minillm.placeholders import fill
@@ -26,7 +26,7 @@ from minillm.stages.base import Job, Summary
 from minillm.stages.system2 import Ask, Asking
 from minillm.streams import Purpose, stream
 from minillm.system2.questions import orders_of, original_letter, shown
-from minillm.worker.processes import device, gather_lists, process_group, rank, world_size
+from minillm.worker.processes import gather_lists, process_group, rank, world_size
 from minillm.worker.progress import Progress
 
 PART = 1024
@@ -247,7 +247,7 @@ class LocalModel:
         """The model, loaded when it is first needed."""
         settings, shared = self.settings, self.tokenizer
         decoding = Decoding(**settings.model_dump(include=set(Sampling.model_fields)))
-        model = load_model(self.job.inputs["model"], DTYPES[settings.precision]).to(device()).eval()  # type: ignore[arg-type]
+        model = load_frozen(self.job.inputs["model"], DTYPES[settings.precision], self.job.runtime)
         return Sampler(model, shared.ends, shared.entries, decoding, self.job.runtime.generation_batch_size)
 
     def require_room(self, questions: Questions) -> None:

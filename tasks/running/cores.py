@@ -40,13 +40,18 @@ def cpu_share(runtime: Runtime, flow_runs: int = 1) -> CpuShare:
         runtime: Settings of the flow run.
         flow_runs: Flow runs under way at once that share the cores.
     """
-    usable, free = cpu_count(), free_cores()
+    usable = cpu_count()
+    if runtime.parallel_stages is not None and runtime.threads is not None:  # nothing to watch the machine for
+        free, source = usable, "as configured"
+    else:
+        free = free_cores()
+        source = f"{free} of {usable} cores are free"
     processes = max(read_hosts(runtime).values()) if runtime.hostfile else runtime.processes
     alone = has_gpu() or processes > 1  # the first stage has all of the machine
     stages = runtime.parallel_stages or (1 if alone else max(1, min(STAGES_AT_ONCE, free // flow_runs)))
     at_once = flow_runs * stages * processes
     threads = runtime.threads or max(1, free // at_once)
-    words = f"{free} of {usable} cores are free: {counted(stages, 'stage')} at once, {counted(threads, 'thread')} each"
+    words = f"{source}: {counted(stages, 'stage')} at once, {counted(threads, 'thread')} each"
     if (wanted := at_once * threads) > usable:
         words += f"; {wanted} threads in all will take turns (see runtime.parallel_stages and runtime.threads)"
     return CpuShare(stages, threads, words)

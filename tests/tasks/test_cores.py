@@ -72,6 +72,11 @@ def test_more_threads_than_cores_are_said(monkeypatch: pytest.MonkeyPatch):
     assert said.endswith("4 threads in all will take turns (see runtime.parallel_stages and runtime.threads)")
 
 
+def test_a_run_that_leaves_nothing_open_does_not_watch_the_machine(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delattr(cores, "free_cores")
+    assert cpu_share(Runtime(parallel_stages=1, threads=1)).words == "as configured: 1 stage at once, 1 thread each"
+
+
 def test_cores_that_others_hold_are_not_free():
     free_cores.cache_clear()
     # The shell leaves at once, so what it has started are not children of this process.

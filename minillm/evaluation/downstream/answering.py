@@ -17,12 +17,11 @@ from minillm.durable import write_atomically
 from minillm.errors import StageError
 from minillm.evaluation.downstream.harness import PLAN, SEED, Plan, generated_tokens, load, task_manager
 from minillm.files import read_json, write_json
-from minillm.models.causal_lm import DTYPES, load_model
+from minillm.models.causal_lm import DTYPES, load_frozen
 from minillm.models.output_head import output_head
 from minillm.models.shared_tokenizer import load_shared_tokenizer
 from minillm.stages.base import Job, Summary
 from minillm.stages.measuring import DownstreamScore
-from minillm.worker.processes import device
 from minillm.worker.progress import Progress
 
 KEPT = ("results", "groups", "group_subtasks", "versions", "n-shot", "higher_is_better", "n-samples")
@@ -72,7 +71,7 @@ def language_model(job: Job[DownstreamScore], settings: DownstreamScore) -> Lang
     """
     make: Any = HFLM
     shared = load_shared_tokenizer(job.inputs["tokenizer"])
-    model = load_model(job.inputs["model"], DTYPES[settings.precision]).to(device()).eval()  # type: ignore[arg-type]
+    model = load_frozen(job.inputs["model"], DTYPES[settings.precision], job.runtime)
     if len(output_head(model, shared.entries).weight) > shared.entries:
         model.resize_token_embeddings(shared.entries)
     positions = getattr(model.config.get_text_config(), "max_position_embeddings", UNKNOWN_POSITIONS)
