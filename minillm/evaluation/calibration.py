@@ -17,7 +17,7 @@ from minillm.evaluation.responses import read_rows
 from minillm.evaluation.uncertainty import estimate
 from minillm.files import write_json, write_json_lines
 from minillm.models.batches import Limit
-from minillm.models.causal_lm import DTYPES, load_frozen
+from minillm.models.causal_lm import dtype_of, load_frozen
 from minillm.models.shared_tokenizer import load_shared_tokenizer
 from minillm.stages.base import Job, Summary
 from minillm.stages.measuring import Calibration
@@ -38,7 +38,7 @@ def run(job: Job[Calibration]) -> Summary:
 def _ask(job: Job[Calibration], settings: Calibration) -> None:
     questions = {name: read_rows(job.inputs["questions"], name) for name in settings.sets}
     vocabulary = load_shared_tokenizer(job.inputs["tokenizer"]).entries
-    model = load_frozen(job.inputs["model"], DTYPES[settings.precision], job.runtime)
+    model = load_frozen(job.inputs["model"], dtype_of(settings.precision), job.runtime)
     total = sum(len(row["choices"]) for rows in questions.values() for row in rows)
     progress, done = Progress(job.output, total, "choices"), 0
     for name, rows in questions.items():

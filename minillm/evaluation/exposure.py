@@ -23,7 +23,7 @@ from minillm.durable import write_atomically
 from minillm.errors import StageError
 from minillm.evaluation.uncertainty import Estimate, interval, ratio_of_sums
 from minillm.models.batches import Limit, groups, lengths_of, make_batch
-from minillm.models.causal_lm import DTYPES, load_frozen
+from minillm.models.causal_lm import dtype_of, load_frozen
 from minillm.models.output_head import output_head, response_hidden
 from minillm.models.passes import in_step
 from minillm.models.shared_tokenizer import load_shared_tokenizer
@@ -48,7 +48,7 @@ def run(job: Job[Exposure]) -> Summary:
     texts = read_texts(job.inputs, settings)
     vocabulary = load_shared_tokenizer(job.inputs["tokenizer"]).entries
     student, teacher = (
-        load_frozen(job.inputs[name], DTYPES[settings.precision], job.runtime) for name in ("student", "teacher")
+        load_frozen(job.inputs[name], dtype_of(settings.precision), job.runtime) for name in ("student", "teacher")
     )
     progress = Progress(job.output, len(texts), "responses")
     mine = texts.iloc[rank() :: world_size()]

@@ -24,7 +24,7 @@ from minillm.evaluation.reliability import binned, reliability
 from minillm.evaluation.uncertainty import ratio_of_sums
 from minillm.files import read_json, write_json
 from minillm.models.batches import Limit
-from minillm.models.causal_lm import DTYPES, load_frozen
+from minillm.models.causal_lm import dtype_of, load_frozen
 from minillm.models.shared_tokenizer import SharedTokenizer, load_shared_tokenizer
 from minillm.stages.base import Job, Summary
 from minillm.stages.measuring import HeldOut
@@ -62,7 +62,7 @@ def _score(job: Job[HeldOut], settings: HeldOut) -> dict[str, dict[str, Any]]:
         rows, prompts = load_benchmarks(job.inputs["benchmarks"]), load_prompts(job.inputs["prompts"])
         sets = {name: answers(rows[name], prompts[name], shared, spelled, settings) for name in settings.benchmarks}
     sets |= {name: blocks(job.inputs["texts"] / name, spelled, settings.block_tokens) for name in settings.texts}
-    model = load_frozen(job.inputs["model"], DTYPES[settings.precision], job.runtime)
+    model = load_frozen(job.inputs["model"], dtype_of(settings.precision), job.runtime)
     progress, done = Progress(job.output, sum(len(text_set.pairs) for text_set in sets.values()), "sequences"), 0
     measured = {}
     for name, text_set in sets.items():

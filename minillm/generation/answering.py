@@ -14,7 +14,7 @@ from minillm.generation.conversing import load_conversations
 from minillm.generation.drawing import Decoding
 from minillm.generation.sampling import Sampler
 from minillm.generation.slots import Request
-from minillm.models.causal_lm import DTYPES, load_frozen, parameter_count
+from minillm.models.causal_lm import dtype_of, load_frozen, parameter_count
 from minillm.models.shared_tokenizer import SharedTokenizer, load_shared_tokenizer
 from minillm.stages.base import Job, Summary
 from minillm.stages.measuring import Generate
@@ -61,7 +61,7 @@ def run(job: Job[Generate]) -> Summary:
 def make_sampler(model: Path, tokenizer: SharedTokenizer, settings: Generate, runtime: Runtime) -> Sampler:
     """Load a model onto this process's device, with the decoding of a stage `generate`."""
     decoding = Decoding(**settings.model_dump(include=set(Sampling.model_fields)))
-    loaded = load_frozen(model, DTYPES[settings.precision], runtime)
+    loaded = load_frozen(model, dtype_of(settings.precision), runtime)
     return Sampler(loaded, tokenizer.ends, tokenizer.entries, decoding, runtime.generation_batch_size)
 
 

@@ -5,7 +5,7 @@ import pandas as pd
 from minillm.data.learnt_turns import answered, prompts_of
 from minillm.generation.sampling import Sampler
 from minillm.generation.slots import Request
-from minillm.models.causal_lm import DTYPES, load_frozen
+from minillm.models.causal_lm import dtype_of, load_frozen
 from minillm.models.shared_tokenizer import load_shared_tokenizer
 from minillm.stages.base import Job, Summary
 from minillm.stages.training import Respond
@@ -25,7 +25,7 @@ def run(job: Job[Respond]) -> Summary:
         Request(prompt, settings.max_tokens - len(prompt), stream(purpose, settings.seed, *place))
         for prompt, place in zip(prompts["prompt_ids"], prompts["place"], strict=True)
     ]
-    model = load_frozen(job.inputs["model"], DTYPES[settings.precision], job.runtime)
+    model = load_frozen(job.inputs["model"], dtype_of(settings.precision), job.runtime)
     sampler = Sampler(model, tokenizer.ends, tokenizer.entries, batch_size=job.runtime.generation_batch_size)
     progress = Progress(job.output, len(requests), "responses")
     mine = sampler.sample(requests[rank() :: world_size()], lambda done: progress.log(done * world_size()))

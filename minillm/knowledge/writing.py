@@ -15,7 +15,7 @@ from minillm.knowledge.forms import PER_ENTRY, Kept, bytes_per_token, keep
 from minillm.knowledge.shards import write_store
 from minillm.knowledge.store import learnt_tokens, training_rows
 from minillm.models.batches import Limit, groups, lengths_of, make_batch
-from minillm.models.causal_lm import DTYPES, load_frozen
+from minillm.models.causal_lm import dtype_of, load_frozen
 from minillm.models.output_head import output_head, response_hidden
 from minillm.models.passes import in_step
 from minillm.models.shared_tokenizer import load_shared_tokenizer
@@ -37,7 +37,7 @@ class TeacherPass:
 
     def __init__(self, job: Job[StoreKnowledge], rows: pd.DataFrame, vocabulary: int) -> None:
         self.settings, self.rows, self.limit = job.settings, rows, Limit.of(job.runtime)
-        self.teacher = load_frozen(job.inputs["model"], DTYPES[job.settings.precision], job.runtime)
+        self.teacher = load_frozen(job.inputs["model"], dtype_of(job.settings.precision), job.runtime)
         self.output_head = output_head(self.teacher, vocabulary)
         self.form: Form = job.settings.form
         self.soft_cap = self.output_head.soft_cap

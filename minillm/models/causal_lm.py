@@ -1,5 +1,7 @@
 """Loading, running and saving causal language models of any Hugging Face architecture."""
 
+import functools
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -26,8 +28,27 @@ from minillm.streams import Purpose, stream, torch_seed
 from minillm.worker.processes import device
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+SLOW_BFLOAT16 = "bfloat16 takes several times as long as `precision: float32` here: this CPU has no instructions for it"
 
 transformers.logging.disable_progress_bar()  # a worker's log is read line by line
+
+
+def dtype_of(precision: Literal["float32", "bfloat16"]) -> torch.dtype:
+    """Return the type of a model's weights in a precision; print a line, once in a process, if it is slow here."""
+    if precision == "bfloat16" and bfloat16_is_slow():
+        _say_once(SLOW_BFLOAT16)
+    return DTYPES[precision]
+
+
+def bfloat16_is_slow() -> bool:
+    """Tell if products in bfloat16 run on a CPU that PyTorch's library (oneDNN) has no kernels for."""
+    return not torch.cuda.is_available() and not torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
+@functools.cache
+def _say_once(words: str) -> None:
+    if os.environ.get("RANK", "0") == "0":
+        print(words, flush=True)
 
 
 def model_directory(path: Path) -> Path:

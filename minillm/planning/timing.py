@@ -23,7 +23,7 @@ from minillm.generation.sampling import Sampler
 from minillm.generation.slots import Request
 from minillm.metrics.rouge import rouge_l
 from minillm.models.batches import Limit
-from minillm.models.causal_lm import DTYPES, build_model, load_frozen, load_model
+from minillm.models.causal_lm import DTYPES, SLOW_BFLOAT16, bfloat16_is_slow, build_model, load_frozen, load_model
 from minillm.models.passes import is_sharded
 from minillm.models.shared_tokenizer import load_shared_tokenizer
 from minillm.planning.clock import agreed, synchronize, timed
@@ -88,6 +88,8 @@ class Measurement:
 
     def run(self) -> dict[str, Any]:
         """Measure models first, then trainings, which need copies of them."""
+        if bfloat16_is_slow() and any(precision == "bfloat16" for _, precision in self.kinds):
+            self.say(SLOW_BFLOAT16)
         load = {name: self._load(name) for name in self.facts}
         loaded = [(name, self.settings.generate.precision) for name in self.facts]
         models = {kind: self._time_model(*kind) for kind in loaded}

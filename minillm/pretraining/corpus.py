@@ -15,7 +15,7 @@ from minillm.durable import move, sync
 from minillm.generation.drawing import Decoding
 from minillm.generation.sampling import Sampler
 from minillm.generation.slots import Request
-from minillm.models.causal_lm import DTYPES, load_frozen
+from minillm.models.causal_lm import dtype_of, load_frozen
 from minillm.models.shared_tokenizer import load_shared_tokenizer
 from minillm.pretraining.text_rows import as_rows
 from minillm.stages.base import Job, Summary
@@ -55,7 +55,7 @@ class Writer:
 
     def __init__(self, job: Job[SampleCorpus], vocabulary: int, total: int) -> None:
         self.work, self.settings = job.work, job.settings
-        model = load_frozen(job.inputs["model"], DTYPES[self.settings.precision], job.runtime)
+        model = load_frozen(job.inputs["model"], dtype_of(self.settings.precision), job.runtime)
         decoding = Decoding(temperature=self.settings.temperature)
         # Nothing ends a sequence but its length.
         self.sampler = Sampler(model, (), vocabulary, decoding, job.runtime.generation_batch_size)

@@ -18,7 +18,7 @@ from minillm.files import read_json_lines, write_json_lines
 from minillm.generation.drawing import Decoding
 from minillm.generation.sampling import Sampler
 from minillm.generation.slots import Request
-from minillm.models.causal_lm import DTYPES, load_frozen
+from minillm.models.causal_lm import dtype_of, load_frozen
 from minillm.models.shared_tokenizer import load_shared_tokenizer
 from minillm.patterns import group_in
 from minillm.placeholders import fill
@@ -247,7 +247,7 @@ class LocalModel:
         """The model, loaded when it is first needed."""
         settings, shared = self.settings, self.tokenizer
         decoding = Decoding(**settings.model_dump(include=set(Sampling.model_fields)))
-        model = load_frozen(self.job.inputs["model"], DTYPES[settings.precision], self.job.runtime)
+        model = load_frozen(self.job.inputs["model"], dtype_of(settings.precision), self.job.runtime)
         return Sampler(model, shared.ends, shared.entries, decoding, self.job.runtime.generation_batch_size)
 
     def require_room(self, questions: Questions) -> None:

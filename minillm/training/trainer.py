@@ -17,7 +17,7 @@ from minillm.data.plain_text import PlainText
 from minillm.errors import STOPPED, StageError
 from minillm.knowledge.store import Identity, KnowledgeStore, training_rows
 from minillm.models.batches import Limit
-from minillm.models.causal_lm import DTYPES, build_model, load_frozen, load_model, parameter_count
+from minillm.models.causal_lm import build_model, dtype_of, load_frozen, load_model, parameter_count
 from minillm.models.lora import add_adapters
 from minillm.models.output_head import HeadedModel
 from minillm.models.shared_tokenizer import SharedTokenizer, load_shared_tokenizer
@@ -100,7 +100,7 @@ def _examples(job: Job[Train], settings: Train) -> pd.DataFrame:
 
 
 def _student(job: Job[Train], settings: Train, shared: SharedTokenizer) -> PreTrainedModel:
-    dtype = DTYPES[settings.method.training.precision]
+    dtype = dtype_of(settings.method.training.precision)
     # On rollouts the policy ratio is one before the first update, so nothing is dropped out.
     dropout = settings.method.policy is None
     if settings.architecture is not None:
@@ -117,7 +117,7 @@ def _student(job: Job[Train], settings: Train, shared: SharedTokenizer) -> PreTr
 def _teacher(job: Job[Train], settings: Train) -> PreTrainedModel | None:
     if not settings.method.runs_teacher:
         return None
-    return load_frozen(job.inputs["teacher"], DTYPES[settings.method.training.precision], job.runtime)
+    return load_frozen(job.inputs["teacher"], dtype_of(settings.method.training.precision), job.runtime)
 
 
 def _teacher_elsewhere(job: Job[Train], settings: Train, shared: SharedTokenizer) -> RoundTeacher | None:

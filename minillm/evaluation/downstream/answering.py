@@ -17,7 +17,7 @@ from minillm.durable import write_atomically
 from minillm.errors import StageError
 from minillm.evaluation.downstream.harness import PLAN, SEED, Plan, generated_tokens, load, task_manager
 from minillm.files import read_json, write_json
-from minillm.models.causal_lm import DTYPES, load_frozen
+from minillm.models.causal_lm import dtype_of, load_frozen
 from minillm.models.output_head import output_head
 from minillm.models.shared_tokenizer import load_shared_tokenizer
 from minillm.stages.base import Job, Summary
@@ -71,7 +71,7 @@ def language_model(job: Job[DownstreamScore], settings: DownstreamScore) -> Lang
     """
     make: Any = HFLM
     shared = load_shared_tokenizer(job.inputs["tokenizer"])
-    model = load_frozen(job.inputs["model"], DTYPES[settings.precision], job.runtime)
+    model = load_frozen(job.inputs["model"], dtype_of(settings.precision), job.runtime)
     if len(output_head(model, shared.entries).weight) > shared.entries:
         model.resize_token_embeddings(shared.entries)
     positions = getattr(model.config.get_text_config(), "max_position_embeddings", UNKNOWN_POSITIONS)
