@@ -117,7 +117,7 @@ def measure(of: Measurement, seconds_left: float) -> dict[str, Any]:
     return facts | _row(of, median)
 
 
-def _row(of: Measurement, median: Mapping[str, float]) -> dict[str, float]:
+def _row(of: Measurement, median: Mapping[str, float]) -> dict[str, float | None]:
     """Return the columns of one row."""
     drawn = median.get("tokens", of.settings["batch_size"] * of.settings["new_tokens"])
     seconds = median.get("round_seconds", median["seconds"])

@@ -40,6 +40,8 @@ def measure(pairs: int) -> dict[str, Any]:
     """
     texts = pairs_of_texts(pairs)
     scorer = RougeScorer(["rougeL"], use_stemmer=True)
+    ours: list[float] = []
+    theirs: list[float] = []
     seconds: list[list[float]] = [[], []]
     for _ in range(1 if pairs > 1000 else 3):
         before = time.perf_counter()

@@ -5,6 +5,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
+from matplotlib.figure import Figure
 from scipy import optimize, stats
 from torch import Tensor
 
@@ -55,11 +56,11 @@ class Enumeration:
         self.policy = policy
         self.student, self.teacher = PrefixModel(1), PrefixModel(2)
         self.tokens, self.mask = every_response(limit)
-        log_probs = [self.log_probs(model) for model in (self.student, self.teacher)]
+        of_student, of_teacher = (self.log_probs(model) for model in (self.student, self.teacher))
         responses = [row[: int(n)].tolist() for row, n in zip(self.tokens, self.mask.sum(dim=1), strict=True)]
-        self.experience = policy_experience(*(x.detach() for x in log_probs), responses, policy)
+        self.experience = policy_experience(of_student.detach(), of_teacher.detach(), responses, policy)
         alpha = policy.teacher_mix
-        mixed = alpha * log_probs[1].exp() + (1 - alpha) * log_probs[0].exp()
+        mixed = alpha * of_teacher.exp() + (1 - alpha) * of_student.exp()
         self.probability = torch.where(self.mask, mixed, torch.ones_like(mixed)).prod(dim=1).detach()
 
     def log_probs(self, model: PrefixModel) -> Tensor:
@@ -131,7 +132,7 @@ def flat(gradients: tuple[Tensor, ...]) -> Tensor:
     return torch.cat([g.flatten() for g in gradients])
 
 
-def save(figure: plt.Figure, name: str) -> None:
+def save(figure: Figure, name: str) -> None:
     """Write an SVG whose bytes depend on the numbers alone."""
     FOLDER.mkdir(exist_ok=True)
     figure.tight_layout()

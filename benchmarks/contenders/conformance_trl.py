@@ -90,6 +90,7 @@ class Trl:
 
     def weights(self, pair: Pair, rows: Sequence[Row], interrupted: bool) -> Gradient:
         """Train with samples of its own; interrupted, stop after the third step and continue in a new trainer."""
+        student = pair.student
         with tempfile.TemporaryDirectory() as folder:
             for stop in (3, 4) if interrupted else (4,):
                 student = copy.deepcopy(pair.student)

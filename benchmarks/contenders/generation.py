@@ -22,8 +22,8 @@ class AtLength(StoppingCriteria):
     def __init__(self, lengths: Tensor, prompt_width: int) -> None:
         self.until = prompt_width + lengths
 
-    def __call__(self, input_ids: Tensor, scores: Tensor, **_: Any) -> Tensor:
-        """Return which rows have ended."""
+    def __call__(self, input_ids: Any, scores: Any, **_: Any) -> Any:
+        """Return which rows have ended (rows,), bool."""
         return input_ids.shape[1] >= self.until
 
 
@@ -35,7 +35,7 @@ def make_step(settings: dict[str, Any]) -> Callable[[], dict[str, float]]:
     tokens = [torch.randint(1, vocabulary, (prompt,), generator=generator).tolist() for prompt, _ in lengths]
     positions = max(prompt for prompt, _ in lengths) + max(response for _, response in lengths)
     device = settings.get("device", "cpu")
-    model = random_model(settings["student"], vocabulary, positions, 0, settings["dtype"], device)
+    model: Any = random_model(settings["student"], vocabulary, positions, 0, settings["dtype"], device)
 
     def with_engine() -> dict[str, float]:
         from minillm.generation.sampling import Sampler

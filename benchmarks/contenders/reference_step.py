@@ -33,6 +33,7 @@ class MixIn(LogitsProcessor):
 
 def make_step(settings: dict[str, Any]) -> Callable[[], dict[str, float]]:
     """Return the step: one batch of rollouts and its inner epochs."""
+    student: Any
     student, teacher = student_and_teacher(settings)
     optimizer = torch.optim.AdamW(student.parameters(), lr=1e-5)
     prompt = torch.tensor(prompts(settings))
