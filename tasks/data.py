@@ -5,7 +5,7 @@ from typing import Any
 from minillm.config import BaseConfig, Config, EvaluationConfig, Lora, Model, Source
 from minillm.config.data import Data, RowFields
 from minillm.config.system2 import System2Data
-from minillm.stages.reading import Filter, Pack, Prepare, TakeLayers
+from minillm.stages.reading import TOKENIZER, Filter, Pack, Prepare, TakeLayers
 from minillm.store.manifest import Artifact
 from tasks.evaluation_sets import generation_tokens
 from tasks.running.computation import Input
@@ -73,7 +73,7 @@ def filter_examples(config: Config, prepared: Artifact, benchmarks: Artifact) ->
     given_split = {} if data.split is None else dict.fromkeys(("validation_size", "test_size", "seed"))
     stage = filtering(data, **{"seed": config.seed, "selected_by": tuple(metrics), **given_split})
     sources = _given({"instructions": data.instructions, "split": data.split})
-    return stage, {**sources, "tokenizer": prepared, "benchmarks": benchmarks}
+    return stage, {**sources, "tokenizer": prepared.part(TOKENIZER), "benchmarks": benchmarks}
 
 
 def filtering(data: Data | System2Data, **others: Any) -> Filter:
@@ -87,7 +87,7 @@ def pack_plain_text(config: Config, prepared: Artifact) -> Work:
     if config.data.plain_text is None:
         return nothing("no data.plain_text")
     stage = Pack(block_tokens=config.data.max_tokens)
-    inputs: dict[str, Input] = {"plain_text": config.data.plain_text, "tokenizer": prepared}
+    inputs: dict[str, Input] = {"plain_text": config.data.plain_text, "tokenizer": prepared.part(TOKENIZER)}
     return stage, inputs
 
 

@@ -17,6 +17,7 @@ from minillm.stages.measuring import (
     Preference,
     Score,
 )
+from minillm.stages.reading import TOKENIZER
 from minillm.store.manifest import Artifact
 from tasks.evaluation_sets import EvaluationSets, generation, generation_tokens
 from tasks.running.computation import Input
@@ -90,7 +91,7 @@ def evaluate(
 @stage_task("generate {role}")
 def generate(config: BaseConfig, role: str, model: Input, prepared: Artifact, prompts: Artifact) -> Work:
     """Generate responses of one model to every benchmark, once per seed."""
-    inputs: dict[str, Input] = {"model": model, "tokenizer": prepared, "prompts": prompts}
+    inputs: dict[str, Input] = {"model": model, "tokenizer": prepared.part(TOKENIZER), "prompts": prompts}
     return generation(config), inputs
 
 
@@ -105,14 +106,18 @@ def measure_cost(
     stage = Cost(roles=tuple(models), benchmark=next(iter(config.evaluation.benchmarks)), generate=generation(config))
     inputs: dict[str, Input] = {}
     for role, model in models.items():
-        inputs |= {f"model/{role}": model, f"tokenizer/{role}": tokenizers[role], f"prompts/{role}": prompts[role]}
+        inputs |= {
+            f"model/{role}": model,
+            f"tokenizer/{role}": tokenizers[role].part(TOKENIZER),
+            f"prompts/{role}": prompts[role],
+        }
     return stage, inputs
 
 
 @stage_task("score {role}")
 def score(config: BaseConfig, role: str, responses: Artifact, prepared: Artifact, benchmarks: Artifact) -> Work:
     """Compute the metrics of stored responses."""
-    inputs: dict[str, Input] = {"responses": responses, "tokenizer": prepared, "benchmarks": benchmarks}
+    inputs: dict[str, Input] = {"responses": responses, "tokenizer": prepared.part(TOKENIZER), "benchmarks": benchmarks}
     evaluation = config.evaluation
     stage = Score(role=role, seeds=evaluation.seeds, benchmarks=evaluation.benchmarks, strip=evaluation.strip)
     return stage, inputs
@@ -165,7 +170,7 @@ def measure_exposure(
     inputs: dict[str, Input] = {
         "student": student,
         "teacher": teacher,
-        "tokenizer": prepared,
+        "tokenizer": prepared.part(TOKENIZER),
         "responses": responses,
         "teacher_responses": teacher_responses,
     }
@@ -177,7 +182,7 @@ def measure_calibration(config: BaseConfig, role: str, model: Input, prepared: A
     """Measure accuracy and calibration on multiple-choice sets."""
     evaluation = config.evaluation
     stage = Calibration(role=role, sets=tuple(evaluation.calibration), precision=evaluation.precision)
-    inputs: dict[str, Input] = {"model": model, "tokenizer": prepared, "questions": questions}
+    inputs: dict[str, Input] = {"model": model, "tokenizer": prepared.part(TOKENIZER), "questions": questions}
     return stage, inputs
 
 
@@ -203,7 +208,7 @@ def measure_held_out(
     )
     inputs: dict[str, Input] = {
         "model": model,
-        "tokenizer": prepared,
+        "tokenizer": prepared.part(TOKENIZER),
         "benchmarks": benchmarks,
         "prompts": prompts,
         "texts": texts,
@@ -222,5 +227,5 @@ def answer_downstream(config: BaseConfig, role: str, model: Input, prepared: Art
         template=config.data.template if downstream_config.chat_template else None,
         precision=evaluation.precision,
     )
-    inputs: dict[str, Input] = {"model": model, "tokenizer": prepared, "tasks": downstream}
+    inputs: dict[str, Input] = {"model": model, "tokenizer": prepared.part(TOKENIZER), "tasks": downstream}
     return stage, inputs

@@ -9,7 +9,7 @@ from prefect.futures import PrefectFuture
 
 from minillm.config import BaseConfig, Pretrain, Sampling, Scoring
 from minillm.stages.measuring import Generate
-from minillm.stages.reading import Benchmarks, DownstreamTasks, EncodedPrompts, HeldOutTexts, Questions
+from minillm.stages.reading import TOKENIZER, Benchmarks, DownstreamTasks, EncodedPrompts, HeldOutTexts, Questions
 from minillm.store.manifest import Artifact
 from tasks.running.computation import Input
 from tasks.running.stage import StageTask, Work, nothing, stage_task
@@ -83,7 +83,7 @@ def encode_prompts(config: BaseConfig, prepared: Artifact, benchmarks: Artifact)
         long_prompts=config.evaluation.long_prompts,
         answer_tokens=config.longest_response,
     )
-    return stage, {"tokenizer": prepared, "benchmarks": benchmarks}
+    return stage, {"tokenizer": prepared.part(TOKENIZER), "benchmarks": benchmarks}
 
 
 @stage_task("read questions")
@@ -100,7 +100,7 @@ def read_questions(config: BaseConfig, prepared: Artifact) -> Work:
         max_tokens=generation_tokens(config),
     )
     inputs: dict[str, Input] = {f"calibration/{name}": record.source for name, record in evaluation.calibration.items()}
-    return stage, {**inputs, "tokenizer": prepared}
+    return stage, {**inputs, "tokenizer": prepared.part(TOKENIZER)}
 
 
 @stage_task("pack held-out texts")
@@ -111,7 +111,7 @@ def pack_held_out_texts(config: BaseConfig | Pretrain, prepared: Artifact) -> Wo
         return nothing("no evaluation.held_out")
     stage = HeldOutTexts(texts=tuple(held_out), block_tokens=config.data.max_tokens)
     inputs: dict[str, Input] = {f"held_out/{name}": source for name, source in held_out.items()}
-    return stage, {**inputs, "tokenizer": prepared}
+    return stage, {**inputs, "tokenizer": prepared.part(TOKENIZER)}
 
 
 @stage_task("check downstream tasks")

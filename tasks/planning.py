@@ -192,7 +192,7 @@ def _measure(
     prepared, paths = next(
         (s.stage, s.computation.paths) for s in dry_run.stages if isinstance(s.stage, Prepare) and s.computation
     )
-    inputs = {"tokenizer": Path(read[Prepare].path), "examples": subject.examples}
+    inputs = {"prepared": Path(read[Prepare].path), "examples": subject.examples}
     models = {planned_name(name): architecture for name, architecture in prepared.models.items()}
     given = {planned_name(name): paths[name] for name, architecture in prepared.models.items() if architecture is None}
     given |= {name: Path(of.weights.path) for name, of in starts.items() if isinstance(of.weights, Artifact)}

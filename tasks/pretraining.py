@@ -11,7 +11,7 @@ from minillm.config import Method, Model, Pretrain, PretrainedStudent, Template
 from minillm.config.experiment import adapters_of
 from minillm.stages.measuring import HeldOut
 from minillm.stages.pretraining import PretrainReport, SampleCorpus, TextRows
-from minillm.stages.reading import Prepare
+from minillm.stages.reading import TOKENIZER, Prepare
 from minillm.stages.training import Train, training_only
 from minillm.store.manifest import Artifact
 from minillm.words import with_interval
@@ -45,7 +45,7 @@ def cut_plain_text(config: Pretrain, prepared: Artifact) -> Work:
     if config.data.plain_text is None:
         return nothing("no data.plain_text")
     stage = TextRows(block_tokens=config.data.max_tokens, validation_size=config.data.validation_size)
-    return stage, {"plain_text": config.data.plain_text, "tokenizer": prepared}
+    return stage, {"plain_text": config.data.plain_text, "tokenizer": prepared.part(TOKENIZER)}
 
 
 @stage_task("train teacher")
@@ -57,7 +57,7 @@ def train_teacher(config: Pretrain, prepared: Artifact, rows: Artifact) -> Work:
     chosen = {"validation_prompts": config.data.validation_size, "seed": config.seed}
     stage = _training(config, "teacher", training_only(teacher.training), teacher.model, **chosen)
     weights: dict[str, Input] = {} if teacher.model.architecture else {"weights": teacher.model}
-    return stage, {"tokenizer": prepared, "examples": rows, **weights}
+    return stage, {"tokenizer": prepared.part(TOKENIZER), "examples": rows, **weights}
 
 
 @stage_task("sample corpus")
@@ -69,7 +69,7 @@ def sample_corpus(config: Pretrain, prepared: Artifact, teacher: Input) -> Work:
         precision=config.evaluation.precision,
         seed=config.seed,
     )
-    return stage, {"model": teacher, "tokenizer": prepared}
+    return stage, {"model": teacher, "tokenizer": prepared.part(TOKENIZER)}
 
 
 @stage_task("train {student.name}")
@@ -84,7 +84,7 @@ def train_student(
     """Train a student from random weights on a share of the corpus; the teacher's files are only compared."""
     chosen = {"validation_prompts": config.corpus.validation_size, "seed": student.seed, "rows": student.rows}
     stage = _training(config, student.name, config.methods[student.method], config.student.model, **chosen)
-    inputs: dict[str, Input] = {"tokenizer": prepared, "examples": corpus, "responses": corpus}
+    inputs: dict[str, Input] = {"tokenizer": prepared.part(TOKENIZER), "examples": corpus, "responses": corpus}
     return stage, inputs | ({} if knowledge is None else {"teacher": teacher, "knowledge": knowledge})
 
 
@@ -103,7 +103,7 @@ def measure_perplexity(config: Pretrain, role: str, model: Input, prepared: Arti
         max_tokens=config.data.max_tokens,
         block_tokens=config.data.max_tokens,
     )
-    return stage, {"model": model, "tokenizer": prepared, "texts": texts}
+    return stage, {"model": model, "tokenizer": prepared.part(TOKENIZER), "texts": texts}
 
 
 @stage_task("report")

@@ -1,6 +1,7 @@
 """Tasks that ask a teacher behind an endpoint, in the place of those that run it."""
 
 from minillm.config import Config, ServedTeacher
+from minillm.stages.reading import TOKENIZER
 from minillm.stages.served import AskAnswers, AskKnowledge, AskResponses, CheckTeacher
 from minillm.store.manifest import Artifact
 from tasks.evaluation_sets import generation
@@ -21,7 +22,7 @@ def check_served_teacher(config: Config, prepared: Artifact) -> Work:
         log_probs=config.teacher.knowledge.top.k or 1 if any(method.needs_log_probs for method in methods) else None,
         by_ids=any(method.runs_teacher for method in methods),
     )
-    return stage, {"tokenizer": prepared}
+    return stage, {"tokenizer": prepared.part(TOKENIZER)}
 
 
 def asked_responses(config: Config, teacher: Input, prepared: Artifact, examples: Artifact) -> Work:
@@ -34,7 +35,7 @@ def asked_responses(config: Config, teacher: Input, prepared: Artifact, examples
         max_tokens=data.max_tokens,
         seed=config.seed,
     )
-    inputs: dict[str, Input] = {"model": teacher, "tokenizer": prepared, "examples": examples}
+    inputs: dict[str, Input] = {"model": teacher, "tokenizer": prepared.part(TOKENIZER), "examples": examples}
     return stage, {**inputs, "instructions": data.instructions}
 
 
@@ -42,7 +43,7 @@ def asked_knowledge(config: Config, text: str, teacher: Input, prepared: Artifac
     """Ask for the likeliest tokens of the training text."""
     k = config.teacher.knowledge.top.k
     assert k is not None
-    inputs: dict[str, Input] = {"model": teacher, "tokenizer": prepared}
+    inputs: dict[str, Input] = {"model": teacher, "tokenizer": prepared.part(TOKENIZER)}
     stage = AskKnowledge(endpoint=_endpoint(config), k=k)
     return stage, {**inputs, ("responses" if text == "teacher" else "examples"): rows}
 
@@ -53,7 +54,12 @@ def ask_answers(
 ) -> Work:
     """Ask for responses to every benchmark, once per seed."""
     stage = AskAnswers(endpoint=_endpoint(config), system=config.data.template.system, generate=generation(config))
-    inputs: dict[str, Input] = {"model": teacher, "tokenizer": prepared, "prompts": prompts, "benchmarks": benchmarks}
+    inputs: dict[str, Input] = {
+        "model": teacher,
+        "tokenizer": prepared.part(TOKENIZER),
+        "prompts": prompts,
+        "benchmarks": benchmarks,
+    }
     return stage, inputs
 
 

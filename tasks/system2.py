@@ -8,7 +8,7 @@ from prefect.futures import PrefectFuture
 from tabulate import tabulate
 
 from minillm.config import Sampling, System2, Training
-from minillm.stages.reading import Prepare
+from minillm.stages.reading import TOKENIZER, Prepare
 from minillm.stages.system2 import (
     Ask,
     AskReasoner,
@@ -84,7 +84,11 @@ def filter_instructions(config: System2, prepared: Artifact, test: Artifact) -> 
     data = config.data
     if data.instructions is None:
         return nothing("no data.instructions")
-    inputs: dict[str, Input] = {"instructions": data.instructions, "tokenizer": prepared, "benchmarks": test}
+    inputs: dict[str, Input] = {
+        "instructions": data.instructions,
+        "tokenizer": prepared.part(TOKENIZER),
+        "benchmarks": test,
+    }
     return filtering(data, test_size=None, seed=config.seed), inputs
 
 
@@ -121,7 +125,7 @@ def ask(
         max_response_tokens=asking.max_response_tokens,
         **asking.model_dump(include=set(Sampling.model_fields)),
     )
-    inputs: dict[str, Input] = {"model": model, "tokenizer": prepared, "questions": questions}
+    inputs: dict[str, Input] = {"model": model, "tokenizer": prepared.part(TOKENIZER), "questions": questions}
     return stage, inputs
 
 
@@ -138,7 +142,7 @@ def keep_consistent(config: System2, answers: Artifact, questions: Artifact, pre
         validation_size=config.data.validation_size,
         seed=config.seed,
     )
-    inputs: dict[str, Input] = {"answers": answers, "questions": questions, "tokenizer": prepared}
+    inputs: dict[str, Input] = {"answers": answers, "questions": questions, "tokenizer": prepared.part(TOKENIZER)}
     return stage, inputs
 
 
@@ -202,5 +206,5 @@ def _train(
         validation_prompts=config.data.validation_size,
         seed=config.seed,
     )
-    inputs: dict[str, Input] = {"tokenizer": prepared, "examples": examples}
+    inputs: dict[str, Input] = {"tokenizer": prepared.part(TOKENIZER), "examples": examples}
     return stage, inputs | ({"weights": model} if architecture is None else {})

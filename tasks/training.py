@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from minillm.config import Config, Form, Method, Model, Pretrain
+from minillm.stages.reading import TOKENIZER
 from minillm.stages.training import Respond, StoreKnowledge, Train, training_only
 from minillm.store.manifest import Artifact
 from tasks.running.computation import Input
@@ -55,7 +56,7 @@ def _respond(
     stage = Respond(
         role=role, max_tokens=config.data.max_tokens, precision=config.evaluation.precision, seed=config.seed
     )
-    inputs: dict[str, Input] = {"model": model, "tokenizer": prepared, "examples": examples}
+    inputs: dict[str, Input] = {"model": model, "tokenizer": prepared.part(TOKENIZER), "examples": examples}
     return stage, inputs
 
 
@@ -70,7 +71,7 @@ def store_knowledge(
     kept = {} if form == "hidden" else {form: getattr(knowledge, form)}
     drawn = {"seed": config.seed} if form == "sampled" else {}
     stage = StoreKnowledge.model_validate({**kept, **drawn, "precision": knowledge.precision})
-    inputs: dict[str, Input] = {"model": teacher, "tokenizer": prepared}
+    inputs: dict[str, Input] = {"model": teacher, "tokenizer": prepared.part(TOKENIZER)}
     return stage, {**inputs, ("responses" if text == "teacher" else "examples"): rows}
 
 
@@ -130,4 +131,4 @@ def _train(
         validation_prompts=config.evaluation.validation_prompts,
         seed=config.seed,
     )
-    return stage, {"tokenizer": prepared, "examples": examples, **weights, **needed}
+    return stage, {"tokenizer": prepared.part(TOKENIZER), "examples": examples, **weights, **needed}

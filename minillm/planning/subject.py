@@ -21,7 +21,7 @@ from minillm.pretraining.text_rows import as_rows
 from minillm.stages.base import Stage
 from minillm.stages.measuring import Generate
 from minillm.stages.pretraining import SampleCorpus, TextRows
-from minillm.stages.reading import EncodedPrompts, Filter, HeldOutTexts, Prepare, Questions
+from minillm.stages.reading import TOKENIZER, EncodedPrompts, Filter, HeldOutTexts, Prepare, Questions
 from minillm.stages.system2 import Ask, AskReasoner, CheckReasoner, QuestionSets
 from minillm.stages.training import Train
 from minillm.store.manifest import Artifact
@@ -86,7 +86,7 @@ def of_pretraining(config: Pretrain, found: Found, folder: Path) -> Subject:
 def of_system2(config: System2, found: Found, folder: Path) -> Subject:
     """Return what is known of a System 2 distillation; what it learns is as long as the test questions' answers."""
     read, asking, data = _by_kind(found), config.asking, config.data
-    shared = load_shared_tokenizer(Path(read[Prepare].path))
+    shared = load_shared_tokenizer(Path(read[Prepare].path) / TOKENIZER)
     template = template_of(shared.tokenizer, data.template, shared.ends)
     parts = {
         stage.part: [row for rows in load_benchmarks(Path(artifact.path)).values() for row in rows]

@@ -36,6 +36,7 @@ from minillm.planning.training_time import Trainings
 from minillm.planning.work import forward_operations, trained_model
 from minillm.stages.base import Job
 from minillm.stages.measuring import Speed
+from minillm.stages.reading import TOKENIZER
 from minillm.streams import Purpose, stream
 from minillm.words import percent
 from minillm.worker.processes import device, peak_bytes, process_group, rank, world_size
@@ -62,8 +63,8 @@ class Measurement:
 
     def __init__(self, job: Job, settings: Speed, seconds: float) -> None:
         self.job, self.settings, self.runtime = job, settings, job.runtime
-        self.shared = load_shared_tokenizer(job.inputs["tokenizer"])
-        self.facts = read_models(job.inputs["tokenizer"])
+        self.shared = load_shared_tokenizer(job.inputs["prepared"] / TOKENIZER)
+        self.facts = read_models(job.inputs["prepared"])
         rows = pd.read_parquet(job.inputs["examples"] / "train.parquet")
         prompts = prompts_of(rows)
         self.references = prompts["response"].tolist()

@@ -34,14 +34,14 @@ from minillm.preparation.tokenizer_checks import (
     require_same_tokenizer,
 )
 from minillm.stages.base import Job, Summary
-from minillm.stages.reading import Prepare
+from minillm.stages.reading import TOKENIZER, Prepare
 
 PLAIN_TEXT_CHARACTERS = 10_000_000
 """Characters of D_PT to train a tokenizer on: more would change few merges and take long."""
 
 
 def run(job: Job[Prepare]) -> Summary:
-    """Write the tokenizer's files, generation_config.json with the tokens that end a response, and models.json.
+    """Write the tokenizer, with the tokens that end a response in its generation_config.json, and models.json.
 
     Raises:
         StageError: The tokenizer or a model cannot serve the run.
@@ -71,8 +71,8 @@ def run(job: Job[Prepare]) -> Summary:
     named = named_end_tokens(job.inputs[owner]) if owner in job.inputs else []
     shared = share(tokenizer, [*named, *_further_ends(tokenizer, settings)])
     _tell_other_ends(job, shared)
-    shared.generation_config().save_pretrained(job.output)
-    tokenizer.save_pretrained(job.output)
+    shared.generation_config().save_pretrained(job.output / TOKENIZER)
+    tokenizer.save_pretrained(job.output / TOKENIZER)
     write_json(job.output / "models.json", {name: fact.model_dump() for name, fact in facts.items()})
     return {
         "tokenizer": owner,

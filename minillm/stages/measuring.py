@@ -226,7 +226,7 @@ class Speed(Stage):
     kind: ClassVar[str] = "speed"
     module: ClassVar[str] = "minillm.planning.speed"
     inputs: ClassVar[tuple[str, ...]] = (
-        "tokenizer",
+        "prepared",
         "examples",
         "teacher?",
         "student?",

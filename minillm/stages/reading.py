@@ -8,6 +8,9 @@ from minillm.config import Fields, Lora, Metric, MultipleChoice, Scoring, Templa
 from minillm.config.data import RowFields, Turns
 from minillm.stages.base import Stage
 
+TOKENIZER = "tokenizer"
+"""Folder of the artifact of `prepare` with the tokenizer alone, so that its readers do not depend on all models."""
+
 
 class TakeLayers(Stage):
     """Make a student of some layers of its teacher. Output: `model/`, an ordinary model directory."""
@@ -24,7 +27,7 @@ class Prepare(Stage):
     """Train or load the tokenizer that models share, and check that all models fit it and the lengths asked for.
 
     Models that have a directory are inputs under their names in `models`, and so is a directory of a tokenizer;
-    `instructions`, `split` and `plain_text` are there to train one. Output: the tokenizer's files and `models.json`.
+    `instructions`, `split` and `plain_text` are there to train one. Output: `tokenizer/` and `models.json`.
     """
 
     kind: ClassVar[str] = "prepare"

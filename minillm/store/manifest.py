@@ -37,6 +37,11 @@ class Artifact(Strict):
         """
         return read_manifest(Path(self.path))
 
+    def part(self, folder: str) -> "Artifact":
+        """Return a folder of the artifact as an input: what reads it alone does not depend on the other files."""
+        files = {name: facts.sha256 for name, facts in self.manifest().files.items() if name.startswith(f"{folder}/")}
+        return self.model_copy(update={"path": f"{self.path}/{folder}", "digest": text_digest(files)})
+
 
 class Origin(BaseModel):
     """Everything that a stage's key is computed from, and the configuration that asked for it."""

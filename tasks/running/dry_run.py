@@ -31,6 +31,10 @@ class Pending(Artifact):
     role: str | None
     """Model that the stage trains or measures, if it is about one."""
 
+    def part(self, folder: str) -> "Pending":
+        """Return the result itself: its files are not there yet."""
+        return self
+
 
 @dataclass(frozen=True)
 class DryStage:

@@ -169,7 +169,7 @@ def test_a_student_of_two_layers_of_its_teacher_is_exported(finished: Finished):
 def test_benchmarks_are_asked_as_a_message_of_the_user(finished: Finished):
     store = finished.config.parent / "store" / "artifacts"
     (prompts,) = store.glob("prompts-*/dolly.parquet")
-    (tokenizer_files,) = store.glob("prepare-*")
+    (tokenizer_files,) = store.glob("prepare-*/tokenizer")
     tokenizer = AutoTokenizer.from_pretrained(tokenizer_files)
     asked = [json.loads(line) for line in (finished.config.parent / "benchmark.jsonl").read_text("utf-8").splitlines()]
     message = [{"role": "user", "content": asked[0]["instruction"]}]
@@ -179,7 +179,7 @@ def test_benchmarks_are_asked_as_a_message_of_the_user(finished: Finished):
 
 def test_conversations_are_answered_turn_by_turn_and_scored_by_their_own_metric(finished: Finished):
     store = finished.config.parent / "store" / "artifacts"
-    (tokenizer_files,) = store.glob("prepare-*")
+    (tokenizer_files,) = store.glob("prepare-*/tokenizer")
     tokenizer = AutoTokenizer.from_pretrained(tokenizer_files)
     for path in store.glob("generate-*/talk.jsonl"):
         texts = [json.loads(line)["response"] for line in path.read_text("utf-8").splitlines()]

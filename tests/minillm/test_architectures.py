@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM
 from minillm.config import Benchmark, Evaluation, Method, Source, Template
 from minillm.stages.base import Stage
 from minillm.stages.measuring import Exposure, Score
-from minillm.stages.reading import Prepare
+from minillm.stages.reading import TOKENIZER, Prepare
 from minillm.stages.training import Respond, Train
 from minillm.worker.progress import read_metrics
 from tests.minillm.direct import PLAIN, encode, generation, run_stage, write_lines
@@ -54,7 +54,8 @@ def test_every_stage(architecture, tmp_path):
         max_tokens=MAX_TOKENS,
         generation_tokens=MAX_TOKENS,
     )
-    tokenizer, _ = run_stage(prepare, {**models, "tokenizer.from": words}, tmp_path / "prepare")
+    prepared, _ = run_stage(prepare, {**models, "tokenizer.from": words}, tmp_path / "prepare")
+    tokenizer = prepared / TOKENIZER
     examples = make_examples(tmp_path / "examples")
     text = {"tokenizer": tokenizer, "examples": examples}
 

@@ -47,6 +47,22 @@ def test_a_completed_result_is_found_by_its_key_alone(tmp_path):
     assert not (tmp_path / "work" / f"score-{'k' * 16}").exists()
 
 
+def test_a_part_of_a_result_is_the_same_whatever_lies_beside_it(tmp_path):
+    store = Store(tmp_path)
+
+    def part(key: str, inside: str, beside: str) -> Artifact:
+        output = store.work_directory("prepare", key * 64) / "output"
+        for folder, text in (("tokenizer", inside), ("tokenizers", beside)):
+            (output / folder).mkdir()
+            (output / folder / "a.json").write_text(text, encoding="utf-8")
+        return store.complete("prepare", key * 64, {}).part("tokenizer")
+
+    first = part("a", "red", "one")
+    assert (Path(first.path) / "a.json").read_text(encoding="utf-8") == "red"
+    assert part("b", "red", "two").digest == first.digest
+    assert part("c", "blue", "one").digest != first.digest
+
+
 @pytest.mark.parametrize(
     "damage",
     [

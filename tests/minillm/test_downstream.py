@@ -29,7 +29,7 @@ from minillm.models.tokenizers_bpe import train_bpe
 from minillm.objectives.vocabulary import token_log_probs
 from minillm.stages.base import Job
 from minillm.stages.measuring import DownstreamScore
-from minillm.stages.reading import DownstreamTasks
+from minillm.stages.reading import TOKENIZER, DownstreamTasks
 from tests.minillm.direct import read_lines, real_data, run_stage, write_lines
 from tests.minillm.hub import Hub, serve
 from tests.minillm.jobs import run_worker, write_job
@@ -71,7 +71,7 @@ def constant_model(favourite: int, lead: float, tokenizer: PreTrainedTokenizerBa
 
 
 def prepared(folder: Path, tokenizer: PreTrainedTokenizerBase, positions: int | None = POSITIONS) -> Path:
-    tokenizer.save_pretrained(folder)
+    tokenizer.save_pretrained(folder / TOKENIZER)
     facts = {role: {"positions": positions} for role in ("teacher", "student")}
     (folder / "models.json").write_text(json.dumps(facts), encoding="utf-8")
     return folder
@@ -108,7 +108,8 @@ def answered(
 ) -> tuple[Path, dict[str, Any]]:
     """Run the stage downstream; return its output folder and the rows of table.json."""
     model.save_pretrained(folder / "model")
-    inputs = {"model": folder / "model", "tokenizer": prepared(folder / "prepared", tokenizer), "tasks": tasks}
+    inputs = {"model": folder / "model", "tokenizer": prepared(folder / "prepared", tokenizer) / TOKENIZER}
+    inputs["tasks"] = tasks
     stage = DownstreamScore(role="x", limit=limit, template=template, precision="float32")
     output, summary = run_stage(stage, inputs, folder / name)
     rows = json.loads((output / "table.json").read_text(encoding="utf-8"))["tasks"]
@@ -239,7 +240,8 @@ def test_finished_tasks_are_not_answered_again(tmp_path, tokenizer):
     tasks = planned(tmp_path / "tasks", ARC)
     model = small_model("gpt2", len(tokenizer))
     model.save_pretrained(tmp_path / "model")
-    inputs = {"model": tmp_path / "model", "tokenizer": prepared(tmp_path / "prepared", tokenizer), "tasks": tasks}
+    inputs = {"model": tmp_path / "model", "tokenizer": prepared(tmp_path / "prepared", tokenizer) / TOKENIZER}
+    inputs["tasks"] = tasks
     spec = write_job(tmp_path / "job", DownstreamScore(role="x", limit=1, template=None, precision="float32"), inputs)
     assert run_worker(spec).returncode == 0
     finished = spec.parent / "arc_easy.json"
@@ -298,7 +300,7 @@ def test_a_generated_answer_is_subject_to_this_runs_settings_alone(tmp_path, tok
     (row,) = [row for row in read_lines(output / "samples" / "gsm8k.jsonl") if row["filter"] == "flexible-extract"]
     assert row["filtered_resps"] == ["2"], "it says 2 and nothing else"
     settings = DownstreamScore(role="x", limit=None, template=None, precision="float32")
-    folder = prepared(tmp_path / "with_ends", tokenizer)
+    folder = prepared(tmp_path / "with_ends", tokenizer) / TOKENIZER
     GenerationConfig(eos_token_id=[0, two]).save_pretrained(folder)
     job = Job(
         kind="downstream",
@@ -340,16 +342,16 @@ def test_real_files_through_both_stages_with_no_word_to_the_hub(tmp_path, tokeni
     )
     (letter,) = tokenizer.encode(" C")
     constant_model(letter, 9.0, tokenizer).save_pretrained(tmp_path / "model")
-    tokenizer_files = prepared(tmp_path / "prepared", tokenizer)
+    checked = prepared(tmp_path / "prepared", tokenizer)
     with socket.create_server(("127.0.0.1", 0)) as hub:
         hub.setblocking(False)
         monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{hub.getsockname()[1]}")
         monkeypatch.setenv("HF_HOME", str(tmp_path / "empty-cache"))
         monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
-        found = run_worker(write_job(tmp_path / "tasks", tasks, inputs | {"prepared/0": tokenizer_files}))
+        found = run_worker(write_job(tmp_path / "tasks", tasks, inputs | {"prepared/0": checked}))
         assert found.returncode == 0, found.stdout
         score = DownstreamScore(role="x", limit=5, template=None, precision="float32")
-        inputs = {"model": tmp_path / "model", "tokenizer": tokenizer_files, "tasks": tmp_path / "tasks" / "output"}
+        inputs = {"model": tmp_path / "model", "tokenizer": checked / TOKENIZER, "tasks": tmp_path / "tasks" / "output"}
         done = run_worker(write_job(tmp_path / "score", score, inputs, micro_batch_size=32))
         assert done.returncode == 0, done.stdout
         with pytest.raises(BlockingIOError):
@@ -379,13 +381,13 @@ def test_a_task_without_local_rows_comes_from_the_hub(tmp_path, tokenizer, monke
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
     (blue,) = tokenizer.encode(" blue")
     constant_model(blue, 9.0, tokenizer).save_pretrained(tmp_path / "model")
-    tokenizer_files = prepared(tmp_path / "prepared", tokenizer)
+    checked = prepared(tmp_path / "prepared", tokenizer)
     with serve(Hub({("datasets", "allenai/ai2_arc"): files})) as hub:
         monkeypatch.setenv("HF_ENDPOINT", hub.endpoint)
         stage = DownstreamTasks(harness="0", tasks=("arc_easy",), few_shot=1, template=None, parts={}, changes={})
-        found = run_worker(write_job(tmp_path / "tasks", stage, {"prepared/0": tokenizer_files}))
+        found = run_worker(write_job(tmp_path / "tasks", stage, {"prepared/0": checked}))
         assert found.returncode == 0, found.stdout
-        inputs = {"model": tmp_path / "model", "tokenizer": tokenizer_files, "tasks": tmp_path / "tasks" / "output"}
+        inputs = {"model": tmp_path / "model", "tokenizer": checked / TOKENIZER, "tasks": tmp_path / "tasks" / "output"}
         score = DownstreamScore(role="x", limit=None, template=None, precision="float32")
         done = run_worker(write_job(tmp_path / "score", score, inputs))
     assert done.returncode == 0, done.stdout

@@ -13,7 +13,7 @@ from minillm.config import Template
 from minillm.errors import StageError
 from minillm.models.causal_lm import load_model, save_model
 from minillm.models.shared_tokenizer import load_shared_tokenizer, named_end_tokens, share
-from minillm.stages.reading import Prepare
+from minillm.stages.reading import TOKENIZER, Prepare
 from minillm.stages.training import Respond, Train
 from minillm.worker.progress import read_metrics
 from tests.minillm.direct import PLAIN, alone, encode, generation, read_lines, run_stage, write_lines
@@ -58,14 +58,14 @@ def singing(tmp_path_factory) -> dict[str, Path]:
     """Write a checkpoint that names "sing" as its second end token, and run `prepare` on it."""
     folder = tmp_path_factory.mktemp("singing")
     model = checkpoint(folder / "model", {"eos_token_id": [0, SING]})
-    return {"model": model, "tokenizer": prepare(folder / "run", model=model)[0]}
+    return {"model": model, "tokenizer": prepare(folder / "run", model=model)[0] / TOKENIZER}
 
 
 def test_the_end_tokens_are_those_of_the_tokenizers_model(tmp_path, capsys):
     teacher = checkpoint(tmp_path / "teacher", {"eos_token_id": [SING, 999]}, eos_token_id=5)
     student = checkpoint(tmp_path / "student", None, eos_token_id=NOW)
     output, summary = prepare(tmp_path / "run", teacher=teacher, student=student)
-    assert load_shared_tokenizer(output).ends == (0, SING), "the tokenizer's EOS, then what its model names"
+    assert load_shared_tokenizer(output / TOKENIZER).ends == (0, SING), "the tokenizer's EOS, then what its model names"
     assert summary["end_tokens"] == "<|endoftext|> sing"
     told = capsys.readouterr().out
     assert "teacher names end tokens that the tokenizer does not have: [999]" in told

@@ -10,7 +10,7 @@ from minillm.config import Template
 from minillm.errors import StageError
 from minillm.files import read_json, write_json
 from minillm.models.shared_tokenizer import load_shared_tokenizer
-from minillm.stages.reading import Filter, Prepare
+from minillm.stages.reading import TOKENIZER, Filter, Prepare
 from tests.minillm.direct import run_stage, write_lines
 from tests.minillm.templates import save_family
 from tests.minillm.test_chat_rows import COLOURS
@@ -23,7 +23,7 @@ def prepared(models: dict[str, Path], owner: str, folder: Path) -> Path:
     stage = Prepare(
         tokenizer=owner, template=Template(), models=dict.fromkeys(models), max_tokens=200, generation_tokens=200
     )
-    return run_stage(stage, models, folder)[0]
+    return run_stage(stage, models, folder)[0] / TOKENIZER
 
 
 def filtered(tokenizer: Path, folder: Path) -> Path:
@@ -52,7 +52,7 @@ def test_it_is_accepted_in_every_direction_and_the_owner_counts(names, owner, tm
     assert shared.tokenizer.bos_token == theirs.bos_token
     told = {"base": "'<|end|>' and '<s>'", "chat": "'</s>'"}[counts]
     assert f"also ends with {told}, which ends nothing here; data.end_tokens can add it" in capsys.readouterr().out
-    row = pd.read_parquet(filtered(tmp_path / "prepared" / "output", tmp_path) / "train.parquet").iloc[0]
+    row = pd.read_parquet(filtered(tmp_path / "prepared" / "output" / TOKENIZER, tmp_path) / "train.parquet").iloc[0]
     begins = {"base": "Below is an instruction", "chat": "<|start|>user\nName a"}[counts]
     assert row["prompt"].startswith(begins)
     assert shared.tokenizer.convert_ids_to_tokens(int(row["response_ids"][-1])) == ENDS[counts][0]

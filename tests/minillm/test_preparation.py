@@ -23,7 +23,7 @@ from minillm.models.shared_tokenizer import load_shared_tokenizer, share
 from minillm.models.tokenizers_bpe import train_bpe
 from minillm.objectives.vocabulary import token_log_probs
 from minillm.preparation.tokenizer_checks import has_tokenizer
-from minillm.stages.reading import Prepare
+from minillm.stages.reading import TOKENIZER, Prepare
 from tests.minillm.direct import PLAIN, encode_prompts, real_data, run_stage, write_lines
 from tests.minillm.models_in_small import ARCHITECTURES, LLAMA_LIKE
 from tests.minillm.templates import TURNS, save_chat_tokenizer
@@ -65,7 +65,7 @@ def model_directory(folder: Path, tokenizer: PreTrainedTokenizerFast, **fields: 
 
 def test_a_trained_tokenizer_loads_as_any_other_and_loses_nothing(tmp_path):
     output, summary = run_stage(settings(GPT2, GPT2, tokenizer=400), instructions(tmp_path), tmp_path / "run")
-    tokenizer = AutoTokenizer.from_pretrained(output)
+    tokenizer = AutoTokenizer.from_pretrained(output / TOKENIZER)
     assert tokenizer.eos_token == tokenizer.bos_token == tokenizer.pad_token == "<|endoftext|>"
     assert summary["vocabulary"] == len(tokenizer) <= 400
     for text in [*TEXTS, "unseen: Ωμέγα\u2028\x00"]:
@@ -102,11 +102,11 @@ def test_adapters_that_cannot_work_are_found_before_any_training(tmp_path):
 
 
 def test_training_a_tokenizer_twice_gives_the_same_bytes(tmp_path):
-    outputs = [
-        run_stage(settings(GPT2, GPT2, tokenizer=300), instructions(tmp_path), tmp_path / name)[0]
+    first, second = (
+        run_stage(settings(GPT2, GPT2, tokenizer=300), instructions(tmp_path), tmp_path / name)[0] / TOKENIZER
         for name in ("once", "twice")
-    ]
-    assert outputs[0].joinpath("tokenizer.json").read_bytes() == outputs[1].joinpath("tokenizer.json").read_bytes()
+    )
+    assert (first / "tokenizer.json").read_bytes() == (second / "tokenizer.json").read_bytes()
 
 
 def test_only_training_rows_and_the_plain_text_teach_the_tokenizer(tmp_path):
@@ -118,7 +118,7 @@ def test_only_training_rows_and_the_plain_text_teach_the_tokenizer(tmp_path):
     }
     inputs["plain_text"].write_text("jjjj jjjj\n" * 3, encoding="utf-8")
     tokenizer = AutoTokenizer.from_pretrained(
-        run_stage(settings(GPT2, GPT2, tokenizer=280), inputs, tmp_path / "run")[0]
+        run_stage(settings(GPT2, GPT2, tokenizer=280), inputs, tmp_path / "run")[0] / TOKENIZER
     )
     vocabulary = tokenizer.get_vocab()
     assert "qq" in vocabulary
@@ -149,7 +149,7 @@ def test_the_teachers_tokenizer_is_taken_and_more_embedding_rows_are_fine(tmp_pa
     inputs = {"teacher.model": teacher, "student.model": student}
     output, summary = run_stage(settings(None, None), inputs, tmp_path / "run")
     assert summary["tokenizer"] == "teacher.model"
-    assert load_shared_tokenizer(output).tokenizer.get_vocab() == tokenizer.get_vocab()
+    assert load_shared_tokenizer(output / TOKENIZER).tokenizer.get_vocab() == tokenizer.get_vocab()
     facts = json.loads((output / "models.json").read_text(encoding="utf-8"))
     rows = {name: fact["embedding_rows"] for name, fact in facts.items()}
     assert rows == {"teacher.model": len(tokenizer) + 64, "student.model": len(tokenizer)}
@@ -226,7 +226,7 @@ def test_one_model_alone_brings_its_own_tokenizer(tmp_path):
     tokenizer = train_bpe(TEXTS, 300)
     model = model_directory(tmp_path / "mine", tokenizer)
     output, summary = run_stage(ALONE, {"model": model}, tmp_path / "run")
-    assert load_shared_tokenizer(output).tokenizer.get_vocab() == tokenizer.get_vocab()
+    assert load_shared_tokenizer(output / TOKENIZER).tokenizer.get_vocab() == tokenizer.get_vocab()
     assert list(json.loads((output / "models.json").read_text(encoding="utf-8"))) == ["model"]
     assert summary["parameters/model"] == build_model(GPT2, tokenizer, seed=1).num_parameters()
 
@@ -314,7 +314,7 @@ def test_a_tokenizer_directory_of_the_users_choice_serves(tmp_path):
     stage = settings(GPT2, GPT2, tokenizer="tokenizer.from")
     output, summary = run_stage(stage, {"tokenizer.from": chosen}, tmp_path / "run")
     assert summary["vocabulary"] == 50257.0
-    assert AutoTokenizer.from_pretrained(output)("Hello world").input_ids == [15496, 995]
+    assert AutoTokenizer.from_pretrained(output / TOKENIZER)("Hello world").input_ids == [15496, 995]
 
 
 def family(folder: Path, end: str, added: tuple[str, ...] = ()) -> Path:
@@ -335,7 +335,7 @@ def test_a_tokenizer_with_bos_goes_with_one_without(tmp_path):
     opening.save_pretrained(student)
     inputs = {"teacher.model": teacher, "student.model": student}
     output, _ = run_stage(settings(None, None), inputs, tmp_path / "run")
-    assert encode_prompts(load_shared_tokenizer(output).tokenizer, BARE, [("red cat", "")]) == [[2, 3]]
+    assert encode_prompts(load_shared_tokenizer(output / TOKENIZER).tokenizer, BARE, [("red cat", "")]) == [[2, 3]]
 
 
 def test_added_tokens_may_be_in_one_tokenizer_alone_but_not_under_another_id(tmp_path):
@@ -380,7 +380,7 @@ def test_ids_with_holes_count_up_to_the_largest(tmp_path):
     output, summary = run_stage(ALONE, {"model": directory}, tmp_path / "run")
     assert summary["vocabulary"] == 31
     assert json.loads((output / "models.json").read_text(encoding="utf-8"))["model"]["tokenizer_entries"] == 31
-    shared = load_shared_tokenizer(output)
+    shared = load_shared_tokenizer(output / TOKENIZER)
     assert (shared.entries, shared.ends) == (31, (30,))
     loaded = load_model(directory).eval()
     responses = Sampler(loaded, shared.ends, shared.entries).sample([Request([1, 2], 12, (1, i)) for i in range(300)])
@@ -439,7 +439,7 @@ def test_end_tokens_are_those_of_the_tokenizers_folder_and_those_named(tmp_path:
     named = chosen.model_copy(update={"end_tokens": ("[INST]", "</s>")})
     output, summary = run_stage(named, given, tmp_path / "named")
     assert set(str(summary["end_tokens"]).split()) == {"</s>", "<|end|>", "[INST]"}
-    assert load_shared_tokenizer(output).tokenizer.chat_template == TURNS
+    assert load_shared_tokenizer(output / TOKENIZER).tokenizer.chat_template == TURNS
     wrong = chosen.model_copy(update={"end_tokens": ("[INTS]",)})
     with pytest.raises(
         StageError, match=r"data.end_tokens: the tokenizer has no token '\[INTS\]'; did you mean `\[INST"

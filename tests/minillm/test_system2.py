@@ -324,7 +324,7 @@ def test_a_plan_counts_answers_and_their_tokens(toy: dict[str, Path], tmp_path: 
     found: list[tuple[Stage, Artifact]] = [
         (QuestionSets.model_validate({"part": part, "sets": {}}), kept_at(path)) for part, path in parts.items()
     ]
-    subject = of_system2(config, [*found, (prepared, kept_at(toy["tokenizer"]))], tmp_path)
+    subject = of_system2(config, [*found, (prepared, kept_at(toy["tokenizer"].parent))], tmp_path)
     asked = subject.amounts(asking(chain={**CHAIN, "steps": {"a": "well {question}", "b": "{a}"}}))
     assert (asked.examples, asked.prompt, asked.response) == (4 * 3 * 2, 4, 12), "as long as 16 tokens leave room for"
     method = training_only(config.distillation)

@@ -28,7 +28,7 @@ from minillm.evaluation.downstream.local_rows import deal, read_rows
 from minillm.files import read_json, write_json_lines
 from minillm.models.shared_tokenizer import load_shared_tokenizer
 from minillm.stages.base import Job, Summary
-from minillm.stages.reading import DownstreamTasks
+from minillm.stages.reading import TOKENIZER, DownstreamTasks
 
 SPLITS = {"test": ("rows", "source"), "examples": ("examples", "examples")}
 """Splits of a task with local rows: for each, the kind of input and the field of `local` that gives it."""
@@ -106,7 +106,7 @@ def require_chat_templates(prepared: Iterable[Path], template: Template) -> None
         StageError: The run's prompts are a text.
     """
     for path in prepared:
-        shared = load_shared_tokenizer(path)
+        shared = load_shared_tokenizer(path / TOKENIZER)
         if not isinstance(template_of(shared.tokenizer, template, shared.ends), ChatTemplate):
             raise StageError(
                 f"{FIELD}.chat_template is true, but the run's prompts are a text; set data.template: chat with a "
