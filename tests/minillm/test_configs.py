@@ -7,7 +7,7 @@ from minillm.config import Training
 from minillm.config.loading import load_config, load_evaluation, load_pretrain, load_system2
 from tests.minillm.direct import ROOT, real_data
 
-STUDIES = ("ablation", "alpha-sweep", "methods-study", "teacher-sizes")
+STUDIES = ("ablation", "alpha-sweep", "methods-study", "methods-dolly-study", "teacher-sizes", "without-teacher-study")
 """Studies, which test_studies covers."""
 RECIPES = ("qwen3-0.6b", "llama3.2-1b", "smollm2-360m")
 """Chat models on policy alone, which tests/flows/test_recipes.py runs in small."""
@@ -18,6 +18,7 @@ CONFIGS = [
     for path in sorted((ROOT / "configs").glob("*.yaml"))
     if path.stem not in STUDIES and path not in (*SYSTEM2, *PRETRAIN)
 ]
+ALL_METHODS = ["sft", "kd", "seqkd", "minillm", "slim", "gkd", "distillm", "on_policy", "dpkd"]
 PUBLISHED = {
     # student: learning rate and epochs of SFT, KD and SeqKD; the teacher and its rate; MiniLLM's schedule
     "gpt2-base": ("gpt2", 5e-4, 20, "gpt2-xl", 5e-5, "constant"),
@@ -31,7 +32,7 @@ PUBLISHED = {
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_every_configuration_validates(path, monkeypatch):
-    if path.stem in ("dolly-small", "evaluation", "smollm2", "smollm2-smoke"):
+    if path.stem in ("dolly-small", "methods-dolly", "evaluation", "smollm2", "smollm2-smoke"):
         real_data()
     monkeypatch.chdir(ROOT)
     monkeypatch.setenv("TEACHER_KEY", "none")
@@ -42,7 +43,8 @@ def test_every_configuration_validates(path, monkeypatch):
         config = load_config(path)
         methods = {
             "without-teacher": ["kd", "kd_hidden", "kd_top", "kd_sampled", "slim"],
-            "methods": ["sft", "kd", "seqkd", "minillm", "slim", "gkd", "distillm", "on_policy", "dpkd"],
+            "methods": ALL_METHODS,
+            "methods-dolly": ALL_METHODS,
             "served-teacher": ["seqkd", "slim"],
         }
         usual = ["minillm"] if recipe else ["sft", "kd", "seqkd", "minillm"]
