@@ -28,7 +28,7 @@ from minillm.streams import Purpose, stream, torch_seed
 from minillm.worker.processes import device
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-SLOW_BFLOAT16 = "bfloat16 takes several times as long as `precision: float32` here: this CPU has no instructions for it"
+SLOW_BFLOAT16 = "bfloat16 takes ten times as long as `precision: float32` or more: this CPU has no instructions for it"
 
 transformers.logging.disable_progress_bar()  # a worker's log is read line by line
 

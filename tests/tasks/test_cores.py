@@ -96,6 +96,6 @@ def test_what_children_use_counts_as_ours():
         try:
             while sum(psutil.Process(child.pid).cpu_times()[:2]) < 0.2:
                 time.sleep(0.01)
-            assert cores._seconds_used() - before >= 0.2
+            assert round(cores._seconds_used() - before, 2) >= 0.2  # both are counted in hundredths
         finally:
             child.kill()

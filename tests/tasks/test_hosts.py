@@ -74,9 +74,9 @@ def training(job: Job) -> bool:
     return any(job.work.glob("checkpoints/step-*/checkpoint.json"))
 
 
-def losses(job: Job) -> dict[tuple[int, str], float]:
-    curve = read_metrics(job.output / "metrics.jsonl")
-    return {(step, name): value for step, name, value in curve if name in ("train/loss", "valid/loss")}
+def losses(job: Job) -> dict[int, float]:
+    """Return the validation loss by step; training losses are means over seconds, so they depend on the machine."""
+    return {step: value for step, name, value in read_metrics(job.output / "metrics.jsonl") if name == "valid/loss"}
 
 
 def when(condition: Callable[[], bool], action: Callable[[], object]) -> threading.Thread:
@@ -94,7 +94,7 @@ def test_two_machines_train_as_one_process(cluster: Cluster):
     watcher.join()
     run_worker(alone, lambda line: None, threading.Event())
     assert losses(both) == pytest.approx(losses(alone), rel=1e-4)
-    assert len(losses(both)) >= 3
+    assert list(losses(both)) == [4, 6]
     assert network("self") not in seen
     assert len([line for line in log if "loss" in line]) == len({line for line in log if "loss" in line})
 
