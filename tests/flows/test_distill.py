@@ -87,7 +87,7 @@ def run_flow(name: str, config: Path, *arguments: str, **environment: str) -> Fi
         env=os.environ | environment,
         capture_output=True,
         text=True,
-        timeout=900,
+        timeout=1800,
     )
     return Finished(config, done.returncode, done.stdout, done.stderr, time.monotonic() - started)
 
