@@ -1,4 +1,4 @@
-"""What a precision costs on this machine."""
+"""Speed of a precision on this machine, and the line that tells of a slow one."""
 
 import time
 from typing import Literal
