@@ -17,6 +17,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 PART = re.compile(r"\x1b\[([0-9;]*)([A-Za-z])|\x1b\[\?\d+[hl]|(\r)|(\n)|(\x07)|([^\x1b\r\n\x07]+)")
+BEGUN = re.compile(r"\x1b(\[[0-9;?]*)?$")
+"""A movement of which only the beginning has been read."""
 
 
 class Picture:
@@ -100,6 +102,7 @@ class Terminal:
         """Each that was seen, once."""
         self.written = ""
         self._decoder = codecs.getincrementaldecoder("utf-8")()
+        self._begun = ""
         self._set_size(columns, lines)
         self.process = subprocess.Popen(
             command,
@@ -158,7 +161,10 @@ class Terminal:
             data = os.read(self._ours, 1 << 16)
         except OSError:  # nobody is at the other end any more
             return False
-        text = self._decoder.decode(data)
+        text = self._begun + self._decoder.decode(data)
+        begun = BEGUN.search(text)
+        self._begun = begun[0] if begun else ""
+        text = text.removesuffix(self._begun)
         self.written += text
         for part in re.split(r"(?<=\x1b\[J)", text):
             self.picture.feed(part)

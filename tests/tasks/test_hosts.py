@@ -1,5 +1,6 @@
 """A worker group on two machines, over ssh, trains like one process and never leaves a worker behind."""
 
+import re
 import shutil
 import signal
 import subprocess
@@ -19,7 +20,7 @@ from minillm.worker.progress import read_metrics
 from tasks.running.hosts import Part
 from tasks.running.supervision import WorkerError, run_worker
 from tests.conftest import ROOT
-from tests.machines import machines
+from tests.machines import NETWORK, machines
 from tests.minillm.trainings import make_inputs, settings, text_inputs, without_dropout
 from tests.waiting import wait_for
 
@@ -169,8 +170,9 @@ def test_a_machine_that_does_not_have_the_store_is_named(cluster: Cluster):
 
 
 def test_a_machine_that_cannot_be_reached_is_named(cluster: Cluster):
-    job = cluster.job("unreachable", [cluster.addresses[0], "10.77.0.250"])
-    with pytest.raises(WorkerError, match=r"10\.77\.0\.250"):
+    nobody = f"{NETWORK}.250"
+    job = cluster.job("unreachable", [cluster.addresses[0], nobody])
+    with pytest.raises(WorkerError, match=re.escape(nobody)):
         run_worker(job, lambda line: None, threading.Event())
 
 
