@@ -17,9 +17,9 @@ class Candidate:
     row: int
     category: str
     texts: bytes
-    """Digest of the row's three texts."""
+    """Digest of all of the row's texts."""
     questions: tuple[bytes, ...]
-    """Digests of all that is asked in it, instructions with their contexts."""
+    """Digests of all messages of the user; the first opens the row."""
     longest_prompt: int
     """Tokens before the last answer."""
     prompt_tokens: int
@@ -38,7 +38,7 @@ class Candidate:
 
 
 def drop_duplicates(candidates: Sequence[Candidate]) -> None:
-    """Keep one of the rows with the same three texts: a held-out one if there is one, or else the first."""
+    """Keep one of the rows with the same texts: a held-out one if there is one, or else the first."""
     seen: set[bytes] = set()
     for candidate in sorted(kept(candidates), key=lambda c: HELD_OUT_FIRST.get(c.part, 2)):
         candidate.drop_if(candidate.texts in seen, "duplicate")
@@ -66,7 +66,9 @@ def split_at_random(candidates: Sequence[Candidate], validation_size: int, test_
 def drop_overlaps(
     candidates: Sequence[Candidate], benchmarks: Mapping[str, Iterable[Mapping[str, Any]]]
 ) -> list[Overlap]:
-    """Drop rows of train and validation whose question a benchmark, or the data held out from them, also asks.
+    """Drop rows of train and validation that ask what opens a row of a benchmark, or of the data held out from them.
+
+    They may ask it anywhere in a conversation.
 
     Returns:
         Overlaps in the order of rows. A test row is never one, since it stands in the benchmark made from it.
@@ -80,8 +82,8 @@ def drop_overlaps(
             for candidate, _ in found:
                 candidate.drop_if(True, "also in an evaluation set")
         for candidate in kept(candidates, part):
-            for question in candidate.questions:
-                held_out.setdefault(question, (part, candidate.row))
+            for opening in candidate.questions[:1]:
+                held_out.setdefault(opening, (part, candidate.row))
     return sorted(overlaps, key=lambda overlap: overlap.row)
 
 

@@ -3,9 +3,11 @@
 import hashlib
 import re
 import unicodedata
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
+
+from minillm.data.rows import user_message
 
 CITATION = re.compile(r"\[(\d+|[a-z])\]")
 """Footnote marks such as [3] and [a], which only some copies of Dolly have in their contexts."""
@@ -27,10 +29,13 @@ def normalise(text: str) -> str:
     return " ".join(unicodedata.normalize("NFC", text).split())
 
 
-def question(instruction: str, context: str) -> tuple[str, str]:
-    """Return instruction and context without footnote marks, with Unicode form, white space and case normalised."""
-    instruction, context = (normalise(CITATION.sub("", text)).casefold() for text in (instruction, context))
-    return instruction, context
+def question(message: str) -> str:
+    """Return a user's message without footnote marks, with Unicode form, white space and case normalised.
+
+    An instruction with its context is the message of `minillm.data.rows.user_message`, so that it is found in
+    conversations too.
+    """
+    return normalise(CITATION.sub("", message)).casefold()
 
 
 def digest(*texts: str) -> bytes:
@@ -39,10 +44,24 @@ def digest(*texts: str) -> bytes:
 
 
 def index_benchmarks(benchmarks: Mapping[str, Iterable[Mapping[str, Any]]]) -> dict[bytes, tuple[str, int]]:
-    """Index the benchmarks' questions: (benchmark, row) by digest, the first if a question is asked twice."""
+    """Index what opens the benchmarks' rows: (benchmark, row) by digest, the first if a question is asked twice.
+
+    What a user says later in a conversation is no question by itself: many conversations go on with `Thanks!`.
+    """
     index: dict[bytes, tuple[str, int]] = {}
     for name, rows in benchmarks.items():
-        for row in rows:
-            context = "" if "turn" in row else row["context"]  # of a turn, it is what was said before
-            index.setdefault(digest(*question(row["instruction"], context)), (name, row["index"]))
+        for row, message in _openings(rows):
+            index.setdefault(digest(question(message)), (name, row))
     return index
+
+
+def _openings(rows: Iterable[Mapping[str, Any]]) -> Iterator[tuple[int, str]]:
+    """Yield the first message of the user in each row with an instruction and each conversation, and its row."""
+    opened = set()
+    for row in rows:
+        talk = row.get("conversation", row["index"])
+        messages = row["messages"] if "turn" in row else user_message(row["instruction"], row["context"])
+        asked = [message["content"] for message in messages if message["role"] == "user"]
+        if asked and talk not in opened:
+            opened.add(talk)
+            yield row["index"], asked[0]

@@ -75,7 +75,7 @@ def tokenise(
                         row.row,
                         row.category,
                         texts=digest(*map(normalise, row.texts)),
-                        questions=tuple(digest(*question(*asked)) for asked in row.questions),
+                        questions=tuple(digest(question(asked)) for asked in row.questions),
                         longest_prompt=len(encoded.prompt_ids) + encoded.turns[-1].start,
                         prompt_tokens=len(encoded.prompt_ids) + len(encoded.response_ids) - encoded.learnt,
                         response_tokens=encoded.learnt,

@@ -47,11 +47,9 @@ class Row:
         return (self.instruction, self.context, self.response) if self.conversation is None else self.conversation.texts
 
     @property
-    def questions(self) -> list[tuple[str, str]]:
-        """All that is asked in it, as instructions with their contexts."""
-        if self.conversation is None:
-            return [(self.instruction, self.context)]
-        return [(message["content"], "") for message in self.messages if message["role"] == "user"]
+    def questions(self) -> list[str]:
+        """All messages of the user; the first opens the example."""
+        return [message["content"] for message in self.messages if message["role"] == "user"]
 
 
 def user_message(instruction: str, context: str) -> tuple[Message]:

@@ -121,4 +121,4 @@ def _answer(row: Mapping[str, Any], record: QuestionSet) -> str:
 
 
 def _identity(row: Mapping[str, Any]) -> bytes:
-    return digest(*question(row["instruction"], ""), *sorted(row["choices"]))
+    return digest(question(row["instruction"]), *sorted(row["choices"]))

@@ -48,12 +48,18 @@ FORMATS = {
 
 
 def filtered(
-    folder: Path, rows: list[dict[str, Any]], form: str = TURNS, benchmark: str = "Unrelated?", **changes: Any
+    folder: Path,
+    rows: list[dict[str, Any]],
+    form: str = TURNS,
+    benchmark: str = "Unrelated?",
+    context: str = "",
+    parts: list[dict[str, Any]] | None = None,
+    **changes: Any,
 ) -> tuple[Path, dict[str, float | str]]:
     folder.mkdir(parents=True, exist_ok=True)
     benchmarks = folder / "benchmarks"
     benchmarks.mkdir()
-    asked = {"index": 0, "instruction": benchmark, "context": "", "references": ["x"], "topic": ""}
+    asked = {"index": 0, "instruction": benchmark, "context": context, "references": ["x"], "topic": ""}
     write_lines(benchmarks / "asked.jsonl", [asked])
     settings = {"template": Template(), "max_prompt_tokens": 200, "max_tokens": 400, "max_malformed_share": 0.5}
     sizes = {"validation_size": 1, "test_size": 1, "seed": 1}
@@ -62,6 +68,8 @@ def filtered(
         "tokenizer": save_chat_tokenizer(folder / "tokenizer", form),
         "benchmarks": benchmarks,
     }
+    if parts is not None:
+        inputs["split"] = write_lines(folder / "split.jsonl", parts)
     return run_stage(Filter.model_validate({**settings, **sizes, **changes}), inputs, folder)
 
 
@@ -185,6 +193,31 @@ def test_duplicates_and_rows_that_a_benchmark_asks_are_dropped(tmp_path: Path):
     assert dropped["things"].to_dict() == {"also in an evaluation set": 1, "duplicate": 1, "total": 2}
     assert summary["contaminated"] == 1.0
     assert read_lines(output / "decontaminated.jsonl")[0]["instruction"] == "Another blue one?"
+
+
+def test_an_instruction_of_a_benchmark_with_its_context_is_found_in_conversations(tmp_path: Path):
+    rows = FORMATS["messages"]
+    opened = [{"role": "user", "content": "Name a red thing.\n\nIn the red room."}, *talk("red")[1:]]
+    output, summary = filtered(
+        tmp_path, [*rows, {"messages": opened}], benchmark="name a red thing.", context="In the  red room."
+    )
+    assert summary["contaminated"] == 1.0
+    (found,) = read_lines(output / "decontaminated.jsonl")
+    assert (found["row"], found["benchmark"], found["benchmark_row"]) == (6, "asked", 0)
+
+
+def test_conversations_may_go_on_alike_but_not_open_with_what_is_held_out(tmp_path: Path):
+    thanks = [{"role": "user", "content": "Thanks!"}, {"role": "assistant", "content": "Welcome."}]
+    rows = [{"messages": [*talk(colour), *thanks]} for colour in COLOURS]
+    _, summary = filtered(tmp_path / "alike", rows)
+    assert (summary["contaminated"], summary["train"]) == (0.0, 4.0)
+    split = {"validation_size": None, "test_size": None, "seed": None}
+    rows = [{"messages": talk("red")}, {"messages": [*talk("blue"), *talk("red")]}, {"messages": talk("grey")}]
+    parts = [{"row": row, "split": part} for row, part in enumerate(("test", "train", "dev", "train"))]
+    data = [*rows, {"messages": [*talk("pink")]}]
+    output, _ = filtered(tmp_path / "opens", data, parts=parts, **split)
+    found = [(row["row"], row["benchmark"]) for row in read_lines(output / "decontaminated.jsonl")]
+    assert found == [(1, "test")], "asked later in it, with the answer"
 
 
 def test_conversations_need_a_chat_template(tmp_path: Path):

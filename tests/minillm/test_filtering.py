@@ -14,6 +14,7 @@ from minillm.config import Fields, Template
 from minillm.data import examples, tokenising
 from minillm.data.decontamination import question
 from minillm.data.encoding import encode_texts
+from minillm.data.rows import user_message
 from minillm.data.text_template import fill
 from minillm.errors import StageError
 from minillm.models.tokenizers_bpe import train_bpe
@@ -25,6 +26,11 @@ PARTS = ("train", "validation", "test")
 
 def row(instruction: str, response: str = "yes", context: str = "", category: str = "open_qa") -> dict[str, str]:
     return {"instruction": instruction, "context": context, "response": response, "category": category}
+
+
+def asked(row: dict[str, str]) -> str:
+    """Return an instruction with its context as the filter compares it."""
+    return question(user_message(row["instruction"], row["context"])[0]["content"])
 
 
 SPLIT = {"validation_size": 2, "test_size": 1, "seed": 7}
@@ -165,8 +171,37 @@ def test_training_and_validation_share_no_question_with_any_evaluation_set(tmp_p
 
 
 def test_a_question_is_its_context_too_but_not_its_footnote_marks():
-    assert question("What?", "It rose[3] in May.[a]") == question("what? ", "It rose in  May.")
-    assert question("What?", "It rose.") != question("What?", "It fell.")
+    assert asked(row("What?", context="It rose[3] in May.[a]")) == asked(row("what? ", context="It rose in  May."))
+    assert asked(row("What?", context="It rose.")) != asked(row("What?", context="It fell."))
+
+
+def test_an_instruction_with_its_context_is_found_in_a_benchmark_of_conversations(tmp_path):
+    first = [{"role": "system", "content": "Brief."}, {"role": "user", "content": "what?\n\nIt rose."}]
+    later = [{"role": "user", "content": "go on"}]
+    talk = [
+        {"instruction": "what?\n\nIt rose.", "conversation": 0, "turn": 0, "messages": first, "tools": None},
+        {"instruction": "go on", "conversation": 0, "turn": 1, "messages": later, "tools": None},
+    ]
+    rows = [row("What?", context="It  rose.[2]"), row("go on"), row("What?"), row("v")]
+    output, _ = Case(tmp_path, rows, ["train", "train", "train", "dev"], talk=talk).run()
+    assert kept(output, "train") == [1, 2], "what is said later in a conversation is no question by itself"
+    found = [(r["row"], r["benchmark"], r["benchmark_row"]) for r in read_lines(output / "decontaminated.jsonl")]
+    assert found == [(0, "talk", 0)]
+
+
+def test_what_opens_a_benchmarks_conversation_is_what_the_user_says_first_in_it(tmp_path):
+    """The message to answer may be a tool's result, and the user may speak for the first time at a later turn."""
+    told = [{"role": "user", "content": "weather?"}, {"role": "tool", "content": "21"}]
+    begun, asked = [{"role": "system", "content": "Greet."}], [{"role": "user", "content": "who?"}]
+    talk = [
+        {"instruction": "21", "conversation": 0, "turn": 0, "messages": told},
+        {"instruction": "Greet.", "conversation": 1, "turn": 0, "messages": begun},
+        {"instruction": "who?", "conversation": 1, "turn": 1, "messages": asked},
+    ]
+    rows = [row("weather?"), row("who?"), row("21"), row("Greet."), row("v")]
+    output, _ = Case(tmp_path, rows, ["train"] * 4 + ["dev"], talk=talk).run()
+    assert kept(output, "train") == [2, 3]
+    assert [r["benchmark_row"] for r in read_lines(output / "decontaminated.jsonl")] == [0, 2]
 
 
 @pytest.mark.parametrize(
@@ -276,11 +311,10 @@ def test_the_real_dolly_loses_what_it_should(tmp_path):
     assert totals["duplicate"] >= 8
     found = Counter(r["benchmark"] for r in read_lines(output / "decontaminated.jsonl"))
     assert found["dolly"] >= 490
-    evaluated = {question(r["instruction"], r["context"]) for r in read_lines(benchmarks / "dolly.jsonl")}
+    evaluated = set(map(asked, read_lines(benchmarks / "dolly.jsonl")))
     raw = [json.loads(line) for line in inputs["instructions"].read_text(encoding="utf-8").splitlines()]
     for part in ("train", "validation"):
-        asked = {question(raw[i]["instruction"], raw[i]["context"]) for i in kept(output, part)}
-        assert not asked & evaluated
+        assert not {asked(raw[i]) for i in kept(output, part)} & evaluated
     assert summary["dropped"] == totals["total"] == 15011 - sum(len(kept(output, part)) for part in PARTS)
 
 
