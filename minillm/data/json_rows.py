@@ -41,6 +41,24 @@ class Reader:
             return None, end, self._problems[0]
         return value, end, _half_character(value) if SURROGATE.search(text, start, end) else None
 
+    def whole(self, text: str) -> Any:
+        """Return the value that a text without surrounding white space is.
+
+        Raises:
+            ValueError: It is none, or a part of it would be lost; the message is the reason.
+        """
+        try:
+            value, end, problem = self.read(text)
+            if end < len(text):
+                raise json.JSONDecodeError("Extra data", text, end)
+        except RecursionError as error:
+            raise ValueError(TOO_DEEP) from error
+        except ValueError as error:
+            raise ValueError(f"not JSON ({error})") from error
+        if problem is not None:
+            raise ValueError(problem)
+        return value
+
     def _object(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         value = dict(pairs)
         if len(value) < len(pairs):
@@ -82,14 +100,9 @@ def json_lines(path: Path) -> Iterator[Record]:
 
 def _parsed(reader: Reader, record: Record, text: str) -> Record:
     try:
-        value, end, problem = reader.read(text)
-        if end < len(text):
-            raise json.JSONDecodeError("Extra data", text, end)
-    except RecursionError:
-        return Record(record.file, record.line, None, TOO_DEEP)
+        return Record(record.file, record.line, reader.whole(text))
     except ValueError as error:
-        return Record(record.file, record.line, None, f"not JSON ({error})")
-    return Record(record.file, record.line, None if problem else value, problem)
+        return Record(record.file, record.line, None, str(error))
 
 
 def opens_list(path: Path) -> bool:
