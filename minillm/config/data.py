@@ -124,6 +124,8 @@ class RowFields(Strict):
     """Field with what comes before a completion: text, or messages."""
     completion: str = "completion"
     """Field with the completion of a prompt: text, or messages."""
+    system: str = "system"
+    """Field with the message of the system for a conversation that begins with none."""
     tools: str = "tools"
     """Field with the tools that a conversation may call."""
     category: str = "category"

@@ -87,9 +87,9 @@ class ChatTemplate:
         return [self._example(row, turns) for row in rows]
 
     def _example(self, row: Row, turns: Turns) -> Encoded | str:
-        tools = None if row.conversation is None else row.conversation.tools
+        tools, given = (None, 0) if row.conversation is None else (row.conversation.tools, row.conversation.given)
         try:
-            found = self.encode(row.messages, tools, turns)
+            found = self.encode(row.messages, tools, turns, given)
         except ValueError as error:
             return str(error)
         first = found.turns[0][0]
@@ -119,6 +119,7 @@ class ChatTemplate:
         messages: Sequence[Message],
         tools: Sequence[Mapping[str, Any]] | None = None,
         turns: Turns = "last",
+        given: int = 0,
     ) -> LearntConversation:
         """Return the tokens of a conversation up to its last answer, and which of them are learnt.
 
@@ -126,13 +127,14 @@ class ChatTemplate:
             messages: With at least one answer of the assistant.
             tools: Tools that the template describes.
             turns: Which answers are to be learnt.
+            given: Number of the first messages, of which none is learnt.
 
         Raises:
             ValueError: The template refuses the messages, or the last answer cannot be told from its prompt.
         """
         guarded = _Guarded(self._special, messages, tools)
         answers = [number for number, message in enumerate(messages) if message["role"] == "assistant"]
-        *earlier, last = answers if turns == "all" else answers[-1:]
+        *earlier, last = [answer for answer in answers if answer >= given] if turns == "all" else answers[-1:]
         text, begins, ends = self._regions(guarded, answers, earlier)
         tokens = self._tokens(text, guarded)
         notes: list[str] = []

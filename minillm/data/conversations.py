@@ -5,11 +5,26 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from minillm.config.data import RowFields
+from minillm.data.json_rows import Reader
+from minillm.data.records import has_value
+from minillm.errors import first_line
 from minillm.nearest import suggestion
 
 Message = Mapping[str, Any]
-"""`role`, `content`, and `tool_calls` where there are some."""
-Format = Literal["instruction", "messages", "conversations", "prompt and completion"]
+"""`role`, `content`, `tool_calls` where there are some, and the row's further fields as far as they are JSON."""
+Format = Literal["messages", "conversations", "prompt and completion", "instruction"]
+
+FORMATS: Mapping[Format, tuple[str, ...]] = {
+    "messages": ("messages",),
+    "conversations": ("conversations",),
+    "prompt and completion": ("prompt", "completion"),
+    "instruction": ("instruction",),
+}
+"""Fields without which a row is not of a format, by their names in `RowFields`; the first format that fits counts."""
+OPTIONAL: Mapping[Format, tuple[str, ...]] = {"instruction": ("context", "response")}
+"""Further fields that belong to one format alone."""
+USUAL = RowFields()
 
 ROLES = ("system", "user", "assistant", "tool")
 SHAREGPT_ROLES = {
@@ -24,6 +39,8 @@ SHAREGPT_ROLES = {
 }
 """Roles of ShareGPT's `from`; a `function_call` is an answer of the assistant that calls a tool."""
 FUNCTION_CALL = "function_call"
+WRITTEN = ("name", "reasoning_content", "reasoning", "thinking")
+"""Further fields of a message that chat templates write."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,57 +49,85 @@ class Conversation:
 
     messages: tuple[Message, ...]
     tools: tuple[Mapping[str, Any], ...] | None
+    given: int = 0
+    """Number of the first messages that are only read, whoever wrote them: those of a prompt."""
 
     @property
     def texts(self) -> tuple[str, ...]:
-        """Every message as text: role, content and calls."""
-        return tuple(
-            "\n".join([message["role"], message["content"], *map(json.dumps, message.get("tool_calls", ()))])
-            for message in self.messages
-        )
+        """Every message as text, with its calls and whatever else templates write of it; then the tools."""
+        return (*map(_all_of, self.messages), *map(_as_json, self.tools or ()))
 
 
-def recognise(value: Mapping[str, Any], fields: Mapping[str, Any]) -> Format | None:
-    """Return the format of a row by the names of its fields, None if it has those of none.
+def _all_of(message: Message) -> str:
+    further = [str(message[name]) for name in WRITTEN if name in message]
+    # Ids of calls are drawn anew in every copy.
+    calls = [_as_json(call["function"]) for call in message.get("tool_calls", ())]
+    return "\n".join([message["role"], message["content"], *further, *calls])
 
-    Args:
-        value: The row.
-        fields: What the file calls the fields `messages`, `conversations`, `prompt`, `completion` and `instruction`.
+
+def _as_json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)
+
+
+def recognise(value: Mapping[str, Any], fields: RowFields) -> Format | None:
+    """Return the format of a row by the fields that have a value in it, None if it is of none.
+
+    A format of which the configuration names a field goes before those of which it names none.
     """
-    if fields["messages"] in value:
-        return "messages"
-    if fields["conversations"] in value:
-        return "conversations"
-    if fields["prompt"] in value and fields["completion"] in value:
-        return "prompt and completion"
-    return "instruction" if fields["instruction"] in value else None
+    fitting: list[Format] = [
+        form for form, needed in FORMATS.items() if all(has_value(value.get(getattr(fields, name))) for name in needed)
+    ]
+    named = [form for form in fitting if _is_named(form, fields)]
+    return next(iter((*named, *fitting)), None)
 
 
-def parse_conversation(value: Mapping[str, Any], form: Format, fields: Mapping[str, Any]) -> Conversation:
+def _is_named(form: Format, fields: RowFields) -> bool:
+    names = (*FORMATS[form], *OPTIONAL.get(form, ()))
+    return any(getattr(fields, name) != getattr(USUAL, name) for name in names)
+
+
+def parse_conversation(value: Mapping[str, Any], form: Format, fields: RowFields) -> Conversation:
     """Turn a row into a conversation.
 
     Args:
         value: The row.
         form: Its format, one of those of conversations.
-        fields: What the file calls the fields.
+        fields: Names of its fields.
 
     Raises:
         ValueError: The row is malformed; the message is the reason.
     """
+    given: list[Message] = []
     match form:
         case "messages":
-            messages = _list(value, fields["messages"], _message)
+            told = _list(value, fields.messages, _message)
         case "conversations":
-            messages = _list(value, fields["conversations"], _sharegpt_message)
+            told = _list(value, fields.conversations, lambda message: _sharegpt_message(message, fields.conversations))
         case _:
-            messages = [
-                *_side(value, fields["prompt"], "user"),
-                *_side(value, fields["completion"], "assistant"),
-            ]
-    answers = [number for number, message in enumerate(messages) if message["role"] == "assistant"]
+            given, told = _side(value, fields.prompt, "user"), _side(value, fields.completion, "assistant")
+    answers = [number for number, message in enumerate(told, start=1) if message["role"] == "assistant"]
     if not answers:
-        raise ValueError("no message of the assistant")
-    return Conversation(tuple(messages[: answers[-1] + 1]), _tools(value.get(fields["tools"])))
+        raise ValueError(f"no message of the assistant{f' in `{fields.completion}`' if given else ''}")
+    system = _system(value, fields.system, (*given, *told)[0])
+    messages = (*system, *given, *told[: answers[-1]])
+    return Conversation(messages, _tools(value, fields.tools), len(system) + len(given))
+
+
+def _system(value: Mapping[str, Any], name: str, first: Message) -> list[Message]:
+    """Read the system's message that stands beside a conversation with this first message."""
+    text = value.get(name)
+    if not has_value(text):
+        return []
+    if not isinstance(text, str):
+        raise ValueError(
+            f"`{name}` is {type(text).__name__}, not text; if it is no message of the system, give data.fields.system "
+            "another name"
+        )
+    if first["role"] != "system":
+        return [_checked("system", text, [])]
+    if first["content"].strip() != text.strip():
+        raise ValueError(f"two messages of the system: `{name}` and the first of the conversation; keep one")
+    return []
 
 
 def _list(value: Mapping[str, Any], name: str, parse: Callable[[Any], Message]) -> list[Message]:
@@ -115,23 +160,31 @@ def _message(value: Any) -> Message:
     calls = value.get("tool_calls") or []
     if not isinstance(calls, list):
         raise ValueError("`tool_calls` is no list")
-    further = {name: field for name, field in value.items() if field is not None}
+    further = {
+        name: field
+        for name, field in value.items()
+        if name != "tool_calls" and field is not None and _not_json(field) is None
+    }
     return {**further, **_checked(role, _text(value.get("content")), list(map(_call, calls)))}
 
 
-def _sharegpt_message(value: Any) -> Message:
+def _sharegpt_message(value: Any, name: str) -> Message:
     if not isinstance(value, Mapping):
         raise ValueError(f"not an object but {type(value).__name__}")
+    if "role" in value and "from" not in value:
+        raise ValueError(
+            f"`role` in place of `from`; give data.fields: {{messages: {name}}}, or call the field `messages`"
+        )
     sender, text = value.get("from"), _text(value.get("value"))
     if sender == FUNCTION_CALL:
-        return _checked("assistant", "", [_call(_object(text, "a function_call"))])
-    if sender not in SHAREGPT_ROLES:
+        return _checked("assistant", "", [_call(_parsed(text, "a function_call"))])
+    if not isinstance(sender, str) or sender not in SHAREGPT_ROLES:
         raise ValueError(f"unknown sender {sender!r}; {suggestion(str(sender), [*SHAREGPT_ROLES, FUNCTION_CALL])}")
     return _checked(SHAREGPT_ROLES[sender], text, [])
 
 
 def _checked(role: str, content: str, calls: Sequence[Mapping[str, Any]]) -> Message:
-    if not content.strip() and not calls and role != "system":
+    if not content.strip() and not calls:
         raise ValueError(f"the {role}'s message is empty")
     if calls and role != "assistant":
         raise ValueError(f"the {role} calls a tool")
@@ -141,9 +194,9 @@ def _checked(role: str, content: str, calls: Sequence[Mapping[str, Any]]) -> Mes
 def _text(content: Any) -> str:
     """Return the text of a content, which may be a list of parts; None is none."""
     if isinstance(content, list):
-        kinds = {part.get("type") if isinstance(part, Mapping) else type(part).__name__ for part in content}
+        kinds = {str(part.get("type")) if isinstance(part, Mapping) else type(part).__name__ for part in content}
         if kinds - {"text"}:
-            raise ValueError(f"its content has parts other than text: {sorted(map(str, kinds - {'text'}))}")
+            raise ValueError(f"its content has parts other than text: {sorted(kinds - {'text'})}")
         return "".join(_text(part.get("text")) for part in content)
     if content is not None and not isinstance(content, str):
         raise ValueError(f"its content is {type(content).__name__}, not text")
@@ -157,32 +210,43 @@ def _call(value: Any) -> Mapping[str, Any]:
     function = value.get("function", value)
     if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
         raise ValueError("a tool call has no name")
-    arguments = function.get("arguments", {})
-    arguments = _object(arguments, "the arguments of a tool call") if isinstance(arguments, str) else arguments
+    arguments = function.get("arguments")
+    arguments = _parsed(arguments, "the arguments of a tool call") if isinstance(arguments, str) else arguments
+    arguments = {} if arguments is None else arguments
     if not isinstance(arguments, Mapping):
         raise ValueError("the arguments of a tool call are no object")
-    return {"type": "function", "function": {"name": function["name"], "arguments": arguments}}
+    call = {"type": "function", "function": {"name": function["name"], "arguments": arguments}}
+    call |= {"id": value["id"]} if value.get("id") is not None else {}
+    if reason := _not_json(call):
+        raise ValueError(f"a tool call is not JSON: {reason}; write what it has as text or numbers")
+    return call
 
 
-def _object(text: str, what: str) -> Mapping[str, Any]:
-    try:
-        found = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{what} cannot be read as JSON: {error}") from error
-    if not isinstance(found, Mapping):
-        raise ValueError(f"no JSON object in {what}")
-    return found
-
-
-def _tools(value: Any) -> tuple[Mapping[str, Any], ...] | None:
+def _tools(value: Mapping[str, Any], name: str) -> tuple[Mapping[str, Any], ...] | None:
     """Return the tools of a row: a list of schemas, or JSON text of one."""
-    if isinstance(value, str) and value.strip():
-        try:
-            value = json.loads(value)
-        except (ValueError, RecursionError) as error:
-            raise ValueError(f"`tools` cannot be read as JSON: {error}") from error
-    if not value:
+    tools = value.get(name)
+    tools = _parsed(tools, f"`{name}`") if isinstance(tools, str) else tools
+    if not tools:
         return None
-    if not isinstance(value, list) or not all(isinstance(tool, Mapping) for tool in value):
-        raise ValueError("`tools` is no list of objects")
-    return tuple(value)
+    if not isinstance(tools, list) or not all(isinstance(tool, Mapping) for tool in tools):
+        raise ValueError(f"`{name}` is no list of objects")
+    if reason := _not_json(tools):
+        raise ValueError(f"`{name}` is not JSON: {reason}; write what it has as text or numbers")
+    return tuple(tools)
+
+
+def _parsed(text: str, what: str) -> Any:
+    """Read JSON text; blank text is none."""
+    try:
+        return Reader().whole(text.strip()) if text.strip() else None
+    except ValueError as error:
+        raise ValueError(f"{what} cannot be read: {error}") from error
+
+
+def _not_json(value: Any) -> str | None:
+    """Return why a value cannot be written as JSON, as dates of tables and NaN cannot; None if it can."""
+    try:
+        json.dumps(value, allow_nan=False)
+    except (TypeError, ValueError, RecursionError) as error:
+        return first_line(error)
+    return None

@@ -24,6 +24,13 @@ class Record:
     value: Any
     problem: str | None = None
     """Reason why the row could not be read; None if it could."""
+    of_table: bool = False
+    """True if nulls may stand for fields that only other rows have: a table has every field in all rows."""
+
+
+def has_value(found: Any) -> bool:
+    """Return whether a field has a value; null, blank text and an empty list are none."""
+    return bool(found.strip()) if isinstance(found, str) else found is not None and found != []
 
 
 def decode_lines(path: Path) -> Iterator[Record]:

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 from minillm.config.data import RowFields
 from minillm.data.conversations import Conversation, Format, Message, parse_conversation, recognise
-from minillm.data.records import Record
+from minillm.data.records import Record, has_value
 from minillm.data.tables import read_records
 from minillm.errors import StageError
 from minillm.nearest import suggestion
@@ -81,12 +81,11 @@ def read_examples(path: Path, fields: RowFields) -> Iterator[Row | Malformed]:
     Raises:
         StageError: The file as a whole cannot be read.
     """
-    names, form = fields.model_dump(), None
+    form = format_of(path, fields)
     for number, record in enumerate(read_records(path)):
         try:
             value = fields_of(record)
-            form = form or recognise(value, names)
-            if form is None or form == "instruction":
+            if form == "instruction":
                 row = _instruction_row(number, value, fields)
             else:
                 row = _conversation_row(number, value, form, fields)
@@ -97,9 +96,8 @@ def read_examples(path: Path, fields: RowFields) -> Iterator[Row | Malformed]:
 
 def format_of(path: Path, fields: RowFields) -> Format:
     """Return the format of a file's rows: that of the first row that has a known one."""
-    names = fields.model_dump()
     for record in read_records(path):
-        if record.problem is None and isinstance(record.value, dict) and (form := recognise(record.value, names)):
+        if record.problem is None and isinstance(record.value, dict) and (form := recognise(record.value, fields)):
             return form
     return "instruction"
 
@@ -112,7 +110,7 @@ def _instruction_row(number: int, value: Mapping[str, Any], fields: RowFields) -
 
 
 def _conversation_row(number: int, value: Mapping[str, Any], form: Format, fields: RowFields) -> Row:
-    conversation = parse_conversation(value, form, fields.model_dump())
+    conversation = parse_conversation(value, form, fields)
     *before, answer = conversation.messages
     asked = next((message["content"] for message in reversed(before) if message["role"] == "user"), "")
     return Row(number, asked, "", answer["content"], _category(value, fields), conversation)
@@ -151,7 +149,7 @@ def evenly(values: Sequence[T], count: int | None) -> list[T]:
 
 
 def fields_of(record: Record) -> dict[str, Any]:
-    """Return the fields of a row.
+    """Return the fields of a row; of a table's, without the nulls within them.
 
     Raises:
         ValueError: The row could not be read, or is no object.
@@ -160,21 +158,25 @@ def fields_of(record: Record) -> dict[str, Any]:
         raise ValueError(record.problem)
     if not isinstance(record.value, dict):
         raise ValueError(f"not an object but {type(record.value).__name__}")
+    if record.of_table:
+        return {name: _without_nulls(field) for name, field in record.value.items()}
     return record.value
+
+
+def _without_nulls(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _without_nulls(field) for name, field in value.items() if field is not None}
+    return list(map(_without_nulls, value)) if isinstance(value, list) else value
 
 
 def field_with_value(value: Mapping[str, Any], *names: str) -> str:
     """Return the first of several names for one thing under which a row has a value.
 
-    Null, blank text and an empty list are no values. Rows merged from several sources have every name, but a value
-    under one of them only. If no name has a value, return the first that is present, or else the first.
+    Rows merged from several sources have every name, but a value (see `has_value`) under one of them only. If no name
+    has a value, return the first that is present, or else the first.
     """
     there = [name for name in names if name in value]
-    return next((name for name in there if _has_value(value[name])), there[0] if there else names[0])
-
-
-def _has_value(found: Any) -> bool:
-    return bool(found.strip()) if isinstance(found, str) else found is not None and found != []
+    return next((name for name in there if has_value(value[name])), there[0] if there else names[0])
 
 
 def text_field(value: Mapping[str, Any], *names: str, optional: bool = False) -> str:

@@ -98,7 +98,7 @@ def _table(path: Path) -> Iterator[Record]:
                 for start in range(0, batch.num_rows, BATCH):
                     for value in batch.slice(start, BATCH).to_pylist():
                         number += 1
-                        yield Record(str(path), number, value)
+                        yield Record(str(path), number, value, of_table=True)
     except (pa.ArrowException, ValueError, OSError) as error:
         raise StageError(f"{path} cannot be read as a table behind row {number}: {error}") from error
 

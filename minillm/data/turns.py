@@ -6,9 +6,12 @@ from typing import Any
 
 from minillm.config import Fields
 from minillm.config.data import RowFields
-from minillm.data.conversations import Message, parse_conversation, recognise
+from minillm.data.conversations import Conversation, Format, Message, parse_conversation, recognise
+from minillm.data.records import has_value
 from minillm.data.rows import field_with_value
 
+TURNS = "turns"
+"""Field with the user's texts if the configuration names none."""
 REFERENCE_FIELDS = ("references", "reference", "output", "response")
 """Fields that may hold the references of `turns` if the configuration names none."""
 
@@ -29,14 +32,23 @@ def turns_of(value: Mapping[str, Any], fields: Fields) -> tuple[list[Turn], Any]
     Raises:
         ValueError: The row is malformed; the message is the reason.
     """
-    if (name := fields.turns or "turns") in value:
-        return _asked(value, name, fields.references), None
-    names = RowFields().model_dump()
-    form = recognise(value, names | {"instruction": fields.instruction})
+    names = RowFields(instruction=fields.instruction, context=fields.context, response=fields.references)
+    form = recognise(value, names)
+    if _has_turns(value, fields, form):
+        return _asked(value, fields.turns or TURNS, fields.references), None
     if form is None or form == "instruction":
         return None
     conversation = parse_conversation(value, form, names)
-    return _told(conversation.messages), conversation.tools
+    return _told(conversation), conversation.tools
+
+
+def _has_turns(value: Mapping[str, Any], fields: Fields, form: Format | None) -> bool:
+    """Return whether a row is a list of the user's texts: by name, or unless an instruction is asked for by name."""
+    name = fields.turns or TURNS
+    if name not in value or form is None:
+        return name in value
+    asked_by_name = form == "instruction" and fields.instruction != Fields().instruction
+    return has_value(value[name]) and (fields.turns is not None or not asked_by_name)
 
 
 def _asked(value: Mapping[str, Any], name: str, references: str | None) -> list[Turn]:
@@ -62,15 +74,24 @@ def _asked(value: Mapping[str, Any], name: str, references: str | None) -> list[
     ]
 
 
-def _told(messages: Sequence[Message]) -> list[Turn]:
-    """Part a conversation at its assistant's answers, which are the references; calls of tools stay as they are."""
+def _told(conversation: Conversation) -> list[Turn]:
+    """Part a conversation at its assistant's answers, which are the references.
+
+    Calls of tools, and answers that a prompt gives, stay as they are.
+    """
     turns, said = [], []
-    for message in messages:
-        if message["role"] == "assistant" and not message.get("tool_calls"):
+    for number, message in enumerate(conversation.messages):
+        is_answer = message["role"] == "assistant" and not message.get("tool_calls")
+        if is_answer and number >= conversation.given:
             turns.append(Turn(tuple(said), [message["content"]]))
             said = []
         else:
             said.append(message)
+    if said:
+        raise ValueError(
+            "it ends with a call of a tool, which cannot be scored; end it with an answer of the assistant in words, "
+            "or leave it out"
+        )
     if not turns or not all(turn.said for turn in turns):
         raise ValueError("no message to answer before an answer of the assistant")
     return turns

@@ -53,7 +53,7 @@ def filtered(
     form: str = TURNS,
     benchmark: str = "Unrelated?",
     context: str = "",
-    parts: list[dict[str, Any]] | None = None,
+    split: list[str] | None = None,
     **changes: Any,
 ) -> tuple[Path, dict[str, float | str]]:
     folder.mkdir(parents=True, exist_ok=True)
@@ -62,14 +62,15 @@ def filtered(
     asked = {"index": 0, "instruction": benchmark, "context": context, "references": ["x"], "topic": ""}
     write_lines(benchmarks / "asked.jsonl", [asked])
     settings = {"template": Template(), "max_prompt_tokens": 200, "max_tokens": 400, "max_malformed_share": 0.5}
-    sizes = {"validation_size": 1, "test_size": 1, "seed": 1}
+    sizes: dict[str, int | None] = {"validation_size": 1, "test_size": 1, "seed": 1}
     inputs = {
         "instructions": write_lines(folder / "rows.jsonl", rows),
         "tokenizer": save_chat_tokenizer(folder / "tokenizer", form),
         "benchmarks": benchmarks,
     }
-    if parts is not None:
-        inputs["split"] = write_lines(folder / "split.jsonl", parts)
+    if split is not None:
+        parts = [{"row": row, "split": part} for row, part in enumerate(split)]
+        inputs["split"], sizes = write_lines(folder / "split.jsonl", parts), dict.fromkeys(sizes)
     return run_stage(Filter.model_validate({**settings, **sizes, **changes}), inputs, folder)
 
 
@@ -155,6 +156,20 @@ def test_of_an_instruction_the_last_answer_is_all(tmp_path: Path):
             assert len({(output / f"{part}.parquet").read_bytes() for output in found}) == 1
 
 
+def test_answers_that_a_prompt_gives_are_read_with_all_answers_learnt_too(tmp_path: Path):
+    output, summary = filtered(tmp_path, FORMATS["prompt and completion"], turns="all")
+    assert summary["malformed"] == 0.0
+    assert prompts_of(examples(output))["response"].tolist() == [f"A {colour} door." for colour in COLOURS]
+
+
+def test_rows_that_differ_in_tools_alone_are_no_duplicates(tmp_path: Path):
+    tools = [[{"type": "function", "function": {"name": f"of_{colour}"}}] for colour in COLOURS]
+    rows = [{"messages": talk("red"), "tools": of} for of in [*tools, tools[0]]]
+    output, summary = filtered(tmp_path, [*rows, {"messages": talk("blue")}], split=["train"] * 7 + ["dev"])
+    assert pd.read_csv(output / "dropped.csv", index_col=0)["total"].to_dict() == {"duplicate": 1, "total": 1}
+    assert summary["train"] == 6.0
+
+
 def test_the_longest_prompt_decides_whichever_answers_are_learnt(tmp_path: Path):
     longer = [{**FORMATS["messages"][0], "messages": [*talk("red"), *talk("blue")]}, *FORMATS["messages"]]
     for turns in ("last", "all"):
@@ -211,11 +226,9 @@ def test_conversations_may_go_on_alike_but_not_open_with_what_is_held_out(tmp_pa
     rows = [{"messages": [*talk(colour), *thanks]} for colour in COLOURS]
     _, summary = filtered(tmp_path / "alike", rows)
     assert (summary["contaminated"], summary["train"]) == (0.0, 4.0)
-    split = {"validation_size": None, "test_size": None, "seed": None}
-    rows = [{"messages": talk("red")}, {"messages": [*talk("blue"), *talk("red")]}, {"messages": talk("grey")}]
-    parts = [{"row": row, "split": part} for row, part in enumerate(("test", "train", "dev", "train"))]
-    data = [*rows, {"messages": [*talk("pink")]}]
-    output, _ = filtered(tmp_path / "opens", data, parts=parts, **split)
+    told = [talk("red"), [*talk("blue"), *talk("red")], talk("grey"), talk("pink")]
+    rows = [{"messages": messages} for messages in told]
+    output, _ = filtered(tmp_path / "opens", rows, split=["test", "train", "dev", "train"])
     found = [(row["row"], row["benchmark"]) for row in read_lines(output / "decontaminated.jsonl")]
     assert found == [(1, "test")], "asked later in it, with the answer"
 

@@ -1,5 +1,9 @@
+from datetime import date
 from pathlib import Path
+from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from minillm.config import Template
@@ -127,6 +131,70 @@ def test_the_first_name_with_a_value_counts(tmp_path):
     rows, malformed = sorted_out(write_lines(tmp_path / "rows.jsonl", values))
     assert [(r.context, r.response) for r in rows] == [("c", "b")] * 3 + [("", "b")]
     assert [m.reason for m in malformed] == ["`response` is NoneType, not text"]
+
+
+CALLER = {"role": "user", "content": "Weather?"}
+
+
+def talk(**arguments: object) -> dict[str, Any]:
+    """Return a row that ends with a call of a tool."""
+    call = {"function": {"name": "weather", "arguments": arguments}}
+    return {"messages": [CALLER, {"role": "assistant", "content": None, "tool_calls": [call]}]}
+
+
+def test_fields_that_only_other_rows_of_a_table_have_are_not_in_its_calls_and_tools(tmp_path):
+    """A table has the fields of all rows in each, as nulls, so that a call would have arguments that nobody gave."""
+    city, day = {"city": {"type": "string"}}, {"day": {"type": "string", "enum": ["today", None]}}
+    values = [
+        {**talk(city="Rome", days=[]), "tools": [{"name": "weather", "parameters": city}]},
+        {**talk(day="today", days=[None, "x"]), "tools": [{"name": "weather", "parameters": day}]},
+        {"messages": [CALLER, {"role": "assistant", "content": "Sunny."}], "tools": None},
+    ]
+    pq.write_table(pa.Table.from_pylist(values), tmp_path / "rows.parquet")
+    rows, malformed = sorted_out(tmp_path / "rows.parquet")
+    assert not malformed
+    found = [row.conversation for row in rows if row.conversation is not None]
+    assert [of.tools for of in found] == [
+        ({"name": "weather", "parameters": city},),
+        ({"name": "weather", "parameters": day},),
+        None,
+    ]
+    calls = [of.messages[1]["tool_calls"][0]["function"]["arguments"] for of in found[:2]]
+    assert calls == [{"city": "Rome", "days": []}, {"day": "today", "days": [None, "x"]}]
+    assert found[2].messages == (CALLER, {"role": "assistant", "content": "Sunny."})
+    lines, _ = sorted_out(write_lines(tmp_path / "rows.jsonl", [talk(city="Rome", day=None)]))
+    assert lines[0].messages[1]["tool_calls"][0]["function"]["arguments"] == {"city": "Rome", "day": None}, "as given"
+
+
+def test_a_date_in_a_call_of_a_table_is_malformed(tmp_path):
+    pq.write_table(pa.Table.from_pylist([talk(day=date(2026, 1, 2))]), tmp_path / "rows.parquet")
+    _, malformed = sorted_out(tmp_path / "rows.parquet")
+    assert [m.reason for m in malformed] == [
+        "message 2: a tool call is not JSON: Object of type date is not JSON serializable; write what it has as text "
+        "or numbers"
+    ]
+
+
+def test_the_format_is_that_of_the_first_row_with_values(tmp_path):
+    values = [
+        {"messages": [], "instruction": "", "response": ""},
+        {"messages": None, "instruction": "a", "response": "b"},
+        {"messages": [CALLER], "instruction": "c", "response": "d"},
+    ]
+    rows, malformed = sorted_out(write_lines(tmp_path / "rows.jsonl", values))
+    assert [(row.instruction, row.response) for row in rows] == [("a", "b"), ("c", "d")]
+    assert [m.reason for m in malformed] == ["`instruction` is empty"]
+    path = write_lines(tmp_path / "talks.jsonl", [{"messages": []}, talk(), {"conversations": [["human"]]}])
+    rows, malformed = sorted_out(path)
+    assert len(rows) == 1
+    assert [m.reason for m in malformed] == ["`messages` is no list of messages", "no field `messages`"]
+
+
+def test_fields_that_are_named_are_read_whatever_others_there_are(tmp_path):
+    path = write_lines(tmp_path / "rows.jsonl", [{"prompt": "a", "completion": "b", "messages": [CALLER]}])
+    (row,) = read_examples(path, RowFields(instruction="prompt", response="completion"))
+    assert isinstance(row, Row)
+    assert (row.instruction, row.response, row.conversation) == ("a", "b", None)
 
 
 def test_a_split_may_be_a_csv_file(tmp_path):

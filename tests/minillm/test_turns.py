@@ -11,6 +11,7 @@ from minillm.config import Benchmark, Fields, Scoring, Source, Template
 from minillm.data.benchmarks import load_benchmarks
 from minillm.data.chat import ChatTemplate
 from minillm.data.encoding import load_prompts
+from minillm.data.turns import turns_of
 from minillm.errors import StageError
 from minillm.evaluation.uncertainty import prompt_values
 from minillm.generation.answering import make_requests
@@ -93,6 +94,25 @@ def test_a_conversation_is_parted_at_its_answers_and_keeps_system_and_tools(tmp_
     assert first["context"] == "system: Be brief."
 
 
+def test_answers_that_a_prompt_gives_are_no_references(tmp_path):
+    (row,) = load_benchmarks(
+        read(tmp_path, [{"prompt": TOLD["messages"][:4], "completion": [{"role": "assistant", "content": "Yes."}]}])
+    )["talk"]
+    assert row["messages"] == TOLD["messages"][:4]
+    assert (row["turn"], row["instruction"], row["references"]) == (0, "Really?", ["Yes."])
+
+
+def test_fields_that_are_named_are_read_whatever_others_there_are():
+    row = {"prompt": "p", "completion": "c", "turns": ["t"], "reference": ["r"], "talk": ["u"]}
+    assert turns_of(row, Fields(instruction="prompt", references="completion")) is None
+    assert turns_of({**row, "turns": None, "instruction": "i"}, Fields(references="completion")) is None
+    for fields, said in ((Fields(), "t"), (Fields(references="reference"), "t"), (Fields(turns="talk"), "u")):
+        found = turns_of(row, fields)
+        assert found is not None
+        assert [(turn.said[0]["content"], turn.references) for turn in found[0]] == [(said, ["r"])]
+    assert turns_of({"instruction": "i", "output": "o", "turns": None, "messages": None}, Fields()) is None
+
+
 @pytest.mark.parametrize(
     ("row", "message"),
     [
@@ -102,6 +122,7 @@ def test_a_conversation_is_parted_at_its_answers_and_keeps_system_and_tools(tmp_
         ({"turns": ["a"], "reference": [3]}, r":1: `reference` has something other than text"),
         ({"turns": ["a", "b"]}, r"conversation 0, counted from 0, has no reference for any turn.*talk\.topics"),
         ({"messages": [{"role": "assistant", "content": "x"}]}, r":1: no message to answer"),
+        ({"messages": TOLD["messages"][:5]}, r":1: it ends with a call of a tool, which cannot be scored; end it with"),
     ],
 )
 def test_conversations_that_cannot_be_scored_are_refused(tmp_path, row, message):
