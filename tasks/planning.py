@@ -14,7 +14,7 @@ from minillm.durable import write_atomically
 from minillm.errors import StageError
 from minillm.files import read_json
 from minillm.models.facts import ModelFacts
-from minillm.planning.asked import asked_bill, asked_words
+from minillm.planning.asked import asked_by, asked_words
 from minillm.planning.demand import stage_demand
 from minillm.planning.estimate import Speeds, mean_speed
 from minillm.planning.extrapolation import Seconds
@@ -30,7 +30,7 @@ from minillm.planning.stage_estimate import (
     stage_table,
 )
 from minillm.planning.subject import Found, Subject, of_distillation, of_pretraining, of_system2
-from minillm.planning.work import same_speed, trained_model
+from minillm.planning.work import same_speed
 from minillm.stages.base import Job, Stage
 from minillm.stages.measuring import Generate, Outlook, Speed
 from minillm.stages.reading import EncodedPrompts, Filter, Prepare
@@ -109,7 +109,7 @@ def _estimated(
     speeds = {label: Speeds(speed, models, of, *common) for label, of in amounts.items()}
     seconds = {e.label: speeds[e.label].stage(e.stage, e.demand.work) for e in estimates}
     total = _total(estimates, seconds, cores.stages)
-    bills = {e.label: asked_bill(e.stage, e.demand.work, amounts[e.label]) for e in estimates}
+    asked = {e.label: asked_by(e.stage, e.demand.work, amounts[e.label], subject.endpoint) for e in estimates}
     told: list[str] = []
     if isinstance(config, Config):
         record = {"stages": {label: taken.value for label, taken in seconds.items()}, "total": total.value}
@@ -120,7 +120,7 @@ def _estimated(
     parts = [
         *told,
         stage_table(estimates, seconds),
-        *filter(None, [asked_words(subject.endpoint, bills, subject.asked)]),
+        *filter(None, [asked_words({label: of for label, of in asked.items() if of is not None})]),
         "Memory of each process in training:",
         memory_table(estimates),
         f"{room}; the measurement's processes held {speed['peak_memory'] / 2**30:.1f} GiB at most",
@@ -157,14 +157,14 @@ def _total(estimates: Sequence[StageEstimate], seconds: Mapping[str, Seconds], a
 
 def _model(stage: DryStage, models: Mapping[str, ModelFacts]) -> str:
     """`teacher` or `student`, whichever a stage trains or measures; where there is one alone, it is the student."""
-    if isinstance(stage.stage, Train):
-        return trained_model(stage.stage)
-    model = stage.inputs.get("model")
-    if isinstance(model, Pending):
-        return "teacher" if model.role == "teacher" else "student"
-    if isinstance(model, Artifact):
-        return "teacher" if model.manifest().settings.get("role") == "teacher" else "student"
-    return "teacher" if isinstance(model, Model) and "teacher" in models else "student"
+    role, model = getattr(stage.stage, "role", None), stage.inputs.get("model")
+    if role is None and isinstance(model, Pending):
+        role = model.role
+    elif role is None and isinstance(model, Artifact):
+        role = model.manifest().settings.get("role")
+    elif role is None and isinstance(model, Model):  # taken as it is
+        role = "teacher"
+    return "teacher" if role == "teacher" and "teacher" in models else "student"
 
 
 def _done(stage: DryStage) -> int:

@@ -2,6 +2,9 @@
 
 from minillm.config import Strict
 
+UNKNOWN_POSITIONS = 2048
+"""Tokens that lm-evaluation-harness takes a model to see where its configuration does not say."""
+
 
 class ModelFacts(Strict):
     """One model, as models.json records it."""

@@ -5,16 +5,45 @@ from dataclasses import dataclass, replace
 
 from minillm.config import Runtime
 from minillm.knowledge.forms import bytes_per_token
-from minillm.models.facts import ModelFacts
-from minillm.planning.memory import Memory, generation_memory, scoring_memory, training_disk, training_memory
-from minillm.planning.work import Amounts, Work, generating, scoring, training_work
+from minillm.models.facts import UNKNOWN_POSITIONS, ModelFacts
+from minillm.planning.memory import (
+    Memory,
+    Running,
+    downstream_memory,
+    generation_memory,
+    scoring_memory,
+    training_disk,
+    training_memory,
+)
+from minillm.planning.work import Amounts, Work, downstream_work, generating, longest_question, scoring, training_work
 from minillm.pretraining.corpus import PART as SEQUENCES
 from minillm.stages.base import Stage
-from minillm.stages.measuring import Calibration, Cost, Exposure, Generate, HeldOut
-from minillm.stages.pretraining import SampleCorpus
-from minillm.stages.system2 import Ask
+from minillm.stages.measuring import (
+    Calibration,
+    Cost,
+    Diversity,
+    DownstreamScore,
+    Exposure,
+    Generate,
+    HeldOut,
+    Judging,
+    Preference,
+    Score,
+)
+from minillm.stages.pages import Card, Report, StudyReport, Upload
+from minillm.stages.pretraining import PretrainReport, SampleCorpus
+from minillm.stages.served import AskAnswers, AskKnowledge, AskResponses
+from minillm.stages.system2 import Ask, AskReasoner, KeepConsistent, System2Card, System2Report
 from minillm.stages.training import Respond, StoreKnowledge, Train
 from minillm.system2.asking import PART as ANSWERS
+
+WITHOUT_MODEL: frozenset[type[Stage]] = frozenset((
+    Score, Diversity, Judging, Preference, AskResponses, AskKnowledge, AskAnswers, AskReasoner, KeepConsistent,
+    Report, StudyReport, PretrainReport, System2Report, Card, System2Card, Upload,
+))  # fmt: skip
+"""Stages that run no model on this machine; nor do those that only read data."""
+PRECISIONS: dict[type[Stage], str] = {StoreKnowledge: "teacher.knowledge.precision", Ask: "asking.precision"}
+"""Fields that say the precision of a stage that runs a model, where it is not `evaluation.precision`."""
 
 
 @dataclass(frozen=True)
@@ -47,13 +76,20 @@ def stage_demand(
         runtime: Processes and batch sizes.
         max_tokens: Longest prompt with response, for stages whose settings do not say.
         done: Optimizer steps behind the last checkpoint.
+
+    Raises:
+        TypeError: Nothing is known of this kind of stage.
     """
+    if not stage.shares_work:
+        runtime = runtime.model_copy(update={"processes": 1})
     facts, teacher = models[model], models.get("teacher")
-    prompts = sum(amounts.benchmark_prompts.values())
+
+    def running(precision: str) -> Running:
+        field = PRECISIONS.get(type(stage), "evaluation.precision")
+        return Running(runtime, precision, field, stage.shares_work)
 
     def scored(models: Mapping[str, ModelFacts], texts: float, precision: str) -> Demand:
-        memory = scoring_memory(models, precision, runtime, max_tokens)
-        return Demand(scoring(models, texts, amounts), memory)
+        return Demand(scoring(models, texts, amounts), scoring_memory(models, running(precision), max_tokens))
 
     match stage:
         case Train(method=method):
@@ -61,42 +97,58 @@ def stage_demand(
             memory = training_memory(facts, compared, method, runtime, stage.max_tokens, round(amounts.response))
             work = training_work(stage, facts, teacher, amounts, done)
             return Demand(work, memory, training_disk(facts, method))
-        case StoreKnowledge():
-            of_texts = scored({model: facts}, amounts.examples, stage.precision)
-            tokens = amounts.examples * amounts.response
-            each = bytes_per_token(stage, facts.tokenizer_entries, facts.width)
-            return replace(of_texts, disk=round(tokens * each))
-        case Respond():
-            work = generating(models, {model: amounts.examples}, {model: 1}, amounts)
-            rows = amounts.examples
-            return Demand(work, generation_memory(facts, model, stage.precision, runtime, rows, stage.max_tokens))
-        case Ask(chain=chain):
-            calls = len(chain.steps) * -(-amounts.examples // (ANSWERS * len(chain.steps)))
-            work = generating(models, {model: amounts.examples}, {model: calls}, amounts)
-            return Demand(work, generation_memory(facts, model, stage.precision, runtime, ANSWERS, stage.max_tokens))
-        case SampleCorpus():
-            calls = -(-amounts.examples // SEQUENCES)
-            work = generating(models, {model: amounts.examples}, {model: calls}, amounts)
-            return Demand(work, generation_memory(facts, model, stage.precision, runtime, SEQUENCES, stage.max_tokens))
-        case Generate():
-            sets = amounts.benchmark_prompts
-            work = generating(models, {model: prompts * len(stage.seeds)}, {model: len(sets)}, amounts)
-            rows = len(stage.seeds) * max(sets.values())
-            return Demand(work, generation_memory(facts, model, stage.precision, runtime, rows, stage.max_tokens))
+        case Respond() | Ask() | SampleCorpus() | Generate():
+            count, calls, rows = _responses(stage, amounts)
+            work = generating(models, {model: count}, {model: calls}, amounts)
+            return Demand(work, generation_memory(facts, model, running(stage.precision), rows, stage.max_tokens))
         case Cost(generate=generate):
             # One model after another, each in a process of its own.
             names = ["teacher" if role == "teacher" else "student" for role in stage.roles]
             calls = {name: (1 + Cost.rounds) * names.count(name) for name in names}
             work = generating(models, {name: count * Cost.prompts for name, count in calls.items()}, calls, amounts)
-            largest = max((models[name] for name in names), key=lambda facts: facts.parameters)
-            memory = generation_memory(largest, "", generate.precision, runtime, Cost.prompts, generate.max_tokens)
-            return Demand(work, memory)
+            name = max(calls, key=lambda name: models[name].parameters)
+            running_one = running(generate.precision)
+            return Demand(work, generation_memory(models[name], name, running_one, Cost.prompts, generate.max_tokens))
         case Exposure():
-            own = min(stage.prompts or prompts, amounts.benchmark_prompts[stage.benchmark])
-            return scored(models, 2 * own, stage.precision)
-        case HeldOut():
-            return scored({model: facts}, prompts + amounts.held_out_tokens / amounts.sequence, stage.precision)
-        case Calibration():
-            return scored({model: facts}, amounts.choices, stage.precision)
-        case _:
+            return scored(models, _texts(stage, amounts), stage.precision)
+        case HeldOut() | Calibration():
+            return scored({model: facts}, _texts(stage, amounts), stage.precision)
+        case StoreKnowledge():
+            kept = amounts.examples * amounts.response * bytes_per_token(stage, facts.tokenizer_entries, facts.width)
+            return replace(scored({model: facts}, amounts.examples, stage.precision), disk=round(kept))
+        case DownstreamScore(limit=limit):
+            rows = runtime.rows_at_once(facts.positions or UNKNOWN_POSITIONS)
+            tokens = round(rows * min(longest_question(amounts), facts.positions or UNKNOWN_POSITIONS))
+            memory = downstream_memory(facts, model, running(stage.precision), tokens)
+            return Demand(downstream_work(model, facts, limit, rows, amounts), memory)
+        case _ if stage.reads_only or type(stage) in WITHOUT_MODEL:
             return Demand(Work(), None)
+    raise TypeError(f"minillm.planning.demand does not say what the stage {stage.kind!r} needs; add it there")
+
+
+def _responses(stage: Respond | Ask | SampleCorpus | Generate, amounts: Amounts) -> tuple[int, int, int]:
+    """Return the responses that a stage generates, calls of the sampler for them, and the most that one call takes."""
+    count = amounts.examples
+    match stage:
+        case Respond():
+            return count, 1, count
+        case Ask(chain=chain):
+            return count, len(chain.steps) * -(-count // (ANSWERS * len(chain.steps))), ANSWERS
+        case SampleCorpus():
+            return count, -(-count // SEQUENCES), SEQUENCES
+        case Generate(seeds=seeds):
+            sets = amounts.benchmark_prompts.values()
+            return sum(sets) * len(seeds), len(sets), len(seeds) * max(sets)
+
+
+def _texts(stage: Exposure | HeldOut | Calibration, amounts: Amounts) -> float:
+    """Return the number of texts that a stage scores with each of its models."""
+    prompts = sum(amounts.benchmark_prompts.values())
+    match stage:
+        case Exposure():
+            asked = min(stage.prompts or prompts, amounts.benchmark_prompts[stage.benchmark])
+            return 2 * asked * amounts.seeds  # the responses of both models
+        case HeldOut():
+            return prompts + amounts.held_out_tokens / amounts.sequence
+        case Calibration():
+            return amounts.choices

@@ -2,12 +2,12 @@
 
 import statistics
 from collections.abc import Mapping, Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from minillm.config import Endpoint, Runtime
 from minillm.models.facts import ModelFacts
-from minillm.planning.asked import asked_bill, waiting
+from minillm.planning.asked import asked_by, waiting
 from minillm.planning.extrapolation import Effort, Line, Seconds
 from minillm.planning.memory import WEIGHT, checkpoint_bytes
 from minillm.planning.work import Amounts, Work, forward_operations, same_speed, trained_model
@@ -36,20 +36,12 @@ class Speeds:
 
     def stage(self, stage: Stage, work: Work) -> Seconds:
         """Estimate a stage from the start of its worker to its end."""
-        asked = waiting(self.endpoint, asked_bill(stage, work, self.amounts))
+        asked = waiting(asked_by(stage, work, self.amounts, self.endpoint))
         if isinstance(stage, Train):
             return self._training(stage, work) + asked
-        seconds = asked + Seconds.exactly(
-            self.measured["start_seconds"] + self._loading({*work.generated, *work.scored})
-        )
-        for name, tokens in work.generated.items():
-            calls = work.sampler_calls[name]
-            seconds += self._generating(name, self.precision, tokens / self.amounts.response / calls).times(calls)
-        for name, tokens in work.scored.items():
-            seconds += self._scoring(name, self.precision, tokens / self.amounts.sequence)
-        if isinstance(stage, Score):
-            seconds += Seconds.exactly(self.responses * self.measured["rouge_seconds"])
-        return seconds
+        processes = self.runtime.processes if stage.shares_work else 1
+        shared = replace(self, runtime=self.runtime.model_copy(update={"processes": processes}))
+        return shared._running(stage, work) + asked
 
     def was_timed(self, stage: Stage, work: Work) -> bool:
         """Tell if everything that the stage repeats was timed, and nothing estimated from operations alone."""
@@ -59,6 +51,18 @@ class Speeds:
         lines = [self.measured["models"][f"{name}.{self.precision}"]["generating"] for name in work.generated]
         lines += [self.measured["models"][f"{name}.{self.precision}"]["scoring"] for name in work.scored]
         return all(line["largest"] > 0 for line in lines)
+
+    def _running(self, stage: Stage, work: Work) -> Seconds:
+        """Estimate a stage that trains nothing, without its waiting for an endpoint."""
+        seconds = Seconds.exactly(self.measured["start_seconds"] + self._loading({*work.generated, *work.scored}))
+        for name, tokens in work.generated.items():
+            calls = work.sampler_calls[name]
+            seconds += self._generating(name, self.precision, tokens / self.amounts.response / calls).times(calls)
+        for name, tokens in work.scored.items():
+            seconds += self._scoring(name, self.precision, tokens / self.amounts.sequence)
+        if isinstance(stage, Score):
+            seconds += Seconds.exactly(self.responses * self.measured["rouge_seconds"])
+        return seconds
 
     def _training(self, stage: Train, work: Work) -> Seconds:
         measured, name = self.measured["trainings"][same_speed(stage)], trained_model(stage)

@@ -20,7 +20,7 @@ SAVED_PER_LAYER = 17
 arXiv 2205.05198, eq. 1: 34 bytes in 16 bit); the scores of attention are not kept."""
 VOCABULARY_BUFFERS = 3
 """Buffers of tokens × vocabulary in float32 that a loss taken chunk by chunk holds at once."""
-KNOBS = {
+TRAIN_KNOBS = {
     "weights": "set runtime.zero_stage: 3 and more runtime.processes, or take a smaller student",
     "gradients": "set runtime.zero_stage: 2 or more and more runtime.processes, or training.lora",
     "optimizer": "set runtime.zero_stage: 1 or more, more runtime.processes or offload_optimizer, or training.lora",
@@ -30,7 +30,14 @@ KNOBS = {
     "caches": "lower runtime.generation_batch_size, or under zero_stage 3 set gather_student: false",
     "rollouts": "lower policy.rollouts",
 }
-"""Remedy for each part that is too large."""
+"""Remedy for each part of a training that is too large."""
+RUN_KNOBS = {
+    "weights": "take a smaller student",
+    "teacher": "set runtime.teacher_zero_stage: 3 and {more}, or take a smaller teacher",
+    "activations": "lower runtime.micro_batch_size or micro_batch_tokens",
+    "caches": "lower runtime.generation_batch_size",
+}
+"""Remedy for each part of generation or scoring that is too large; {more} is what helps a sharded teacher."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +45,8 @@ class Memory:
     """Memory of one process, in bytes by part."""
 
     parts: Mapping[str, int]
+    knobs: Mapping[str, str]
+    """Remedy for each part that is too large."""
 
     @property
     def total(self) -> int:
@@ -50,7 +59,7 @@ class Memory:
     def knob(self) -> str:
         """Remedy for the largest part."""
         largest = max(self.parts, key=lambda name: self.parts[name])
-        return KNOBS[largest]
+        return self.knobs[largest]
 
 
 def training_memory(
@@ -94,7 +103,7 @@ def training_memory(
     if shards[2] > 1:  # what generation gathers beyond the process's share
         whole = student.parameters - student.parameters // shards[2]
         parts["caches"] += value * (whole if runtime.gather_student else _gathered(student) + _head(student))
-    return Memory(parts)
+    return Memory(parts, TRAIN_KNOBS)
 
 
 def _teacher_weights(teacher: ModelFacts, method: Method, runtime: Runtime) -> int:
@@ -129,31 +138,63 @@ def trained_parameters(student: ModelFacts, method: Method) -> int:
     return student.parameters if lora is None else lora.rank * student.matrix_edges
 
 
-def generation_memory(
-    model: ModelFacts, name: str, precision: str, runtime: Runtime, rows: int, max_tokens: int
-) -> Memory:
+@dataclass(frozen=True)
+class Running:
+    """Settings of a stage that runs models without training them."""
+
+    runtime: Runtime
+    """With the processes that the stage has."""
+    precision: str
+    field: str
+    """Field of the configuration that says the precision."""
+    shares_work: bool = True
+    """True if the stage has as many processes as the run."""
+
+    @property
+    def value(self) -> int:
+        """Bytes of a weight."""
+        return WEIGHT[self.precision]
+
+    def memory(self, parts: Mapping[str, int]) -> Memory:
+        """Return memory by part with the remedy for each."""
+        more = "more runtime.processes or teacher_offload: cpu" if self.shares_work else "teacher_offload: cpu"
+        narrower = f", or set {self.field}: bfloat16" if self.precision == "float32" else ""
+        return Memory(parts, {part: knob.format(more=more) + narrower for part, knob in RUN_KNOBS.items()})
+
+
+def generation_memory(model: ModelFacts, name: str, running: Running, rows: int, max_tokens: int) -> Memory:
     """Memory of generating `rows` responses in all with `teacher` or `student`."""
-    value, at_once = WEIGHT[precision], min(runtime.generation_batch_size, rows)
+    at_once = min(running.runtime.generation_batch_size, rows)
     chunk = 4 * at_once * model.tokenizer_entries
-    return Memory(
+    return running.memory(
         {
-            "teacher" if name == "teacher" else "weights": frozen_weights(model, name, runtime) * value,
-            "caches": at_once * max_tokens * value * _cache_width(model) + chunk,
+            "teacher" if name == "teacher" else "weights": frozen_weights(model, name, running.runtime) * running.value,
+            "caches": at_once * max_tokens * running.value * _cache_width(model) + chunk,
         }
     )
 
 
-def scoring_memory(models: Mapping[str, ModelFacts], precision: str, runtime: Runtime, max_tokens: int) -> Memory:
+def scoring_memory(models: Mapping[str, ModelFacts], running: Running, max_tokens: int) -> Memory:
     """Memory of running `teacher` or `student`, or both, over given text."""
-    value, tokens = WEIGHT[precision], runtime.tokens_at_once(max_tokens)
-    widest = max(model.width for model in models.values())
+    tokens = running.runtime.tokens_at_once(max_tokens)
     chunk = min(CHUNK_ENTRIES, tokens * max(model.tokenizer_entries for model in models.values()))
-    held = {name: frozen_weights(model, name, runtime) * value for name, model in models.items()}
-    return Memory(
+    return _scoring(models, running, tokens, chunk)
+
+
+def downstream_memory(model: ModelFacts, name: str, running: Running, tokens: int) -> Memory:
+    """Memory of running `teacher` or `student` in lm-evaluation-harness, which takes the logits of a pass whole."""
+    return _scoring({name: model}, running, tokens, tokens * model.tokenizer_entries)
+
+
+def _scoring(models: Mapping[str, ModelFacts], running: Running, tokens: int, entries: int) -> Memory:
+    """Memory of running models over so many tokens at once, with so many entries of logits."""
+    widest = max(model.width for model in models.values())
+    held = {name: frozen_weights(model, name, running.runtime) * running.value for name, model in models.items()}
+    return running.memory(
         {
             "weights": held.get("student", 0),
             "teacher": held.get("teacher", 0),
-            "activations": tokens * widest * value * SAVED_PER_LAYER + VOCABULARY_BUFFERS * 4 * chunk,
+            "activations": tokens * widest * running.value * SAVED_PER_LAYER + VOCABULARY_BUFFERS * 4 * entries,
         }
     )
 

@@ -52,6 +52,7 @@ def read_amounts(filtered: Path) -> Amounts:
         prompt=_mean_length(examples["prompt_ids"]),
         response=_mean_length(examples["response_ids"]),
         benchmark_prompts={},
+        seeds=0,
     )
 
 

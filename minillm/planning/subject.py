@@ -15,13 +15,23 @@ from minillm.files import read_json
 from minillm.models.shared_tokenizer import load_shared_tokenizer
 from minillm.placeholders import fill
 from minillm.planning.stage_estimate import read_amounts
-from minillm.planning.work import Amounts
+from minillm.planning.work import CHOICES, Amounts
 from minillm.pretraining.corpus import BEGINNINGS
 from minillm.pretraining.text_rows import as_rows
 from minillm.stages.base import Stage
 from minillm.stages.measuring import Generate
 from minillm.stages.pretraining import SampleCorpus, TextRows
-from minillm.stages.reading import TOKENIZER, EncodedPrompts, Filter, HeldOutTexts, Prepare, Questions
+from minillm.stages.reading import (
+    SIZES,
+    TOKENIZER,
+    DownstreamTasks,
+    EncodedPrompts,
+    Filter,
+    HeldOutTexts,
+    Prepare,
+    Questions,
+    TaskSize,
+)
 from minillm.stages.system2 import Ask, AskReasoner, CheckReasoner, QuestionSets
 from minillm.stages.training import Train
 from minillm.store.manifest import Artifact
@@ -44,11 +54,9 @@ class Subject:
     responses: int
     """Responses that a stage generates at once, if it can."""
     endpoint: Endpoint | None = None
-    """Model behind an endpoint that stages ask."""
-    asked: str = "as long as the data's"
-    """How long its answers are taken to be, in words."""
+    """Where the teacher runs, if it is not here."""
     lengths: str = ""
-    """How long all other responses are taken to be, where a plan is to say so."""
+    """How long responses of models that run here are taken to be, where a plan is to say so."""
 
 
 def of_distillation(config: Config, found: Found, generate: Generate) -> Subject:
@@ -58,7 +66,9 @@ def of_distillation(config: Config, found: Found, generate: Generate) -> Subject
     amounts = replace(
         read_amounts(Path(read[Filter].path)),
         benchmark_prompts=prompts,
-        choices=int(4 * _summed(read.get(Questions))),
+        seeds=len(config.evaluation.seeds),
+        choices=int(CHOICES * _summed(read.get(Questions))),
+        tasks=_tasks(read.get(DownstreamTasks)),
         held_out_tokens=int(_summed(read.get(HeldOutTexts)) * config.data.max_tokens),
     )
     responses, endpoint = sum(prompts.values()) * len(config.evaluation.seeds), config.teacher.model.endpoint
@@ -125,8 +135,13 @@ def of_system2(config: System2, found: Found, folder: Path) -> Subject:
     responses = asking.test_samples * len(parts["test"])
     words = "the data.instructions'" if lessons else "asking.max_response_tokens and data.max_tokens let them be"
     generate = _generation(asking, asking.precision, data.max_tokens)
-    asked = "as long as reasoner.max_tokens"
-    return Subject(amounts, folder, generate, responses, config.reasoner, asked, f"as long as {words}")
+    return Subject(amounts, folder, generate, responses, lengths=f"as long as {words}")
+
+
+def _tasks(downstream: Artifact | None) -> tuple[TaskSize, ...]:
+    """Sizes of the harness's tasks; none without its artifact."""
+    found = {} if downstream is None else read_json(Path(downstream.path) / SIZES)
+    return tuple(map(TaskSize.model_validate, found.values()))
 
 
 def _by_kind(found: Found) -> dict[type[Stage], Artifact]:
@@ -149,6 +164,7 @@ def _even(count: int, prompt: float, response: float, validation: int = 0, held_
         prompt=prompt,
         response=response,
         benchmark_prompts={},
+        seeds=0,
         held_out_tokens=held_out_tokens,
     )
 

@@ -4,8 +4,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from minillm.models.facts import ModelFacts
+from minillm.stages.reading import TaskSize
 from minillm.stages.training import Train
 from minillm.store.manifest import text_digest
+
+CHOICES = 4
+"""Choices that a question is taken to have, each of which a model scores."""
 
 
 @dataclass(frozen=True)
@@ -26,8 +30,12 @@ class Amounts:
     """Mean length of a training response, in tokens; models' responses are taken to be as long."""
     benchmark_prompts: Mapping[str, int]
     """Number of prompts, by benchmark."""
+    seeds: int
+    """Responses of each model to each of these prompts; 0 without benchmarks."""
     choices: int = 0
     """Choices of all multiple-choice questions together."""
+    tasks: tuple[TaskSize, ...] = ()
+    """Tasks of lm-evaluation-harness."""
     held_out_tokens: int = 0
     """Tokens of held-out plain text."""
 
@@ -102,6 +110,47 @@ def scoring(models: Mapping[str, ModelFacts], sequences: float, amounts: Amounts
     tokens = sequences * amounts.sequence
     operations = sum(forward_operations(m, sequences, amounts.prompt, amounts.response) for m in models.values())
     return Work(tokens * len(models), operations, scored=dict.fromkeys(models, tokens))
+
+
+def downstream_work(name: str, model: ModelFacts, limit: int | None, rows: int, amounts: Amounts) -> Work:
+    """Work of answering the harness's tasks, each example before a question being as long as a training row.
+
+    The harness runs the output head at every token.
+
+    Args:
+        name: `teacher` or `student`.
+        model: Facts of the model.
+        limit: Most questions of each task; None for all.
+        rows: Questions that are answered at once.
+        amounts: Tasks, and lengths of prompts and responses.
+    """
+    scored, generated, operations, calls = 0.0, 0.0, 0.0, 0
+    for task in amounts.tasks:
+        questions = task.questions if limit is None else min(limit, task.questions)
+        texts = questions * (CHOICES if task.kind == "multiple_choice" else 1)
+        length = _question_length(task, amounts)
+        operations += forward_operations(model, texts, 0, length)
+        if task.kind == "generate_until":
+            generated += questions * amounts.response
+            calls += -(-questions // rows)
+        else:
+            scored += texts * length
+    return Work(
+        scored + generated,
+        operations,
+        generated={name: generated} if calls else {},
+        sampler_calls={name: calls} if calls else {},
+        scored={name: scored} if scored else {},
+    )
+
+
+def longest_question(amounts: Amounts) -> float:
+    """Return the tokens of the longest question of the harness's tasks, with its examples and the answer."""
+    return max((_question_length(task, amounts) for task in amounts.tasks), default=0.0)
+
+
+def _question_length(task: TaskSize, amounts: Amounts) -> float:
+    return (1 + task.shots) * amounts.sequence
 
 
 def training_work(

@@ -4,12 +4,14 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
-from minillm.config import Fields, Lora, Metric, MultipleChoice, Scoring, Template
+from minillm.config import Fields, Lora, Metric, MultipleChoice, Scoring, Strict, Template
 from minillm.config.data import RowFields, Turns
 from minillm.stages.base import Stage
 
 TOKENIZER = "tokenizer"
 """Folder of the artifact of `prepare` with the tokenizer alone, so that its readers do not depend on all models."""
+SIZES = "sizes.json"
+"""File of the artifact of `downstream_tasks` with a `TaskSize` for each task."""
 
 
 class TakeLayers(Stage):
@@ -169,11 +171,21 @@ class HeldOutTexts(Stage):
     block_tokens: int
 
 
+class TaskSize(Strict):
+    """Size of one of the harness's tasks, for the plan of a run."""
+
+    questions: int
+    shots: int
+    """Examples before each question."""
+    kind: str
+    """Request that the harness makes of a question: multiple_choice, generate_until …"""
+
+
 class DownstreamTasks(Stage):
     """Find and check the harness's tasks before anything is trained.
 
     `prepared/…` tell the models' positions and tokenizers; `rows/NAME` and `examples/NAME` are those of tasks with
-    local rows. Output: `plan.json`, and the local rows by task.
+    local rows. Output: `plan.json`, `sizes.json`, and the local rows by task.
     """
 
     kind: ClassVar[str] = "downstream_tasks"

@@ -83,7 +83,7 @@ def first(plan: str, config: Path, prefect_server: None) -> Finished:
 
 def test_a_plan_tells_what_will_be_asked(plan: str):
     assert "Will it work? Not asked: the teacher runs elsewhere" in plan
-    asked = plan.split("Asked of the endpoint")[1].split("Memory of each")[0]
+    asked = plan.split("Asked of endpoints")[1].split("Memory of each")[0]
     rows = {cells[1]: cells[2:-1] for line in asked.splitlines() if len(cells := re.split(r"\s*\|\s*", line)) > 3}
     assert list(rows["to ask"]) == ["requests", "prompt tokens", "completion tokens", "in money"]
     assert rows["teacher responses"][0] == "34", "forty rows, less those of validation and test"

@@ -29,7 +29,7 @@ from minillm.models.tokenizers_bpe import train_bpe
 from minillm.objectives.vocabulary import token_log_probs
 from minillm.stages.base import Job
 from minillm.stages.measuring import DownstreamScore
-from minillm.stages.reading import TOKENIZER, DownstreamTasks
+from minillm.stages.reading import SIZES, TOKENIZER, DownstreamTasks
 from tests.minillm.direct import read_lines, real_data, run_stage, write_lines
 from tests.minillm.hub import Hub, serve
 from tests.minillm.jobs import run_worker, write_job
@@ -393,6 +393,8 @@ def test_a_task_without_local_rows_comes_from_the_hub(tmp_path, tokenizer, monke
     assert done.returncode == 0, done.stdout
     row = json.loads((tmp_path / "score" / "output" / "table.json").read_text(encoding="utf-8"))["tasks"]["arc_easy"]
     assert (row["value"], row["questions"], row["shots"]) == (3 / 4, 4, 1)
+    sizes = json.loads((tmp_path / "tasks" / "output" / SIZES).read_text(encoding="utf-8"))
+    assert sizes == {"arc_easy": {"questions": 4, "shots": 1, "kind": "multiple_choice"}}, "a plan reads them"
 
 
 def test_a_hub_out_of_reach_is_named_with_what_to_do(tmp_path, tokenizer, monkeypatch):

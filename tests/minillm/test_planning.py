@@ -12,7 +12,7 @@ from minillm.config import Lora, Method, Policy, PromptChain, Runtime, Sampling,
 from minillm.errors import StageError
 from minillm.models.batches import Limit
 from minillm.models.facts import ModelFacts
-from minillm.planning.demand import Demand, stage_demand
+from minillm.planning.demand import WITHOUT_MODEL, Demand, stage_demand
 from minillm.planning.estimate import Speeds, mean_speed
 from minillm.planning.extrapolation import MARGIN, Budget, Effort, Line, Size, Timed, climb, fit, steps_up_to
 from minillm.planning.memory import ADAM, LIBRARIES, training_disk, training_memory
@@ -21,9 +21,11 @@ from minillm.planning.schedule import Step, span
 from minillm.planning.stage_estimate import StageEstimate, require_fit
 from minillm.planning.work import Amounts, Work, forward_operations, same_speed
 from minillm.preparation.model_checks import build_skeleton, inspect_model
+from minillm.stages import STAGES
 from minillm.stages.base import Stage
-from minillm.stages.measuring import Calibration, Cost, Exposure, Generate, HeldOut
+from minillm.stages.measuring import Calibration, Cost, DownstreamScore, Exposure, Generate, HeldOut, Speed
 from minillm.stages.pretraining import SampleCorpus
+from minillm.stages.reading import TaskSize
 from minillm.stages.system2 import Ask
 from minillm.stages.training import Respond, StoreKnowledge, Train
 from tests.minillm.jobs import ROOT
@@ -54,7 +56,19 @@ GENERATE = Generate(
     max_tokens=32,
 )
 AMOUNTS = Amounts(
-    rows=40, row_tokens=20, examples=40, validation=6, prompt=12, response=8, benchmark_prompts={"dolly": 5, "sni": 7}
+    rows=40,
+    row_tokens=20,
+    examples=40,
+    validation=6,
+    prompt=12,
+    response=8,
+    benchmark_prompts={"dolly": 5, "sni": 7},
+    seeds=2,
+    choices=3,
+    tasks=(
+        TaskSize(questions=9, shots=1, kind="multiple_choice"),
+        TaskSize(questions=3, shots=0, kind="generate_until"),
+    ),
 )
 
 
@@ -78,6 +92,22 @@ def ask() -> Ask:
     chain = PromptChain.model_validate("rephrase_and_respond_2")
     fields = {"part": "test", "chain": chain, "samples": 8, "orders": 1, "seed": 1, "template": Template()}
     return Ask.model_validate({**fields, **same, "max_prompt_tokens": 24, "max_response_tokens": None})
+
+
+EXAMPLES = [
+    train(on_rollouts()),
+    Calibration(role="sft", sets=("quiz",), precision="float32"),
+    Cost(roles=("teacher",), benchmark="dolly", generate=GENERATE),
+    DownstreamScore(role="sft", limit=None, template=None, precision="float32"),
+    Exposure(role="sft", benchmark="sni", max_length=8, prompts=6, precision="float32"),
+    GENERATE,
+    HeldOut(role="sft", benchmarks=(), texts=(), precision="float32", max_tokens=32, block_tokens=32),
+    Respond(role="teacher", max_tokens=32, precision="float32", seed=1),
+    StoreKnowledge(precision="float32"),
+    ask(),
+    SampleCorpus(sequences=9, validation_size=1, max_tokens=32, temperature=1.0, precision="float32", seed=1),
+]
+"""One of each kind of stage that runs a model."""
 
 
 def stage_work(stage: Stage, model: str, done: int = 0) -> Work:
@@ -136,7 +166,7 @@ def test_a_checkpoint_leaves_less_to_do():
 def test_measurements_count_their_texts():
     assert stage_work(GENERATE, "teacher").generated == {"teacher": 12 * 2 * 8}
     exposure = Exposure(role="sft", benchmark="sni", max_length=8, prompts=6, precision="float32")
-    assert stage_work(exposure, "student").scored == {"teacher": 12 * 20, "student": 12 * 20}
+    assert stage_work(exposure, "student").scored == dict.fromkeys(MODELS, 2 * 2 * 6 * 20), "of both models and seeds"
     cost = Cost(roles=("teacher", "sft", "kd"), benchmark="dolly", generate=GENERATE)
     assert stage_work(cost, "student").generated == {"teacher": 6 * 64 * 8, "student": 2 * 6 * 64 * 8}
 
@@ -147,26 +177,38 @@ def test_answers_by_a_chain_are_sampled_part_by_part():
     assert (work.generated, work.sampler_calls) == ({"student": 2560 * 8}, {"student": 4})
 
 
-@pytest.mark.parametrize(
-    "stage",
-    [
-        train(on_rollouts()),
-        Calibration(role="sft", sets=("quiz",), precision="float32"),
-        Cost(roles=("teacher",), benchmark="dolly", generate=GENERATE),
-        Exposure(role="sft", benchmark="sni", max_length=8, prompts=6, precision="float32"),
-        GENERATE,
-        HeldOut(role="sft", benchmarks=(), texts=(), precision="float32", max_tokens=32, block_tokens=32),
-        Respond(role="teacher", max_tokens=32, precision="float32", seed=1),
-        StoreKnowledge(precision="float32"),
-        ask(),
-        SampleCorpus(sequences=9, validation_size=1, max_tokens=32, temperature=1.0, precision="float32", seed=1),
-    ],
-    ids=lambda stage: stage.kind,
-)
+def test_the_harness_answers_each_choice_and_its_examples():
+    downstream = DownstreamScore(role="sft", limit=5, template=None, precision="float32")
+    work = stage_work(downstream, "student")
+    scored = 5 * 4 * 2 * 20  # five questions of the nine, four choices, an example as long as a row
+    assert (work.scored, work.generated) == ({"student": scored}, {"student": 3 * 8})
+    assert work.sampler_calls == {"student": 1}
+    two_at_once = Runtime(micro_batch_tokens=2 * 64, teacher_zero_stage=3, processes=4)  # a model sees 64 tokens
+    of_student, of_teacher = (
+        stage_demand(downstream, name, MODELS, AMOUNTS, two_at_once, 32) for name in ("student", "teacher")
+    )
+    assert of_student.work.sampler_calls == {"student": 2}
+    assert of_student.memory is not None
+    assert of_teacher.memory is not None
+    assert of_student.memory.parts["activations"] == 2 * 40 * (8 * 4 * 17 + 3 * 4 * 30)
+    assert of_teacher.memory.parts["teacher"] >= 4 * 4000, "it is one process, whatever the run has"
+
+
+@pytest.mark.parametrize("stage", EXAMPLES, ids=lambda stage: stage.kind)
 def test_every_stage_that_runs_a_model_has_its_work_and_memory(stage: Stage):
-    demand = stage_demand(stage, "student", MODELS, replace(AMOUNTS, choices=3), Runtime(), 32)
+    demand = stage_demand(stage, "student", MODELS, AMOUNTS, Runtime(), 32)
     assert demand.work.tokens > 0
     assert demand.memory is not None
+
+
+def test_no_stage_counts_as_nothing_unless_it_says_so():
+    of_models = {type(stage) for stage in EXAMPLES}
+    reading = {stage for stage in STAGES.values() if stage.reads_only}
+    assert set(STAGES.values()) == of_models | reading | WITHOUT_MODEL | {Speed}, "Speed is a plan's own"
+    assert not of_models & (reading | WITHOUT_MODEL)
+    undeclared = Speed(architectures={}, trainings={}, generate=GENERATE, responses=1, seconds=1.0)
+    with pytest.raises(TypeError, match="does not say what the stage 'speed' needs"):
+        stage_work(undeclared, "student")
 
 
 @pytest.mark.parametrize(
@@ -264,6 +306,36 @@ def test_what_cannot_fit_is_refused_with_the_knob(tmp_path: Path):
     wide = MODEL.model_copy(update={"width": 10**9})
     with pytest.raises(StageError, match=r"lower runtime\.micro_batch_size"):
         require_fit([estimate(wide, Runtime())], Runtime(), 1, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("stage", "model", "remedy"),
+    [
+        (GENERATE, "student", "take a smaller student, or set evaluation.precision: bfloat16"),
+        (GENERATE.model_copy(update={"precision": "bfloat16"}), "student", "take a smaller student"),
+        (
+            StoreKnowledge(precision="float32"),
+            "teacher",
+            "set runtime.teacher_zero_stage: 3 and more runtime.processes or teacher_offload: cpu, or take a smaller "
+            "teacher, or set teacher.knowledge.precision: bfloat16",
+        ),
+        (
+            Cost(roles=("teacher", "sft"), benchmark="dolly", generate=GENERATE),
+            "teacher",
+            "set runtime.teacher_zero_stage: 3 and teacher_offload: cpu, or take a smaller teacher, or set "
+            "evaluation.precision: bfloat16",
+        ),
+        (ask(), "student", "take a smaller student, or set asking.precision: bfloat16"),
+    ],
+)
+def test_the_remedy_of_a_model_that_is_only_run_is_one_that_helps(
+    stage: Stage, model: str, remedy: str, tmp_path: Path
+):
+    vast = {**MODELS, model: MODEL.model_copy(update={"parameters": 10**13})}
+    demand = stage_demand(stage, model, vast, AMOUNTS, Runtime(), 32)
+    with pytest.raises(StageError) as refused:
+        require_fit([StageEstimate("stage", stage, model, frozenset(), demand)], Runtime(), 1, tmp_path)
+    assert str(refused.value).partition(": ")[2] == remedy
 
 
 def test_the_documented_plan_of_a_large_teacher_is_the_arithmetic_of_today():

@@ -18,6 +18,7 @@ from minillm.errors import StageError
 from minillm.evaluation.downstream.harness import PLAN, SEED, Plan, generated_tokens, load, task_manager
 from minillm.files import read_json, write_json
 from minillm.models.causal_lm import dtype_of, load_frozen
+from minillm.models.facts import UNKNOWN_POSITIONS
 from minillm.models.output_head import output_head
 from minillm.models.shared_tokenizer import load_shared_tokenizer
 from minillm.stages.base import Job, Summary
@@ -26,9 +27,6 @@ from minillm.worker.progress import Progress
 
 KEPT = ("results", "groups", "group_subtasks", "versions", "n-shot", "higher_is_better", "n-samples")
 """Parts kept of the harness's result. Its task definitions are dropped: they hold paths of this machine."""
-
-UNKNOWN_POSITIONS = 2048
-"""Tokens that the harness takes a model to see where its configuration does not say."""
 
 Facts = dict[str, Any]
 LanguageModel = Any

@@ -3,6 +3,7 @@
 import difflib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from lm_eval.tasks import TaskManager
 from lm_eval.tasks.manager import TaskDict
@@ -25,17 +26,17 @@ from minillm.evaluation.downstream.harness import (
     task_manager,
 )
 from minillm.evaluation.downstream.local_rows import deal, read_rows
-from minillm.files import read_json, write_json_lines
+from minillm.files import read_json, write_json, write_json_lines
 from minillm.models.shared_tokenizer import load_shared_tokenizer
 from minillm.stages.base import Job, Summary
-from minillm.stages.reading import TOKENIZER, DownstreamTasks
+from minillm.stages.reading import SIZES, TOKENIZER, DownstreamTasks, TaskSize
 
 SPLITS = {"test": ("rows", "source"), "examples": ("examples", "examples")}
 """Splits of a task with local rows: for each, the kind of input and the field of `local` that gives it."""
 
 
 def run(job: Job[DownstreamTasks]) -> Summary:
-    """Write plan.json and the local rows by task; the summary has the number of questions of each task.
+    """Write plan.json, sizes.json and the local rows by task; the summary has the number of questions of each task.
 
     Raises:
         StageError: If a task is unknown, cannot be loaded, is not for a language model alone, or gets unfit rows.
@@ -58,13 +59,21 @@ def run(job: Job[DownstreamTasks]) -> Summary:
     if settings.template is not None:
         require_chat_templates(prepared, settings.template)
     summary: Summary = {"harness": settings.harness}
+    sizes: dict[str, dict[str, Any]] = {}
     for name in settings.tasks:
         loaded = obtain(manager, name, settings)
         for task in loaded["tasks"].values():
             check(task, plan.local.get(task.task_name), positions)
+            sizes[task.task_name] = size(task).model_dump()
         summary[f"questions/{name}"] = sum(len(task.eval_docs) for task in loaded["tasks"].values())
+    write_json(job.output / SIZES, sizes)
     write_atomically(job.output / PLAN, plan.model_dump_json(indent=2))
     return summary
+
+
+def size(task: Any) -> TaskSize:
+    """Return the size of a task as `harness.load` returns it."""
+    return TaskSize(questions=len(task.eval_docs), shots=task.get_config("num_fewshot"), kind=task.OUTPUT_TYPE)
 
 
 def require_known(tasks: Sequence[str], index: Mapping[str, Definition]) -> None:
