@@ -25,7 +25,7 @@ def run(job: Job[Respond]) -> Summary:
         Request(prompt, settings.max_tokens - len(prompt), stream(purpose, settings.seed, *place))
         for prompt, place in zip(prompts["prompt_ids"], prompts["place"], strict=True)
     ]
-    model = load_frozen(job.inputs["model"], dtype_of(settings.precision), job.runtime)
+    model = load_frozen(job.inputs["model"], dtype_of(settings.precision), job.runtime, settings.role)
     sampler = Sampler(model, tokenizer.ends, tokenizer.entries, batch_size=job.runtime.generation_batch_size)
     progress = Progress(job.output, len(requests), "responses")
     mine = sampler.sample(requests[rank() :: world_size()], lambda done: progress.log(done * world_size()))

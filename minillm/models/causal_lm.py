@@ -81,24 +81,27 @@ def load_model(
     return _all_rows_learn(model)
 
 
-def load_frozen(path: Path, dtype: torch.dtype, runtime: Runtime) -> PreTrainedModel:
+def load_frozen(path: Path, dtype: torch.dtype, runtime: Runtime, role: str | None = None) -> PreTrainedModel:
     """Load a model that is only run: the teacher as `runtime.teacher_zero_stage` says, any other whole.
 
     Args:
         path: Train artifact or model directory.
         dtype: Precision of the weights.
         runtime: Says whether the teacher's weights are shared out, and where the parts are kept.
+        role: `teacher` or another; None for that of its training or, without a record of one, the teacher's.
     """
-    if runtime.teacher_zero_stage == 3 and is_teacher(path):
+    if runtime.teacher_zero_stage == 3 and is_teacher(path, role):
         from minillm.models.sharding import load_sharded  # DeepSpeed takes seconds
 
         return load_sharded(path, dtype, runtime.teacher_offload)
     return load_model(path, dtype).to(device()).eval().requires_grad_(False)  # type: ignore[arg-type]
 
 
-def is_teacher(path: Path) -> bool:
-    """Tell if a model is the teacher: trained as such or, without a record, taken as it is, as no student is."""
+def is_teacher(path: Path, role: str | None = None) -> bool:
+    """Tell if a model has the teacher's role, by the role given, else by its training; one without a record has it."""
     record = path / MANIFEST
+    if role is not None:
+        return role == "teacher"
     return not record.exists() or read_json(record)["settings"].get("role") == "teacher"
 
 

@@ -10,11 +10,13 @@ import pandas as pd
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import PreTrainedModel
 
 from minillm.files import write_json
-from minillm.models.causal_lm import is_teacher
+from minillm.models.causal_lm import is_teacher, load_model
 from minillm.stages.base import Stage
 from minillm.stages.training import Respond, StoreKnowledge
+from tests.minillm.direct import run_stage
 from tests.minillm.jobs import ROOT, run_worker, write_job
 from tests.minillm.test_processes import given, history
 from tests.minillm.trainings import MAX_TOKENS, settings, text_inputs, without_dropout
@@ -94,3 +96,19 @@ def test_a_teacher_is_known_by_its_training_or_has_none(tmp_path):
     for role, wanted in (("teacher", True), ("initial", False), (None, False)):
         write_json(tmp_path / "manifest.json", {"settings": {} if role is None else {"role": role}})
         assert is_teacher(tmp_path) == wanted
+
+
+@pytest.mark.parametrize(("role", "sharded"), [("teacher", True), ("student", False)])
+def test_a_student_that_is_taken_as_it_comes_answers_whole(role, sharded, inputs, teacher, tmp_path, monkeypatch):
+    loaded = []
+
+    def load_sharded(path: Path, *_: Any) -> PreTrainedModel:
+        loaded.append(path)
+        return load_model(path)
+
+    monkeypatch.setattr("minillm.models.sharding.load_sharded", load_sharded)
+    stage = Respond(role=role, max_tokens=MAX_TOKENS, precision="float32", seed=1)
+    for name, value in {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}.items():
+        monkeypatch.setenv(name, value)
+    run_stage(stage, text_inputs(inputs) | {"model": teacher}, tmp_path / role, teacher_zero_stage=3)
+    assert loaded == ([teacher] if sharded else [])
