@@ -1,4 +1,4 @@
-"""Whether a plan's distillation will work: the models that it would start from, and what their comparison says."""
+"""Models that a plan's distillation would start from, and the verdict of their comparison."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ class Start:
     """A model that a distillation starts from."""
 
     weights: Input | None
-    """What there is of it; None where its weights are random."""
+    """The model as far as it is there; None where its weights are random."""
     to_come: tuple[str, ...]
     """Labels of the trainings that it goes through first, the last one first."""
 

@@ -164,7 +164,7 @@ class Downstream(Strict):
     limit: PositiveInt | None = None
     """First questions of each task (of each task of a group) that are asked; without it, all."""
     chat_template: bool = False
-    """Whether questions are asked through the tokenizer's chat template, with `data.template`'s system message and
+    """True to ask questions through the tokenizer's chat template, with `data.template`'s system message and
     variables, and examples as turns (the harness's `--apply_chat_template`); otherwise they are plain text."""
     local: dict[str, LocalTask] = Field(default_factory=dict)
     """Local rows by the name of their task; the hub is not asked for these tasks."""

@@ -7,7 +7,7 @@ from pydantic import Field, PositiveInt, model_validator
 from minillm.config.base import Strict
 
 Form = Literal["top", "sampled", "hidden"]
-"""What is kept at a token: the likeliest entries, entries drawn at random, or the hidden state."""
+"""Form of what is kept at a token: the likeliest entries, entries drawn at random, or the hidden state."""
 SPARSE_DIVERGENCE = "forward_kl"
 """The divergence that some entries of the teacher's distribution can give; all of it gives every one."""
 
@@ -43,7 +43,7 @@ class Sampled(Strict):
 
 
 class Knowledge(Strict):
-    """What the teacher's pass over the training text keeps, for methods with `teacher: top`, `sampled` or `hidden`."""
+    """Form and size of what the teacher leaves of the training text, for `teacher: top`, `sampled` or `hidden`."""
 
     top: Top = Top()
     sampled: Sampled = Sampled()

@@ -32,7 +32,7 @@ DIVERGENCES: dict[Divergence, str] = {
 
 
 class Collapse(Strict):
-    """When a training on rollouts counts as collapsed: any threshold is passed in each of `patience` rounds in a row.
+    """Collapse of a training on rollouts: any threshold is passed in each of `patience` rounds in a row.
 
     method.md §3 defines the figures. A threshold of null is not watched. The defaults are ours, far from what a student
     that still writes text reaches.
@@ -106,7 +106,7 @@ class Policy(Strict):
     plain_text_kd: float = Field(default=0.0, ge=0.0, le=1.0)
     """Share of word-level KD inside L_PT (paper: 0; reference code: 0.5)."""
     collapse: Collapse = Collapse()
-    """When training counts as collapsed, and what is done then."""
+    """Thresholds from which on training counts as collapsed, and what is done then."""
 
     @property
     def most_sampled(self) -> float:

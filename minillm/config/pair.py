@@ -29,7 +29,7 @@ class Teacher(Strict):
     training: Training | None
     """Fine-tuning on D; null if the given model is fine-tuned already."""
     knowledge: Knowledge = Knowledge()
-    """What it leaves behind for methods that train without it (docs/stored-teacher.md)."""
+    """Knowledge that it leaves behind for methods that train without it (docs/stored-teacher.md)."""
 
 
 class StudentModel(Model):

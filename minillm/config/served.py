@@ -1,4 +1,4 @@
-"""What a teacher behind an endpoint cannot give, refused by name when a configuration is read."""
+"""Refusal, by name, of settings that a teacher behind an endpoint cannot follow, when a configuration is read."""
 
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any

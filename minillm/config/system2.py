@@ -116,7 +116,7 @@ class Asking(Sampling):
 
 
 class SelfConsistency(Strict):
-    """When an answer of System 2 is kept (paper: arXiv 2407.06023 §3.2)."""
+    """Conditions on which an answer of System 2 is kept (paper: arXiv 2407.06023 §3.2)."""
 
     samples: PositiveInt = 8
     """N: answers sampled for each question (paper: 8)."""

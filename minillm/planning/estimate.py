@@ -32,7 +32,7 @@ class Speeds:
     responses: int
     """Responses of one model to all benchmarks with all seeds."""
     endpoint: Endpoint | None = None
-    """Where the teacher runs, if it is not here."""
+    """Endpoint of a teacher that runs elsewhere."""
 
     def stage(self, stage: Stage, work: Work) -> Seconds:
         """Estimate a stage from the start of its worker to its end."""

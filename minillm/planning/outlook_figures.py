@@ -1,4 +1,4 @@
-"""What a plan's comparison of teacher and student found: figures from one record for each row (docs/outlook.md)."""
+"""Figures of a plan's comparison of teacher and student, from one record for each row (docs/outlook.md)."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,12 +12,10 @@ from minillm.evaluation.uncertainty import Estimate, difference_of_ratios, paire
 MODELS = ("teacher", "student")
 TOP = (1, 5, 20)
 """Numbers of likeliest tokens that are compared."""
-TOP = (1, 5, 20)
-"""Numbers of likeliest tokens that are compared."""
 
 
 class OwnWays(BaseModel):
-    """What a model brings itself."""
+    """Template and end tokens that a model brings itself, beside the run's."""
 
     template: Literal["same", "different", "absent", "unused"]
     """Its own chat template writes the run's prompts, or others; or it has none, or the run writes a text."""
@@ -27,7 +25,7 @@ class OwnWays(BaseModel):
 
 @dataclass(frozen=True)
 class Figures:
-    """What the records say of both models; by `teacher` and `student`, and by the number of top tokens."""
+    """Figures of both models; by `teacher` and `student`, and by the number of top tokens."""
 
     rows: int
     loss: Mapping[str, float]

@@ -1,4 +1,4 @@
-"""How long stages take together, some at once, each after what it needs."""
+"""Time that stages take together, some at once, each after what it needs."""
 
 import heapq
 from collections.abc import Sequence

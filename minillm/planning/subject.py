@@ -50,13 +50,13 @@ class Subject:
     examples: Path
     """Folder of `train.parquet`, rows on which trainings are timed."""
     generate: Generate
-    """How responses are generated."""
+    """Settings of generation."""
     responses: int
     """Responses that a stage generates at once, if it can."""
     endpoint: Endpoint | None = None
-    """Where the teacher runs, if it is not here."""
+    """Endpoint of a teacher that runs elsewhere."""
     lengths: str = ""
-    """How long responses of models that run here are taken to be, where a plan is to say so."""
+    """Length that responses of models that run here are taken to have, where a plan is to say so."""
 
 
 def of_distillation(config: Config, found: Found, generate: Generate) -> Subject:

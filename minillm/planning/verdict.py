@@ -1,4 +1,4 @@
-"""Whether a distillation will probably work, in three words with reasons and changes (docs/outlook.md)."""
+"""Verdict on a distillation before it runs, in three words with reasons and changes (docs/outlook.md)."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -32,7 +32,7 @@ class Subject:
     final: bool
     """True if the distillation starts from exactly these weights, false if they are to be fine-tuned first."""
     ways: OwnWays | None
-    """What it brings itself; None if it brings no tokenizer."""
+    """Template and end tokens that it brings itself; None if it brings no tokenizer."""
 
 
 @dataclass(frozen=True)
