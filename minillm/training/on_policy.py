@@ -90,6 +90,10 @@ class Rollouts(Feed):
         reference_tokens = int(examples["response_ids"].map(len).sum())
         return self.round.figures(sampled, torch.from_numpy(from_teacher), compared, reference_tokens)
 
+    def validated(self, loss: float) -> None:
+        """Let an adaptive share of the student's text follow the validation loss, nats per token."""
+        self.source.validated(loss)
+
     def losses(self, step: int, limit: Limit) -> list[Callable[[], Losses]]:
         """Return what computes the losses of this process's micro-batches.
 

@@ -54,11 +54,32 @@ def test_distillation_brings_the_student_closer_to_the_teacher(teacher, inputs, 
     assert curve[-1] < 0.7 * curve[0], curve
 
 
-@pytest.mark.parametrize(("kind", "limit"), [("sft", {}), ("minillm", {"micro_batch_tokens": 40}), ("distillm", {})])
-def test_a_killed_run_continues_to_the_same_weights(kind, limit, teacher, inputs, tmp_path):
+def test_the_student_is_asked_for_more_text_where_the_validation_loss_has_risen(teacher, inputs, tmp_path):
+    sampled = {}
+    for rate in (1e-9, 0.3):
+        folder = tmp_path / str(rate)
+        given = {**text_inputs(inputs, "plain_text"), "teacher": teacher}
+        done = run_worker(
+            write_job(folder, settings("distillm", steps=24, learning_rate=rate, evaluate_every=1), given)
+        )
+        assert done.returncode == 0, done.stdout
+        metrics = list(read_metrics(folder / "output" / "metrics.jsonl"))
+        losses = [value for _, name, value in metrics if name == "valid/loss"]
+        assert (max(losses) > losses[0] + 0.1) == (rate > 0.1), losses
+        sampled[rate] = [step for step, name, _ in metrics if name == "train/response_tokens"]
+    assert sampled[1e-9] == []
+    assert len(sampled[0.3]) > 1
+    assert sampled[0.3][0] > 2, "the loss has risen from the first validation on"
+
+
+@pytest.mark.parametrize(
+    ("kind", "rate", "limit"),
+    [("sft", 1e-3, {}), ("minillm", 1e-3, {"micro_batch_tokens": 40}), ("distillm", 0.3, {})],
+)
+def test_a_killed_run_continues_to_the_same_weights(kind, rate, limit, teacher, inputs, tmp_path):
     given = text_inputs(inputs) if kind == "sft" else {**text_inputs(inputs, "plain_text"), "teacher": teacher}
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    long = settings(kind, steps=40)
+    long = settings(kind, steps=40, learning_rate=rate, evaluate_every=2)
     assert run_worker(write_job(whole, long, given, checkpoint_every=3, **limit)).returncode == 0
     spec = write_job(killed, long, given, checkpoint_every=3, **limit)
     worker = subprocess.Popen(worker_command(spec), env=worker_environment(), cwd=killed, stdout=subprocess.DEVNULL)

@@ -31,7 +31,7 @@ def method(kind: str, steps: int = 8, **training: Any) -> Method:
             "divergence": "skewed_reverse_kl",
             "start": "initial",
             "policy": {"rollouts": 8, "inner_epochs": 1, "teacher_mix": 0.0, "credit": "none", "replay": 32}
-            | {"student_share": 0.8},
+            | {"student_share": "adaptive"},
         },
     }
     common = {"learning_rate": 1e-3, "batch_size": 8, "steps": steps, "evaluate_every": 4}
