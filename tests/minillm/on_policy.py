@@ -23,6 +23,7 @@ def rollout_feed(
     response_tokens: int,
     policy: dict[str, Any],
     runtime: dict[str, Any] | None = None,
+    divergence: dict[str, Any] | None = None,
     **training: Any,
 ) -> Iterator[Rollouts]:
     """Make a feed whose responses have up to `response_tokens` tokens after the longest prompt; token 0 ends them."""
@@ -31,7 +32,7 @@ def rollout_feed(
     method = Method.model_validate(
         {
             "text": "rollouts",
-            "divergence": "reverse_kl",
+            **(divergence or {"divergence": "reverse_kl"}),
             "start": "initial",
             "policy": {"rollouts": 16, "inner_epochs": 2, "plain_text_coefficient": 0.0, **policy},
             "training": {**common, **training},
