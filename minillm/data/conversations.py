@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from minillm.config.data import RowFields
-from minillm.data.json_rows import Reader
+from minillm.data.json_rows import TOO_DEEP, Reader
 from minillm.data.records import has_value
 from minillm.errors import first_line
 from minillm.nearest import suggestion
@@ -39,6 +39,8 @@ SHAREGPT_ROLES = {
 }
 """Roles of ShareGPT's `from`; a `function_call` is an answer of the assistant that calls a tool."""
 FUNCTION_CALL = "function_call"
+DEEPEST = 100
+"""Most levels of a call or a list of tools; recursion ends at about 500."""
 WRITTEN = ("name", "reasoning_content", "reasoning", "thinking")
 """Further fields of a message that chat templates write."""
 
@@ -77,8 +79,8 @@ def recognise(value: Mapping[str, Any], fields: RowFields) -> Format | None:
     fitting: list[Format] = [
         form for form, needed in FORMATS.items() if all(has_value(value.get(getattr(fields, name))) for name in needed)
     ]
-    named = [form for form in fitting if _is_named(form, fields)]
-    return next(iter((*named, *fitting)), None)
+    fitting.sort(key=lambda form: not _is_named(form, fields))
+    return fitting[0] if fitting else None
 
 
 def _is_named(form: Format, fields: RowFields) -> bool:
@@ -218,7 +220,7 @@ def _call(value: Any) -> Mapping[str, Any]:
     call = {"type": "function", "function": {"name": function["name"], "arguments": arguments}}
     call |= {"id": value["id"]} if value.get("id") is not None else {}
     if reason := _not_json(call):
-        raise ValueError(f"a tool call is not JSON: {reason}; write what it has as text or numbers")
+        raise ValueError(f"a tool call is not JSON: {reason}")
     return call
 
 
@@ -231,7 +233,7 @@ def _tools(value: Mapping[str, Any], name: str) -> tuple[Mapping[str, Any], ...]
     if not isinstance(tools, list) or not all(isinstance(tool, Mapping) for tool in tools):
         raise ValueError(f"`{name}` is no list of objects")
     if reason := _not_json(tools):
-        raise ValueError(f"`{name}` is not JSON: {reason}; write what it has as text or numbers")
+        raise ValueError(f"`{name}` is not JSON: {reason}")
     return tuple(tools)
 
 
@@ -244,9 +246,16 @@ def _parsed(text: str, what: str) -> Any:
 
 
 def _not_json(value: Any) -> str | None:
-    """Return why a value cannot be written as JSON, as dates of tables and NaN cannot; None if it can."""
+    """Return why a value cannot be passed on as JSON, as dates of tables and NaN cannot; None if it can."""
     try:
         json.dumps(value, allow_nan=False)
-    except (TypeError, ValueError, RecursionError) as error:
-        return first_line(error)
-    return None
+    except (TypeError, ValueError) as error:
+        return f"{first_line(error)}; write it as text or a number"
+    except RecursionError:
+        return TOO_DEEP
+    return TOO_DEEP if _is_deeper(value, DEEPEST) else None
+
+
+def _is_deeper(value: Any, levels: int) -> bool:
+    parts = value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else ()
+    return levels < 0 or any(_is_deeper(part, levels - 1) for part in parts)

@@ -1,8 +1,8 @@
 """JSON schemas of a benchmark's rows, by which their references must be valid."""
 
-import json
 from collections.abc import Mapping, Sequence
 
+from minillm.data.json_rows import Reader
 from minillm.data.rows import field_with_value
 from minillm.metrics.json_schema import Schema, check_schema, why_invalid
 from minillm.patterns import QUOTED
@@ -29,9 +29,9 @@ def schema_of(
     given = value.get(name)
     if isinstance(given, str):
         try:
-            given = json.loads(given)
-        except (ValueError, RecursionError) as error:
-            raise ValueError(f"`{name}` cannot be read as JSON: {error}") from error
+            given = Reader().whole(given.strip())
+        except ValueError as error:
+            raise ValueError(f"`{name}` cannot be read: {error}") from error
     if given is None:
         if for_all is None or field is not None:
             raise ValueError(f"no schema in `{name}`; give one to each row, or to all as the benchmark's `json_schema`")

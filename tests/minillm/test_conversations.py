@@ -169,6 +169,10 @@ def test_what_follows_the_last_answer_is_dropped():
         (called({"name": "a", "arguments": '{"x": 1, "x": 2}'}), "cannot be read: `x` is given twice"),
         (called({"name": "a", "arguments": '{"x": "\\ud800"}'}), r"cannot be read: half a character: \\ud800"),
         (called({"name": "a", "arguments": "[" * 100_000}), "cannot be read: nested too deeply"),
+        (
+            called({"name": "a", "arguments": '{"x":' * 600 + "1" + "}" * 600}),
+            "a tool call is not JSON: nested too deep",
+        ),
         (called({"name": "a", "arguments": '{"x": NaN}'}), "message 2: a tool call is not JSON: Out of range float"),
         (called({"name": "a", "arguments": {"x": date(2026, 1, 2)}}), "a tool call is not JSON: Object of type date"),
         (called({"name": "a", "arguments": ["x"]}), "the arguments of a tool call are no object"),

@@ -150,7 +150,11 @@ def test_a_row_has_its_own_schema_or_that_of_the_benchmark(tmp_path):
     ("row", "message"),
     [
         ({"output": "{}"}, r":1: no schema in `json_schema`; give one to each row, or to all"),
-        ({"output": "{}", "schema": "{"}, r":1: `schema` cannot be read as JSON"),
+        ({"output": "{}", "schema": "{"}, r":1: `schema` cannot be read: not JSON"),
+        (
+            {"output": "{}", "schema": '{"type": "object", "type": "array"}'},
+            ":1: `schema` cannot be read: `type` is given twice",
+        ),
         ({"output": "{}", "schema": 3}, r":1: `schema` is int, not an object"),
         ({"output": "{}", "schema": {"type": 3}}, r":1: `schema`: it is no JSON schema"),
         ({"output": "{}", "schema": CARD}, r":1: the reference '{}' is not valid .* 'name' is a required property"),

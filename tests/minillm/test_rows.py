@@ -170,8 +170,7 @@ def test_a_date_in_a_call_of_a_table_is_malformed(tmp_path):
     pq.write_table(pa.Table.from_pylist([talk(day=date(2026, 1, 2))]), tmp_path / "rows.parquet")
     _, malformed = sorted_out(tmp_path / "rows.parquet")
     assert [m.reason for m in malformed] == [
-        "message 2: a tool call is not JSON: Object of type date is not JSON serializable; write what it has as text "
-        "or numbers"
+        "message 2: a tool call is not JSON: Object of type date is not JSON serializable; write it as text or a number"
     ]
 
 
