@@ -61,6 +61,15 @@ class Collapse(Strict):
         return self.model_dump(exclude={"on_collapse", "patience"}, exclude_none=True)
 
 
+READ_WITH = {
+    "weight_single_step": "teacher_mix",  # without mixing, every w is 1
+    "clip_importance": "teacher_mix",
+    "plain_text_kd": "plain_text_coefficient",
+    "replay": "student_share",
+}
+"""Fields of a policy that are read only where another one, a share or weight, is above 0."""
+
+
 class Policy(Strict):
     """The policy gradient of MiniLLM (method.md §2–4); the defaults are the paper's."""
 
@@ -133,6 +142,9 @@ class Policy(Strict):
             raise ValueError(f"credit: token sums nothing and does not use {' and '.join(unread)}; leave it out")
         if not self.single_step and not self.weight_single_step:
             raise ValueError("single_step: false has no term to weight; leave weight_single_step out")
+        for name, share in READ_WITH.items():
+            if not getattr(self, share) and self._changed(name):
+                raise ValueError(f"{share}: 0 does not use {name}; leave it out")
         others = [name for name in ("student_share", "replay") if self._changed(name)]
         if others and (self.credit != "none" or self.teacher_mix):
             raise ValueError(

@@ -3,6 +3,8 @@
 import copy
 from typing import Any
 
+from minillm.config.method import READ_WITH
+
 POLICY = {
     "credit": "inclusive",
     "discount": 0.95,  # the reference code's default, which none of its scripts changes
@@ -38,7 +40,9 @@ def apply_lmops(raw: dict[str, Any]) -> dict[str, Any]:
         if not isinstance(method, dict):
             continue
         if isinstance(method.get("policy"), dict):
-            conflicts += _fill(method["policy"], POLICY, f"methods.{name}.policy")
+            policy = method["policy"]
+            read = {key: value for key, value in POLICY.items() if policy.get(READ_WITH.get(key, ""), 1) != 0}
+            conflicts += _fill(policy, read, f"methods.{name}.policy")
         if method.get("text") == "teacher":
             if method.get("divergence") == "cross_entropy":
                 del method["divergence"]

@@ -30,6 +30,12 @@ def test_lmops_sets_every_switch_and_nothing_else():
     assert differences(paper.model_dump(), lmops.model_dump()) == expected
 
 
+def test_a_switch_that_is_not_read_is_left_out():
+    policy = load_config(BASE, ("parity=lmops", "methods.minillm.policy.teacher_mix=0")).methods["minillm"].policy
+    assert policy is not None
+    assert (policy.weight_single_step, policy.clip_importance, policy.plain_text_kd) == (True, False, 0.5)
+
+
 def differences(first: dict, second: dict, path: tuple[str, ...] = ()) -> dict:
     found = {}
     for key, value in second.items():
