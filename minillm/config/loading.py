@@ -1,4 +1,4 @@
-"""Loading of configurations: YAML, overrides, validation, and one message that lists everything that is wrong."""
+"""Loading of configurations: files, validation, and one message that lists everything that is wrong."""
 
 import json
 import re
@@ -6,15 +6,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin
 
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
-from yaml import YAMLError
 
 from minillm.config import Config, EvaluationConfig, Pretrain, Study, System2, Tracked
-from minillm.config.named import part_of, problems_of_named
+from minillm.config.merging import read_merged
+from minillm.config.named import problems_of_named
 from minillm.errors import ConfigError
 from minillm.files import local_path, problem
 from minillm.nearest import suggestion
@@ -23,16 +21,6 @@ HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 """`gpt2` or `owner/gpt2`."""
 NAMED_MODEL = re.compile(r"([^=/]+)=(.+)")
 """NAME=MODEL. An = after the first slash is part of a path."""
-
-ENTRIES = (
-    ("methods",), ("models",), ("variants",), ("grid",),
-    ("evaluation", "benchmarks"), ("evaluation", "calibration"), ("evaluation", "held_out"),
-    ("data", "unlabelled"), ("data", "test"),
-)  # fmt: skip
-"""Sections that hold entries by name; an entry that is null is left out."""
-
-UNREADABLE = (YAMLError, OmegaConfBaseException, OSError, ValueError, TypeError, RecursionError)
-"""Errors from a file that is not YAML, or from values that do not go together."""
 
 Kind = TypeVar("Kind", bound=Tracked)
 
@@ -144,7 +132,8 @@ def _load(
     kind: type[Kind], path: str | Path, overrides: Sequence[str], models: Mapping[str, Any] | None = None
 ) -> Kind:
     """Read and validate a configuration, and look for everything that it names."""
-    raw = _read(kind, local_path(path), overrides, models)
+    given = {"models": models} if models else {}
+    raw = read_merged(local_path(path), overrides, given, follows_base="base" not in kind.model_fields)
     problems: list[str] = []
     config = None
     try:
@@ -156,69 +145,6 @@ def _load(
         lines = "\n".join(f"  - {problem}" for problem in problems)
         raise ConfigError(f"{path} cannot run, {len(problems)} problem{'s'[: len(problems) > 1]}:\n{lines}")
     return config
-
-
-def _read(
-    kind: type[Tracked], path: Path, overrides: Sequence[str], models: Mapping[str, Any] | None
-) -> dict[str, Any]:
-    """Merge a configuration over its bases, and the overrides over both, and leave out entries that are null."""
-    file = _file(path) if "base" in kind.model_fields else _with_bases(path)  # a study's base is not merged
-    if models:
-        file["models"] = models
-    try:
-        raw: Any = OmegaConf.to_container(OmegaConf.merge(file, *map(_override, overrides)), resolve=True)
-    except UNREADABLE as error:
-        raise ConfigError(f"{path} cannot be read as a configuration: {error}") from error
-    _leave_out_nulls(raw, file)
-    return {str(key): value for key, value in raw.items()}
-
-
-def _with_bases(path: Path, above: tuple[Path, ...] = ()) -> DictConfig:
-    """Read a file and merge it over its `base`, which may have one in turn.
-
-    Args:
-        path: The file.
-        above: Files that lead to it, each the base of the one before.
-
-    Raises:
-        ConfigError: A file is missing or no configuration, or is its own base.
-    """
-    file = _file(path)  # first, since a path that no file can have cannot be resolved
-    if path.resolve() in above:
-        raise ConfigError(f"base: {' → '.join(map(str, [*above, path.resolve()]))} come back to the first; cut one")
-    base = file.pop("base", None)
-    if base is None:
-        return file
-    if not isinstance(base, str):
-        raise ConfigError(f"{path}: base is the path of one configuration, not {base!r}")
-    merged = OmegaConf.merge(_with_bases(local_path(base), (*above, path.resolve())), file)
-    assert isinstance(merged, DictConfig)
-    return merged
-
-
-def _file(path: Path) -> DictConfig:
-    if reason := problem(path) or ("It is a folder" if path.is_dir() else None):
-        folders = [folder for folder in (path.parent, Path("configs")) if problem(folder) is None]
-        known = sorted({str(p) for folder in folders for p in folder.glob("*.yaml")})
-        raise ConfigError(f"no configuration file {path}; there are: {', '.join(known) or 'none'}. {reason}")
-    try:
-        file = OmegaConf.load(path)
-    except UNREADABLE as error:
-        raise ConfigError(f"{path} cannot be read as a configuration: {error}") from error
-    if not isinstance(file, DictConfig):
-        raise ConfigError(f"{path} holds a list; a configuration is a mapping of sections (data, evaluation, …)")
-    return file
-
-
-def _leave_out_nulls(raw: dict[Any, Any], file: Any) -> None:
-    for keys in ENTRIES:
-        section = part_of(raw, *keys)
-        for name in [name for name, entry in section.items() if entry is None] if isinstance(section, dict) else []:
-            known = OmegaConf.select(file, ".".join(keys)) or {}
-            if name not in known:
-                field = ".".join([*keys, name])
-                raise ConfigError(f"{field} is null, which leaves it out, but is not there; {suggestion(name, known)}")
-            del section[name]
 
 
 def _incomparable(loaded: Mapping[str, Config], study: Study) -> Iterator[str]:
@@ -238,15 +164,6 @@ def _incomparable(loaded: Mapping[str, Config], study: Study) -> Iterator[str]:
 
 def _measured_on(config: Config) -> tuple[Any, ...]:
     return config.evaluation.benchmarks, config.data.directory
-
-
-def _override(text: str) -> DictConfig:
-    if "=" not in text:
-        raise ConfigError(f"{text!r} is not an override; write key.sub=value, e.g. student.initial.epochs=1")
-    try:
-        return OmegaConf.from_dotlist([text])
-    except (YAMLError, OmegaConfBaseException) as error:
-        raise ConfigError(f"override {text!r}: what follows the = is not YAML: {error}") from error
 
 
 def _explain(details: ErrorDetails, kind: type[Tracked]) -> str:

@@ -99,6 +99,13 @@ def test_an_unknown_key_far_from_all_lists_those_of_its_level(tmp_path, raw):
         ("methods.minillm.training.epochs=2", "give exactly one of `epochs` and `steps`"),
         ("data.max_prompt_tokens=512", "max_prompt_tokens 512 leaves no room for a response"),
         ("methods.minillm.policy.teacher_mix=-0.1", "greater than or equal to 0, not -0.1"),
+        ("methods.minillm.policy={teacher_mix: 0, clip_importance: true}", "teacher_mix: 0 does not use clip_importan"),
+        ("methods.minillm.policy={teacher_mix: 0, weight_single_step: false}", "0 does not use weight_single_step; le"),
+        ("methods.minillm.policy={plain_text_coefficient: 0, plain_text_kd: 0.5}", "0 does not use plain_text_kd; le"),
+        (
+            "methods.minillm.policy={credit: none, teacher_mix: 0, student_share: 0, replay: 9}",
+            "0 does not use replay; le",
+        ),
         ("data.plain_text=null", "methods.minillm.policy.plain_text_coefficient is 1.0, but there is no"),
         ("teacher.training=null", "teacher.training is null, but its weights are random"),
         ("student.model={layers_of: teacher, layers: 2}", "student.model: give exactly one of `path`, `hub`, `arch"),
@@ -376,6 +383,33 @@ def test_a_null_leaves_out_an_entry_of_the_base(tmp_path, raw):
     inherit(tmp_path, "first", None, **raw)
     config = load_config(inherit(tmp_path, "second", "first", methods={"kd": None}))
     assert set(config.methods) == {"sft", "minillm"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"methods": {"sftt": None}},
+            r"methods\.sftt is null, .* but is not there; did you mean `sft`",
+        ),
+        (
+            {"evaluation": {"benchmarks": {"dollyy": None}}},
+            r"evaluation\.benchmarks\.dollyy is null, .* did you mean `dolly`",
+        ),
+        ({"data": {"unlabelled": {"coin": None}}}, r"data\.unlabelled\.coin is null, .* not there"),
+    ],
+)
+def test_a_null_for_an_entry_that_the_base_lacks_is_refused(tmp_path, raw, changes, message):
+    inherit(tmp_path, "first", None, **raw)
+    with pytest.raises(ConfigError, match=r"second\.yaml, merged over its base \S+first\.yaml: " + message):
+        load_config(inherit(tmp_path, "second", "first", **changes))
+
+
+@pytest.mark.parametrize("changes", [{"methods": ["sft"]}, {"methods": {"sft": [1]}}, {"data": [1]}])
+def test_a_section_of_another_form_than_the_bases_is_refused(tmp_path, raw, changes):
+    inherit(tmp_path, "first", None, **raw)
+    with pytest.raises(ConfigError, match=r"second\.yaml cannot be merged over its base \S+first\.yaml: "):
+        load_config(inherit(tmp_path, "second", "first", **changes))
 
 
 def test_bases_that_lead_nowhere_are_refused(tmp_path):
