@@ -207,8 +207,9 @@ class Evaluation(Sampling):
     """Plain texts that no model trains on, to measure the loss on them and on the benchmarks' first references.
     Empty: neither is measured."""
     strip: Pattern | None = None
-    """Regular expression whose matches, for instance thinking parts, are taken out of a response before it is scored
-    or judged; responses are stored as they were generated. Without it, nothing is (paper: nothing)."""
+    """Regular expression whose matches, for instance thinking parts, are taken out of responses and references
+    before they are compared or judged; responses are stored as they were generated. Without it, nothing is taken out
+    (paper: nothing)."""
     seeds: Seeds = (10, 20, 30, 40, 50)
     """Seeds of sampling, one generation each (paper: these five)."""
     precision: Literal["float32", "bfloat16"] = "float32"

@@ -41,6 +41,7 @@ def run(job: Job[Score]) -> Summary:
         check_complete(name, prompts, responses, settings.seeds)
         if settings.strip is not None:
             responses["response"] = strip(f"{settings.role} {name}", settings.strip, list(responses["response"]))
+            prompts["references"] = [[without(settings.strip, one) for one in of] for of in prompts["references"]]
         prompts = prompts.loc[prompts["references"].map(len) > 0]
         responses = responses.loc[responses["index"].isin(list(prompts["index"]))]
         scores = score_benchmark(name, benchmark, prompts, responses, tokenizer)

@@ -66,6 +66,9 @@ def read_questions(inputs: Mapping[str, Path], settings: Judging) -> list[Questi
         responses = read_responses(inputs["responses"], name)
         if settings.strip is not None:
             responses = {place: without(settings.strip, text) for place, text in responses.items()}
+            prompts = [
+                row | {"references": [without(settings.strip, of) for of in row["references"]]} for row in prompts
+            ]
         try:
             questions += questions_about(name, prompts, responses, settings.seeds, settings.judge)
         except KeyError as error:

@@ -67,7 +67,7 @@ class Score(Stage):
     seeds: tuple[int, ...]
     benchmarks: dict[str, Benchmark]
     strip: str | None = None
-    """Regular expression whose matches are taken out of each response."""
+    """Regular expression whose matches are taken out of each response and reference."""
 
 
 class Diversity(Stage):
@@ -102,7 +102,7 @@ class Judging(Stage):
     methods: int
     """Number of rows of the table, which share the budget equally."""
     strip: str | None = None
-    """Regular expression whose matches are taken out of each response."""
+    """Regular expression whose matches are taken out of each response and reference."""
 
 
 class Preference(Stage):

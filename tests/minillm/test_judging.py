@@ -182,10 +182,11 @@ def test_other_benchmarks_stages_and_samples_use_the_answers_that_are_there(tmp_
 
 
 def test_the_judge_reads_no_thinking_parts(tmp_path, server):
-    stage = settings(server).model_copy(update={"strip": r"dolly \d+ \d+\s*"})
+    stage = settings(server).model_copy(update={"strip": r"dolly \d+ \d+\s*|right\s*"})
     judged(stage, make_inputs(tmp_path), tmp_path / "run")
     shown = [request["messages"][0]["content"] for request in server.requests]
     assert all("Response]\nanswer" in text and not re.search(r"dolly \d \d", text) for text in shown)
+    assert all(re.search(r"Response\]\n\d+\n", text) for text in shown), "nor of the reference"
 
 
 def test_fewer_prompts_are_among_those_of_more():

@@ -221,6 +221,20 @@ def test_thinking_parts_are_taken_out_before_scoring(tmp_path, capsys, pattern, 
     assert (cut["rouge_l"] > 0) == (pattern != OPEN), "without an end, the thought is scored unless \\Z takes it out"
 
 
+def test_a_reference_that_thinks_is_compared_by_its_answer(tmp_path):
+    said = "<think>\nwhich scale?\n</think>\n\n21 degrees."
+    rows = [answer(0, 10, said), answer(1, 10, "21 degrees."), *all_right(10)[2:]]
+    work = job(tmp_path, {"toy": rows}, evaluation(seeds=(10,), strip=CLOSED, metric="exact_match"))
+    prompts = read_lines(tmp_path / "benchmarks" / "toy.jsonl")
+    thinking = [prompt | ({"references": [said]} if prompt["index"] < 2 else {}) for prompt in prompts]
+    write_lines(tmp_path / "benchmarks" / "toy.jsonl", thinking)
+
+    assert run(work)["exact_match/toy"] == 100.0
+
+    lengths = pd.read_parquet(work.output / "scores.parquet")["reference_tokens"].tolist()
+    assert lengths[:2] == [2, 2], "words of the answer alone"
+
+
 def test_characters_are_scored_where_a_benchmark_asks_for_them(tmp_path):
     rows = [answer(0, 10, "yes"), answer(1, 10, "東京 2020"), *all_right(10)[2:]]
     work = job(tmp_path, {"toy": rows}, evaluation(seeds=(10,), metric="rouge_l_characters"))
