@@ -36,7 +36,8 @@ def outlook_of(config: Config, stages: Sequence[DryStage]) -> tuple[dict[str, St
         return starts, None
     select_by = train.method.training.select_by
     metric = None if select_by == "validation_loss" else select_by
-    return starts, Outlook(template=config.data.template, metric=metric, max_tokens=config.data.max_tokens)
+    data, strip = config.data, config.evaluation.strip
+    return starts, Outlook(template=data.template, metric=metric, max_tokens=data.max_tokens, strip=strip)
 
 
 def outlook_words(starts: Mapping[str, Start], looked: Sequence[Mapping[str, Any]]) -> str:

@@ -24,6 +24,7 @@ from minillm.models.output_head import output_head, response_hidden
 from minillm.models.passes import in_step
 from minillm.models.shared_tokenizer import SharedTokenizer
 from minillm.objectives.agreement import CHUNK_TOKENS, entropy, top_overlap
+from minillm.patterns import without
 from minillm.planning.clock import agreed
 from minillm.planning.extrapolation import Effort, Line
 from minillm.planning.outlook_figures import MODELS, TOP
@@ -41,7 +42,7 @@ KINDS = 6
 ROWS = 50
 """Validation rows that are compared, if there is time."""
 ANSWER_TOKENS = 128
-"""Longest response that a model may give, in tokens; a longer one counts as so many."""
+"""Tokens of a response after which it is stopped, where there is no time for as many as the run lets it have."""
 ROWS_AT_ONCE = (16, 8, 4)
 """Rows that go through both models before the clock is looked at: as many as there is probably time for."""
 Record = dict[str, float]
@@ -62,9 +63,12 @@ def write_outlook(measurement: "Measurement", times: Mapping[tuple[str, str], Ma
         folders = {name: model_directory(job.inputs[name]) for name in MODELS}
         ways = {name: own_ways(folder, shared, settings.template, ends) for name, folder in folders.items()}
         metric = settings.metric or metric_for(rows["response"].tolist())
-        pair = Pair({name: measurement.models[name] for name in MODELS}, shared, settings, metric, job.runtime)
         share = agreed(measurement.budget.share(KINDS))
-        at_once = next((n for n in ROWS_AT_ONCE if agreed(_expected(measurement, times, n)) <= share), 0)
+        wanted = [(ROWS_AT_ONCE[0], settings.max_tokens), *((n, ANSWER_TOKENS) for n in ROWS_AT_ONCE)]
+        fitting = (of for of in wanted if agreed(_expected(measurement, times, *of)) <= share)
+        at_once, answer_tokens = next(fitting, (0, 0))
+        models = {name: measurement.models[name] for name in MODELS}
+        pair = Pair(models, shared, settings, metric, job.runtime, answer_tokens)
         measurement.say(f"comparing teacher and student for {share if at_once else 0:.0f} s at most")
         with in_step(*pair.models.values()):  # the processes have as many rows as there is time for
             mine = pair.compare(rows, at_once, share) if at_once else []
@@ -75,14 +79,16 @@ def write_outlook(measurement: "Measurement", times: Mapping[tuple[str, str], Ma
         write_json(job.output / "outlook.json", found)
 
 
-def _expected(measurement: "Measurement", times: Mapping[tuple[str, str], Mapping[str, Any]], rows: int) -> float:
-    """Probable seconds of comparing some rows."""
+def _expected(
+    measurement: "Measurement", times: Mapping[tuple[str, str], Mapping[str, Any]], rows: int, tokens: int
+) -> float:
+    """Probable seconds of comparing some rows, each answered with so many tokens."""
     seconds, prompt, response = 0.0, measurement.prompt, measurement.response
     for (name, _), measured in times.items():
         facts = measurement.facts[name]
         at_once = measurement.runtime.rows_at_once(prompt + response)
         read = Effort(rows / at_once, forward_operations(facts, rows, prompt, response))
-        answered = Effort(ANSWER_TOKENS, forward_operations(facts, rows, prompt, ANSWER_TOKENS))
+        answered = Effort(tokens, forward_operations(facts, rows, prompt, tokens))
         seconds += Line(**measured["scoring"]).at(read).value + Line(**measured["generating"]).at(answered).value
     return seconds
 
@@ -97,6 +103,8 @@ class Pair:
     settings: Outlook
     metric: Metric
     runtime: Runtime
+    answer_tokens: int
+    """Tokens of a response after which it is stopped, if the run lets it have more."""
 
     def compare(self, rows: pd.DataFrame, at_once: int, seconds: float) -> list[Record]:
         """Measure this process's rows while there is time.
@@ -128,7 +136,9 @@ class Pair:
         Returns:
             For each row `tokens` of the reference, sums over them (NAME_loss, NAME_entropy in nats, shared_K,
             NAME_mass_K), NAME_end (probability of the reference's last token), and of the model's own response
-            NAME_score (0–100), NAME_response (tokens) and NAME_cut (1 if it did not end). K is one of `TOP`.
+            NAME_score (0–100), NAME_response (tokens), NAME_cut (1 if it did not end within the run's limit),
+            NAME_stopped (1 if it was stopped before that limit) and NAME_longest (tokens that it may have had without
+            that). K is one of `TOP`.
         """
         records: list[Record] = []
         lengths = lengths_of(rows["prompt_ids"], rows["response_ids"])
@@ -164,25 +174,32 @@ class Pair:
 
     def _answers(self, name: str, rows: pd.DataFrame) -> list[Record]:
         # The random numbers of a validation in training, so that figures can be compared with its own.
+        limits = [self.settings.max_tokens - len(prompt) for prompt in rows["prompt_ids"]]
         requests = [
-            Request(
-                prompt,
-                min(ANSWER_TOKENS, self.settings.max_tokens - len(prompt)),
-                stream(Purpose.VALIDATION_RESPONSES, 0, *place),
-            )
-            for prompt, place in zip(rows["prompt_ids"], rows["place"], strict=True)
+            Request(prompt, min(self.answer_tokens, limit), stream(Purpose.VALIDATION_RESPONSES, 0, *place))
+            for prompt, limit, place in zip(rows["prompt_ids"], limits, rows["place"], strict=True)
         ]
         model, size = self.models[name], self.runtime.generation_batch_size
         responses = Sampler(model, self.shared.ends, self.shared.entries, batch_size=size).sample(requests)
-        texts, metric = self.shared.texts([of.tokens for of in responses]), METRICS_BY_NAME[self.metric].compare
-        return [
-            Record(
-                score=100 * metric(text, [reference]),
-                response=float(len(of.tokens)),
-                cut=float(not of.finished),
+        texts = map(self._compared, self.shared.texts([of.tokens for of in responses]))
+        references, metric = map(self._compared, rows["response"]), METRICS_BY_NAME[self.metric].compare
+        records: list[Record] = []
+        for text, reference, of, limit in zip(texts, references, responses, limits, strict=True):
+            length, stopped = len(of.tokens), not of.finished and len(of.tokens) < limit
+            records.append(
+                Record(
+                    score=100 * metric(text, [reference]),
+                    response=float(length),
+                    cut=float(not of.finished and not stopped),
+                    stopped=float(stopped),
+                    longest=float(limit if stopped else length),
+                )
             )
-            for text, reference, of in zip(texts, rows["response"], responses, strict=True)
-        ]
+        return records
+
+    def _compared(self, text: str) -> str:
+        """Return what is compared of a text."""
+        return text if self.settings.strip is None else without(self.settings.strip, text)
 
 
 def metric_for(references: Sequence[str]) -> Metric:

@@ -38,8 +38,12 @@ class Figures:
     """The teacher's score minus the student's."""
     length: Mapping[str, float]
     """Geometric mean of response tokens by reference tokens; a cut response counts with the tokens that it has."""
+    longest: Mapping[str, float]
+    """The same, a response that was stopped early counting with the tokens that the run lets it have."""
     cut: Mapping[str, float]
-    """Share of the responses that did not end."""
+    """Share of the responses that did not end within the run's limit."""
+    stopped: Mapping[str, float]
+    """Share of the responses that were stopped before that limit."""
     end: Mapping[str, float]
     """Mean probability of the token that ends a reference, where it ends."""
     entropy: Mapping[str, float]
@@ -65,6 +69,9 @@ def figures(records: Sequence[Mapping[str, float]]) -> Figures:
     def per_row(figure: str) -> dict[str, float]:
         return {name: float(column[f"{name}_{figure}"].mean()) for name in MODELS}
 
+    def ratio(figure: str) -> dict[str, float]:
+        return {name: float(np.exp(np.log(column[f"{name}_{figure}"] / tokens).mean())) for name in MODELS}
+
     losses = {name: np.stack([column[f"{name}_loss"], tokens]) for name in MODELS}  # (2, n) each
     return Figures(
         rows=len(records),
@@ -72,8 +79,10 @@ def figures(records: Sequence[Mapping[str, float]]) -> Figures:
         loss_gain=difference_of_ratios([losses["student"]], [losses["teacher"]]),
         score=per_row("score"),
         score_gain=paired_estimate([column["teacher_score"] - column["student_score"]]),
-        length={name: float(np.exp(np.log(column[f"{name}_response"] / tokens).mean())) for name in MODELS},
+        length=ratio("response"),
+        longest=ratio("longest"),
         cut=per_row("cut"),
+        stopped=per_row("stopped"),
         end=per_row("end"),
         entropy={name: per_token(f"{name}_entropy") for name in MODELS},
         shared={k: per_token(f"shared_{k}") for k in TOP},

@@ -70,7 +70,7 @@ def _about_teacher(of: Figures, teacher: Subject, metric: str) -> list[Finding]:
     better = "train it longer (teacher.training), or take a better teacher"
     change = better if teacher.tuned else "fine-tune it on the rows (teacher.training), or take a better teacher"
     found: list[Finding] = []
-    far_off = not 1 / FAR_OFF < of.length["teacher"] < FAR_OFF
+    far_off = of.length["teacher"] >= FAR_OFF or of.longest["teacher"] <= 1 / FAR_OFF
     scores = f"its {metric} is {number(of.score['teacher'])}, the student's {number(of.score['student'])}"
     if of.score_gain.value <= 0:
         fatal = _negative(of.score_gain) or far_off or of.loss_gain.value <= 0
@@ -85,7 +85,7 @@ def _about_teacher(of: Figures, teacher: Subject, metric: str) -> list[Finding]:
         reason = f"the teacher's responses are {times} times as long as the references, and the student learns that"
         found.append(Finding(False, reason, change))
     elif of.cut["teacher"] >= MOSTLY:
-        reason = f"{percent(of.cut['teacher'])} of the teacher's responses do not end within the tokens measured"
+        reason = f"{percent(of.cut['teacher'])} of the teacher's responses do not end within data.max_tokens"
         found.append(Finding(False, reason, change))
     return found
 
@@ -95,8 +95,9 @@ def _about_student(of: Figures) -> list[Finding]:
     if of.mass["student"][k] < LITTLE_MASS:
         reason = f"the student gives the teacher's top {k} tokens only {percent(of.mass['student'][k])}"
         found.append(Finding(False, reason, "fine-tune the student first, or longer (student.initial)"))
-    if of.cut["student"] >= MOSTLY > of.cut["teacher"]:
-        reason = f"{percent(of.cut['student'])} of the student's responses do not end, as the teacher's do"
+    unfinished = {name: of.cut[name] + of.stopped[name] for name in MODELS}
+    if unfinished["student"] >= MOSTLY > unfinished["teacher"]:
+        reason = f"{percent(unfinished['student'])} of the student's responses do not end, as the teacher's do"
         found.append(Finding(False, reason, "fine-tune the student first, or longer (student.initial)"))
     return found
 
@@ -124,7 +125,7 @@ def _negative(estimate: Estimate) -> bool:
 
 def _length(of: Figures, name: str) -> str:
     """A length ratio, of which only a lower bound is known if responses were cut."""
-    return f"{'at least ' if of.cut[name] else ''}{number(of.length[name])}"
+    return f"{'at least ' if of.cut[name] or of.stopped[name] else ''}{number(of.length[name])}"
 
 
 def figures_table(of: Figures, metric: str) -> str:
@@ -134,6 +135,7 @@ def figures_table(of: Figures, metric: str) -> str:
         [metric, *(number(of.score[n]) for n in MODELS), _difference(of.score_gain, 1)],
         ["tokens of responses by references", *(_length(of, n) for n in MODELS), ""],
         ["responses that do not end", *(percent(of.cut[n]) for n in MODELS), ""],
+        ["responses stopped early", *(percent(of.stopped[n]) for n in MODELS), ""],
         ["probability of the references' end", *(percent(of.end[n]) for n in MODELS), ""],
         ["entropy, nats a token", *(number(of.entropy[n], 2) for n in MODELS), ""],
     ]

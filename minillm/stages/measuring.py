@@ -211,6 +211,8 @@ class Outlook(Strict):
     """Metric that the distillation selects by; None for the first one that sees the references."""
     max_tokens: int
     """Longest prompt with response, in tokens."""
+    strip: str | None = None
+    """Regular expression whose matches are taken out of each response and reference."""
     part: int = 0
     """Which of `parts` equal parts of the rows is measured here."""
     parts: int = 1

@@ -41,7 +41,9 @@ FITTING = Figures(
     score={"teacher": 20.0, "student": 14.0},
     score_gain=Estimate(6.0, 2.0, 10.0),
     length={"teacher": 1.1, "student": 1.2},
+    longest={"teacher": 1.1, "student": 1.2},
     cut={"teacher": 0.0, "student": 0.1},
+    stopped={"teacher": 0.0, "student": 0.0},
     end={"teacher": 0.5, "student": 0.4},
     entropy={"teacher": 1.0, "student": 1.5},
     shared={1: 0.6, 5: 0.7, 20: 0.7},
@@ -53,9 +55,13 @@ LONG = replace(
     score={"teacher": 8.7, "student": 10.9},
     score_gain=Estimate(-2.2, -5.0, 0.6),
     length={"teacher": 3.8, "student": 1.2},
-    cut={"teacher": 0.9, "student": 0.1},
+    longest={"teacher": 5.0, "student": 1.3},
+    stopped={"teacher": 0.9, "student": 0.1},
 )
 """The teacher predicts better and writes far too long: SmolLM2-135M-Instruct on Dolly."""
+
+
+ALL_STOPPED = {"teacher": 1.0, "student": 1.0}
 
 
 def outlook(**changes: Any) -> Outlook:
@@ -72,7 +78,8 @@ def test_figures_of_two_rows_by_hand():
         "student_response": 2.0,
     }
     same = {f"{name}_entropy": 5.0 for name in ("teacher", "student")}
-    same |= {f"{name}_{figure}": 0.5 for name in ("teacher", "student") for figure in ("end", "cut")}
+    same |= {f"{name}_{figure}": 0.5 for name in ("teacher", "student") for figure in ("end", "cut", "stopped")}
+    same |= {"teacher_longest": 8.0, "student_longest": 2.0}
     same |= {f"{of}_{k}": 3.0 for of in ("shared", "teacher_mass", "student_mass") for k in (1, 5, 20)}
     scores = [{"teacher_score": 10.0, "student_score": 20.0}, {"teacher_score": 30.0, "student_score": 25.0}]
     found = figures([{**first, **same, **scores[0]}, {**other, **same, **scores[1]}])
@@ -81,6 +88,7 @@ def test_figures_of_two_rows_by_hand():
     assert (found.score, found.score_gain.value) == ({"teacher": 20.0, "student": 22.5}, -2.5)
     assert found.length["teacher"] == pytest.approx(math.sqrt(2 * 9))
     assert found.length["student"] == pytest.approx(math.sqrt(1 / 4))
+    assert found.longest["teacher"] == pytest.approx(math.sqrt(4 * 1))
     assert found.entropy == {"teacher": 1.0, "student": 1.0}
     assert found.shared[5] == found.mass["student"][20] == pytest.approx(0.6)
     assert (found.cut["teacher"], found.end["student"]) == (0.5, 0.5)
@@ -102,7 +110,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Pair:
     shared = load_shared_tokenizer(make_tokenizer(folder / "tokenizer"))
     laws = {"teacher": {"cat": 0.9}, "student": {"cat": 0.4, "dog": 0.45}}
     models = {name: load_model(make_constant_model(folder / name, law)).eval() for name, law in laws.items()}
-    return Pair(models, shared, outlook(), "rouge_l", Runtime(micro_batch_size=2))
+    return Pair(models, shared, outlook(), "rouge_l", Runtime(micro_batch_size=2), answer_tokens=32)
 
 
 def test_models_of_fixed_probabilities_have_the_figures_computed_by_hand(pair: Pair):
@@ -124,6 +132,24 @@ def test_models_of_fixed_probabilities_have_the_figures_computed_by_hand(pair: P
     # of 31 words about 28 and 12 are cats: F = 2 · 20 / (31 + 20) and 2 · 12 / (31 + 20)
     assert record["teacher_score"] == pytest.approx(100 * 40 / 51, abs=6)
     assert record["student_score"] == pytest.approx(100 * 24 / 51, abs=15)
+
+
+def test_an_answer_that_is_stopped_early_is_at_least_so_long(pair: Pair):
+    rows = [((0,), "cat", [2] * 28, [CAT] * 3 + [0]), ((1,), "cat", [2], [CAT] * 30 + [0])]
+    table = pd.DataFrame(rows, columns=["place", "response", "prompt_ids", "response_ids"])
+    for record, left in zip(replace(pair, answer_tokens=4).measure(table), (4, 31), strict=True):
+        assert record["teacher_response"] == 4, "it hardly ever ends"
+        assert (record["teacher_cut"], record["teacher_stopped"]) == ((1, 0) if left == 4 else (0, 1))
+        assert record["teacher_longest"] == left
+
+
+def test_thoughts_are_not_compared(pair: Pair):
+    rows = [((0,), "cat dog", [2], [CAT, DOG, 0])]
+    table = pd.DataFrame(rows, columns=["place", "response", "prompt_ids", "response_ids"])
+    exact = replace(pair, metric="exact_match")
+    assert exact.measure(table)[0]["teacher_score"] == 0
+    (record,) = replace(exact, settings=outlook(strip=r".+")).measure(table)
+    assert record["teacher_score"] == 100, "nothing is left of both"
 
 
 def test_rows_are_shared_among_workers_and_measured_while_there_is_time(pair: Pair):
@@ -183,9 +209,13 @@ def test_a_models_own_template_against_that_of_the_rows(
             "not clearly better",
         ),
         (FITTING, {"loss_gain": Estimate(-0.5, -0.6, -0.4)}, DISAPPOINTS, "predicts the rows worse"),
-        (FITTING, {"length": {"teacher": 0.4, "student": 1.0}}, DISAPPOINTS, "0.4 times as long"),
+        (FITTING, {"length": {"teacher": 0.4}, "longest": {"teacher": 0.4}}, DISAPPOINTS, "0.4 times as long"),
+        # References of 300 tokens, and answers that are stopped after 128 of the 400 that they may have.
+        (FITTING, {"length": {"teacher": 0.43}, "longest": {"teacher": 1.3}, "stopped": ALL_STOPPED}, WORKS, None),
+        (FITTING, {"length": {"teacher": 2.0}, "stopped": ALL_STOPPED}, DISAPPOINTS, "at least 2.0 times as long"),
         (FITTING, {"cut": {"teacher": 0.6, "student": 0.7}}, DISAPPOINTS, "60\u00a0% of the teacher's responses"),
         (FITTING, {"cut": {"teacher": 0.1, "student": 0.7}}, DISAPPOINTS, "70\u00a0% of the student's responses"),
+        (FITTING, {"stopped": {"teacher": 0.1, "student": 0.6}}, DISAPPOINTS, "70\u00a0% of the student's responses"),
         (FITTING, {"mass": {**FITTING.mass, "student": {1: 0.1, 5: 0.2, 20: 0.3}}}, DISAPPOINTS, "only 30\u00a0%"),
     ],
 )
