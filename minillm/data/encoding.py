@@ -17,6 +17,16 @@ class LearntTurn(NamedTuple):
     text: str
 
 
+class Apart(NamedTuple):
+    """An answer that its row's tokens do not hold as it is asked for; it has a prompt of its own."""
+
+    left: int
+    """Number of answers behind it that are learnt or stand apart."""
+    prompt_ids: list[int]
+    response_ids: list[int]
+    text: str
+
+
 @dataclass(frozen=True)
 class Encoded:
     """An example as it is trained on."""
@@ -28,8 +38,10 @@ class Encoded:
     """Tokens that follow the prompt; the last ends the last answer."""
     turns: tuple[LearntTurn, ...]
     """Learnt answers; what stands between them is only read."""
+    apart: tuple[Apart, ...] = ()
+    """Answers that are only asked for."""
     notes: tuple[str, ...] = ()
-    """Why an answer that was asked for is not learnt, or is tokenised apart from its prompt."""
+    """Why an answer that was asked for is not among the turns, or is tokenised apart from its prompt."""
 
     @property
     def learnt(self) -> int:

@@ -29,6 +29,16 @@ SCHEMA = pa.schema(
         "prompt_ids": pa.list_(pa.int32()),
         "response_ids": pa.list_(pa.int32()),
         "turns": pa.list_(pa.struct({"start": pa.int32(), "end": pa.int32(), "text": pa.string()})),
+        "apart": pa.list_(
+            pa.struct(
+                {
+                    "left": pa.int32(),
+                    "prompt_ids": pa.list_(pa.int32()),
+                    "response_ids": pa.list_(pa.int32()),
+                    "text": pa.string(),
+                }
+            )
+        ),
     }
 )
 """Schema of the rows that are kept, with the fields of `Encoded`."""
@@ -41,6 +51,8 @@ MARGIN = 16
 
 FEWEST_CHARACTERS = 1000
 """Characters that are kept of every message of a conversation when its tokens are counted."""
+TOO_LONG_APART = "an earlier answer is left out: with a prompt of its own, it is longer than data.max_tokens"
+"""Note of a row with such an answer."""
 
 
 def tokenise(
@@ -68,6 +80,7 @@ def tokenise(
                 if isinstance(encoded, str):
                     refused.append(Malformed(row.row, row.file, row.line, encoded))
                     continue
+                encoded = _with_short_answers(encoded, max_tokens)
                 whole.append((row, encoded))
                 notes.update(dict.fromkeys(encoded.notes, 1))
                 candidates.append(
@@ -111,6 +124,14 @@ def _shortened(row: Row) -> Row:
     return replace(row, **texts, conversation=replace(row.conversation, messages=messages))
 
 
+def _with_short_answers(encoded: Encoded, max_tokens: int) -> Encoded:
+    """Return an example without the answers apart that are too long: the row itself is not dropped for them."""
+    short = tuple(of for of in encoded.apart if len(of.prompt_ids) + len(of.response_ids) <= max_tokens)
+    if len(short) == len(encoded.apart):
+        return encoded
+    return replace(encoded, apart=short, notes=(*encoded.notes, TOO_LONG_APART))
+
+
 def _is_long(encoded: Encoded | str, tokens: int) -> bool:
     return isinstance(encoded, Encoded) and max(len(encoded.prompt_ids), len(encoded.response_ids)) > tokens
 
@@ -128,6 +149,7 @@ def _waiting(rows: Sequence[tuple[Row, Encoded]], max_tokens: int) -> pa.RecordB
         "prompt_ids": [encoded.prompt_ids for _, encoded in kept],
         "response_ids": [encoded.response_ids for _, encoded in kept],
         "turns": [[turn._asdict() for turn in encoded.turns] for _, encoded in kept],
+        "apart": [[of._asdict() for of in encoded.apart] for _, encoded in kept],
         "instruction": [row.instruction for row, _ in kept],
     }
     return pa.RecordBatch.from_pydict(columns, WAITING)

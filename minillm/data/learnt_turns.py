@@ -1,5 +1,6 @@
 """Rows of the filter as prompts: one for each learnt answer, which then stands alone."""
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,10 +11,11 @@ from minillm.data.encoding import LearntTurn
 
 
 def prompts_of(rows: pd.DataFrame) -> pd.DataFrame:
-    """Return a row for each learnt answer.
+    """Return a row for each answer that is learnt or stands apart.
 
     Args:
-        rows: Rows of a part, with the fields of `minillm.data.examples.SCHEMA`.
+        rows: Rows of a part, with the fields of `minillm.data.examples.SCHEMA`; those without `apart` have no such
+            answer.
 
     Returns:
         Columns row, category, place, prompt_ids (all that stands before the answer), response_ids and response (its
@@ -23,10 +25,17 @@ def prompts_of(rows: pd.DataFrame) -> pd.DataFrame:
     found = []
     for row in rows.to_dict("records"):
         prompt, tokens, turns = row["prompt_ids"], row["response_ids"], row["turns"]
-        for left, turn in zip(reversed(range(len(turns))), turns, strict=True):
+        apart = {of["left"]: of for of in row.get("apart", ())}
+        free = (left for left in itertools.count() if left not in apart)
+        inside = dict(zip(free, reversed(turns), strict=False))
+        for left in sorted([*apart, *inside], reverse=True):
             place = (row["row"], left) if left else (row["row"],)
-            before, answer = np.concatenate([prompt, tokens[: turn["start"]]]), tokens[turn["start"] : turn["end"]]
-            found.append((row["row"], row["category"], place, before, answer, turn["text"]))
+            if of := apart.get(left):
+                before, answer, text = of["prompt_ids"], of["response_ids"], of["text"]
+            else:
+                start, end, text = (inside[left][name] for name in ("start", "end", "text"))
+                before, answer = np.concatenate([prompt, tokens[:start]]), tokens[start:end]
+            found.append((row["row"], row["category"], place, before, answer, text))
     return pd.DataFrame(found, columns=columns)
 
 

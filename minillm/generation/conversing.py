@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from minillm.data.benchmark_prompts import TURNS
-from minillm.data.chat import NONCHARACTERS, ChatTemplate
+from minillm.data.chat import ChatTemplate
+from minillm.data.guarded import NONCHARACTERS
 from minillm.data.prompts import template_of
 from minillm.data.turns import so_far
 from minillm.errors import StageError

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -89,8 +90,9 @@ def _question(template: TextTemplate | ChatTemplate, row: Row, prompt: list[int]
     answers = [number for number, message in enumerate(row.messages) if message["role"] == "assistant"]
     for answer in reversed(answers):
         before = row.messages[:answer]
-        if template.prompt(before, row.conversation.tools)[1] == prompt:
-            return replace(row, conversation=Conversation((*before, row.messages[answer]), row.conversation.tools))
+        with suppress(ValueError):  # the filter has left out an answer whose prompt the template refuses
+            if template.prompt(before, row.conversation.tools)[1] == prompt:
+                return replace(row, conversation=Conversation((*before, row.messages[answer]), row.conversation.tools))
     raise StageError(
         f"row {row.row} ({row.file}:{row.line}): the messages before none of its answers have the tokens of the "
         "prompt that was filtered; filter the rows again (`minillm store gc`)"

@@ -19,7 +19,7 @@ from minillm.data.tokenising import PIECE
 from minillm.errors import StageError
 from minillm.stages.reading import EncodedPrompts, Filter
 from tests.minillm.direct import PLAIN, read_lines, run_stage, write_lines
-from tests.minillm.templates import INSTRUCTIONS, TURNS, chat_tokenizer, save_chat_tokenizer
+from tests.minillm.templates import INSTRUCTIONS, THINKING, TURNS, chat_tokenizer, save_chat_tokenizer
 
 COLOURS = ["red", "blue", "green", "black", "white", "grey"]
 SIDES = {"user": "human", "assistant": "gpt"}
@@ -143,6 +143,37 @@ def test_all_answers_are_learnt_and_each_is_a_prompt(tmp_path: Path):
     whole = sum(len(row["prompt_ids"]) + len(row["response_ids"]) for _, row in rows.iterrows()) / 6
     assert read + learnt == pytest.approx(whole, abs=0.11)
     assert learnt == pytest.approx(sum(map(len, prompts["response_ids"])) / 6, abs=0.06)
+
+
+def test_an_answer_that_the_template_writes_otherwise_later_is_asked_for_by_itself(tmp_path: Path):
+    thought = [
+        [{**m, "content": f"<think>Hm.</think>{m['content']}"} if m["role"] == "assistant" else m for m in talk(colour)]
+        for colour in COLOURS
+    ]
+    rows = [{"messages": messages} for messages in thought]
+    output, summary = filtered(tmp_path / "all", rows, THINKING, turns="all")
+    first, _ = filtered(tmp_path / "first", [{"messages": messages[:2]} for messages in thought], THINKING)
+    assert summary["dropped"] == 0.0
+    prompts, alone = prompts_of(examples(output)), prompts_of(examples(first))
+    assert prompts["place"].tolist() == [place for row in range(6) for place in ((row, 1), (row,))]
+    for column in ("prompt_ids", "response_ids"):
+        assert list(map(list, prompts[column]))[::2] == list(map(list, alone[column]))
+    assert prompts["response"].tolist()[::2] == alone["response"].tolist()
+    assert alone["response"].tolist()[0] == "<think>Hm.</think>A red hat."
+    assert examples(output)["turns"].map(len).tolist() == [1] * 6, "one is learnt in a pass"
+    page = (output / "filtering.md").read_text(encoding="utf-8")
+    assert "6 rows: an earlier answer is not learnt from the data's text, only asked for: " in page
+
+
+def test_an_answer_apart_that_is_too_long_is_left_out_and_its_row_stays(tmp_path: Path):
+    rows = [{"messages": talk(colour)} for colour in COLOURS]
+    long = [dict(message) for message in talk("red")]
+    long[1]["content"] = "<think>" + "Hm. " * 200 + "</think>A hat."
+    output, summary = filtered(tmp_path, [*rows[1:], {"messages": long}], THINKING, turns="all")
+    assert summary["dropped"] == 0.0
+    assert examples(output)["apart"].map(len).tolist() == [0] * 6
+    page = (output / "filtering.md").read_text(encoding="utf-8")
+    assert "1 rows: an earlier answer is left out: with a prompt of its own, it is longer than data.max_tokens." in page
 
 
 def test_of_an_instruction_the_last_answer_is_all(tmp_path: Path):

@@ -93,6 +93,16 @@ def test_a_prompt_for_each_answer():
     ]  # fmt: skip
 
 
+def test_an_answer_apart_has_its_own_prompt_and_its_place_among_the_others():
+    apart = {"left": 1, "prompt_ids": [7, 7], "response_ids": [70, 71], "text": "own"}
+    rows = conversations().assign(apart=[[apart], [], []])
+    found = prompts_of(rows)
+    assert found["response"].tolist() == ["a", "own", "b", "c", "d", "e", "f"]
+    assert found["place"].tolist() == [(0, 2), (0, 1), (0,), (1,), (2, 2), (2, 1), (2,)]
+    assert (found["prompt_ids"][1], found["response_ids"][1]) == ([7, 7], [70, 71])
+    pd.testing.assert_frame_equal(prompts_of(rows.iloc[1:]), prompts_of(conversations().iloc[1:]))
+
+
 def test_the_mask_by_hand():
     batch = make_batch([[1], [2, 2]], [[5, 6, 7, 8], [9]], [[(0, 1), (2, 4)], [(0, 1)]])
     assert batch.tokens.tolist() == [[0, 1, 5, 6, 7, 8], [2, 2, 9, 0, 0, 0]]
