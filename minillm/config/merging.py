@@ -46,7 +46,7 @@ def read_merged(
         known = _entries(file)
     except UNREADABLE as error:
         raise ConfigError(f"{path} cannot be read as a configuration: {error}") from error
-    for keys, name in list(_nulls(raw)):
+    for keys, name in list(nulls(raw)):
         if wrong := _unknown(keys, name, known):
             raise ConfigError(wrong)
         del part_of(raw, *keys)[name]
@@ -78,7 +78,7 @@ def _with_bases(path: Path, above: tuple[Path, ...] = ()) -> DictConfig:
     except UNREADABLE as error:
         raise ConfigError(f"{path} cannot be merged over its base {base}: {error}") from error
     assert isinstance(merged, DictConfig)
-    for keys, name in _nulls(OmegaConf.to_container(file)):
+    for keys, name in nulls(OmegaConf.to_container(file)):
         if wrong := _unknown(keys, name, known):
             raise ConfigError(f"{path}, merged over its base {base}: {wrong}")
     return merged
@@ -112,7 +112,7 @@ def _entries(file: DictConfig) -> dict[Keys, Sequence[str]]:
     return {keys: list(OmegaConf.select(file, ".".join(keys)) or ()) for keys in ENTRIES}
 
 
-def _nulls(raw: Any) -> Iterator[tuple[Keys, str]]:
+def nulls(raw: Any) -> Iterator[tuple[Keys, str]]:
     """Yield section and name of each entry that is null."""
     for keys in ENTRIES:
         section = part_of(raw, *keys)

@@ -1,10 +1,19 @@
+import copy
+import functools
 import hashlib
 import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
+from pydantic import ValidationError
 
-from minillm.config import Training
+from minillm.config import Config, EvaluationConfig, Pretrain, Study, System2, Tracked, Training
 from minillm.config.loading import load_config, load_evaluation, load_pretrain, load_system2
+from minillm.config.merging import nulls
+from minillm.config.named import part_of
 from tests.minillm.direct import ROOT, real_data
 
 STUDIES = ("ablation", "alpha-sweep", "methods-study", "methods-dolly-study", "teacher-sizes", "without-teacher-study")
@@ -75,6 +84,74 @@ def test_every_configuration_of_a_pre_training_validates(path, monkeypatch):
     config = load_pretrain(path)
     assert config.name == path.stem
     assert list(config.methods) == ["sft", "kd", "slim"]
+
+
+def kind_of(name: str) -> type[Tracked]:
+    kinds = {"evaluation": EvaluationConfig, "system2": System2, "pretrain": Pretrain}
+    return Study if name in STUDIES else next((kind for start, kind in kinds.items() if name.startswith(start)), Config)
+
+
+def over(base: Any, changes: Any) -> Any:
+    """Merge changes over a base."""
+    if not isinstance(base, dict) or not isinstance(changes, dict):
+        return changes
+    return base | {key: over(base.get(key), value) for key, value in changes.items()}
+
+
+def constructed(node: yaml.Node) -> dict[str, Any]:
+    return yaml.SafeLoader("").construct_document(apart(node))
+
+
+def apart(node: yaml.Node) -> yaml.Node:
+    """Copy a node, which construction changes where it has `<<`."""
+    if isinstance(node, yaml.MappingNode):
+        return yaml.MappingNode(node.tag, [(key, apart(value)) for key, value in node.value])
+    return node
+
+
+@functools.cache
+def file_of(base: str) -> dict[str, Any]:
+    return merged(yaml.safe_load((ROOT / base).read_text(encoding="utf-8")))
+
+
+def merged(raw: dict[str, Any]) -> dict[str, Any]:
+    return over(file_of(raw["base"]), {key: raw[key] for key in raw if key != "base"}) if "base" in raw else raw
+
+
+def validated(kind: type[Tracked], raw: dict[str, Any]) -> Mapping[str, Any] | None:
+    """Return the whole configuration; None if it is none."""
+    raw = copy.deepcopy(raw if kind is Study else merged(raw))
+    if kind is EvaluationConfig:
+        raw["models"] = {"gpt2": {"hub": "gpt2"}}
+    for keys, name in list(nulls(raw)):
+        del part_of(raw, *keys)[name]
+    try:
+        return kind.model_validate(raw).model_dump()
+    except ValidationError:
+        return None
+
+
+def without_each(node: yaml.Node, field: str = "") -> Iterator[str]:
+    """Take the keys out of a YAML document and put them back, one by one; yield their names while they are out."""
+    if isinstance(node, yaml.MappingNode):
+        for number, (key, value) in enumerate(list(node.value)):
+            name = f"{field}.{key.value}".removeprefix(".")
+            if isinstance(value, yaml.MappingNode) and value.value:
+                yield from without_each(value, name)
+            elif key.value != "<<":
+                del node.value[number]
+                yield name
+                node.value.insert(number, (key, value))
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.stem)
+def test_no_configuration_repeats_a_default_or_its_base(path: Path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    kind, node = kind_of(path.stem), yaml.compose(path.read_text(encoding="utf-8"))
+    assert node is not None
+    whole = validated(kind, constructed(node))
+    assert whole is not None
+    assert [field for field in without_each(node) if validated(kind, constructed(node)) == whole] == []
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
