@@ -114,10 +114,10 @@ class Partner:
             StageError: The template has no place for it, or cannot be used at all.
         """
         choice = self.choice if system is None else self.choice.model_copy(update={"system": system})
-        template = template_of(self.shared.tokenizer, choice, self.shared.ends)
-        if system is not None and not isinstance(template, ChatTemplate):
-            raise StageError(f"{self.label} has no chat template, and so no message of the system; leave it out")
+        if system is not None and (choice.chat is False or choice.has_text or not self.shared.tokenizer.chat_template):
+            raise StageError(f"{self.label} is asked in a text, without a message of the system; leave it out")
         try:
+            template = template_of(self.shared.tokenizer, choice, self.shared.ends)
             template.prompts([("a", "")])
         except StageError as error:
             raise StageError(f"{self.label}: {error}") from error
@@ -219,11 +219,13 @@ def find_model(place: str, store: str) -> Path:
 def recorded_template(directory: Path) -> Template | None:
     """Return the template that a run of this project trained a model in; None if its directory has no record.
 
-    The record is the manifest of the artifact, which an exported directory has inside and a trained one around it.
+    The record is the manifest of the artifact, which an exported directory has inside and a trained one around it. A
+    model that was pre-trained on plain text alone has none in it.
     """
     for folder in (directory, directory.parent):
         with suppress(StageError):
-            return Template.model_validate(read_manifest(folder).config["data"]["template"])
+            template = (read_manifest(folder).config.get("data") or {}).get("template")
+            return None if template is None else Template.model_validate(template)
     return None
 
 

@@ -1,9 +1,10 @@
 """The data and how they become tokens (method.md §6)."""
 
+import re
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import ConfigDict, Field, PositiveInt, model_validator
+from pydantic import ConfigDict, Field, JsonValue, PositiveInt, model_validator
 
 from minillm.config.base import LocalPath, Source, Strict
 from minillm.files import local_path
@@ -20,6 +21,11 @@ ALPACA_WITHOUT_CONTEXT = (
     "### Instruction:\n{instruction}\n\n### Response:\n"
 )
 """The paper's template for instructions without a context."""
+GIVEN = re.compile(
+    r"messages|conversation|tools|documents|chat_template|add_generation_prompt|continue_final_message|tokenize|padding|"
+    r"truncation|max_length|return_\w+|tokenizer_kwargs|\w+_token"
+)
+"""Names that transformers gives to a chat template or keeps for itself."""
 Turns = Literal["last", "all"]
 """Answers of a conversation that are learnt."""
 
@@ -36,7 +42,7 @@ class Template(Strict):
     """True for the tokenizer's own template, false for a text."""
     system: str | None = None
     """Message of the system for conversations that have none; for the tokenizer's own template."""
-    variables: dict[str, Any] = Field(default_factory=dict)
+    variables: dict[str, JsonValue] = Field(default_factory=dict)
     """Further variables of the tokenizer's own template, for instance `enable_thinking: false`."""
     with_context: str | None = None
     """Text for instructions with a context. The default is the paper's Alpaca template."""
@@ -56,11 +62,23 @@ class Template(Strict):
             raise ValueError("`with_context` must contain {instruction} and {context}")
         if self.without_context is not None and "{instruction}" not in self.without_context:
             raise ValueError("`without_context` must contain {instruction}")
-        if self.has_text and (self.chat or self.system is not None or self.variables):
+        if self.has_text and self.chat:
+            raise ValueError("`chat` is for the tokenizer's own template; leave it or the texts out")
+        if (self.has_text or self.chat is False) and (ours := self.of_chat):
             raise ValueError(
-                "`chat`, `system` and `variables` are for the tokenizer's own template; leave the texts out"
+                f"{' and '.join(f'`{name}`' for name in ours)}: only the tokenizer's own template reads it; leave it "
+                "out, or `chat: false` and the texts"
+            )
+        if unfit := [name for name in self.variables if not name.isidentifier() or GIVEN.fullmatch(name)]:
+            raise ValueError(
+                f"`variables` has {unfit[0]!r}, which transformers gives itself or no template can read; leave it out"
             )
         return self
+
+    @property
+    def of_chat(self) -> list[str]:
+        """Names of the fields with a value that only the tokenizer's own template reads."""
+        return [*(["system"] if self.system is not None else []), *(["variables"] if self.variables else [])]
 
     @property
     def has_text(self) -> bool:

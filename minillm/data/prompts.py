@@ -21,16 +21,17 @@ def template_of(tokenizer: Any, template: Template, ends: Sequence[int] = ()) ->
         ends: Tokens that end a response; the tokenizer's EOS if none is given.
 
     Raises:
-        StageError: The tokenizer's own template is asked for, and it has none.
+        StageError: The tokenizer's own template is asked for, or given what only it reads, and it has none.
     """
+    needing = [*(["chat"] if template.chat else []), *template.of_chat]
+    if needing and not tokenizer.chat_template:
+        raise StageError(
+            f"data.template has {' and '.join(f'`{name}`' for name in needing)}, but the tokenizer has no chat "
+            "template: take a model or a `tokenizer.from` that has one, or leave data.template out for the paper's text"
+        )
     chat = template.chat if template.chat is not None else not template.has_text and bool(tokenizer.chat_template)
     if not chat:
         return TextTemplate(tokenizer, template)
-    if not tokenizer.chat_template:
-        raise StageError(
-            "data.template is `chat`, but the tokenizer has no chat template: take a model or a `tokenizer.from` that "
-            "has one, or leave data.template out for the paper's text"
-        )
     return ChatTemplate(tokenizer, ends or [tokenizer.eos_token_id], template.system, template.variables)
 
 

@@ -1,12 +1,16 @@
 """Prompts as tokens have BOS once, and special tokens only where the template writes them."""
 
+from datetime import date
+
 import pytest
+from pydantic import ValidationError
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from minillm.config import Template
 from minillm.data.encoding import encode_texts
-from minillm.data.prompts import fit_prompts
+from minillm.data.prompts import fit_prompts, template_of
+from minillm.errors import StageError
 from minillm.models.tokenizers_bpe import train_bpe
 from minillm.stages.reading import EncodedPrompts
 from tests.minillm.direct import encode_prompts
@@ -72,3 +76,34 @@ def test_a_question_without_such_names_is_encoded_with_the_template_in_one_piece
 def test_a_prompt_cut_down_to_its_opening_keeps_nothing_else():
     settings = EncodedPrompts(template=PLAIN, max_prompt_tokens=1, long_prompts="cut", answer_tokens=4)
     assert fit_prompts("benchmark x", [[0, 4, 5]], settings, [0]) == ([[0]], 1)
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"chat": False, "system": "Be brief."}, "`system`: only the tokenizer's own template reads it"),
+        ({"chat": False, "variables": {"a": 1}}, "`variables`: only the tokenizer's own"),
+        ({"without_context": "{instruction}", "system": "x", "variables": {"a": 1}}, "`system` and `variables`: only"),
+        ({"without_context": "{instruction}", "chat": True}, "`chat` is for the tokenizer's own template"),
+        ({"variables": {"tools": []}}, "`variables` has 'tools', which transformers gives itself"),
+        ({"variables": {"enable-thinking": False}}, "`variables` has 'enable-thinking'"),
+        ({"variables": {"day": date(2026, 1, 1)}}, "variables.day"),
+    ],
+)
+def test_settings_that_no_template_reads_are_refused_by_name(fields, words):
+    with pytest.raises(ValidationError) as error:
+        Template(**fields)
+    assert words in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("template", "words"),
+    [
+        (Template(chat=True), "data.template has `chat`"),
+        (Template(system="Be brief."), "data.template has `system`"),
+        (Template(system="Be brief.", variables={"a": 1}), "data.template has `system` and `variables`"),
+    ],
+)
+def test_a_tokenizer_without_a_chat_template_refuses_what_only_one_reads(template, words):
+    with pytest.raises(StageError, match=f"{words}, but the tokenizer has no chat template"):
+        template_of(train_bpe(["say cat"], 300), template)

@@ -128,7 +128,7 @@ def test_a_message_of_the_system(chatty: Path, tmp_path: Path):
     assert asked(partner, "Hello").startswith("<|start|>system\nBe brief.")
     assert "with the system message 'Be brief.'" in partner.words
     strict = random_model(tmp_path / "strict", INSTRUCTIONS, 64)
-    with pytest.raises(StageError, match="teacher: a prompt that begins 'a': the chat template refuses it: only user"):
+    with pytest.raises(StageError, match=r"teacher: .*'a': the chat template refuses it: only user"):
         Partner("teacher", strict, settings(), "Be brief.")
 
 
@@ -137,7 +137,7 @@ def test_without_a_chat_template_a_message_is_asked_as_trained_or_alone(tmp_path
     partner = Partner("student", bare, settings())
     assert asked(partner, "Hello") == "Hello"
     assert "Without a chat template" in partner.words
-    with pytest.raises(StageError, match="student has no chat template, and so no message of the system"):
+    with pytest.raises(StageError, match="student is asked in a text, without a message of the system"):
         partner.template_with("Be brief.")
     trained = random_model(tmp_path / "store" / "artifacts" / "train-00000000" / "model", "")
     config = {"data": {"template": {"with_context": "{instruction} {context}?", "without_context": "{instruction}?"}}}
@@ -146,6 +146,14 @@ def test_without_a_chat_template_a_message_is_asked_as_trained_or_alone(tmp_path
     ask([partner], "Hello", 0, Display(["student"]))
     assert asked(partner, "Hello") == "Hello?", "every message by itself"
     assert "Asked in the text that it was trained with" in partner.words
+
+
+def test_a_model_that_was_pretrained_on_plain_text_is_asked_the_message_alone(tmp_path: Path):
+    trained = random_model(tmp_path / "store" / "artifacts" / "train-00000000" / "model", "")
+    write_manifest(trained.parent, "train", "0" * 64, config={"data": {"plain_text": {"path": "plain.txt"}}})
+    partner = Partner("student", find_model("train-00000000", str(tmp_path / "store")), settings())
+    assert asked(partner, "Hello") == "Hello"
+    assert "Without a chat template" in partner.words
 
 
 def test_a_model_that_is_not_there_is_named_with_what_is_near(tmp_path: Path):
