@@ -13,6 +13,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from minillm.config import DIVERGENCES, Method, Template
 from minillm.data.chat import ChatTemplate
+from minillm.data.exported_template import save_with_defaults
 from minillm.data.prompts import template_of
 from minillm.data.rows import user_message
 from minillm.data.text_template import TextTemplate
@@ -45,12 +46,13 @@ START = {"pretrained": "the student as given", "initial": "the student fine-tune
 
 
 def run(job: Job[Card]) -> Summary:
-    """Copy the model's files, and add README.md and the generation settings of the evaluation."""
+    """Copy the model's files, and add README.md, the generation settings of the evaluation, and the run's prompts."""
     settings = job.settings
     shutil.copytree(job.inputs["model"] / "model", job.output, dirs_exist_ok=True)
     shared = load_shared_tokenizer(job.output)
     shared.generation_config(**decoding(settings.config)).save_pretrained(job.output)
     template = template_of(shared.tokenizer, Template(**settings.config["data"]["template"]))
+    save_with_defaults(template, job.output)
     results = read_json(job.inputs["report"] / "results.json")
     parameters = count_parameters(job.inputs["model"])
     card = ModelCard.from_template(
@@ -160,13 +162,10 @@ def usage(
         f"tokenizer, model = AutoTokenizer.from_pretrained({place!r}), AutoModelForCausalLM.from_pretrained({place!r})"
     )
     if isinstance(template, ChatTemplate):
-        system = [] if template.system is None else [{"role": "system", "content": template.system}]
-        messages = [*system, *user_message(question, "")]
-        variables = "".join(f"{name}={value!r}, " for name, value in template.variables.items())
         lines += [
-            f"messages = {messages!r}",
+            f"messages = {list(user_message(question, ''))!r}",
             load,
-            f'settings = dict(add_generation_prompt=True, {variables}return_dict=True, return_tensors="pt")',
+            'settings = dict(add_generation_prompt=True, return_dict=True, return_tensors="pt")',
             "inputs = tokenizer.apply_chat_template(messages, **settings)",
             f"answer = model.generate(**inputs, max_new_tokens={limit})",
         ]

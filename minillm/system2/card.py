@@ -5,6 +5,7 @@ import shutil
 from huggingface_hub import ModelCard, ModelCardData
 
 from minillm.config import System2, Template
+from minillm.data.exported_template import save_with_defaults
 from minillm.data.prompts import template_of
 from minillm.files import read_json
 from minillm.models.shared_tokenizer import load_shared_tokenizer
@@ -32,6 +33,7 @@ def run(job: Job[System2Card]) -> Summary:
     shared = load_shared_tokenizer(job.output)
     shared.generation_config(**decoding(asked)).save_pretrained(job.output)
     template = template_of(shared.tokenizer, Template(**given["data"]["template"]))
+    save_with_defaults(template, job.output)
     (prompt,) = config.system1.steps.values()
     parameters = count_parameters(job.inputs["model"])
     metadata = ModelCardData(

@@ -71,11 +71,19 @@ def exported(tmp_path_factory) -> Path:
     return export(tmp_path_factory.mktemp("card"), "minillm", CONFIG["methods"])
 
 
-def export(folder: Path, role: str, methods: dict[str, Any], **further: dict) -> Path:
+def export(
+    folder: Path,
+    role: str,
+    methods: dict[str, Any],
+    chat: str | dict[str, str] | None = None,
+    template: dict[str, Any] | None = None,
+    **further: dict,
+) -> Path:
     """A tiny real GPT-2 with a real tokenizer, with its card, as one of a configuration's methods."""
     for name in ("train/model", "examples", "report", "output", "work"):
         (folder / name).mkdir(parents=True)
     tokenizer = train_bpe(["Name three colours. red green blue ### Instruction: ### Response:\n"] * 5, 300)
+    tokenizer.chat_template = chat
     student = build_model({"model_type": "gpt2", "n_embd": 16, "n_layer": 1, "n_head": 2}, tokenizer, seed=1)
     own = {"do_sample": True, "max_length": 4, "repetition_penalty": 1.3, "top_p": 0.5}
     student.generation_config = GenerationConfig(eos_token_id=[0, 5], **own)
@@ -96,7 +104,8 @@ def export(folder: Path, role: str, methods: dict[str, Any], **further: dict) ->
     (folder / "report" / "results.json").write_text(json.dumps(results), encoding="utf-8")
     measured = CONFIG["evaluation"]["benchmarks"] | further
     evaluation = {**CONFIG["evaluation"], "benchmarks": measured}
-    whole = {**CONFIG, "methods": methods, "evaluation": evaluation}
+    data = {**CONFIG["data"], "template": template or {}}
+    whole = {**CONFIG, "data": data, "methods": methods, "evaluation": evaluation}
     config = Config.model_validate(whole).model_dump(mode="json", exclude={"runtime"})
     inputs = {"model": folder / "train", "examples": folder / "examples", "report": folder / "report"}
     settings = Card(role=role, config=config)
@@ -176,6 +185,42 @@ def test_the_snippet_gives_a_template_with_bos_no_second_one():
     tokenizer.backend_tokenizer.post_processor = TemplateProcessing("<|endoftext|> $A", None, [("<|endoftext|>", 0)])
     assert "tokenizer(prompt, add_special_tokens=False, return_tensors=" in usage(opening, tokenizer)
     assert "add_special_tokens" not in usage(plain, tokenizer)
+
+
+SAID = (
+    "  {% macro place() %}{{ mood.name }}, {{ loud }}{% endmacro %}\n\n{{ place() }}{{ '<|endoftext|>' }}\n"
+    "{% for message in messages %}\n    {% if message.role == 'system' %}\n{{ message.content | upper }}\n"
+    "    {% else %}{{ message.role }}: {{ message.content }}<|endoftext|>\n    {% endif %}\n{% endfor %}"
+    "{% if add_generation_prompt %}assistant:{% endif %}"
+)
+
+
+@pytest.mark.parametrize("chat", [SAID, {"default": SAID, "tool_use": SAID}])
+def test_an_exported_chat_model_is_asked_as_it_was_trained_without_further_words(chat, tmp_path):
+    system = 'Say "so" \\ {{ mood }} %} #}\n\tand – é 😀 \u2028.'
+    variables = {"mood": {"name": "calm 'one'", "of": [1.5, None, -2]}, "loud": False}
+    methods, template = CONFIG["methods"], {"system": system, "variables": variables}
+    output = export(tmp_path, "minillm", methods, chat=chat, template=template)
+    trained_with = AutoTokenizer.from_pretrained(tmp_path / "train" / "model")
+    asked = "Name three colours."
+    ((text, wanted),) = template_of(trained_with, Template(**template)).prompts([(asked, "")])
+    assert text.startswith("\ncalm 'one', False<|endoftext|>")
+    assert system.upper() in text
+    code = snippet(output)
+    assert "calm" not in code, "the directory knows it"
+    show = "import json; print(json.dumps(inputs['input_ids'][0].tolist()))"
+    assert json.loads(run_apart(f"{code}\n{show}", output).splitlines()[-1]) == wanted
+    again = template_of(AutoTokenizer.from_pretrained(output), Template(**template))
+    assert again.prompts([(asked, "")]) == [(text, wanted)], "with the settings given once more too"
+    other = AutoTokenizer.from_pretrained(output).apply_chat_template(
+        [{"role": "system", "content": "Hm."}, {"role": "user", "content": asked}], tokenize=False, loud=True
+    )
+    assert other.startswith("\ncalm 'one', True<|endoftext|>\nHM.\n")
+
+
+def test_a_chat_template_is_exported_as_it_is_where_a_run_changes_nothing(tmp_path):
+    output = export(tmp_path, "minillm", CONFIG["methods"], chat=SAID)
+    assert AutoTokenizer.from_pretrained(output).chat_template == SAID
 
 
 def test_the_exported_weights_are_those_selected(exported):
