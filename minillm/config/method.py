@@ -198,7 +198,7 @@ class Method(Strict):
 
     @property
     def parameters(self) -> dict[str, float]:
-        """That field's value, by its name."""
+        """Value of that field, by its name."""
         return {} if self.parameter is None else {self.parameter: getattr(self, self.parameter)}
 
     @property

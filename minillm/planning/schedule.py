@@ -16,11 +16,11 @@ class Step:
 
 
 def span(steps: Sequence[Step], at_once: int) -> float:
-    """Seconds from the start of the first to the end of the last, where whoever can start does, in the order given.
+    """Return the seconds from the first start to the last end if stages start as soon as they can, in the order given.
 
     Args:
-        steps: None before what it comes after.
-        at_once: How many may run.
+        steps: Stages, each behind those that it waits for.
+        at_once: Most stages that may run at once.
     """
     waiting, running = list(steps), list[tuple[float, str]]()
     ended: dict[str, float] = {}
