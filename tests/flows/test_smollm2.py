@@ -5,11 +5,13 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from minillm.data.chat import ChatTemplate
 from minillm.files import read_json
 from minillm.models.causal_lm import bfloat16_is_slow
 from minillm.words import few
@@ -64,3 +66,38 @@ def test_it_goes_through_every_stage(model: Path, prefect_server: None, tmp_path
     trained = [read_json(path) for path in (tmp_path / "store" / "artifacts").glob("train-*/manifest.json")]
     loss = {stage["settings"]["role"]: stage["summary"]["best/loss"] for stage in trained}
     assert loss["teacher"] < 3.1 < loss["sft"]
+
+
+def test_the_mask_of_a_dialogue_with_a_tool_in_its_real_template(model: Path):
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    chat = ChatTemplate(tokenizer, [2])
+    call = {"type": "function", "function": {"name": "weather", "arguments": {"city": "Rome"}}}
+    dialogue: list[dict[str, Any]] = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "Is it warm in Rome?"},
+        {"role": "assistant", "content": '<tool_call>{"name": "weather"}</tool_call>'},
+        {"role": "tool", "content": "21"},
+        {"role": "assistant", "content": "Yes, 21 degrees."},
+        {"role": "user", "content": "Thank you!"},
+        {"role": "assistant", "content": "You are welcome."},
+    ]
+    found = chat.encode(dialogue, turns="all")
+    # (learnt?, text) by hand, up to the last end token; the template writes a line break behind each.
+    by_hand = [
+        (False, "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nIs it warm in Rome?<|im_end|>\n"),
+        (False, "<|im_start|>assistant\n"),
+        (True, '<tool_call>{"name": "weather"}</tool_call><|im_end|>'),
+        (False, "\n<|im_start|>tool\n21<|im_end|>\n<|im_start|>assistant\n"),
+        (True, "Yes, 21 degrees.<|im_end|>"),
+        (False, "\n<|im_start|>user\nThank you!<|im_end|>\n<|im_start|>assistant\n"),
+        (True, "You are welcome.<|im_end|>"),
+    ]
+    pieces = [(is_learnt, tokenizer(text, add_special_tokens=False)["input_ids"]) for is_learnt, text in by_hand]
+    mask = [is_learnt for is_learnt, ids in pieces for _ in ids]
+    assert found.tokens == [token for _, ids in pieces for token in ids]
+    learnt = {place for start, end in found.turns for place in range(start, end)}
+    assert [place in learnt for place in range(len(found.tokens))] == mask
+    assert found.notes == []
+    dialogue[2] |= {"content": "", "tool_calls": [call]}
+    with pytest.raises(ValueError, match="leaves out a part of it: the call of the tool 'weather'"):
+        chat.encode(dialogue, turns="all")

@@ -121,7 +121,7 @@ def test_examples_hold_prompt_and_response_tokens_with_eos(tmp_path):
     output, _ = Case(tmp_path, [row("ab", "cd", "ef"), row("x")], ["train", "dev"]).run()
     example = pq.read_table(output / "train.parquet").to_pylist()[0]
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "tokenizer")
-    assert list(example) == ["row", "category", "prompt", "prompt_ids", "response_ids", "turns"]
+    assert list(example) == ["row", "category", "prompt", "prompt_ids", "response_ids", "turns", "apart"]
     assert example["prompt"] == "ab|ef>"
     assert tokenizer.decode(example["prompt_ids"]) == "ab|ef>"
     assert tokenizer.decode(example["response_ids"]) == "cd<|endoftext|>"
@@ -260,6 +260,7 @@ def written_at_once(output: Path, part: str, case: Case, rows: list[dict[str, st
             [{"start": 0, "end": len(ids), "text": r["response"]}]
             for ids, (_, r) in zip(responses, chosen, strict=True)
         ],
+        "apart": [[] for _ in chosen],
     }
     pq.write_table(pa.table(columns, examples.SCHEMA), case.folder / "plain.parquet")
     return (case.folder / "plain.parquet").read_bytes()
