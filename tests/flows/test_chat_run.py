@@ -51,13 +51,16 @@ ENDS = {"messages": ["<s>", "<|end|>"], "conversations": ["</s>", "<|end|>"]}
 
 
 TOKEN = "hf_" + "Qw7" * 12
+GAPPED = TURNS.replace("'\\n' + message.content", "gap + message.content").replace("assistant\\n'", "assistant' + gap")
+"""A template that writes nothing without its variable."""
+GIVEN = {"system": "Be brief.", "variables": {"gap": "\n\n"}}
 
 
 def write_chat_experiment(folder: Path, form: str) -> Path:
     """Write a short experiment on conversations.
 
     Those in `messages` are for a base model as the teacher of a chat model; those in `conversations`, of which all
-    answers are learnt, for a chat model and a student of its layers.
+    answers are learnt, for a chat model and a student of its layers, with a message of the system and a variable.
     """
     path = write_short_experiment(folder, ("sft", "minillm"))
     settings = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -70,8 +73,8 @@ def write_chat_experiment(folder: Path, form: str) -> Path:
         )
         settings["export"] = {"hub": "me/talker", "method": "minillm"}
     else:
-        start_from_chat_models(settings, save_chat_tokenizer(folder / "teacher", TURNS))
-        settings["data"]["turns"] = "all"
+        start_from_chat_models(settings, save_chat_tokenizer(folder / "teacher", GAPPED))
+        settings["data"] |= {"turns": "all", "template": GIVEN}
     settings["evaluation"]["benchmarks"] |= {
         "talk": {"source": {"path": "talk.jsonl"}, "metric": "regex", "pattern": "(?i)is (\\w+)"},
         "form": {"source": {"path": "form.jsonl"}, "metric": "json_schema", "json_schema": {"type": "integer"}},
@@ -82,6 +85,16 @@ def write_chat_experiment(folder: Path, form: str) -> Path:
     path.write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
     write_rows(folder / "rows.jsonl", many(FORMATS[form]))
     return path
+
+
+def rendered(finished: Finished, tokenizer: Any, messages: list[dict[str, str]], **settings: Any) -> Any:
+    """Return what the tokenizer of a run, which knows no settings of it, writes with those settings."""
+    given = yaml.safe_load(finished.config.read_text(encoding="utf-8"))["data"].get("template", {})
+    system = [{"role": "system", "content": given["system"]}] if given else []
+    variables = given.get("variables", {})
+    return tokenizer.apply_chat_template(
+        [*system, *messages], add_generation_prompt=True, return_dict=False, **variables, **settings
+    )
 
 
 def many(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -132,7 +145,7 @@ def test_a_conversation_is_trained_on_generated_from_and_served(finished: Finish
     tokenizer = AutoTokenizer.from_pretrained(model)
     assert tokenizer.decode(row["response_ids"]).endswith("<|end|>")
     told = [text.removeprefix("<|start|>").split("\n", 1) for text in row["prompt"].split("<|end|>\n")[:-1]]
-    messages = [{"role": role, "content": content} for role, content in told]
+    messages = [{"role": role, "content": content.lstrip("\n")} for role, content in told if role != "system"]
     environment = {"PATH": os.environ["PATH"], "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "HOME": str(store)}
     done = subprocess.run(
         [sys.executable, "-P", "-c", STRANGER, model],
@@ -173,7 +186,7 @@ def test_benchmarks_are_asked_as_a_message_of_the_user(finished: Finished):
     tokenizer = AutoTokenizer.from_pretrained(tokenizer_files)
     asked = [json.loads(line) for line in (finished.config.parent / "benchmark.jsonl").read_text("utf-8").splitlines()]
     message = [{"role": "user", "content": asked[0]["instruction"]}]
-    wanted = tokenizer.apply_chat_template(message, add_generation_prompt=True, return_dict=False)
+    wanted = rendered(finished, tokenizer, message)
     assert pd.read_parquet(prompts)["prompt_ids"][0].tolist() == wanted
 
 
@@ -187,8 +200,8 @@ def test_conversations_are_answered_turn_by_turn_and_scored_by_their_own_metric(
         assert asked["turn"].tolist() == [0, 1] * 2 * 2, "two turns of two conversations with two seeds"
         told = [{"role": "user", "content": "Rome?"}, {"role": "assistant", "content": texts[0]}]
         wanted = [*told, {"role": "user", "content": "And warm?"}]
-        rendered = tokenizer.apply_chat_template(wanted, add_generation_prompt=True, tokenize=False)
-        assert tokenizer.decode(asked["prompt_ids"][1]) == rendered
+        text = rendered(finished, tokenizer, wanted, tokenize=False)
+        assert tokenizer.decode(asked["prompt_ids"][1]) == text
     (report,) = store.glob("report-*/report.md")
     page = report.read_text(encoding="utf-8")
     for words in ("## Score", "dolly, Rouge-L", "talk, Regex match", "form, Valid JSON", f"whatever `{STRIP}` matches"):
