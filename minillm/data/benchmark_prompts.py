@@ -24,7 +24,7 @@ def run(job: Job[EncodedPrompts]) -> Summary:
     """Write NAME.parquet for each benchmark; the summary has how many of its prompts were cut.
 
     Raises:
-        StageError: A prompt is too long and must not be cut, or the template cannot render conversations.
+        StageError: A prompt is too long and must not be cut, or the template refuses it or cannot render conversations.
     """
     settings = job.settings
     tokenizer = AutoTokenizer.from_pretrained(job.inputs["tokenizer"])
@@ -35,7 +35,10 @@ def run(job: Job[EncodedPrompts]) -> Summary:
             prompts, cut[name] = encode_turns(name, rows, template, settings), 0
             turns[name] = [{field: row[field] for field in ("turn", "messages", "tools")} for row in rows]
         else:
-            encoded = template.prompts([(row["instruction"], row["context"]) for row in rows])
+            try:
+                encoded = template.prompts([(row["instruction"], row["context"]) for row in rows])
+            except StageError as error:
+                raise StageError(f"benchmark {name}, {error}") from error
             asked = [ids for _, ids in encoded]
             prompts, cut[name] = fit_prompts(f"benchmark {name}", asked, settings, template.opening)
         pd.DataFrame({"prompt_ids": prompts}).to_parquet(job.output / f"{name}.parquet")

@@ -158,9 +158,8 @@ class ChatTemplate:
             try:
                 own = self._answer(guarded, answer)
             except ValueError as error:
-                notes.append(
-                    f"an earlier answer is left out: {str(error).split(':')[0]}"
-                )  # without the row's own words
+                reason, *_ = str(error).split(":")  # without the row's own words, so that rows are counted together
+                notes.append(f"an earlier answer is left out: {reason}")
                 continue
             if reason := self._difference(own, whole):
                 notes.append(f"an earlier answer is not learnt from the data's text, only asked for: {reason}")

@@ -21,7 +21,7 @@ class Apart(NamedTuple):
     """An answer that its row's tokens do not hold as it is asked for; it has a prompt of its own."""
 
     left: int
-    """Number of answers behind it that are learnt or stand apart."""
+    """Number of answers behind it; it sets apart the random streams of a row's answers."""
     prompt_ids: list[int]
     response_ids: list[int]
     text: str

@@ -11,8 +11,9 @@ from minillm.data.prompts import fit_prompts
 from minillm.errors import StageError
 from minillm.generation.answering import make_requests
 from minillm.stages.reading import EncodedPrompts
-from tests.minillm.direct import PLAIN, generation, run_stage, write_lines
+from tests.minillm.direct import PLAIN, encode, generation, run_stage, write_lines
 from tests.minillm.jobs import WORDS, make_tokenizer
+from tests.minillm.templates import save_chat_tokenizer
 
 PROMPTS = [[1, 5, 6], [1, 5, 6, 7, 8, 9], [1, 2]]
 
@@ -65,3 +66,15 @@ def test_the_stage_keeps_the_order_of_rows_and_counts_cuts_by_benchmark(tmp_path
     }
     assert json.loads((output / "cut_prompts.json").read_text(encoding="utf-8")) == {"a": 0, "b": 1}
     assert summary == {"cut_prompts/a": 0.0, "cut_prompts/b": 1.0}
+
+
+def test_a_question_that_the_chat_template_refuses_is_named_by_benchmark_and_number(tmp_path):
+    rows = [{"index": i, "instruction": text, "context": "", "references": ["x"]} for i, text in enumerate(["a", "b"])]
+    write_lines(tmp_path / "benchmarks" / "asked.jsonl", rows)
+    form = "{{ raise_exception('no b') if messages[0].content == 'b' else messages[0].content }}"
+    tokenizer = save_chat_tokenizer(tmp_path / "tokenizer", form)
+    with pytest.raises(StageError) as error:
+        encode(tmp_path / "run", tokenizer, tmp_path / "benchmarks", template=Template())
+    assert str(error.value) == (
+        "benchmark asked, prompt 1 (counted from 0), which begins 'b': the chat template refuses it: no b"
+    )
