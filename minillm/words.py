@@ -88,3 +88,11 @@ def few(things: Sequence[object], shown: int = 3) -> str:
 def duration(seconds: float) -> str:
     """A length of time to the second, 4 minutes and 22 seconds, and to the minute beyond two hours."""
     return precisedelta(round(seconds), minimum_unit="minutes" if seconds > 7200 else "seconds", format="%d")
+
+
+def progress_line(step: int, total: int, unit: str, left: float | None, figures: Mapping[str, float]) -> str:
+    """A bar, a count, the seconds left if they are known, and figures: [████····] 50/100 steps, 8 s left  loss 2.1."""
+    filled = round(20 * step / max(total, 1))
+    remaining = "" if left is None else f", {left:.0f} s left"
+    values = "  ".join(f"{name} {value:.4g}" for name, value in figures.items())
+    return f"[{'█' * filled}{'·' * (20 - filled)}] {step}/{total} {unit}{remaining}  {values}"

@@ -2,8 +2,9 @@
 
 If a key changed with an edited sentence, models would be trained again for nothing. If it stayed the same when the
 computation changes, old models would be served. So the digest covers the syntax trees of the stage's module and of all
-it imports from this package, without comments, docstrings and the texts of errors and log lines. In modules that
-declare settings, only methods and constants of classes count: the values of fields are part of the key already.
+it imports from this package, without comments, docstrings, what is printed or logged, and the texts of errors. A name
+that stands in these alone is not followed. In modules that declare settings, only methods and constants of classes
+count: the values of fields are part of the key already.
 """
 
 import ast
@@ -18,13 +19,14 @@ from pathlib import Path
 from minillm.reachable import reachable
 
 PACKAGE = Path(__file__).parents[1]
-DECLARING = ("minillm.config", "minillm.stages")
+PIECEWISE = ("minillm.config", "minillm.stages", "minillm.words", "minillm.redaction")
 """Packages of which only the definitions that a stage's code names count, and of a class only methods and constants:
 the values of its fields are in the key."""
 DECLARATIONS = ("kind", "module", "inputs", "shown", "shares_work", "reads_only", "is_page", "for_evaluation")
 """Constants of a stage's class that say how it is run and shown; all others compute."""
-TELLING = ("minillm.errors", "minillm.nearest", "minillm.redaction")
+TELLING = ("minillm.errors", "minillm.nearest")
 """Modules that only make messages."""
+LOG_LEVELS = ("debug", "info", "warning", "error", "exception")
 CHECKS = ("model_validator", "field_validator")
 """Decorators of methods that only check: the checked values are in the key."""
 PARSING = threading.Lock()
@@ -71,7 +73,13 @@ def _read(place: Place) -> _Source:
         return _definition(module, name)
     tree = _tree(module)
     words = {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)}
-    imports = [found for node in ast.walk(tree) for found in _imported(node).values()]
+    used = _names([tree])
+    imports = [
+        found
+        for node in ast.walk(tree)
+        for name, found in _imported(node).items()
+        if name in used or isinstance(node, ast.Import)
+    ]
     imports += [(word, "") for word in sorted(words) if word.startswith(f"{PACKAGE.name}.") and _file(word)]
     return _Source(ast.dump(tree), tuple(imports), tuple(_templates(module, words)))
 
@@ -132,14 +140,14 @@ def _imported(node: ast.AST) -> dict[str, Place]:
     elif isinstance(node, ast.Import):
         found = {alias.asname or alias.name: (alias.name, "") for alias in node.names}
     return {
-        name: (module, definition if module.startswith(DECLARING) else "")
+        name: (module, definition if module.startswith(PIECEWISE) else "")
         for name, (module, definition) in found.items()
         if _file(module) and not module.startswith(TELLING)
     }
 
 
 class _WithoutWords(ast.NodeTransformer):
-    """Transformer that removes docstrings and the texts of errors and log lines."""
+    """Transformer that removes docstrings, what is printed, and the texts of errors and log lines."""
 
     def visit_Expr(self, node: ast.Expr) -> ast.AST | None:
         """Drop a string that is a statement of its own."""
@@ -147,14 +155,25 @@ class _WithoutWords(ast.NodeTransformer):
         return None if alone else self.generic_visit(node)
 
     def visit_Call(self, node: ast.Call) -> ast.AST:
-        """Empty the strings in the arguments of an error or of `print`. Expressions in them stay."""
-        called = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
-        if called == "print" or called.endswith("Error"):
-            for argument in [*node.args, *(keyword.value for keyword in node.keywords)]:
-                for part in ast.walk(argument):
-                    if isinstance(part, ast.Constant) and isinstance(part.value, str):
-                        part.value = ""
+        """Remove what is printed or logged, and the texts in the arguments of an error."""
+        *owner, called = ast.unparse(node.func).rsplit(".", 1)
+        if called == "print" or (owner == ["LOGGER"] and called in LOG_LEVELS):
+            node.args, node.keywords = [], []
+        elif called.endswith("Error"):
+            _WithoutTexts().generic_visit(node)
         return self.generic_visit(node)
+
+
+class _WithoutTexts(ast.NodeTransformer):
+    """Transformer that empties strings, and f-strings with all that they show."""
+
+    def visit_JoinedStr(self, node: ast.JoinedStr) -> ast.AST:
+        """Empty an f-string."""
+        return ast.Constant("")
+
+    def visit_Constant(self, node: ast.Constant) -> ast.AST:
+        """Empty a string."""
+        return ast.Constant("") if isinstance(node.value, str) else node
 
 
 def _templates(module: str, words: set[str]) -> list[Path]:

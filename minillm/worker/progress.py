@@ -11,6 +11,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 
 from minillm.store.artifacts import METRICS
+from minillm.words import progress_line
 
 LOGGER = logging.getLogger(__name__)
 _WARNED: set[Path] = set()
@@ -61,14 +62,9 @@ class Progress:
             self._first_step, self._started = step, now
         if said:
             self._last_line = now
-            print(self._line(step, record["metrics"], now - self._started), flush=True)
-
-    def _line(self, step: int, metrics: Mapping[str, float], elapsed: float) -> str:
-        filled = round(20 * step / max(self.total, 1))
-        done = step - (self._first_step or 0)
-        left = f", {elapsed / done * (self.total - step):.0f} s left" if done and step < self.total else ""
-        values = "  ".join(f"{name} {value:.4g}" for name, value in metrics.items())
-        return f"[{'█' * filled}{'·' * (20 - filled)}] {step}/{self.total} {self.unit}{left}  {values}"
+            done = step - self._first_step
+            left = (now - self._started) / done * (self.total - step) if done and step < self.total else None
+            print(progress_line(step, self.total, self.unit, left, record["metrics"]), flush=True)
 
 
 def append_line(path: Path, value: Mapping[str, Any]) -> None:

@@ -69,6 +69,8 @@ POLICY, TRAINER, CONFIG = "objectives/policy.py", "training/trainer.py", "config
         pytest.param(POLICY, "reward = reward * real", "reward = (reward\n        * real)", id="layout"),
         pytest.param(TRAINER, "is not finite at step", "is infinite at step", id="text of an error"),
         pytest.param("data/filtering.py", "rows read", "rows seen", id="line of the log"),
+        pytest.param("store/artifacts.py", "missing or altered; computing", "altered; computing", id="logged warning"),
+        pytest.param("words.py", "{left:.0f} s left", "{left:.0f} s to go", id="line of progress"),
         pytest.param("config/runtime.py", "PositiveInt = 100", "PositiveInt = 60", id="default of a setting"),
         pytest.param("config/method.py", "use a divergence", "choose a divergence", id="refusal of a configuration"),
         pytest.param(
@@ -91,6 +93,20 @@ def test_a_constant_makes_stale_what_computes_with_it(original, tmp_path: Path):
 def test_a_helper_two_imports_away_makes_stale_what_calls_it(original, tmp_path: Path):
     change = POLICY, "total / count.clamp(min=1)", "total / count.clamp(min=2)"
     assert stale(original, tmp_path, *change) == TRAINING
+
+
+def test_how_a_figure_is_written_makes_stale_the_pages_that_show_it(original, tmp_path: Path):
+    found = stale(original, tmp_path, "words.py", 'return "unknown"', 'return "not known"')
+    assert "report" in found
+    assert not found & {*TRAINING, "respond", "generate", "filter"}
+
+
+def test_what_removes_secrets_makes_stale_the_pages_and_cards(original, tmp_path: Path):
+    found = stale(
+        original, tmp_path, "redaction.py", "    known = _values_pattern((", "    known = _values_pattern(2 * ("
+    )
+    assert {"report", "model", "study", "system2", "system2_model", "pretrain"} <= found
+    assert not found & {*TRAINING, "generate", "filter"}
 
 
 def test_a_method_of_a_configuration_makes_stale_what_holds_such_a_configuration(original, tmp_path: Path):
