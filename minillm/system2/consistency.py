@@ -1,6 +1,7 @@
 """Stage `consistent`: keeps the answers of System 2 that agree with themselves, as rows to train System 1 on."""
 
 import re
+import string
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from decimal import Decimal, InvalidOperation
@@ -15,7 +16,6 @@ from minillm.data.prompts import template_of
 from minillm.data.rows import Row
 from minillm.errors import StageError
 from minillm.files import write_json
-from minillm.metrics.rouge import normalised
 from minillm.models.shared_tokenizer import load_shared_tokenizer
 from minillm.placeholders import fill
 from minillm.stages.base import Job, Summary
@@ -31,7 +31,9 @@ NONE, TIE, FEW, ORDER, REFUSED = (
     "refused by the chat template",
 )
 """Reasons why the answers to a question are dropped."""
-NUMBER = re.compile(r"[$€£]?\s*(-?[\d,]*\.?\d+)\s*%?")
+NUMBER = re.compile(r"(-?)[$€£]?\s*(-?[\d,]*\.?\d+)\s*%?")
+IN_WORDS = re.compile(rf"((?:(?<!\w)-)?\d+(?:[.,/:-]\d+)*)|[{re.escape(string.punctuation)}]")
+"""A number, fraction, time or range among words, or a mark of punctuation outside of one."""
 
 
 def run(job: Job[KeepConsistent]) -> Summary:
@@ -112,13 +114,20 @@ def decide(answers: Sequence[Sequence[str | None]], majority: float) -> tuple[st
 
 
 def canonical(answer: str) -> str:
-    """Return an answer as it is compared: numbers by value, words without case and punctuation."""
-    if number := NUMBER.fullmatch(answer.strip().rstrip(".")):
+    """Return an answer as it is compared: a number by its value, words without case and punctuation.
+
+    Numbers among words keep their signs, decimal points and the like: −$5 a day is not $5 a day.
+    """
+    text = answer.strip().replace("\N{MINUS SIGN}", "-")
+    if number := NUMBER.fullmatch(text.rstrip(".")):
         try:
-            return format(Decimal(number[1].replace(",", "")).normalize(), "f")
-        except InvalidOperation:
+            value = Decimal("".join(number.groups()).replace(",", ""))
+            return format(value.normalize() + 0, "f")  # −0 + 0 is 0
+        except InvalidOperation:  # two signs
             pass
-    return normalised(answer) or answer.strip()
+    signed = re.sub(r"-[$€£]\s*(?=\d)", "-", text.lower())
+    words = IN_WORDS.sub(lambda found: found[1] or "", signed).split()
+    return " ".join(words) or text
 
 
 def is_right(answer: str | None, references: Sequence[str]) -> bool:

@@ -98,12 +98,12 @@ def orders_of(row: Mapping[str, Any], orders: int) -> int:
 def original_letter(found: str, row: Mapping[str, Any], order: int) -> str | None:
     """Return the letter in the first order of a choice that was named by letter or text; None if it is no choice."""
     choices = ordered(row["choices"], order)
-    texts = [normalised(text) for text in choices]
-    letter = LETTER.match(found)
-    place = LETTERS.index(letter[1].upper()) if letter else len(choices)
-    if normalised(found) in texts:
-        place = texts.index(normalised(found))
-    return LETTERS[(place + order) % len(choices)] if place < len(choices) else None
+    named = [place for place, text in enumerate(choices) if text.strip() == found.strip()]
+    named = named or [place for place, text in enumerate(choices) if normalised(text) == normalised(found)]
+    if not named and (letter := LETTER.match(found)):
+        named = [LETTERS.index(letter[1].upper())]
+    one = len(named) == 1 and named[0] < len(choices)
+    return LETTERS[(named[0] + order) % len(choices)] if one else None
 
 
 def _answer(row: Mapping[str, Any], record: QuestionSet) -> str:

@@ -62,6 +62,13 @@ def test_numbers_are_compared_by_value_and_words_without_case_and_punctuation():
     assert len({canonical(text) for text in ("18", "18.00", "$18", " 18. ", "18 %", "0018")}) == 1
     assert canonical("1.5") != canonical("15")
     assert canonical("-3") != canonical("3")
+    assert len({canonical(text) for text in ("-5", "-$5", "$-5", "\N{MINUS SIGN}5.0")}) == 1
+    assert canonical("-0") == canonical("0") == canonical("0.00")
+    others = {"-$5 a day": "$5 a day", "-5 apples": "5 apples", "1.5 kg": "15 kg", "1/2": "12", "3:30": "330"}
+    others |= {"(-1, 2)": "(1, 2)", "x = -3": "x = 3", "10-12": "1012", "$5": "-$5"}
+    assert [one for one, other in others.items() if canonical(one) == canonical(other)] == []
+    assert canonical("It is 3:30, p.m.") == canonical("it is 3:30 pm")
+    assert canonical("Covid-19") == canonical("covid19")
     assert canonical("Yes!") == canonical("yes")
     assert canonical("?") != canonical("!")
 
@@ -73,6 +80,21 @@ def test_choices_change_places_and_are_told_by_letter_or_text():
         text: original_letter(text, CHOICES, 1) for text in ("A", "(c)", "B. stone", "CAT", "a tree", "D", "a dog")
     }
     assert found == {"A": "B", "(c)": "A", "B. stone": "C", "CAT": "B", "a tree": "A", "D": None, "a dog": None}
+
+
+@pytest.mark.parametrize(
+    ("choices", "found", "letter"),
+    [
+        (["-4", "4"], "4", "B"),
+        (["15", "1.5"], " 1.5 ", "B"),
+        (["x2", "x^2"], "x^2", "B"),
+        (["-", "+"], "+", "B"),
+        (["yes", "Yes!"], "YES", None),
+        (["yes", "no"], "No.", "B"),
+    ],
+)
+def test_a_choice_is_named_by_its_very_text_before_one_that_is_written_alike(choices, found: str, letter: str | None):
+    assert original_letter(found, {**CHOICES, "choices": choices}, 0) == letter
 
 
 @pytest.mark.parametrize(
