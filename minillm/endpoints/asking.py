@@ -107,8 +107,11 @@ class Inquiry(Generic[T]):
         return not whole and self._attempts(question, found) < self.endpoint.attempts
 
     def _attempts(self, question: T, found: Sequence[Answer]) -> int:
-        """Count the answers to requests with at least the present limit; a smaller one may have cut the others."""
-        return sum(answer.max_tokens >= self.expected(question).completion_tokens for answer in found)
+        """Count the answers that the present limit may have given: a smaller or a larger one gives others."""
+        limit = self.expected(question).completion_tokens
+        return sum(
+            answer.max_tokens == limit or answer.max_tokens > limit >= answer.completion_tokens for answer in found
+        )
 
     def _ask_all(
         self, ask: Callable[[str], None], keys: Sequence[str], report: Callable[[int], None]

@@ -137,10 +137,11 @@ def with_system(system: str | None, messages: Sequence[Message]) -> Sequence[Mes
 
 
 def _is_whole(chat: Chat, answer: Answer) -> bool:
-    """Return whether an answer has text, or none for a known reason, and was not cut by a smaller limit."""
+    """Return whether an answer has text, or none for a known reason, and is what the present limit would have given."""
     said = Said.of(answer)
     cut = said.finish == "length" and answer.max_tokens < chat.max_tokens
-    return not cut and (said.text is not None or said.finish in ("content_filter", "length"))
+    longer = answer.completion_tokens > chat.max_tokens < answer.max_tokens
+    return not cut and not longer and (said.text is not None or said.finish in ("content_filter", "length"))
 
 
 def _outcome(chat: Chat, found: Sequence[Answer]) -> Outcome:

@@ -23,6 +23,7 @@ from minillm.errors import StageError
 from minillm.knowledge.store import KnowledgeStore
 from minillm.models.batches import Limit
 from minillm.models.shared_tokenizer import load_shared_tokenizer
+from minillm.served.chat import Chat, RemoteModel, Said
 from minillm.served.rounds import ServedRounds
 from minillm.stages.reading import Filter
 from minillm.stages.served import AskAnswers, AskKnowledge, AskResponses, CheckTeacher
@@ -159,6 +160,19 @@ def test_the_model_itself_may_answer_and_is_asked_what_the_row_says(server, fold
         assert text == written
     assert {body["temperature"] for body in server.requests} == {1.0}
     assert {body["seed"] for body in server.requests} == {1}
+
+
+def test_an_answer_is_used_again_where_the_present_limit_would_have_given_it(server, tmp_path):
+    server.said = {"Say.": {"text": "One, two."}}  # of five tokens, as the server counts
+    model = RemoteModel(endpoint(server), str(tmp_path))
+
+    def asked(limit: int) -> list[int]:
+        before = len(server.requests)
+        (said,) = model.say([Chat([{"role": "user", "content": "Say."}], limit, seed=1)], lambda _: None)
+        assert isinstance(said, Said)
+        return [body["max_tokens"] for body in server.requests[before:]]
+
+    assert [asked(limit) for limit in (8, 8, 6, 4, 4, 8)] == [[8], [], [], [4], [], []]
 
 
 def test_each_answer_of_a_conversation_is_asked_for_after_what_was_said(server, folder):
