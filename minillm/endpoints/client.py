@@ -4,7 +4,6 @@ The client of the `openai` package waits and tries again if the server is busy (
 takes too long, or drops the connection.
 """
 
-import contextlib
 import functools
 import os
 import threading
@@ -12,6 +11,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
+import httpx
 import openai
 from openai.types import Completion
 from openai.types.chat import ChatCompletion
@@ -44,6 +44,10 @@ class EndpointError(Exception):
     """The endpoint does not answer; asking again later may help."""
 
 
+class FailedError(EndpointError):
+    """The endpoint says that it fails (500), as some do where they do not know a form of request."""
+
+
 class RefusedError(Exception):
     """The endpoint does not accept a question in any form."""
 
@@ -71,6 +75,7 @@ class Client:
             api_key=self._key,
             timeout=self._endpoint.timeout_seconds,
             max_retries=RETRIES,
+            http_client=openai.DefaultHttpxClient(event_hooks={"request": [self._wait_for_turn]}),
         )
 
     def chat(self, forms: Sequence[Body]) -> ChatCompletion:
@@ -90,14 +95,19 @@ class Client:
     def complete(self, forms: Sequence[Body]) -> Completion:
         """Ask for a completion of a text, as `chat` does; it raises the same errors.
 
-        Some servers say that they fail (500) where they do not know a form, so each is first tried once.
+        Some servers say that they fail (500) where they do not know a form, so each is first tried once. A server that
+        is busy or away says nothing of forms.
         """
         create, tried = self._client.completions.create, self._client.with_options(max_retries=0).completions.create
         for number in range(len(forms)) if COMPLETION not in self._form else ():
-            with contextlib.suppress(RefusedError, EndpointError):
+            try:
                 reply = self._sent(COMPLETION, tried, Completion, forms[number])
-                self._form[COMPLETION] = number
-                return reply
+            except (RefusedError, FailedError):
+                continue
+            except EndpointError:
+                break
+            self._form[COMPLETION] = number
+            return reply
         return self._accepted(COMPLETION, create, Completion, forms)
 
     def answer(self, reply: ChatCompletion | Completion, content: str, asked: str, max_tokens: int) -> Answer:
@@ -134,7 +144,6 @@ class Client:
     def _sent(self, what: str, create: Callable[..., Any], kind: type[Reply], request: Body) -> Reply:
         for number in range(UNREADABLE):
             time.sleep(number)
-            self._wait_for_turn()
             try:
                 reply = create(model=self._endpoint.model, **request)
             except openai.APIError as error:
@@ -148,8 +157,8 @@ class Client:
             "It usually ends in /v1"
         )
 
-    def _wait_for_turn(self) -> None:
-        """Wait until another request fits into `requests_per_minute`."""
+    def _wait_for_turn(self, _: httpx.Request) -> None:
+        """Wait until another request, which may be a retry, fits into `requests_per_minute`."""
         if self._endpoint.requests_per_minute is None:
             return
         with self._pace:
@@ -172,7 +181,7 @@ class Client:
         if final or error.code == "insufficient_quota":
             remedy = f"see {field}.base_url and model, and what the key in {variable} may use and pay"
             return StageError(f"{where} refuses {self._endpoint.model}: {said}; {remedy}")
-        return EndpointError(f"{where} does not answer: {said}")
+        return (FailedError if status == 500 else EndpointError)(f"{where} does not answer: {said}")
 
     def without_key(self, text: str) -> str:
         """Return what the endpoint has said without the key, should it repeat it."""

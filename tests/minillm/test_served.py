@@ -329,10 +329,19 @@ def test_what_passes_is_waited_out_and_paid_once(server, folder, reply):
     assert summary["questions"] == 12
 
 
-def test_requests_keep_the_pace_that_is_set(server, folder):
+@pytest.mark.parametrize("planned", [[], [fails(429, Retry_After="0.01")] * 4])
+def test_requests_keep_the_pace_that_is_set(server, folder, planned):
+    server.planned = planned
     began = time.monotonic()
     respond(server, folder, requests_per_minute=600, parallel=12)
-    assert time.monotonic() - began > 11 * 0.1
+    assert time.monotonic() - began > (11 + len(planned)) * 0.1
+
+
+def test_a_busy_server_says_nothing_of_the_form_of_requests(server, folder, tmp_path):
+    server.planned = [fails(429, Retry_After="0.01")] * 3
+    store(AskKnowledge(endpoint=endpoint(server), k=3), tmp_path / "busy", inputs_of(folder))
+    assert len(server.requests) == 10 + 3
+    assert {type(body["prompt"]) for body in server.requests} == {type(server.requests[0]["prompt"])}
 
 
 @pytest.mark.parametrize("server", ["vllm", "strings"], indirect=True)
