@@ -68,8 +68,8 @@ def test_the_student_is_asked_for_more_text_where_the_validation_loss_has_risen(
         assert (max(losses) > losses[0] + 0.1) == (rate > 0.1), losses
         sampled[rate] = [step for step, name, _ in metrics if name == "train/response_tokens"]
     assert sampled[1e-9] == []
-    assert len(sampled[0.3]) > 1
-    assert sampled[0.3][0] > 2, "the loss has risen from the first validation on"
+    assert sampled[0.3], "figures of rounds are told every few seconds, but none is lost"
+    assert sampled[0.3][0] > 2, "the loss rises after the first validation"
 
 
 @pytest.mark.parametrize(
