@@ -1,10 +1,7 @@
 """Stage `consistent`: keeps the answers of System 2 that agree with themselves, as rows to train System 1 on."""
 
-import re
-import string
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from decimal import Decimal, InvalidOperation
 from typing import Any
 
 from minillm.data.benchmarks import load_benchmarks
@@ -21,6 +18,7 @@ from minillm.placeholders import fill
 from minillm.stages.base import Job, Summary
 from minillm.stages.system2 import KeepConsistent
 from minillm.system2.asking import read_answers
+from minillm.system2.canonical import canonical
 from minillm.system2.questions import shown
 
 NONE, TIE, FEW, ORDER, REFUSED = (
@@ -31,9 +29,6 @@ NONE, TIE, FEW, ORDER, REFUSED = (
     "refused by the chat template",
 )
 """Reasons why the answers to a question are dropped."""
-NUMBER = re.compile(r"(-?)[$€£]?\s*(-?[\d,]*\.?\d+)\s*%?")
-IN_WORDS = re.compile(rf"((?:(?<!\w)-)?\d+(?:[.,/:-]\d+)*)|[{re.escape(string.punctuation)}]")
-"""A number, fraction, time or range among words, or a mark of punctuation outside of one."""
 
 
 def run(job: Job[KeepConsistent]) -> Summary:
@@ -111,23 +106,6 @@ def decide(answers: Sequence[Sequence[str | None]], majority: float) -> tuple[st
         return None, ORDER
     written = Counter(answer for answer in answers[0] if answer is not None and canonical(answer) == chosen[0])
     return written.most_common(1)[0][0], ""
-
-
-def canonical(answer: str) -> str:
-    """Return an answer as it is compared: a number by its value, words without case and punctuation.
-
-    Numbers among words keep their signs, decimal points and the like: −$5 a day is not $5 a day.
-    """
-    text = answer.strip().replace("\N{MINUS SIGN}", "-")
-    if number := NUMBER.fullmatch(text.rstrip(".")):
-        try:
-            value = Decimal("".join(number.groups()).replace(",", ""))
-            return format(value.normalize() + 0, "f")  # −0 + 0 is 0
-        except InvalidOperation:  # two signs
-            pass
-    signed = re.sub(r"-[$€£]\s*(?=\d)", "-", text.lower())
-    words = IN_WORDS.sub(lambda found: found[1] or "", signed).split()
-    return " ".join(words) or text
 
 
 def is_right(answer: str | None, references: Sequence[str]) -> bool:

@@ -13,10 +13,10 @@ from minillm.data.questions import read_choices, right_choice
 from minillm.data.rows import read_set, text_field, user_message
 from minillm.errors import StageError
 from minillm.files import write_json_lines
-from minillm.metrics.rouge import normalised
 from minillm.patterns import group_in
 from minillm.stages.base import Job, Summary
 from minillm.stages.system2 import QuestionSets
+from minillm.system2.canonical import canonical
 
 LETTERS = string.ascii_uppercase
 LETTER = re.compile(r"\W*([A-Za-z])(?:[).:]|\W*$)")
@@ -99,7 +99,7 @@ def original_letter(found: str, row: Mapping[str, Any], order: int) -> str | Non
     """Return the letter in the first order of a choice that was named by letter or text; None if it is no choice."""
     choices = ordered(row["choices"], order)
     named = [place for place, text in enumerate(choices) if text.strip() == found.strip()]
-    named = named or [place for place, text in enumerate(choices) if normalised(text) == normalised(found)]
+    named = named or [place for place, text in enumerate(choices) if canonical(text) == canonical(found)]
     if not named and (letter := LETTER.match(found)):
         named = [LETTERS.index(letter[1].upper())]
     one = len(named) == 1 and named[0] < len(choices)

@@ -26,7 +26,8 @@ from minillm.stages.system2 import Ask, KeepConsistent, QuestionSets
 from minillm.stages.training import Train, training_only
 from minillm.store.manifest import Artifact
 from minillm.system2.asking import CUT, LONG, UNREAD, Answer, run
-from minillm.system2.consistency import FEW, NONE, ORDER, TIE, canonical, decide
+from minillm.system2.canonical import canonical
+from minillm.system2.consistency import FEW, NONE, ORDER, TIE, decide
 from minillm.system2.questions import original_letter, shown
 from minillm.system2.report import AFTER, BEFORE, PAIRS, SLOW, Measured, compare, measure, verdict
 from tests.conftest import ROOT
@@ -65,10 +66,15 @@ def test_numbers_are_compared_by_value_and_words_without_case_and_punctuation():
     assert len({canonical(text) for text in ("-5", "-$5", "$-5", "\N{MINUS SIGN}5.0")}) == 1
     assert canonical("-0") == canonical("0") == canonical("0.00")
     others = {"-$5 a day": "$5 a day", "-5 apples": "5 apples", "1.5 kg": "15 kg", "1/2": "12", "3:30": "330"}
-    others |= {"(-1, 2)": "(1, 2)", "x = -3": "x = 3", "10-12": "1012", "$5": "-$5"}
+    others |= {"(-1, 2)": "(1, 2)", "x = -3": "x = 3", "10-12": "1012", "$5": "-$5", ".5 kg": "5 kg", "1,5": "15"}
+    others |= {"x - 3": "x + 3", "3 - x": "3x", "2^3": "23", "3+4": "34", "- 5 apples": "5 apples", "x > 3": "x < 3"}
     assert [one for one, other in others.items() if canonical(one) == canonical(other)] == []
     assert canonical("It is 3:30, p.m.") == canonical("it is 3:30 pm")
     assert canonical("Covid-19") == canonical("covid19")
+    assert canonical("1,000 apples") == canonical("1000 apples.")
+    assert canonical("(1,2)") == canonical("(1, 2)")
+    assert canonical("x = -3") == canonical("x=-3")
+    assert canonical("**42.0**") == canonical("+42") == "42"
     assert canonical("Yes!") == canonical("yes")
     assert canonical("?") != canonical("!")
 
@@ -91,9 +97,13 @@ def test_choices_change_places_and_are_told_by_letter_or_text():
         (["-", "+"], "+", "B"),
         (["yes", "Yes!"], "YES", None),
         (["yes", "no"], "No.", "B"),
+        (["18", "20"], "$18.00", "A"),
+        (["15", "2"], "1.5", None),
+        (["4", "5"], "-4", None),
+        (["+", "none"], "-", None),
     ],
 )
-def test_a_choice_is_named_by_its_very_text_before_one_that_is_written_alike(choices, found: str, letter: str | None):
+def test_a_choice_is_named_by_its_very_text_before_one_that_means_the_same(choices, found: str, letter: str | None):
     assert original_letter(found, {**CHOICES, "choices": choices}, 0) == letter
 
 
