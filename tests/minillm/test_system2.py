@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +17,17 @@ from transformers import GPT2LMHeadModel
 
 from minillm.config import PromptChain, QuestionSet, Source, System2, Template
 from minillm.config.loading import load_system2
+from minillm.config.system2 import known_chains
 from minillm.errors import ConfigError, StageError
 from minillm.evaluation.uncertainty import Estimate
 from minillm.patterns import group_in
 from minillm.planning.subject import of_system2
 from minillm.stages.base import Job, Stage
 from minillm.stages.reading import Prepare
-from minillm.stages.system2 import Ask, KeepConsistent, QuestionSets
+from minillm.stages.system2 import Ask, Asking, KeepConsistent, QuestionSets
 from minillm.stages.training import Train, training_only
 from minillm.store.manifest import Artifact
-from minillm.system2.asking import CUT, LONG, UNREAD, Answer, run
+from minillm.system2.asking import CUT, LONG, UNREAD, Answer, Responded, ask_all, read_answers, run
 from minillm.system2.canonical import canonical
 from minillm.system2.consistency import FEW, NONE, ORDER, TIE, decide
 from minillm.system2.questions import original_letter, shown
@@ -249,6 +251,51 @@ def test_a_prompt_that_outgrows_the_model_ends_its_answer_alone(toy: dict[str, P
     assert longer
     assert all(4 * len(a.responses["first"].split()) + 3 >= 16 for a in longer)
     assert any(a.answer for a in found)
+
+
+READS: dict[str, dict[str, set[str]]] = {
+    "direct": {"response": {"question"}},
+    "answer_alone": {"response": {"question"}},
+    "chain_of_thought": {"response": {"question"}},
+    "rephrase_and_respond": {"response": {"question"}},
+    "rephrase_and_respond_2": {"rephrased": {"question"}, "response": {"question", "rephrased"}},
+    "system2_attention": {"unbiased": {"question"}, "response": {"unbiased"}},
+    "branch_solve_merge": {
+        "branches": {"question"},
+        "solved": {"question", "branches"},
+        "response": {"question", "solved"},
+    },
+}
+"""Of each known way, the texts that stand in the prompt of each step."""
+
+
+class Script:
+    """A responder that says which step it responds to and, in the last, an answer."""
+
+    limits = "nothing"
+
+    def __init__(self, steps: list[str]) -> None:
+        self.steps = steps
+        self.prompts: dict[str, str] = {}
+
+    def respond(self, asked: Sequence[tuple[Answer, str]], report: Callable[[int], None]) -> list[Responded]:
+        ((answer, prompt),) = asked
+        step = self.steps[len(answer.responses)]
+        self.prompts[step] = prompt
+        return [Responded("I add. The answer is $7.50." if step == self.steps[-1] else f"This is {step}.", tokens=3)]
+
+
+@pytest.mark.parametrize("name", known_chains())
+def test_every_known_way_reads_its_earlier_steps_and_finds_the_answer(name: str, tmp_path: Path):
+    row = {"index": 0, "instruction": "How much is it?", "choices": [], "references": []}
+    asked = {"part": "test", "chain": name, "samples": 1, "orders": 1, "seed": 1}
+    script = Script(list(known_chains()[name]["steps"]))
+    ask_all(Asking.model_validate(asked), tmp_path, {("toy", 0): row}, script)
+    (answer,) = read_answers(tmp_path)
+    assert (answer.answer, answer.tokens) == ("$7.50", 3 * len(script.steps))
+    texts = {"question": "How much is it?", **{step: f"This is {step}." for step in script.steps[:-1]}}
+    found = {step: {of for of, text in texts.items() if text in prompt} for step, prompt in script.prompts.items()}
+    assert found == READS[name]
 
 
 def test_what_an_earlier_attempt_finished_is_not_asked_again(toy: dict[str, Path], tmp_path: Path):
