@@ -27,7 +27,7 @@ def apply_presets(raw: dict[str, Any]) -> dict[str, Any]:
         raw: The configuration as read. Its shape is validated later, so anything but a mapping is left alone.
 
     Raises:
-        ValueError: `preset` names no known method.
+        ValueError: `preset` names no known method, nor does the name of a method without `text`.
     """
     result = copy.deepcopy(raw)
     methods, shared = result.get("methods"), result.get("training") or {}
@@ -41,16 +41,23 @@ def apply_presets(raw: dict[str, Any]) -> dict[str, Any]:
 
 def _whole(name: str, method: dict[str, Any], shared: dict[str, Any]) -> dict[str, Any]:
     preset = method.pop("preset", None)
-    if preset is not None and preset not in presets():
-        raise ValueError(f"methods.{name}.preset: no method {preset!r}; {suggestion(str(preset), presets())}")
-    known = name if preset is None and "text" not in method else str(preset)
-    whole = _over(copy.deepcopy(presets().get(known, {})), method)
+    known = name if preset is None and "text" not in method else preset
+    if known is not None and known not in presets():
+        raise ValueError(f"methods.{name}{'' if preset is None else '.preset'}: {_unknown(str(known))}")
+    whole = _over(copy.deepcopy(presets()[known]) if known else {}, method)
     if shared and isinstance(whole.get("training", {}), dict):
         whole["training"] = _over(copy.deepcopy(shared), whole.get("training", {}))
     policy, training = whole.get("policy"), whole.get("training")
     if isinstance(policy, dict) and policy.get("rollouts", 0) is None and isinstance(training, dict):
         policy["rollouts"] = training.get("batch_size")
     return whole
+
+
+def _unknown(name: str) -> str:
+    """Say that no method has a name, and what to give instead."""
+    if name == "system2":
+        return "System 2 distillation has a command and a configuration of its own: minillm system2, docs/system2.md"
+    return f"no method {name!r}; {suggestion(name, presets())}; or say its `text` and what else describes it"
 
 
 def _over(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:

@@ -48,7 +48,12 @@ def test_what_a_method_says_goes_first(by_name: dict[str, Any], tmp_path: Path):
     ("method", "message"),
     [
         ({"preset": "gkdd"}, "methods.mine.preset: no method 'gkdd'; did you mean `gkd`?"),
-        ({}, "methods.mine.text: required, but not given"),
+        (
+            {"preset": "system2"},
+            "methods.mine.preset: System 2 distillation has a command and a configuration of its own",
+        ),
+        ({"divergence": "reverse_kl"}, "methods.mine: no method 'mine'; known: distillm, dpkd, gkd, kd, minillm, on"),
+        ({"text": "dataset"}, "methods.mine.divergence: required, but not given"),
         ({"preset": "sft", "beta": 0.2}, "methods.mine: divergence cross_entropy does not use beta; leave it out"),
         ({"preset": "gkd", "policy": {"discount": 0.9}}, "credit: none has no rewards and does not use discount"),
         ({"preset": "on_policy", "policy": {"discount": 0.9}}, "credit: token sums nothing and does not use discount"),
@@ -61,6 +66,24 @@ def test_what_a_method_says_goes_first(by_name: dict[str, Any], tmp_path: Path):
 def test_what_does_not_fit_is_refused(by_name: dict[str, Any], method: dict[str, Any], message: str, tmp_path: Path):
     with pytest.raises(ConfigError) as error:
         load(tmp_path, {**by_name, "methods": {"mine": method}})
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("gkdd", "methods.gkdd: no method 'gkdd'; did you mean `gkd`?; or say its `text`"),
+        (
+            "system2",
+            "methods.system2: System 2 distillation has a command and a configuration of its own: minillm system2",
+        ),
+    ],
+)
+def test_a_name_that_is_not_known_is_refused_with_the_remedy(
+    by_name: dict[str, Any], name: str, message: str, tmp_path
+):
+    with pytest.raises(ConfigError) as error:
+        load(tmp_path, {**by_name, "methods": {name: {}}})
     assert message in str(error.value)
 
 
