@@ -4,6 +4,7 @@ The client of the `openai` package waits and tries again if the server is busy (
 takes too long, or drops the connection.
 """
 
+import contextlib
 import functools
 import os
 import threading
@@ -95,20 +96,24 @@ class Client:
     def complete(self, forms: Sequence[Body]) -> Completion:
         """Ask for a completion of a text, as `chat` does; it raises the same errors.
 
-        Some servers say that they fail (500) where they do not know a form, so each is first tried once. A server that
-        is busy or away says nothing of forms.
+        Some servers say that they fail (500) where they do not know a form, so each is first tried once.
         """
-        create, tried = self._client.completions.create, self._client.with_options(max_retries=0).completions.create
         for number in range(len(forms)) if COMPLETION not in self._form else ():
-            try:
-                reply = self._sent(COMPLETION, tried, Completion, forms[number])
-            except (RefusedError, FailedError):
-                continue
-            except EndpointError:
-                break
-            self._form[COMPLETION] = number
-            return reply
-        return self._accepted(COMPLETION, create, Completion, forms)
+            with contextlib.suppress(RefusedError, FailedError):
+                reply = self._tried(forms[number])
+                self._form[COMPLETION] = number
+                return reply
+        return self._accepted(COMPLETION, self._client.completions.create, Completion, forms)
+
+    def _tried(self, form: Body) -> Completion:
+        """Ask once in a form, or as often as usual where the server is busy or away: that says nothing of the form."""
+        create = self._client.completions.create
+        try:
+            return self._sent(COMPLETION, self._client.with_options(max_retries=0).completions.create, Completion, form)
+        except FailedError:
+            raise
+        except EndpointError:
+            return self._sent(COMPLETION, create, Completion, form)
 
     def answer(self, reply: ChatCompletion | Completion, content: str, asked: str, max_tokens: int) -> Answer:
         """Return what is kept of a reply; not every server counts tokens or names its model.

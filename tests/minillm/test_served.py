@@ -337,11 +337,13 @@ def test_requests_keep_the_pace_that_is_set(server, folder, planned):
     assert time.monotonic() - began > (11 + len(planned)) * 0.1
 
 
-def test_a_busy_server_says_nothing_of_the_form_of_requests(server, folder, tmp_path):
-    server.planned = [fails(429, Retry_After="0.01")] * 3
-    store(AskKnowledge(endpoint=endpoint(server), k=3), tmp_path / "busy", inputs_of(folder))
-    assert len(server.requests) == 10 + 3
-    assert {type(body["prompt"]) for body in server.requests} == {type(server.requests[0]["prompt"])}
+@pytest.mark.parametrize(("server", "form"), [("vllm", (list, True)), ("text", (str, False))], indirect=["server"])
+def test_a_busy_server_says_nothing_of_the_form_of_requests(server, folder, tmp_path, form: tuple[type, bool]):
+    server.planned = [fails(429, Retry_After="0.01")] * 2
+    store(AskKnowledge(endpoint=endpoint(server), k=3), tmp_path / "busy", inputs_of(folder, "talks"))
+    forms = [(type(body["prompt"]), "prompt_logprobs" in body) for body in server.requests]
+    assert forms[:3] == [(list, True)] * 3, "the best one, until it is answered"
+    assert forms[-1] == form
 
 
 @pytest.mark.parametrize("server", ["vllm", "strings"], indirect=True)
