@@ -6,7 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
@@ -272,7 +272,7 @@ READS: dict[str, dict[str, set[str]]] = {
 class Script:
     """A responder that says which step it responds to and, in the last, an answer."""
 
-    limits = "nothing"
+    limits: ClassVar[str] = "nothing"
 
     def __init__(self, steps: list[str]) -> None:
         self.steps = steps
