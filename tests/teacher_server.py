@@ -120,6 +120,10 @@ class TeacherHandler(Handler):
             whole = {**about, "object": "chat.completion", "choices": [choice], "usage": usage}
             self.finish_reply(body, whole)
 
+    def answer(self, body: dict[str, Any], content: str | None) -> None:
+        """Answer as the model does, whatever a judge would say."""
+        self.reply(body, None)
+
     def finish_reply(self, body: dict[str, Any], value: dict[str, Any]) -> None:
         self.send(200, value)
         with self.teacher.lock:

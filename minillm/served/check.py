@@ -11,7 +11,7 @@ from minillm.files import write_json
 from minillm.models.shared_tokenizer import SharedTokenizer, load_shared_tokenizer
 from minillm.preparation.tokenizer_checks import PROBE
 from minillm.served.chat import Chat, RemoteModel
-from minillm.served.scoring import Given, Scorer, Told
+from minillm.served.scoring import Given, Scorer
 from minillm.stages.base import Job, Summary
 from minillm.stages.served import SERVED, CheckTeacher
 from minillm.worker.progress import Progress
@@ -65,23 +65,17 @@ def _require_log_probs(teacher: RemoteModel, shared: SharedTokenizer, settings: 
     def given(end: int) -> Given:
         return Given(tokens[:end], range(len(prompt), end), settings.log_probs or 1, "the probe text")
 
-    def told(text: Given) -> Told:
-        found = scorer.told(text)
-        teacher.bill += teacher.client.answer(found.reply, "", "", max_tokens=1).bill
-        return found
-
     try:
-        whole = told(given(len(tokens)))
-        if whole.places is None:
+        places = scorer.probe(given(len(tokens))).scored(given(len(tokens)))
+        if places is None:
             raise StageError(
-                f"{settings.endpoint.base_url} answers without log-probabilities of given text; use a method that "
-                f"reads its text alone (seqkd), or another server: {SERVERS}"
+                f"{settings.endpoint.base_url} answers without log-probabilities of all tokens of given text; use a "
+                f"method that reads its text alone (seqkd), or another server: {SERVERS}"
             )
-        places = whole.scored(given(len(tokens)))
         if not all(of.likeliest for of in places):
             raise StageError(f"{settings.endpoint.base_url} tells no likely tokens of given text; {SERVERS}")
         for end in _ends(shared, tokens, len(prompt)):
-            following = told(given(end)).following
+            following = scorer.probe(given(end)).following
             if following is not None:
                 _require_same(following, max(of for _, of in places[end - len(prompt)].likeliest), end, settings)
                 return

@@ -10,16 +10,19 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from openai.types import Completion
+
 from minillm.endpoints.answers import Answer
 from minillm.endpoints.asking import Inquiry, bill
 from minillm.endpoints.budget import Bill
 from minillm.errors import StageError
 from minillm.models.shared_tokenizer import SharedTokenizer
 from minillm.served.chat import RemoteModel
+from minillm.served.replies import Echo, Entry, read_choice
 from minillm.words import counted
 
 UNTOLD = "null"
-"""What is kept of a reply without log-probabilities."""
+"""What is kept of a reply that does not tell the log-probabilities of all scored tokens."""
 BY_ID = "token_id:"
 """Beginning of the strings that vLLM tells in the place of tokens if asked for ids."""
 UNREADABLE = "\N{REPLACEMENT CHARACTER}"
@@ -126,7 +129,7 @@ class Scorer:
         """Return the scored places of texts that were asked for.
 
         Raises:
-            StageError: None of the answers to a text has log-probabilities.
+            StageError: None of the answers to a text has the log-probabilities of all tokens.
         """
         known = self.teacher.answers.to({self._key(given) for given in texts})
         self.teacher.bill += bill(known)
@@ -139,42 +142,68 @@ class Scorer:
         told = next((answer.text for answer in reversed(found) if answer.text != UNTOLD), None)
         if told is None:
             raise StageError(
-                f"{self.teacher.endpoint.base_url} tells no log-probabilities of {given.name}, asked "
-                f"{counted(len(found), 'time')}; look at its server, and raise teacher.model.endpoint.attempts"
+                f"{self.teacher.endpoint.base_url} does not tell the log-probabilities of all tokens of {given.name}, "
+                f"asked {counted(len(found), 'time')}; look at its server, and raise teacher.model.endpoint.attempts"
             )
         return [Place(*place) for place in json.loads(told)]
 
     def send(self, given: Given) -> Answer:
         """Ask once; raises what `Client.complete` does, and StageError if the reply is about other tokens."""
-        told = self.told(given)
-        kept = None if told.places is None else [(of.own, of.likeliest) for of in told.scored(given)]
-        # The limit is the same in all requests; see `Inquiry`.
-        return self.teacher.client.answer(told.reply, json.dumps(kept, ensure_ascii=False), "", max_tokens=1)
+        return self._kept(given, self._told(given))
 
-    def told(self, given: Given) -> "Told":
-        """Ask once and return what the reply tells, as `send`."""
+    def probe(self, given: Given) -> "Told":
+        """Ask once, whatever the store has; keep the answer, and return all that it tells.
+
+        Raises:
+            StageError: It would cost more than the budget, or as `send`.
+        """
+        highest = Bill(1, len(given.tokens), 1)
+        self.teacher.budget(highest).check(highest)
+        told = self._told(given)
+        answer = self._kept(given, told)
+        self.teacher.answers.add(self._key(given), answer)
+        self.teacher.bill += answer.bill
+        return told
+
+    def _kept(self, given: Given, told: "Told") -> Answer:
+        places = told.scored(given)
+        kept = None if places is None else [(of.own, of.likeliest) for of in places]
+        return self._answer(told.reply, json.dumps(kept, ensure_ascii=False))
+
+    def _answer(self, reply: Completion, text: str) -> Answer:
+        # The limit is the same in all requests; see `Inquiry`.
+        return self.teacher.client.answer(reply, text, "", max_tokens=1)
+
+    def _told(self, given: Given) -> "Told":
         tokens = list(map(int, given.tokens))
         shared = {"max_tokens": 1, "temperature": 0.0, "logprobs": given.k, "echo": True}
         text = self.shared.tokenizer.decode(tokens, skip_special_tokens=False)
         by_id = {"prompt": tokens, **shared, "extra_body": {"prompt_logprobs": given.k}}
         forms = [by_id, {"prompt": tokens, **shared}, {"prompt": text, **shared}]
         reply = self.teacher.client.complete(forms[:2] if self.by_ids else forms)
-        choice = reply.choices[0]
-        listed = (choice.model_extra or {}).get("prompt_logprobs")
-        if isinstance(listed, list) and len(listed) == len(tokens):
+        try:
+            return self._of_reply(reply, tokens, given)
+        except StageError:  # nothing else is asked then, but this was paid for
+            self.teacher.answers.add(self._key(given), self._answer(reply, UNTOLD))
+            raise
+
+    def _of_reply(self, reply: Completion, tokens: Sequence[int], given: Given) -> "Told":
+        choice = read_choice(reply.choices[0])
+        listed, echo = choice.prompt_logprobs, choice.logprobs
+        if listed is not None and len(listed) == len(tokens):
             places = [_by_id(of, token) for of, token in zip(listed, tokens, strict=True)]
-            echoed = len(tokens) if choice.logprobs and len(choice.logprobs.tokens or []) >= len(tokens) else 0
+            echoed = len(tokens) if echo and len(echo.tokens) >= len(tokens) else 0
         else:
-            places, echoed = self._echoed(choice.logprobs, tokens, given)
+            places, echoed = self._echoed(echo, tokens, given)
         read = getattr(reply.usage, "prompt_tokens", None)
         if read is not None and read != len(tokens):
             raise StageError(
                 f"{self.teacher.endpoint.base_url} reads {read} tokens where {given.name} has {len(tokens)} in "
                 f"tokenizer.from{_or_added(read, len(tokens))}"
             )
-        return Told(places, _next(choice.logprobs, echoed), reply)
+        return Told(places, _next(echo, echoed), reply)
 
-    def _echoed(self, told: Any, tokens: Sequence[int], given: Given) -> tuple[list[Place | None] | None, int]:
+    def _echoed(self, told: Echo | None, tokens: Sequence[int], given: Given) -> tuple[list[Place | None] | None, int]:
         """Return the places of tokens that are told as strings, None for special tokens that are left out.
 
         The number is that of strings that are of the text.
@@ -182,7 +211,7 @@ class Scorer:
         Raises:
             StageError: They are other tokens than ours.
         """
-        if told is None or not told.tokens or len(told.tokens) < 2:
+        if told is None or len(told.tokens) < 2:
             return None, 0
         places: list[Place | None] = []
         reported = 0
@@ -212,33 +241,25 @@ class Told:
     """The text's tokens, None where nothing is told; None in the place of all if nothing at all is."""
     following: float | None
     """Log-probability of the likeliest token to follow the text; None if none is told."""
-    reply: Any
+    reply: Completion
 
-    def scored(self, given: Given) -> list[Place]:
-        """Return the places that were asked for.
-
-        Raises:
-            StageError: One is missing.
-        """
-        found = [None if self.places is None else self.places[place] for place in given.scored]
+    def scored(self, given: Given) -> list[Place] | None:
+        """Return the places that were asked for; None if one is missing."""
+        found = [self.places[place] for place in given.scored] if self.places else [None]
         whole = [of for of in found if of is not None]
-        if len(whole) < len(found):
-            missing = given.scored[found.index(None)]
-            raise StageError(f"the endpoint tells no log-probability of token {missing} of {given.name}")
-        return whole
+        return whole if len(whole) == len(found) else None
 
 
-def _by_id(told: Mapping[str, Any] | None, token: int) -> Place | None:
+def _by_id(told: Mapping[int, Entry] | None, token: int) -> Place | None:
     """Read one place of vLLM's `prompt_logprobs`."""
-    if told is None or str(token) not in told:
+    if told is None or token not in told:
         return None
-    return Place(told[str(token)]["logprob"], [(int(other), of["logprob"]) for other, of in told.items()])
+    return Place(told[token].logprob, [(other, of.logprob) for other, of in told.items()])
 
 
-def _next(told: Any, echoed: int) -> float | None:
+def _next(told: Echo | None, echoed: int) -> float | None:
     """Return the log-probability of the likeliest token to follow the text; None if the text ends where it ends."""
-    likeliest = None if told is None else told.top_logprobs
-    behind = likeliest[echoed] if likeliest and len(likeliest) > echoed else None
+    behind = told.top_logprobs[echoed] if told is not None and len(told.top_logprobs) > echoed else None
     return max(behind.values()) if behind else None
 
 

@@ -3,10 +3,12 @@
 import contextlib
 import json
 import signal
+import socket
 import sqlite3
 import subprocess
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -279,11 +281,21 @@ def test_places_that_are_off_are_refused(server, folder):
     assert "the server's places are off" in refusal(server, folder)
 
 
+def test_the_check_is_paid_for_like_any_question(server, folder, tmp_path):
+    inputs = {"tokenizer": folder / "tokenizer"}
+    stage = CheckTeacher(endpoint=endpoint(server, max_requests=2), template=Template(), log_probs=5)
+    with pytest.raises(StageError, match=r"max_requests is 2, but with what the store has paid for, 3 may be needed"):
+        run_stage(stage, inputs, tmp_path / "few")
+    assert paid(Path(".minillm")) == len(server.requests) == 2
+    run_stage(stage.model_copy(update={"endpoint": endpoint(server)}), inputs, tmp_path / "enough")
+    assert paid(Path(".minillm")) == len(server.requests) == 4, (
+        "the chat question is known; what is probed is asked anew"
+    )
+
+
 def test_an_endpoint_without_log_probabilities_is_refused(server, folder):
     server.complete = lambda body: {"choices": [{"index": 0, "text": "x", "finish_reason": "length", "logprobs": None}]}
-    assert "answers without log-probabilities of given text; use a method that reads its text" in refusal(
-        server, folder
-    )
+    assert "answers without log-probabilities of all tokens of given text; use a method" in refusal(server, folder)
     server.planned = [fails(400)] * 6  # three forms, each tried before it is asked in earnest
     Path("check").rename("before")
     assert "takes no text to tell log-probabilities of" in refusal(server, folder)
@@ -295,12 +307,100 @@ def test_a_row_whose_tokens_are_read_otherwise_is_refused_by_name(server, folder
 
     def one_lost(body: dict[str, Any]) -> dict[str, Any]:
         reply = answer(body)
-        del reply["choices"][0]["logprobs"]["tokens"][9]
+        for name in ("tokens", "token_logprobs", "top_logprobs"):
+            del reply["choices"][0]["logprobs"][name][9]
         return reply
 
     server.complete = one_lost
     with pytest.raises(StageError, match=r"token 9 of training row \d is '.*' in tokenizer.from, and"):
         store(AskKnowledge(endpoint=endpoint(server), k=3), tmp_path / "asked", inputs_of(folder))
+    assert paid(Path(".minillm")) == len(server.requests) > 0
+
+
+def other(name: str, change: Callable[[Any], Any]) -> Callable[[dict[str, Any]], None]:
+    """Return a change of a field of a choice's log-probabilities, or of vLLM's."""
+
+    def apply(choice: dict[str, Any]) -> None:
+        fields = choice if name == "prompt_logprobs" else choice["logprobs"]
+        fields[name] = change(fields[name])
+
+    return apply
+
+
+MALFORMED: list[tuple[str, Callable[[dict[str, Any]], Any]]] = [
+    ("strings", other("top_logprobs", lambda _: None)),
+    ("strings", other("token_logprobs", lambda _: None)),
+    ("strings", other("token_logprobs", lambda told: told[:3])),
+    ("strings", other("token_logprobs", lambda told: [*told[:-2], None, None])),
+    ("strings", other("token_logprobs", lambda told: [*told[:-2], float("nan"), None])),
+    ("strings", lambda choice: choice.update(logprobs=[])),
+    ("vllm", other("prompt_logprobs", lambda told: [*told[:-1], {"1": {}}])),
+    ("vllm", other("prompt_logprobs", lambda told: [*told[:-1], {"1": -0.5}])),
+    ("vllm", other("prompt_logprobs", lambda told: [*told[:-1], None])),
+    ("vllm", other("prompt_logprobs", lambda _: 7)),
+    ("vllm", lambda choice: choice.update(logprobs=None, prompt_logprobs=None)),
+]
+
+
+@pytest.mark.parametrize(("server", "change"), MALFORMED, indirect=["server"])
+def test_malformed_log_probabilities_are_paid_for_and_asked_for_again(server, folder, tmp_path, change):
+    answer, left, inputs = server.complete, [change] * 2, inputs_of(folder, "talks")
+
+    def malformed(body: dict[str, Any]) -> dict[str, Any]:
+        reply = answer(body)
+        if left:
+            left.pop()(reply["choices"][0])
+        return reply
+
+    server.complete = malformed
+    with alone():
+        _, summary = run_stage(AskKnowledge(endpoint=endpoint(server), k=3), inputs, tmp_path / "asked")
+    assert summary["questions"] == len(server.requests) == paid(Path(".minillm")) == 3
+    left += [change] * 3
+    other_model = AskKnowledge(endpoint=endpoint(server, model="other"), k=3)
+    with pytest.raises(StageError, match="not tell the log-probabilities of all tokens of training row 0, asked 3 t"):
+        store(other_model, tmp_path / "never", inputs)
+
+
+@pytest.mark.parametrize("reply", [fails(429, Retry_After="0.1"), waits(1.5), breaks_off, breaks_off_unannounced])
+def test_log_probabilities_that_come_late_or_in_part_are_asked_for_again(server, folder, tmp_path, reply):
+    passes = [lambda handler, body: handler.reply(body, None)] * 4
+    server.planned = [*passes, reply, *passes, reply]
+    with alone():
+        stage = AskKnowledge(endpoint=endpoint(server, timeout_seconds=0.7, parallel=2), k=3)
+        output, summary = run_stage(stage, inputs_of(folder), tmp_path / "asked")
+    assert (summary["questions"], len(server.requests)) == (10, 12)
+    assert KnowledgeStore(output, "top", None).index.starts[-1] == 10
+
+
+def goes_away(handler: Any, _: dict[str, Any]) -> None:
+    """End the server in the middle of a reply, and start it again on the same port after a while."""
+    server, address = handler.server, handler.server.server_address
+    server.shutdown()
+    server.server_close()
+    handler.close_connection = True
+
+    def come_back() -> None:
+        time.sleep(1)
+        server.socket = socket.create_server(address)
+        server.serve_forever(poll_interval=0.02)
+
+    threading.Thread(target=come_back).start()
+
+
+@pytest.mark.parametrize("stage", [AskResponses, AskKnowledge])
+def test_a_server_that_comes_back_is_waited_for(server, folder, tmp_path, monkeypatch, stage):
+    monkeypatch.setattr(client, "RETRIES", 8)
+    server.planned = [lambda handler, body: handler.reply(body, None)] * 4 + [goes_away]
+    if stage is AskResponses:
+        _, summary = respond(server, folder, parallel=1, attempts=1)
+    else:
+        with alone():
+            asked = AskKnowledge(endpoint=endpoint(server, parallel=1), k=3)
+            _, summary = run_stage(asked, inputs_of(folder), tmp_path / "asked")
+    assert summary["questions"] == len(server.answered) == 10
+    assert len(server.requests) == 11
+    assert set(server.answered.values()) == {1}
 
 
 def test_more_than_the_budget_is_refused_before_anything_is_asked(server, folder, tmp_path):
