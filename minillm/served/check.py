@@ -14,6 +14,7 @@ from minillm.served.chat import Chat, RemoteModel
 from minillm.served.scoring import Given, Scorer
 from minillm.stages.base import Job, Summary
 from minillm.stages.served import SERVED, CheckTeacher
+from minillm.words import counted
 from minillm.worker.progress import Progress
 
 SERVERS = "docs/served-teacher.md names servers that tell log-probabilities of given text, and how they are started"
@@ -74,6 +75,12 @@ def _require_log_probs(teacher: RemoteModel, shared: SharedTokenizer, settings: 
             )
         if not all(of.likeliest for of in places):
             raise StageError(f"{settings.endpoint.base_url} tells no likely tokens of given text; {SERVERS}")
+        told, wanted = max(len(of.likeliest) for of in places), min(settings.log_probs, shared.entries)
+        if told < wanted:
+            raise StageError(
+                f"{settings.endpoint.base_url} tells {counted(told, 'likely token')} of a place in given text, and "
+                f"{wanted} were asked for; let it tell more (vLLM: --max-logprobs), or lower teacher.knowledge.top.k"
+            )
         for end in _ends(shared, tokens, len(prompt)):
             following = scorer.probe(given(end)).following
             if following is not None:

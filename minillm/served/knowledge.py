@@ -35,7 +35,12 @@ def run(job: Job[AskKnowledge]) -> Summary:
     written = write_store(job, rows, shared, source)
     if source.unknown:
         print(f"{source.unknown:,} told strings stand for several tokens, and count among all others", flush=True)
-    return {**written, "unknown_entries": source.unknown, **source.teacher.bill.figures(job.settings.endpoint.prices)}
+    return {
+        **written,
+        "unknown_entries": source.unknown,
+        **({"entries_per_token": source.entries / source.tokens} if source.tokens else {}),
+        **source.teacher.bill.figures(job.settings.endpoint.prices),
+    }
 
 
 class ToldTeacher:
@@ -60,7 +65,7 @@ class ToldTeacher:
             )
         ]
         self.scorer.ask(self.texts, Progress(job.output, len(rows), "rows").log)
-        self.unknown = 0
+        self.unknown, self.entries, self.tokens = 0, 0, 0  # of the shards that this attempt writes
 
     def together(self) -> AbstractContextManager[None]:
         """Return a context that does nothing, as no process waits for another."""
@@ -76,6 +81,7 @@ class ToldTeacher:
         own = [int(text.tokens[place]) for place in text.scored]
         entries = [self._entries(token, of) for token, of in zip(own, places, strict=True)]
         counts = torch.tensor([len(of) for of in entries])
+        self.entries, self.tokens = self.entries + int(counts.sum()), self.tokens + len(own)
         log_probs = torch.tensor([log_prob for of in entries for log_prob in of.values()], dtype=torch.float32)
         tail = torch.stack([1 - part.exp().sum() for part in log_probs.split(counts.tolist())]).clamp(min=0)
         return {

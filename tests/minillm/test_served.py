@@ -281,6 +281,14 @@ def test_places_that_are_off_are_refused(server, folder):
     assert "the server's places are off" in refusal(server, folder)
 
 
+def test_a_server_that_tells_fewer_tokens_than_are_asked_for_is_refused(server, folder):
+    answer = server.complete
+    server.complete = lambda body: answer({**body, "logprobs": 2})
+    assert "tells 3 likely tokens of a place in given text, and 5 were asked for; let it tell more" in refusal(
+        server, folder
+    )
+
+
 def test_the_check_is_paid_for_like_any_question(server, folder, tmp_path):
     inputs = {"tokenizer": folder / "tokenizer"}
     stage = CheckTeacher(endpoint=endpoint(server, max_requests=2), template=Template(), log_probs=5)
@@ -370,6 +378,7 @@ def test_log_probabilities_that_come_late_or_in_part_are_asked_for_again(server,
         stage = AskKnowledge(endpoint=endpoint(server, timeout_seconds=0.7, parallel=2), k=3)
         output, summary = run_stage(stage, inputs_of(folder), tmp_path / "asked")
     assert (summary["questions"], len(server.requests)) == (10, 12)
+    assert summary["entries_per_token"] == 3
     assert KnowledgeStore(output, "top", None).index.starts[-1] == 10
 
 
