@@ -128,7 +128,8 @@ class Client:
         return Answer(
             text=content,
             prompt_tokens=getattr(reply.usage, "prompt_tokens", None) or estimated_tokens(asked),
-            completion_tokens=getattr(reply.usage, "completion_tokens", None) or estimated_tokens(content),
+            completion_tokens=getattr(reply.usage, "completion_tokens", None)
+            or min(estimated_tokens(content), max_tokens),
             model=getattr(reply, "model", None) or self._endpoint.model,
             max_tokens=max_tokens,
         )

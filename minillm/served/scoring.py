@@ -168,23 +168,25 @@ class Scorer:
     def _kept(self, given: Given, told: "Told") -> Answer:
         places = told.scored(given)
         kept = None if places is None else [(of.own, of.likeliest) for of in places]
-        return self._answer(told.reply, json.dumps(kept, ensure_ascii=False))
+        return self._answer(given, told.reply, json.dumps(kept, ensure_ascii=False))
 
-    def _answer(self, reply: Completion, text: str) -> Answer:
+    def _answer(self, given: Given, reply: Completion, kept: str) -> Answer:
         # The limit is the same in all requests; see `Inquiry`.
-        return self.teacher.client.answer(reply, text, "", max_tokens=1)
+        return self.teacher.client.answer(reply, kept, self._text(given), max_tokens=1)
+
+    def _text(self, given: Given) -> str:
+        return str(self.shared.tokenizer.decode(given.tokens, skip_special_tokens=False))
 
     def _told(self, given: Given) -> "Told":
         tokens = list(map(int, given.tokens))
         shared = {"max_tokens": 1, "temperature": 0.0, "logprobs": given.k, "echo": True}
-        text = self.shared.tokenizer.decode(tokens, skip_special_tokens=False)
         by_id = {"prompt": tokens, **shared, "extra_body": {"prompt_logprobs": given.k}}
-        forms = [by_id, {"prompt": tokens, **shared}, {"prompt": text, **shared}]
+        forms = [by_id, {"prompt": tokens, **shared}, {"prompt": self._text(given), **shared}]
         reply = self.teacher.client.complete(forms[:2] if self.by_ids else forms)
         try:
             return self._of_reply(reply, tokens, given)
         except StageError:  # nothing else is asked then, but this was paid for
-            self.teacher.answers.add(self._key(given), self._answer(reply, UNTOLD))
+            self.teacher.answers.add(self._key(given), self._answer(given, reply, UNTOLD))
             raise
 
     def _of_reply(self, reply: Completion, tokens: Sequence[int], given: Given) -> "Told":

@@ -370,6 +370,16 @@ def test_malformed_log_probabilities_are_paid_for_and_asked_for_again(server, fo
         store(other_model, tmp_path / "never", inputs)
 
 
+def test_what_a_server_does_not_count_is_estimated_from_the_text_alone(server, folder, tmp_path):
+    answer = server.complete
+    server.complete = lambda body: {**answer(body), "usage": None}
+    with alone():
+        asked = AskKnowledge(endpoint=endpoint(server), k=3)
+        _, summary = run_stage(asked, inputs_of(folder, "talks"), tmp_path / "asked")
+    (text,) = (server.shared.tokenizer.decode(body["prompt"]) for body in server.requests)
+    assert (summary["prompt_tokens"], summary["completion_tokens"]) == (-(-len(text.encode()) // 3), 1)
+
+
 @pytest.mark.parametrize("reply", [fails(429, Retry_After="0.1"), waits(1.5), breaks_off, breaks_off_unannounced])
 def test_log_probabilities_that_come_late_or_in_part_are_asked_for_again(server, folder, tmp_path, reply):
     passes = [lambda handler, body: handler.reply(body, None)] * 4
