@@ -175,7 +175,7 @@ class Scorer:
         return self.teacher.client.answer(reply, kept, self._text(given), max_tokens=1)
 
     def _text(self, given: Given) -> str:
-        return str(self.shared.tokenizer.decode(given.tokens, skip_special_tokens=False))
+        return str(self.shared.tokenizer.decode(list(map(int, given.tokens)), skip_special_tokens=False))
 
     def _told(self, given: Given) -> "Told":
         tokens = list(map(int, given.tokens))
