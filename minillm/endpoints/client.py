@@ -107,13 +107,13 @@ class Client:
 
     def _tried(self, form: Body) -> Completion:
         """Ask once in a form, or as often as usual where the server is busy or away: that says nothing of the form."""
-        create = self._client.completions.create
+        once = self._client.with_options(max_retries=0)
         try:
-            return self._sent(COMPLETION, self._client.with_options(max_retries=0).completions.create, Completion, form)
-        except FailedError:
-            raise
-        except EndpointError:
-            return self._sent(COMPLETION, create, Completion, form)
+            return self._sent(COMPLETION, once.completions.create, Completion, form)
+        except EndpointError as error:
+            if isinstance(error, FailedError):
+                raise
+            return self._sent(COMPLETION, self._client.completions.create, Completion, form)
 
     def answer(self, reply: ChatCompletion | Completion, content: str, asked: str, max_tokens: int) -> Answer:
         """Return what is kept of a reply; not every server counts tokens or names its model.

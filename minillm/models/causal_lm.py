@@ -99,10 +99,9 @@ def load_frozen(path: Path, dtype: torch.dtype, runtime: Runtime, role: str | No
 
 def is_teacher(path: Path, role: str | None = None) -> bool:
     """Tell if a model has the teacher's role, by the role given, else by its training; one without a record has it."""
-    record = path / MANIFEST
-    if role is not None:
-        return role == "teacher"
-    return not record.exists() or read_json(record)["settings"].get("role") == "teacher"
+    if role is None and (record := path / MANIFEST).exists():
+        role = read_json(record)["settings"].get("role", "")
+    return role in (None, "teacher")
 
 
 def build_model(

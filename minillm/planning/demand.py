@@ -18,30 +18,12 @@ from minillm.planning.memory import (
 from minillm.planning.work import Amounts, Work, downstream_work, generating, longest_question, scoring, training_work
 from minillm.pretraining.corpus import PART as SEQUENCES
 from minillm.stages.base import Stage
-from minillm.stages.measuring import (
-    Calibration,
-    Cost,
-    Diversity,
-    DownstreamScore,
-    Exposure,
-    Generate,
-    HeldOut,
-    Judging,
-    Preference,
-    Score,
-)
-from minillm.stages.pages import Card, Report, StudyReport, Upload
-from minillm.stages.pretraining import PretrainReport, SampleCorpus
-from minillm.stages.served import AskAnswers, AskKnowledge, AskResponses
-from minillm.stages.system2 import Ask, AskReasoner, KeepConsistent, System2Card, System2Report
+from minillm.stages.measuring import Calibration, Cost, DownstreamScore, Exposure, Generate, HeldOut
+from minillm.stages.pretraining import SampleCorpus
+from minillm.stages.system2 import Ask
 from minillm.stages.training import Respond, StoreKnowledge, Train
 from minillm.system2.asking import PART as ANSWERS
 
-WITHOUT_MODEL: frozenset[type[Stage]] = frozenset((
-    Score, Diversity, Judging, Preference, AskResponses, AskKnowledge, AskAnswers, AskReasoner, KeepConsistent,
-    Report, StudyReport, PretrainReport, System2Report, Card, System2Card, Upload,
-))  # fmt: skip
-"""Stages that run no model on this machine; nor do those that only read data."""
 PRECISIONS: dict[type[Stage], str] = {StoreKnowledge: "teacher.knowledge.precision", Ask: "asking.precision"}
 """Fields that say the precision of a stage that runs a model, where it is not `evaluation.precision`."""
 
@@ -121,7 +103,7 @@ def stage_demand(
             tokens = round(rows * min(longest_question(amounts), facts.positions or UNKNOWN_POSITIONS))
             memory = downstream_memory(facts, model, running(stage.precision), tokens)
             return Demand(downstream_work(model, facts, limit, rows, amounts), memory)
-        case _ if stage.reads_only or type(stage) in WITHOUT_MODEL:
+        case _ if stage.reads_only or not stage.runs_model:
             return Demand(Work(), None)
     raise TypeError(f"minillm.planning.demand does not say what the stage {stage.kind!r} needs; add it there")
 

@@ -22,7 +22,7 @@ from minillm.served.replies import Echo, Entry, read_choice
 from minillm.words import counted
 
 UNTOLD = "null"
-"""What is kept of a reply that does not tell the log-probabilities of all scored tokens."""
+"""Content that stands for a reply without the log-probabilities of all scored tokens."""
 BY_ID = "token_id:"
 """Beginning of the strings that vLLM tells in the place of tokens if asked for ids."""
 UNREADABLE = "\N{REPLACEMENT CHARACTER}"

@@ -37,6 +37,8 @@ class Stage(Strict):
     """True if all of `runtime.processes` compute the stage together; otherwise it is one process."""
     reads_only: ClassVar[bool] = False
     """True if the stage only reads data, so that a plan computes it too."""
+    runs_model: ClassVar[bool] = True
+    """False if no model runs on this machine for the stage; a plan then counts neither work nor memory for it."""
     is_page: ClassVar[bool] = False
     """True if the stage's files are shown with the run of the whole flow."""
     for_evaluation: ClassVar[bool] = False

@@ -63,6 +63,7 @@ class Score(Stage):
         "tokenizer",
     )
     shown: ClassVar[tuple[str, ...]] = get_args(Metric)
+    runs_model: ClassVar[bool] = False
     role: str
     seeds: tuple[int, ...]
     benchmarks: dict[str, Benchmark]
@@ -77,6 +78,7 @@ class Diversity(Stage):
     module: ClassVar[str] = "minillm.evaluation.diversity"
     inputs: ClassVar[tuple[str, ...]] = ("responses",)
     shown: ClassVar[tuple[str, ...]] = ("distinct_4", "self_overlap")
+    runs_model: ClassVar[bool] = False
     role: str
     benchmarks: tuple[str, ...]
 
@@ -95,6 +97,7 @@ class Judging(Stage):
         "benchmarks",
     )
     shown: ClassVar[tuple[str, ...]] = ("judge",)
+    runs_model: ClassVar[bool] = False
     role: str
     judge: Judge
     seeds: tuple[int, ...]
@@ -116,6 +119,7 @@ class Preference(Stage):
     )
     for_evaluation: ClassVar[bool] = True
     shown: ClassVar[tuple[str, ...]] = ("preference",)
+    runs_model: ClassVar[bool] = False
 
 
 class Exposure(Stage):

@@ -32,6 +32,7 @@ class Report(Stage):
         "examples?",
     )
     is_page: ClassVar[bool] = True
+    runs_model: ClassVar[bool] = False
     name: str
     roles: tuple[str, ...]
     """Rows of the table, in order; the first is the teacher, or else the model the others are measured against."""
@@ -55,6 +56,7 @@ class StudyReport(Stage):
     inputs: ClassVar[tuple[str, ...]] = tuple(f"{kind}/*" for kind in kinds)
     is_page: ClassVar[bool] = True
     shown: ClassVar[tuple[str, ...]] = ("score", "difference", "p_value")
+    runs_model: ClassVar[bool] = False
     name: str
     base: str
     method: str | None
@@ -85,6 +87,7 @@ class Card(Stage):
         "examples",
         "report",
     )
+    runs_model: ClassVar[bool] = False
     role: str
     config: dict
     """The resolved configuration without `runtime`, `promotion` and `export`, for the card's provenance."""
@@ -98,6 +101,7 @@ class Upload(Stage):
     kind: ClassVar[str] = "upload"
     module: ClassVar[str] = "minillm.reporting.uploading"
     inputs: ClassVar[tuple[str, ...]] = ("model",)
+    runs_model: ClassVar[bool] = False
     role: str
     hub: str
     public: bool

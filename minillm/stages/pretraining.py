@@ -56,6 +56,7 @@ class PretrainReport(Stage):
     )
     is_page: ClassVar[bool] = True
     shown: ClassVar[tuple[str, ...]] = ("perplexity", "verdict")
+    runs_model: ClassVar[bool] = False
     name: str
     students: tuple[PretrainedStudent, ...]
     steps: tuple[int, ...]

@@ -47,6 +47,7 @@ class AskResponses(Stage):
         "examples",
         "instructions",
     )
+    runs_model: ClassVar[bool] = False
     endpoint: ServedTeacher
     template: Template
     fields: RowFields = RowFields()
@@ -67,6 +68,7 @@ class AskKnowledge(Stage):
         "examples?",
         "responses?",
     )
+    runs_model: ClassVar[bool] = False
     endpoint: ServedTeacher
     k: int
     """Likeliest entries that are kept of each token."""
@@ -83,6 +85,7 @@ class AskAnswers(Stage):
         "benchmarks",
         "prompts",
     )
+    runs_model: ClassVar[bool] = False
     endpoint: ServedTeacher
     system: str | None
     """Message of the system for conversations that have none."""

@@ -85,6 +85,7 @@ class AskReasoner(Asking, Stage):
     kind: ClassVar[str] = "asked_chain"
     module: ClassVar[str] = "minillm.served.reasoning"
     inputs: ClassVar[tuple[str, ...]] = ("questions",)
+    runs_model: ClassVar[bool] = False
     reasoner: Reasoner
     system: str | None
     """Message of the system before each prompt."""
@@ -101,6 +102,7 @@ class KeepConsistent(Stage):
         "tokenizer",
     )
     shown: ClassVar[tuple[str, ...]] = ("kept", "dropped")
+    runs_model: ClassVar[bool] = False
     prompt: str
     """Prompt that answers are learnt for, with {question}."""
     majority: float
@@ -128,6 +130,7 @@ class System2Report(Stage):
     )
     is_page: ClassVar[bool] = True
     shown: ClassVar[tuple[str, ...]] = ("accuracy", "tokens", "verdict")
+    runs_model: ClassVar[bool] = False
     name: str
     chain: PromptChain
     """The slow way to ask."""
@@ -147,6 +150,7 @@ class System2Card(Stage):
         "examples",
         "report",
     )
+    runs_model: ClassVar[bool] = False
     role: ClassVar[str] = "system1"
     config: dict[str, Any]
     """The resolved configuration without `runtime`."""

@@ -22,7 +22,9 @@ PACKAGE = Path(__file__).parents[1]
 PIECEWISE = ("minillm.config", "minillm.stages", "minillm.words", "minillm.redaction")
 """Packages of which only the definitions that a stage's code names count, and of a class only methods and constants:
 the values of its fields are in the key."""
-DECLARATIONS = ("kind", "module", "inputs", "shown", "shares_work", "reads_only", "is_page", "for_evaluation")
+DECLARATIONS = (
+    "kind", "module", "inputs", "shown", "shares_work", "reads_only", "runs_model", "is_page", "for_evaluation",
+)  # fmt: skip
 """Constants of a stage's class that say how it is run and shown; all others compute."""
 TELLING = ("minillm.errors", "minillm.nearest")
 """Modules that only make messages."""

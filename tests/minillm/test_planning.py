@@ -12,7 +12,7 @@ from minillm.config import Lora, Method, Policy, PromptChain, Runtime, Sampling,
 from minillm.errors import StageError
 from minillm.models.batches import Limit
 from minillm.models.facts import ModelFacts
-from minillm.planning.demand import WITHOUT_MODEL, Demand, stage_demand
+from minillm.planning.demand import Demand, stage_demand
 from minillm.planning.estimate import Speeds, mean_speed
 from minillm.planning.extrapolation import MARGIN, Budget, Effort, Line, Size, Timed, climb, fit, steps_up_to
 from minillm.planning.memory import ADAM, LIBRARIES, training_disk, training_memory
@@ -203,9 +203,9 @@ def test_every_stage_that_runs_a_model_has_its_work_and_memory(stage: Stage):
 
 def test_no_stage_counts_as_nothing_unless_it_says_so():
     of_models = {type(stage) for stage in EXAMPLES}
-    reading = {stage for stage in STAGES.values() if stage.reads_only}
-    assert set(STAGES.values()) == of_models | reading | WITHOUT_MODEL | {Speed}, "Speed is a plan's own"
-    assert not of_models & (reading | WITHOUT_MODEL)
+    without = {stage for stage in STAGES.values() if stage.reads_only or not stage.runs_model}
+    assert set(STAGES.values()) == of_models | without | {Speed}, "Speed is a plan's own"
+    assert not of_models & without
     undeclared = Speed(architectures={}, trainings={}, generate=GENERATE, responses=1, seconds=1.0)
     with pytest.raises(TypeError, match="does not say what the stage 'speed' needs"):
         stage_work(undeclared, "student")

@@ -266,7 +266,7 @@ READS: dict[str, dict[str, set[str]]] = {
         "response": {"question", "solved"},
     },
 }
-"""Of each known way, the texts that stand in the prompt of each step."""
+"""Texts that stand in the prompt of each step, by the known way."""
 
 
 class Script:
