@@ -465,6 +465,13 @@ def test_a_busy_server_says_nothing_of_the_form_of_requests(server, folder, tmp_
     assert forms[-1] == form
 
 
+def test_a_server_that_stays_busy_is_asked_in_no_other_form(server):
+    server.planned = [fails(429, Retry_After="0.01")] * 40
+    with pytest.raises(client.EndpointError, match="does not answer"):
+        client.Client(endpoint(server)).complete([{"prompt": [1], "max_tokens": 1}, {"prompt": "one", "max_tokens": 1}])
+    assert {type(body["prompt"]) for body in server.requests} == {list}
+
+
 @pytest.mark.parametrize("server", ["vllm", "strings"], indirect=True)
 def test_rollouts_are_scored_as_by_weights(server, folder, tmp_path):
     entries = server.shared.entries
